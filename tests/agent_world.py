@@ -1,7 +1,7 @@
-"""A scripted OpenAI-compatible API on a real socket, in a thread of its own: it checks requests and streams replies.
+"""A scripted OpenAI-compatible API on a real socket, in its own thread. It checks requests and streams replies.
 
-What it checks is what such APIs insist on: names of tools, a result for each call, arguments that are JSON. A request
-that breaks a rule gets 400, and the test fails by what it then sees.
+Requests are checked as such APIs do: valid tool names, one result for each call, JSON arguments. An invalid request
+gets status 400.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict[str, str])
     media: str = "text/event-stream"
     then: str = "end"
-    """``end``; ``cut`` the connection in the middle; or ``hang``."""
+    """How the reply ends: ``end``, ``cut`` (the connection breaks), or ``hang``."""
 
 
 Step = Answer | Callable[[dict[str, Any]], Answer]
@@ -50,14 +50,14 @@ def usage(tokens: int) -> list[bytes]:
 
 
 def says(text: str, *, tokens: int = 10, stop: str = "stop", pieces: int = 3) -> Answer:
-    """Text in pieces."""
+    """Reply with text, streamed in `pieces` chunks."""
     size = max(1, -(-len(text) // pieces))
     parts = [delta({"content": text[at : at + size]}) for at in range(0, len(text), size)]
     return Answer(pieces=[delta({"role": "assistant", "content": ""}), *parts, delta({}, stop), *usage(tokens)])
 
 
 def calls(*wanted: tuple[str, str], text: str = "", tokens: int = 10) -> Answer:
-    """Tool calls, whose arguments come in two pieces as OpenAI's do."""
+    """Reply with tool calls. Their arguments come in two chunks, as OpenAI sends them."""
     pieces = [delta({"role": "assistant", "content": text or None})]
     for index, (name, arguments) in enumerate(wanted):
         half = len(arguments) // 2
@@ -69,34 +69,34 @@ def calls(*wanted: tuple[str, str], text: str = "", tokens: int = 10) -> Answer:
 
 
 def repeats(before: str) -> Callable[[dict[str, Any]], Answer]:
-    """Says what the last tool said."""
+    """Reply with `before` and the last tool result."""
     return lambda body: says(before + body["messages"][-1]["content"])
 
 
 def refuses(status: int, message: str, code: str | None = None, **headers: str) -> Answer:
-    """An error as OpenAI writes it."""
+    """Reply with an error in OpenAI's format."""
     body = json.dumps({"error": {"message": message, "type": "error", "code": code}}).encode()
     return Answer(
         status, [body], {name.replace("_", "-"): value for name, value in headers.items()}, "application/json"
     )
 
 
-BUSY_FOR_GOOD = refuses(429, "Come back tomorrow.", retry_after="86400")
+RATE_LIMITED = refuses(429, "Come back tomorrow.", retry_after="86400")
 
 
 def breaks_off(text: str) -> Answer:
-    """Some text, and then the connection is gone."""
+    """Reply with some text, then drop the connection."""
     return Answer(pieces=[delta({"content": text})], then="cut")
 
 
 def hangs(text: str) -> Answer:
-    """Some text, and then nothing more."""
+    """Reply with some text, then stall."""
     return Answer(pieces=[delta({"content": text})], then="hang")
 
 
 @dataclass
-class Asked:
-    """One request."""
+class ApiRequest:
+    """One request to the API."""
 
     path: str
     headers: dict[str, str]
@@ -112,16 +112,16 @@ class Asked:
 
 
 class ScriptedModel:
-    """``with ScriptedModel(says("Hello")) as api``: answers the requests in the order of its script."""
+    """An API that answers requests in the order of its script: ``with ScriptedModel(says("Hello")) as api``."""
 
     def __init__(self, *script: Step, key: str = KEY) -> None:
         self._script = list(script)
         self._key = key
-        self.asked: list[Asked] = []
+        self.requests: list[ApiRequest] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
-        self._never = asyncio.Event()  # a task that nothing refers to would be collected
+        self._never = asyncio.Event()  # an unreferenced task would be garbage-collected
         self.port = 0
 
     @property
@@ -161,8 +161,8 @@ class ScriptedModel:
         finally:
             writer.close()
 
-    async def _answer(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        self.asked.append(asked)
+    async def _answer(self, asked: ApiRequest, writer: asyncio.StreamWriter) -> None:
+        self.requests.append(asked)
         answer = self._choose(asked)
         head = [f"HTTP/1.1 {answer.status} X", f"content-type: {answer.media}", "transfer-encoding: chunked"]
         head += ["connection: close", *(f"{name}: {value}" for name, value in answer.headers.items())]
@@ -176,7 +176,7 @@ class ScriptedModel:
             writer.write(b"0\r\n\r\n")
             await writer.drain()
 
-    def _choose(self, asked: Asked) -> Answer:
+    def _choose(self, asked: ApiRequest) -> Answer:
         if asked.headers.get("authorization") != f"Bearer {self._key}" and asked.headers.get("api-key") != self._key:
             return refuses(401, f"Incorrect API key provided: {asked.headers.get('authorization')}")
         problem = problem_of(asked.body)
@@ -189,7 +189,7 @@ class ScriptedModel:
 
 
 def problem_of(body: dict[str, Any]) -> str:
-    """What an API would refuse; empty if nothing."""
+    """Return why an API would reject the request, or an empty string."""
     if not body.get("model") or body.get("stream") is not True or not body.get("messages"):
         return "model, messages and stream are required"
     for tool in body.get("tools", []):
@@ -199,7 +199,7 @@ def problem_of(body: dict[str, Any]) -> str:
 
 
 def problem_of_messages(messages: list[dict[str, Any]]) -> str:
-    """Roles take turns, and each call has one result."""
+    """Return an error unless roles alternate and each call has one result."""
     if any(first["role"] == second["role"] == "user" for first, second in pairwise(messages)):
         return "roles must alternate"
     open_calls: set[str] = set()
@@ -219,25 +219,25 @@ def problem_of_messages(messages: list[dict[str, Any]]) -> str:
     return f"no result of {sorted(open_calls)}" if open_calls else ""
 
 
-async def _read(reader: asyncio.StreamReader) -> Asked:
+async def _read(reader: asyncio.StreamReader) -> ApiRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     first, *lines = head.split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Asked(first.split()[1], headers, json.loads(body or b"{}"))
+    return ApiRequest(first.split()[1], headers, json.loads(body or b"{}"))
 
 
 def model(api: ScriptedModel, name: str = "test-model", key: str = KEY) -> LanguageModel:
-    """The model of the API."""
+    """Return a language model that uses the API."""
     return LanguageModel(name, key=key, url=api.url)
 
 
-async def heard(events: AsyncIterator[Event]) -> list[Event]:
-    """Every event of an answer."""
+async def collect(events: AsyncIterator[Event]) -> list[Event]:
+    """Return all events of an answer."""
     async with asyncio.timeout(WAIT):
         return [each async for each in events]
 
 
 def of(kind: type[Any], events: list[Event]) -> list[Any]:
-    """The events of one kind."""
+    """Return the events of one type."""
     return [each for each in events if isinstance(each, kind)]

@@ -1,4 +1,4 @@
-"""Requests to a whole server as an ASGI application, without a socket."""
+"""Send requests to a server as an ASGI application, without a socket."""
 
 import asyncio
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from patience import WAIT
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """An HTTP reply."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -16,7 +16,7 @@ class Reply(NamedTuple):
 
 
 async def ask(server: Server, method: str, target: str, body: bytes = b"", **headers: str) -> Reply:
-    """One request; `content_type` in a keyword is `content-type`."""
+    """Send a request. Underscores in header keywords become hyphens."""
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     inbox.put_nowait({"type": "http.request", "body": body})
     sent: list[Any] = []

@@ -1,4 +1,4 @@
-"""A server with everything behind keys, on a socket of its own, and requests of several people to it."""
+"""A server that requires API keys, on a real socket, and requests from several users."""
 
 import json
 from collections.abc import AsyncIterator
@@ -23,19 +23,19 @@ STREAM = {"host": "127.0.0.1", "accept": "text/event-stream"}
 
 
 def make_server(methods: Any = None, **options: Any) -> Server:
-    """Tools, resources and prompts, some of which take scopes. Alice may write orders, Bob may nothing special."""
-    server = Server("guarded", serve="all", auth=methods or known_keys(), settings=Settings(**options))
-    furnish(server)
+    """Return a server with tools, resources, and prompts, some of which need scopes. Only Alice may write orders."""
+    server = Server("guarded", serve="all", auth=methods or make_key_auth(), settings=Settings(**options))
+    add_features(server)
     return server
 
 
-def known_keys() -> Any:
-    """Whose keys there are."""
+def make_key_auth() -> Any:
+    """Return authentication by the keys of Alice, Bob, and root."""
     return auth.keys(ROOT, named={"alice": (ALICE, ["orders:write", "secrets"]), "bob": BOB})
 
 
-def furnish(server: Server) -> None:
-    """The tools, resources and prompts."""
+def add_features(server: Server) -> None:
+    """Add the tools, resources, and prompts."""
 
     @server.tool
     async def who(ctx: Context) -> str:
@@ -80,7 +80,7 @@ def furnish(server: Server) -> None:
         return word
 
 
-class Guarded:
+class GuardedServer:
     """The running server."""
 
     def __init__(self, server: Server, runtime: Runtime, running: RunningServer) -> None:
@@ -89,7 +89,7 @@ class Guarded:
         self.running = running
 
     async def send(self, key: str | None, method: str, path: str, body: bytes = b"", **headers: str) -> Peer:
-        """Send a request on a connection of its own; the reply is the caller's to read."""
+        """Send a request on a new connection. The caller reads the reply."""
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         if key is not None:
             fields["authorization"] = f"Bearer {key}"
@@ -98,31 +98,31 @@ class Guarded:
         return peer
 
     async def ask(self, key: str | None, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
-        """One request and its reply."""
+        """Send a request and return its reply."""
         peer = await self.send(key, method, path, body, **headers)
         reply = Reply(*await peer.reply(head_only=method == "HEAD"))
         peer.close()
         return reply
 
     async def post(self, key: str | None, message: Any, **headers: str) -> Reply:
-        """POST a message of the handshake era."""
+        """POST a handshake-era message."""
         given = {name.replace("-", "_"): value for name, value in POST.items()}
         return await self.ask(key, "POST", "/mcp", json.dumps(message).encode(), **{**given, **headers})
 
     async def call(self, key: str | None, tool: str, arguments: Any = None, **more: Any) -> Reply:
-        """A tool call of the per-request era."""
+        """Call a tool in the per-request era."""
         headers = {name.replace("-", "_"): value for name, value in routing("tools/call", tool).items()}
         params = {"name": tool, "arguments": arguments or {}, **more}
         body = json.dumps(per_request("tools/call", params, elicitation={})).encode()
         return await self.ask(key, "POST", "/mcp", body, **headers)
 
     async def modern(self, key: str | None, method: str, params: Any = None, name: str = "") -> Reply:
-        """A request of the per-request era."""
+        """Send a per-request-era request."""
         headers = {field.replace("-", "_"): value for field, value in routing(method, name).items()}
         return await self.ask(key, "POST", "/mcp", json.dumps(per_request(method, params)).encode(), **headers)
 
     async def initialize(self, key: str | None, revision: str = LATEST_HANDSHAKE) -> str:
-        """A session."""
+        """Open a session and return its id."""
         about = {"name": "t", "version": "1"}
         params = {"protocolVersion": revision, "capabilities": {"elicitation": {}}, "clientInfo": about}
         reply = await self.post(key, request("initialize", params, 0))
@@ -131,7 +131,7 @@ class Guarded:
 
     @asynccontextmanager
     async def socket(self, key: str | None, speaks: str = "", **headers: str) -> AsyncIterator[ClientConnection]:
-        """A WebSocket, of a subprotocol."""
+        """Open a WebSocket, with the subprotocol `speaks` if given."""
         given = {"authorization": f"Bearer {key}"} if key is not None else {}
         uri = f"ws://127.0.0.1:{self.running.port}/ws"
         somewhere = self.running.source_address
@@ -144,17 +144,17 @@ class Guarded:
 
 
 @asynccontextmanager
-async def guarded(
+async def run_guarded(
     server: Server | None = None, *, lane: bool = True, port: int = 0, way: str = "", **options: Any
-) -> AsyncIterator[Guarded]:
-    """Run a server for the length of the block; by the way `four`, ask the one that serves by four workers."""
+) -> AsyncIterator[GuardedServer]:
+    """Run a server for the length of the block. With `four`, use the shared server with four workers."""
     if way == FOUR:
         running = connect_to_four()
-        yield Guarded(cast("Any", None), cast("Any", None), running)
+        yield GuardedServer(cast("Any", None), cast("Any", None), running)
         running.drop_connections()
         return
     server = server or make_server(**options)
     async with server.running() as runtime:
         prepare(server, runtime)
         async with serve(server, lane=lane, port=port) as running:
-            yield Guarded(server, runtime, running)
+            yield GuardedServer(server, runtime, running)

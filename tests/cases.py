@@ -1,6 +1,6 @@
-"""A loop in place of parameters, for tests whose cases need no setup of their own: one test runs all of them.
+"""Run all cases in one test instead of one parametrized test each.
 
-A failure names its case. `pytest.mark.parametrize` is for cases with marks, and for those that need fresh fixtures.
+A failure names its case. Use `pytest.mark.parametrize` for cases with marks or with fresh fixtures.
 """
 
 import inspect
@@ -16,11 +16,13 @@ def for_each(names: str | Sequence[str], values: Iterable[Any], *, ids: object =
         ... def test_text_becomes_a_number(text: str, number: int) -> None:
         ...     assert int(text) == number
     """
-    del ids  # so that a table can move between this and parametrize
+    del ids  # accepted so that a table can move between `for_each` and `parametrize`
     parts = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     cases = [dict(zip(parts, value if len(parts) > 1 else (value,), strict=True)) for value in values]
-    assert cases, "a loop over nothing tests nothing"
-    assert not any(hasattr(value, "marks") for case in cases for value in case.values()), "marks need parametrize"
+    assert cases, "for_each needs at least one case"
+    assert not any(hasattr(value, "marks") for case in cases for value in case.values()), (
+        "Use parametrize for cases with marks"
+    )
 
     def wrap(test: Any) -> Any:
         if inspect.iscoroutinefunction(test):
@@ -48,7 +50,7 @@ def for_each(names: str | Sequence[str], values: Iterable[Any], *, ids: object =
         found = inspect.signature(test)
         rest = [parameter for name, parameter in found.parameters.items() if name not in parts]
         looped.__signature__ = found.replace(parameters=rest)  # type: ignore[attr-defined]
-        looped.place_as = test  # type: ignore[attr-defined]  where pytest says that the test is
+        looped.place_as = test  # type: ignore[attr-defined]  the location that pytest reports
         return looped
 
     return wrap

@@ -1,4 +1,4 @@
-"""Wall clocks that differ, and that are set while processes run: a library moves them, process by process."""
+"""Wall clocks that a preloaded library shifts for each process, also while it runs."""
 
 import mmap
 import struct
@@ -11,7 +11,7 @@ _SOURCE = Path(__file__).parent / "scale" / "shifted_clock.c"
 
 
 def clock_library(folder: Path) -> Path:
-    """The library. `make test` installs a compiler where it may."""
+    """Compile the library and return its path. `make test` tries to install a compiler."""
     library = folder / "shifted_clock.so"
     if not library.exists():
         command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
@@ -20,7 +20,7 @@ def clock_library(folder: Path) -> Path:
 
 
 class Clocks:
-    """The clocks of a program and of the processes that it starts: the first process is the program itself."""
+    """The clocks of a program and its child processes. The first process is the program itself."""
 
     def __init__(self, folder: Path, name: str) -> None:
         path = folder / f"{name}.clocks"
@@ -30,10 +30,10 @@ class Clocks:
             self._table = mmap.mmap(file.fileno(), 8 * _ROWS)
 
     def set(self, first: int, others: Sequence[int]) -> None:
-        """Move the first process's clock by so many seconds, and those of the others in turns."""
+        """Shift clocks by seconds: `first` for the first process, `others` in rotation for the rest."""
         shifts = [first, *(others[number % len(others)] for number in range(_ROWS - 2))]
         self._table[8:] = struct.pack(f"{_ROWS - 1}q", *shifts)
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """A command that runs with these clocks."""
+        """Return the command with these clocks."""
         return ["env", *(f"{name}={value}" for name, value in self.environment.items()), *command]

@@ -1,4 +1,4 @@
-"""Run commands in this process, as the program runs them, and look at what they take."""
+"""Run commands in this process, and list their arguments and options."""
 
 import io
 import os
@@ -26,7 +26,7 @@ class Result:
 
     @property
     def output(self) -> str:
-        """What it printed, errors last."""
+        """Standard output, then standard error."""
         return self.stdout + self.stderr
 
 
@@ -36,7 +36,7 @@ class CliRunner:
     def invoke(
         self, app: App, words: list[str], input: str | bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Result:
-        """Run a command; errors that `main` would report are in `exception`. None takes a variable away."""
+        """Run a command. Errors that `main` would report are in `exception`. None unsets an environment variable."""
         streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
         given = io.TextIOWrapper(io.BytesIO(input.encode() if isinstance(input, str) else input or b""), "utf-8")
         code, error = 0, None
@@ -59,12 +59,12 @@ class CliRunner:
 
 
 def names_of(app: App) -> list[str]:
-    """The commands of a program or group."""
+    """Return the names of the commands of a program or group."""
     return [name for name in app if not name.startswith("-")]
 
 
 def commands() -> Iterator[tuple[str, App]]:
-    """Every command by its whole name; of a group, those in it."""
+    """Yield each command with its full name. Groups are expanded."""
     app = program()
     for name in names_of(app):
         below = names_of(app[name])
@@ -72,16 +72,16 @@ def commands() -> Iterator[tuple[str, App]]:
 
 
 def parameters(command: App) -> list[Any]:
-    """The arguments and options of a command, in their order."""
+    """Return the arguments and options of a command, in order."""
     return list(command.assemble_argument_collection())
 
 
 def options(command: App) -> list[str]:
-    """The first name of each option."""
+    """Return the first name of each option."""
     return [each.names[0] for each in parameters(command) if each.names and each.names[0].startswith("-")]
 
 
 def long_options(command: App) -> list[str]:
-    """The options with two dashes, without those that switch a flag off."""
+    """Return the options with two dashes, except negated flags."""
     names = [name for each in parameters(command) for name in (each.parameter.name or each.names[:1])]
     return [name for name in names if name.startswith("--")]

@@ -1,7 +1,7 @@
-"""A store as a third party writes it, from the docstrings of `millstream.stores` alone.
+"""A third-party store, written from the docstrings of `millstream.stores` alone.
 
-All workers of a test share one `Data`. Its offsets come from one counter, so those of a stream have holes, and it
-pushes no entries: it only says that there is something to read.
+All workers of a test share one `Data`. Offsets come from one counter, so a stream's offsets have gaps. It pushes no
+entries to readers, only notifications that there are some.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ class Stream:
 
     def __init__(self, floor: int) -> None:
         self.floor = self.last = floor
-        """A reader after `floor` has missed nothing."""
+        """Readers at or after this offset have missed nothing."""
         self.entries: list[Entry] = []
         self.until = 0.0
         self.sealed = False
 
 
 class Data:
-    """What the workers share. It's a `Map` and a `Log`."""
+    """Data that the workers share: a `Map` and a `Log`."""
 
     def __init__(self) -> None:
         self.epoch = secrets.token_hex(4)
@@ -53,7 +53,7 @@ class Data:
     # As `Map`
 
     async def get(self, key: str) -> bytes | None:
-        await asyncio.sleep(0)  # as every store that is somewhere else
+        await asyncio.sleep(0)  # as a remote store would
         return self._present(key)
 
     def _present(self, key: str) -> bytes | None:
@@ -67,7 +67,7 @@ class Data:
         now = time.monotonic()
         self.values = {name: held for name, held in self.values.items() if held[1] > now}
         self._make_room(key, value, lossy)
-        self.values.pop(key, None)  # the one written longest ago comes first
+        self.values.pop(key, None)  # keeps the dict ordered by write time
         self.values[key] = (value, now + ttl, lossy)
 
     async def compare_and_set(
@@ -158,7 +158,7 @@ class Data:
         return lambda: void(self.listeners[stream].pop(mark, None))
 
     async def wait_until_listening(self, stream: str) -> None:
-        """At once."""
+        """Return immediately."""
 
     def _find(self, stream: str) -> Stream | None:
         held = self.streams.get(stream)
@@ -179,7 +179,7 @@ class Data:
 
 
 class DictBackend:
-    """`Backend` of one worker."""
+    """The `Backend` of one worker."""
 
     shared = True
     persistent = False
@@ -204,13 +204,13 @@ class DictBackend:
         return ""
 
     async def open(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is no connection."""
 
     async def close(self) -> None:
-        """Nothing to disconnect from."""
+        """Do nothing: there is no connection."""
 
     async def bind(self, worker: str) -> None:
-        """There is no connection."""
+        """Do nothing: there is no connection."""
 
 
 def kind_of(name: str) -> str:
@@ -222,7 +222,7 @@ def size_of(stream: Stream) -> int:
 
 
 def void(_: object) -> None:
-    """Return nothing."""
+    """Discard the argument."""
 
 
 def within(entries: Sequence[Entry], max_bytes: int) -> list[Entry]:

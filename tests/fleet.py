@@ -1,4 +1,4 @@
-"""Several workers of one server in one process, on one store, each asked through ASGI."""
+"""Several workers of one server in one process, on one store, each called through ASGI."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ STREAM = {"accept": "text/event-stream"}
 
 
 class Worker:
-    """One of them."""
+    """One worker."""
 
     def __init__(self, server: Server, runtime: Runtime, store: Any) -> None:
         self.server = server
@@ -29,11 +29,11 @@ class Worker:
         self.http = AsgiHttp(server)
 
     async def post(self, message: Any, headers: dict[str, str]) -> Exchange:
-        """Send a message; returns with the head of the reply."""
+        """Send a message, and return when the head of the reply has arrived."""
         return await self.http.fetch("POST", "/mcp", headers, json.dumps(message).encode())
 
     async def ask(self, method: str, params: Json | None, headers: dict[str, str], id: int | str = 1) -> Json:
-        """The response to a request that is answered by one message or at the end of a stream."""
+        """Send a request and return its response, which may be the last event of a stream."""
         reply = await self.post(request(method, params, id), headers)
         body = await reply.body()
         if reply.streaming:
@@ -41,12 +41,12 @@ class Worker:
         return {"status": reply.status, **json.loads(body)}
 
     async def call(self, tool: str, headers: dict[str, str], **arguments: Any) -> str:
-        """The text of a tool's result."""
+        """Call a tool and return the text of its result."""
         reply = await self.ask("tools/call", {"name": tool, "arguments": arguments}, headers)
         return str(reply["result"]["content"][0]["text"])
 
     async def initialize(self, capabilities: Json | None = None, revision: str = LATEST_HANDSHAKE) -> dict[str, str]:
-        """A session, as the headers of its requests."""
+        """Open a session and return the headers of its requests."""
         params = {
             "protocolVersion": revision,
             "capabilities": capabilities or {},
@@ -56,23 +56,23 @@ class Worker:
         await reply.body()
         return {**POST, "mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
 
-    async def get(self, headers: dict[str, str], last: str | None = None) -> "Reading":
-        """The stand-alone stream of a session, or what follows an event."""
+    async def get(self, headers: dict[str, str], last: str | None = None) -> "EventStream":
+        """Open the stand-alone stream of a session, or resume after an event."""
         given = {**headers, **STREAM} if last is None else {**headers, **STREAM, "last-event-id": last}
-        return Reading(await self.http.fetch("GET", "/mcp", given))
+        return EventStream(await self.http.fetch("GET", "/mcp", given))
 
     async def delete(self, headers: dict[str, str]) -> int:
-        """End a session; the status."""
+        """End a session and return the status."""
         return (await self.http.fetch("DELETE", "/mcp", headers)).status
 
     async def die(self, *, noticed: bool = True) -> None:
-        """As kill -9: nothing that it does reaches anybody any more."""
+        """Fail like a worker after kill -9: nothing it does has an effect anymore."""
         self.store.die(noticed=noticed)
         await self.http.close()
 
 
-class Reading:
-    """An event stream that is read as it comes."""
+class EventStream:
+    """An event stream, read in the background."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -89,39 +89,39 @@ class Reading:
 
     @property
     def messages(self) -> list[Json]:
-        """What was said so far."""
+        """Messages received so far."""
         return [json.loads(event.data) for event in self.events if event.data]
 
     @property
     def last_id(self) -> str:
-        """The id to come back with."""
+        """The event id to resume after."""
         return [event.id for event in self.events if event.id][-1]  # type: ignore[return-value]
 
     async def until(self, count: int) -> list[Json]:
-        """Wait for so many messages."""
+        """Wait for `count` messages."""
         await until(lambda: len(self.messages) >= count)
         return self.messages
 
     async def end(self) -> list[Json]:
-        """Wait for the end."""
+        """Wait for the end of the stream."""
         await until(lambda: self.over)
         return self.messages
 
     def close(self) -> None:
-        """Go away."""
+        """Disconnect."""
         self.exchange.close()
 
 
 async def until(fact: Callable[[], Any]) -> None:
-    """Give the loop turns until something is so."""
+    """Wait until `fact()` is true."""
     deadline = asyncio.get_running_loop().time() + WAIT
     while not fact():
-        assert asyncio.get_running_loop().time() < deadline, "it did not happen"
+        assert asyncio.get_running_loop().time() < deadline, "The condition didn't become true"
         await asyncio.sleep(0.001)
 
 
 async def settle(turns: int = 200) -> None:
-    """Let everything that is on its way arrive."""
+    """Let pending callbacks and messages run."""
     for _ in range(turns):
         await asyncio.sleep(0)
 
@@ -134,7 +134,7 @@ async def fleet(
     turns: Callable[[], int] = lambda: 1,
     store: SharedStore | None = None,
 ) -> AsyncIterator[list[Worker]]:
-    """Workers, for the length of the block."""
+    """Run workers on a simulated store for the length of the block."""
     shared = store or SharedStore(turns)
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(one_worker(make, shared)) for _ in range(count)]
@@ -144,14 +144,14 @@ async def fleet(
 
 @asynccontextmanager
 async def real_fleet(make: Callable[[], Server], backing: Backing, count: int = 4) -> AsyncIterator[list[Worker]]:
-    """Workers on a real store, for the length of the block."""
+    """Run workers on a real store for the length of the block."""
     async with AsyncExitStack() as stack:
-        stores = [_Opened(await backing.worker()) for _ in range(count)]
+        stores = [_OpenStore(await backing.worker()) for _ in range(count)]
         yield [await stack.enter_async_context(_running(make(), store)) for store in stores]
 
 
-class _Opened:
-    """A store that is open already."""
+class _OpenStore:
+    """A store that is already open."""
 
     def __init__(self, store: Store) -> None:
         self.real = store
@@ -160,12 +160,12 @@ class _Opened:
         return getattr(self.real, name)
 
     async def open(self) -> None:
-        """It is."""
+        """Do nothing: the store is open."""
 
 
 @asynccontextmanager
 async def one_worker(make: Callable[[], Server], shared: SharedStore) -> AsyncIterator[Worker]:
-    """One more worker."""
+    """Run another worker for the length of the block."""
     async with _running(make(), shared.worker()) as worker:
         yield worker
 

@@ -1,8 +1,8 @@
-"""One server with everything that tests attack, as `millstream run --workers 4 --store redis://…` serves it.
+"""A server with all tools that tests attack, served by `millstream run --workers 4 --store redis://…`.
 
-It starts when it's first used, once for a process of tests, and is replaced after a failure. Callers sign in: `Wire`
-does so by itself where a test gives no credential. Every connection comes from a loopback address of its own, so that
-nobody is slowed for the wrong keys of somebody else, and any of the four workers may get it.
+It starts on first use, once for each test process, and is replaced after a failure. Callers need a key; `Wire` adds one
+if the test doesn't. Each connection comes from another loopback address, so wrong keys of one test don't throttle
+another, and any of the four workers may accept it.
 """
 
 import atexit
@@ -22,12 +22,12 @@ from millstream._http.server.guard import ServerState
 from processes import ROOT, SharedServer, run_command
 
 FOUR = "four"
-"""The way to this server, beside those to one in the test's own process."""
+"""Parameter value for this server, beside those for a server in the test's own process."""
 ON_FOUR = pytest.param(FOUR, marks=pytest.mark.server)
 ALLOWED_ORIGIN = "https://friend.example"
-"""An Origin that is allowed."""
+"""An allowed Origin."""
 ADMIN_KEY = "key-of-whoever-attacks-0123456789"
-"""Its holder may do everything."""
+"""A key with all scopes."""
 _PROGRAM = f"""
 import sys
 sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
@@ -37,17 +37,17 @@ mcp = make_attacked_server({{keys!r}})
 
 
 def make_attacked_server(keys: str) -> Any:
-    """The server, in each of its workers: every tool that is attacked, behind keys and tokens."""
-    from auth_world import furnish, known_keys  # noqa: PLC0415  these import this module
+    """Return the server of a worker: all attacked tools, with authentication by keys and tokens."""
+    from auth_world import add_features, make_key_auth  # noqa: PLC0415  these import this module
     from bad_input.shop import stock  # noqa: PLC0415
     from millstream import Server, Settings, auth  # noqa: PLC0415
     from security.test_adv_07_cross_client_leak import add_echo  # noqa: PLC0415
     from socket_world import add_tools  # noqa: PLC0415
 
     said = json.loads(Path(keys).read_text("utf-8"))
-    server = Server("four", version="1", serve="all", auth=[known_keys(), auth.keys(ADMIN_KEY), auth.jwt(**said)],
+    server = Server("four", version="1", serve="all", auth=[make_key_auth(), auth.keys(ADMIN_KEY), auth.jwt(**said)],
                     settings=Settings(allowed_origins=(ALLOWED_ORIGIN,)))  # fmt: skip
-    furnish(server)
+    add_features(server)
     stock(server)
     add_tools(server)
     add_echo(server)
@@ -60,7 +60,7 @@ def make_attacked_server(keys: str) -> Any:
 
 
 class FourWorkers:
-    """The process group, and the Redis that it shares."""
+    """The workers and the Redis that they share."""
 
     _servers: ClassVar["FourWorkers | None"] = None
 
@@ -83,11 +83,11 @@ class FourWorkers:
         return run_command(str(self._program), port, "--workers", "4", "--store", self._redis.url)
 
     def port(self) -> int:
-        """Where it serves."""
+        """Return the port of a healthy server."""
         return self._shared.port()
 
     def close(self) -> None:
-        """End it."""
+        """Stop the workers and Redis."""
         self._shared.close()
         self._end_redis()
         self._folder.cleanup()
@@ -98,7 +98,7 @@ class FourWorkers:
 
     @classmethod
     def of_this_process(cls) -> "FourWorkers":
-        """The one of this process of tests."""
+        """Return the instance of this test process."""
         if cls._servers is None:
             cls._servers = cls()
             atexit.register(cls._servers.close)
@@ -109,11 +109,11 @@ _numbers = itertools.count(os.getpid() * 251)
 
 
 def next_address() -> str:
-    """A loopback address that nobody has come from yet."""
+    """Return an unused loopback address."""
     number = next(_numbers)
     return f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}"
 
 
 def connect_to_four() -> RunningServer:
-    """The way to it; its connections end with `Running.leave`."""
+    """Return access to the server. `drop_connections` ends the connections."""
     return RunningServer(ServerState(), FourWorkers.of_this_process().port(), source_address=next_address)

@@ -1,4 +1,4 @@
-"""Our own server for tests: toy handlers, one of which the fast head reader does not find."""
+"""Our own server with toy handlers, one of which isn't on the fast path."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,12 +15,12 @@ Start = Callable[..., Awaitable[RunningServer]]
 
 
 async def echo(request: HttpRequest) -> Response:
-    """What came."""
+    """Return the request body."""
     return Response(body=request.body)
 
 
 def make_endpoints(routes: dict[tuple[str, str], Handler], settings: Settings, **options: Any) -> Endpoints:
-    """Endpoints of which `/exact` and the probes are not hot."""
+    """Return endpoints. `/exact` and the probes are not on the fast path."""
     table = ToyApp(routes, settings).table
     hot = {key: found for key, found in table.hot.items() if key[1] not in (b"/exact", b"/livez")}
     return Endpoints(table.find, limits=table.limits, policy=table.policy, hot=hot, **options)
@@ -28,7 +28,7 @@ def make_endpoints(routes: dict[tuple[str, str], Handler], settings: Settings, *
 
 @asynccontextmanager
 async def run_guarded_servers() -> AsyncIterator[Start]:
-    """Give a function that starts guarded servers; they end with the block."""
+    """Yield a function that starts servers, which end with the block."""
     async with AsyncExitStack() as stack:
 
         async def start(
@@ -50,7 +50,7 @@ async def run_guarded_servers() -> AsyncIterator[Start]:
 
 
 def make_blocking_handler() -> tuple[Handler, asyncio.Event, asyncio.Event]:
-    """A handler that says when it began and waits to be let go."""
+    """Return a handler, an event that it sets when it starts, and an event that it waits for."""
     began, go = asyncio.Event(), asyncio.Event()
 
     async def handler(request: HttpRequest) -> Response:
@@ -62,7 +62,7 @@ def make_blocking_handler() -> tuple[Handler, asyncio.Event, asyncio.Event]:
 
 
 async def expect_refusal(peer: Peer, status: int) -> bytes:
-    """The refusal is the last thing on the connection."""
+    """Assert that a rejection ends the connection, and return its body."""
     got, headers, body = await peer.reply()
     assert got == status
     assert headers[b"connection"] == b"close"

@@ -1,4 +1,4 @@
-"""A server of toy handlers in the test's own loop, our own or plain ASGI, and a raw socket client for it."""
+"""A server with toy handlers in the test's event loop, our own or plain ASGI, and a raw socket client."""
 
 import asyncio
 import socket
@@ -27,11 +27,11 @@ from patience import WAIT
 
 HEAD = b"Host: 127.0.0.1\r\n"
 NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Trusts nobody, for clients that speak no TLS: to read the machine's certificates takes longer than most tests."""
+"""A TLS context without certificates, for plain HTTP: loading the system's takes longer than most tests."""
 
 
 class ToyApp:
-    """An ASGI application with a route table, as `Server` is one: exact paths to handlers."""
+    """An ASGI application that, like `Server`, has a table of exact paths and their handlers."""
 
     def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings) -> None:
         limits = HttpLimits.of(settings)
@@ -45,12 +45,12 @@ class ToyApp:
         )
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Only HTTP; the lifespan is off."""
+        """Handle HTTP only: the lifespan is off."""
         await self.adapter(scope, receive, send)
 
 
 class Peer:
-    """One connection, read and written as bytes."""
+    """A client connection for raw bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -62,11 +62,11 @@ class Peer:
         await self.writer.drain()
 
     async def line(self) -> bytes:
-        """One line, without its end; empty at the end of the connection."""
+        """Read a line without its line ending. Empty at the end of the connection."""
         return (await asyncio.wait_for(self.reader.readline(), WAIT)).removesuffix(b"\r\n")
 
     async def head(self) -> tuple[int, dict[bytes, bytes]]:
-        """A status line and the headers; of several cookies the first."""
+        """Read the status and the headers. Of several cookies, keep the first."""
         status = await self.line()
         assert status.startswith(b"HTTP/1.1 "), status
         headers: dict[bytes, bytes] = {}
@@ -78,13 +78,13 @@ class Peer:
         return int(status.split()[1]), headers
 
     async def chunk(self) -> bytes:
-        """One chunk of a chunked body; empty is the last."""
+        """Read a chunk of a chunked body. The last one is empty."""
         size = int(await self.line(), 16)
         data = await asyncio.wait_for(self.reader.readexactly(size + 2), WAIT)
         return data[:-2]
 
     async def reply(self, *, head_only: bool = False) -> tuple[int, dict[bytes, bytes], bytes]:
-        """A whole reply."""
+        """Read a complete reply."""
         status, headers = await self.head()
         if head_only or status in (204, 304):
             return status, headers, b""
@@ -97,7 +97,7 @@ class Peer:
         return status, headers, await asyncio.wait_for(self.reader.readexactly(size), WAIT)
 
     async def rest(self) -> bytes:
-        """Everything until the server closes; a reset ends it too."""
+        """Read until the server closes or resets the connection."""
         data = b""
         with suppress(ConnectionResetError):
             while piece := await asyncio.wait_for(self.reader.read(65536), WAIT):
@@ -110,19 +110,19 @@ class Peer:
 
 
 class Connections(set[Any]):
-    """The server's set of connections, which tells when one leaves."""
+    """The server's set of connections. Tests can wait until it shrinks."""
 
     def __init__(self) -> None:
         super().__init__()
         self._left = asyncio.Event()
 
     def discard(self, element: Any, /) -> None:
-        """The server calls this when a connection is lost."""
+        """Remove a lost connection. The server calls this."""
         super().discard(element)
         self._left.set()
 
     async def shrink(self, size: int) -> None:
-        """Wait until no more than `size` are left."""
+        """Wait until at most `size` connections are left."""
         async with asyncio.timeout(WAIT):
             while len(self) > size:
                 self._left.clear()
@@ -130,7 +130,7 @@ class Connections(set[Any]):
 
 
 class RunningServer:
-    """A server of one test: its port, its state, and the connections tests made."""
+    """A test's server: its port, its state, and the client connections."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class RunningServer:
         guard: ConnectionGuard | None = None,
         source_address: Callable[[], str] | None = None,
     ) -> None:
-        """`somewhere` says from which address each connection comes."""
+        """`source_address` returns the source address of each connection."""
         self.state: Any = state
         self._guard = guard
         self.port = port
@@ -149,19 +149,19 @@ class RunningServer:
 
     @property
     def is_own_server(self) -> bool:
-        """Our own server serves, and not plain ASGI."""
+        """True for our own server, False for plain ASGI."""
         return self._guard is not None
 
     @property
     def guard(self) -> ConnectionGuard:
-        """The guard of our own server."""
+        """The connection guard of our own server."""
         assert self._guard is not None
         return self._guard
 
     async def connect(self, first: bytes = b"", *, small_buffer: bool = False) -> Peer:
-        """A new connection; a small receive buffer makes a reader that takes little.
+        """Open a connection. A small receive buffer makes a slow reader.
 
-        What is sent `first` is there before the server hears of the connection, so that no bound of its own is over.
+        The bytes `first` are sent before the server sees the connection, so none of its timeouts expires.
         """
         sock = socket.socket()
         if small_buffer:
@@ -169,7 +169,7 @@ class RunningServer:
         if self.source_address is not None:
             sock.bind((self.source_address(), 0))
         try:
-            sock.connect(("127.0.0.1", self.port))  # takes no time: the kernel accepts
+            sock.connect(("127.0.0.1", self.port))  # returns immediately: the kernel accepts
         except OSError:
             sock.close()
             raise
@@ -180,12 +180,12 @@ class RunningServer:
         return peer
 
     def drop_connections(self) -> None:
-        """Drop every connection that tests made."""
+        """Drop all client connections."""
         for peer in self.peers:
             peer.writer.transport.abort()
 
     async def wait_for_connections(self, size: int) -> None:
-        """Wait until the server has no more than `size` connections."""
+        """Wait until the server has at most `size` connections."""
         connections: Any = self.state.connections
         await connections.shrink(size)
 
@@ -200,9 +200,9 @@ async def serve(
     proxies: TrustedProxies | None = None,
     **config: Any,
 ) -> AsyncIterator[RunningServer]:
-    """Serve on a port of the loopback address, or a free one, with our own server; without `lane` by plain ASGI.
+    """Serve on a loopback port, or a free one if it's 0, with our own server. Without `lane`, use plain ASGI.
 
-    What has no route table is served by plain ASGI, too; `config` is uvicorn's.
+    Applications without a route table also use plain ASGI. `config` goes to uvicorn.
     """
     table = await _find_endpoints(app)
     if not lane or table is None:
@@ -223,7 +223,7 @@ async def serve(
 
 
 async def _find_endpoints(app: Any) -> Endpoints | None:
-    """The endpoints of what our own server can serve."""
+    """Return the endpoints for our own server, or None if only ASGI can serve the app."""
     if isinstance(app, Endpoints):
         return app
     if isinstance(app, ToyApp):
@@ -237,7 +237,7 @@ async def _find_endpoints(app: Any) -> Endpoints | None:
 async def serve_asgi(
     app: Any, *, port: int = 0, tls: ssl.SSLContext | None = None, **config: Any
 ) -> AsyncIterator[RunningServer]:
-    """Serve an ASGI application with uvicorn, without `uvicorn.Server`, whose ticks would be most of a test's time."""
+    """Serve an ASGI application with uvicorn's protocol, without the ticks of `uvicorn.Server`, which are slow."""
     settings = uvicorn.Config(app, http=HttpToolsProtocol, log_config=None, access_log=False, **config)
     settings.load()
     state = UvicornState()
@@ -265,7 +265,7 @@ async def _end(server: asyncio.Server, running: RunningServer) -> None:
 
 
 def request(method: str = "POST", path: str = "/echo", body: bytes = b"", extra: bytes = b"") -> bytes:
-    """A plain request."""
+    """Encode a plain request."""
     return b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
         method.encode(), path.encode(), HEAD, extra, len(body), body,
     )  # fmt: skip

@@ -109,7 +109,7 @@ class Outlet:
 
 
 @asynccontextmanager
-async def running(
+async def open_hub(
     store: Any = None, *, clock: Callable[[], float] | None = None, authorize: Any = None, **limits: Any
 ) -> AsyncIterator[Hub]:
     """A hub, open for the length of the block."""
@@ -142,7 +142,7 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
-class DistantStore:
+class DelayedStore:
     """A memory store as one of several workers sees it, as if behind a network: every call waits some turns, before and
     after, and so do messages.
     """
@@ -157,9 +157,9 @@ class DistantStore:
         self.lease = 60.0
         self._store = store
         self.workers: Any = Leases(self)
-        self.kv: Any = _Distant(self, store.kv)
-        self.log: Any = _DistantLog(self, store.log)
-        self.bus: Any = _Distant(self, store.bus)
+        self.kv: Any = _Delayed(self, store.kv)
+        self.log: Any = _DelayedLog(self, store.log)
+        self.bus: Any = _Delayed(self, store.bus)
         self.members: Any = MapMembers(self, self.workers)
         self.charge = store.backend.charge
         self.release = store.backend.release
@@ -179,7 +179,7 @@ class DistantStore:
     async def bind(self, worker: str) -> None:
         """Nothing to tie."""
 
-    async def give_up(self) -> None:
+    async def end_lease(self) -> None:
         """Its lease is over: it died, or was stopped. Whatever it does from now on, it does under a new name."""
 
         def end(roster: Roster) -> bool:
@@ -201,19 +201,19 @@ class DistantStore:
         """It stays so."""
 
 
-def beside(store: MemoryStore) -> DistantStore:
+def second_worker(store: MemoryStore) -> DelayedStore:
     """The store as another worker has it, without any distance."""
-    return DistantStore(lambda: 0, store, near=True)
+    return DelayedStore(lambda: 0, store, near=True)
 
 
-class _Distant:
+class _Delayed:
     """A part of a store whose methods take some turns; those that only listen don't."""
 
-    def __init__(self, distance: DistantStore, part: Any) -> None:
+    def __init__(self, distance: DelayedStore, part: Any) -> None:
         self._distance = distance
         self._part = part
 
-    def become(self, part: Any) -> None:
+    def replace(self, part: Any) -> None:
         """What is behind it is another one from now on."""
         self._part = part
 
@@ -231,14 +231,14 @@ class _Distant:
         return far
 
 
-class _DistantLog(_Distant):
-    def __init__(self, distance: DistantStore, part: Any) -> None:
+class _DelayedLog(_Delayed):
+    def __init__(self, distance: DelayedStore, part: Any) -> None:
         super().__init__(distance, part)
         self._listening: list[tuple[str, Callable[[Entry], None], Callable[[], None] | None]] = []
 
-    def become(self, part: Any) -> None:
+    def replace(self, part: Any) -> None:
         """Whoever listens, listens to that."""
-        super().become(part)
+        super().replace(part)
         for stream, hear, interrupted in self._listening:
             part.listen(stream, hear, interrupted=interrupted)
 

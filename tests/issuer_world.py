@@ -1,6 +1,6 @@
-"""An issuer of tokens for tests: its keys, its tokens, and a small HTTP server that counts what it is asked.
+"""A token issuer for tests: keys, tokens, and a small HTTP server that counts requests.
 
-Signing is done here by joserfc and by hand, since some of these tokens must not be made by any library.
+Tokens are signed by joserfc, or by hand where no library would produce them.
 """
 
 import asyncio
@@ -30,22 +30,22 @@ KEYS: dict[str, Any] = {
     "Ed25519": OKPKey.generate_key("Ed25519", {"kid": "ed"}),
 }
 OTHER = ECKey.generate_key("P-256", {"kid": "es"})
-"""Somebody else's key of the same id."""
+"""Another issuer's key with the same id."""
 
 
 def key_set(*names: str) -> dict[str, Any]:
-    """The public keys, as the issuer serves them."""
+    """Return the public keys as a JWKS."""
     return {"keys": [KEYS[name].as_dict(private=False) for name in names or KEYS]}
 
 
-def many_keys(count: int) -> dict[str, Any]:
-    """So many public keys, as large as they come: with what stands for certificates. The last one is of ES256."""
+def make_many_keys(count: int) -> dict[str, Any]:
+    """Return a JWKS of `count` large keys, with dummy certificates. The last key is for ES256."""
     large = {**KEYS["RS256"].as_dict(private=False), "x5c": ["MIID" + "A" * 1000]}
     return {"keys": [*({**large, "kid": f"key{number}"} for number in range(count - 1)), *key_set("ES256")["keys"]]}
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Good ones, but for the changes; None takes a claim away."""
+    """Return valid claims with some changes. None removes a claim."""
     now = int(time.time())
     good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "client_id": "desk", "iat": now, "exp": now + 600,
             "scope": "orders:write"}  # fmt: skip
@@ -53,7 +53,7 @@ def claims(**changes: Any) -> dict[str, Any]:
 
 
 def token(said: dict[str, Any] | bytes | None = None, *, alg: str = "ES256", key: Any = None, **header: Any) -> str:
-    """A signed token."""
+    """Return a signed token."""
     key = key or KEYS[alg]
     head = {"alg": alg, "typ": "at+jwt", "kid": key.kid, **header}
     payload = said if isinstance(said, bytes) else json.dumps(claims() if said is None else said).encode()
@@ -63,15 +63,15 @@ def token(said: dict[str, Any] | bytes | None = None, *, alg: str = "ES256", key
     return jws.serialize_compact(kept, payload, key, registry=registry)
 
 
-def by_hand(header: dict[str, Any], said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
-    """A token with any header and any signature."""
+def craft_token(header: dict[str, Any], said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
+    """Return a token with any header and any signature."""
     parts = (json.dumps(header).encode(), json.dumps(claims() if said is None else said).encode(), signature)
     return ".".join(urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
 
-def misread(pem: bytes, **header: Any) -> str:
-    """A token signed with a public key as if that were a shared secret, which no good library does."""
-    unsigned = by_hand({"alg": "HS256", **header})[:-1]
+def sign_with_public_key(pem: bytes, **header: Any) -> str:
+    """Return a token signed with a public key as if it were a shared secret, which libraries refuse to do."""
+    unsigned = craft_token({"alg": "HS256", **header})[:-1]
     signature = hmac.digest(pem, unsigned.encode(), "sha256")
     return f"{unsigned}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
@@ -80,7 +80,7 @@ Answer = Callable[[str, bytes], tuple[int, dict[str, str], bytes]]
 
 
 class Issuer:
-    """The HTTP server."""
+    """The HTTP server of the issuer."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -88,12 +88,12 @@ class Issuer:
         self.asked: Counter[str] = Counter()
         self.requests: list[bytes] = []
         self.answers: dict[str, Any] = {}
-        """Path -> what is answered: JSON, raw bytes, or a function of the request."""
+        """Path -> reply: JSON, raw bytes, or a function of the request."""
         self.gate: asyncio.Event | None = None
-        """Answers wait for it."""
+        """If set, replies wait for this event."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request."""
+        """Handle one request."""
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
@@ -117,15 +117,15 @@ class Issuer:
 
 
 @asynccontextmanager
-async def issuing() -> AsyncIterator[Issuer]:
-    """An issuer for the length of the block. It has metadata and keys."""
+async def run_issuer() -> AsyncIterator[Issuer]:
+    """Run an issuer with metadata and keys for the length of the block."""
     issuer = Issuer(0)
     server = await asyncio.start_server(issuer.serve, "127.0.0.1", 0)
     issuer.port = server.sockets[0].getsockname()[1]
     issuer.url = f"http://127.0.0.1:{issuer.port}"
     issuer.answers["/.well-known/openid-configuration"] = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
     issuer.answers["/keys"] = key_set()
-    # One that stands still with the machine isn't one that's away.
+    # A suspended machine must not look like an unreachable issuer.
     with patch.dict(fetch.__kwdefaults__, seconds=WAIT):
         async with server:
             yield issuer

@@ -41,11 +41,11 @@ def challenge(verifier: str = VERIFIER) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
-ONE_AND_FOUR = ["memory", pytest.param("redis", marks=pytest.mark.server)]
+STORE_KINDS = ["memory", pytest.param("redis", marks=pytest.mark.server)]
 """How many workers an authorization server may have, as the store that they share."""
 
 
-class Known:
+class KnownUsers:
     """People with passwords, in memory: the way to sign in of most tests."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Desk:
         self.clock = clock
         if clock is not None:
             self.services.clock = clock
-        self.people = Known() if people is None else people
+        self.people = KnownUsers() if people is None else people
         given: dict[str, Any] = {"url": URL, "users": self.people, "resources": [OTHER], "scopes": [], **options}
         self.issuer = auth.issuer(**given)
         self.peer = "192.0.2.1" if given["url"].startswith("https:") else "127.0.0.1"
@@ -212,7 +212,7 @@ class Desks(Desk):
     """Several workers of one authorization server: each request goes to the next of them."""
 
     def __init__(self, stores: Sequence[Store], *, people: Any = None, **options: Any) -> None:
-        people = Known() if people is None else people
+        people = KnownUsers() if people is None else people
         super().__init__(stores[0], people=people, **options)
         self.workers = [self, *(Desk(store, people=people, **options) for store in stores[1:])]
         self._turns = cycle([each.paths for each in self.workers])

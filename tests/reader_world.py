@@ -23,12 +23,12 @@ from patience import WAIT
 from processes import ROOT, free_port, wait_for_port
 from scripts.docs import blocks
 
-WRITTEN = frozenset(("python", "ini", "js", "json", "yaml", "nginx"))
+FILE_LANGUAGES = frozenset(("python", "ini", "js", "json", "yaml", "nginx"))
 """The languages of blocks that one saves."""
 SERVERS = re.compile(r"(\w+=\S+ )*(millstream (run|dev) (?!.*--transport stdio)|uvicorn |python several_workers)")
 """Commands that go on until they are stopped."""
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
-BROUGHT = ("uvicorn", "pytest")
+PIP_SCRIPTS = ("uvicorn", "pytest")
 """Commands that pip would put beside ``millstream``."""
 
 
@@ -41,14 +41,14 @@ INITIALIZE = {
 """What a client says first to a server that it has started."""
 
 
-class Written(NamedTuple):
+class FileBlock(NamedTuple):
     """A block that goes into a file, behind what is there."""
 
     name: str
     body: str
 
 
-class Typed(NamedTuple):
+class TypedCommand(NamedTuple):
     """A command, what it prints where the page says so, and at a terminal, what is asked and what one answers."""
 
     command: str
@@ -56,13 +56,13 @@ class Typed(NamedTuple):
     answers: tuple[tuple[str, str], ...] = ()
 
 
-class Other(NamedTuple):
+class TextBlock(NamedTuple):
     """Text that is neither: the test says what becomes of it."""
 
     body: str
 
 
-Step = Written | Typed | Other
+Step = FileBlock | TypedCommand | TextBlock
 
 
 def steps(text: str) -> Iterator[Step]:
@@ -75,22 +75,22 @@ def steps(text: str) -> Iterator[Step]:
     for block in blocks(text):
         printed = block.body.strip("\n") if block.language in ("", "text") else None
         if last and (printed is None or printed.startswith("$ ")):
-            yield Typed(last.pop())
-        if block.language in WRITTEN:
-            yield Written(Path(block.source.partition("#")[0]).name.removesuffix(".example"), block.body)
+            yield TypedCommand(last.pop())
+        if block.language in FILE_LANGUAGES:
+            yield FileBlock(Path(block.source.partition("#")[0]).name.removesuffix(".example"), block.body)
         elif block.language == "sh":
             *before, end = block.body.splitlines()
-            yield from map(Typed, before)
+            yield from map(TypedCommand, before)
             last.append(end)
         elif printed is not None and printed.startswith("$ "):
             for each in printed.removeprefix("$ ").split("\n$ "):
-                yield Typed(*each.split("\n", 1))
+                yield TypedCommand(*each.split("\n", 1))
         elif printed is not None:
             if last and SERVERS.match(last[0]):
-                yield Typed(last.pop())
-            yield Typed(last.pop(), printed) if last else Other(printed)
+                yield TypedCommand(last.pop())
+            yield TypedCommand(last.pop(), printed) if last else TextBlock(printed)
     if last:
-        yield Typed(last.pop())
+        yield TypedCommand(last.pop())
 
 
 def install(home: Path) -> Path:
@@ -105,7 +105,7 @@ def install(home: Path) -> Path:
         subprocess.run([*uv, *arguments], check=True, timeout=WAIT, cwd=home)
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), "utf-8")
-    for name in BROUGHT:
+    for name in PIP_SCRIPTS:
         script = environment / "bin" / name
         script.write_text(f'#!/bin/sh\nexec "{environment}/bin/python" -m {name} "$@"\n')
         script.chmod(0o755)
@@ -140,25 +140,25 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def got(self, *packages: str) -> None:
+    def set_installed(self, *packages: str) -> None:
         """What pip installed: pytest has the plugins that the page says, and no others."""
         plugins = [f"{name.replace('-', '_')}.plugin" for name in packages if name.startswith("pytest-")]
         self.variables["PYTEST_PLUGINS"] = ",".join(plugins) or self.variables["PYTEST_PLUGINS"]
 
-    def here(self, text: str) -> str:
+    def localize(self, text: str) -> str:
         """A text of the page with the ports and places of this machine."""
         for name, place in self.places.items():
             text = text.replace(name, place)
         return re.sub(r"\b8000\b", str(self.port), text)
 
-    def write(self, step: Written) -> None:
+    def write(self, step: FileBlock) -> None:
         """Save a block."""
         with (self.folder / step.name).open("a", encoding="utf-8") as file:
-            file.write(f"{self.here(step.body)}\n\n")
+            file.write(f"{self.localize(step.body)}\n\n")
 
-    def type(self, step: Typed) -> None:
+    def type(self, step: TypedCommand) -> None:
         """Do what a line says, and compare what it prints."""
-        command = self.here(step.command)
+        command = self.localize(step.command)
         if command.startswith("export "):
             name = command.split()[1].partition("=")[0]
             self.variables[name] = self.run(f'{command}\nprintf %s "${name}"')
@@ -168,9 +168,9 @@ class Reader:
         elif SERVERS.match(command):
             self.start(command)
         elif step.answers:
-            self.talk(command, self.here(step.printed), step.answers)
+            self.run_at_terminal(command, self.localize(step.printed), step.answers)
         else:
-            self.see(command, self.here(step.printed))
+            self.check_output(command, self.localize(step.printed))
 
     def run(self, command: str, *, given: str = "") -> str:
         """A command that ends by itself, with a status of 0."""
@@ -201,7 +201,7 @@ class Reader:
         """Press Ctrl-C where the server runs."""
         self._running.close()
 
-    def see(self, command: str, wanted: str) -> None:
+    def check_output(self, command: str, wanted: str) -> None:
         """A command until it has printed what the page shows: some go on for ever. Others have to end well."""
         if not wanted:
             self.run(command)
@@ -221,7 +221,7 @@ class Reader:
         finally:
             _end(process)
 
-    def talk(self, command: str, wanted: str, answers: tuple[tuple[str, str], ...]) -> None:
+    def run_at_terminal(self, command: str, wanted: str, answers: tuple[tuple[str, str], ...]) -> None:
         """A command at a terminal. Each answer is typed once the text before it is there."""
         ours, theirs = pty.openpty()
         process = subprocess.Popen(

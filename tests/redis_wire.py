@@ -12,7 +12,7 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self.port = 0
-        self.to = port
+        self.target_port = port
         """Where new connections lead."""
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._silent = set[asyncio.StreamWriter]()
@@ -22,15 +22,15 @@ class Proxy:
         self._open = asyncio.Event()
         self._open.set()
         self._held: list[asyncio.Event] = []
-        self.deaf = False
+        self.drop_replies = False
         """Replies get lost."""
         self.delay = 0.0
         """Seconds by which each reply comes late."""
         self.split = False
         """Both ways, each byte travels by itself."""
-        self.left: int | None = None
+        self.reply_bytes_left: int | None = None
         """So many bytes of replies still pass, none of what follows."""
-        self.torn: int | None = None
+        self.command_bytes_left: int | None = None
         """So many bytes of commands still pass, then their connection is reset."""
 
     async def __aenter__(self) -> Self:
@@ -78,7 +78,7 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         cuts = self._cuts
         try:
-            theirs, ours = await asyncio.open_connection("127.0.0.1", self.to)
+            theirs, ours = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
             writer.close()
             return
@@ -117,18 +117,18 @@ class Proxy:
 
     def _tear(self, data: bytes) -> tuple[bytes, bool]:
         """What passes of a command, and whether its connection ends there."""
-        if self.torn is None or len(data) < self.torn:
+        if self.command_bytes_left is None or len(data) < self.command_bytes_left:
             return data, False
-        cut, self.torn = self.torn, None
+        cut, self.command_bytes_left = self.command_bytes_left, None
         return data[:cut], True
 
     def _keep(self, data: bytes) -> bytes:
         """What passes of a reply."""
-        if self.deaf:
+        if self.drop_replies:
             return b""
-        if self.left is not None:
-            data = data[: self.left]
-            self.left -= len(data)
+        if self.reply_bytes_left is not None:
+            data = data[: self.reply_bytes_left]
+            self.reply_bytes_left -= len(data)
         return data
 
     def _reset(self, side: asyncio.StreamWriter) -> None:

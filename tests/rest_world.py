@@ -52,12 +52,12 @@ class Answer:
 def world() -> Server:
     """A fresh server."""
     mcp = Server("world", version="2.1", instructions="Try them all.")
-    natural(mcp)
-    unusual(mcp)
+    add_typed_tools(mcp)
+    add_unusual_tools(mcp)
     return mcp
 
 
-def natural(mcp: Server) -> None:
+def add_typed_tools(mcp: Server) -> None:
     """Tools that take and give values of every kind."""
 
     @mcp.tool
@@ -95,7 +95,7 @@ def natural(mcp: Server) -> None:
         return ToolResult(structured=value)
 
 
-def unusual(mcp: Server) -> None:
+def add_unusual_tools(mcp: Server) -> None:
     """Tools that refuse, ask, or use more of MCP than REST has."""
 
     @mcp.tool(input_schema=PARCEL)
@@ -137,7 +137,7 @@ def unusual(mcp: Server) -> None:
         raise AssertionError("a client without sampling never gets here")
 
 
-def broken(mcp: Server) -> None:
+def add_failing_tools(mcp: Server) -> None:
     """Tools whose own failure is the subject."""
 
     @mcp.tool
@@ -157,7 +157,7 @@ def broken(mcp: Server) -> None:
         raise ProtocolError(INVALID_PARAMS, "Not these arguments together")
 
 
-def table(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
+def make_find_route(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
     """The route table of an application that serves REST and pages only."""
     fixed: dict[tuple[str, str], Handler] = {
         ("POST", "/mcp/tools/list"): rest.list_tools,
@@ -191,7 +191,7 @@ class RestApp:
         if self._adapter is None:
             runtime = await self.server.start(supervised=True)
             policy = HostPolicy((), (), loopback_bind=True)
-            find = table(RestRoutes(runtime.dispatcher))
+            find = make_find_route(RestRoutes(runtime.dispatcher))
             self._adapter = AsgiAdapter(find, limits=HttpLimits.of(self.server.settings), policy=policy)
         await self._adapter(scope, receive, send)
 

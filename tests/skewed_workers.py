@@ -18,7 +18,7 @@ from processes import SharedServer, run_command
 from redis_parts import RedisServer
 from wire import request
 
-APART = (90, -90)
+CLOCK_OFFSETS = (90, -90)
 """Seconds by which the workers' clocks are ahead of their store's, in turns."""
 PROGRAM = """
 import asyncio, os, time
@@ -102,7 +102,7 @@ for number in range(4):
 """
 
 
-class Four:
+class SkewedWorkers:
     """A server with four workers, and its clocks."""
 
     def __init__(self, kind: str, folder: Path) -> None:
@@ -117,7 +117,7 @@ class Four:
     def _command(self, port: int) -> list[str]:
         clocks = Clocks(self.folder, str(port))
         clocks.environment["MILLSTREAM_DRAIN_TIMEOUT"] = "1"  # calls that never end have no part in the stop
-        clocks.set(0, APART)
+        clocks.set(0, CLOCK_OFFSETS)
         self._clocks = [clocks]
         if self._redis is not None:
             self._redis.close()
@@ -135,7 +135,7 @@ class Four:
     def jump(self, seconds: int) -> None:
         """Move every clock: the workers' stay as far from each other as they are."""
         for clocks in self._clocks:
-            clocks.set(seconds, [each + seconds for each in APART])
+            clocks.set(seconds, [each + seconds for each in CLOCK_OFFSETS])
 
     def close(self) -> None:
         self._shared.close()
@@ -185,7 +185,7 @@ class PinnedHttp(LaneHttp):
         return await super().fetch(method, path, given, body)
 
 
-class Seat(Worker):
+class PinnedWorker(Worker):
     """One worker."""
 
     def __init__(self, port: int, pid: int) -> None:
@@ -197,7 +197,7 @@ class Seat(Worker):
         os.kill(self.pid, signal.SIGKILL)
 
 
-async def living(port: int) -> list[Seat]:
+async def find_workers(port: int) -> list[PinnedWorker]:
     """The workers of a port. Those that stood still may just be replaced, all four of them."""
     found: dict[int, float] = {}
     running = http_peer.RunningServer(ServerState(), port)
@@ -213,4 +213,4 @@ async def living(port: int) -> list[Seat]:
             peer.close()
     behind, second, third, ahead = sorted(found, key=found.__getitem__)
     assert found[ahead] - found[behind] > 150
-    return [Seat(port, pid) for pid in (ahead, behind, third, second)]
+    return [PinnedWorker(port, pid) for pid in (ahead, behind, third, second)]

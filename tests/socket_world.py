@@ -206,7 +206,7 @@ class RawSocket:
         assert opcode == TEXT, (opcode, payload)
         return json.loads(payload)
 
-    async def closing(self) -> tuple[int, str]:
+    async def wait_for_close(self) -> tuple[int, str]:
         """Code and reason of the close frame, whatever comes before it; 1005 without a code, 1006 without a frame."""
         try:
             while True:
@@ -233,23 +233,23 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
     return head + key + payload
 
 
-async def tell(socket: ClientConnection, message: Any) -> None:
+async def send_json(socket: ClientConnection, message: Any) -> None:
     """Send one message."""
     await socket.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
 
-async def hear(socket: ClientConnection) -> Any:
+async def recv_json(socket: ClientConnection) -> Any:
     """The next message."""
     return json.loads(await asyncio.wait_for(socket.recv(), WAIT))
 
 
 async def ask(socket: ClientConnection, message: Any) -> Any:
     """Send one message and take the next one."""
-    await tell(socket, message)
-    return await hear(socket)
+    await send_json(socket, message)
+    return await recv_json(socket)
 
 
-async def end_of(socket: ClientConnection) -> tuple[int | None, str | None]:
+async def wait_for_close(socket: ClientConnection) -> tuple[int | None, str | None]:
     """Wait for the close frame: code and reason."""
     try:
         async with asyncio.timeout(WAIT):

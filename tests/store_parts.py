@@ -201,7 +201,7 @@ def data_of(entries: Any) -> list[bytes]:
     return [entry.data for entry in entries]
 
 
-class Heard:
+class MessageRecorder:
     """A receiver of messages or entries that can be waited for."""
 
     def __init__(self) -> None:
@@ -221,7 +221,7 @@ class Heard:
         return self.items
 
 
-class Ear(Heard):
+class TailReader(MessageRecorder):
     """A reader that follows a stream from its beginning."""
 
     def __init__(self, store: Store, stream: str) -> None:
@@ -229,7 +229,7 @@ class Ear(Heard):
         self._tail = Tail(store.log, stream, None, self._take, void)
         self._task = asyncio.create_task(self._tail.run())
 
-    async def ready(self) -> "Ear":
+    async def ready(self) -> "TailReader":
         """Return when nothing that is appended later can be missed."""
         await self._tail.catch_up()
         return self
@@ -261,11 +261,11 @@ class Follower:
 
     def __init__(self, store: Store, stream: str) -> None:
         self.taken: list[Entry] = []
-        self.told: list[Gap] = []
+        self.gaps: list[Gap] = []
         self._task = asyncio.create_task(self._run(store, stream))
 
     async def _run(self, store: Store, stream: str) -> None:
-        tail = Tail(store.log, stream, None, self.taken.extend, self.told.append)
+        tail = Tail(store.log, stream, None, self.taken.extend, self.gaps.append)
         try:
             await tail.catch_up()
             await tail.run()

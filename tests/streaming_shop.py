@@ -3,12 +3,12 @@
 import asyncio
 
 from bad_input.shop import make_shop
-from fleet import Reading, Worker
+from fleet import EventStream, Worker
 from millstream import Context, Server
 from wire import request
 
 
-def make_talking(**settings: int) -> Server:
+def make_streaming_shop(**settings: int) -> Server:
     """A shop with a tool that says a word whenever it may, and resources to subscribe to."""
     mcp = make_shop(**settings)
     mcp.go = asyncio.Semaphore(0)  # type: ignore[attr-defined]
@@ -30,8 +30,8 @@ def make_talking(**settings: int) -> Server:
     return mcp
 
 
-async def talk(worker: Worker, headers: dict[str, str]) -> Reading:
+async def start_talking(worker: Worker, headers: dict[str, str]) -> EventStream:
     """A call whose first word has come."""
-    stream = Reading(await worker.post(request("tools/call", {"name": "talks", "arguments": {}}, 5), headers))
+    stream = EventStream(await worker.post(request("tools/call", {"name": "talks", "arguments": {}}, 5), headers))
     await stream.until(1)
     return stream

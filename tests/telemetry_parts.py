@@ -15,7 +15,7 @@ from millstream._telemetry.spans import Spans
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def a_call(**given: Any) -> Call:
+def make_call(**given: Any) -> Call:
     """A call with the given parts; `outcome` and `incident` are those of its failure."""
     outcome, incident = given.pop("outcome", ""), given.pop("incident", "")
     if outcome:
@@ -24,7 +24,7 @@ def a_call(**given: Any) -> Call:
     return Call(**{"revision": NEWEST, "id": 1, "method": "ping", "client": client, "transport": "http", **given})
 
 
-def recording() -> tuple[Tracer, InMemorySpanExporter]:
+def make_tracer() -> tuple[Tracer, InMemorySpanExporter]:
     """Tracing whose finished spans can be read."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)

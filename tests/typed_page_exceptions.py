@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from reader_world import Typed
+from reader_world import TypedCommand
 from scripts.docs import region
 
 LEFT_OUT = {
@@ -47,7 +47,7 @@ class Page(NamedTuple):
     """What the page calls something -> what it's called here; ``…`` for anything in what a command prints."""
     answers: Mapping[str, tuple[tuple[str, str], ...]] = {}
     """The beginning of a command at a terminal -> what it asks, and what is typed."""
-    also: Mapping[str, tuple[Typed, ...]] = {}
+    also: Mapping[str, tuple[TypedCommand, ...]] = {}
     """The beginning of a command, or "" for the end of the page -> typed then, to see that the page is true."""
     untyped: Mapping[str, str] = {}
     """Files that no command of the page uses, and the beginnings of texts that aren't commands -> what of them."""
@@ -59,9 +59,9 @@ def tool(name: str, arguments: str = "{}", *, more: str = "", path: str = "/mcp"
     return f"curl -s {more}http://127.0.0.1:8000{path} -H content-type:application/json -d '{body}'"
 
 
-def imports(name: str) -> Typed:
+def imports(name: str) -> TypedCommand:
     """Python reads the file to its end."""
-    return Typed(f"python -c 'import {name}'")
+    return TypedCommand(f"python -c 'import {name}'")
 
 
 SHOP = {"shop.py": "examples/bookshop.py"}
@@ -82,10 +82,10 @@ PAGES = {
     "docs/tutorial.md": Page(
         also={
             "millstream dev bookshop.py": (
-                Typed("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),
+                TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),
             ),
             "millstream run bookshop.py --auth-key": (
-                Typed(tool("search", '{"words":"Tolkien"}', more="-w ' %{http_code}' "), "… 401"),
+                TypedCommand(tool("search", '{"words":"Tolkien"}', more="-w ' %{http_code}' "), "… 401"),
             ),
         },
     ),
@@ -98,8 +98,8 @@ PAGES = {
     "docs/how-to/accept-tokens.md": Page(
         also={
             "": (
-                Typed("millstream run tokens.py"),
-                Typed(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),
+                TypedCommand("millstream run tokens.py"),
+                TypedCommand(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),
             )
         },
     ),
@@ -111,10 +111,10 @@ PAGES = {
                 ("speed [standard]: ", "express"),
             )
         },
-        also={"": (Typed("millstream list parcels.py", "…\ntool	write_card	…"),)},
+        also={"": (TypedCommand("millstream list parcels.py", "…\ntool	write_card	…"),)},
     ),
     "docs/how-to/run-long-work-as-tasks.md": Page(
-        also={"": (Typed("millstream list reports.py", "…\ntool	publish	…"),)},
+        also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
     "docs/how-to/behind-nginx.md": Page(
         untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
@@ -151,8 +151,8 @@ PAGES = {
         },
         also={
             "": (
-                Typed(tool("announce", '{"text":"x"}'), "…0 heard it.…"),
-                Typed(tool("order", '{"isbn":"1"}'), "…ordered…"),
+                TypedCommand(tool("announce", '{"text":"x"}'), "…0 heard it.…"),
+                TypedCommand(tool("order", '{"isbn":"1"}'), "…ordered…"),
             )
         },
     ),
@@ -175,31 +175,31 @@ PAGES = {
     "docs/how-to/dependencies.md": Page(),
     "docs/how-to/develop.md": Page(
         files=SHOP,
-        also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
+        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_dev_reload.py reads these lines at one."},
     ),
     "docs/how-to/inspect-a-server.md": Page(
-        also={"": (Typed("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),)},
+        also={"": (TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),)},
     ),
     "docs/how-to/install-in-applications.md": Page(
         files={"shop.env": "SHOP_KEY=other\n"},
         also={
-            "millstream install bookshop.py --client cursor --yes": (Typed("grep -q books .cursor/mcp.json"),),
-            "millstream install bookshop.py --client vscode --project": (Typed("test ! -e .vscode"),),
+            "millstream install bookshop.py --client cursor --yes": (TypedCommand("grep -q books .cursor/mcp.json"),),
+            "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
         },
     ),
     "docs/how-to/keep-an-audit-log.md": Page(
         files={**SHOP, "log/.keep": ""},
         places={"/var/log/shop": "log", "1042": "…", "5f0c": "…"},
-        also={"MILLSTREAM_AUDIT_LOG": (Typed(tool("search", '{"words":"Tolkien"}')),)},
+        also={"MILLSTREAM_AUDIT_LOG": (TypedCommand(tool("search", '{"words":"Tolkien"}')),)},
     ),
     "docs/how-to/limit-callers.md": Page(
         also={
             "": (
-                Typed("millstream run limits.py"),
-                Typed(tool("crawl", '{"url":"x"}')),
-                Typed(tool("crawl", '{"url":"x"}')),
-                Typed(tool("crawl", '{"url":"x"}', more="-w ' %{http_code}' "), "… 429"),
+                TypedCommand("millstream run limits.py"),
+                TypedCommand(tool("crawl", '{"url":"x"}')),
+                TypedCommand(tool("crawl", '{"url":"x"}')),
+                TypedCommand(tool("crawl", '{"url":"x"}', more="-w ' %{http_code}' "), "… 429"),
             )
         },
     ),
@@ -208,7 +208,7 @@ PAGES = {
         untyped={"rooms.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node."},
     ),
     "docs/how-to/middleware.md": Page(
-        also={"": (Typed("uvicorn zipped:app"), Typed("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
+        also={"": (TypedCommand("uvicorn zipped:app"), TypedCommand("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
     ),
     "docs/how-to/let-an-identity-provider-decide.md": Page(
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
@@ -228,33 +228,37 @@ PAGES = {
         },
     ),
     "docs/how-to/write-an-extension.md": Page(
-        also={"": (Typed("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
+        also={"": (TypedCommand("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
         untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},
     ),
     "docs/how-to/protect-with-keys.md": Page(
         places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error
         untyped={"archive.py": EXCERPT},
-        also={"": (Typed("unset MCP_SERVER_AUTH_KEY; " + tool("read", '{"name":"x"}'), '{"status":401…'),)},
+        also={"": (TypedCommand("unset MCP_SERVER_AUTH_KEY; " + tool("read", '{"name":"x"}'), '{"status":401…'),)},
     ),
     "docs/how-to/run-an-authorization-server.md": Page(
         answers={
             "millstream users add": (("Password:", "mellon-mellon"), ("Repeat for confirmation:", "mellon-mellon"))
         },
         untyped={"sign_in.py": EXCERPT},
-        also={"": (Typed("curl -sf http://127.0.0.1:8000/.well-known/oauth-authorization-server", '{"issuer":…'),)},
+        also={
+            "": (TypedCommand("curl -sf http://127.0.0.1:8000/.well-known/oauth-authorization-server", '{"issuer":…'),)
+        },
     ),
-    "docs/how-to/run-under-uvicorn.md": Page(also={"": (Typed(tool("greet"), "…Hello, world!…"),)}),
+    "docs/how-to/run-under-uvicorn.md": Page(also={"": (TypedCommand(tool("greet"), "…Hello, world!…"),)}),
     "docs/how-to/serve-https.md": Page(
         needs="certificate",
         files=SHOP,
         places={"/etc/ssl/shop": "tls"},
-        also={"millstream run": (Typed("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),)},
+        also={
+            "millstream run": (TypedCommand("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),)
+        },
         untyped={"mcp.example.com {": "There is no Caddy here."},
     ),
     "docs/how-to/several-workers.md": Page(
         also={
-            "millstream run examples/hub.py": (Typed(tool("greet"), "…Hello, world!…"),),
-            "": (Typed("python several_workers.py"), Typed(tool("answered_by"), '…"text":"…')),
+            "millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),),
+            "": (TypedCommand("python several_workers.py"), TypedCommand(tool("answered_by"), '…"text":"…')),
         },
     ),
     "docs/how-to/sign-in-with-google.md": Page(
@@ -263,17 +267,17 @@ PAGES = {
             "google.py": EXCERPT,
             "several_ways.py": "The page leaves out the imports; tests/auth runs the example.",
         },
-        also={"": (Typed(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
+        also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
     "docs/how-to/stream-to-a-client.md": Page(untyped={"hub.py": EXCERPT}),
     "docs/how-to/use-nats.md": Page(
         needs="nats",
-        also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
+        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings."},
     ),
     "docs/how-to/use-redis.md": Page(
         needs="redis",
-        also={"": (Typed(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
+        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
     ),
     "docs/how-to/watch-with-prometheus.md": Page(

@@ -91,7 +91,7 @@ async def until_async(told: Callable[[], bool], what: str = "") -> None:
         await asyncio.sleep(0.02)
 
 
-class Served:
+class Program:
     """A program with workers, and what it has written."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -109,7 +109,7 @@ class Served:
         """Its log, line by line."""
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
-    def said(self, text: str) -> int:
+    def count_lines(self, text: str) -> int:
         """How many lines have this in their message."""
         return sum(text in record["message"] for record in self.records)
 
@@ -118,15 +118,15 @@ class Served:
         """The workers, as told at the start or after the last restart."""
         return list(next(record["workers"] for record in self.records if "workers" in record))
 
-    def wait_until_said(self, text: str, times: int = 1) -> None:
+    def wait_for_line(self, text: str, times: int = 1) -> None:
         """Wait for a message."""
-        until(lambda: self.said(text) >= times or self.process.poll() is not None, f"{text!r} in {self.log}")
-        assert self.said(text) >= times, self.log
+        until(lambda: self.count_lines(text) >= times or self.process.poll() is not None, f"{text!r} in {self.log}")
+        assert self.count_lines(text) >= times, self.log
 
     def ended_at_once(self) -> bool:
         """Wait until it serves; True if it has ended instead."""
-        until(lambda: bool(self.said("is serving on")) or self.process.poll() is not None, self.log)
-        return not self.said("is serving on")
+        until(lambda: bool(self.count_lines("is serving on")) or self.process.poll() is not None, self.log)
+        return not self.count_lines("is serving on")
 
     def children(self) -> list[int]:
         """The processes that the parent has now."""
@@ -135,34 +135,34 @@ class Served:
 
 
 @contextmanager
-def started(command: list[str], port: int, log: Path, *, ready: bool = True, **options: Any) -> Iterator[Served]:
+def start_program(command: list[str], port: int, log: Path, *, ready: bool = True, **options: Any) -> Iterator[Program]:
     """Start a program; wait until all its workers are ready."""
     assert RunState.may_serve, "A test that starts a server carries the mark `server`."
     options = {"stdin": subprocess.DEVNULL, **options}
 
-    def start() -> Served:
+    def start() -> Program:
         with log.open("wb") as sink:
             process = subprocess.Popen(kill_with_parent(command), stdout=sink, stderr=sink, **options)
-        return Served(process, port, log)
+        return Program(process, port, log)
 
     served = start()
     while ready and served.ended_at_once() and redis_timed_out(log):
         served = start()
     with terminate_after(served.process):
         if ready:
-            served.wait_until_said("is serving on")
+            served.wait_for_line("is serving on")
         yield served
 
 
 @contextmanager
-def workers(folder: Path, count: int, *options: str, program: str = PROGRAM, **more: Any) -> Iterator[Served]:
+def run_workers(folder: Path, count: int, *options: str, program: str = PROGRAM, **more: Any) -> Iterator[Program]:
     """`millstream run shop.py --workers COUNT`."""
     file = folder / "shop.py"
     if not file.exists():
         file.write_text(program)
     port = free_port()
     command = run_command(str(file), port, "--workers", str(count), *options)
-    with started(command, port, folder / "log", **more) as served:
+    with start_program(command, port, folder / "log", **more) as served:
         yield served
 
 
@@ -305,7 +305,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
     os.kill(pid, number)
 
 
-async def refused(port: int) -> None:
+async def wait_until_refused(port: int) -> None:
     """Wait until nobody listens any more."""
     while True:
         try:

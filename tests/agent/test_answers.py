@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent.shop import make
-from agent_world import ScriptedModel, calls, hangs, heard, model, of, repeats, says
+from agent_world import ScriptedModel, calls, collect, hangs, model, of, repeats, says
 from cases import for_each
 from millstream.agent import (
     Agent,
@@ -34,7 +34,7 @@ async def returned(wanted: tuple[str, str], **more: Any) -> tuple[ToolEnd, Scrip
     """What comes of one call."""
     with ScriptedModel(calls(wanted), says("So.")) as api:
         async with Agent(model(api), [make()], **more) as agent:
-            events = await heard(agent.say("Do it"))
+            events = await collect(agent.say("Do it"))
     [result] = of(ToolEnd, events)
     assert events[-1] == AnswerEnd("done", 2, 20)
     return result, api
@@ -43,12 +43,12 @@ async def returned(wanted: tuple[str, str], **more: Any) -> tuple[ToolEnd, Scrip
 async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
     with ScriptedModel(says("Good morning.")) as api:
         async with Agent(model(api), [make()], system="Be brief.") as agent:
-            events = await heard(agent.say("Hello"))
+            events = await collect(agent.say("Hello"))
     assert len(of(Delta, events)) == 3
     assert "".join(each.text for each in of(Delta, events)) == "Good morning."
     assert of(AssistantMessage, events) == [AssistantMessage("Good morning.")]
     assert events[-1] == AnswerEnd("done", 1, 10)
-    [asked] = api.asked
+    [asked] = api.requests
     assert (asked.path, asked.body["model"]) == ("/v1/chat/completions", "test-model")
     system, user = asked.body["messages"]
     assert system["content"] == "Be brief.\n\nHow to use the tools of shop: Sell books."
@@ -58,15 +58,15 @@ async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
 async def test_model_calls_a_tool_and_receives_its_result() -> None:
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), repeats("It costs "), says("Bye")) as api:
         async with Agent(model(api), [make()]) as agent:
-            events = await heard(agent.say("How much?"))
-            await heard(agent.say("Thanks"))
+            events = await collect(agent.say("How much?"))
+            await collect(agent.say("Thanks"))
     assert of(ToolStart, events)[0].arguments == {"isbn": "9780"}
     assert of(AssistantMessage, events) == [AssistantMessage("It costs 4")]
     assert [each.round for each in of(RoundStart, events)] == [1, 2]
-    assert [message["role"] for message in api.asked[2].body["messages"]] == [
+    assert [message["role"] for message in api.requests[2].body["messages"]] == [
         "system", "user", "assistant", "tool", "assistant", "user"
     ]  # fmt: skip
-    spec = next(tool for tool in api.asked[0].body["tools"] if tool["function"]["name"] == "price")
+    spec = next(tool for tool in api.requests[0].body["tools"] if tool["function"]["name"] == "price")
     assert spec["function"]["description"] == "The price of a book."
     assert spec["function"]["parameters"]["required"] == ["isbn"]
 
@@ -82,11 +82,11 @@ async def test_calls_of_a_round_run_concurrently() -> None:
         calls(("burn", '{"isbn": "1"}'), ("unmarked", ""), ("price", '{"isbn": ""}')), says("ok")
     ) as api:
         async with Agent(model(api), [make()], approve=approve) as agent:
-            events = await heard(agent.say("Clean up"))
+            events = await collect(agent.say("Clean up"))
     assert asked == ["burn", "unmarked"]
     outcomes = {each.tool: each.outcome for each in of(ToolEnd, events)}
     assert outcomes == {"burn": "done", "unmarked": "refused", "price": "done"}
-    results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
+    results = [message["content"] for message in api.requests[1].body["messages"] if message["role"] == "tool"]
     assert results[0] == "1 is gone"
     assert results[1].startswith("The user didn't allow")
 
@@ -120,15 +120,15 @@ async def test_malformed_arguments_are_reported_to_the_model(arguments: str, wor
     result, api = await returned(("price", arguments))
     assert result.outcome == "invalid"
     assert words in result.text
-    assert api.asked[1].last["content"] == result.text
-    assert api.asked[1].body["messages"][-2]["tool_calls"][0]["function"]["arguments"] == "{}"
+    assert api.requests[1].last["content"] == result.text
+    assert api.requests[1].body["messages"][-2]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
 async def test_unknown_tools_are_reported_to_the_model() -> None:
     result, api = await returned(("shop/prices now", "{}"))
     assert result.outcome == "invalid"
     assert "price, burn" in result.text
-    assert api.asked[1].body["messages"][-2]["tool_calls"][0]["function"]["name"] == "shop_prices_now"
+    assert api.requests[1].body["messages"][-2]["tool_calls"][0]["function"]["name"] == "shop_prices_now"
 
 
 async def test_tool_errors_are_reported_to_the_model() -> None:
@@ -145,7 +145,7 @@ async def test_content_of_every_kind_reaches_the_model() -> None:
         "words", "[resource book://1 (one): the first]", "[resource note://1]", "a note", "[resource zip://1]",
         "[x/zip, 2 bytes]",
     ]  # fmt: skip
-    parts = api.asked[1].last["content"]
+    parts = api.requests[1].last["content"]
     assert [part["type"] for part in parts] == ["text", "image_url", "input_audio"]
     assert parts[1]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
     assert parts[2]["input_audio"] == {"data": "UklGRg==", "format": "wav"}
@@ -160,7 +160,7 @@ async def test_long_results_are_truncated_with_a_notice() -> None:
 async def test_progress_arrives_while_a_tool_runs() -> None:
     with ScriptedModel(calls(("count", "")), says("So.")) as api:
         async with Agent(model(api), [make()]) as agent:
-            events = await heard(agent.say("Count"))
+            events = await collect(agent.say("Count"))
     [step] = of(ToolProgress, events)
     assert (step.value, step.total, step.message) == (1, 2, "half")
     assert events.index(of(ToolStart, events)[0]) < events.index(step) < events.index(of(ToolEnd, events)[0])
@@ -187,11 +187,11 @@ async def test_sampling_requires_approval() -> None:
 
     with ScriptedModel(calls(("review", "{}")), says("Splendid."), repeats("They say: ")) as api:
         async with Agent(model(api), [make()], approve=approve) as agent:
-            events = await heard(agent.say("Review it"))
+            events = await collect(agent.say("Review it"))
     assert [(each.kind, each.server, each.text) for each in requests] == [("sampling", "shop", "Review it.")]
     assert of(SamplingResult, events) == [SamplingResult("shop", "Splendid.")]
     assert of(AssistantMessage, events) == [AssistantMessage("They say: Splendid.")]
-    sampled = api.asked[1].body
+    sampled = api.requests[1].body
     assert (sampled["messages"], sampled["max_tokens"]) == ([{"role": "user", "content": "Review it."}], 10)
 
 
@@ -210,9 +210,9 @@ async def test_tools_of_several_servers_are_separated() -> None:
     wanted = calls(("north__price", '{"isbn": "12"}'), ("south__price", '{"isbn": "1"}'))
     with ScriptedModel(wanted, says("So.")) as api:
         async with Agent(model(api), {"north": make(), "south": make()}) as agent:
-            events = await heard(agent.say("Compare"))
+            events = await collect(agent.say("Compare"))
     assert {(each.server, each.text) for each in of(ToolEnd, events)} == {("north", "2"), ("south", "1")}
-    names = api.asked[0].tools
+    names = api.requests[0].tools
     assert len(names) == len(set(names)) == 22
 
 
@@ -234,29 +234,29 @@ async def test_round_limit_ends_the_answer_but_not_the_conversation() -> None:
     script = [calls(("count", "")) for _ in range(3)]
     with ScriptedModel(*script, says("Enough.")) as api:
         async with Agent(model(api), [make()], limits=Limits(max_rounds=3)) as agent:
-            assert (await heard(agent.say("Count")))[-1] == AnswerEnd("rounds", 3, 30)
-            assert (await heard(agent.say("Stop")))[-1] == AnswerEnd("done", 1, 10)
+            assert (await collect(agent.say("Count")))[-1] == AnswerEnd("rounds", 3, 30)
+            assert (await collect(agent.say("Stop")))[-1] == AnswerEnd("done", 1, 10)
 
 
 async def test_token_limit_ends_the_answer() -> None:
     with ScriptedModel(calls(("count", ""), tokens=60), calls(("count", ""), tokens=60)) as api:
         async with Agent(model(api), [make()], limits=Limits(max_tokens=100)) as agent:
-            assert (await heard(agent.say("Count")))[-1] == AnswerEnd("tokens", 2, 120)
+            assert (await collect(agent.say("Count")))[-1] == AnswerEnd("tokens", 2, 120)
 
 
 async def test_truncated_and_filtered_replies_are_marked() -> None:
     with ScriptedModel(says("Long", stop="length"), says("Bad", stop="content_filter")) as api:
         async with Agent(model(api)) as agent:
-            assert (await heard(agent.say("Tell")))[-1] == AnswerEnd("length", 1, 10)
-            assert (await heard(agent.say("Tell")))[-1] == AnswerEnd("filtered", 1, 10)
+            assert (await collect(agent.say("Tell")))[-1] == AnswerEnd("length", 1, 10)
+            assert (await collect(agent.say("Tell")))[-1] == AnswerEnd("filtered", 1, 10)
 
 
 async def test_resources_named_in_a_question_are_attached() -> None:
     with ScriptedModel(says("Nice."), says("Fine.")) as api:
         async with Agent(model(api), [make()]) as agent:
-            events = await heard(agent.say("Read @shop:book://7, me@shop:x:y and @other:book://7."))
-            await heard(agent.say("More"))
-    parts = api.asked[0].last["content"]
+            events = await collect(agent.say("Read @shop:book://7, me@shop:x:y and @other:book://7."))
+            await collect(agent.say("More"))
+    parts = api.requests[0].last["content"]
     assert [part["text"] for part in parts[1:]] == ["Content of book://7:\nBook 7"]
     assert events[0].context == ("@shop:book://7",)  # type: ignore[union-attr]
 
@@ -265,26 +265,26 @@ async def test_unreadable_resources_stop_the_question() -> None:
     with ScriptedModel(says("Yes.")) as api:
         async with Agent(model(api), [make()]) as agent:
             with pytest.raises(ContextError, match="shop can't provide nothing://7"):
-                await heard(agent.say("Read @shop:nothing://7"))
-            assert (api.asked, agent.messages) == ([], [])
+                await collect(agent.say("Read @shop:nothing://7"))
+            assert (api.requests, agent.messages) == ([], [])
             await agent.read("shop", "book://9")
-            await heard(agent.say("And now?"))
-    assert [part["text"] for part in api.asked[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
+            await collect(agent.say("And now?"))
+    assert [part["text"] for part in api.requests[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
 
 
 async def test_prompts_can_be_used_as_questions() -> None:
     with ScriptedModel(says("Great book!"), says("Again!")) as api:
         async with Agent(model(api), [make()]) as agent:
-            events = await heard(agent.prompt("pitch", {"title": "Emma"}))
+            events = await collect(agent.prompt("pitch", {"title": "Emma"}))
             await agent.read("shop", "book://9")
-            await heard(agent.prompt("shop:pitch", {"title": "Emma", "tone": "dry"}))
+            await collect(agent.prompt("shop:pitch", {"title": "Emma", "tone": "dry"}))
             assert events[0].context == ("/prompt shop:pitch",)  # type: ignore[union-attr]
             with pytest.raises(ContextError, match="needs title"):
-                await heard(agent.prompt("pitch"))
+                await collect(agent.prompt("pitch"))
             with pytest.raises(ContextError, match="The prompts are: pitch"):
-                await heard(agent.prompt("nothing"))
-    assert api.asked[0].last == {"role": "user", "content": "Praise Emma, warm."}
-    parts = [part["text"] for part in api.asked[1].last["content"]]
+                await collect(agent.prompt("nothing"))
+    assert api.requests[0].last == {"role": "user", "content": "Praise Emma, warm."}
+    parts = [part["text"] for part in api.requests[1].last["content"]]
     assert parts == ["Praise Emma, dry.", "Content of book://9:\nBook 9"]
 
 
@@ -295,8 +295,8 @@ async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
                 async for each in agent.say("Wait"):
                     if isinstance(each, ToolEnd):
                         break
-            assert (await heard(agent.say("Never mind")))[-1] == AnswerEnd("done", 1, 10)
-    results = [message["content"] for message in api.asked[1].body["messages"] if message["role"] == "tool"]
+            assert (await collect(agent.say("Never mind")))[-1] == AnswerEnd("done", 1, 10)
+    results = [message["content"] for message in api.requests[1].body["messages"] if message["role"] == "tool"]
     assert results == ["The user stopped this call. It may have taken effect, fully or partly.", "0"]
 
 
@@ -317,8 +317,8 @@ async def test_text_before_a_stop_is_kept() -> None:
             await asyncio.wait_for(seen.wait(), WAIT)
             reading.cancel()
             await asyncio.wait([reading])
-            await heard(agent.say("Go on"))
-    said = [message["content"] for message in api.asked[2].body["messages"]]
+            await collect(agent.say("Go on"))
+    said = [message["content"] for message in api.requests[2].body["messages"]]
     assert said == ["A story", "Once upon", "Another", "Twice upon", "Go on"]
 
 
@@ -328,14 +328,14 @@ async def test_only_one_answer_runs_at_a_time() -> None:
             first = agent.say("One")
             await anext(first)
             with pytest.raises(AgentError, match="still answering"):
-                await heard(agent.say("Two"))
-            await heard(first)
+                await collect(agent.say("Two"))
+            await collect(first)
 
 
 async def test_transcript_is_json_lines(tmp_path: Any) -> None:
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), says("Four.")) as api:
         async with Agent(model(api), [make()]) as agent:
-            await heard(agent.say("How much?"))
+            await collect(agent.say("How much?"))
             path = tmp_path / "talk.jsonl"
             count = agent.transcript.save(path)
             assert agent.transcript.save(path) == count

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_world import BUSY_FOR_GOOD, KEY, ScriptedModel, Step, calls, hangs, repeats, says
+from agent_world import KEY, RATE_LIMITED, ScriptedModel, Step, calls, hangs, repeats, says
 from command_line import CliRunner
 from millstream._cli.program import program
 from patience import WAIT
@@ -31,7 +31,7 @@ class Done:
     """What a command printed, its status, and what the model was asked."""
 
     def __init__(self, out: str, err: str, status: int, api: ScriptedModel) -> None:
-        self.out, self.err, self.status, self.asked = out, err, status, api.asked
+        self.out, self.err, self.status, self.asked = out, err, status, api.requests
         assert "Traceback" not in self.err, self.err
 
 
@@ -176,7 +176,7 @@ def test_failures_are_one_sentence_and_a_status(
 
 
 def test_errors_can_be_printed_as_json(tmp_path: Path) -> None:
-    done = chat(SHOP, "-m", "Hello", "--json", folder=tmp_path, script=(BUSY_FOR_GOOD,))
+    done = chat(SHOP, "-m", "Hello", "--json", folder=tmp_path, script=(RATE_LIMITED,))
     assert json.loads(done.out.splitlines()[-1])["type"] == "failed"
     assert done.status == 1
 

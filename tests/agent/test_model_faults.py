@@ -11,9 +11,9 @@ from agent_world import (
     Step,
     breaks_off,
     calls,
+    collect,
     delta,
     event,
-    heard,
     model,
     of,
     refuses,
@@ -51,7 +51,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def answered(*script: Step, **more: Any) -> tuple[list[Any], ScriptedModel]:
     with ScriptedModel(*script) as api:
         async with Agent(model(api), [make()], **more) as agent:
-            return await heard(agent.say("Hello")), api
+            return await collect(agent.say("Hello")), api
 
 
 async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
@@ -59,7 +59,7 @@ async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
     with ScriptedModel(*script) as api:
         async with Agent(model(api, key=key), [make()], **more) as agent:
             with pytest.raises(ModelError) as caught:
-                await heard(agent.say("Hello"))
+                await collect(agent.say("Hello"))
             assert agent.messages == []
             return caught.value
 
@@ -71,7 +71,7 @@ async def test_rate_limits_are_waited_out_and_reported() -> None:
     assert (second.seconds, second.attempt) == (0.001, 2)
     assert "429: Slow down" in first.reason
     assert of(AssistantMessage, events) == [AssistantMessage("Here I am.")]
-    assert api.asked[0].body == api.asked[2].body
+    assert api.requests[0].body == api.requests[2].body
 
 
 async def test_busy_apis_are_retried_without_retry_after() -> None:
@@ -125,8 +125,8 @@ async def test_missing_key_is_not_taken_from_the_environment(monkeypatch: pytest
     with ScriptedModel(says("?")) as api:
         async with Agent(model(api, key="")) as agent:
             with pytest.raises(ModelDenied, match="requires an API key"):
-                await heard(agent.say("Hello"))
-    assert api.asked[0].headers["authorization"] == "Bearer none"
+                await collect(agent.say("Hello"))
+    assert api.requests[0].headers["authorization"] == "Bearer none"
 
 
 @for_each(
@@ -164,7 +164,7 @@ async def test_refused_requests_show_the_reason() -> None:
 async def test_unreachable_url_is_reported_at_once() -> None:
     async with Agent(LanguageModel("m", key=KEY, url=f"http://127.0.0.1:{free_port()}/v1")) as agent:
         with pytest.raises(ModelUnreachable, match="http://127"):
-            await heard(agent.say("Hello"))
+            await collect(agent.say("Hello"))
 
 
 async def test_late_errors_discard_the_answer() -> None:
@@ -183,7 +183,7 @@ async def test_tool_calls_in_other_shapes_are_accepted() -> None:
     ]
     events, api = await answered(Answer(pieces=pieces), says("So."))
     assert [each.text for each in of(ToolEnd, events)] == ["3", "3", "3"]
-    ids = [call["id"] for call in api.asked[1].body["messages"][2]["tool_calls"]]
+    ids = [call["id"] for call in api.requests[1].body["messages"][2]["tool_calls"]]
     assert len(set(ids)) == 3
 
 
@@ -202,8 +202,8 @@ async def test_azure_requests_use_the_azure_url() -> None:
     with ScriptedModel(says("Hello from Azure.")) as api:
         azure = LanguageModel("my-deployment", key=KEY, url=api.url.removesuffix("/v1"), azure_version="2024-10-21")
         async with Agent(azure) as agent:
-            assert of(AssistantMessage, await heard(agent.say("Hello"))) == [AssistantMessage("Hello from Azure.")]
-    [asked] = api.asked
+            assert of(AssistantMessage, await collect(agent.say("Hello"))) == [AssistantMessage("Hello from Azure.")]
+    [asked] = api.requests
     assert asked.path == "/openai/deployments/my-deployment/chat/completions?api-version=2024-10-21"
     assert asked.headers["api-key"] == KEY
 
@@ -236,4 +236,4 @@ async def test_split_characters_do_not_end_the_conversation() -> None:
     events, api = await answered(calls((f"price{half}", "{}")), says(f"So{half}."))
     assert of(ToolEnd, events)[0].outcome == "invalid"
     assert of(AssistantMessage, events)[0].text == "So\ufffd."
-    assert len(api.asked) == 2
+    assert len(api.requests) == 2

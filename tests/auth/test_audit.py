@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth_world import ALICE, BOB, ROOT, guarded, make_server
+from auth_world import ALICE, BOB, ROOT, make_server, run_guarded
 from millstream._protocol.errors import LocalError
 from millstream._telemetry.audit import START, AuditEntry, AuditLog, BrokenAuditLog, verify
 from millstream._telemetry.audit_tail import MAX_LINES, newest
@@ -29,7 +29,7 @@ def written(path: Path, *methods: str) -> AuditLog:
 
 async def test_calls_and_refused_credentials_are_audited(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
-    async with guarded(make_server(audit_log=str(path))) as world:
+    async with run_guarded(make_server(audit_log=str(path))) as world:
         await world.call(ALICE, "order", {"isbn": "9780261103573"})
         await world.call(BOB, "order", {"isbn": "1"})
         await world.post("wrong-key", request("tools/list"))
@@ -177,7 +177,7 @@ async def test_newest_records_require_the_watch_scope(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     written(tmp_path / "audit.jsonl.1", "ping")
     written(tmp_path / "audit.jsonl.backup", "not a worker's")
-    async with guarded(make_server(audit_log=str(path))) as world:
+    async with run_guarded(make_server(audit_log=str(path))) as world:
         await world.call(ALICE, "order", {"isbn": "<script>alert(1)</script>"})
         await world.call(BOB, "order", {"isbn": "1"})
         await world.post("wrong-key", request("tools/list"))
@@ -200,7 +200,7 @@ async def test_newest_records_require_the_watch_scope(tmp_path: Path) -> None:
 
 
 async def test_dashboard_reports_a_missing_audit_log() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await world.ask(ROOT, "GET", "/dashboard/audit")
         assert json.loads(reply.body) == {"kept": False, "records": []}
 

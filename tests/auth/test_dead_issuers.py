@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from auth_world import guarded, make_server
+from auth_world import make_server, run_guarded
 from cases import for_each
-from issuer_world import AUDIENCE, claims, issuing, many_keys, token
+from issuer_world import AUDIENCE, claims, make_many_keys, run_issuer, token
 from millstream import Server, auth
 from millstream._app.server_process.entry import look_ahead
 from millstream._app.server_process.facts import facts
@@ -16,7 +16,7 @@ CONFIGURATION = "/.well-known/openid-configuration"
 
 async def warned(method: Any, caplog: pytest.LogCaptureFixture) -> str:
     """What the log says when a server with this method begins to serve."""
-    async with guarded(make_server(method)) as world:
+    async with run_guarded(make_server(method)) as world:
         look_ahead(world.runtime)
         await until(lambda: not world.runtime.sweep._pending)
     found = [each.getMessage() for each in caplog.records if "isn't available" in each.getMessage()]
@@ -28,7 +28,7 @@ async def test_unreachable_issuer_is_reported_at_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Regression: the server started without a warning and refused the issuer's tokens later."""
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         url = issuer.url
     text = await warned(auth.oidc(url, audience=AUDIENCE), caplog)
     assert f"{url}{CONFIGURATION}: 127.0.0.1 can't be reached: ConnectionRefusedError." in text
@@ -39,7 +39,7 @@ async def test_unreachable_issuer_is_reported_at_start(
     ("path", "said"), [("/tenant", "answered 404"), ("", "has no jwks_uri"), ("/other", "the issuer is")]
 )
 async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION] = {"issuer": issuer.url}
         issuer.answers[f"/other{CONFIGURATION}"] = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
         text = await warned(auth.oidc(issuer.url + path, audience=AUDIENCE), caplog)
@@ -48,21 +48,21 @@ async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: p
 
 
 async def test_missing_keys_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/nothing")
         text = await warned(method, caplog)
     assert f"{issuer.url}/nothing: 127.0.0.1 answered 404." in text
 
 
 async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    async with issuing() as issuer:
-        issuer.answers["/keys"] = many_keys(257)
+    async with run_issuer() as issuer:
+        issuer.answers["/keys"] = make_many_keys(257)
         text = await warned(auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys"), caplog)
     assert f"{issuer.url}/keys: The set has 257 keys, but at most 256 are supported." in text
 
 
 async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers.clear()
         people = auth.upstream(issuer.url, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
         text = await warned(auth.issuer("http://127.0.0.1:8000", users=people), caplog)
@@ -72,10 +72,10 @@ async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptu
 async def test_late_issuer_is_contacted_by_the_first_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         answers = dict(issuer.answers)
         issuer.answers.clear()
-        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+        async with run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
             look_ahead(world.runtime)
             await until(lambda: not world.runtime.sweep._pending)
             issuer.answers |= answers
@@ -85,7 +85,10 @@ async def test_late_issuer_is_contacted_by_the_first_token(
 
 
 async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.LogCaptureFixture) -> None:
-    async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+    async with (
+        run_issuer() as issuer,
+        run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world,
+    ):
         look_ahead(world.runtime)
         await until(lambda: not world.runtime.sweep._pending)
         assert (await world.call(token(claims(iss=issuer.url)), "who")).status == 200
@@ -94,9 +97,9 @@ async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.L
 
 
 async def test_server_stops_while_waiting_for_an_issuer() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.gate = asyncio.Event()
-        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+        async with run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
             look_ahead(world.runtime)
             await until(issuer.asked.total)
         issuer.gate.set()

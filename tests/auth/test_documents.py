@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from auth_world import guarded, make_server
+from auth_world import make_server, run_guarded
 from examples import archive, limits, nightly, tokens
-from issuer_world import claims, issuing, token
-from issuing_world import Known
+from issuer_world import claims, run_issuer, token
+from issuing_world import KnownUsers
 from millstream import Server, auth
 from millstream._app.argument_checks import check_auth
 from patience import WAIT
@@ -34,7 +34,7 @@ async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> 
     page = (ROOT / "docs" / "how-to" / "protect-with-keys.md").read_text("utf-8")
     monkeypatch.setattr(archive.mcp.definition, "auth", ())
     keys = auth.keys(named={"alice": ("alice-key", ["notes:write"]), "bob": "bob-key"})
-    async with guarded(protect(archive.mcp, keys)) as world:
+    async with run_guarded(protect(archive.mcp, keys)) as world:
         for key in (None, "wrong"):
             assert (await world.post(key, request("ping"))).body.decode() in page
         assert (await world.call("bob-key", "write", {"name": "a", "text": "b"})).status == 403
@@ -45,10 +45,10 @@ async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "how-to" / "accept-tokens.md").read_text("utf-8")
     monkeypatch.setattr(tokens.mcp.definition, "auth", tokens.mcp.definition.auth)
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         implied = {"notes:write": ["notes:read"]}
         method = auth.oidc(issuer.url, audience=AUDIENCE, scopes=["notes:read"], implied=implied)
-        async with guarded(protect(tokens.mcp, method)) as world:
+        async with run_guarded(protect(tokens.mcp, method)) as world:
             missing = await world.post(None, request("ping"))
             assert missing.headers[b"www-authenticate"].decode() in page
             good = token(claims(iss=issuer.url, scope="notes:write"))
@@ -59,14 +59,14 @@ async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPa
 
 
 async def test_tokens_page_examples_work() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         said = claims(iss=issuer.url, scope="notes:write", aud=AUDIENCE)
         issuer.answers["/introspect"] = lambda request: json_answer({"active": b"opaque" in request, **said})
         good, other = token(said), token({**said, "aud": "https://other.example"})
-        async with guarded(make_server(tokens.by_the_keys(issuer.url))) as world:
+        async with run_guarded(make_server(tokens.by_the_keys(issuer.url))) as world:
             assert (await world.call(good, "who")).message["result"]["content"][0]["text"] == "ada"
             assert (await world.call(other, "who")).status == 401
-        async with guarded(make_server(tokens.by_asking(issuer.url, "a-secret"))) as world:
+        async with run_guarded(make_server(tokens.by_asking(issuer.url, "a-secret"))) as world:
             assert (await world.call("opaque", "who")).message["result"]["content"][0]["text"] == "ada"
             assert (await world.call("another", "who")).status == 401
 
@@ -82,7 +82,7 @@ async def test_authorization_server_page_commands_work(
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     client = nightly.nightly(tmp_path / "nightly.pub")
-    async with guarded(make_server(auth.issuer(url, users=Known(), clients=[client])), port=port):
+    async with run_guarded(make_server(auth.issuer(url, users=KnownUsers(), clients=[client])), port=port):
         assert await nightly.order(f"{url}/mcp", tmp_path / "nightly.pem") == "ordered 9780261103573"
 
 
@@ -93,7 +93,7 @@ def json_answer(value: Any) -> bytes:
 
 
 async def test_limits_page_example_works() -> None:
-    async with guarded(limits.mcp) as world:
+    async with run_guarded(limits.mcp) as world:
         statuses = [(await world.call(None, "crawl", {"url": "x"})).status for _ in range(3)]
         assert statuses == [200, 200, 429]
         statuses = [(await world.call(None, "summarize", {"text": "x"})).status for _ in range(6)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
+from auth_world import ALICE, BOB, ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from fleet import until
 from millstream import Server, Settings, auth
@@ -25,7 +25,7 @@ empty document.
 """
 
 
-def paths(world: Guarded) -> list[tuple[str, str]]:
+def paths(world: GuardedServer) -> list[tuple[str, str]]:
     """Every method and path that is served, an example for those that begin so."""
     served = world.runtime.serve_http().paths
     return [(method, path.replace("*", "x")) for path, methods in served.items() for method in methods]
@@ -33,7 +33,7 @@ def paths(world: Guarded) -> list[tuple[str, str]]:
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_every_path_except_probes_and_assets_requires_a_credential(lane: bool) -> None:
-    async with guarded(lane=lane) as world:
+    async with run_guarded(lane=lane) as world:
         for method, path in paths(world):
             reply = await world.ask(None, method, path)
             if path.startswith(OPEN):
@@ -48,7 +48,7 @@ async def test_every_path_except_probes_and_assets_requires_a_credential(lane: b
 @for_each("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
 async def test_mcp_requires_a_credential_below_public_paths(below: str, lane: bool) -> None:
     served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
-    async with guarded(lane=lane, **served) as world:
+    async with run_guarded(lane=lane, **served) as world:
         asked = [(method, path) for method, path in paths(world) if path.rstrip("/").endswith(("mcp", "sse", "ages"))]
         assert {path.rstrip("/") for _, path in asked} >= {path.rstrip("/") for path in served.values()}
         for method, path in asked:
@@ -62,7 +62,7 @@ async def test_mcp_requires_a_credential_below_public_paths(below: str, lane: bo
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_wrong_keys_get_403_and_are_never_anonymous(lane: bool) -> None:
-    async with guarded(lane=lane) as world:
+    async with run_guarded(lane=lane) as world:
         for method, path in paths(world):
             if not path.startswith(OPEN):
                 reply = await world.ask("wrong-key", method, path)
@@ -72,7 +72,7 @@ async def test_wrong_keys_get_403_and_are_never_anonymous(lane: bool) -> None:
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_functions_see_the_principal_on_every_transport(lane: bool) -> None:
-    async with guarded(lane=lane) as world:
+    async with run_guarded(lane=lane) as world:
         for key, name in ((ALICE, "alice"), (BOB, "bob"), (ROOT, "key")):
             for _ in range(3):  # cold, warm, and by what the lane remembers of heads
                 reply = await world.call(key, "who")
@@ -101,7 +101,7 @@ MALFORMED = {
 @for_each(("value", "status"), MALFORMED.values(), ids=MALFORMED)
 async def test_malformed_credentials_are_refused(value: str, status: int) -> None:
     """RFC 6750 §3.1."""
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await world.ask(None, "POST", "/mcp", b"{}", content_type="application/json", authorization=value)
         assert reply.status == status
 
@@ -109,12 +109,12 @@ async def test_malformed_credentials_are_refused(value: str, status: int) -> Non
 @for_each("name", ["Bearer", "bearer", "BEARER"])
 async def test_authorization_scheme_is_case_insensitive(name: str) -> None:
     """RFC 9110 §11.1."""
-    async with guarded() as world:
+    async with run_guarded() as world:
         assert (await world.ask(None, "GET", "/docs", authorization=f"{name} {ALICE}")).status == 200
 
 
 async def test_header_spelling_variants_are_not_cached_separately() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         guard = world.runtime.guard
         assert guard is not None
         schemes = [f"{''.join(letters)} " for letters in product(*zip("bearer", "BEARER", strict=True))]
@@ -126,7 +126,7 @@ async def test_header_spelling_variants_are_not_cached_separately() -> None:
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 @for_each("order", [(ALICE, "wrong"), ("wrong", ALICE), (ALICE, BOB), (ALICE, ALICE)])
 async def test_duplicate_authorization_headers_get_400(lane: bool, order: tuple[str, str]) -> None:
-    async with guarded(lane=lane) as world:
+    async with run_guarded(lane=lane) as world:
         assert (await world.post(ALICE, PING)).status == 200
         fields = encode_headers({"host": "127.0.0.1", "content-type": "application/json"})
         fields += [(b"authorization", f"Bearer {key}".encode()) for key in order]
@@ -136,7 +136,7 @@ async def test_duplicate_authorization_headers_get_400(lane: bool, order: tuple[
 
 
 async def test_keys_in_query_or_other_headers_are_ignored() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         for path in (f"/docs?access_token={ALICE}", f"/docs?key={ALICE}", f"/events?token={ALICE}"):
             assert (await world.ask(None, "GET", path, accept="text/event-stream")).status == 401
         for name in ("x_api_key", "x_forwarded_authorization", "x_upstream_authorization", "proxy_authorization"):
@@ -145,7 +145,7 @@ async def test_keys_in_query_or_other_headers_are_ignored() -> None:
 
 async def test_unauthenticated_websockets_are_refused_before_accept() -> None:
     """RFC 6455 §4.2.2."""
-    async with guarded() as world:
+    async with run_guarded() as world:
         for key, status in ((None, 401), ("wrong", 403)):
             with pytest.raises(InvalidStatus) as refused:
                 async with world.socket(key):
@@ -163,7 +163,7 @@ def test_wrong_credentials_are_counted_per_minute() -> None:
 
 
 async def test_wrong_keys_throttle_the_address_but_not_known_callers() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         assert (await world.post(ALICE, PING)).status == 200
         statuses = [(await world.post(f"wrong{number}", PING)).status for number in range(32)]
         assert statuses == [403] * 30 + [429] * 2
@@ -195,7 +195,7 @@ class Asks(AuthMethod):
 @for_each("form", [False, True], ids=["header", "form"])
 async def test_concurrent_guesses_are_throttled(form: bool) -> None:
     method = Asks()
-    async with guarded(make_server([method])) as world:
+    async with run_guarded(make_server([method])) as world:
 
         async def guess(key: str) -> int:
             if form:
@@ -214,7 +214,7 @@ async def test_concurrent_guesses_are_throttled(form: bool) -> None:
 
 async def test_concurrent_valid_credentials_are_all_accepted() -> None:
     method = Asks()
-    async with guarded(make_server([method])) as world:
+    async with run_guarded(make_server([method])) as world:
         calls = [asyncio.ensure_future(world.post(f"good-{number}", PING)) for number in range(80)]
         await until(lambda: len(method.asked) >= 8)
         method.answer.set()
@@ -229,7 +229,7 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
     """
     method = Asks()
     said = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "same-origin"}
-    async with guarded(make_server([method, auth.keys(named={"ada": "ada-" + "k" * 40})])) as world:
+    async with run_guarded(make_server([method, auth.keys(named={"ada": "ada-" + "k" * 40})])) as world:
         calls = [asyncio.ensure_future(world.post(f"guess-{number}", PING)) for number in range(8)]
         await until(lambda: len(method.asked) == 8)
         monkeypatch.setattr("millstream.auth._keyed_semaphore.PATIENCE", 0)
@@ -247,14 +247,14 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
 
 
 async def test_oversized_credentials_are_refused_unread() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         assert (await world.post("k" * 20_000, PING)).status == 403
         assert not any(len(value) > 100 for value in world.runtime.guard.verdicts)  # type: ignore[union-attr]
 
 
 async def test_auth_methods_are_tried_in_order() -> None:
     both = [auth.keys(named={"one": "first-key"}), auth.keys(named={"two": "second-key"})]
-    async with guarded(make_server(both)) as world:
+    async with run_guarded(make_server(both)) as world:
         for key, name in (("first-key", "one"), ("second-key", "two")):
             assert name in (await world.call(key, "who")).body.decode()
         assert (await world.call("third-key", "who")).status == 403

@@ -9,10 +9,10 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from auth_world import BOB, ROOT, guarded, make_server
+from auth_world import BOB, ROOT, make_server, run_guarded
 from cases import for_each
 from fleet import until
-from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, issuing, key_set, token
+from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, key_set, run_issuer, token
 from millstream import auth
 from millstream.auth._discovery import Discovery, places
 from millstream.auth._issuer_client import ask_issuer
@@ -30,7 +30,10 @@ def signed(issuer: Issuer, **changes: Any) -> str:
 
 
 async def test_issuer_keys_are_discovered() -> None:
-    async with issuing() as issuer, guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+    async with (
+        run_issuer() as issuer,
+        run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world,
+    ):
         assert issuer.asked.total() == 0
         for number in range(3):
             reply = await world.call(signed(issuer, sub=f"ada{number}"), "who")
@@ -39,7 +42,7 @@ async def test_issuer_keys_are_discovered() -> None:
 
 
 async def test_unknown_key_ids_cause_one_fetch() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
         assert await method.identify(signed(issuer)) is not None
         bad = [token(claims(iss=issuer.url), key=OTHER, kid=f"made-up-{number}") for number in range(1000)]
@@ -48,7 +51,7 @@ async def test_unknown_key_ids_cause_one_fetch() -> None:
 
 
 async def test_concurrent_callers_share_a_fetch() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.gate = asyncio.Event()
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
         waiting = [asyncio.create_task(method.identify(signed(issuer, sub=f"s{n}"))) for n in range(20)]
@@ -81,7 +84,7 @@ async def kept_keys(issuer: Issuer) -> tuple[FetchedKeys, Clock]:
 
 
 async def test_new_issuer_keys_are_found_after_the_pause() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers["/keys"] = key_set("RS256")
         keys, clock = await kept_keys(issuer)
         assert await keys.find("es", "ES256") == []
@@ -94,7 +97,7 @@ async def test_new_issuer_keys_are_found_after_the_pause() -> None:
 
 
 async def test_removed_issuer_keys_invalidate_cached_tokens() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         keys, clock = await kept_keys(issuer)
         assert len(await keys.find("es", "ES256")) == 1
         issuer.answers["/keys"] = key_set("RS256")
@@ -104,7 +107,7 @@ async def test_removed_issuer_keys_invalidate_cached_tokens() -> None:
 
 
 async def test_known_keys_work_for_a_day_during_an_outage() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         keys, clock = await kept_keys(issuer)
         assert len(await keys.find("es", "ES256")) == 1
         issuer.answers["/keys"] = b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"
@@ -116,10 +119,10 @@ async def test_known_keys_work_for_a_day_during_an_outage() -> None:
 
 
 async def test_issuer_outage_gets_503_and_keys_still_work() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers.clear()
         both = [auth.oidc(issuer.url, audience=AUDIENCE), auth.keys("a-key-that-works")]
-        async with guarded(make_server(both)) as world:
+        async with run_guarded(make_server(both)) as world:
             reply = await world.post(signed(issuer), PING)
             assert (reply.status, reply.headers[b"retry-after"]) == (503, b"5")
             assert (await world.post("a-key-that-works", PING)).status == 200
@@ -129,7 +132,7 @@ async def test_issuer_outage_gets_503_and_keys_still_work() -> None:
                                      {"jwks_uri": "http://192.0.2.1/keys"}, {"jwks_uri": 5}])  # fmt: skip
 async def test_metadata_with_wrong_issuer_or_urls_is_refused(changes: dict[str, Any]) -> None:
     """RFC 8414 §3.3."""
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION] |= changes
         with pytest.raises(Unavailable):
             await auth.oidc(issuer.url, audience=AUDIENCE).identify(signed(issuer))
@@ -146,7 +149,7 @@ def test_metadata_is_fetched_from_the_specified_urls() -> None:
 
 
 async def test_metadata_fetches_are_cached_and_failures_paused() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         clock = Clock()
         discovery = Discovery(issuer.url, ask_issuer, clock=clock)
         saved, issuer.answers = issuer.answers, {}
@@ -185,9 +188,9 @@ def answers(issuer: Issuer, tokens: dict[str, Any]) -> None:
 
 async def test_introspection_results_are_cached() -> None:
     """RFC 7662 §2."""
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         answers(issuer, {"opaque+/=": {**claims(iss=None), "active": True}})
-        async with guarded(make_server(introspected(issuer))) as world:
+        async with run_guarded(make_server(introspected(issuer))) as world:
             for _ in range(3):
                 assert (await world.call("opaque+/=", "who")).message["result"]["content"][0]["text"] == "ada"
             assert issuer.asked["/introspect"] == 1
@@ -199,11 +202,11 @@ async def test_introspection_results_are_cached() -> None:
 
 
 async def test_known_credentials_are_not_introspected() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         answers(issuer, {"opaque": {**claims(iss=None), "active": True}})
         signed = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))
         methods = [introspected(issuer), auth.keys(ROOT), signed]
-        async with guarded(make_server(methods, auth_key=BOB)) as world:
+        async with run_guarded(make_server(methods, auth_key=BOB)) as world:
             for credential in (ROOT, BOB, token()):
                 assert (await world.post(credential, PING)).status == 200
             assert issuer.asked["/introspect"] == 0
@@ -219,14 +222,14 @@ async def test_known_credentials_are_not_introspected() -> None:
     {"token_type": 7}, {"sub": None}, {"sub": ""},
 ])  # fmt: skip
 async def test_inactive_tokens_are_refused(changes: dict[str, Any]) -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         said: dict[str, Any] = {**claims(iss=None), "active": True, **changes}
         answers(issuer, {"t": {name: value for name, value in said.items() if value is not None}})
         assert await introspected(issuer).identify("t") is None
 
 
 async def test_tokens_without_subject_need_an_option() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         said = {"active": True, **claims(iss=None, sub=None, client_id="desk")}
         answers(issuer, {"nobody": said, "named": {**said, "username": "ada"}, "person": {**said, "sub": "ada"}})
         assert await introspected(issuer).identify("nobody") is None
@@ -236,7 +239,7 @@ async def test_tokens_without_subject_need_an_option() -> None:
 
 
 async def test_introspection_failure_gets_503() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         for bad in (
             b"HTTP/1.1 500 x\r\ncontent-length: 0\r\n\r\n",
             b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
@@ -249,7 +252,7 @@ async def test_introspection_failure_gets_503() -> None:
 
 
 async def test_concurrent_introspections_are_limited() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.gate = asyncio.Event()
         answers(issuer, {})
         method = introspected(issuer)
@@ -267,9 +270,9 @@ async def test_concurrent_introspections_are_limited() -> None:
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 async def test_resource_metadata_is_public_at_every_url(lane: bool) -> None:
     """RFC 9728 §3."""
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         method = auth.oidc(issuer.url, audience="https://mcp.example.com/shop/mcp", scopes=["mcp:use"])
-        async with guarded(make_server(method), lane=lane) as world:
+        async with run_guarded(make_server(method), lane=lane) as world:
             missing = await world.post(None, PING)
             url = missing.headers[b"www-authenticate"].split(b'resource_metadata="')[1].rstrip(b'"').decode()
             assert url == "https://mcp.example.com/.well-known/oauth-protected-resource/shop/mcp"
@@ -300,17 +303,17 @@ async def test_resource_metadata_is_public_at_every_url(lane: bool) -> None:
 
 async def test_authorization_server_metadata_is_at_the_origin_for_old_clients() -> None:
     """MCP 2025-03-26, basic/authorization."""
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION]["token_endpoint"] = f"{issuer.url}/token"
-        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+        async with run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
             reply = await world.ask(None, "GET", "/.well-known/oauth-authorization-server")
             assert reply.message == issuer.answers[CONFIGURATION]
             issuer.answers.clear()
-        async with guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
+        async with run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
             assert (await world.ask(None, "GET", "/.well-known/oauth-authorization-server")).status == 503
 
 
 async def test_servers_with_only_keys_have_no_metadata() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         for path in ("/.well-known/oauth-protected-resource", "/.well-known/oauth-authorization-server"):
             assert (await world.ask(None, "GET", path)).status == 404

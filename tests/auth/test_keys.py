@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from auth_world import STREAM, guarded, make_server
+from auth_world import STREAM, make_server, run_guarded
 from cases import for_each
 from millstream import auth
 from millstream._protocol.errors import LocalError
@@ -95,7 +95,7 @@ async def test_expired_keys_are_refused(tmp_path: Path) -> None:
 
 
 async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: KeyFile) -> None:
-    async with guarded(make_server(auth.keys(file=kept.path))) as world:
+    async with run_guarded(make_server(auth.keys(file=kept.path))) as world:
         guard = world.runtime.guard
         assert guard is not None
         key = kept.add("ci", (), 0.0, None)
@@ -128,7 +128,7 @@ async def test_rotated_keys_work_only_during_their_grace(tmp_path: Path) -> None
 @pytest.mark.parametrize("path", ["/events", "/mcp/sse/me", "/sse", "/mcp"])
 async def test_streams_of_revoked_keys_end(kept: KeyFile, path: str) -> None:
     key, other = kept.add("ci", (), 0.0, None), kept.add("other", (), 0.0, None)
-    async with guarded(make_server(auth.keys(file=kept.path))) as world:
+    async with run_guarded(make_server(auth.keys(file=kept.path))) as world:
         streams = []
         for each in (key, other):
             more = {"mcp_session_id": await world.initialize(each)} if path == "/mcp" else {}
@@ -144,7 +144,7 @@ async def test_streams_of_revoked_keys_end(kept: KeyFile, path: str) -> None:
 
 async def test_sockets_of_revoked_keys_end(kept: KeyFile) -> None:
     key = kept.add("ci", (), 0.0, None)
-    async with guarded(make_server(auth.keys(file=kept.path))) as world, world.socket(key) as socket:
+    async with run_guarded(make_server(auth.keys(file=kept.path))) as world, world.socket(key) as socket:
         await socket.recv()
         kept.revoke("ci")
         await socket.wait_closed()
@@ -153,7 +153,7 @@ async def test_sockets_of_revoked_keys_end(kept: KeyFile) -> None:
 async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pytest.LogCaptureFixture) -> None:
     key = kept.add("ci", (), 0.0, None)
     saved = kept.path.read_bytes()
-    async with guarded(make_server(auth.keys(file=kept.path))) as world:
+    async with run_guarded(make_server(auth.keys(file=kept.path))) as world:
         guard = world.runtime.guard
         assert guard is not None
         assert (await world.post(key, PING)).status == 200
@@ -171,7 +171,7 @@ async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pyt
 async def test_revocation_reaches_both_loops_of_a_server(kept: KeyFile) -> None:
     key = kept.add("ci", (), 0.0, None)
     method = auth.keys(file=kept.path)
-    async with guarded(make_server(method)) as one, guarded(make_server(method)) as two:
+    async with run_guarded(make_server(method)) as one, run_guarded(make_server(method)) as two:
         for world in (one, two):
             assert (await world.post(key, PING)).status == 200
         kept.revoke("ci")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
+from auth_world import ALICE, BOB, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from fleet import until
 from millstream import Server, Settings
@@ -150,7 +150,7 @@ def check(reply: Any, policy: str, count: int) -> None:
 
 
 async def test_tool_limits_apply_per_caller() -> None:
-    async with guarded(limited()) as world:
+    async with run_guarded(limited()) as world:
         for key in (ALICE, BOB):
             assert (await world.call(key, "rare")).status == 200
             assert (await world.post(key, request("tools/call", {"name": "rare"}))).status == 200
@@ -163,7 +163,7 @@ async def test_tool_limits_apply_per_caller() -> None:
 
 
 async def test_limits_apply_to_rest_and_sockets() -> None:
-    async with guarded(limited()) as world:
+    async with run_guarded(limited()) as world:
         for _ in range(2):
             assert (await world.call(BOB, "rare")).status == 200
         reply = await world.ask(BOB, "POST", "/tools/rare", b"{}", content_type="application/json")
@@ -180,7 +180,7 @@ async def test_limits_apply_to_rest_and_sockets() -> None:
 
 
 async def test_tool_cost_counts_and_refused_calls_are_free() -> None:
-    async with guarded(limited(limit_calls="5/minute")) as world:
+    async with run_guarded(limited(limit_calls="5/minute")) as world:
         assert (await world.call(ALICE, "dear")).status == 200
         check_left = await world.call(ALICE, "dear")
         assert check_left.status == 429
@@ -191,16 +191,16 @@ async def test_tool_cost_counts_and_refused_calls_are_free() -> None:
         assert (await world.modern(ALICE, "tools/list")).status == 200
 
 
-async def ask_pings(world: Guarded, key: str, number: int) -> list[int]:
+async def ask_pings(world: GuardedServer, key: str, number: int) -> list[int]:
     """The statuses of so many requests."""
     return [(await world.post(key, request("ping"))).status for _ in range(number)]
 
 
 async def test_requests_can_be_limited_per_caller_and_address() -> None:
-    async with guarded(limited(limit_requests="3/minute")) as world:
+    async with run_guarded(limited(limit_requests="3/minute")) as world:
         assert await ask_pings(world, ALICE, 4) == [200, 200, 200, 429]
         assert await ask_pings(world, BOB, 1) == [200]
-    async with guarded(limited(limit_address="3/minute")) as world:
+    async with run_guarded(limited(limit_address="3/minute")) as world:
         assert await ask_pings(world, ALICE, 2) == [200, 200]
         assert await ask_pings(world, BOB, 2) == [200, 429]
 
@@ -218,7 +218,7 @@ async def test_anonymous_callers_are_limited_by_address(way: str) -> None:
 
 async def test_socket_messages_count_for_their_address() -> None:
     """Regression: JSON-RPC messages on a WebSocket had no address, so address limits didn't apply."""
-    async with guarded(limited(limit_address="2/minute")) as world, world.socket(BOB) as socket:
+    async with run_guarded(limited(limit_address="2/minute")) as world, world.socket(BOB) as socket:
         await socket.recv()
         said = []
         for number in range(3):
@@ -228,7 +228,7 @@ async def test_socket_messages_count_for_their_address() -> None:
 
 
 async def test_streams_and_publications_count_as_requests() -> None:
-    async with guarded(limited(limit_requests="2/minute")) as world, world.socket(ROOT) as socket:
+    async with run_guarded(limited(limit_requests="2/minute")) as world, world.socket(ROOT) as socket:
         await socket.recv()
         json_body = {"content_type": "application/json"}
         assert (await world.ask(ROOT, "POST", "/publish", b'{"data":1}', **json_body)).status == 200
@@ -257,7 +257,7 @@ async def test_stdio_parents_have_only_tool_limits() -> None:
 
 async def test_gate_exists_only_with_limits() -> None:
     server = Server("s", settings=Settings())
-    async with guarded(server) as world:
+    async with run_guarded(server) as world:
         assert world.runtime.dispatcher.gate is None
         server.tool(name="late", limit="1/minute")(lambda: "late")
         assert [(await world.call(None, "late")).status for _ in range(2)] == [200, 429]
@@ -301,7 +301,7 @@ async def test_concurrency_limits_apply_on_every_transport() -> None:
             raise ValueError("no")
         return "waited"
 
-    async with guarded(server) as world:
+    async with run_guarded(server) as world:
         running = [asyncio.ensure_future(world.call(ALICE, "waits", {"fails": bool(n)})) for n in range(2)]
         running.append(asyncio.ensure_future(world.call(BOB, "waits")))
         await until(lambda: sum(call.release is not None for call in world.runtime.dispatcher.calls) == 3)
@@ -327,7 +327,7 @@ async def test_quotas_last_a_day_and_survive_a_restart(tmp_path: Path) -> None:
     for round in range(2):
         server = make_server(limit_quota="2/day")
         server.definition.store = f"sqlite:///{tmp_path}/store.db"
-        async with guarded(server) as world:
+        async with run_guarded(server) as world:
             statuses = [(await world.call(ALICE, "who")).status for _ in range(3)]
             assert statuses == ([200, 200, 429] if not round else [429] * 3)
             reply = await world.call(ALICE, "who")

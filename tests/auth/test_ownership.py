@@ -2,7 +2,7 @@ import asyncio
 import json
 from typing import Any
 
-from auth_world import ALICE, BOB, STREAM, Guarded, guarded
+from auth_world import ALICE, BOB, STREAM, GuardedServer, run_guarded
 from cases import for_each
 from fleet import until
 from millstream._protocol.principal import Principal
@@ -22,7 +22,7 @@ def same(stolen: Reply, unknown: Reply) -> None:
 @for_each("method", ["POST", "GET", "DELETE"])
 async def test_sessions_are_bound_to_their_owner_on_every_method(method: str) -> None:
     """MCP 2025-11-25, basic/security_best_practices: sessions are bound to users."""
-    async with guarded() as world:
+    async with run_guarded() as world:
         session = await world.initialize(ALICE)
         body = json.dumps(PING).encode() if method == "POST" else b""
         for _ in range(2):
@@ -36,7 +36,7 @@ async def test_sessions_are_bound_to_their_owner_on_every_method(method: str) ->
 
 async def test_fast_path_checks_the_session_owner() -> None:
     call = request("tools/call", {"name": "who", "arguments": {}})
-    async with guarded() as world:
+    async with run_guarded() as world:
         session = await world.initialize(ALICE)
         for key, status in ((ALICE, 200), (BOB, 404), (ALICE, 200), (BOB, 404)):
             reply = await world.post(key, call, mcp_session_id=session, mcp_protocol_version="2025-11-25")
@@ -44,7 +44,7 @@ async def test_fast_path_checks_the_session_owner() -> None:
 
 
 async def test_streams_are_resumed_only_by_their_owner() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         session = await world.initialize(ALICE)
         params = {"name": "counts", "arguments": {}, "_meta": {"progressToken": 1}}
         reply = await world.post(ALICE, request("tools/call", params), mcp_session_id=session)
@@ -62,7 +62,7 @@ async def test_streams_are_resumed_only_by_their_owner() -> None:
 
 
 async def test_messages_to_foreign_sse_sessions_get_404() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         stream = await world.send(ALICE, "GET", "/sse", **STREAM)
         await stream.head()
         path = (await stream.chunk()).split(b"data: ")[1].strip().decode()
@@ -81,7 +81,7 @@ async def first_of(peer: Any, text: bytes) -> bytes:
     return bytes(chunk)
 
 
-async def streamed(world: Guarded, key: str, client_id: str) -> None:
+async def streamed(world: GuardedServer, key: str, client_id: str) -> None:
     """A call whose progress and result also go to a client's stream."""
     body = b'{"stream":true}'
     reply = await world.ask(key, "POST", "/tools/counts", body, content_type="application/json", x_client_id=client_id)
@@ -89,7 +89,7 @@ async def streamed(world: Guarded, key: str, client_id: str) -> None:
 
 
 async def test_mailboxes_are_separate_for_each_caller() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         await streamed(world, ALICE, "desk")  # waits in the mailbox
         thief = await world.send(BOB, "GET", "/mcp/sse/desk", **STREAM)
         assert (await thief.head())[0] == 200
@@ -109,7 +109,7 @@ async def test_mailboxes_are_separate_for_each_caller() -> None:
 
 async def test_mailboxes_are_not_reachable_by_internal_name() -> None:
     inner = f"{Principal('alice', client='alice').binding.hex()}/desk"
-    async with guarded() as world:
+    async with run_guarded() as world:
         paths = [f"/mcp/sse/{inner}", f"/mcp/sse/{inner.replace('/', '%2F')}"]
         paths += [f"/events?channel=$client.{inner}", "/events?channel=$client.*", "/events?channel=$client.>"]
         for path in paths:
@@ -118,7 +118,7 @@ async def test_mailboxes_are_not_reachable_by_internal_name() -> None:
 
 
 async def test_presence_cannot_be_forged() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         path = "/events?channel=room&client_id=desk&name=Me"
         peers = [await world.send(key, "GET", path, **STREAM) for key in (ALICE, BOB)]
         for peer in peers:
@@ -136,7 +136,7 @@ async def test_presence_cannot_be_forged() -> None:
 
 
 async def test_questions_are_answered_only_by_their_session() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
         call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}})).encode()
         headers = {"content_type": "application/json", "accept": BOTH}
@@ -153,7 +153,7 @@ async def test_questions_are_answered_only_by_their_session() -> None:
 
 async def test_request_state_is_bound_to_its_caller() -> None:
     """MCP 2026-07-28, basic/patterns/mrtr: `requestState` is bound to the principal."""
-    async with guarded() as world:
+    async with run_guarded() as world:
         asked = (await world.call(ALICE, "asks")).message["result"]
         assert asked["resultType"] == "input_required"
         (question,) = asked["inputRequests"]
@@ -169,7 +169,7 @@ async def test_request_state_is_bound_to_its_caller() -> None:
 
 
 async def test_calls_are_cancelled_only_by_their_session() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         session, other = await world.initialize(ALICE), await world.initialize(BOB)
         call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, "same")).encode()
         headers = {"content_type": "application/json", "accept": BOTH}

@@ -6,9 +6,9 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
-from auth_world import ROOT, Guarded, guarded, make_server
+from auth_world import ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
-from issuing_world import Known
+from issuing_world import KnownUsers
 from millstream import auth
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 from millstream.auth._sign_in import LIFETIME
@@ -47,7 +47,7 @@ class Elsewhere:
 class World:
     """A server at a URL that its issuer knows, and a browser, which keeps cookies and says where requests come from."""
 
-    def __init__(self, guarded: Guarded, upstream: Elsewhere, url: str) -> None:
+    def __init__(self, guarded: GuardedServer, upstream: Elsewhere, url: str) -> None:
         self.guarded = guarded
         self.upstream = upstream
         self.host = urlsplit(url).netloc
@@ -94,8 +94,8 @@ async def world() -> Any:
     """The server, with people of its own, those of an upstream, and a key."""
     upstream, port = Elsewhere(), free_port()
     url = f"http://127.0.0.1:{port}"
-    methods = [auth.issuer(url, users=[Known(), upstream]), auth.keys(ROOT)]
-    async with guarded(make_server(methods), port=port) as running:
+    methods = [auth.issuer(url, users=[KnownUsers(), upstream]), auth.keys(ROOT)]
+    async with run_guarded(make_server(methods), port=port) as running:
         yield World(running, upstream, url)
 
 
@@ -198,11 +198,11 @@ async def test_form_on_another_host_name_links_to_the_right_one(world: World) ->
 async def test_issuer_and_external_page_login_can_be_combined() -> None:
     foreign: dict[str, Any] = {"audience": "http://127.0.0.1:8000/mcp", "client_id": "a"}
     first, second = (auth.oidc(f"https://{each}.example.com", **foreign) for each in ("one", "two"))
-    async with guarded(make_server([auth.issuer("http://127.0.0.1:8000", users=Elsewhere()), first])) as world:
+    async with run_guarded(make_server([auth.issuer("http://127.0.0.1:8000", users=Elsewhere()), first])) as world:
         body = (await world.ask(None, "GET", "/docs", accept="text/html")).body
         assert (b"Continue with Elsewhere" in body, b"Continue with one.example.com" in body) == (True, True)
     with pytest.raises(ValueError, match="their paths would be the same"):
-        async with guarded(make_server([first, second])):
+        async with run_guarded(make_server([first, second])):
             pass
     with pytest.raises(ValueError, match="no client_id"):
         auth.oidc("https://id.example.com", audience="http://127.0.0.1:8000/mcp", client_secret="b")

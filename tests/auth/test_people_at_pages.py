@@ -5,8 +5,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from auth_world import ROOT, Guarded, guarded, make_server
-from issuing_world import Desk, Known
+from auth_world import ROOT, GuardedServer, make_server, run_guarded
+from issuing_world import Desk, KnownUsers
 from millstream import auth
 from millstream._http.message import HttpRequest
 from millstream._stores.memory.store import MemoryStore
@@ -28,28 +28,28 @@ def issuing(users: Any, **options: Any) -> Any:
     return auth.issuer(ISSUER, users=users, **options)
 
 
-async def send(world: Guarded, form: dict[str, str], **headers: str) -> Reply:
+async def send(world: GuardedServer, form: dict[str, str], **headers: str) -> Reply:
     """Send the form."""
     body = urlencode({**form, "next": "/docs"}).encode()
     given = {"content_type": "application/x-www-form-urlencoded", **(headers or OWN)}
     return await world.ask(None, "POST", "/sign-in", body, **given)
 
 
-async def jar(world: Guarded, form: dict[str, str]) -> str:
+async def jar(world: GuardedServer, form: dict[str, str]) -> str:
     """The cookie of somebody who has signed in."""
     reply = await send(world, form)
     assert (reply.status, reply.headers[b"location"]) == (303, b"/docs"), reply
     return reply.headers[b"set-cookie"].split(b";")[0].decode()
 
 
-async def status(world: Guarded, page: str, cookie: str) -> int:
+async def status(world: GuardedServer, page: str, cookie: str) -> int:
     """What a page says to the holder of a cookie."""
     return (await world.ask(None, "GET", page, cookie=cookie)).status
 
 
 async def asked(methods: Any) -> tuple[bool, bool, bool, bool]:
     """Whether the form has a name and password, a button, a key or token, and says who can't come."""
-    async with guarded(make_server(methods)) as world:
+    async with run_guarded(make_server(methods)) as world:
         page = (await world.ask(None, "GET", "/docs", accept="text/html")).body
         return b'name="password"' in page, b'name="way"' in page, b'name="key"' in page, b"can't sign in" in page
 
@@ -57,9 +57,9 @@ async def asked(methods: Any) -> tuple[bool, bool, bool, bool]:
 async def test_login_form_matches_the_auth_methods() -> None:
     google = auth.upstream("google", allow=["*"], client_id="a", client_secret="b")
     foreign: dict[str, Any] = {"audience": f"{ISSUER}/mcp"}
-    assert await asked(issuing(Known())) == (True, False, False, False)
-    assert await asked([issuing(Known()), auth.keys(ROOT)]) == (True, False, True, False)
-    assert await asked(issuing([Known(), google])) == (True, True, False, False)
+    assert await asked(issuing(KnownUsers())) == (True, False, False, False)
+    assert await asked([issuing(KnownUsers()), auth.keys(ROOT)]) == (True, False, True, False)
+    assert await asked(issuing([KnownUsers(), google])) == (True, True, False, False)
     assert await asked([issuing(google), auth.keys(ROOT)]) == (False, True, True, False)
     assert await asked(auth.keys(ROOT)) == (False, False, True, False)
     assert await asked(auth.oidc("https://id.example.com", **foreign)) == (False, False, True, True)
@@ -67,9 +67,9 @@ async def test_login_form_matches_the_auth_methods() -> None:
 
 
 async def test_password_login_opens_pages_within_scopes() -> None:
-    people = Known()
+    people = KnownUsers()
     people.people["eve"] = ("watch the mill", User("eve", "Eve", ("millstream:watch",)))
-    async with guarded(make_server([issuing(people), auth.keys(ROOT)])) as world:
+    async with run_guarded(make_server([issuing(people), auth.keys(ROOT)])) as world:
         ada, bob = await jar(world, ADA), await jar(world, BOB)
         eve = await jar(world, {"name": "eve", "password": "watch the mill"})
         for page in ("/docs", "/chat", "/inspect"):
@@ -83,7 +83,7 @@ async def test_password_login_opens_pages_within_scopes() -> None:
 
 
 async def test_login_cookie_is_sealed_and_not_a_credential() -> None:
-    async with guarded(make_server(issuing(Known()))) as world:
+    async with run_guarded(make_server(issuing(KnownUsers()))) as world:
         reply = await send(world, ADA)
         cookie, *flags = reply.headers[b"set-cookie"].decode().split("; ")
         assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(flags)
@@ -94,7 +94,7 @@ async def test_login_cookie_is_sealed_and_not_a_credential() -> None:
         for foreign in ({"origin": "http://localhost"}, {"sec_fetch_site": "cross-site"}):
             assert (await send(world, ADA, **foreign)).status == 403
             assert (await world.ask(None, "POST", "/tools/who", b"{}", cookie=cookie, **foreign)).status in (401, 403)
-    async with guarded(make_server(auth.issuer("http://127.0.0.1:9000", users=Known()))) as other:
+    async with run_guarded(make_server(auth.issuer("http://127.0.0.1:9000", users=KnownUsers()))) as other:
         assert await status(other, "/docs", cookie) == 401
 
 
@@ -102,7 +102,7 @@ async def test_login_cookie_is_sealed_and_not_a_credential() -> None:
 async def test_removal_and_password_change_end_cookie_and_streams(tmp_path: Path) -> None:
     file = UserFile(tmp_path / "users.json")
     file.add("ada", ADA["password"], ("*",), 1.0)
-    async with guarded(make_server(issuing(auth.users(file=file.path)))) as world:
+    async with run_guarded(make_server(issuing(auth.users(file=file.path)))) as world:
         origin, form = f"http://127.0.0.1:{world.running.port}", ADA
         for change in (lambda: file.set_password("ada", "battery staple", 2.0), lambda: file.remove("ada")):
             cookie = await jar(world, form)
@@ -137,7 +137,7 @@ async def test_new_login_keeps_no_stream_of_the_old_password() -> None:
 
 
 async def test_wrong_passwords_share_one_counter() -> None:
-    async with guarded(make_server([issuing(Known()), auth.keys(ROOT)])) as world:
+    async with run_guarded(make_server([issuing(KnownUsers()), auth.keys(ROOT)])) as world:
         statuses = [(await send(world, {"name": "ada", "password": f"wrong{number}"})).status for number in range(11)]
         assert statuses == [403] * 10 + [429]
         assert (await send(world, ADA)).status == 429
@@ -156,7 +156,9 @@ async def test_provider_limits_apply_to_pages() -> None:
         async def claims(self, user: User, client: OAuthClient) -> dict[str, object]:
             return {"team": "books", "sub": "somebody else"}
 
-    async with guarded(make_server(issuing(Known(), provider=Ours(), implied={"orders:write": ["more"]}))) as world:
+    async with run_guarded(
+        make_server(issuing(KnownUsers(), provider=Ours(), implied={"orders:write": ["more"]}))
+    ) as world:
         assert world.runtime.guard is not None
         running: Any = world.runtime.guard.methods[0]
         request = HttpRequest("POST", "/sign-in", (), {}, peer="127.0.0.1")

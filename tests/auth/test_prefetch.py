@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from auth_world import guarded, make_server
+from auth_world import make_server, run_guarded
 from cases import for_each
 from issuer_world import AUDIENCE
-from issuing_world import Desk, Known
+from issuing_world import Desk, KnownUsers
 from millstream import auth
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._key_sets import FetchedKeys
@@ -41,7 +41,9 @@ class Meeting:
 
 def of_identities() -> Any:
     """An authorization server that takes the grants of several providers of identities."""
-    return Desk(MemoryStore(), people=[Known(), *(auth.identity_provider(each, scopes=()) for each in ISSUERS)]).running
+    return Desk(
+        MemoryStore(), people=[KnownUsers(), *(auth.identity_provider(each, scopes=()) for each in ISSUERS)]
+    ).running
 
 
 def of_tokens() -> Any:
@@ -76,7 +78,7 @@ async def test_failing_prefetch_is_reported_and_does_not_stop_others(whose: str,
             with pytest.raises(ExceptionGroup) as told:
                 await of_identities().prefetch()
         else:
-            async with guarded(make_server(of_tokens())) as world:
+            async with run_guarded(make_server(of_tokens())) as world:
                 assert world.runtime.guard is not None
                 with pytest.raises(ExceptionGroup) as told:
                     await world.runtime.guard.prefetch()

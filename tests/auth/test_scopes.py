@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from auth_world import ALICE, BOB, ROOT, Guarded, guarded, make_server
+from auth_world import ALICE, BOB, ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from millstream import Server, Settings
 from millstream.testing import connect
@@ -19,7 +19,7 @@ LISTS = {
 REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 
 
-async def listed(world: Guarded, key: str, method: str, *, modern: bool) -> tuple[set[str], dict[str, Any]]:
+async def listed(world: GuardedServer, key: str, method: str, *, modern: bool) -> tuple[set[str], dict[str, Any]]:
     """The names of a list, and the whole result."""
     member, name, _ = LISTS[method]
     reply = await world.modern(key, method) if modern else await world.post(key, request(method))
@@ -31,7 +31,7 @@ async def listed(world: Guarded, key: str, method: str, *, modern: bool) -> tupl
 @for_each("method", LISTS)
 async def test_lists_follow_the_scopes_of_the_caller(method: str, modern: bool) -> None:
     hidden = LISTS[method][2]
-    async with guarded() as world:
+    async with run_guarded() as world:
         for _ in range(2):
             everything, result = await listed(world, ROOT, method, modern=modern)
             assert hidden <= everything
@@ -43,7 +43,7 @@ async def test_lists_follow_the_scopes_of_the_caller(method: str, modern: bool) 
 
 async def test_cursors_and_changes_do_not_leak_hidden_items() -> None:
     server = make_server(page_size=1)
-    async with guarded(server) as world:
+    async with run_guarded(server) as world:
 
         async def walk(key: str) -> list[str]:
             names: list[str] = []
@@ -83,7 +83,7 @@ async def test_missing_scopes_get_403_with_the_required_scopes(method: str) -> N
     """MCP 2025-11-25, basic/authorization."""
     params, scope, name = USES[method]
     challenge = f'Bearer error="insufficient_scope", scope="{scope}"'.encode()
-    async with guarded() as world:
+    async with run_guarded() as world:
         replies = [await world.modern(BOB, method, params, name)]
         replies += [await world.post(BOB, request(method, params), mcp_session_id=await world.initialize(BOB, revision))
                     for revision in REVISIONS]  # fmt: skip
@@ -98,7 +98,7 @@ async def test_missing_scopes_get_403_with_the_required_scopes(method: str) -> N
 
 
 async def test_scopes_are_checked_before_arguments() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         for arguments in ({}, {"isbn": 1}, {"nonsense": True}):
             reply = await world.post(BOB, request("tools/call", {"name": "order", "arguments": arguments}))
             assert reply.status == 403
@@ -112,7 +112,7 @@ async def test_scopes_are_checked_before_arguments() -> None:
 
 
 async def test_rest_and_openapi_follow_the_scopes() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         for _ in range(2):
             for key, sees in ((ROOT, True), (BOB, False), (ALICE, True)):
                 paths = json.loads((await world.ask(key, "GET", "/openapi.json")).body)["paths"]
@@ -129,7 +129,7 @@ async def test_rest_and_openapi_follow_the_scopes() -> None:
 
 
 async def test_sockets_follow_the_scopes_of_their_caller() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         for key, works in ((ALICE, True), (BOB, False)):
             async with world.socket(key) as socket:
                 await socket.recv()
@@ -141,7 +141,7 @@ async def test_sockets_follow_the_scopes_of_their_caller() -> None:
 
 
 async def test_subscriptions_require_read_scopes() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         session = await world.initialize(BOB)
         reply = await world.post(BOB, request("resources/subscribe", {"uri": "secret://x"}), mcp_session_id=session)
         assert reply.status == 403
@@ -164,7 +164,7 @@ async def test_stdio_parents_have_all_scopes_and_anonymous_http_none() -> None:
         """Order."""
         return "ordered"
 
-    async with guarded(server) as world:
+    async with run_guarded(server) as world:
         reply = await world.call(None, "order")
         assert (reply.status, reply.message["error"]["data"]["scope"]) == (403, "orders:write")
         assert (await world.post(None, request("tools/list"))).message["result"]["tools"] == []
@@ -180,7 +180,7 @@ def test_invalid_scopes_are_refused_at_registration(scopes: Any) -> None:
 
 
 async def test_operator_pages_and_publishing_have_their_own_scopes() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         for path in ("/dashboard", "/metrics"):
             assert (await world.ask(ROOT, "GET", path)).status == 200
             reply = await world.ask(BOB, "GET", path)

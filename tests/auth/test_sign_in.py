@@ -3,7 +3,7 @@ from urllib.parse import urlencode
 
 from starlette.responses import HTMLResponse, Response
 
-from auth_world import ALICE, BOB, ROOT, STREAM, Guarded, guarded, make_server
+from auth_world import ALICE, BOB, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from millstream import auth
 from millstream.auth._key_file import KeyFile
@@ -15,13 +15,13 @@ JSON = {"content_type": "application/json", "accept": POST["accept"]}
 PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
 
-async def sign_in(world: Guarded, key: str = ROOT, wanted: str = "/dashboard", **headers: str) -> Reply:
+async def sign_in(world: GuardedServer, key: str = ROOT, wanted: str = "/dashboard", **headers: str) -> Reply:
     """Send the form."""
     body = urlencode({"key": key, "next": wanted}).encode()
     return await world.ask(None, "POST", "/sign-in", body, **{**FORM, **OWN, **headers})
 
 
-async def cookie(world: Guarded, key: str = ROOT) -> str:
+async def cookie(world: GuardedServer, key: str = ROOT) -> str:
     """The cookie of somebody who has signed in, as a browser sends it."""
     reply = await sign_in(world, key)
     assert reply.status == 303, reply
@@ -29,7 +29,7 @@ async def cookie(world: Guarded, key: str = ROOT) -> str:
 
 
 async def test_pages_show_the_form_before_login() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         for page in ("/dashboard", "/chat", "/inspect", "/docs", "/connect"):
             reply = await world.ask(None, "GET", page, accept="text/html,*/*")
             assert reply.status == 401
@@ -47,7 +47,7 @@ async def test_pages_show_the_form_before_login() -> None:
 
 
 async def test_login_sets_a_strict_http_only_cookie() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await sign_in(world)
         assert (reply.status, reply.headers[b"location"]) == (303, b"/dashboard")
         name, *rest = reply.headers[b"set-cookie"].decode().split("; ")
@@ -67,7 +67,7 @@ async def test_login_sets_a_strict_http_only_cookie() -> None:
                                     "dashboard",
                                     "/dashboard\r\nx: y", "/dashboard/../x", "javascript:alert(1)"])  # fmt: skip
 async def test_login_redirects_only_to_pages(wanted: str) -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await sign_in(world, wanted=wanted)
         assert reply.headers[b"location"] == b"/connect"
         assert b"x" not in reply.headers
@@ -75,7 +75,7 @@ async def test_login_redirects_only_to_pages(wanted: str) -> None:
 
 @for_each("wanted", ['"><script>alert(1)</script>', "'onload=alert(1)", "&lt;"])
 async def test_form_does_not_repeat_submitted_values(wanted: str) -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await sign_in(world, key="wrong", wanted=wanted)
         assert reply.status == 403
         assert wanted.encode() not in reply.body
@@ -93,7 +93,7 @@ FOREIGN: list[dict[str, str]] = [
 
 @for_each("headers", FOREIGN)
 async def test_cross_origin_login_forms_are_refused(headers: dict[str, str]) -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         body = urlencode({"key": ROOT}).encode()
         for path in ("/sign-in", "/sign-out"):
             reply = await world.ask(None, "POST", path, body, **FORM, **headers)
@@ -117,14 +117,14 @@ async def test_cross_origin_login_forms_are_refused(headers: dict[str, str]) -> 
     ],
 )
 async def test_cookie_works_only_for_same_origin_requests(method: str, path: str, headers: dict[str, str]) -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await world.ask(None, method, path, PING, cookie=await cookie(world), **JSON, **headers)
         assert reply.status in (401, 403)
         assert b"result" not in reply.body
 
 
 async def test_dashboard_requests_work_with_the_cookie() -> None:
-    async with guarded(make_server(auth.keys(ROOT))) as world:
+    async with run_guarded(make_server(auth.keys(ROOT))) as world:
         known = await cookie(world)
         for path in ("/dashboard/history?seconds=60", "/dashboard/calls", "/dashboard/readers"):
             reply = await world.ask(None, "GET", path, cookie=known, sec_fetch_site="same-origin")
@@ -132,7 +132,7 @@ async def test_dashboard_requests_work_with_the_cookie() -> None:
 
 
 async def test_page_calls_work_with_the_cookie() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         jar = await cookie(world)
         for own in ({"origin": "http://127.0.0.1"}, {"sec_fetch_site": "same-origin"}):
             assert (await world.ask(None, "POST", "/mcp", PING, cookie=jar, **JSON, **own)).status == 200
@@ -151,7 +151,7 @@ async def test_page_calls_work_with_the_cookie() -> None:
 
 @for_each("path", ["/sse", "/metrics", "/messages/?session_id=x"])
 async def test_cookie_is_refused_elsewhere(path: str) -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         method = "POST" if "mess" in path or "tools" in path else "GET"
         reply = await world.ask(None, method, path, b"{}", cookie=await cookie(world), accept=POST["accept"], **OWN)
         assert reply.status == 401
@@ -159,7 +159,7 @@ async def test_cookie_is_refused_elsewhere(path: str) -> None:
 
 @for_each("place", [0, 5, -1])
 async def test_changed_forged_and_duplicate_cookies_are_ignored(place: int) -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         jar = await cookie(world)
         name, _, value = jar.partition("=")
         letters = list(value)
@@ -170,7 +170,7 @@ async def test_changed_forged_and_duplicate_cookies_are_ignored(place: int) -> N
 
 
 async def test_cookie_value_is_not_a_bearer_token() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         value = (await cookie(world)).partition("=")[2]
         assert (await world.ask(None, "GET", "/docs", cookie=f"millstream={value}")).status == 200
         for given in (f"Bearer {value}", value, f"cookie {value}"):
@@ -178,14 +178,14 @@ async def test_cookie_value_is_not_a_bearer_token() -> None:
 
 
 async def test_cookie_does_not_override_a_wrong_authorization() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         assert (await world.ask("wrong", "GET", "/docs", cookie=await cookie(world), **OWN)).status == 403
 
 
 async def test_cookie_ends_with_its_key_and_expiry(tmp_path: Any) -> None:
     file = KeyFile(tmp_path / "keys.json")
     key = file.add("ada", ("*",), 0.0, None)
-    async with guarded(make_server(auth.keys(file=file.path))) as world:
+    async with run_guarded(make_server(auth.keys(file=file.path))) as world:
         jar = await cookie(world, key)
         assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 200
         file.revoke("ada")
@@ -195,21 +195,21 @@ async def test_cookie_ends_with_its_key_and_expiry(tmp_path: Any) -> None:
 
 
 async def test_wrong_keys_in_the_form_count_as_guesses() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         statuses = [(await sign_in(world, key=f"wrong{number}")).status for number in range(31)]
         assert statuses == [403] * 30 + [429]
         assert (await sign_in(world)).status == 429
 
 
 async def test_signing_out_deletes_the_cookie() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await world.ask(None, "POST", "/sign-out", b"", **OWN)
         assert (reply.status, reply.headers[b"location"]) == (303, b"/sign-in")
         assert b"Max-Age=0" in reply.headers[b"set-cookie"]
 
 
 async def test_remote_login_requires_https() -> None:
-    async with guarded(make_server(allowed_hosts=("mcp.example.com",))) as world:
+    async with run_guarded(make_server(allowed_hosts=("mcp.example.com",))) as world:
         fields = {"host": "mcp.example.com", "origin": "http://mcp.example.com", "sec-fetch-site": "same-origin",
                   "content-type": FORM["content_type"]}  # fmt: skip
         peer = await world.running.connect()
@@ -219,7 +219,7 @@ async def test_remote_login_requires_https() -> None:
 
 
 async def test_pages_see_the_scopes_of_the_user() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         bob, alice = await cookie(world, BOB), await cookie(world, ALICE)
         assert (await world.ask(None, "GET", "/dashboard", cookie=bob)).status == 403
         assert (await world.ask(None, "GET", "/inspect", cookie=bob)).status == 200
@@ -229,12 +229,12 @@ async def test_pages_see_the_scopes_of_the_user() -> None:
 
 
 async def test_login_forms_with_too_many_fields_are_refused() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         assert (await world.ask(None, "POST", "/sign-in", b"a=1&" * 5, **FORM, **OWN)).status == 400
 
 
 async def test_large_login_forms_are_refused_unread() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         reply = await world.ask(None, "POST", "/sign-in", b"key=" + b"%4" * 40_000, **FORM, **OWN)
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)
 
@@ -246,7 +246,7 @@ async def test_program_pages_use_login_and_event_source() -> None:
     async def board(request: object) -> Response:
         return HTMLResponse("<title>Board</title>")
 
-    async with guarded(server) as world:
+    async with run_guarded(server) as world:
         form = await world.ask(None, "GET", "/board", accept="text/html")
         assert (form.status, b'value="/board"' in form.body) == (401, True)
         assert b'value="/board"' in (await world.ask(None, "GET", "/sign-in?next=/board")).body

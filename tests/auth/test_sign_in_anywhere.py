@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from http_peer import NO_TRUST
-from issuer_world import Issuer, claims, issuing, token
+from issuer_world import Issuer, claims, run_issuer, token
 from issuing_world import VERIFIER, challenge
 from millstream.auth._authorization_server.user_file import UserFile
 from patience import WAIT
@@ -21,7 +21,7 @@ from property_settings import NIGHTLY
 from redis_parts import RedisServer
 from web.token_server import Guarded, guarded
 from wire import POST, request
-from workers_world import started
+from workers_world import start_program
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("quick_hashes")]
 
@@ -87,7 +87,7 @@ async def servers(folder: Path, kind: str) -> AsyncIterator[World]:
     UserFile(folder / "users.json").add("ada", "correct horse", ("*",), time.time())
     (folder / "shop.py").write_text(PROGRAM)
     ports = [free_port() for _ in range(1 if kind == "four workers" else 2)]
-    async with issuing() as issuer, guarded() as other:
+    async with run_issuer() as issuer, guarded() as other:
         about = issuer.answers["/.well-known/openid-configuration"]
         about |= {f"{each}_endpoint": f"{issuer.url}/{each}" for each in ("authorization", "token")}
         world = World(ports, issuer, other)
@@ -104,7 +104,7 @@ async def servers(folder: Path, kind: str) -> AsyncIterator[World]:
                 options = ["--workers", "2", "--store", redis.url]
             for port in ports:
                 command = run_command(str(folder / "shop.py"), port, *options)
-                served = started(command, port, folder / f"{port}.log")
+                served = start_program(command, port, folder / f"{port}.log")
                 await asyncio.to_thread(stack.enter_context, served)  # it may ask the issuer, which is in this loop
             yield world
 

@@ -5,7 +5,7 @@ import pytest
 
 from auth.test_sign_in import OWN, cookie
 from auth.test_stream_ends import open_stream, rest_of
-from auth_world import BOB, ROOT, STREAM, guarded
+from auth_world import BOB, ROOT, STREAM, run_guarded
 from millstream._protocol.errors import LocalError
 from millstream._stores.memory.store import MemoryStore
 from millstream.auth._signed_out import SignedOut, _digest, kept_as
@@ -71,7 +71,7 @@ async def test_missed_sign_outs_restart_cookie_streams(
 
     subscribe = bus.subscribe
     monkeypatch.setattr(bus, "subscribe", subscribing)
-    async with guarded() as world:
+    async with run_guarded() as world:
         copied, other = await cookie(world), await cookie(world)
         streams = [await world.send(None, "GET", "/dashboard/events", **STREAM, **OWN, cookie=jar)
                    for jar in (copied, other)]  # fmt: skip
@@ -101,7 +101,7 @@ async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_sign_outs_are_rate_limited_per_user() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         assert world.runtime.guard is not None
         assert world.runtime.guard.signed_out is not None
         jars = [await cookie(world) for _ in range(61)]
@@ -112,7 +112,7 @@ async def test_sign_outs_are_rate_limited_per_user() -> None:
 
 
 async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         jar, mine = await cookie(world), [await cookie(world, BOB) for _ in range(61)]
         for sent in [f"{jar}x"] * 61 + mine:
             assert (await world.ask(None, "POST", "/sign-out", b"", cookie=sent, **OWN)).status == 303
@@ -124,7 +124,7 @@ async def test_one_user_cannot_block_sign_outs_of_an_address() -> None:
 async def test_request_in_progress_is_refused_after_sign_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         jar = await cookie(world)
         values = type(world.runtime.services.store.kv)
         get, asked, go = values.get, asyncio.Event(), asyncio.Event()
@@ -146,7 +146,7 @@ async def test_request_in_progress_is_refused_after_sign_out(
 
 
 async def test_foreign_cookies_are_not_remembered() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         jar = await cookie(world)
         for sent in ("millstream=made-up", "millstream=", "other=x", f"{jar}x"):
             assert (await world.ask(None, "POST", "/sign-out", b"", cookie=sent, **OWN)).status == 303

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from auth.test_sign_in import OWN, cookie
-from auth_world import ROOT, STREAM, Guarded, guarded, make_server
+from auth_world import ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from http_peer import Peer
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
@@ -19,10 +19,10 @@ SCOPES = "orders:write millstream:watch"
 
 
 @asynccontextmanager
-async def world_of_tokens() -> AsyncIterator[Guarded]:
+async def world_of_tokens() -> AsyncIterator[GuardedServer]:
     """A server that takes tokens."""
     server = make_server(auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256")))
-    async with guarded(server) as world:
+    async with run_guarded(server) as world:
         yield world
 
 
@@ -31,7 +31,7 @@ def lasting(seconds: float) -> str:
     return token(claims(exp=int(time.time() + seconds), scope=SCOPES))
 
 
-async def open_stream(world: Guarded, key: str, kind: str) -> Peer:
+async def open_stream(world: GuardedServer, key: str, kind: str) -> Peer:
     """A stream that listens, of one of the kinds."""
     if kind == "subscriptions/listen":
         headers = {name.replace("-", "_"): value for name, value in routing(kind).items()}
@@ -53,7 +53,7 @@ async def rest_of(peer: Peer) -> bytes:
     return body
 
 
-def pass_time(world: Guarded, seconds: float) -> None:
+def pass_time(world: GuardedServer, seconds: float) -> None:
     """It is later than it was, for the streams of a server."""
     world.runtime.streams.wall = lambda: time.time() + seconds
 
@@ -136,7 +136,7 @@ async def test_streams_end_with_their_cookie() -> None:
 
 
 async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
-    async with guarded() as world:
+    async with run_guarded() as world:
         copied, other = await cookie(world), await cookie(world)
         opened = await world.send(None, "GET", "/dashboard/events", **STREAM, **OWN, cookie=copied)
         by_key = await open_stream(world, ROOT, "/events")
@@ -156,7 +156,7 @@ async def test_streams_of_rotated_keys_end_after_the_grace(tmp_path: Path) -> No
     file = KeyFile(tmp_path / "keys.json")
     old = file.add("ci", (), 0.0, None)
     new = file.rotate("ci", 0.0, time.time() + 600)
-    async with guarded(make_server(auth.keys(file=file.path))) as world:
+    async with run_guarded(make_server(auth.keys(file=file.path))) as world:
         streams = [await open_stream(world, key, "/mcp/sse/me") for key in (old, new)]
         pass_time(world, 601)
         assert b"retry: " in await rest_of(streams[0])

@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 from auth.issuing.test_workers import BACK, Shop
 from auth.test_sign_in import FORM, OWN, cookie
 from auth.test_stream_ends import KEPT, open_stream, rest_of
-from auth_world import STREAM, Guarded
+from auth_world import STREAM, GuardedServer
 from cases import for_each
 from four_workers import next_address
 from http_peer import Peer, RunningServer
@@ -23,7 +23,7 @@ from patience import WAIT
 from processes import free_port, run_command
 from property_settings import NIGHTLY
 from redis_parts import RedisServer
-from workers_world import started
+from workers_world import start_program
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("quick_hashes")]
 
@@ -68,11 +68,11 @@ class World:
         return client, self.shop.form("/token", client_id=client, **form)
 
     @asynccontextmanager
-    async def asked(self) -> AsyncIterator[list[Guarded]]:
+    async def asked(self) -> AsyncIterator[list[GuardedServer]]:
         """Each server; any of its workers may get a connection."""
         there = [RunningServer(ServerState(), port, source_address=next_address) for port in self.ports]
         try:
-            yield [Guarded(cast("Any", None), cast("Any", None), each) for each in there]
+            yield [GuardedServer(cast("Any", None), cast("Any", None), each) for each in there]
         finally:
             for each in there:
                 each.drop_connections()
@@ -96,7 +96,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             options = ["--workers", "2", "--store", redis.url]
         for port in world.ports:
             command = run_command(str(world.folder / "shop.py"), port, *options)
-            stack.enter_context(started(command, port, world.folder / f"{port}.log"))
+            stack.enter_context(start_program(command, port, world.folder / f"{port}.log"))
         yield world
 
 
@@ -117,7 +117,7 @@ class Listening:
         await asyncio.gather(*(task for _, task in self.ends), return_exceptions=True)
         await self._stack.aclose()
 
-    async def open(self, servers: list[Guarded], credential: str, kinds: list[str] = KEPT) -> None:
+    async def open(self, servers: list[GuardedServer], credential: str, kinds: list[str] = KEPT) -> None:
         """Some of each kind, with a key or token."""
         for server in servers * TIMES:
             for kind in kinds:
@@ -126,7 +126,7 @@ class Listening:
                 socket = await self._stack.enter_async_context(server.socket(credential, speaks))
                 self._ends(f"socket {speaks}", socket.wait_closed())
 
-    async def open_as_page(self, servers: list[Guarded], jar: str) -> None:
+    async def open_as_page(self, servers: list[GuardedServer], jar: str) -> None:
         """What pages open, with their cookie."""
         for server in servers * TIMES:
             for kind in ("/events", "/dashboard/events"):
@@ -154,7 +154,7 @@ class Listening:
 
 
 @asynccontextmanager
-async def listening(world: World) -> AsyncIterator[tuple[list[Guarded], Listening]]:
+async def listening(world: World) -> AsyncIterator[tuple[list[GuardedServer], Listening]]:
     """The servers, and what is opened there for the length of the block. The streams of somebody else go on."""
     async with world.asked() as servers, Listening() as others, Listening() as opened:
         await others.open(servers, world.key["other"], ["/events"])

@@ -23,7 +23,7 @@ from millstream._app.server_process.tls import Certificate
 from millstream._config import Settings
 from patience import WAIT
 from processes import free_port, run_command, run_server
-from workers_world import PROGRAM, kill, until, workers
+from workers_world import PROGRAM, kill, run_workers, until
 
 ASYNCIOS = 60.0
 """Seconds that asyncio gives a handshake by itself."""
@@ -109,13 +109,13 @@ def test_renewed_certificates_are_loaded_without_a_restart(tmp_path: Path) -> No
 def test_takeover_sockets_speak_https(tmp_path: Path) -> None:
     cert, key = make(tmp_path, "x")
     options = ("--tls-cert", cert, "--tls-key", key)
-    with workers(tmp_path, 2, *options, program=PROGRAM + SLOW_TO_START) as served:
+    with run_workers(tmp_path, 2, *options, program=PROGRAM + SLOW_TO_START) as served:
         (tmp_path / "held").touch()
         kill(served.pids[1])
         until((tmp_path / "starting").exists)
         assert all(shown(served.port)[2].startswith(b"HTTP/1.1 200 OK\r\n") for _ in range(30))
         (tmp_path / "held").unlink()
-        served.wait_until_said("is ready")
+        served.wait_for_line("is ready")
 
 
 @pytest.mark.server

@@ -5,9 +5,21 @@ from typing import Any
 import pytest
 from joserfc.jwk import OctKey
 
-from auth_world import guarded, make_server
+from auth_world import make_server, run_guarded
 from cases import for_each
-from issuer_world import AUDIENCE, ISSUER, KEYS, OTHER, by_hand, claims, issuing, key_set, many_keys, misread, token
+from issuer_world import (
+    AUDIENCE,
+    ISSUER,
+    KEYS,
+    OTHER,
+    claims,
+    craft_token,
+    key_set,
+    make_many_keys,
+    run_issuer,
+    sign_with_public_key,
+    token,
+)
 from millstream import auth
 from millstream.auth._claims import LEEWAY
 from wire import request
@@ -87,11 +99,11 @@ async def test_tokens_may_have_several_audiences() -> None:
 RS_PEM = KEYS["RS256"].as_pem(private=False)
 JWK = OTHER.as_dict(private=False)
 FORGED: dict[str, str] = {
-    "no signature": by_hand({"alg": "none"}),
-    "no signature, spelled otherwise": by_hand({"alg": "None"}),
-    "none with a signature": by_hand({"alg": "none"}, signature=b"x" * 64),
-    "a public key as a secret": misread(RS_PEM, kid="rs"),
-    "a public key as a secret, without an id": misread(RS_PEM),
+    "no signature": craft_token({"alg": "none"}),
+    "no signature, spelled otherwise": craft_token({"alg": "None"}),
+    "none with a signature": craft_token({"alg": "none"}, signature=b"x" * 64),
+    "a public key as a secret": sign_with_public_key(RS_PEM, kid="rs"),
+    "a public key as a secret, without an id": sign_with_public_key(RS_PEM),
     "somebody else's key": token(key=OTHER),
     "a key in the token": token(key=OTHER, jwk=JWK),
     "a key in the token, without an id": token(key=OTHER, jwk=JWK, kid=None),
@@ -102,16 +114,16 @@ FORGED: dict[str, str] = {
     "an id that is a path": token(kid="../../dev/null"),
     "an id that is SQL": token(kid="' OR 1=1 --"),
     "the id of a key of another kind": token(kid="rs"),
-    "critical parameters": by_hand({"alg": "ES256", "kid": "es", "crit": ["exp"], "exp": 1}, signature=b"x" * 64),
-    "an empty list of critical things": by_hand({"alg": "ES256", "kid": "es", "crit": []}, signature=b"x" * 64),
+    "critical parameters": craft_token({"alg": "ES256", "kid": "es", "crit": ["exp"], "exp": 1}, signature=b"x" * 64),
+    "an empty list of critical things": craft_token({"alg": "ES256", "kid": "es", "crit": []}, signature=b"x" * 64),
     "an ID token's type": token(typ="id+jwt"),
     "a logout token's type": token(typ="logout+jwt"),
     "a proof's type": token(typ="dpop+jwt"),
-    "an algorithm in small letters": by_hand({"alg": "es256", "kid": "es"}, signature=b"x" * 64),
-    "an algorithm that is a number": by_hand({"alg": 256, "kid": "es"}, signature=b"x" * 64),
-    "an id that is a number": by_hand({"alg": "ES256", "kid": 1}, signature=b"x" * 64),
-    "an empty signature": by_hand({"alg": "ES256", "kid": "es"}),
-    "a signature of zeros": by_hand({"alg": "ES256", "kid": "es"}, signature=bytes(64)),
+    "an algorithm in small letters": craft_token({"alg": "es256", "kid": "es"}, signature=b"x" * 64),
+    "an algorithm that is a number": craft_token({"alg": 256, "kid": "es"}, signature=b"x" * 64),
+    "an id that is a number": craft_token({"alg": "ES256", "kid": 1}, signature=b"x" * 64),
+    "an empty signature": craft_token({"alg": "ES256", "kid": "es"}),
+    "a signature of zeros": craft_token({"alg": "ES256", "kid": "es"}, signature=bytes(64)),
     "encrypted": "a.b.c.d.e",
     "two parts": "a.b",
     "four parts": token() + ".x",
@@ -129,7 +141,7 @@ FORGED: dict[str, str] = {
 async def test_forged_tokens_get_401_without_a_reason(forged: str) -> None:
     """CVE-2026-32597, CVE-2025-59420, CVE-2024-37568."""
     assert await method().identify(forged) is None
-    async with guarded(make_server(method())) as world:
+    async with run_guarded(make_server(method())) as world:
         reply = await world.post(forged, PING)
         if forged != "..":
             assert reply.status == 401
@@ -149,7 +161,7 @@ async def test_tampered_tokens_are_refused() -> None:
 
 @for_each("size", [5_000, 20_000, 60_000])
 async def test_oversized_tokens_are_refused(size: int) -> None:
-    async with guarded(make_server(method())) as world:
+    async with run_guarded(make_server(method())) as world:
         huge = token(claims(padding="x" * size))
         assert (await world.post(huge, PING)).status == (200 if size < 8000 else 401 if size < 40_000 else 431)
 
@@ -180,9 +192,9 @@ async def test_unknown_keys_in_a_set_are_ignored() -> None:
 
 
 async def test_every_key_of_a_large_set_is_used() -> None:
-    assert await method(jwks=many_keys(256)).identify(token()) is not None
-    async with issuing() as issuer:
-        issuer.answers["/keys"] = many_keys(256)
+    assert await method(jwks=make_many_keys(256)).identify(token()) is not None
+    async with run_issuer() as issuer:
+        issuer.answers["/keys"] = make_many_keys(256)
         judge = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
         assert await judge.identify(token(claims(iss=issuer.url))) is not None
 
@@ -190,7 +202,7 @@ async def test_every_key_of_a_large_set_is_used() -> None:
 def test_oversized_key_sets_are_refused_at_construction() -> None:
     for make in (lambda keys: method(jwks=keys), lambda keys: auth.client("batch", jwks=keys)):
         with pytest.raises(ValueError, match="The set has 257 keys, but at most 256 are supported"):
-            make(many_keys(257))
+            make(make_many_keys(257))
 
 
 async def test_shared_secrets_verify_only_hs256() -> None:
@@ -229,7 +241,7 @@ async def test_scopes_are_read_in_every_usual_form(changes: dict[str, Any], scop
 
 async def test_tokens_without_required_scopes_get_403() -> None:
     """RFC 6750 §3.1."""
-    async with guarded(make_server(method(scopes=["mcp:use"]))) as world:
+    async with run_guarded(make_server(method(scopes=["mcp:use"]))) as world:
         missing = await world.post(None, PING)
         assert missing.status == 401
         assert missing.headers[b"www-authenticate"] == (
@@ -245,7 +257,7 @@ async def test_tokens_without_required_scopes_get_403() -> None:
 
 async def test_equal_subjects_of_two_issuers_are_distinct() -> None:
     second = auth.jwt(issuer="https://second.example", audience=AUDIENCE, jwks=key_set())
-    async with guarded(make_server([method(), second, auth.keys(named={"ada": "key-of-ada"})])) as world:
+    async with run_guarded(make_server([method(), second, auth.keys(named={"ada": "key-of-ada"})])) as world:
         keys = [token(), token(claims(iss="https://second.example")), "key-of-ada"]
         sessions = [await world.initialize(key) for key in keys]
         for number, session in enumerate(sessions):
@@ -254,7 +266,7 @@ async def test_equal_subjects_of_two_issuers_are_distinct() -> None:
 
 
 async def test_token_cache_lasts_at_most_a_minute() -> None:
-    async with guarded(make_server(method())) as world:
+    async with run_guarded(make_server(method())) as world:
         brief = token(claims(exp=time.time() - LEEWAY + 30))
         assert (await world.post(brief, PING)).status == 200
         guard = world.runtime.guard
@@ -268,7 +280,7 @@ async def test_token_cache_lasts_at_most_a_minute() -> None:
 
 
 async def test_subjects_cannot_inject_into_logs_or_headers(capfd: pytest.CaptureFixture[str]) -> None:
-    async with guarded(make_server(method(), access_log=True)) as world:
+    async with run_guarded(make_server(method(), access_log=True)) as world:
         evil = token(claims(sub='ada\r\nset-cookie: x=1\n{"level":"error"}', client_id="\x1b[2J"))
         assert (await world.call(evil, "who")).status == 200
     lines = capfd.readouterr().err.splitlines()

@@ -83,13 +83,13 @@ GATES: dict[str, Any] = _Gates() if FOLDER is None else _Files(_Gate, ".gate")
 _TURNS: dict[str, Any] = defaultdict(list) if FOLDER is None else _Files(_Lines, ".turns")
 
 
-def turn(key: str) -> int:
+def count_call(key: str) -> int:
     """How often this was asked, this time included."""
     _TURNS[key].append("x")
     return len(_TURNS[key])
 
 
-def tell() -> None:
+def notify_waiters() -> None:
     """Say that there is news on a board."""
     for loop, event in list(_NEWS):
         with suppress(RuntimeError):  # the loop of a test that has ended

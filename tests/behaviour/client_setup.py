@@ -19,7 +19,7 @@ from http_peer import RunningServer
 from millstream import Server
 from processes import RunState
 
-ANYWHERE = os.environ.get("BEHAVIOUR_PORT", "")
+SHARED_PORT = os.environ.get("BEHAVIOUR_PORT", "")
 """Where several workers serve the world, for the tests that need no server of their own."""
 SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}
 
@@ -46,7 +46,7 @@ class Processes:
         """The process of a kind of client."""
         key = (combination.revision, json.dumps(capabilities) if combination.handshake else "")
         process = self._by_key.get(key)
-        if process is not None and process.clients == 0 and not await well(process, combination, capabilities):
+        if process is not None and process.clients == 0 and not await is_healthy(process, combination, capabilities):
             process.kill()
             process = None
         if process is None:
@@ -63,7 +63,7 @@ class Processes:
             process.end()
 
 
-async def well(process: Process, combination: Combination, capabilities: Json) -> bool:
+async def is_healthy(process: Process, combination: Combination, capabilities: Json) -> bool:
     """Whether a process that has served a test can serve the next one: it says what it's asked, and nothing else."""
     if process.failures != RunState.failures or process.popen.poll() is not None:
         return False
@@ -107,8 +107,8 @@ async def open_client(
             runtime = await stack.enter_async_context(client.server.running())
             client.link = MemoryLink(runtime, client.take)
         else:
-            if ANYWHERE and server is None and transport in ("lane", "sse"):
-                running = RunningServer(ServerState(), int(ANYWHERE))
+            if SHARED_PORT and server is None and transport in ("lane", "sse"):
+                running = RunningServer(ServerState(), int(SHARED_PORT))
                 stack.callback(_abort, running)
                 http: Http = LaneHttp(running)
             else:

@@ -110,7 +110,7 @@ def excluded(combination: Combination, need: str) -> str:
     return ""
 
 
-def chosen(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> list[Combination]:
+def choose(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> list[Combination]:
     """The combinations that meet every need."""
     assert set(needs) <= {name for name, *_ in EXCLUSIONS}, needs
     return [
@@ -130,13 +130,13 @@ def every(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ..
         until: newest revision that has it.
         over: only these transports, where the behaviour is about them.
     """
-    found = chosen(*needs, since=since, until=until, over=over)
+    found = choose(*needs, since=since, until=until, over=over)
     assert found, needs
-    found = found if NIGHTLY else few(found)
-    return pytest.mark.parametrize("combination", [marked(each, each.transport) for each in found])
+    found = found if NIGHTLY else pick_covering(found)
+    return pytest.mark.parametrize("combination", [mark_param(each, each.transport) for each in found])
 
 
-def few(found: list[Combination]) -> list[Combination]:
+def pick_covering(found: list[Combination]) -> list[Combination]:
     """Return combinations in which each revision and each transport of the given ones occurs."""
     kept: list[Combination] = []
     for transport in dict.fromkeys(each.transport for each in sorted(found, key=_choices(found))):
@@ -156,7 +156,7 @@ def _choices(found: list[Combination]) -> Callable[[Combination], int]:
     return lambda one: sum(each.transport == one.transport for each in found)
 
 
-def marked(value: Any, transport: str) -> Any:
+def mark_param(value: Any, transport: str) -> Any:
     """A parameter; one that starts a process carries the mark of those."""
     marks = [pytest.mark.server] if transport == "stdio" else []
     return pytest.param(value, id=str(value), marks=marks)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pydantic
 
-from behaviour.boards import GATES, JOURNAL, tell, turn, until
+from behaviour.boards import GATES, JOURNAL, count_call, notify_waiters, until
 from millstream import (
     Audio,
     Cancelled,
@@ -43,7 +43,7 @@ WAV = b"RIFF" + bytes(8)
 def note(key: str, text: str) -> None:
     """Write to a journal; from the loop or a thread."""
     JOURNAL[key].append(text)
-    tell()
+    notify_waiters()
 
 
 def journal(key: str) -> list[str]:
@@ -61,7 +61,7 @@ async def awaited(key: str, text: str) -> str:
 def open_gate(key: str) -> str:
     """Lets a function go on that waits at a gate."""
     GATES[key].set()
-    tell()
+    notify_waiters()
     return "open"
 
 
@@ -346,13 +346,13 @@ def asks_twice_in_thread(key: str, ctx: SyncContext) -> str:
 
 async def changes_its_mind(key: str, ctx: Context) -> str:
     """The first question reads differently from the third run on."""
-    first = await ctx.elicit("Old?" if turn(key) < 3 else "New?", Point)
+    first = await ctx.elicit("Old?" if count_call(key) < 3 else "New?", Point)
     second = await ctx.elicit("And?", Size)
     return f"{first.x} {second.width}"
 
 
 async def never_content(key: str, ctx: Context) -> str:
-    await ctx.elicit(f"Question {turn(key)}?", Point)
+    await ctx.elicit(f"Question {count_call(key)}?", Point)
     return "content"
 
 

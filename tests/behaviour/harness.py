@@ -28,7 +28,7 @@ EVERYTHING: Json = {
 }
 
 
-def order() -> str:
+def new_order_uri() -> str:
     """The URI of a live resource that no other test touches: clients of several tests may share a server."""
     return f"orders://{secrets.randbits(48)}"
 
@@ -329,7 +329,7 @@ class Client:
     async def watch(self, *uris: str, kinds: tuple[str, ...] = ("tools", "prompts", "resources")) -> Any:
         """Hear about changes, by the ways of the era. Gives the id of the subscription, where there is one."""
         if self.combination.handshake:
-            await self.link.standing()
+            await self.link.open_standalone_stream()
             for uri in uris:
                 await self.request("resources/subscribe", {"uri": uri})
             return None

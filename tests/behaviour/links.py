@@ -37,7 +37,7 @@ class Link(Protocol):
 
     async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None: ...
 
-    async def standing(self) -> None:
+    async def open_standalone_stream(self) -> None:
         """Open the stream for what belongs to no call, where the transport has one of its own."""
         ...
 
@@ -59,7 +59,7 @@ class MemoryLink:
     async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None:
         self._pipe.send(json.dumps(message).encode())
 
-    async def standing(self) -> None:
+    async def open_standalone_stream(self) -> None:
         return None
 
     async def close(self) -> None:
@@ -130,7 +130,7 @@ class StdioLink:
     async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None:
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
-    async def standing(self) -> None:
+    async def open_standalone_stream(self) -> None:
         return None
 
     async def close(self) -> None:
@@ -173,7 +173,7 @@ class SseLink:
         assert reply.status == 202, await reply.body()
         await reply.body()
 
-    async def standing(self) -> None:
+    async def open_standalone_stream(self) -> None:
         return None
 
     async def close(self) -> None:
@@ -284,7 +284,7 @@ class StreamableLink:
         finally:
             stream.over.set()
 
-    async def standing(self) -> None:
+    async def open_standalone_stream(self) -> None:
         stream = await self.resume()
         assert stream.exchange.status == 200
         self.streams["GET"] = stream

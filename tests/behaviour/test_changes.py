@@ -4,7 +4,7 @@ import pytest
 
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
-from behaviour.harness import order
+from behaviour.harness import new_order_uri
 from patience import WAIT
 
 UPDATED = "notifications/resources/updated"
@@ -29,10 +29,10 @@ async def test_list_changes_are_announced(connect: Connect, combination: Combina
 async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
-    watched, also = order(), order()
+    watched, also = new_order_uri(), new_order_uri()
     subscription = await client.watch(watched, also)
     since = len(client.notes)
-    await client.call("touch", uri=order())
+    await client.call("touch", uri=new_order_uri())
     await client.call("touch", uri=watched)
     params = await client.heard(UPDATED, since=since)
     assert params["uri"] == watched
@@ -55,7 +55,7 @@ async def test_updates_of_static_resources_are_delivered(connect: Connect, combi
 async def test_updates_stop_after_unsubscribe(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/resources."""
     client = await connect(combination)
-    left, kept = order(), order()
+    left, kept = new_order_uri(), new_order_uri()
     await client.watch(left, kept)
     await client.request("resources/unsubscribe", {"uri": left})
     since = len(client.notes)
@@ -104,7 +104,7 @@ async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connec
 async def test_two_subscriptions_receive_their_own_updates(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
-    one, two = order(), order()
+    one, two = new_order_uri(), new_order_uri()
     first = await client.watch(one, kinds=())
     second = await client.watch(two, kinds=("tools",))
     since = len(client.notes)

@@ -8,7 +8,7 @@ from millstream import Server, Settings
 from millstream._http.budget import ByteBudget
 from millstream._transports.connection import ClientConnection
 from millstream._transports.memory import MemoryPipe
-from socket_world import ask, hear, tell, world
+from socket_world import ask, recv_json, send_json, world
 from wire import POST, Wire, per_request, request, routing, run_wire
 
 BODY = 100_000
@@ -106,10 +106,10 @@ async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: 
 
 async def test_websocket_calls_count_toward_the_body_budget() -> None:
     async with world(max_body=SIZE, max_call_bytes=1) as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         bodies = app.runtime.services.bodies
         large = {"type": "mcp_call", "tool": "waits", "id": "x" * 40_000}
-        await tell(socket, large)
+        await send_json(socket, large)
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
         (call,) = app.runtime.dispatcher.calls
         assert (call.owner, bodies.held > 40_000) == ("127.0.0.1", True)

@@ -7,7 +7,7 @@ from typing import Any
 from cases import for_each
 from millstream import Server, Settings, ToolError
 from millstream._transports.memory import MemoryPipe
-from socket_world import ask, hear, world
+from socket_world import ask, recv_json, world
 from wire import POST, WAIT, Json, Wire, encode_headers, encode_request, per_request, request, routing, run_wire
 
 
@@ -157,7 +157,7 @@ async def test_tool_that_cancels_its_task_is_answered_under_other_asgi_servers(n
 
 async def test_tool_that_cancels_its_task_is_answered_on_websockets() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         for name, tool in TOOLS.items():
             app.server.tool(tool)
             answer = await ask(socket, {"type": "mcp_call", "tool": name})

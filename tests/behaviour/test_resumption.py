@@ -4,7 +4,7 @@ import json
 from behaviour.combinations import Combination, every
 from behaviour.conftest import Connect
 from behaviour.exchanges import WAIT, Event, Exchange
-from behaviour.harness import Client, Json, order
+from behaviour.harness import Client, Json, new_order_uri
 
 
 def request(tool: str, request_id: int = 800, **arguments: str) -> Json:
@@ -169,7 +169,7 @@ async def test_lost_questions_are_sent_again_on_the_new_stream(connect: Connect,
 @every("resumption")
 async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
-    watched = order()
+    watched = new_order_uri()
     await client.request("resources/subscribe", {"uri": watched})
     first = await client.streamable.resume()
     second = await client.streamable.resume()

@@ -44,7 +44,7 @@ async def test_session_ids_are_visible_ascii_and_unique(connect: Connect, combin
 async def test_deleted_sessions_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client, other = await connect(combination), await connect(combination)
-    await client.link.standing()
+    await client.link.open_standalone_stream()
     session = client.streamable.session
     headers = client.streamable.headers()
     assert (await client.streamable.http.fetch("DELETE", "/mcp", headers)).status == 204

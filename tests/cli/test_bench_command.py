@@ -6,7 +6,7 @@ import pytest
 
 from cases import for_each
 from cli.test_faults import run
-from client.misbehaving_servers import Asked, discovering, rude
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_discovery
 from millstream._cli.commands.bench import LatencyTally, format_duration
 from processes import ROOT, SharedServer, run_command, share_server
 
@@ -74,14 +74,14 @@ async def test_bench_groups_errors_by_message(server: SharedServer) -> None:
 async def test_dead_server_is_not_called_in_a_tight_loop() -> None:
     asked: list[str] = []
 
-    async def die(request: Asked) -> None:
+    async def die(request: ReceivedRequest) -> None:
         if request.method == "tools/list":
             await request.result({"tools": [{"name": "x", "inputSchema": {"type": "object"}}]})
             return
         asked.append(request.method)
         raise ConnectionError
 
-    async with rude(discovering(die)) as there:
+    async with misbehaving(with_discovery(die)) as there:
         code, out, _ = await run("bench", there.url, "--tool", "x", "--seconds", "0.25", "--connections", "1", "--json")
     assert code == 1
     assert json.loads(out)["calls"] == 0

@@ -14,7 +14,7 @@ from millstream._http.server.drain import LINGER, ConnectionDrainer, DrainTimes
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from patience import WAIT
 from processes import free_port, run_command
-from workers_world import PROGRAM, Client, call, refused, started, until_async, until_running
+from workers_world import PROGRAM, Client, call, start_program, until_async, until_running, wait_until_refused
 
 
 @pytest.mark.server
@@ -22,7 +22,7 @@ async def test_drain_closes_idle_connections_with_connection_close(tmp_path: Pat
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     command = run_command(str(tmp_path / "shop.py"), port)
-    with started(command, port, tmp_path / "log") as served:
+    with start_program(command, port, tmp_path / "log") as served:
         idle, busy = Client(port), Client(port)
         await idle.request(call("who"))
         assert not (await busy.request(call("who"))).closes
@@ -30,7 +30,7 @@ async def test_drain_closes_idle_connections_with_connection_close(tmp_path: Pat
         await until_running(tmp_path)
         served.process.terminate()
         await until_async(lambda: idle.ended)
-        await refused(port)
+        await wait_until_refused(port)
         (tmp_path / "go").touch()
         reply = await running
         assert (reply.value, reply.closes) == ("done", True)
@@ -65,14 +65,14 @@ async def test_program_responses_finish_before_shutdown(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM + PAGES)
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "600"}
-    with started(run_command(str(tmp_path / "shop.py"), port), port, tmp_path / "log", env=environment) as served:
+    with start_program(run_command(str(tmp_path / "shop.py"), port), port, tmp_path / "log", env=environment) as served:
         opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         for (_, writer), path in zip(opened, ("/page", "/file"), strict=True):
             writer.write(f"GET {path} HTTP/1.0\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode())
         await opened[1][0].readuntil(b"half ")
         await until_running(tmp_path, 2)
         served.process.terminate()
-        await refused(port)
+        await wait_until_refused(port)
         (tmp_path / "go").touch()
         assert b"done" in await opened[0][0].read()
         assert b"done" in await opened[1][0].read()
@@ -87,7 +87,7 @@ async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -
     port = free_port()
     environment = {**os.environ, "MILLSTREAM_DRAIN_DELAY": "600"}
     command = run_command(str(tmp_path / "shop.py"), port)
-    with started(command, port, tmp_path / "log", env=environment) as served:
+    with start_program(command, port, tmp_path / "log", env=environment) as served:
         kept = Client(port)
         assert (await kept.request(path="/readyz")).status == 200
         served.process.send_signal(signal.SIGINT)
@@ -97,7 +97,7 @@ async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -
         for client in (kept, new):
             reply = await client.request(call("who"))
             assert (reply.value, reply.closes) == (served.process.pid, False)
-        assert served.said("It keeps serving for 600 s") == 1
+        assert served.count_lines("It keeps serving for 600 s") == 1
         served.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(served.process.wait, WAIT) == 130
         for client in (kept, new):

@@ -12,7 +12,7 @@ import pytest
 
 from cases import for_each
 from client.certificates import self_signed
-from client.misbehaving_servers import Asked, Behave, discovering, rude
+from client.misbehaving_servers import Behave, ReceivedRequest, misbehaving, with_discovery
 from command_line import CliRunner
 from millstream._cli.program import program
 from millstream.client import _connector as connector
@@ -50,44 +50,44 @@ async def fails(status: int, words: str, *arguments: str) -> None:
     assert "Traceback" not in error
 
 
-async def status(asked: Asked, line: str, more: str = "") -> None:
+async def status(asked: ReceivedRequest, line: str, more: str = "") -> None:
     await asked.reply(b"no", status=line, type="text/plain", more=more)
 
 
-async def problem(asked: Asked) -> None:
+async def problem(asked: ReceivedRequest) -> None:
     said = b'{"status":403,"detail":"The key is old."}'
     await asked.reply(said, status="403 Forbidden", type="application/problem+json")
 
 
-async def page(asked: Asked) -> None:
+async def page(asked: ReceivedRequest) -> None:
     await asked.reply(b"<!doctype html><title>Hello</title>", type="text/html")
 
 
-async def hang(asked: Asked) -> None:
+async def hang(asked: ReceivedRequest) -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def die(asked: Asked) -> None:
+async def die(asked: ReceivedRequest) -> None:
     raise ConnectionError
 
 
-async def wrong_id(asked: Asked) -> None:
+async def wrong_id(asked: ReceivedRequest) -> None:
     await asked.reply(b'{"jsonrpc":"2.0","id":999,"result":{"content":[]}}')
 
 
-async def gigabyte(asked: Asked) -> None:
+async def gigabyte(asked: ReceivedRequest) -> None:
     await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n{")
     await hang(asked)
 
 
-async def bomb(asked: Asked) -> None:
+async def bomb(asked: ReceivedRequest) -> None:
     await asked.stream()
     note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
     while True:
         await asked.event(note)
 
 
-async def unknown(asked: Asked) -> None:
+async def unknown(asked: ReceivedRequest) -> None:
     if asked.method == "initialize":
         result = {"protocolVersion": "1999-01-01", "capabilities": {}, "serverInfo": {"name": "r", "version": "1"}}
         await asked.result(result)
@@ -105,17 +105,17 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (problem, 4, r"refused the request \(403\): The key is old\. Send another one with --auth KEY", ()),
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
     (unknown, 3, "1999-01-01", ()),
-    (discovering(hang), 5, r"didn't answer \S+ within 0\.3 seconds", ("--timeout", "0.3")),
-    (discovering(die), 3, "closed the connection before it answered", ()),
-    (discovering(wrong_id), 1, "999", ()),
-    (discovering(gigabyte), 1, "more than 67,108,864 bytes", ()),
-    (discovering(bomb), 5, "didn't answer", ("--timeout", "0.3")),
+    (with_discovery(hang), 5, r"didn't answer \S+ within 0\.3 seconds", ("--timeout", "0.3")),
+    (with_discovery(die), 3, "closed the connection before it answered", ()),
+    (with_discovery(wrong_id), 1, "999", ()),
+    (with_discovery(gigabyte), 1, "more than 67,108,864 bytes", ()),
+    (with_discovery(bomb), 5, "didn't answer", ("--timeout", "0.3")),
 ]
 
 
 @for_each(("behave", "code", "words", "more"), CALLS)
 async def test_misbehaving_servers_are_explained(behave: Behave, code: int, words: str, more: tuple[str, ...]) -> None:
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         await fails(code, words, "call", server.url, "x", *more)
 
 

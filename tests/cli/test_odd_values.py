@@ -9,7 +9,7 @@ import pytest
 from cases import for_each
 from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
-from client.misbehaving_servers import DONE, OFFER, Asked, rude
+from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, misbehaving
 from millstream._cli import connect_options as connecting
 from millstream._cli.chat.console_prompts import choices_of, problem_of
 from millstream._cli.connect_options import value_of
@@ -26,7 +26,7 @@ TOOLS = [
 ]
 
 
-async def behave(asked: Asked) -> None:
+async def behave(asked: ReceivedRequest) -> None:
     if asked.method == "server/discover":
         about = {"io.modelcontextprotocol/serverInfo": {"name": LINES, "version": LINES}}
         await asked.result({**OFFER, "_meta": about})
@@ -81,7 +81,7 @@ async def behave(asked: Asked) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 async def test_unusual_values_cause_no_traceback(arguments: list[str], status: int, words: str) -> None:
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         code, out, error = await run(arguments[0], server.url, *arguments[1:])
     assert (code, words in out + error) == (status, True), (code, out, error)
     assert len(error) < 2500
@@ -128,7 +128,7 @@ def test_overlong_names_do_not_widen_every_line(monkeypatch: pytest.MonkeyPatch)
 
 async def test_watch_ends_when_its_output_is_closed() -> None:
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "watch"]
-    async with asyncio.timeout(WAIT), rude(behave) as server:
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
         process = await asyncio.create_subprocess_exec(
             *command, server.url, "--json", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )

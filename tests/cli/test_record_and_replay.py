@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.test_faults import run
-from client.misbehaving_servers import DONE, discovering, greeting, rude
+from client.misbehaving_servers import DONE, misbehaving, with_discovery, with_handshake
 from client.test_param_headers import behave
 from command_line import CliRunner
 from millstream import Client
@@ -175,7 +175,7 @@ async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server
 
 @pytest.mark.server
 async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) -> None:
-    async with rude(discovering(behave)) as server:
+    async with misbehaving(with_discovery(behave)) as server:
         async with Client(command("record", str(tmp_path / "f"), server.url)) as client:
             await client.tools()
             assert (await client.call("x", region=" Zürich", count=3)).text == "done"
@@ -183,7 +183,7 @@ async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) ->
         assert (last["mcp-method"], last["mcp-name"], last["mcp-param-count"]) == ("tools/call", "x", "3")
         assert last["mcp-param-region"] == "=?base64?IFrDvHJpY2g=?="
         assert last["mcp-protocol-version"] == "2026-07-28"
-    async with rude(greeting(lambda asked: asked.result(DONE), session="s1")) as server:
+    async with misbehaving(with_handshake(lambda asked: asked.result(DONE), session="s1")) as server:
         async with Client(command("record", str(tmp_path / "g"), server.url), revision="2025-11-25") as client:
             assert (await client.call("x")).text == "done"
         called = next(asked for asked in server.asked if asked.method == "tools/call")

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from client.watch_parts import waits
+from client.watch_parts import set_waits
 from millstream.client import _connector as connector
 
 
@@ -21,4 +21,4 @@ async def nothing_is_left_behind() -> AsyncIterator[None]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next attempt to connect again is never far."""
-    waits(monkeypatch, 0.02)
+    set_waits(monkeypatch, 0.02)

@@ -26,7 +26,7 @@ DONE = {"resultType": "complete", "content": [{"type": "text", "text": "done"}]}
 
 
 @dataclass
-class Asked:
+class ReceivedRequest:
     """One HTTP request as it came, and the socket to answer on."""
 
     verb: str
@@ -75,15 +75,15 @@ class Asked:
         await self.write(b"0\r\n\r\n")
 
 
-Behave = Callable[[Asked], Awaitable[None]]
+Behave = Callable[[ReceivedRequest], Awaitable[None]]
 
 
 @dataclass
-class Rude:
+class MisbehavingServer:
     """Where the server is, and what it was asked."""
 
     url: str
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[ReceivedRequest] = field(default_factory=list)
     open: int = 0
     """Connections of clients."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
@@ -91,11 +91,11 @@ class Rude:
 
 
 @asynccontextmanager
-async def rude(behave: Behave) -> AsyncGenerator[Rude, None]:
+async def misbehaving(behave: Behave) -> AsyncGenerator[MisbehavingServer, None]:
     """A server that does this with each request. A behaviour that returns early closes nothing; one that raises
     ConnectionError closes the connection.
     """
-    world = Rude("")
+    world = MisbehavingServer("")
     tasks: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -130,19 +130,19 @@ async def rude(behave: Behave) -> AsyncGenerator[Rude, None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked:
+async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ReceivedRequest:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *rest = head.strip().split("\r\n")
     verb, path, _ = first.split(" ")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
-    return Asked(verb, path, headers, body, writer)
+    return ReceivedRequest(verb, path, headers, body, writer)
 
 
-def discovering(behave: Behave) -> Behave:
+def with_discovery(behave: Behave) -> Behave:
     """A server of 2026-07-28 that is well until something else than `server/discover` is asked."""
 
-    async def both(asked: Asked) -> None:
+    async def both(asked: ReceivedRequest) -> None:
         if asked.method == "server/discover":
             await asked.result(OFFER)
         else:
@@ -151,10 +151,10 @@ def discovering(behave: Behave) -> Behave:
     return both
 
 
-def greeting(behave: Behave, session: str = "") -> Behave:
+def with_handshake(behave: Behave, session: str = "") -> Behave:
     """A server of 2025-11-25 that is well until something else than its handshake is asked; it has no GET stream."""
 
-    async def both(asked: Asked) -> None:
+    async def both(asked: ReceivedRequest) -> None:
         if asked.method == "initialize":
             await asked.result(GREETING, more=f"Mcp-Session-Id: {session}\r\n" if session else "")
         elif asked.method.startswith("notifications/"):
@@ -170,9 +170,11 @@ def greeting(behave: Behave, session: str = "") -> Behave:
     return both
 
 
-async def fails(behave: Behave, expected: type[ClientError], *words: str, options: Options | None = None) -> None:
+async def check_failure(
+    behave: Behave, expected: type[ClientError], *words: str, options: Options | None = None
+) -> None:
     """A call ends with this error, whose text is one sentence or two with these words."""
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         with pytest.raises(expected) as caught:
             async with Client(server.url, timeout=WAIT, options=options) as client:
                 await client.call("x")

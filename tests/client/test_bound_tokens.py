@@ -16,7 +16,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from cases import for_each
-from issuer_world import Issuer, issuing
+from issuer_world import Issuer, run_issuer
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import parse
 from millstream.client import AccessDenied, IdentityProvider, MemoryTokenStore, OAuth, WorkloadIdentity
@@ -84,7 +84,7 @@ async def authorization_server(
     answer: Callable[[bytes], Any], **more: Any
 ) -> AsyncIterator[tuple[Issuer, dict[str, str]]]:
     """One that gives what the function says, and the URLs of a server that takes its tokens."""
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers[METADATA] = {"issuer": issuer.url, "token_endpoint": f"{issuer.url}/token", **more}
         issuer.answers["/token"] = answer
         issuer.answers["/.well-known/oauth-protected-resource/mcp"] = {
@@ -202,7 +202,7 @@ async def test_deeply_nested_responses_are_refused(path: str) -> None:
 
 async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
     token = {"access_token": "granted", "token_type": "Bearer"}
-    async with authorization_server(lambda _: token) as (issuer, urls), issuing() as home:
+    async with authorization_server(lambda _: token) as (issuer, urls), run_issuer() as home:
         home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
         home.answers["/token"] = {"access_token": "the-grant", "issued_token_type": JAG, "token_type": "N_A"}
 
@@ -238,7 +238,7 @@ async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
     ],
 )
 async def test_invalid_grants_are_not_sent(answer: Any) -> None:
-    async with authorization_server(lambda _: {}) as (issuer, urls), issuing() as home:
+    async with authorization_server(lambda _: {}) as (issuer, urls), run_issuer() as home:
         home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
         home.answers["/token"] = answer
         identity = IdentityProvider(home.url, id_token="t", client_id="desk-at-home")

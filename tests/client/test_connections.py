@@ -12,13 +12,13 @@ from client.misbehaving_servers import (
     DONE,
     GREETING,
     OFFER,
-    Asked,
+    ReceivedRequest,
     assert_readable,
-    discovering,
-    fails,
-    greeting,
+    check_failure,
+    misbehaving,
     read_request,
-    rude,
+    with_discovery,
+    with_handshake,
 )
 from millstream import Client
 from millstream.client._errors import (
@@ -56,18 +56,18 @@ async def test_unknown_host_is_explained() -> None:
 
 @for_each("status", ["200 OK", "404 Not Found", "405 Method Not Allowed"])
 async def test_web_page_instead_of_json_is_explained(status: str) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"<html><h1>Welcome</h1>", status=status, type="text/html; charset=utf-8")
 
-    await fails(behave, NotMcp, "isn't an MCP endpoint", "a web page")
+    await check_failure(behave, NotMcp, "isn't an MCP endpoint", "a web page")
 
 
 @for_each(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "rejected")])
 async def test_refused_credentials_say_what_to_do(status: str, words: str) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"{}", status=status, more='WWW-Authenticate: Bearer scope="a"\r\n')
 
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         with pytest.raises(AccessDenied) as caught:
             async with Client(server.url):
                 pass
@@ -98,7 +98,7 @@ async def test_untrusted_certificate_is_explained(tmp_path_factory: pytest.TempP
     certificate, key = self_signed(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    world: list[Asked] = []
+    world: list[ReceivedRequest] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -127,53 +127,53 @@ async def test_request_is_repeated_on_a_stale_connection() -> None:
     """RFC 9110 §9.2.2."""
     dead: list[str] = []
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if not dead:
             dead.append(asked.method)
             raise ConnectionError
         await asked.result({"resultType": "complete", "tools": [], "ttlMs": 0, "cacheScope": "private"})
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         assert await client.tools() == []
         assert dead == ["tools/list"]
 
 
 @for_each("supported", [["2099-01-01"], []])
 async def test_unknown_server_versions_are_explained(supported: list[str]) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         error = {"code": -32022, "message": "Unsupported protocol version", "data": {"supported": supported}}
         body = {"jsonrpc": "2.0", "id": asked.message.get("id"), "error": error}
         await asked.reply(json.dumps(body).encode(), status="400 Bad Request")
 
-    await fails(behave, UnknownVersion, "2026-07-28", *supported)
+    await check_failure(behave, UnknownVersion, "2026-07-28", *supported)
 
 
 async def test_unknown_handshake_versions_are_explained() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "initialize":
             await asked.result({**GREETING, "protocolVersion": "1999-12-31"})
         else:
             await asked.reply(b'{"jsonrpc":"2.0","id":1,"error":{"code":-32601,"message":"no"}}')
 
-    await fails(behave, UnknownVersion, "1999-12-31")
+    await check_failure(behave, UnknownVersion, "1999-12-31")
 
 
 async def test_cross_origin_redirects_are_not_followed() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"", status="307 Temporary Redirect", more="Location: http://evil.example/mcp\r\n")
 
-    await fails(behave, NotMcp, "redirects to http://evil.example/mcp")
+    await check_failure(behave, NotMcp, "redirects to http://evil.example/mcp")
 
 
 async def test_same_origin_redirects_are_followed() -> None:
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.path == "/mcp":
             await asked.reply(b"", status="307 Temporary Redirect", more="Location: /mcp/\r\n")
         else:
-            await discovering(lambda asked: asked.result(DONE))(asked)
+            await with_discovery(lambda asked: asked.result(DONE))(asked)
 
-    async with rude(behave) as server, Client(server.url) as client:
+    async with misbehaving(behave) as server, Client(server.url) as client:
         assert (await client.call("x")).text == "done"
         assert [asked.path for asked in server.asked] == ["/mcp", "/mcp/", "/mcp/"]
 
@@ -182,7 +182,7 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#session-management"""
     seen: list[str] = []
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         seen.append(asked.headers["mcp-session-id"])
         if len(seen) == 1:
             await asked.reply(
@@ -191,7 +191,7 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
         else:
             await asked.result(DONE)
 
-    async with rude(greeting(behave, session="s1")) as server, Client(server.url) as client:
+    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
         assert (await client.call("x")).text == "done"
         assert [asked.method for asked in server.asked].count("initialize") == 2
         assert "mcp-session-id" not in [asked for asked in server.asked if asked.method == "initialize"][1].headers
@@ -199,9 +199,9 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
 
 async def test_broken_streams_are_resumed() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#resumability-and-redelivery"""
-    call: list[Asked] = []
+    call: list[ReceivedRequest] = []
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.verb == "POST":
             call.append(asked)
             await asked.stream()
@@ -212,22 +212,22 @@ async def test_broken_streams_are_resumed() -> None:
         await asked.event(call[0].answer(DONE), "id: e2\n")
         await asked.end()
 
-    async with rude(greeting(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url) as client:
         assert (await client.call("x")).text == "done"
 
 
 async def test_broken_streams_without_event_id_fail_their_call() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         await asked.end()
 
-    await fails(greeting(behave), ConnectionLost, "before its response")
+    await check_failure(with_handshake(behave), ConnectionLost, "before its response")
 
 
 async def test_many_calls_share_few_connections() -> None:
     open_now = most = 0
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal open_now, most
         open_now += 1
         most = max(most, open_now)
@@ -236,7 +236,7 @@ async def test_many_calls_share_few_connections() -> None:
         await asked.result(DONE)
 
     options = Options(max_connections=3)
-    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
         results = await asyncio.gather(*(client.call("x") for _ in range(50)))
         assert [result.text for result in results] == ["done"] * 50
         assert len({asked.writer for asked in server.asked}) <= 3
@@ -246,12 +246,12 @@ async def test_many_calls_share_few_connections() -> None:
 async def test_calls_waiting_for_a_connection_can_be_cancelled() -> None:
     go_on = asyncio.Event()
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await go_on.wait()
         await asked.result(DONE)
 
     options = Options(max_connections=1)
-    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
         first, second, third = (asyncio.create_task(client.call("x")) for _ in range(3))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -264,17 +264,17 @@ async def test_calls_waiting_for_a_connection_can_be_cancelled() -> None:
 
 
 async def test_invalid_http_is_explained() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
 
-    await fails(behave, BadAnswer, "HTTP/1.1")
+    await check_failure(behave, BadAnswer, "HTTP/1.1")
 
 
 async def test_client_closes_its_connections() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.result(DONE)
 
-    async with rude(discovering(behave)) as server:
+    async with misbehaving(with_discovery(behave)) as server:
         async with Client(server.url) as client:
             await asyncio.gather(*(client.call("x") for _ in range(5)))
         with pytest.raises(ZeroDivisionError):
@@ -296,25 +296,25 @@ WAYS: dict[str, tuple[Callable[[str], Any], str]] = {
 @for_each("way", WAYS)
 async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> None:
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if how == "silence":
             await asyncio.get_running_loop().create_future()
         raise ConnectionError
 
     target, revision = WAYS[way]
     options = Options(connect_timeout=0.1, probe_timeout=0.1)
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         with pytest.raises((ConnectionLost, ConnectFailed, NoAnswer)):
             async with Client(target(server.url), revision=revision, options=options):
                 pass
 
 
 async def test_event_stream_broken_before_endpoint_is_a_lost_connection() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         raise ConnectionError
 
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         with pytest.raises(ConnectionLost):
             async with Client(WAYS["HTTP+SSE"][0](server.url), revision="2024-11-05"):
                 pass

@@ -12,8 +12,17 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from cases import for_each
-from client.misbehaving_servers import GREETING, Asked, discovering, rude
-from client.watch_parts import AGAIN, for_ever, gets, greetings, session, true, until_other_than_again, waits
+from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving, with_discovery
+from client.watch_parts import (
+    AGAIN,
+    block_forever,
+    count_gets,
+    count_handshakes,
+    session,
+    set_waits,
+    until_other_than_again,
+    wait_until,
+)
 from millstream import Client
 from millstream.client import _watches as watching
 from millstream.client._errors import AccessDenied, ClientError, Failure, NotMcp
@@ -27,23 +36,23 @@ NEVER = 100_000.0
 async def test_removed_resource_ends_only_its_watch(soon: None) -> None:
     gone = False
 
-    async def calls(asked: Asked) -> None:
+    async def calls(asked: ReceivedRequest) -> None:
         if gone and asked.message["params"]["uri"] == "a://1":
             error = {"code": -32002, "message": "Resource not found"}
             return await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
         return await asked.result({})
 
-    async def streams(asked: Asked) -> None:
-        if greetings(server) == 1 and gets(server) > 1:
+    async def streams(asked: ReceivedRequest) -> None:
+        if count_handshakes(server) == 1 and count_gets(server) > 1:
             return await asked.reply(b"", status="404 Not Found")
         await asked.stream()
-        if greetings(server) == 1:
-            await true(lambda: gone)
+        if count_handshakes(server) == 1:
+            await wait_until(lambda: gone)
             return await asked.end()
-        return await for_ever()
+        return await block_forever()
 
     async with (
-        asyncio.timeout(WAIT), rude(session(streams, calls)) as server, Client(server.url) as client,
+        asyncio.timeout(WAIT), misbehaving(session(streams, calls)) as server, Client(server.url) as client,
         client.watch("a://1") as first, client.watch("a://2") as second,
     ):  # fmt: skip
         gone = True
@@ -58,10 +67,10 @@ Refusals = Iterator[HTTPStatus]
 
 async def following(refusals: Refusals) -> HTTPStatus:
     status = next(refusals, None)
-    return await for_ever() if status is None else status
+    return await block_forever() if status is None else status
 
 
-async def refuse(asked: Asked, refusals: Refusals) -> None:
+async def refuse(asked: ReceivedRequest, refusals: Refusals) -> None:
     status = await following(refusals)
     await asked.reply(b"<p>No", status=f"{status} x", type="text/html")
 
@@ -70,8 +79,8 @@ async def refuse(asked: Asked, refusals: Refusals) -> None:
 async def streamable_http(refusals: Refusals) -> AsyncGenerator[Any]:
     cut = asyncio.Event()
 
-    async def streams(asked: Asked) -> None:
-        if gets(server) > 1:
+    async def streams(asked: ReceivedRequest) -> None:
+        if count_gets(server) > 1:
             return await asked.reply(b"", status="404 Not Found")
         await asked.stream()
         await cut.wait()
@@ -79,19 +88,19 @@ async def streamable_http(refusals: Refusals) -> AsyncGenerator[Any]:
 
     calm = session(streams)
 
-    async def behave(asked: Asked) -> None:
-        await (refuse(asked, refusals) if greetings(server) > 1 else calm(asked))
+    async def behave(asked: ReceivedRequest) -> None:
+        await (refuse(asked, refusals) if count_handshakes(server) > 1 else calm(asked))
 
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         yield server.url, cut
 
 
 @asynccontextmanager
 async def http_sse(refusals: Refusals) -> AsyncGenerator[Any]:
-    streams: list[Asked] = []
+    streams: list[ReceivedRequest] = []
     cut = asyncio.Event()
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.verb == "GET" and streams:
             return await refuse(asked, refusals)
         if asked.verb == "GET":
@@ -105,7 +114,7 @@ async def http_sse(refusals: Refusals) -> AsyncGenerator[Any]:
             await streams[0].event(asked.answer({**GREETING, "protocolVersion": "2024-11-05"}), "event: message\n")
         return None
 
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         yield {"mcpServers": {"it": {"type": "sse", "url": server.url}}}, cut
 
 
@@ -159,7 +168,7 @@ async def test_closing_during_reconnect_leaves_nothing(
     place: str, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where, revision = PLACES[place]
-    waits(monkeypatch, 0.01)
+    set_waits(monkeypatch, 0.01)
     async with (
         asyncio.timeout(WAIT), where(iter([])) as (target, cut), Client(target, revision=revision) as client,
         client.watch(),
@@ -170,23 +179,23 @@ async def test_closing_during_reconnect_leaves_nothing(
             monkeypatch.setattr(watching, "_LONGEST_WAIT", NEVER)
         cut.set()
         if during == "a wait":
-            await true(lambda: client.conversation._watches._task)
+            await wait_until(lambda: client.conversation._watches._task)
             assert requests.link is not None
         else:
-            await true(lambda: requests.link is None)
+            await wait_until(lambda: requests.link is None)
 
 
 async def test_revoked_credentials_end_the_watch(soon: None) -> None:
     refusing = False
 
-    async def streams(asked: Asked) -> None:
+    async def streams(asked: ReceivedRequest) -> None:
         if refusing:
             return await asked.reply(b"{}", status="403 Forbidden")
         await asked.stream()
-        await true(lambda: refusing)
+        await wait_until(lambda: refusing)
         return await asked.end()
 
-    async with asyncio.timeout(WAIT), rude(session(streams)) as server, Client(server.url) as client:
+    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
         async with client.watch() as changes:
             refusing = True
             with pytest.raises(AccessDenied):
@@ -194,28 +203,28 @@ async def test_revoked_credentials_end_the_watch(soon: None) -> None:
         refusing = False
         async with client.watch() as changes:
             assert await anext(changes) == AGAIN
-        assert greetings(server) == 1
+        assert count_handshakes(server) == 1
 
 
 async def test_watch_adapts_to_a_server_that_changed_era(soon: None) -> None:
     newer = False
 
-    async def streams(asked: Asked) -> None:
+    async def streams(asked: ReceivedRequest) -> None:
         await asked.stream()
-        await true(lambda: newer)
+        await wait_until(lambda: newer)
         await asked.end()
 
-    async def listens(asked: Asked) -> None:
+    async def listens(asked: ReceivedRequest) -> None:
         await asked.stream()
         about = {"_meta": {"io.modelcontextprotocol/subscriptionId": asked.message["id"]}}
         for name in ("subscriptions/acknowledged", "tools/list_changed"):
             note = {"jsonrpc": "2.0", "method": f"notifications/{name}", "params": about}
             await asked.event(json.dumps(note).encode())
-        await for_ever()
+        await block_forever()
 
-    old, new = session(streams), discovering(listens)
+    old, new = session(streams), with_discovery(listens)
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if not newer:
             return await old(asked)
         if asked.verb != "POST":
@@ -227,7 +236,7 @@ async def test_watch_adapts_to_a_server_that_changed_era(soon: None) -> None:
         return await new(asked)
 
     async with (
-        asyncio.timeout(WAIT), rude(behave) as server, Client(server.url) as client, client.watch() as changes,
+        asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client, client.watch() as changes,
     ):  # fmt: skip
         newer = True
         assert await until_other_than_again(changes) == Change("tools")

@@ -4,7 +4,15 @@ import json
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, Asked, assert_readable, discovering, fails, greeting, rude
+from client.misbehaving_servers import (
+    DONE,
+    ReceivedRequest,
+    assert_readable,
+    check_failure,
+    misbehaving,
+    with_discovery,
+    with_handshake,
+)
 from millstream import Client
 from millstream.client._errors import (
     BadAnswer,
@@ -25,11 +33,11 @@ NEVER = 0.05
 async def test_server_that_hangs_before_its_response_times_out() -> None:
     stuck = asyncio.Event()
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         stuck.set()
         await asyncio.get_running_loop().create_future()
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises(NoAnswer) as caught:
             await client.call("x", timeout=NEVER)
         assert_readable(caught.value, "tools/call", "0.05 seconds")
@@ -38,11 +46,11 @@ async def test_server_that_hangs_before_its_response_times_out() -> None:
 
 
 async def test_server_that_hangs_after_the_stream_head_times_out() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         await asyncio.get_running_loop().create_future()
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises(NoAnswer):
             await client.call("x", timeout=NEVER)
 
@@ -50,9 +58,9 @@ async def test_server_that_hangs_after_the_stream_head_times_out() -> None:
 async def test_timed_out_handshake_call_is_cancelled_at_the_server() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation"""
     told: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
-    usual = greeting(lambda asked: asyncio.sleep(3600))
+    usual = with_handshake(lambda asked: asyncio.sleep(3600))
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "notifications/cancelled":
             told.set_result({**asked.message["params"], "call": calls[0]})
         if asked.method == "tools/call":
@@ -60,7 +68,7 @@ async def test_timed_out_handshake_call_is_cancelled_at_the_server() -> None:
         await usual(asked)
 
     calls: list[int] = []
-    async with rude(behave) as server, Client(server.url) as client:
+    async with misbehaving(behave) as server, Client(server.url) as client:
         with pytest.raises(NoAnswer):
             await client.call("x", timeout=NEVER)
         async with asyncio.timeout(WAIT):
@@ -72,20 +80,20 @@ async def test_timed_out_handshake_call_is_cancelled_at_the_server() -> None:
 async def test_server_death_during_a_call_is_explained(*, streamed: bool) -> None:
     calls = 0
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal calls
         calls += 1
         if streamed:
             await asked.stream()
         raise ConnectionError
 
-    await fails(discovering(behave), ConnectionLost)
+    await check_failure(with_discovery(behave), ConnectionLost)
     assert calls == 1
 
 
 @for_each("streamed", [False, True])
 async def test_response_to_another_request_is_ignored(*, streamed: bool) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         body = json.dumps({"jsonrpc": "2.0", "id": 999, "result": DONE}).encode()
         if not streamed:
             return await asked.reply(body)
@@ -93,7 +101,7 @@ async def test_response_to_another_request_is_ignored(*, streamed: bool) -> None
         await asked.event(body)
         return None
 
-    await fails(discovering(behave), BadAnswer, "999")
+    await check_failure(with_discovery(behave), BadAnswer, "999")
 
 
 @for_each(
@@ -111,10 +119,10 @@ async def test_response_to_another_request_is_ignored(*, streamed: bool) -> None
     ],
 )
 async def test_json_that_is_not_a_response_is_explained(body: bytes) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(body)
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises((BadAnswer, NotMcp)) as caught:
             await client.call("x")
         assert_readable(caught.value)
@@ -122,18 +130,18 @@ async def test_json_that_is_not_a_response_is_explained(body: bytes) -> None:
 
 @for_each("result", [{}, {"content": 1}, {"content": [{"type": "hologram"}]}, {"content": [{}]}])
 async def test_malformed_results_are_explained(result: dict[str, object]) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.result(result)
 
-    await fails(discovering(behave), BadAnswer, "tools/call", "is malformed")
+    await check_failure(with_discovery(behave), BadAnswer, "tools/call", "is malformed")
 
 
 async def test_announced_oversized_body_is_refused() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n{")
         await asyncio.get_running_loop().create_future()
 
-    await fails(discovering(behave), TooLarge, "67,108,864 bytes", "Options.max_bytes")
+    await check_failure(with_discovery(behave), TooLarge, "67,108,864 bytes", "Options.max_bytes")
 
 
 @for_each("kind", ["body", "event", "line", "head"])
@@ -141,7 +149,7 @@ async def test_unannounced_oversized_body_is_refused(kind: str) -> None:
     sent = 0
     piece = b"x" * 65536
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal sent
         if kind == "head":
             await asked.write(b"HTTP/1.1 200 OK\r\nX: ")
@@ -154,19 +162,19 @@ async def test_unannounced_oversized_body_is_refused(kind: str) -> None:
             await asked.write(b"data: " + piece + b"\n" if kind == "event" else piece)
             sent += len(piece)
 
-    await fails(discovering(behave), TooLarge, options=Options(max_bytes=1_000_000))
+    await check_failure(with_discovery(behave), TooLarge, options=Options(max_bytes=1_000_000))
     assert sent < 64 * 1024 * 1024
 
 
 async def test_notification_flood_ends_with_its_call() -> None:
     note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         while True:
             await asked.event(note)
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises(NoAnswer):
             await client.call("x", timeout=NEVER)
 
@@ -174,7 +182,7 @@ async def test_notification_flood_ends_with_its_call() -> None:
 async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
     note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         while True:
             await asked.event(note)
@@ -183,7 +191,7 @@ async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
         await asyncio.get_running_loop().create_future()
 
     options = Options(max_waiting=50)
-    async with rude(discovering(behave)) as server:
+    async with misbehaving(with_discovery(behave)) as server:
         with pytest.raises(Flood) as caught:
             async with Client(server.url, on_log=slow, options=options) as client:
                 await client.call("x")
@@ -193,7 +201,7 @@ async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
 async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#timeouts"""
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         step = 0
         while True:
@@ -210,7 +218,7 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
         advance_clock(WAIT / 4)
 
     options = Options(longest=WAIT)
-    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
         with pytest.raises(NoAnswer):
             await client.call("x", timeout=WAIT / 2, progress=note)
     assert len(steps) > 2
@@ -219,22 +227,22 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
 async def test_server_errors_raise_with_code_and_data() -> None:
     """JSON-RPC 2.0 §5.1"""
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         error = {"code": -32602, "message": "Unknown tool: x", "data": {"near": ["y"]}}
         body = {"jsonrpc": "2.0", "id": asked.message["id"], "error": error}
         await asked.reply(json.dumps(body).encode())
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises(Failure, match="Unknown tool: x") as caught:
             await client.call("x")
         assert (caught.value.code, caught.value.data) == (-32602, {"near": ["y"]})
 
 
 async def test_endless_lists_are_cut_off() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.result({"tools": [], "nextCursor": "again", "ttlMs": 0, "cacheScope": "private"})
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises(BadAnswer, match="doesn't end"):
             await client.tools()
 
@@ -242,14 +250,14 @@ async def test_endless_lists_are_cut_off() -> None:
 async def test_total_size_of_a_list_is_bounded() -> None:
     count = 0
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal count
         count += 1
         tool = {"name": f"t{count}", "description": "x" * 40_000, "inputSchema": {"type": "object"}}
         await asked.result({"tools": [tool], "nextCursor": str(count), "ttlMs": 0, "cacheScope": "private"})
 
     options = Options(max_bytes=100_000)
-    async with rude(discovering(behave)) as server, Client(server.url, options=options) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
         with pytest.raises(BadAnswer, match="larger than 100,000 bytes"):
             await client.tools()
     assert count == 3

@@ -14,7 +14,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from cases import for_each
-from client.misbehaving_servers import GREETING, Asked, assert_readable, rude
+from client.misbehaving_servers import GREETING, ReceivedRequest, assert_readable, misbehaving
 from millstream import Client
 from millstream.client import (
     BadAnswer,
@@ -80,12 +80,12 @@ def answer(message: dict[str, Any]) -> bytes | None:
 @asynccontextmanager
 async def http_sse(fault: Fault) -> AsyncGenerator[str]:
     """The stream, and the POSTs beside it."""
-    streams: list[Asked] = []
+    streams: list[ReceivedRequest] = []
 
     async def say(message: bytes) -> None:
         await streams[0].event(message, "event: message\n")
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.verb == "GET":
             streams.append(asked)
             await asked.stream()
@@ -101,7 +101,7 @@ async def http_sse(fault: Fault) -> AsyncGenerator[str]:
             streams[0].writer.transport.abort()
         return None
 
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         yield server.url.replace("/mcp", "/sse")
 
 
@@ -162,10 +162,10 @@ async def test_websocket_redirects_do_not_leak_credentials() -> None:
     async with asyncio.timeout(WAIT), serve(talk, "127.0.0.1", 0, process_request=elsewhere) as other:
         place = f"ws://127.0.0.1:{next(iter(other.sockets)).getsockname()[1]}/ws"
 
-        async def behave(asked: Asked) -> None:
+        async def behave(asked: ReceivedRequest) -> None:
             await asked.reply(b"", status="302 Found", more=f"Location: {places[-1]}\r\n")
 
-        async with rude(behave) as server:
+        async with misbehaving(behave) as server:
             for named in (place, "http://[bad", "ftp://127.0.0.1/ws"):
                 places.append(named)
                 with pytest.raises(NotMcp) as caught:

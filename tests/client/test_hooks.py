@@ -3,7 +3,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from client.misbehaving_servers import GREETING, OFFER, Asked, greeting, rude
+from client.misbehaving_servers import GREETING, OFFER, ReceivedRequest, misbehaving, with_handshake
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import Revision
 from millstream.client import Options
@@ -42,9 +42,9 @@ def conversation(url: str, handler: Handler) -> Conversation:
 async def test_questions_and_notifications_name_their_request() -> None:
     answers: list[Any] = []
     both = asyncio.Event()
-    running: list[Asked] = []
+    running: list[ReceivedRequest] = []
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.method != "tools/call":  # an answer of the client
             answers.append(asked.message)
             await asked.reply(b"", status="202 Accepted")
@@ -64,7 +64,7 @@ async def test_questions_and_notifications_name_their_request() -> None:
         await asked.end()
 
     handler = Handler()
-    async with rude(greeting(behave)) as server:
+    async with misbehaving(with_handshake(behave)) as server:
         talk = conversation(server.url, handler)
         told: list[tuple[str, int, int]] = []
         talk.incoming.observer = lambda each: told.append(
@@ -90,11 +90,11 @@ async def test_questions_and_notifications_name_their_request() -> None:
 
 
 async def test_rounds_can_be_handled_by_the_caller() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.result(OFFER if asked.method == "server/discover" else ASKS_BACK)
 
     handler = Handler()
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         talk = conversation(server.url, handler)
         try:
             await talk.start()

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, Asked, discovering, rude
+from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from client.test_proxies import proxying, secure
 from millstream import Client
 from millstream._http.client.url import parse
@@ -147,7 +147,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
     visits = registrations = renewals = 0
     valid = {"t1"}
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal registrations, renewals
         origin = f"http://{asked.headers['host']}"
         path = asked.path.partition("?")[0]
@@ -183,7 +183,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
         elif asked.headers.get("authorization", "").removeprefix("Bearer ") not in valid:
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
         else:
-            await discovering(lambda asked: asked.result(DONE))(asked)
+            await with_discovery(lambda asked: asked.result(DONE))(asked)
 
     async def visit(url: str) -> str:
         nonlocal visits
@@ -192,7 +192,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
 
     store = MemoryTokenStore() if kept == "memory" else FileTokenStore(tmp_path / "tokens.json")
     options = Options(auth=OAuth(store=store, visit=visit))
-    async with rude(behave) as server, Client(server.url, options=options) as client:
+    async with misbehaving(behave) as server, Client(server.url, options=options) as client:
         await asyncio.gather(*(client.call("x") for _ in range(10)))
         assert (visits, registrations, renewals) == (1, 1, 0)
         valid.clear()
@@ -205,7 +205,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
 async def test_tokens_of_other_resources_are_not_requested() -> None:
     """RFC 9728 §3.3."""
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.path.startswith("/.well-known/"):
             about = {"resource": "https://bank.example/", "authorization_servers": ["https://as.example"]}
             await asked.reply(json.dumps(about).encode())
@@ -213,16 +213,16 @@ async def test_tokens_of_other_resources_are_not_requested() -> None:
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
 
     options = Options(auth=OAuth(store=MemoryTokenStore()))
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         with pytest.raises(AccessDenied, match=r"bank\.example"):
             async with Client(server.url, options=options):
                 pass
 
 
-def served(*, issuer: str, page: str, token: str, registration: str) -> Callable[[Asked], Awaitable[None]]:
+def served(*, issuer: str, page: str, token: str, registration: str) -> Callable[[ReceivedRequest], Awaitable[None]]:
     """A server that names who gives its tokens, and is that one, too."""
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if "oauth-protected-resource" in asked.path:
             await asked.reply(json.dumps({"authorization_servers": [issuer]}).encode())
         elif asked.path == "/.well-known/oauth-authorization-server":
@@ -247,7 +247,7 @@ async def test_remote_servers_cannot_open_loopback_urls(
         "token": "https://mcp.test/token",
         "registration": "https://mcp.test/register",
     }
-    async with rude(lambda asked: asked.reply(b"{}")) as here:
+    async with misbehaving(lambda asked: asked.reply(b"{}")) as here:
         named = {**good, evil: here.url.removesuffix("/mcp")} if evil in good else good
         challenge = f'Bearer resource_metadata="{here.url}"' if evil == "challenge" else "Bearer"
         async with secure(tmp_path, served(**named)) as (port, trusting), proxying(port) as proxy:

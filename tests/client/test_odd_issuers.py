@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, Asked, assert_readable, discovering, rude
+from client.misbehaving_servers import DONE, ReceivedRequest, assert_readable, misbehaving, with_discovery
 from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
@@ -64,7 +64,7 @@ class World:
         self.go_on = asyncio.Event()
         self.go_on.set()
 
-    async def behave(self, asked: Asked) -> None:
+    async def behave(self, asked: ReceivedRequest) -> None:
         said = self._said.get(asked.path)
         if isinstance(said, list):
             said = said.pop(0)
@@ -77,7 +77,7 @@ class World:
             await asked.reply(b"", status="404 Not Found")
         elif (shown := asked.headers.get("authorization", "")) in ("Bearer good", "Bearer old"):
             self.shown.append(shown)
-            await discovering(lambda asked: asked.result(DONE))(asked)
+            await with_discovery(lambda asked: asked.result(DONE))(asked)
         else:
             self.shown += [shown] if shown else []
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
@@ -111,7 +111,7 @@ class World:
 )
 async def test_careless_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
     odd = World(**world)
-    async with asyncio.timeout(WAIT), rude(odd.behave) as server, odd.client(server.url) as client:
+    async with asyncio.timeout(WAIT), misbehaving(odd.behave) as server, odd.client(server.url) as client:
         assert (await client.call("x")).text == "done"
     assert (odd.visits, set(odd.shown)) == (1, {"Bearer good"})
 
@@ -143,7 +143,7 @@ async def test_careless_issuer_responses_are_accepted(world: dict[str, Any]) -> 
 )
 async def test_issuer_errors_end_the_login(world: dict[str, Any], expected: type[ClientError], words: str) -> None:
     odd = World(**world)
-    async with asyncio.timeout(WAIT), rude(odd.behave) as server:
+    async with asyncio.timeout(WAIT), misbehaving(odd.behave) as server:
         with pytest.raises(expected) as caught:
             async with odd.client(server.url):
                 pass
@@ -154,7 +154,7 @@ async def test_issuer_errors_end_the_login(world: dict[str, Any], expected: type
 async def test_login_may_take_longer_than_the_request_timeout() -> None:
     slow = World()
     slow.go_on.clear()
-    async with asyncio.timeout(WAIT), rude(slow.behave) as server:
+    async with asyncio.timeout(WAIT), misbehaving(slow.behave) as server:
         client = slow.client(server.url)
         entering = asyncio.create_task(client.__aenter__())
         await slow.came.wait()
@@ -170,7 +170,7 @@ async def test_login_may_take_longer_than_the_request_timeout() -> None:
 async def test_valid_tokens_are_used_during_an_issuer_outage() -> None:
     away = World(issuer={"token_endpoint": "http://127.0.0.1:1/token"})
     store = MemoryTokenStore()
-    async with asyncio.timeout(WAIT), rude(away.behave) as server:
+    async with asyncio.timeout(WAIT), misbehaving(away.behave) as server:
         store.save(StoredCredentials({}, {server.url: Tokens("old", "http://127.0.0.1:1", "again", expires_at=1.0)}))
         async with away.client(server.url, store) as client:
             assert (await client.call("x")).text == "done"

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, OFFER, Asked, assert_readable, discovering, fails, greeting, rude
+from client.misbehaving_servers import (
+    DONE,
+    OFFER,
+    ReceivedRequest,
+    assert_readable,
+    check_failure,
+    misbehaving,
+    with_discovery,
+    with_handshake,
+)
 from millstream import Client
 from millstream.client import BadAnswer, NoAnswer, Options, TooLarge
 from millstream.client._errors import AccessDenied, ClientError, NotMcp, TargetError
@@ -15,7 +24,7 @@ from patience import WAIT
 
 NEVER = 0.05
 """A timeout that is meant to run out."""
-Behave = Callable[[Asked], Awaitable[None]]
+Behave = Callable[[ReceivedRequest], Awaitable[None]]
 
 
 def once(data: bytes) -> bytes:
@@ -27,7 +36,7 @@ def once(data: bytes) -> bytes:
 def endless(start: bytes) -> Behave:
     """A reply that begins so, and goes on with lines that are no part of its body, each with a name of its own."""
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
         await asked.write(start)
         number = 0
@@ -41,31 +50,35 @@ def endless(start: bytes) -> Behave:
 @for_each("start", [b"2\r\n{}\r\n0\r\n", b"2;x="], ids=["trailers", "an extension of a chunk"])
 async def test_chunk_extensions_and_trailers_are_bounded(start: bytes) -> None:
     letters = start if start.endswith(b"\n") else start + b"x" * 1_000_000
-    await fails(discovering(endless(letters)), TooLarge, "not counting its body")
+    await check_failure(with_discovery(endless(letters)), TooLarge, "not counting its body")
 
 
 @for_each("kind", ["application/json", "text/event-stream"])
 async def test_compressed_responses_are_explained(kind: str) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"\x1f\x8b\x08\x00", type=kind, more="Content-Encoding: gzip\r\n")
 
-    await fails(discovering(behave), BadAnswer, "compressed its response")
+    await check_failure(with_discovery(behave), BadAnswer, "compressed its response")
 
 
 @for_each("cut", [None, -4], ids=["whole", "almost whole"])
 async def test_duplicate_responses_never_reach_another_call(cut: int | None) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         said = once(asked.answer(DONE))
         await asked.write(said + said[:cut])
 
-    async with asyncio.timeout(WAIT), rude(discovering(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url, timeout=WAIT) as client,
+    ):
         await client.call("x")
         results = await asyncio.gather(*(client.call("x") for _ in range(6)))
     assert [result.text for result in results] == ["done"] * 6
 
 
 async def test_url_elicitation_does_not_affect_messages() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.path == "/docs":
             await asked.reply(b"<p>Read this", type="text/html")
         elif asked.verb == "GET":
@@ -73,29 +86,33 @@ async def test_url_elicitation_does_not_affect_messages() -> None:
         else:
             await asked.result(DONE)
 
-    async def ask(asked: Asked) -> None:
-        await (behave if asked.verb == "GET" else greeting(behave))(asked)
+    async def ask(asked: ReceivedRequest) -> None:
+        await (behave if asked.verb == "GET" else with_handshake(behave))(asked)
 
-    async with asyncio.timeout(WAIT), rude(ask) as server, Client(server.url, timeout=WAIT) as client:
+    async with asyncio.timeout(WAIT), misbehaving(ask) as server, Client(server.url, timeout=WAIT) as client:
         assert (await client.call("x")).text == "done"
         assert "/docs" in [asked.path for asked in server.asked]
 
 
 @for_each("place", ["http://[bad", "file:///etc/passwd", "javascript:alert(1)"])
 async def test_invalid_redirect_targets_are_explained(place: str) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"", status="307 Temporary Redirect", more=f"Location: {place}\r\n")
 
-    await fails(discovering(behave), TargetError, "not a URL")
+    await check_failure(with_discovery(behave), TargetError, "not a URL")
 
 
 @for_each("number", [b"1e999", b"9" * 6000, b'"\xff"', b'{"deep":' * 900 + b"1" + b"}" * 900])
 async def test_unrepresentable_structured_content_is_explained(number: bytes) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         content = {"resultType": "complete", "content": [], "structuredContent": {"a": "@"}}
         await asked.reply(asked.answer(content).replace(b'"@"', number))
 
-    async with asyncio.timeout(WAIT), rude(discovering(behave)) as server, Client(server.url, timeout=WAIT) as client:
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url, timeout=WAIT) as client,
+    ):
         result = await client.call("x")
         if number.startswith(b"{"):
             assert "deep" in result.data["a"]
@@ -119,10 +136,10 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
     ],
 )
 async def test_response_errors_name_the_path(body: bytes) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(body)
 
-    await fails(discovering(behave), BadAnswer)
+    await check_failure(with_discovery(behave), BadAnswer)
 
 
 @for_each(
@@ -140,13 +157,13 @@ async def test_response_errors_name_the_path(body: bytes) -> None:
 async def test_malformed_notifications_are_ignored(note: dict[str, Any]) -> None:
     text = json.dumps({"jsonrpc": "2.0", **note}).replace("@", "io.modelcontextprotocol/subscriptionId")
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         await asked.event(text.encode())
         await asked.event(asked.answer(DONE))
         await asked.end()
 
-    async with asyncio.timeout(WAIT), rude(discovering(behave)) as server:
+    async with asyncio.timeout(WAIT), misbehaving(with_discovery(behave)) as server:
         client = Client(server.url, timeout=WAIT, on_change=lambda change: None)
         async with client:
             assert (await client.call("x")).text == "done"
@@ -156,7 +173,7 @@ async def test_event_ids_are_sent_back_as_utf_8() -> None:
     """WHATWG HTML §9.2.3."""
     answer: list[bytes] = []
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         if "last-event-id" in asked.headers:
             assert asked.headers["last-event-id"].encode("latin-1").decode() == "→é"
@@ -166,20 +183,20 @@ async def test_event_ids_are_sent_back_as_utf_8() -> None:
             await asked.event(b"", "id: →é\nretry: 0\n")
         await asked.end()
 
-    served = rude(greeting(behave, session="s"))
+    served = misbehaving(with_handshake(behave, session="s"))
     async with asyncio.timeout(WAIT), served as server, Client(server.url, timeout=WAIT) as client:
         assert (await client.call("x")).text == "done"
 
 
 @for_each("about", [5, [], {"name": 5}])
 async def test_unusual_server_info_is_accepted(about: object) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "server/discover":
             await asked.result({**OFFER, "_meta": {"io.modelcontextprotocol/serverInfo": about}})
         else:
             await asked.result(DONE)
 
-    async with asyncio.timeout(WAIT), rude(behave) as server, Client(server.url, timeout=WAIT) as client:
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, timeout=WAIT) as client:
         assert client.server.name == ""
         assert (await client.call("x")).text == "done"
 
@@ -187,12 +204,12 @@ async def test_unusual_server_info_is_accepted(about: object) -> None:
 async def test_unaccepted_notifications_do_not_block() -> None:
     taken = ["notifications/initialized"]
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.method.startswith("notifications/") and asked.method not in taken:
             await asyncio.get_running_loop().create_future()
-        await greeting(behave)(asked)
+        await with_handshake(behave)(asked)
 
-    async with asyncio.timeout(WAIT), rude(behave) as server:
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
         async with Client(server.url, timeout=WAIT) as client:
             client.conversation.requests._timeout = NEVER
             with pytest.raises(NoAnswer) as late:
@@ -205,24 +222,28 @@ async def test_unaccepted_notifications_do_not_block() -> None:
 
 
 async def test_polling_shares_the_timeout_of_its_call() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.result({"resultType": "input_required", "requestState": "later"})
 
-    async with asyncio.timeout(WAIT), rude(discovering(behave)) as server, Client(server.url) as client:
+    async with asyncio.timeout(WAIT), misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises(NoAnswer):
             await client.call("x", timeout=1)
         assert len(server.asked) < Options().max_rounds
 
 
 async def test_undelivered_answers_do_not_pause_the_timeout() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if not asked.method:
             await asyncio.get_running_loop().create_future()
         await asked.stream()
         await asked.event(b'{"jsonrpc":"2.0","id":"q","method":"ping"}')
         await asyncio.get_running_loop().create_future()
 
-    async with asyncio.timeout(WAIT), rude(greeting(behave, session="s")) as server, Client(server.url) as client:
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_handshake(behave, session="s")) as server,
+        Client(server.url) as client,
+    ):
         with pytest.raises(NoAnswer):
             await client.call("x", timeout=1)
 
@@ -230,7 +251,7 @@ async def test_undelivered_answers_do_not_pause_the_timeout() -> None:
 async def test_unserializable_handler_answers_are_errors_for_the_server() -> None:
     said: list[Any] = []
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if not asked.method:
             said.append(asked.message)
             await asked.reply(b"", status="202 Accepted")
@@ -241,7 +262,7 @@ async def test_unserializable_handler_answers_are_errors_for_the_server() -> Non
             await asyncio.sleep(0.01)
         await asked.event(asked.answer(DONE))
 
-    async with asyncio.timeout(WAIT), rude(greeting(behave, session="s")) as server:
+    async with asyncio.timeout(WAIT), misbehaving(with_handshake(behave, session="s")) as server:
         client = Client(server.url, timeout=WAIT, elicit=lambda question: {"x": object()})
         async with client:
             await client.call("x")
@@ -252,7 +273,7 @@ async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
     streams: list[float] = []
     enough = asyncio.Event()
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if asked.verb == "GET":
             streams.append(asyncio.get_running_loop().time())
             await asked.stream()
@@ -261,9 +282,9 @@ async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
             if len(streams) == 4:
                 enough.set()
         else:
-            await greeting(behave, session="s")(asked)
+            await with_handshake(behave, session="s")(asked)
 
-    async with asyncio.timeout(WAIT), rude(behave) as server, Client(server.url, timeout=WAIT):
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, timeout=WAIT):
         await enough.wait()
     assert all(later - before >= 0.09 for before, later in pairwise(streams))
 
@@ -281,7 +302,7 @@ async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
 async def test_refusals_are_quoted_briefly_on_one_line(
     status: str, type: str, more: str, body: bytes, expected: type[ClientError]
 ) -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(body, status=status, type=type, more=more)
 
-    await fails(discovering(behave), expected)
+    await check_failure(with_discovery(behave), expected)

@@ -2,7 +2,7 @@
 
 import json
 
-from client.misbehaving_servers import DONE, Asked, discovering, rude
+from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from millstream import Client
 
 SCHEMA = {
@@ -16,7 +16,7 @@ SCHEMA = {
 BROKEN = {"type": "object", "properties": {"a": {"type": "object", "x-mcp-header": "A"}}}
 
 
-async def behave(asked: Asked) -> None:
+async def behave(asked: ReceivedRequest) -> None:
     """A server that wants the header, and doesn't say so before it's asked for its tools."""
     if asked.method == "tools/list":
         tools = [{"name": "x", "inputSchema": SCHEMA}, {"name": "broken", "inputSchema": BROKEN}]
@@ -30,7 +30,7 @@ async def behave(asked: Asked) -> None:
 
 
 async def test_calls_missing_a_parameter_header_are_repeated() -> None:
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         for _ in (1, 2):
             assert (await client.call("x", region=" Zürich", count=3, fast=True)).text == "done"
         assert [asked.method for asked in server.asked][1:] == ["tools/call", "tools/list", "tools/call", "tools/call"]
@@ -41,5 +41,5 @@ async def test_calls_missing_a_parameter_header_are_repeated() -> None:
 
 
 async def test_tools_with_invalid_header_annotations_are_dropped() -> None:
-    async with rude(discovering(behave)) as server, Client(server.url) as client:
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         assert [tool.name for tool in await client.tools()] == ["x"]

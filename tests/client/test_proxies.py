@@ -14,7 +14,15 @@ import pytest
 
 from cases import for_each
 from client.certificates import self_signed
-from client.misbehaving_servers import DONE, Asked, Behave, assert_readable, discovering, read_request, rude
+from client.misbehaving_servers import (
+    DONE,
+    Behave,
+    ReceivedRequest,
+    assert_readable,
+    misbehaving,
+    read_request,
+    with_discovery,
+)
 from millstream import Client
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import parse
@@ -112,12 +120,15 @@ async def proxying(target: int) -> AsyncGenerator[World, None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def done(asked: Asked) -> None:
+async def done(asked: ReceivedRequest) -> None:
     await asked.result(DONE)
 
 
 async def test_http_proxy_requests_use_absolute_urls(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with rude(discovering(done)) as server, proxying(int(server.url.split(":")[2].split("/")[0])) as proxy:
+    async with (
+        misbehaving(with_discovery(done)) as server,
+        proxying(int(server.url.split(":")[2].split("/")[0])) as proxy,
+    ):
         monkeypatch.setenv("HTTP_PROXY", f"http://ada:p%40ss@127.0.0.1:{proxy.port}")
         async with Client("http://mcp.test/mcp") as client:
             assert (await client.call("x")).text == "done"
@@ -129,7 +140,7 @@ async def test_http_proxy_requests_use_absolute_urls(monkeypatch: pytest.MonkeyP
 @asynccontextmanager
 async def secure(folder: Path, behave: Behave | None = None) -> AsyncGenerator[tuple[int, ssl.SSLContext], None]:
     """A server of https for `mcp.test`, and what trusts it."""
-    behave = behave or discovering(done)
+    behave = behave or with_discovery(done)
     certificate, key = self_signed(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)

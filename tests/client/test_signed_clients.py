@@ -12,7 +12,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from auth.issuing.test_sign_in_end_to_end import serving
 from cases import for_each
-from issuer_world import issuing
+from issuer_world import run_issuer
 from issuing_world import URL, Desk, claims_of
 from millstream import Client, auth
 from millstream._http.client.url import parse
@@ -118,7 +118,7 @@ async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
 
 
 async def test_every_request_has_a_fresh_assertion() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         seen: list[str] = []
 
         def give(request: bytes) -> Any:
@@ -139,7 +139,7 @@ async def test_every_request_has_a_fresh_assertion() -> None:
 
 
 async def test_metadata_document_clients_sign_assertions() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers["/token"] = {"access_token": "t", "token_type": "Bearer"}
         issuer.answers["/.well-known/oauth-authorization-server"] = {
             "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
@@ -156,7 +156,7 @@ async def test_metadata_document_clients_sign_assertions() -> None:
 
 
 async def test_registration_does_not_choose_the_signing_key() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers["/register"] = {
             "client_id": "me", "token_endpoint_auth_method": "private_key_jwt", "private_key": pem(NIGHTLY),
         }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, Asked, discovering, greeting, rude
+from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery, with_handshake
 from millstream import Client
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure
 from millstream.client._server_messages import Change
@@ -19,7 +19,7 @@ from patience import WAIT
 KEY = "io.modelcontextprotocol/subscriptionId"
 
 
-def note(asked: Asked, name: str, **params: Any) -> bytes:
+def note(asked: ReceivedRequest, name: str, **params: Any) -> bytes:
     """A notification of this subscription."""
     method = f"notifications/{name}"
     return json.dumps(
@@ -30,7 +30,7 @@ def note(asked: Asked, name: str, **params: Any) -> bytes:
 async def test_broken_subscriptions_are_reopened_and_reported() -> None:
     opened = 0
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal opened
         opened += 1
         await asked.stream()
@@ -40,7 +40,7 @@ async def test_broken_subscriptions_are_reopened_and_reported() -> None:
         await asked.event(note(asked, "tools/list_changed"))
         await asyncio.get_running_loop().create_future()
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
         changes = client.watch(tools=True)
         async with changes:
             assert await anext(changes) == Change("again")
@@ -49,7 +49,7 @@ async def test_broken_subscriptions_are_reopened_and_reported() -> None:
 
 
 async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         await asked.event(note(asked, "subscriptions/acknowledged", notifications={}))
         other = {"jsonrpc": "2.0", "method": "notifications/prompts/list_changed", "params": {"_meta": {KEY: 999}}}
@@ -57,7 +57,7 @@ async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
         await asked.event(note(asked, "resources/updated", uri="a://1"))
         await asyncio.get_running_loop().create_future()
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
         changes = client.watch("a://1")
         async with changes:
             assert await anext(changes) == Change("resource", "a://1")
@@ -67,7 +67,7 @@ async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
 async def test_refused_subscriptions_are_not_retried(how: str) -> None:
     asked_for = 0
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal asked_for
         asked_for += 1
         if how == "error":
@@ -79,7 +79,7 @@ async def test_refused_subscriptions_are_not_retried(how: str) -> None:
             raise ConnectionError
         return await asked.end()
 
-    async with rude(discovering(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client, asyncio.timeout(WAIT):
         with pytest.raises((Failure, ConnectionLost, BadAnswer)):
             async with client.watch():
                 pass
@@ -89,14 +89,18 @@ async def test_refused_subscriptions_are_not_retried(how: str) -> None:
 async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
     seen: list[str] = []
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         seen.append(asked.method)
         if asked.method == "tools/call" and seen.count("tools/call") == 1:
             await asked.reply(b"", status="404 Not Found")
         else:
             await asked.result(DONE if asked.method == "tools/call" else {})
 
-    async with rude(greeting(behave, session="s")) as server, Client(server.url) as client, asyncio.timeout(WAIT):
+    async with (
+        misbehaving(with_handshake(behave, session="s")) as server,
+        Client(server.url) as client,
+        asyncio.timeout(WAIT),
+    ):
         changes = client.watch("a://1")
         async with changes:
             assert (await client.call("x")).text == "done"
@@ -107,7 +111,7 @@ async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
 async def test_failed_attempts_are_not_reported_as_changes() -> None:
     opened = 0
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal opened
         opened += 1
         if opened in (2, 3):
@@ -120,7 +124,7 @@ async def test_failed_attempts_are_not_reported_as_changes() -> None:
         await asyncio.get_running_loop().create_future()
 
     async with (
-        rude(discovering(behave)) as server,
+        misbehaving(with_discovery(behave)) as server,
         Client(server.url) as client,
         client.watch(tools=True) as changes,
         asyncio.timeout(WAIT),

@@ -17,8 +17,17 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from client.feature_walk import FILE, SUBSCRIBED
-from client.misbehaving_servers import OFFER, Asked, rude
-from client.watch_parts import AGAIN, NOTE, for_ever, gets, greetings, session, true, until_other_than_again
+from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
+from client.watch_parts import (
+    AGAIN,
+    NOTE,
+    block_forever,
+    count_gets,
+    count_handshakes,
+    session,
+    until_other_than_again,
+    wait_until,
+)
 from millstream import Client
 from millstream.client import _watches as watching
 from millstream.client._errors import ClientError, ConnectionLost
@@ -100,7 +109,7 @@ async def test_tcp_keepalive_detects_dead_servers(path: str, revision: str, tmp_
     with shop(port, tmp_path):
         url = f"http://127.0.0.1:{port}{path}"
         async with asyncio.timeout(WAIT), Client(url, revision=revision) as client, client.watch(SUBSCRIBED):
-            await true(lambda: timers(port) == {("02", True)})
+            await wait_until(lambda: timers(port) == {("02", True)})
 
 
 MORTAL = """
@@ -201,57 +210,57 @@ async def test_broken_connection_is_reported_once_to_watchers() -> None:
 async def test_resumed_stream_reports_missed_changes(id: str, soon: None) -> None:
     watched = asyncio.Event()
 
-    async def streams(asked: Asked) -> None:
+    async def streams(asked: ReceivedRequest) -> None:
         await asked.stream()
         await watched.wait()
-        if gets(server) == 1:
+        if count_gets(server) == 1:
             await asked.event(NOTE.replace(b"tools", b"prompts"), id)
             raise ConnectionError
         assert asked.headers.get("last-event-id", "") == ("e1" if id else "")
         await asked.event(NOTE)
-        await for_ever()
+        await block_forever()
 
-    async with asyncio.timeout(WAIT), rude(session(streams)) as server, Client(server.url) as client:
+    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
         async with client.watch() as changes:
             watched.set()
             heard = [await anext(changes)]
             while heard[-1] != Change("tools"):
                 heard.append(await anext(changes))
         assert heard == [Change("prompts"), *([] if id else [AGAIN]), Change("tools")]
-        assert greetings(server) == 1
+        assert count_handshakes(server) == 1
 
 
 async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
 
-    async def streams(asked: Asked) -> None:
-        if gets(server) in (3, 8):  # the server hasn't noticed yet that the last one broke
+    async def streams(asked: ReceivedRequest) -> None:
+        if count_gets(server) in (3, 8):  # the server hasn't noticed yet that the last one broke
             return await asked.reply(b"", status="409 Conflict")
         await asked.stream()
-        if gets(server) > 20:
+        if count_gets(server) > 20:
             await asked.event(NOTE)
-            await for_ever()
+            await block_forever()
         return await asked.end()
 
-    async with asyncio.timeout(WAIT), rude(session(streams)) as server, Client(server.url) as client:
-        await true(lambda: client.conversation.incoming.subscribed._waiters)  # type: ignore[attr-defined]
-        assert gets(server) == 5  # a client that doesn't watch costs no more
+    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
+        await wait_until(lambda: client.conversation.incoming.subscribed._waiters)  # type: ignore[attr-defined]
+        assert count_gets(server) == 5  # a client that doesn't watch costs no more
         async with client.watch(tools=True) as changes:
             assert await until_other_than_again(changes) == Change("tools")
-        assert greetings(server) == 1
+        assert count_handshakes(server) == 1
 
 
 async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
     away = False
     refusals: list[str] = []
 
-    async def streams(asked: Asked) -> None:
+    async def streams(asked: ReceivedRequest) -> None:
         await asked.stream()
-        await true(lambda: away)
+        await wait_until(lambda: away)
         raise ConnectionError
 
     calm = session(streams)
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if not away:
             return await calm(asked)
         refusals.append(asked.method)
@@ -264,35 +273,35 @@ async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
             return await asked.reply(b"Bad gateway", status="502 Bad Gateway", type="text/plain")
         raise ConnectionError
 
-    async with asyncio.timeout(WAIT), rude(behave) as server, Client(server.url) as client:
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client:
         async with client.watch("a://1") as changes:
             away = True
-            await true(lambda: len(refusals) > 20)
+            await wait_until(lambda: len(refusals) > 20)
             assert client.revision == "2025-11-25"
             with pytest.raises(ClientError):
                 await client.call("x")
-            await true(lambda: len(refusals) > 60)
+            await wait_until(lambda: len(refusals) > 60)
             away = False
             assert await anext(changes) == AGAIN
-        assert greetings(server) > 2
+        assert count_handshakes(server) > 2
 
 
 async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
     away = False
 
-    async def calls(asked: Asked) -> None:
+    async def calls(asked: ReceivedRequest) -> None:
         nonlocal away
         away = asked.method == "tools/call"
         await (asked.reply(b"", status="404 Not Found") if away else asked.result({}))
 
     calm = session(lambda asked: asked.reply(b"", status="405 Method Not Allowed"), calls)
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         if away:
             raise ConnectionError
         await calm(asked)
 
-    async with asyncio.timeout(WAIT), rude(behave) as server, Client(server.url) as client:
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client:
         async with client.watch("a://1") as changes:
             with pytest.raises(ConnectionLost):
                 await client.call("x")
@@ -302,31 +311,36 @@ async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
 
 
 async def test_watch_in_an_expired_session_starts_a_new_one(soon: None) -> None:
-    async def calls(asked: Asked) -> None:
-        gone = greetings(server) == 1
+    async def calls(asked: ReceivedRequest) -> None:
+        gone = count_handshakes(server) == 1
         await (asked.reply(b"", status="404 Not Found") if gone else asked.result({}))
 
     calm = session(lambda asked: asked.reply(b"", status="405 Method Not Allowed"), calls)
-    async with asyncio.timeout(WAIT), rude(calm) as server, Client(server.url) as client, client.watch("a://1"):
-        assert greetings(server) == 2
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(calm) as server,
+        Client(server.url) as client,
+        client.watch("a://1"),
+    ):
+        assert count_handshakes(server) == 2
 
 
 async def test_callbacks_count_as_watchers(soon: None) -> None:
     heard: asyncio.Queue[Change] = asyncio.Queue()
 
-    async def streams(asked: Asked) -> None:
-        if greetings(server) == 1 and gets(server) > 1:
+    async def streams(asked: ReceivedRequest) -> None:
+        if count_handshakes(server) == 1 and count_gets(server) > 1:
             return await asked.reply(b"", status="404 Not Found")
         await asked.stream()
-        if greetings(server) == 1:
+        if count_handshakes(server) == 1:
             return await asked.end()
-        return await for_ever()
+        return await block_forever()
 
-    async with asyncio.timeout(WAIT), rude(session(streams)) as server:
+    async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server:
         client = Client(server.url, on_change=heard.put_nowait)
         async with client:
             assert await heard.get() == AGAIN
-        assert greetings(server) == 2
+        assert count_handshakes(server) == 2
 
 
 def test_backoff_stays_finite_after_many_failures() -> None:

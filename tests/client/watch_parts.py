@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from client.misbehaving_servers import DONE, Asked, Rude, greeting
+from client.misbehaving_servers import DONE, MisbehavingServer, ReceivedRequest, with_handshake
 from millstream.client import _watches as watching
 from millstream.client._server_messages import Change
 from millstream.client._transports import streamable
@@ -14,16 +14,16 @@ from millstream.client._watches import Changes
 
 AGAIN = Change("again")
 NOTE = b'{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'
-Behave = Callable[[Asked], Awaitable[None]]
+Behave = Callable[[ReceivedRequest], Awaitable[None]]
 
 
-def waits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def set_waits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for module in (watching, streamable):
         monkeypatch.setattr(module, "_FIRST_WAIT", seconds)
         monkeypatch.setattr(module, "_LONGEST_WAIT", seconds)
 
 
-async def true(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     while not condition():  # noqa: ASYNC110  others make it so
         await asyncio.sleep(0.01)
 
@@ -35,27 +35,27 @@ async def until_other_than_again(changes: Changes) -> Change:
     return change
 
 
-async def for_ever() -> Any:
+async def block_forever() -> Any:
     await asyncio.get_running_loop().create_future()
 
 
 def session(streams: Behave, others: Behave | None = None) -> Behave:
     """A server with sessions, which does `streams` with each GET and `others` with what comes after the handshake."""
 
-    async def calls(asked: Asked) -> None:
+    async def calls(asked: ReceivedRequest) -> None:
         await asked.result(DONE if asked.method == "tools/call" else {})
 
-    usual = greeting(others or calls, session="s")
+    usual = with_handshake(others or calls, session="s")
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await (streams if asked.verb == "GET" else usual)(asked)
 
     return behave
 
 
-def greetings(server: Rude) -> int:
+def count_handshakes(server: MisbehavingServer) -> int:
     return [asked.method for asked in server.asked].count("initialize")
 
 
-def gets(server: Rude) -> int:
+def count_gets(server: MisbehavingServer) -> int:
     return [asked.verb for asked in server.asked].count("GET")

@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from auth_world import ROOT, guarded, make_server
+from auth_world import ROOT, make_server, run_guarded
 from cases import for_each
 from millstream import Settings, auth
 from millstream._http.message import HttpRequest, Response
@@ -40,7 +40,7 @@ async def test_verifier_errors_are_logged_and_not_returned(
 ) -> None:
     verifier = Failing()
     with caplog.at_level(logging.ERROR):
-        async with guarded(
+        async with run_guarded(
             make_server([VerifierMethod(verifier, AuthSettings(issuer_url="https://shop.example")), auth.keys(ROOT)])
         ) as world:
             reply = await world.post("anything", request("ping"))

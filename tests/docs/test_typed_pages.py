@@ -16,7 +16,7 @@ from agent_world import KEY, ScriptedModel, calls, says
 from auth.test_tls import make
 from nats_parts import NatsServer
 from processes import ROOT
-from reader_world import INITIALIZE, Other, Reader, Typed, Written, install, steps
+from reader_world import INITIALIZE, FileBlock, Reader, TextBlock, TypedCommand, install, steps
 from redis_parts import RedisServer
 from scripts.docs import blocks
 from typed_page_exceptions import CLONE, INSTEAD, LEFT_OUT, PAGES, Page
@@ -102,12 +102,12 @@ NEEDS: dict[str, Callable[[Reader], AbstractContextManager[None]]] = {
 
 def prepare(reader: Reader, page: str, text: str) -> None:
     """What is in the folder before the page is read: a clone, the files of the tutorial, and those of the reader."""
-    if any(isinstance(step, Typed) and re.match(CLONE, step.command) for step in steps(text)):
+    if any(isinstance(step, TypedCommand) and re.match(CLONE, step.command) for step in steps(text)):
         assert "clone" in text, f"{page} doesn't say where the examples come from"
         shutil.copytree(ROOT / "examples", reader.folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     if "(../tutorial.md)" in text:
         for step in steps((ROOT / "docs/tutorial.md").read_text("utf-8")):
-            if isinstance(step, Written):
+            if isinstance(step, FileBlock):
                 reader.write(step)
     for name, content in PAGES.get(page, Page()).files.items():
         path = reader.folder / name
@@ -115,10 +115,10 @@ def prepare(reader: Reader, page: str, text: str) -> None:
         path.write_text((ROOT / content).read_text("utf-8") if content.startswith("examples/") else content, "utf-8")
 
 
-def as_typed(reader: Reader, step: Typed, page: Page) -> Typed | None:
+def as_typed(reader: Reader, step: TypedCommand, page: Page) -> TypedCommand | None:
     """A command as it's typed here: in another way where the table says so, or not at all."""
     if step.command.startswith("pip install "):
-        reader.got(*shlex.split(step.command)[2:])
+        reader.set_installed(*shlex.split(step.command)[2:])
     if any(re.match(pattern, step.command) for pattern in LEFT_OUT):
         return None
     command = step.command
@@ -127,7 +127,7 @@ def as_typed(reader: Reader, step: Typed, page: Page) -> Typed | None:
     answers = next(
         (each for start, each in page.answers.items() if "-m " not in command and command.startswith(start)), ()
     )
-    return Typed(command, step.printed, answers)
+    return TypedCommand(command, step.printed, answers)
 
 
 def read(name: str, folder: Path, environment: Path) -> None:
@@ -143,15 +143,15 @@ def read(name: str, folder: Path, environment: Path) -> None:
             typed += f"\n{more.command}"
     if "pytest" in typed:
         typed += " ".join(path.name for path in folder.glob("test_*.py"))
-    unused = {step.name for step in steps(text) if isinstance(step, Written)} - set(page.untyped)
+    unused = {step.name for step in steps(text) if isinstance(step, FileBlock)} - set(page.untyped)
     assert not {each for each in unused if Path(each).suffix == ".py" and Path(each).stem not in typed}
 
 
-def do(reader: Reader, step: Written | Typed | Other, page: Page) -> str:
+def do(reader: Reader, step: FileBlock | TypedCommand | TextBlock, page: Page) -> str:
     """One step; gives the command."""
-    if isinstance(step, Other):
+    if isinstance(step, TextBlock):
         assert any(step.body.startswith(start) for start in page.untyped), f"What becomes of this?\n{step.body}"
-    elif isinstance(step, Written):
+    elif isinstance(step, FileBlock):
         reader.write(step)
     elif (here := as_typed(reader, step, page)) is not None:
         reader.type(here)
@@ -183,16 +183,16 @@ def test_typed_pages_work_in_an_empty_folder(reading: dict[str, Future[None]], p
 def test_tables_list_existing_names() -> None:
     texts = {page: (ROOT / page).read_text("utf-8") for page in TYPED}
     assert set(PAGES) <= set(TYPED)
-    commands = [step.command for text in texts.values() for step in steps(text) if isinstance(step, Typed)]
+    commands = [step.command for text in texts.values() for step in steps(text) if isinstance(step, TypedCommand)]
     for pattern in (*LEFT_OUT, *INSTEAD):
         assert any(re.match(pattern, each) for each in commands), pattern
     for page, special in PAGES.items():
         for word in (*special.places, *(each for each in special.also if each), *special.answers):
             assert word in texts[page], (page, word)
         there = [
-            step.name if isinstance(step, Written) else step.body
+            step.name if isinstance(step, FileBlock) else step.body
             for step in steps(texts[page])
-            if not isinstance(step, Typed)
+            if not isinstance(step, TypedCommand)
         ]
         for word in special.untyped:
             assert any(each.startswith(word) for each in there), (page, word)
@@ -211,7 +211,7 @@ def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
     commands = [shlex.join([each["command"], *each["args"]]) for each in servers if "command" in each]
     urls = {each["url"] for each in servers if "url" in each}
     for step in steps(text):
-        if isinstance(step, Typed) and step.command.startswith("claude mcp add"):
+        if isinstance(step, TypedCommand) and step.command.startswith("claude mcp add"):
             _, dashes, behind = step.command.partition(" -- ")
             commands += [behind] if dashes else []
             urls |= set() if dashes else {step.command.split()[-1]}
@@ -222,15 +222,17 @@ def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
         reader.places[FOLDER] = str(tmp_path)
         prepare(reader, name, text)
         for command in set(commands):
-            reader.type(Typed(command))
-        reader.type(Typed("millstream run bookshop.py"))
+            reader.type(TypedCommand(command))
+        reader.type(TypedCommand("millstream run bookshop.py"))
         said = json.dumps(INITIALIZE)
         reader.type(
-            Typed(f"curl -sf http://127.0.0.1:8000/mcp -H content-type:application/json -d '{said}'", "…bookshop…")
+            TypedCommand(
+                f"curl -sf http://127.0.0.1:8000/mcp -H content-type:application/json -d '{said}'", "…bookshop…"
+            )
         )
 
 
 def test_new_project_passes_its_test_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     with Reader(tmp_path, installed) as reader:
-        reader.type(Typed("millstream init shop"))
-        reader.type(Typed("pytest -q -p no:cacheprovider shop", "…1 passed…"))
+        reader.type(TypedCommand("millstream init shop"))
+        reader.type(TypedCommand("pytest -q -p no:cacheprovider shop", "…1 passed…"))

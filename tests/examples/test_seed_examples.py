@@ -67,7 +67,7 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
         "Asking the model (round 1)",
     ]
     assert steps[4] == "The model calls get_current_time {'timezone': 'Europe/Paris'}"
-    assert api.asked[0].last["content"] == "What time is it?"
+    assert api.requests[0].last["content"] == "What time is it?"
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.startswith("Error: ")
     assert "403" in refused.stderr

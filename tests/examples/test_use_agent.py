@@ -27,5 +27,5 @@ async def test_agent_program_orders_and_saves_the_transcript(
 async def test_agent_program_uses_a_resource_and_a_prompt() -> None:
     with ScriptedModel(says("Very."), says("Dry.")) as api:
         assert await use_agent.review(model(api), "9780141439600") == "Very.\nDry."
-    assert "Middlemarch, George Eliot, 880 pages" in api.asked[0].last["content"][1]["text"]
-    assert api.asked[1].last["content"].startswith("Write a dry review of the book Middlemarch")
+    assert "Middlemarch, George Eliot, 880 pages" in api.requests[0].last["content"][1]["text"]
+    assert api.requests[1].last["content"].startswith("Write a dry review of the book Middlemarch")

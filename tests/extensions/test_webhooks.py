@@ -17,11 +17,11 @@ import pytest
 from msgspec import Struct
 
 from auth.issuing.test_sign_in_end_to_end import Person
-from auth_world import guarded
+from auth_world import run_guarded
 from cases import for_each
 from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, SepClient, World, key_of, make_shop, running
 from extensions.receiver import Message, Receiver, new_secret, receiving
-from issuing_world import Known
+from issuing_world import KnownUsers
 from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
 from millstream.client import Failure
@@ -397,10 +397,10 @@ async def test_webhooks_end_with_the_token_that_was_revoked(tmp_path: Path, gran
         url = f"http://127.0.0.1:{port}"
         events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls, retry_delay=at_once)
         batch = auth.client("batch", secret="s" * 40, scopes=["shop:use"])
-        issuer = auth.issuer(url, users=Known(), clients=[batch])
+        issuer = auth.issuer(url, users=KnownUsers(), clients=[batch])
         shop = Server("shop", serve="hub", auth=issuer, extensions=[events], settings=Settings())
         shop.event("order.paid")(OrderPaid)
-        async with guarded(shop, port=port), httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
+        async with run_guarded(shop, port=port), httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
             token, form = await (_sign_in(url) if granted else _own_token(http, url))
             client = SepClient(http, f"{url}/mcp", token)
             granted_until = await client.subscribe(receiver.url(), receiver.secret())

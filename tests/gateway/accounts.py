@@ -27,7 +27,7 @@ from millstream.gateway import per_user_oauth
 from patience import WAIT
 from processes import free_port
 
-from client.misbehaving_servers import Asked, rude  # isort: skip
+from client.misbehaving_servers import ReceivedRequest, misbehaving  # isort: skip
 
 ALICE = "key-of-alice-0123456789"
 BOB = "key-of-bob-0123456789"
@@ -51,13 +51,13 @@ class Accounts:
         """Refresh token that counts -> person, and scope."""
         self.expires_in: float = 600
         """What the token endpoint says; the tokens live for ten minutes."""
-        self.about: dict[str, Any] = {}
+        self.metadata_changes: dict[str, Any] = {}
         """Changes to the metadata."""
         self.fails = ""
         """The error that the token endpoint gives."""
         self.secrets = {"gw": "s3cret"}
 
-    async def behave(self, asked: Asked) -> None:
+    async def behave(self, asked: ReceivedRequest) -> None:
         """Answer a request."""
         path = asked.path.partition("?")[0]
         if path == "/.well-known/oauth-authorization-server":
@@ -88,7 +88,7 @@ class Accounts:
             "jwks_uri": f"{self.url}/keys",
             "code_challenge_methods_supported": ["S256"],
             "authorization_response_iss_parameter_supported": True,
-            **self.about,
+            **self.metadata_changes,
         }
         return {name: value for name, value in about.items() if value is not None}
 
@@ -108,7 +108,7 @@ class Accounts:
         )  # fmt: skip
         return token(said)
 
-    async def token(self, asked: Asked) -> None:
+    async def token(self, asked: ReceivedRequest) -> None:
         """Handle a request to the token endpoint."""
         form = form_of(asked)
         self.forms.append(form)
@@ -154,7 +154,7 @@ class Accounts:
         return {"access_token": self.issue(person, scope), "refresh_token": refresh, "scope": scope}
 
 
-def form_of(asked: Asked) -> dict[str, str]:
+def form_of(asked: ReceivedRequest) -> dict[str, str]:
     """Return the form in the body of a request."""
     return {name: values[-1] for name, values in parse_qs(asked.body.decode()).items()}
 
@@ -168,7 +168,7 @@ class World:
         self.mcp = mcp
 
 
-def elsewhere(accounts: Accounts) -> Server:
+def make_upstream(accounts: Accounts) -> Server:
     """Return the upstream that requires accounts."""
     jwt = auth.oidc(accounts.url, audience=accounts.resource)
     mcp = Server("elsewhere", auth=jwt)
@@ -193,11 +193,11 @@ async def world(*, port: int = 0) -> AsyncIterator[World]:
     """Run the upstream and its authorization server for the duration of the block."""
     accounts = Accounts()
     async with AsyncExitStack() as stack:
-        scripted = await stack.enter_async_context(rude(accounts.behave))
+        scripted = await stack.enter_async_context(misbehaving(accounts.behave))
         accounts.url = scripted.url.removesuffix("/mcp")
         port = port or free_port()
         accounts.resource = f"http://127.0.0.1:{port}/mcp"
-        mcp = elsewhere(accounts)
+        mcp = make_upstream(accounts)
         stack.push_async_callback(mcp.stop)
         await stack.enter_async_context(serve(mcp, port=port))
         yield World(accounts, port, mcp)
@@ -300,7 +300,7 @@ class Browser:
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
 
 
-class unacceptable:  # noqa: N801  it's used as a function
+class reject_tokens:  # noqa: N801  it's used as a function
     """Make a server reject all tokens for the duration of the block."""
 
     def __init__(self, mcp: Server) -> None:

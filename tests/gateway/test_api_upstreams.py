@@ -9,7 +9,7 @@ from fastapi import FastAPI, Header
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from auth_world import ALICE, BOB, guarded, known_keys
+from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Server
 from millstream._app.server_process.entry import prepare
@@ -78,7 +78,7 @@ async def shop(described: Callable[[int], Any] = lambda port: document()) -> Asy
 
 async def test_operations_become_tools_with_named_headers() -> None:
     async with shop() as (url, asked):
-        mcp = Server("front", auth=known_keys())
+        mcp = Server("front", auth=make_key_auth())
         mcp.upstream(
             "shop",
             openapi=OpenApi(document=f"{url}/about.json", tags=("items",)),
@@ -87,7 +87,7 @@ async def test_operations_become_tools_with_named_headers() -> None:
             policy=UpstreamPolicy(deny=("go_away",), tools={"get_item": ToolPolicy(name="item")}),
             start_timeout=WAIT,
         )
-        async with guarded(mcp) as world:
+        async with run_guarded(mcp) as world:
             reply = await world.modern(ALICE, "tools/list")
             names = [each["name"] for each in reply.message["result"]["tools"]]
             assert names == ["shop_item", "shop_change_item", "shop_send_form", "shop_send_parts", "shop_go_near"]

@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person, serving
-from client.misbehaving_servers import Asked, rude
-from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, unacceptable, world
-from issuer_world import issuing
+from client.misbehaving_servers import ReceivedRequest, misbehaving
+from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, reject_tokens, world
+from issuer_world import run_issuer
 from millstream import Server, auth
 from millstream._http.client.errors import ConnectFailed
 from millstream._http.client.url import parse
@@ -125,7 +125,7 @@ async def test_expired_tokens_are_refreshed_once_for_all_calls() -> None:
         arrived, free = asyncio.Event(), asyncio.Event()
         token = accounts.token
 
-        async def slowly(asked: Asked) -> None:
+        async def slowly(asked: ReceivedRequest) -> None:
             arrived.set()
             await free.wait()
             await token(asked)
@@ -149,11 +149,11 @@ async def test_authorization_server_outage_keeps_connections() -> None:
         other.accounts.expires_in = 0.001
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
         other.accounts.expires_in = 600
-        other.accounts.about = {"token_endpoint": "http://127.0.0.1:9/token"}
+        other.accounts.metadata_changes = {"token_endpoint": "http://127.0.0.1:9/token"}
         for _ in range(8):
             assert "can't get credentials" in await gate.call(BOB, "up_who")
         assert await gate.call(ALICE, "up_who") == "ada"
-        other.accounts.about = {}
+        other.accounts.metadata_changes = {}
         assert await gate.call(BOB, "up_who") == "brian"
         assert (await bob.send("disconnect")).status_code == (await alice.send("disconnect")).status_code == 303
         assert (await gate.mcp.start()).host.degraded_reasons() == []
@@ -164,13 +164,13 @@ async def test_refused_tokens_are_refreshed_once() -> None:
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
         await gate.listed("up_who")
-        async with unacceptable(other.mcp):
+        async with reject_tokens(other.mcp):
             assert "no longer accepts your connection" in await gate.call(ALICE, "up_who")
         refreshed = [each for each in accounts.forms if each["grant_type"] == "refresh_token"]
         assert [each["resource"] for each in refreshed] == [other.url]
         await (await bob.sign_in(BOB)).connect(accounts, "brian")
         accounts.refresh.clear()
-        async with unacceptable(other.mcp):
+        async with reject_tokens(other.mcp):
             for words in ("no longer accepts your connection", "requires your account there"):
                 assert words in await gate.call(BOB, "up_who")
 
@@ -287,9 +287,9 @@ async def test_connection_callbacks_are_bound_and_single_use() -> None:
 
 
 async def test_client_metadata_is_public() -> None:
-    async with issuing() as issuer, world() as other:
+    async with run_issuer() as issuer, world() as other:
         methods = [auth.oidc(issuer.url, audience="https://gateway.example/mcp"), auth.keys(ALICE)]
-        other.accounts.about = {"client_id_metadata_document_supported": True}
+        other.accounts.metadata_changes = {"client_id_metadata_document_supported": True}
         async with gateway(other.url, methods=methods) as gate, Browser(gate.base) as alice:
             reply = await alice.http.get("/connections/client.json")
             about = reply.json()
@@ -328,9 +328,9 @@ async def test_cross_site_forms_are_refused() -> None:
 
 async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
     async with world() as other:
-        met: list[Asked] = []
+        met: list[ReceivedRequest] = []
 
-        async def answer(asked: Asked) -> None:
+        async def answer(asked: ReceivedRequest) -> None:
             met.append(asked)
             more = f'WWW-Authenticate: Bearer resource_metadata="{about}"\r\n'
             if asked.path.startswith("/.well-known/"):
@@ -338,7 +338,7 @@ async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
             else:
                 await asked.reply(b"", status="401 Unauthorized", more=more)
 
-        async with rude(answer) as evil, gateway(evil.url) as gate, Browser(gate.base) as alice:
+        async with misbehaving(answer) as evil, gateway(evil.url) as gate, Browser(gate.base) as alice:
             await alice.sign_in(ALICE)
             about = other.url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp")
             metadata: dict[str, Any] = {}

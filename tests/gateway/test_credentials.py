@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from msgspec import ValidationError, convert
 
-from client.misbehaving_servers import OFFER, Asked, rude
-from gateway.accounts import ALICE, BOB, gateway, unacceptable, world
+from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
+from gateway.accounts import ALICE, BOB, gateway, reject_tokens, world
 from http_peer import serve
 from issuer_world import claims as said_of
-from issuer_world import issuing, token
+from issuer_world import run_issuer, token
 from millstream import Context, Server, auth
 from millstream._protocol.errors import LocalError
 from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
@@ -38,7 +38,7 @@ class Echo:
         self.refusals = 0
         self.redirect = ""
 
-    async def behave(self, asked: Asked) -> None:
+    async def behave(self, asked: ReceivedRequest) -> None:
         """Answer a request."""
         if self.redirect:
             await asked.reply(b"", status="307 Temporary Redirect", more=f"Location: {self.redirect}\r\n")
@@ -63,7 +63,7 @@ class Echo:
 async def echo() -> AsyncIterator[Echo]:
     """Run an echo upstream for the duration of the block."""
     world = Echo()
-    async with rude(world.behave) as server:
+    async with misbehaving(world.behave) as server:
         world.url = server.url
         yield world
 
@@ -216,7 +216,7 @@ async def test_refused_gateway_tokens_are_replaced_once() -> None:
         options = client_credentials("gw", "s3cret", token_url=f"{other.accounts.url}/token")
         async with gateway(other.url, auth=options) as gate:
             assert await gate.call(ALICE, "up_who") == "the-gateway"
-            async with unacceptable(other.mcp):
+            async with reject_tokens(other.mcp):
                 for _ in range(3):
                     assert "rejected the gateway's credentials" in await gate.call(ALICE, "up_who")
             assert len(other.accounts.forms) == 2
@@ -229,7 +229,7 @@ async def test_refused_gateway_tokens_are_replaced_once() -> None:
 async def exchanging(other: Any) -> AsyncIterator[Any]:
     """Run a gateway that exchanges its callers' tokens."""
     async with AsyncExitStack() as stack:
-        issuer = await stack.enter_async_context(issuing())
+        issuer = await stack.enter_async_context(run_issuer())
         jwt = auth.oidc(issuer.url, audience="https://gateway.example/mcp")
         options = token_exchange(issuer=other.accounts.url, client_id="gw", client_secret="s3cret", audience="books")
         gate = await stack.enter_async_context(gateway(other.url, methods=[jwt, auth.keys(ALICE)], auth=options))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleet import Reading, Worker, fleet, settle, until
+from fleet import EventStream, Worker, fleet, settle, until
 from millstream import Context, Server, Settings, auth
 from patience import WAIT
 from shared_store import SharedStore
@@ -124,7 +124,7 @@ async def say(
     async with asyncio.timeout(WAIT):
         reply = await worker.post(message, headers)
         if reply.streaming:
-            messages = await Reading(reply).end()
+            messages = await EventStream(reply).end()
         else:
             messages = [json.loads(await reply.body())]
     last = messages[-1]
@@ -200,7 +200,7 @@ async def test_progress_and_logs_reach_the_waiting_request(world: World) -> None
             world.go.clear()
             asked = await send(workers[0], name="works", token="one")
             message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="two")
-            stream = Reading(await waker.post(message, headers))
+            stream = EventStream(await waker.post(message, headers))
             assert (await stream.until(1))[0]["params"]["data"] == "going"
             world.go.set()
             assert text((await stream.end())[-1]["result"]) == "gone"
@@ -282,7 +282,7 @@ async def test_worker_death_ends_the_waiting_request(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first, name="works")
         message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
-        stream = Reading(await second.post(message, headers))
+        stream = EventStream(await second.post(message, headers))
         await stream.until(1)
         await first.die()
         lost = (await stream.end())[-1]["result"]
@@ -294,7 +294,7 @@ async def test_lost_messages_end_request_and_call(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first, name="works")
         message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
-        stream = Reading(await second.post(message, headers))
+        stream = EventStream(await second.post(message, headers))
         await stream.until(1)
         second.store.miss()
         assert (await stream.end())[-1]["result"]["isError"]
@@ -306,7 +306,7 @@ async def test_client_disconnect_cancels_its_call(world: World, waker: int) -> N
     async with world.workers(2) as workers:
         asked = await send(workers[0], name="works")
         message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="")
-        stream = Reading(await workers[waker].post(message, headers))
+        stream = EventStream(await workers[waker].post(message, headers))
         await stream.until(1)
         stream.close()
         await until(lambda: world.ended)

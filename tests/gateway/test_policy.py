@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from auth_world import Guarded, guarded
+from auth_world import GuardedServer, run_guarded
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, Server, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
@@ -185,7 +185,7 @@ def said(**more: Any) -> str:
     return token(claims(**more))
 
 
-async def names(world: Guarded, key: str) -> set[str]:
+async def names(world: GuardedServer, key: str) -> set[str]:
     reply = await world.modern(key, "tools/list")
     return {each["name"] for each in reply.message["result"]["tools"]}
 
@@ -207,7 +207,7 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
     method = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())
     ada = said(groups=["sales"], level=[1, 3])
     bob = said(sub="bob", scope="", groups="staff", level="3")
-    async with guarded(front(policy, auth=method)) as world:
+    async with run_guarded(front(policy, auth=method)) as world:
         assert await names(world, ada) == {"shop_order", "shop_echo", "shop_large"}
         assert await names(world, bob) == {"shop_echo", "shop_delete_all", "shop_fail", "shop_debit"}
         assert (await world.call(bob, "shop_order", {"isbn": "1", "account": "a"})).status == 403

@@ -11,7 +11,7 @@ from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from client.misbehaving_servers import Asked, rude
+from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import serve
 from millstream import Context, Server, Settings, SyncContext, auth
@@ -44,7 +44,7 @@ def greet(method: str, revision: str) -> Json:
 
 @asynccontextmanager
 async def over_http(
-    call: Callable[[Asked], Awaitable[None]],
+    call: Callable[[ReceivedRequest], Awaitable[None]],
     revision: str = HANDSHAKE,
     answers: list[Json] | None = None,
     *,
@@ -54,7 +54,7 @@ async def over_http(
     """Run an upstream on Streamable HTTP with one session per handshake."""
     sessions = iter(range(1, 1000))
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         message = asked.message
         if seen is not None:
             seen.append(message)
@@ -77,7 +77,7 @@ async def over_http(
             more = f"Mcp-Session-Id: s{next(sessions)}\r\n" if first else ""
             await asked.result(greet(message["method"], revision), more=more)
 
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         yield server.url
 
 
@@ -173,7 +173,7 @@ ODD_QUESTIONS: list[tuple[str, str, Json, int]] = [
 async def test_undeclared_questions_do_not_reach_the_client(revision: str) -> None:
     answers: list[Json] = []
 
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         await asked.stream()
         for number, (method, _, params, _) in enumerate(ODD_QUESTIONS):
             message = {"jsonrpc": "2.0", "id": f"odd{number}", "method": method, "params": params}
@@ -228,7 +228,7 @@ async def test_upstream_receives_client_capabilities_in_its_revision() -> None:
     }
     seen: list[Json] = []
 
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         await asked.result({**DONE, "resultType": "complete"})
 
     for up, clients in expected.items():
@@ -261,7 +261,7 @@ async def test_undeclared_input_requests_are_errors() -> None:
     ]
     current: list[Json] = []
 
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         await asked.result({"resultType": "input_required", **current[0]})
 
     person = Person()
@@ -277,7 +277,7 @@ async def test_undeclared_input_requests_are_errors() -> None:
 
 
 async def test_endless_questions_end_with_an_error() -> None:
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         question = {"method": "elicitation/create", "params": FORM}
         await asked.result({"resultType": "input_required", "inputRequests": {"a": question}, "requestState": "s"})
 
@@ -296,7 +296,7 @@ async def test_endless_questions_end_with_an_error() -> None:
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 async def test_message_floods_do_not_delay_the_result(revision: str) -> None:
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         await asked.stream()
         for number in range(3_000):
             log = {"level": "error", "data": number}
@@ -496,7 +496,7 @@ async def test_completed_urls_are_announced_to_the_asked_client() -> None:
 async def test_url_elicitation_errors_reach_every_revision() -> None:
     opened: list[str] = []
 
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         if opened:
             await asked.result(DONE)
             return
@@ -533,7 +533,7 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
     sessions: dict[str, str] = {}
     answers: list[Json] = []
 
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         who = asked.message["params"]["name"]
         sessions[who] = asked.headers["mcp-session-id"]
         await asked.stream()
@@ -573,7 +573,7 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
 async def test_callers_evict_only_their_own_connections() -> None:
     sessions: list[str] = []
 
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         sessions.append(asked.headers["mcp-session-id"])
         await asked.result(DONE)
 
@@ -638,7 +638,7 @@ async def test_dual_era_upstream_uses_the_era_that_can_ask() -> None:
 
 
 async def test_per_request_upstream_serves_both_eras() -> None:
-    async def call(asked: Asked) -> None:
+    async def call(asked: ReceivedRequest) -> None:
         if "inputResponses" in asked.message["params"]:
             await asked.result(DONE)
             return

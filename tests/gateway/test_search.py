@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from auth_world import ALICE, BOB, guarded, known_keys
+from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from millstream import Client, Context, Server, Settings
 from millstream._protocol.revisions import BY_DATE
 from patience import WAIT
@@ -89,7 +89,7 @@ async def test_upstream_tools_are_found_after_listing() -> None:
 async def test_scopes_limits_and_audit_match_direct_calls(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     settings = Settings(tool_search=True, audit_log=str(path), limit_concurrency=1)
-    mcp = Server("guarded", auth=known_keys(), settings=settings)
+    mcp = Server("guarded", auth=make_key_auth(), settings=settings)
 
     @mcp.tool(scopes=["orders:write"], limit="2/day")
     def order(isbn: str) -> str:
@@ -101,7 +101,7 @@ async def test_scopes_limits_and_audit_match_direct_calls(tmp_path: Path) -> Non
         """Order in secret."""
         return "hidden"
 
-    async with guarded(mcp) as world:
+    async with run_guarded(mcp) as world:
 
         async def names(key: str) -> list[str]:
             reply = await world.call(key, "search_tools", {"query": "order"})

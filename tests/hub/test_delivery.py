@@ -4,13 +4,13 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from hub_parts import Clock, Outlet, encode_line, listen, receive, running, turns
+from hub_parts import Clock, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, TooMany
 
 
 async def test_strings_are_sent_unchanged_and_other_values_as_json() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub)
         await hub.publish("broadcast", "héllo\nthere")
         await hub.publish("broadcast", {"a": [1, None]}, event="named")
@@ -20,7 +20,7 @@ async def test_strings_are_sent_unchanged_and_other_values_as_json() -> None:
 
 
 async def test_publish_returns_id_and_local_subscriber_count() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         one, _ = await listen(hub, "a"), await listen(hub, "a.>", "a")
         published = await hub.publish("a", "1")
         assert (published.id, published.subscribers) == (one.last_id, 2)
@@ -29,14 +29,14 @@ async def test_publish_returns_id_and_local_subscriber_count() -> None:
 
 
 async def test_overlapping_channels_deliver_an_event_once() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub, "a.b", "a.*", "a.>", ">", "a.b")
         await hub.publish("a.b", "once")
         assert outlet.data == ["once"]
 
 
 async def test_subscribers_receive_events_in_order() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         some, every, client = await listen(hub, "a.*", "b"), await listen(hub, ">"), await listen(hub, "$presence.*")
         for number, channel in enumerate(["a.1", "b", "c", "a.2.x"]):
             await hub.publish(channel, str(number))
@@ -48,7 +48,7 @@ async def test_subscribers_receive_events_in_order() -> None:
 
 
 async def test_subscriptions_start_and_stop_delivery() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         first = await listen(hub)
         wild = await listen(hub, "*")
         await hub.publish("broadcast", "1")
@@ -67,7 +67,7 @@ async def test_events_are_encoded_once_per_transport() -> None:
         encoded.append(event)
         return encode_line(event)
 
-    async with running() as hub:
+    async with open_hub() as hub:
         outlets = [Outlet() for _ in range(5)]
         for outlet in outlets:
             await hub.subscribe(["broadcast"], outlet, encode=encode)
@@ -80,7 +80,7 @@ async def test_events_are_encoded_once_per_transport() -> None:
 
 
 async def test_slow_subscribers_are_cut_and_can_resume() -> None:
-    async with running(max_buffered=1000) as hub:
+    async with open_hub(max_buffered=1000) as hub:
         good, slow = await listen(hub), Outlet(takes=False)
         await hub.subscribe(["broadcast"], slow, encode=encode_line)
         for number in range(20):
@@ -96,7 +96,7 @@ async def test_slow_subscribers_are_cut_and_can_resume() -> None:
 
 async def test_duplicate_event_ids_are_delivered_once() -> None:
     clock, store = Clock(), MemoryStore()
-    async with running(store, clock=clock) as hub, running(store, clock=clock) as other:
+    async with open_hub(store, clock=clock) as hub, open_hub(store, clock=clock) as other:
         outlets = [await listen(hub), await listen(other), await listen(hub, ">")]
         start = outlets[0].last_id
         await hub.publish("broadcast", "1", id="order 1")
@@ -114,7 +114,7 @@ async def test_duplicate_event_ids_are_delivered_once() -> None:
 
 
 async def test_subscribers_are_capped_per_address_and_channel() -> None:
-    async with running(max_connections=4, max_connections_per_address=2, max_subscribers_per_channel=3) as hub:
+    async with open_hub(max_connections=4, max_connections_per_address=2, max_subscribers_per_channel=3) as hub:
         first = await listen(hub, "a", address="1")
         await listen(hub, "a", address="1")
         with pytest.raises(TooMany, match="address: 2"):
@@ -131,7 +131,7 @@ async def test_subscribers_are_capped_per_address_and_channel() -> None:
 
 
 async def test_ipv6_networks_share_one_cap() -> None:
-    async with running(max_connections_per_address=2) as hub:
+    async with open_hub(max_connections_per_address=2) as hub:
         first = await listen(hub, "a", address="2001:db8::1")
         await listen(hub, "a", address="2001:DB8:0::2")
         with pytest.raises(TooMany, match="address: 2"):
@@ -146,7 +146,7 @@ async def test_permission_hook_applies_to_channels_and_patterns() -> None:
     def authorize(principal: Any, action: str, channel: str) -> bool:
         return not channel.startswith("secret") and (action, channel) != ("publish", "news")
 
-    async with running(authorize=authorize) as hub:
+    async with open_hub(authorize=authorize) as hub:
         with pytest.raises(Forbidden, match="subscribe to the channel 'secret'"):
             await listen(hub, "news", "secret")
         with pytest.raises(Forbidden, match="publish to channel 'news'"):
@@ -163,20 +163,20 @@ async def test_permission_hook_applies_to_channels_and_patterns() -> None:
 
 @for_each("channel", ["$client.me", "$client", "$client.*", "$client.>"])
 async def test_client_channels_cannot_be_subscribed(channel: str) -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         with pytest.raises(Forbidden):
             await listen(hub, channel)
 
 
 async def test_clients_cannot_publish_to_hub_channels() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         for channel in ("$presence.chat", "$client.me"):
             with pytest.raises(Forbidden):
                 hub.admission.publish(channel)
 
 
 async def test_program_cannot_publish_to_hub_channels() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         victim, watcher = await receive(hub, "victim"), await listen(hub, "$presence.room")
         for channel in ("$presence.room", "$client.victim", "$anything"):
             with pytest.raises(Forbidden, match="You aren't allowed to publish"):
@@ -198,7 +198,7 @@ async def test_program_cannot_publish_to_hub_channels() -> None:
     ],
 )
 async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str], message: str) -> None:
-    async with running(MemoryStore(epoch="here")) as hub:
+    async with open_hub(MemoryStore(epoch="here")) as hub:
         outlet = await listen(hub)
         with pytest.raises(InvalidName, match=message):
             await hub.publish(**{"channel": "broadcast", "data": "x", **bad})
@@ -206,21 +206,21 @@ async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str],
 
 
 async def test_oversized_events_are_refused() -> None:
-    async with running(max_event=10) as hub:
+    async with open_hub(max_event=10) as hub:
         await hub.publish("broadcast", "x" * 10)
         with pytest.raises(EventTooLarge):
             await hub.publish("broadcast", "x" * 11)
 
 
 async def test_subscriptions_need_a_bounded_number_of_channels() -> None:
-    async with running(max_channels_per_subscriber=2) as hub:
+    async with open_hub(max_channels_per_subscriber=2) as hub:
         for channels in ([], ["a", "b", "c"]):
             with pytest.raises(InvalidName):
                 await hub.subscribe(channels, Outlet(), encode=encode_line)
 
 
 async def test_publishing_in_a_loop_yields_to_the_event_loop() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         turned = False
 
         async def other() -> None:
@@ -235,7 +235,7 @@ async def test_publishing_in_a_loop_yields_to_the_event_loop() -> None:
 
 
 async def test_closing_the_hub_ends_its_subscribers_and_may_be_repeated() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub, client_id="me")
         await hub.close()
         assert outlet.closed
@@ -244,7 +244,7 @@ async def test_closing_the_hub_ends_its_subscribers_and_may_be_repeated() -> Non
 
 
 async def test_closed_outlets_are_not_subscribed() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = Outlet()
         outlet.close()
         await hub.subscribe(["broadcast"], outlet, encode=encode_line, client_id="me")
@@ -253,7 +253,7 @@ async def test_closed_outlets_are_not_subscribed() -> None:
 
 
 async def test_counters_match_deliveries() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         await listen(hub)
         await listen(hub)
         await hub.publish("broadcast", "x")
@@ -262,7 +262,7 @@ async def test_counters_match_deliveries() -> None:
 
 
 async def test_subscribers_are_counted_by_transport() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         events, socket = Outlet(), Outlet()
         await hub.subscribe(("a",), events, encode=encode_line, transport="events")
         await hub.receive("ann", socket, encode=encode_line, transport="websocket")
@@ -272,7 +272,7 @@ async def test_subscribers_are_counted_by_transport() -> None:
 
 
 async def test_unsent_bytes_of_subscribers_are_reported() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         idle, busy = Outlet(takes=False), Outlet()
         for outlet in (idle, busy):
             await hub.subscribe(("a",), outlet, encode=encode_line)
@@ -282,7 +282,7 @@ async def test_unsent_bytes_of_subscribers_are_reported() -> None:
 
 async def test_unpushed_events_are_read_after_an_interruption() -> None:
     store = MemoryStore()
-    async with running(store) as hub, running(store) as other:
+    async with open_hub(store) as hub, open_hub(store) as other:
         outlet = await listen(hub)
         await turns()
         tail = hub._delivery.events

@@ -1,4 +1,4 @@
-from hub_parts import Clock, listen, receive, running
+from hub_parts import Clock, listen, open_hub, receive
 from millstream._stores.memory.store import MemoryStore
 
 ROOM = 64_000
@@ -12,7 +12,7 @@ def full(clock: Clock) -> MemoryStore:
 async def test_acknowledged_events_are_delivered_once_with_a_full_store() -> None:
     clock = Clock()
     store = full(clock)
-    async with running(store, clock=clock) as hub:
+    async with open_hub(store, clock=clock) as hub:
         outlets = [await listen(hub, ">"), await listen(hub, "c0", "c1", "c2")]
         for number in range(300):
             await hub.publish(f"c{number % 3}", f"{number} " + "x" * (number * 97 % 6_000))
@@ -25,7 +25,7 @@ async def test_acknowledged_events_are_delivered_once_with_a_full_store() -> Non
 
 async def test_busy_channel_does_not_evict_mailboxes_or_quiet_history() -> None:
     clock = Clock()
-    async with running(full(clock), clock=clock) as hub:
+    async with open_hub(full(clock), clock=clock) as hub:
         await hub.send("bob", "hello")
         await hub.publish("quiet", "word")
         for _ in range(200):
@@ -38,11 +38,11 @@ async def test_busy_channel_does_not_evict_mailboxes_or_quiet_history() -> None:
 async def test_resume_from_a_full_store_reports_a_gap() -> None:
     clock = Clock()
     store = full(clock)
-    async with running(store, clock=clock) as hub:
+    async with open_hub(store, clock=clock) as hub:
         last = (await listen(hub)).last_id
         for number in range(200):
             await hub.publish("broadcast", f"{number} " + "x" * 2_000)
-    async with running(store, clock=clock) as hub:  # one that remembers nothing of its own
+    async with open_hub(store, clock=clock) as hub:  # one that remembers nothing of its own
         again = await listen(hub, last_event_id=last)
         heard = [int(data.split()[0]) for data in again.data]
         assert again.gaps == ["trimmed"]
@@ -53,12 +53,12 @@ async def test_resume_from_a_full_store_reports_a_gap() -> None:
 async def test_large_calls_and_events_do_not_evict_mailboxes() -> None:
     clock = Clock()
     store = full(clock)
-    async with running(store, clock=clock) as hub:
+    async with open_hub(store, clock=clock) as hub:
         for number in range(5):
             await hub.send("bob", f"{number} " + "x" * 10_000)
         for number in range(100):
             await store.log.append(f"call:{number}:a", bytes(9_000), ttl=100.0, max_entries=10)
             await hub.publish("busy", "x" * 9_000)
-    async with running(store, clock=clock) as hub:  # one that remembers nothing of its own
+    async with open_hub(store, clock=clock) as hub:  # one that remembers nothing of its own
         outlet = await receive(hub, "bob")
         assert ([data.split()[0] for data in outlet.data], outlet.gaps) == (list("01234"), [])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hub_parts import DistantStore, Outlet, encode_line, listen, running
+from hub_parts import DelayedStore, Outlet, encode_line, listen, open_hub
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub
 
@@ -45,7 +45,7 @@ async def end(outlets: list[UnreadOutlet], tasks: list[asyncio.Task[Any]]) -> No
 
 @pytest.mark.many
 async def test_resuming_subscribers_share_missed_events_in_memory() -> None:
-    async with running(MemoryStore(), journal=300) as hub:
+    async with open_hub(MemoryStore(), journal=300) as hub:
         start = (await hub.publish("news", "start")).id
         for number in range(1_200):
             await hub.publish("news" if number % 2 else "other", f"{number}".ljust(20_000))
@@ -62,7 +62,7 @@ async def test_resuming_subscribers_share_missed_events_in_memory() -> None:
 
 
 async def test_catch_up_budget_cuts_the_longest_waiting() -> None:
-    async with running(MemoryStore(), max_unread=2 * MIB) as hub:
+    async with open_hub(MemoryStore(), max_unread=2 * MIB) as hub:
         start = (await hub.publish("news", "start")).id
         for number in range(100):
             await hub.publish("news", f"{number}".ljust(10_000))
@@ -76,7 +76,7 @@ async def test_catch_up_budget_cuts_the_longest_waiting() -> None:
 
 
 async def test_total_backlog_cuts_the_furthest_behind() -> None:
-    async with running(max_unread=200_000, max_buffered=100_000) as hub:
+    async with open_hub(max_unread=200_000, max_buffered=100_000) as hub:
         slow, good = [Outlet(takes=False) for _ in range(20)], await listen(hub, "a", "b")
         for number, outlet in enumerate(slow):
             await hub.subscribe(["a"] if number < 18 else ["a", "b"], outlet, encode=encode_line)
@@ -90,11 +90,11 @@ async def test_total_backlog_cuts_the_furthest_behind() -> None:
 
 
 async def test_invented_event_ids_search_the_journal_once() -> None:
-    store: Any = DistantStore(lambda: 0, MemoryStore())
-    async with running(store) as hub:
+    store: Any = DelayedStore(lambda: 0, MemoryStore())
+    async with open_hub(store) as hub:
         for number in range(5_000):
             await hub.publish("news" if number > 4_990 else "other", str(number), id=f"own {number}")
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         reads = 0
         read = store.log.read
 
@@ -111,7 +111,7 @@ async def test_invented_event_ids_search_the_journal_once() -> None:
 
 
 async def test_publish_cost_is_independent_of_unrelated_patterns() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         for number in range(2_000):
             await listen(hub, f"room{number}.*.>", f"*.side{number}")
         wanted = await listen(hub, "a.*.c")

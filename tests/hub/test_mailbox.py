@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from cases import for_each
-from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
+from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, InvalidName
 from property_settings import examples
 
 
 async def test_mailbox_messages_wait_for_an_absent_client() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         for number in range(3):
             assert (await hub.send("me", f"{number}", event="progress")).subscribers == 0
         await hub.send("you", "other")
@@ -25,7 +25,7 @@ async def test_mailbox_messages_wait_for_an_absent_client() -> None:
 
 
 async def test_mailbox_messages_are_not_repeated() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         await hub.send("me", "1")
         outlet = await receive(hub, "me")
         await hub.send("me", "2")
@@ -37,7 +37,7 @@ async def test_mailbox_messages_are_not_repeated() -> None:
 
 
 async def test_lost_mailbox_messages_are_resumed_by_id() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await receive(hub, "me")
         await hub.send("me", "1")
         last = outlet.last_id
@@ -49,7 +49,7 @@ async def test_lost_mailbox_messages_are_resumed_by_id() -> None:
 
 
 async def test_two_connections_of_a_client_both_receive_messages() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         one, two = await receive(hub, "me"), await receive(hub, "me")
         await hub.send("me", "1")
         one.close()
@@ -59,7 +59,7 @@ async def test_two_connections_of_a_client_both_receive_messages() -> None:
 
 
 async def test_mailbox_count_is_bounded_with_a_gap() -> None:
-    async with running(mailbox=3) as hub:
+    async with open_hub(mailbox=3) as hub:
         for number in range(3):
             await hub.send("me", str(number))
         outlet = await receive(hub, "me")
@@ -74,7 +74,7 @@ async def test_mailbox_count_is_bounded_with_a_gap() -> None:
 
 async def test_mailbox_age_is_bounded() -> None:
     clock = Clock()
-    async with running(clock=clock, mailbox_age=60.0, history_age=10.0) as hub:
+    async with open_hub(clock=clock, mailbox_age=60.0, history_age=10.0) as hub:
         await hub.send("me", "old")
         clock.now += 40
         await hub.send("me", "new")
@@ -90,7 +90,7 @@ async def test_mailbox_age_is_bounded() -> None:
 
 
 async def test_mailboxes_are_private() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         every = await listen(hub, ">")
         other = await receive(hub, "you")
         await hub.send("me", "1")
@@ -100,7 +100,7 @@ async def test_mailboxes_are_private() -> None:
 
 @for_each("client_id", ["", "a b", "a\nb", "*", ">"])
 async def test_invalid_client_ids_are_refused_for_reading_and_writing(client_id: str) -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         with pytest.raises(InvalidName):
             await hub.send(client_id, "x")
         with pytest.raises(InvalidName):
@@ -109,18 +109,18 @@ async def test_invalid_client_ids_are_refused_for_reading_and_writing(client_id:
 
 async def test_mailbox_cursor_survives_a_worker_stop() -> None:
     store = MemoryStore()
-    async with running(store) as one:
+    async with open_hub(store) as one:
         outlet = await receive(one, "me")
         await one.send("me", "1")
         assert outlet.data == ["1"]
-    async with running(store) as two:
+    async with open_hub(store) as two:
         await two.send("me", "2")
         assert (await receive(two, "me")).data == ["2"]
 
 
 async def test_mailbox_cursor_survives_a_worker_crash() -> None:
     store = MemoryStore()
-    async with running(store) as one, running(store) as two:
+    async with open_hub(store) as one, open_hub(store) as two:
         await receive(one, "me")
         await one.send("me", "1")
         await turns()
@@ -132,8 +132,8 @@ async def test_mailbox_cursor_survives_a_worker_crash() -> None:
 async def test_mailbox_follows_a_client_across_workers(seed: int) -> None:
     dice = random.Random(seed)
     memory = MemoryStore()
-    stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
-    async with running(stores[0]) as one, running(stores[1]) as two:
+    stores = [DelayedStore(lambda: dice.randrange(4), memory) for _ in range(2)]
+    async with open_hub(stores[0]) as one, open_hub(stores[1]) as two:
         hubs = [one, two]
         got: list[str] = []
 

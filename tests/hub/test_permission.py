@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from hub_parts import listen, running
+from hub_parts import listen, open_hub
 from millstream.hub import Forbidden
 
 
@@ -13,7 +13,7 @@ def no_secrets(principal: Any, action: str, channel: str) -> bool:
 
 
 async def test_presence_follows_channel_permission() -> None:
-    async with running(authorize=no_secrets) as hub:
+    async with open_hub(authorize=no_secrets) as hub:
         for channel in ("secret.a", "$presence.secret.a", "$presence.secret.*"):
             with pytest.raises(Forbidden):
                 await listen(hub, channel)
@@ -30,7 +30,7 @@ async def test_presence_patterns_follow_channel_permission() -> None:
         return channel != "secret" or len(asked) == 2  # the member itself may enter
 
     asked: list[str] = []
-    async with running(authorize=authorize) as hub:
+    async with open_hub(authorize=authorize) as hub:
         every = await listen(hub, "$presence.*")
         await listen(hub, "secret", client_id="ann")
         assert asked == ["*", "secret", "secret"]
@@ -44,7 +44,7 @@ async def test_failing_permission_hook_refuses_and_is_logged_once(caplog: pytest
             raise KeyError(channel)
         return True
 
-    async with running(authorize=authorize) as hub:
+    async with open_hub(authorize=authorize) as hub:
         with caplog.at_level(logging.ERROR, "millstream.hub"):
             every, some = await listen(hub, ">"), await listen(hub, "news")
             with pytest.raises(Forbidden):

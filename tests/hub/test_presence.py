@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from hub_parts import Clock, DistantStore, Outlet, beside, encode_line, listen, running, turns
+from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, second_worker, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits, Member
 from patience import WAIT
@@ -16,7 +16,7 @@ async def names(hub: Hub, channel: str = "chat") -> list[str]:
 
 async def test_clients_with_an_id_are_present_until_they_leave() -> None:
     clock = Clock()
-    async with running(clock=clock) as hub:
+    async with open_hub(clock=clock) as hub:
         watcher = await listen(hub, "$presence.chat")
         ann = await listen(hub, "chat", client_id="ann", name="Ann B.")
         clock.now += 5
@@ -38,7 +38,7 @@ async def test_clients_with_an_id_are_present_until_they_leave() -> None:
 
 
 async def test_presence_counts_a_client_once() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         watcher = await listen(hub, "$presence.chat")
         one = await listen(hub, "chat", client_id="ann")
         two = await listen(hub, "chat", client_id="ann")
@@ -53,7 +53,7 @@ async def test_presence_counts_a_client_once() -> None:
 
 async def test_leave_event_matches_the_join_event() -> None:
     clock, store = Clock(), MemoryStore()
-    async with running(store, clock=clock) as one, running(beside(store), clock=clock) as two:
+    async with open_hub(store, clock=clock) as one, open_hub(second_worker(store), clock=clock) as two:
         watcher = await listen(two, "$presence.chat")
         first = await listen(one, "chat", client_id="ann", name="Ann")
         clock.now += 5
@@ -67,14 +67,14 @@ async def test_leave_event_matches_the_join_event() -> None:
         await listen(one, "chat", client_id="bob")
         clock.now += 5
         await listen(one, "chat", client_id="bob")
-    async with running(store, clock=clock) as late:
+    async with open_hub(store, clock=clock) as late:
         again = await listen(late, "$presence.chat", last_event_id=watcher.last_id)
         (leave,) = [json.loads(data) for data in again.data]
         assert leave["since"] == 1005.0
 
 
 async def test_patterns_and_hub_channels_have_no_presence() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         await listen(hub, "$presence.chat", "chat.*", client_id="ann")
         assert await names(hub, "$presence.chat") == []
         assert await names(hub, "chat.1") == []
@@ -82,7 +82,7 @@ async def test_patterns_and_hub_channels_have_no_presence() -> None:
 
 
 async def test_presence_keys_of_channels_do_not_collide() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         await listen(hub, "chat", client_id="ann")
         await listen(hub, "chat.1", client_id="bob")
         assert await names(hub, "chat") == ["ann"]
@@ -91,7 +91,7 @@ async def test_presence_keys_of_channels_do_not_collide() -> None:
 
 async def test_client_on_two_workers_joins_and_leaves_once() -> None:
     store = MemoryStore()
-    async with running(store) as one, running(beside(store)) as two:
+    async with open_hub(store) as one, open_hub(second_worker(store)) as two:
         watcher = await listen(one, "$presence.chat")
         first = await listen(one, "chat", client_id="ann")
         second = await listen(two, "chat", client_id="ann")
@@ -106,20 +106,20 @@ async def test_client_on_two_workers_joins_and_leaves_once() -> None:
 
 async def test_presence_of_a_dead_worker_expires() -> None:
     store = MemoryStore()
-    given_up = beside(store)
+    given_up = second_worker(store)
     dead = Hub(given_up, HubLimits())  # type: ignore[arg-type]
     await dead.open()
     await listen(dead, "chat", client_id="ann")
     for task in dead._tasks:
         task.cancel()
     await dead._delivery.close()
-    async with running(beside(store)) as one, running(beside(store)) as two:
+    async with open_hub(second_worker(store)) as one, open_hub(second_worker(store)) as two:
         watcher = await listen(one, "$presence.chat")
         await listen(two, "chat", client_id="bob")
         for hub in (one, two):
             await hub.refresh()
         assert sorted(await names(one)) == ["ann", "bob"]
-        await given_up.give_up()
+        await given_up.end_lease()
         assert await names(one) == ["bob"]
         for hub in (one, two):
             await hub.refresh()
@@ -129,9 +129,9 @@ async def test_presence_of_a_dead_worker_expires() -> None:
 
 async def test_stopping_worker_removes_its_presence() -> None:
     store = MemoryStore()
-    async with running(store) as one:
+    async with open_hub(store) as one:
         watcher = await listen(one, "$presence.chat")
-        async with running(beside(store)) as two:
+        async with open_hub(second_worker(store)) as two:
             await listen(two, "chat", client_id="ann")
             assert await names(one) == ["ann"]
         assert await names(one) == []
@@ -142,16 +142,16 @@ async def test_stopping_worker_removes_its_presence() -> None:
 async def test_closing_the_hub_does_not_wait_for_presence_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 1_000_000)
     store = MemoryStore()
-    async with running(store) as other:
-        async with asyncio.timeout(WAIT), running(beside(store)) as hub:
+    async with open_hub(store) as other:
+        async with asyncio.timeout(WAIT), open_hub(second_worker(store)) as hub:
             await listen(hub, "chat", "news", client_id="ann")
         assert await names(other) == await names(other, "news") == []
 
 
 async def test_concurrent_joins_and_leaves_leave_no_stale_presence() -> None:
     memory = MemoryStore()
-    stores = [DistantStore(lambda: 2, memory) for _ in range(2)]
-    async with running(stores[0]) as one, running(stores[1]) as two:
+    stores = [DelayedStore(lambda: 2, memory) for _ in range(2)]
+    async with open_hub(stores[0]) as one, open_hub(stores[1]) as two:
         watcher = await listen(one, "$presence.chat")
 
         async def visit(hub: Hub) -> None:
@@ -168,11 +168,11 @@ async def test_concurrent_joins_and_leaves_leave_no_stale_presence() -> None:
 
 async def test_stalled_worker_loses_and_regains_its_presence() -> None:
     memory = MemoryStore()
-    store = beside(memory)
-    async with running(store) as stalled, running(beside(memory)) as other:
+    store = second_worker(memory)
+    async with open_hub(store) as stalled, open_hub(second_worker(memory)) as other:
         watcher = await listen(other, "$presence.chat")
         ann, bob = [await listen(stalled, "chat", client_id=name) for name in ("ann", "bob")]
-        await store.give_up()
+        await store.end_lease()
         await other.refresh()
         bob.close()
         await turns()
@@ -186,7 +186,7 @@ async def test_stalled_worker_loses_and_regains_its_presence() -> None:
 
 
 async def test_presence_events_do_not_evict_messages() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         for number in range(5):
             await hub.publish("chat", str(number))
         for _ in range(30):
@@ -199,7 +199,7 @@ async def test_presence_events_do_not_evict_messages() -> None:
 
 
 async def test_presence_watchers_can_resume() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         watcher = await listen(hub, "$presence.chat")
         last = watcher.last_id
         watcher.close()
@@ -209,7 +209,7 @@ async def test_presence_watchers_can_resume() -> None:
 
 
 async def test_presence_churn_does_not_evict_the_journal() -> None:
-    async with running(journal=100) as hub:
+    async with open_hub(journal=100) as hub:
         reader = await listen(hub, "news.*")
         last = reader.last_id
         reader.close()
@@ -226,7 +226,7 @@ async def test_presence_churn_does_not_evict_the_journal() -> None:
 
 async def test_presence_events_resume_in_order() -> None:
     store = MemoryStore()
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         watcher = await listen(hub, "chat", "$presence.chat")
         for number in range(4):
             await listen(hub, "chat", client_id=f"a{number}")
@@ -237,7 +237,7 @@ async def test_presence_events_resume_in_order() -> None:
         told = [data for _, data, _ in watcher.events()]
         assert len(set(ids)) == len(ids)
         for hubs in (hub, None):
-            async with running(store) as other:  # which was told by the store
+            async with open_hub(store) as other:  # which was told by the store
                 for index, last in enumerate(ids):
                     again = await listen(hubs or other, "chat", "$presence.chat", last_event_id=last)
                     behind = [data for data in told[index + 1 :] if data is not None]
@@ -247,7 +247,7 @@ async def test_presence_events_resume_in_order() -> None:
 
 
 async def test_interrupted_presence_replay_loses_nothing() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         watcher = await listen(hub, "chat", "$presence.chat")
         start = watcher.last_id
         for number in range(3):
@@ -263,7 +263,7 @@ async def test_interrupted_presence_replay_loses_nothing() -> None:
 
 async def test_excess_presence_events_are_a_gap_for_those_who_missed_them() -> None:
     store = MemoryStore()
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         watcher = await listen(hub, "$presence.chat")
         reader = await listen(hub, "chat")
         early = watcher.last_id
@@ -274,7 +274,7 @@ async def test_excess_presence_events_are_a_gap_for_those_who_missed_them() -> N
         again = await listen(hub, "$presence.chat", last_event_id=early)
         assert again.gaps == ["trimmed"]
         assert len(again.data) == 1000
-        async with running(store) as late:
+        async with open_hub(store) as late:
             for each in (hub, late):
                 assert (await listen(each, "$presence.chat", last_event_id=early)).gaps == ["trimmed"]
                 assert (await listen(each, "$presence.chat", last_event_id=watcher.last_id)).gaps == []
@@ -282,7 +282,7 @@ async def test_excess_presence_events_are_a_gap_for_those_who_missed_them() -> N
 
 
 async def test_presence_events_during_catch_up_arrive_once() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         last = (await listen(hub, "chat")).last_id
         for _ in range(40):
             await hub.publish("chat", "x" * 10_000)
@@ -299,7 +299,7 @@ async def test_presence_events_during_catch_up_arrive_once() -> None:
 
 
 async def test_presence_events_are_not_repeated_across_subscriptions() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub, "$presence.chat")
         start = outlet.last_id
         await listen(hub, "chat", client_id="ann")
@@ -311,7 +311,7 @@ async def test_presence_events_are_not_repeated_across_subscriptions() -> None:
 
 async def test_lost_presence_log_is_a_gap() -> None:
     store = MemoryStore()
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         watcher = await listen(hub, "$presence.chat")
         start = watcher.last_id
         await listen(hub, "chat", client_id="ann")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, running, turns
+from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, Hub
 from millstream.hub._event import parse_position, position_id, unpack
@@ -20,7 +20,7 @@ async def publish(hub: Hub, *data: str, channel: str = "broadcast") -> None:
 
 
 async def test_streams_can_be_resumed_before_their_first_event() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         for expected in (["1"], ["2"]):
             outlet = await listen(hub)
             assert outlet.data == []
@@ -30,7 +30,7 @@ async def test_streams_can_be_resumed_before_their_first_event() -> None:
 
 
 async def test_one_id_resumes_all_channels_and_patterns() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub, "a", "b.*")
         await publish(hub, "1", channel="a")
         await publish(hub, "2", channel="b.x")
@@ -43,7 +43,7 @@ async def test_one_id_resumes_all_channels_and_patterns() -> None:
 
 
 async def test_publisher_ids_can_resume() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub)
         await hub.publish("broadcast", "1", id="order 1")
         assert outlet.last_id == "order 1"
@@ -52,7 +52,7 @@ async def test_publisher_ids_can_resume() -> None:
 
 
 async def test_publisher_ids_are_scoped_to_their_channel() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         await hub.publish("a", "a1", id="1")
         await hub.publish("a", "a2", id="2")
         await hub.publish("b", "b1", id="1")
@@ -61,18 +61,18 @@ async def test_publisher_ids_are_scoped_to_their_channel() -> None:
 
 async def test_publisher_ids_are_found_in_history() -> None:
     store = MemoryStore()
-    async with running(store, journal=3) as hub:
+    async with open_hub(store, journal=3) as hub:
         await hub.publish("broadcast", "1", id="mine")
         await publish(hub, "2")
         await publish(hub, *"abcdef", channel="other")
-    async with running(store, journal=3) as hub:
+    async with open_hub(store, journal=3) as hub:
         outlet = await listen(hub, last_event_id="mine")
         assert (outlet.gaps, outlet.data) == ([], ["2"])
 
 
 @for_each("count", [10, 3000])
 async def test_publisher_ids_are_found_in_the_whole_journal(count: int) -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         await hub.publish("broadcast", "first", id="x")
         await publish(hub, *map(str, range(count)))
         again = await listen(hub, last_event_id="x")
@@ -82,7 +82,7 @@ async def test_publisher_ids_are_found_in_the_whole_journal(count: int) -> None:
 
 @for_each("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
 async def test_unknown_ids_are_a_gap_followed_by_the_rest(last: str) -> None:
-    async with running(MemoryStore(epoch="here")) as hub:
+    async with open_hub(MemoryStore(epoch="here")) as hub:
         await publish(hub, "1", "2")
         await publish(hub, "no", channel="other")
         outlet = await listen(hub, last_event_id=last)
@@ -93,9 +93,9 @@ async def test_unknown_ids_are_a_gap_followed_by_the_rest(last: str) -> None:
 
 
 async def test_restart_that_loses_the_store_is_a_gap() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         last = (await listen(hub)).last_id
-    async with running() as hub:
+    async with open_hub() as hub:
         await publish(hub, "new")
         for channels in (["broadcast"], [">"]):
             outlet = await listen(hub, *channels, last_event_id=last)
@@ -104,18 +104,18 @@ async def test_restart_that_loses_the_store_is_a_gap() -> None:
 
 async def test_restart_that_keeps_the_store_is_not_a_gap() -> None:
     store = MemoryStore()
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         await publish(hub, "1")
         last = (await listen(hub)).last_id
         await publish(hub, "2")
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         await publish(hub, "3")
         outlet = await listen(hub, last_event_id=last)
         assert (outlet.gaps, outlet.data) == ([], ["2", "3"])
 
 
 async def test_history_is_bounded_by_count() -> None:
-    async with running(journal=5, history=3) as hub:
+    async with open_hub(journal=5, history=3) as hub:
         await publish(hub, *map(str, range(10)))
         assert [event.data for event in await hub.history("broadcast")] == [b"7", b"8", b"9"]
         assert (await listen(hub, history=50)).data == ["7", "8", "9"]
@@ -124,7 +124,7 @@ async def test_history_is_bounded_by_count() -> None:
 
 async def test_history_is_bounded_by_age() -> None:
     clock = Clock()
-    async with running(clock=clock, history_age=60.0) as hub:
+    async with open_hub(clock=clock, history_age=60.0) as hub:
         last = (await listen(hub)).last_id
         await publish(hub, "old")
         clock.now += 40
@@ -138,7 +138,7 @@ async def test_history_is_bounded_by_age() -> None:
 
 
 async def test_history_starts_with_recent_events() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         await publish(hub, "1", "2", "3")
         await publish(hub, "x", channel="b")
         outlet = await listen(hub, history=2)
@@ -148,7 +148,7 @@ async def test_history_starts_with_recent_events() -> None:
 
 
 async def test_busy_channels_do_not_evict_quiet_history() -> None:
-    async with running(MemoryStore(), journal=10) as hub:
+    async with open_hub(MemoryStore(), journal=10) as hub:
         await publish(hub, "q1", channel="quiet")
         last = (await listen(hub, "quiet")).last_id
         await publish(hub, "q2", channel="quiet")
@@ -160,7 +160,7 @@ async def test_busy_channels_do_not_evict_quiet_history() -> None:
 
 
 async def test_events_missing_from_journal_and_history_are_a_gap() -> None:
-    async with running(MemoryStore(), journal=10, history=2) as hub:
+    async with open_hub(MemoryStore(), journal=10, history=2) as hub:
         last = (await listen(hub, "quiet")).last_id
         await publish(hub, "q1", "q2", "q3", channel="quiet")
         await flood(hub)
@@ -174,7 +174,7 @@ async def flood(hub: Hub) -> None:
 
 
 async def test_quiet_subscribers_receive_their_position() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub, "quiet")
         await publish(hub, "x", channel="busy")
         before = outlet.last_id
@@ -186,7 +186,7 @@ async def test_quiet_subscribers_receive_their_position() -> None:
 
 async def test_worker_that_fell_behind_sends_a_gap_and_continues() -> None:
     store = MemoryStore()
-    async with running(store) as hub, running(store, journal=3) as other:
+    async with open_hub(store) as hub, open_hub(store, journal=3) as other:
         hub._delivery.events.stop()  # the bus loses every message
         outlet = await listen(hub)
         await publish(other, "1")
@@ -199,7 +199,7 @@ async def test_worker_that_fell_behind_sends_a_gap_and_continues() -> None:
 
 
 async def test_slow_catch_up_receives_new_events_in_order() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         last = (await listen(hub)).last_id
         await publish(hub, *(f"{number} {PAD}" for number in range(450)))
         outlet = Outlet()
@@ -215,7 +215,7 @@ async def test_slow_catch_up_receives_new_events_in_order() -> None:
 
 
 async def test_subscribers_that_leave_during_catch_up_are_removed() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         last = (await listen(hub)).last_id
         await publish(hub, *[PAD] * 450)
         outlet = Outlet()
@@ -231,8 +231,8 @@ async def test_subscribers_that_leave_during_catch_up_are_removed() -> None:
 async def test_order_is_the_same_on_every_worker(seed: int) -> None:
     dice = random.Random(seed)
     memory = MemoryStore()
-    stores = [DistantStore(lambda: dice.randrange(4), memory) for _ in range(2)]
-    async with running(stores[0]) as one, running(stores[1]) as two:
+    stores = [DelayedStore(lambda: dice.randrange(4), memory) for _ in range(2)]
+    async with open_hub(stores[0]) as one, open_hub(stores[1]) as two:
         hubs = [one, two]
         reference = await listen(one, ">")
         done = asyncio.Event()
@@ -272,7 +272,7 @@ async def test_order_is_the_same_on_every_worker(seed: int) -> None:
 
 
 async def test_resumes_are_counted_by_outcome() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub)
         assert hub.stats().replays == {"full": 0, "gap": 0}
         await listen(hub, last_event_id=outlet.last_id)
@@ -305,7 +305,7 @@ async def test_small_requests_do_not_decode_the_whole_journal(
         decoded += 1
         return unpack(*args)
 
-    async with running(MemoryStore(epoch="here"), journal=4000, history=100) as hub:
+    async with open_hub(MemoryStore(epoch="here"), journal=4000, history=100) as hub:
         await publish(hub, *map(str, range(4000)))
         monkeypatch.setattr("millstream.hub._journal.unpack", counted)
         outlet = await listen(hub, *channels, **options)
@@ -314,7 +314,7 @@ async def test_small_requests_do_not_decode_the_whole_journal(
 
 
 async def test_long_replays_yield_to_other_subscribers() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         last = (await listen(hub, ">")).last_id
         await publish(hub, *map(str, range(5000)))
         turned = 0

@@ -1,7 +1,7 @@
 from typing import Any
 
 from cases import for_each
-from hub_parts import Outlet, encode_line, running, turns
+from hub_parts import Outlet, encode_line, open_hub, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, Subscription
 
@@ -13,7 +13,7 @@ async def add(hub: Hub, outlet: Outlet, channel: str, **options: Any) -> Subscri
 
 @for_each("channels", [("broadcast", ">"), (">", "broadcast"), ("*", ">", "broadcast")])
 async def test_overlapping_subscriptions_write_an_event_once(channels: tuple[str, ...]) -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = Outlet()
         for channel in channels:
             await add(hub, outlet, channel)
@@ -23,7 +23,7 @@ async def test_overlapping_subscriptions_write_an_event_once(channels: tuple[str
 
 
 async def test_position_is_sent_once_per_outlet() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = Outlet()
         for channel in ("a", "b", ">"):
             await add(hub, outlet, channel)
@@ -34,7 +34,7 @@ async def test_position_is_sent_once_per_outlet() -> None:
 
 @for_each("first", [0, 1])
 async def test_remaining_subscription_continues_writing(first: int) -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = Outlet()
         both = [await add(hub, outlet, channel) for channel in ("broadcast", ">")]
         both.pop(first).handle_close()
@@ -46,7 +46,7 @@ async def test_remaining_subscription_continues_writing(first: int) -> None:
 
 
 async def test_resume_beside_another_subscription_skips_written_events() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = Outlet()
         start = (await hub.publish("broadcast", "0")).id
         await hub.publish("broadcast", "1")
@@ -64,11 +64,11 @@ async def test_resume_beside_another_subscription_skips_written_events() -> None
 
 async def test_gap_of_one_subscription_does_not_hold_back_the_other() -> None:
     store, outlet = MemoryStore(), Outlet()
-    async with running(store, journal=3) as hub:
+    async with open_hub(store, journal=3) as hub:
         start = (await hub.publish("quiet", "0")).id
         for number in range(1, 6):
             await hub.publish("quiet" if number == 1 else "busy", str(number))
-    async with running(store, journal=3) as hub:  # which remembers nothing itself
+    async with open_hub(store, journal=3) as hub:  # which remembers nothing itself
         await add(hub, outlet, ">", last_event_id=start)
         assert (outlet.gaps, outlet.data) == (["trimmed"], ["3", "4", "5"])
         await add(hub, outlet, "quiet", last_event_id=start)
@@ -76,7 +76,7 @@ async def test_gap_of_one_subscription_does_not_hold_back_the_other() -> None:
 
 
 async def test_slow_outlet_is_cut_once_with_all_subscriptions() -> None:
-    async with running(max_buffered=1000) as hub:
+    async with open_hub(max_buffered=1000) as hub:
         outlet = Outlet(takes=False)
         for channel in ("broadcast", ">"):
             await add(hub, outlet, channel)
@@ -87,7 +87,7 @@ async def test_slow_outlet_is_cut_once_with_all_subscriptions() -> None:
 
 
 async def test_slowest_outlets_are_cut_first() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         slow, fast = Outlet(takes=False), Outlet()
         await add(hub, fast, "a")
         for channel in ("a", "b"):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from hub_parts import DistantStore, Outlet, encode_line, listen, running
+from hub_parts import DelayedStore, Outlet, encode_line, listen, open_hub
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub
 from millstream.hub._event import position_id
@@ -15,7 +15,7 @@ from millstream.hub._shared_reads import SharedReads
 pytestmark = pytest.mark.many
 
 
-class CountedStore(DistantStore):
+class CountedStore(DelayedStore):
     """Takes turns, and counts what is read."""
 
     def __init__(self, store: MemoryStore) -> None:
@@ -59,7 +59,7 @@ def place(hub: Hub, offset: int) -> str:
 
 async def test_reconnect_storm_reads_each_journal_page_once() -> None:
     store = CountedStore(MemoryStore())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         await fill(hub, 6_000, every=20)
         newest = hub._journal.offset
         store.reads.clear()
@@ -74,7 +74,7 @@ async def test_reconnect_storm_reads_each_journal_page_once() -> None:
 
 async def test_subscribers_share_one_history_read() -> None:
     store = CountedStore(MemoryStore())
-    async with running(store, history=100) as hub:
+    async with open_hub(store, history=100) as hub:
         await fill(hub, 3_000)
         store.reads.clear()
         outlets = await come_back(hub, [f"lost:{number}" for number in range(500)])
@@ -87,7 +87,7 @@ async def test_subscribers_share_one_history_read() -> None:
 
 async def test_events_after_a_shared_read_are_delivered() -> None:
     store = CountedStore(MemoryStore())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         await fill(hub, 3_000)
         early = place(hub, 100)
         (one,) = await come_back(hub, [early])
@@ -105,7 +105,7 @@ async def test_events_after_a_shared_read_are_delivered() -> None:
 @for_each("kept", [700, 1_234])
 async def test_oldest_page_of_a_trimmed_journal_is_shared(kept: int) -> None:
     store = CountedStore(MemoryStore())
-    async with running(store, journal=4_000, history=1) as hub:
+    async with open_hub(store, journal=4_000, history=1) as hub:
         await fill(hub, 4_000 + kept, every=20)
         newest = hub._journal.offset
         store.reads.clear()
@@ -118,7 +118,7 @@ async def test_oldest_page_of_a_trimmed_journal_is_shared(kept: int) -> None:
 
 async def test_oversized_pages_are_not_cached() -> None:
     store = CountedStore(MemoryStore())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         await fill(hub, 2_600, size=12_000)
         outlets = await come_back(hub, [place(hub, number) for number in (5, 6, 600)])
         assert [len(outlet.data) for outlet in outlets] == [1_298, 1_298, 1_001]
@@ -127,7 +127,7 @@ async def test_oversized_pages_are_not_cached() -> None:
 
 async def test_leaving_during_a_shared_read_does_not_affect_others() -> None:
     store = CountedStore(MemoryStore())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         await fill(hub, 3_000)
         outlets = [Outlet(), Outlet()]
         tasks = [

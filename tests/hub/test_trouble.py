@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hub_parts import Clock, DistantStore, Outlet, encode_line, listen, receive, running, turns
+from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import PAGE_BYTES, Gap
 from millstream._stores.memory.store import MemoryStore
@@ -28,7 +28,7 @@ class Unreliable:
 
 def unreliable(part: str, store: MemoryStore) -> tuple[Any, Unreliable]:
     """A store of which one part can go down."""
-    distant: Any = DistantStore(lambda: 0, store)
+    distant: Any = DelayedStore(lambda: 0, store)
     broken = Unreliable(getattr(distant, part))
     setattr(distant, part, broken)
     return distant, broken
@@ -36,7 +36,7 @@ def unreliable(part: str, store: MemoryStore) -> tuple[Any, Unreliable]:
 
 async def test_failed_publish_raises_for_the_publisher() -> None:
     store, log = unreliable("log", MemoryStore())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         outlet = await listen(hub)
         log.down = True
         with pytest.raises(LocalError):
@@ -52,7 +52,7 @@ async def test_reading_resumes_after_a_store_outage(
     monkeypatch.setattr("millstream._stores.tail.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
-    async with running(store) as hub, running(memory) as other:
+    async with open_hub(store) as hub, open_hub(memory) as other:
         outlet = await listen(hub)
         log.down = True
         with caplog.at_level(logging.CRITICAL, "millstream.stores"):
@@ -64,7 +64,7 @@ async def test_reading_resumes_after_a_store_outage(
 
 async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFixture) -> None:
     store, members = unreliable("members", MemoryStore())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         members.down = True
         with caplog.at_level(logging.CRITICAL, "millstream.hub"):
             outlet = await listen(hub, client_id="ann")
@@ -85,7 +85,7 @@ async def test_presence_changes_during_an_outage_are_sent_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store, members = unreliable("members", MemoryStore())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         gone = await listen(hub, "a", "b", client_id="gone")
         members.down = True
         await listen(hub, "a", "b", client_id="here")
@@ -114,7 +114,7 @@ async def test_periodic_work_survives_a_store_outage(
     store, members = unreliable("members", MemoryStore())
     tries = 0
     tried = asyncio.Event()
-    async with running(store, refresh=0.001) as hub:
+    async with open_hub(store, refresh=0.001) as hub:
         refresh = hub._presence.refresh
 
         async def counted() -> None:
@@ -133,7 +133,7 @@ async def test_periodic_work_survives_a_store_outage(
 
 async def test_lost_journal_is_a_gap() -> None:
     store = MemoryStore()
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         outlet = await listen(hub)
         await hub.publish("broadcast", "1")
         last = outlet.last_id
@@ -150,8 +150,8 @@ async def test_lost_journal_is_a_gap() -> None:
 
 
 async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
-    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
-    async with running(store) as hub:
+    store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one"))
+    async with open_hub(store) as hub:
         outlet = await listen(hub)
         await hub.publish("broadcast", "1")
         last = outlet.last_id
@@ -159,7 +159,7 @@ async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
         await anew.log.append("hub:journal", b"", ttl=1.0, max_entries=1)  # offsets need not begin where others did
         await anew.log.trim("hub:journal")
         store.epoch = "two"
-        store.log.become(anew.log)
+        store.log.replace(anew.log)
         await hub.publish("broadcast", "2")
         await hub.publish("broadcast", "3")
         assert (outlet.gaps, outlet.data) == (["lost"], ["1", "2", "3"])
@@ -170,8 +170,8 @@ async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
 
 async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 0)
-    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
-    async with running(store) as hub:
+    store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one"))
+    async with open_hub(store) as hub:
         outlet = await listen(hub)
         append = store.log.append
 
@@ -179,7 +179,7 @@ async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.Monke
             position = await append(*args, **options)
             del store.log.append
             store.epoch = "two"
-            store.log.become(MemoryStore(epoch="two").log)
+            store.log.replace(MemoryStore(epoch="two").log)
             await hub.publish("broadcast", "new")
             return position
 
@@ -192,8 +192,8 @@ async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.Monke
 
 
 async def test_epoch_change_during_catch_up_is_a_gap() -> None:
-    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one"))
-    async with running(store) as hub:
+    store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one"))
+    async with open_hub(store) as hub:
         last = (await listen(hub)).last_id
         for _ in range(3):
             await hub.publish("broadcast", "x" * 60_000)
@@ -201,7 +201,7 @@ async def test_epoch_change_during_catch_up_is_a_gap() -> None:
         task = asyncio.create_task(hub.subscribe(["broadcast"], outlet, encode=encode_line, last_event_id=last))
         await turns(1)
         store.epoch = "two"
-        store.log.become(MemoryStore(epoch="two").log)
+        store.log.replace(MemoryStore(epoch="two").log)
         await hub.publish("broadcast", "new")
         await task
         assert outlet.gaps in (["epoch"], ["lost"]), "whoever notices first"
@@ -210,10 +210,10 @@ async def test_epoch_change_during_catch_up_is_a_gap() -> None:
 
 async def test_publisher_ids_are_found_during_trimming() -> None:
     memory = MemoryStore()
-    async with running(memory) as hub:
+    async with open_hub(memory) as hub:
         for number in range(3_000):
             await hub.publish("broadcast", "x" * 2_000, id=f"own {number}")
-    store: Any = DistantStore(lambda: 0, memory)
+    store: Any = DelayedStore(lambda: 0, memory)
     read, reads = store.log.read, 0
 
     async def reading(stream: str, after: Any, limit: int = 1000, max_bytes: int = PAGE_BYTES) -> Any:
@@ -223,7 +223,7 @@ async def test_publisher_ids_are_found_during_trimming() -> None:
             raise Gap(memory.epoch, None)
         return await read(stream, after, limit, max_bytes)
 
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         store.log.read = reading
         outlet = await listen(hub, last_event_id="own 500")
         assert outlet.gaps == []
@@ -232,8 +232,8 @@ async def test_publisher_ids_are_found_during_trimming() -> None:
 
 async def test_new_epoch_does_not_repeat_old_events() -> None:
     memory = MemoryStore(epoch="one")
-    store: Any = DistantStore(lambda: 0, memory)
-    async with running(store) as hub:
+    store: Any = DelayedStore(lambda: 0, memory)
+    async with open_hub(store) as hub:
         outlet, slow = await listen(hub), Outlet()
         start = outlet.last_id
         for number in range(200):
@@ -244,7 +244,7 @@ async def test_new_epoch_does_not_repeat_old_events() -> None:
         for entry in await memory.log.read("hub:journal", None):
             await replica.log.append("hub:journal", entry.data, ttl=60.0, max_entries=10_000)
         store.epoch = "two"
-        store.log.become(replica.log)
+        store.log.replace(replica.log)
         await hub.refresh()
         await hub.publish("broadcast", "new")
         await catching_up
@@ -258,7 +258,7 @@ async def test_outlets_skip_unsupported_messages() -> None:
     def only_data(event: Event) -> bytes:
         return event.data or b""
 
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = Outlet()
         await hub.subscribe(["broadcast"], outlet, encode=only_data)
         await hub.refresh()
@@ -269,7 +269,7 @@ async def test_outlets_skip_unsupported_messages() -> None:
 
 async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.hub._audience._PLANS", 2)
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub, "*")
         for number in range(5):
             await hub.publish(f"c{number}", str(number))
@@ -278,7 +278,7 @@ async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.Monk
 
 async def test_invented_ids_store_nothing() -> None:
     store = MemoryStore(clock=Clock())
-    async with running(store) as hub:
+    async with open_hub(store) as hub:
         for number in range(50):
             (await receive(hub, f"made-up-{number}")).close()
         await turns()
@@ -287,7 +287,7 @@ async def test_invented_ids_store_nothing() -> None:
 
 
 async def test_zero_history_size_disables_history() -> None:
-    async with running(history=0, mailbox=0) as hub:
+    async with open_hub(history=0, mailbox=0) as hub:
         last = (await listen(hub)).last_id
         await hub.publish("broadcast", "1")
         await hub.send("me", "1")
@@ -296,7 +296,7 @@ async def test_zero_history_size_disables_history() -> None:
 
 
 async def test_unannounced_journal_events_are_delivered_at_the_next_refresh() -> None:
-    async with running() as hub:
+    async with open_hub() as hub:
         outlet = await listen(hub)
         await hub._journal.append(StoredEvent("broadcast", b"1", None, None, 1000.0))
         await hub.refresh()
@@ -305,11 +305,11 @@ async def test_unannounced_journal_events_are_delivered_at_the_next_refresh() ->
 
 async def test_worker_joins_a_long_journal_with_one_read() -> None:
     memory = MemoryStore()
-    async with running(memory) as hub:
+    async with open_hub(memory) as hub:
         last = (await listen(hub)).last_id
         for number in range(3000):
             await hub.publish("broadcast", str(number))
-        store: Any = DistantStore(lambda: 0, memory)
+        store: Any = DelayedStore(lambda: 0, memory)
         distant, reads = store.log, 0
 
         class Counting:
@@ -322,13 +322,13 @@ async def test_worker_joins_a_long_journal_with_one_read() -> None:
                 return getattr(distant, name)
 
         store.log = Counting()
-        async with running(store) as other:
+        async with open_hub(store) as other:
             assert reads == 1
             assert (await listen(other, last_event_id=last)).data == list(map(str, range(3000)))
 
 
 async def test_position_before_a_trimmed_epoch_start_is_a_gap() -> None:
-    async with running(MemoryStore(epoch="here")) as hub:
+    async with open_hub(MemoryStore(epoch="here")) as hub:
         for _ in range(4200):
             await hub.publish("broadcast", "x" * 1000)
         outlet = await listen(hub, last_event_id="here.0")

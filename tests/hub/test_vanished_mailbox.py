@@ -1,7 +1,7 @@
 from typing import Any
 
 from cases import for_each
-from hub_parts import Clock, DistantStore, listen, receive, running, turns
+from hub_parts import Clock, DelayedStore, listen, open_hub, receive, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub, HubLimits
 
@@ -13,7 +13,7 @@ SMALL = 20_000
 @for_each("with_id", [False, True])
 async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
     clock = Clock()
-    async with running(clock=clock, mailbox_age=60.0) as hub:
+    async with open_hub(clock=clock, mailbox_age=60.0) as hub:
         last_id = ""
         if was_here or with_id:
             outlet = await receive(hub, "me")
@@ -32,7 +32,7 @@ async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
 async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_log_bytes=SMALL)
-    async with running(store, clock=clock) as hub:
+    async with open_hub(store, clock=clock) as hub:
         outlet = await receive(hub, "me")
         await hub.send("me", "read")
         last_id = outlet.last_id if with_id else ""
@@ -40,7 +40,7 @@ async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) ->
         await turns()
         for number in range(40):
             await hub.send("me", f"{number}".ljust(500))
-    async with running(store, clock=clock) as hub:  # which remembers nothing itself
+    async with open_hub(store, clock=clock) as hub:  # which remembers nothing itself
         outlet = await receive(hub, "me", last_event_id=last_id)
         assert outlet.gaps == ["trimmed"]
         left = [int(data) for data in outlet.data]
@@ -51,18 +51,18 @@ async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) ->
 async def test_mailbox_evicted_by_a_full_store_is_a_gap() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock)
-    async with running(store, clock=clock) as hub:
+    async with open_hub(store, clock=clock) as hub:
         await hub.send("me", "1")
     for stream in ("mailbox:me", "hub:journal"):
         await store.log.trim(stream)
-    async with running(store, clock=clock) as hub:
+    async with open_hub(store, clock=clock) as hub:
         outlet = await receive(hub, "me")
         assert (outlet.gaps, outlet.data) == (["trimmed"], [])
 
 
 async def test_mailbox_gap_is_reported_once() -> None:
     clock = Clock()
-    async with running(clock=clock, mailbox_age=60.0) as hub:
+    async with open_hub(clock=clock, mailbox_age=60.0) as hub:
         await hub.send("me", "lost")
         clock.now += 100
         outlet = await receive(hub, "me")
@@ -85,7 +85,7 @@ async def test_delivered_messages_cause_no_gap() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock)
     bounds = {"mailbox_age": 60.0, "history_age": 60.0}
-    async with running(store, clock=clock, **bounds) as one, running(store, clock=clock, **bounds) as two:
+    async with open_hub(store, clock=clock, **bounds) as one, open_hub(store, clock=clock, **bounds) as two:
         outlet = await receive(one, "me")
         await one.send("me", "1")
         assert await store.kv.keys("debt:") == []
@@ -93,7 +93,7 @@ async def test_delivered_messages_cause_no_gap() -> None:
         assert len(await store.kv.keys("debt:")) == 1
         await turns()
         clock.now += 100
-        async with running(store, clock=clock, **bounds) as three:  # as if `one` had died
+        async with open_hub(store, clock=clock, **bounds) as three:  # as if `one` had died
             again = await receive(three, "me")
             assert (again.gaps, again.data) == ([], [])
             again.close()
@@ -109,7 +109,7 @@ async def test_new_losses_are_reported_after_old_ones() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock)
     bounds = {"mailbox_age": 60.0, "history_age": 60.0}
-    async with running(store, clock=clock, **bounds) as two:
+    async with open_hub(store, clock=clock, **bounds) as two:
         one = Hub(store, HubLimits(**bounds), clock=clock)
         await one.open()
         await receive(one, "me")
@@ -126,7 +126,7 @@ async def test_new_losses_are_reported_after_old_ones() -> None:
 
 async def test_unread_messages_are_not_missing() -> None:
     store = MemoryStore()
-    async with running(store) as one, running(store) as two:
+    async with open_hub(store) as one, open_hub(store) as two:
         await one.send("me", "1")
         outlet = await receive(two, "me")
         assert (outlet.gaps, outlet.data) == ([], ["1"])
@@ -135,7 +135,7 @@ async def test_unread_messages_are_not_missing() -> None:
 async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
-    async with running(store, clock=clock, mailbox_age=60.0) as hub:
+    async with open_hub(store, clock=clock, mailbox_age=60.0) as hub:
         for number in range(200):
             await hub.send(f"made-up-{number}", "x")
         debts = await store.kv.keys("debt:")
@@ -149,7 +149,7 @@ async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
 async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
-    async with running(store, clock=clock) as hub:
+    async with open_hub(store, clock=clock) as hub:
         watcher = await listen(hub, "$presence.chat")
         for number in range(200):
             await hub.send(f"made-up-{number}", "x")
@@ -163,10 +163,10 @@ async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
 
 async def test_messages_of_an_unseen_epoch_are_a_gap() -> None:
     clock = Clock()
-    store: Any = DistantStore(lambda: 0, MemoryStore(epoch="one", clock=clock))
-    async with running(store, clock=clock, mailbox_age=60.0) as hub:
+    store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one", clock=clock))
+    async with open_hub(store, clock=clock, mailbox_age=60.0) as hub:
         store.epoch = "two"
-        store.log.become(MemoryStore(epoch="two", clock=clock).log)
+        store.log.replace(MemoryStore(epoch="two", clock=clock).log)
         await hub.send("me", "first of its epoch")
         clock.now += 100
         outlet = await receive(hub, "me")

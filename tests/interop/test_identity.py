@@ -11,8 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from auth.test_issuers import Clock
-from auth_world import guarded, make_server
-from identity_world import Identity, Visitor, browser, identity, led_to, sign_in_at
+from auth_world import make_server, run_guarded
+from identity_world import Identity, Visitor, browser, find_continue_link, identity, sign_in_at
 from issuing_world import BACK, URL, Browser, Desk, Reply
 from millstream import Client, Server, auth
 from millstream.auth._authorization_server.upstreams import KNOWN
@@ -47,7 +47,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
 async def test_foreign_issuer_tokens_are_checked_for_audience(provider: Identity) -> None:
     """RFC 8707."""
     client = provider.register()
-    async with guarded(make_server(auth.oidc(provider.url, audience=AUDIENCE))) as world:
+    async with run_guarded(make_server(auth.oidc(provider.url, audience=AUDIENCE))) as world:
         good = await world.call(provider.token(client, AUDIENCE), "order", {"isbn": "1"})
         assert good.message["result"]["content"][0]["text"] == "ordered 1"
         who = await world.call(provider.token(client, AUDIENCE), "who")
@@ -65,7 +65,7 @@ async def test_opaque_tokens_work_by_introspection(provider: Identity) -> None:
              "client": ours[0], "secret": ours[1]}  # fmt: skip
     assert await auth.introspection(**given).identify(provider.token(client, OPAQUE)) is None
     method = auth.introspection(**given, client_tokens=True)
-    async with guarded(make_server(method)) as world:
+    async with run_guarded(make_server(method)) as world:
         token = provider.token(client, OPAQUE)
         reply = await world.call(token, "order", {"isbn": "1"})
         assert reply.message["result"]["content"][0]["text"] == "ordered 1"
@@ -98,7 +98,7 @@ async def test_client_discovers_and_registers_with_the_issuer(provider: Identity
         visits.append(link)
         return await sign_in_at(link, "ada@example.com", dict(parse_qsl(urlsplit(link).query))["redirect_uri"])
 
-    async with guarded(make_server(auth.oidc(provider.url, audience=f"{url}/mcp")), port=port):
+    async with run_guarded(make_server(auth.oidc(provider.url, audience=f"{url}/mcp")), port=port):
         oauth = OAuth(store=MemoryTokenStore(), visit=visit)
         async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
             assert (await client.call("who")).content[0].text == "ada@example.com"
@@ -138,7 +138,7 @@ async def away(desk: Desk, window: Browser, way: str = "google", **asked: Any) -
     page = await window.open(id, **asked)
     reply = await window.answer(page, way=way)
     assert reply.status == 200, reply.text
-    return id, led_to(reply.text)
+    return id, find_continue_link(reply.text)
 
 
 async def back(window: Browser, url: str) -> Reply:
@@ -257,7 +257,7 @@ async def at_the_page(url: str, login: str, way: str, page: str = "/docs") -> tu
         shown = await window.get(f"{url}{page}", headers={"accept": "text/html"})
         assert (shown.status_code, f'name="way" value="{way}"' in shown.text) == (401, True)
         away = await window.post(f"{url}/sign-in", data={"way": way, "next": page}, headers={"origin": url})
-        back = await sign_in_at(led_to(away.text), login, f"{url}/sign-in/callback/{way}?")
+        back = await sign_in_at(find_continue_link(away.text), login, f"{url}/sign-in/callback/{way}?")
         landed = await window.get(back, headers={"sec-fetch-site": "cross-site"})
         return landed, await window.get(f"{url}{page}", headers={"sec-fetch-site": "same-origin"})
 
@@ -265,9 +265,9 @@ async def at_the_page(url: str, login: str, way: str, page: str = "/docs") -> tu
 async def test_google_users_on_the_allowlist_open_the_pages(shop: str) -> None:
     server = example("google.py")
     server.definition.configure(serve="all")
-    async with guarded(server, port=int(shop.rpartition(":")[2])):
+    async with run_guarded(server, port=int(shop.rpartition(":")[2])):
         landed, page = await at_the_page(shop, "ada@example.com", "google", "/docs")
-        assert (landed.status_code, led_to(landed.text), page.status_code) == (200, "/docs", 200)
+        assert (landed.status_code, find_continue_link(landed.text), page.status_code) == (200, "/docs", 200)
         assert "SameSite=Strict" in landed.headers["set-cookie"]
         landed, page = await at_the_page(shop, "mallory@example.com", "google")
         assert (landed.status_code, page.status_code) == (403, 401)
@@ -283,7 +283,7 @@ async def test_external_users_open_the_pages_as_themselves(provider: Identity, p
     method = auth.oidc(
         provider.url, audience=f"{url}/mcp", client_id=id, client_secret=secret, implied={"openid": ["extra"]}
     )
-    async with guarded(make_server(method), port=port):
+    async with run_guarded(make_server(method), port=port):
         landed, page = await at_the_page(url, "ada@example.com", "oidc")
         assert (landed.status_code, page.status_code) == (200, 200), landed.text
         assert 0 < int(landed.headers["set-cookie"].split("Max-Age=")[1].split(";")[0]) <= 600
@@ -296,7 +296,7 @@ async def test_external_users_open_the_pages_as_themselves(provider: Identity, p
             foreign = await window.post(f"{url}/tools/who", json={}, headers={**own, "origin": "http://x"})
             assert foreign.status_code in (401, 403)
     needs = auth.oidc(provider.url, audience=f"{url}/mcp", client_id=id, client_secret=secret, scopes=["board"])
-    async with guarded(make_server(needs), port=port):
+    async with run_guarded(make_server(needs), port=port):
         landed, page = await at_the_page(url, "ada@example.com", "oidc")
         assert (landed.status_code, page.status_code) == (403, 401)
 
@@ -336,7 +336,7 @@ def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
 
 async def test_google_page_is_sufficient(shop: str) -> None:
     ada = Visitor("ada@example.com", "google")
-    async with guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
+    async with run_guarded(example("google.py"), port=int(shop.rpartition(":")[2])):
         async with connected(shop, ada) as client:
             assert (await client.call("greet")).content[0].text == "Hello, google:ada@example.com!"
         assert "Continue with Google" in ada.pages[0]
@@ -349,7 +349,7 @@ async def test_google_page_is_sufficient(shop: str) -> None:
 
 async def test_several_login_methods_have_buttons(shop: str) -> None:
     staff = Visitor("eve@example.com", "staff")
-    async with guarded(example("several_ways.py"), port=int(shop.rpartition(":")[2])):
+    async with run_guarded(example("several_ways.py"), port=int(shop.rpartition(":")[2])):
         async with connected(shop, staff) as client:
             said = (await client.call("order", {"isbn": "1"})).content[0].text
             assert said == "1 is on its way to staff:eve@example.com."

@@ -2,7 +2,7 @@
 
 import os
 
-from issuing_world import Known
+from issuing_world import KnownUsers
 from millstream import Context, Server, auth
 
 mcp = Server(
@@ -10,7 +10,7 @@ mcp = Server(
     serve="all",
     auth=auth.issuer(
         os.environ["SHOP_URL"],
-        users=[Known()],
+        users=[KnownUsers()],
         scopes=["books:read"],
         described={"books:read": "Look at books", "orders:write": "Order books"},
     ),

@@ -6,7 +6,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage, call, counted
 from processes import free_port, run_command, run_server
-from workers_world import kill, workers
+from workers_world import kill, run_workers
 
 pytestmark = pytest.mark.server
 
@@ -164,7 +164,7 @@ def test_log_can_be_filtered_and_paused(tmp_path: Path, open_page: OpenPage) -> 
 
 
 def test_each_worker_has_a_row_until_it_ends(tmp_path: Path, open_page: OpenPage) -> None:
-    with workers(tmp_path, 2, "--serve", "all") as served:
+    with run_workers(tmp_path, 2, "--serve", "all") as served:
         page = open_page(f"http://127.0.0.1:{served.port}/dashboard", lossy=True)
         live(page)
         part(page, "Workers")

@@ -3,7 +3,7 @@
 import os
 from urllib.parse import urlencode
 
-from issuing_world import Known
+from issuing_world import KnownUsers
 from millstream import Server, auth
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
@@ -32,7 +32,7 @@ mcp = Server(
     serve="all",
     auth=auth.issuer(
         os.environ["SHOP_URL"],
-        users=[Known(), Elsewhere()],
+        users=[KnownUsers(), Elsewhere()],
         scopes=["shop:use"],
         described={"shop:use": "Look at books and prices", "orders:write": "Order books, up to 100 € a month"},
     ),

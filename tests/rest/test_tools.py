@@ -9,7 +9,7 @@ from millstream._server.calls.call import Call
 from millstream._transports.null_reply import NullReplyChannel
 from millstream._transports.rest.routes import RestRoutes
 from millstream._web.pages import asset
-from rest_world import broken, post, routes, world
+from rest_world import add_failing_tools, post, routes, world
 from stub_auth import protect
 
 
@@ -17,7 +17,7 @@ async def call(name: str, body: Any = None, root: str = "", **headers: str) -> t
     """A call of a tool of the world and its decoded reply."""
     data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     server = world()
-    broken(server)
+    add_failing_tools(server)
     async with routes(server) as rest:
         response = await rest.run_tool(post(f"/tools/{name}", data, root, **headers))
     return response, json.loads(response.body)

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bad_input.shop import make_shop
-from fleet import Reading, Worker, fleet, one_worker, settle, until
+from fleet import EventStream, Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
 from millstream._protocol.errors import LocalError
 from shared_store import SharedStore
@@ -14,10 +14,10 @@ from wire import POST, per_request, routing
 SIGN = "shop://sign"
 
 
-async def listen(worker: Worker, **wanted: object) -> Reading:
+async def listen(worker: Worker, **wanted: object) -> EventStream:
     """An open `subscriptions/listen`."""
     message = per_request("subscriptions/listen", {"notifications": wanted})
-    stream = Reading(await worker.post(message, routing("subscriptions/listen")))
+    stream = EventStream(await worker.post(message, routing("subscriptions/listen")))
     await stream.until(1)
     return stream
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fleet import STREAM, Reading
+from fleet import STREAM, EventStream
 from redis_parts import redis_server, until
-from skewed_workers import Four, Seat, living
+from skewed_workers import PinnedWorker, SkewedWorkers, find_workers
 from wire import LATEST_HANDSHAKE, per_request, request, routing
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
@@ -21,27 +21,27 @@ PERSON = {"action": "accept", "content": {"name": "Ada"}}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def shared(request: pytest.FixtureRequest) -> Iterator[Four]:
+def shared(request: pytest.FixtureRequest) -> Iterator[SkewedWorkers]:
     """Four workers on each store."""
     if request.param == "redis":
         redis_server()
     with tempfile.TemporaryDirectory(prefix="millstream-clocks-") as folder, ExitStack() as stack:
-        servers = Four(request.param, Path(folder))
+        servers = SkewedWorkers(request.param, Path(folder))
         stack.callback(servers.close)
         yield servers
 
 
 @pytest.fixture
-async def four(shared: Four) -> AsyncIterator[list[Seat]]:
+async def four(shared: SkewedWorkers) -> AsyncIterator[list[PinnedWorker]]:
     """Those four, each with a way to it: the first and the third are ahead, the others behind."""
     port = shared.port()
     shared.jump(0)
-    yield (workers := await living(port))
+    yield (workers := await find_workers(port))
     for worker in workers:
         worker.http.pinned.drop_connections()
 
 
-async def until_status(worker: Seat, message: object, headers: dict[str, str], wanted: int) -> None:
+async def until_status(worker: PinnedWorker, message: object, headers: dict[str, str], wanted: int) -> None:
     """Wait until a POST gets a status: what another worker did is on its way."""
 
     async def is_there() -> bool:
@@ -50,46 +50,46 @@ async def until_status(worker: Seat, message: object, headers: dict[str, str], w
     await until(is_there)
 
 
-async def status(worker: Seat, message: object, headers: dict[str, str]) -> int:
+async def status(worker: PinnedWorker, message: object, headers: dict[str, str]) -> int:
     """Of a POST."""
     reply = await worker.post(message, headers)
     await reply.body()
     return reply.status
 
 
-async def talk(worker: Seat, headers: dict[str, str], gate: str) -> Reading:
+async def talk(worker: PinnedWorker, headers: dict[str, str], gate: str) -> EventStream:
     """A call whose first word has come."""
     message = request("tools/call", {"name": "talks", "arguments": {"gate": gate}}, 5)
-    stream = Reading(await worker.post(message, headers))
+    stream = EventStream(await worker.post(message, headers))
     await stream.until(1)
     return stream
 
 
-async def question(worker: Seat, headers: dict[str, str], id: int = 7) -> tuple[Reading, Any]:
+async def question(worker: PinnedWorker, headers: dict[str, str], id: int = 7) -> tuple[EventStream, Any]:
     """A call that asks, and the id of its question."""
-    stream = Reading(await worker.post(request("tools/call", {"name": "ask", "arguments": {}}, id), headers))
+    stream = EventStream(await worker.post(request("tools/call", {"name": "ask", "arguments": {}}, id), headers))
     (asked,) = await stream.until(1)
     return stream, asked["id"]
 
 
-async def answered(stream: Reading, id: Any, worker: Seat, headers: dict[str, str]) -> bool:
+async def answered(stream: EventStream, id: Any, worker: PinnedWorker, headers: dict[str, str]) -> bool:
     """Whether an answer to one worker finds the question of another."""
     assert await status(worker, {"jsonrpc": "2.0", "id": id, "result": PERSON}, headers) == 202
     return (await stream.end())[-1]["result"]["content"][0]["text"] == "Ada"
 
 
-async def mailbox(worker: Seat, path: str, last: str = "") -> Reading:
+async def mailbox(worker: PinnedWorker, path: str, last: str = "") -> EventStream:
     """A subscriber to the hub."""
     more = {"last-event-id": last} if last else {}
-    return Reading(await worker.http.fetch("GET", path, {**STREAM, **more}))
+    return EventStream(await worker.http.fetch("GET", path, {**STREAM, **more}))
 
 
-def data(stream: Reading) -> list[str]:
+def data(stream: EventStream) -> list[str]:
     """What a subscriber has heard."""
     return [event.data for event in stream.events if event.data and event.name == "message"]
 
 
-async def until_seen(worker: Seat, seconds: int, headers: dict[str, str]) -> None:
+async def until_seen(worker: PinnedWorker, seconds: int, headers: dict[str, str]) -> None:
     """Wait until a worker knows what its store's clock says."""
 
     async def is_seen() -> bool:
@@ -98,7 +98,7 @@ async def until_seen(worker: Seat, seconds: int, headers: dict[str, str]) -> Non
     await until(is_seen)
 
 
-async def test_records_and_tombstones_are_shared(four: list[Seat]) -> None:
+async def test_records_and_tombstones_are_shared(four: list[PinnedWorker]) -> None:
     headers = await four[0].initialize()
     older = await four[1].get(headers)
     stream = await four[2].get(headers)
@@ -117,7 +117,7 @@ async def test_records_and_tombstones_are_shared(four: list[Seat]) -> None:
         await until_status(worker, request("ping"), headers, 404)
 
 
-async def test_answers_and_cancellations_find_their_calls(four: list[Seat], shared: Four) -> None:
+async def test_answers_and_cancellations_find_their_calls(four: list[PinnedWorker], shared: SkewedWorkers) -> None:
     headers = await four[0].initialize({"elicitation": {}})
     for number in range(4):
         stream, id = await question(four[number], headers)
@@ -128,7 +128,7 @@ async def test_answers_and_cancellations_find_their_calls(four: list[Seat], shar
         await line.end()
 
 
-async def test_sealed_state_opens_on_another_worker(four: list[Seat]) -> None:
+async def test_sealed_state_opens_on_another_worker(four: list[PinnedWorker]) -> None:
     for first, second in ((0, 1), (1, 0)):
         asked = per_request("tools/call", {"name": "ask", "arguments": {}}, elicitation={})
         found = json.loads(await (await four[first].post(asked, routing("tools/call", "ask"))).body())["result"]
@@ -139,7 +139,9 @@ async def test_sealed_state_opens_on_another_worker(four: list[Seat]) -> None:
         assert reply["result"]["content"][0]["text"] == "Ada"
 
 
-async def test_calls_continue_on_another_worker(four: list[Seat], shared: Four, tmp_path: Path) -> None:
+async def test_calls_continue_on_another_worker(
+    four: list[PinnedWorker], shared: SkewedWorkers, tmp_path: Path
+) -> None:
     headers = await four[0].initialize()
     line = await talk(four[0], headers, str(tmp_path / "gate"))
     older = await four[1].get(headers, line.last_id)
@@ -155,7 +157,7 @@ async def test_calls_continue_on_another_worker(four: list[Seat], shared: Four, 
     assert messages[-1]["result"]["content"][0]["text"] == "said"
 
 
-async def test_messages_of_http_sse_find_their_stream(four: list[Seat]) -> None:
+async def test_messages_of_http_sse_find_their_stream(four: list[PinnedWorker]) -> None:
     stream = await mailbox(four[0], "/sse")
     await until(lambda: stream.events)
     path = stream.events.pop(0).data
@@ -167,14 +169,14 @@ async def test_messages_of_http_sse_find_their_stream(four: list[Seat]) -> None:
     stream.close()
 
 
-async def status_at(worker: Seat, path: str, message: object) -> int:
+async def status_at(worker: PinnedWorker, path: str, message: object) -> int:
     """Of a message of HTTP+SSE."""
     reply = await worker.http.fetch("POST", path, {"content-type": "application/json"}, json.dumps(message).encode())
     await reply.body()
     return int(reply.status)
 
 
-async def test_switches_are_shared(four: list[Seat]) -> None:
+async def test_switches_are_shared(four: list[PinnedWorker]) -> None:
     headers = await four[0].initialize()
     for on in (False, True):
         await four[1].call("switch", headers, on=on)
@@ -182,13 +184,13 @@ async def test_switches_are_shared(four: list[Seat]) -> None:
             await until(lambda worker=worker, on=on: is_switched(worker, headers, on=on))
 
 
-async def is_switched(worker: Seat, headers: dict[str, str], *, on: bool) -> bool:
+async def is_switched(worker: PinnedWorker, headers: dict[str, str], *, on: bool) -> bool:
     """Whether a worker offers the tool, or doesn't."""
     found = await worker.ask("tools/list", {}, headers)
     return on == ("limited" in {each["name"] for each in found["result"]["tools"]})
 
 
-async def test_channels_presence_and_mailboxes_are_shared(four: list[Seat]) -> None:
+async def test_channels_presence_and_mailboxes_are_shared(four: list[PinnedWorker]) -> None:
     headers = await four[0].initialize()
     path = "/events?channel=news&client_id=client"
     listeners = [await mailbox(each, f"{path}{number}") for number, each in enumerate(four)]
@@ -206,7 +208,7 @@ async def test_channels_presence_and_mailboxes_are_shared(four: list[Seat]) -> N
         stream.close()
 
 
-async def test_calls_questions_and_streams_of_dead_workers_end(four: list[Seat], shared: Four) -> None:
+async def test_calls_questions_and_streams_of_dead_workers_end(four: list[PinnedWorker], shared: SkewedWorkers) -> None:
     headers = await four[1].initialize({"elicitation": {}})
     line = await talk(four[0], headers, str(shared.folder / "never"))
     followed = await four[2].get(headers, line.last_id)
@@ -226,7 +228,7 @@ async def test_calls_questions_and_streams_of_dead_workers_end(four: list[Seat],
     asking.close()
 
 
-async def test_clock_jumps_change_nothing(four: list[Seat], shared: Four, tmp_path: Path) -> None:
+async def test_clock_jumps_change_nothing(four: list[PinnedWorker], shared: SkewedWorkers, tmp_path: Path) -> None:
     headers = await four[0].initialize({"elicitation": {}})
     line = await talk(four[0], headers, str(tmp_path / "gate"))
     listener = await mailbox(four[1], "/events?channel=news&client_id=ann")
@@ -260,4 +262,4 @@ async def test_clock_jumps_change_nothing(four: list[Seat], shared: Four, tmp_pa
     late = await mailbox(four[3], "/events?channel=news", listener.last_id)
     await four[2].call("publish", headers, text="end")
     await until(lambda: data(late) == ["end"])
-    assert {each.pid for each in await living(shared.port())} == lives
+    assert {each.pid for each in await find_workers(shared.port())} == lives

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fleet import Reading, Worker, real_fleet, settle, until
+from fleet import EventStream, Worker, real_fleet, settle, until
 from millstream import Server
 from millstream._app.dashboard_queries import FRESH, DashboardQueries
 from millstream._app.local_only import Bind
@@ -21,8 +21,8 @@ from millstream.hub import Hub, HubLimits
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import BACKINGS, backings
-from telemetry_parts import a_call
-from workers_world import Client, call, workers
+from telemetry_parts import make_call
+from workers_world import Client, call, run_workers
 
 
 class Clock:
@@ -69,7 +69,7 @@ class One:
     def add(self, times: int) -> None:
         """Calls of a tool."""
         for _ in range(times):
-            self.observer(a_call(method="tools/call", name="add"), 0.001, b"")
+            self.observer(make_call(method="tools/call", name="add"), 0.001, b"")
 
     @property
     def sent(self) -> int:
@@ -181,7 +181,7 @@ def make_served() -> Server:
 
 async def shown_by(worker: Worker, count: int) -> dict[str, Any]:
     """The first snapshot with so many workers."""
-    stream = Reading(await worker.http.fetch("GET", "/dashboard/events"))
+    stream = EventStream(await worker.http.fetch("GET", "/dashboard/events"))
     found: list[dict[str, Any]] = []
 
     def told() -> bool:
@@ -196,7 +196,7 @@ async def shown_by(worker: Worker, count: int) -> dict[str, Any]:
 
 @pytest.mark.server
 async def test_dashboard_counts_calls_of_both_processes(tmp_path: Path) -> None:
-    with workers(tmp_path, 2, "--serve", "all") as served:
+    with run_workers(tmp_path, 2, "--serve", "all") as served:
         answered = set[int]()
         calls = 0
         while len(answered) < 2:

@@ -7,10 +7,10 @@ import pytest
 from uvicorn.server import ServerState
 
 from behaviour.exchanges import Exchange, LaneHttp
-from fleet import STREAM, Reading
+from fleet import STREAM, EventStream
 from http_peer import RunningServer
 from wire import LATEST_HANDSHAKE, POST, request
-from workers_world import workers
+from workers_world import run_workers
 
 pytestmark = pytest.mark.server
 PROGRAM = """
@@ -41,10 +41,10 @@ class Clients:
         given = {name: value for name, value in headers.items() if name != "host"}
         return await self.http.fetch("POST", "/mcp", given, json.dumps(message).encode())
 
-    async def get(self, headers: dict[str, str], last: str) -> Reading:
+    async def get(self, headers: dict[str, str], last: str) -> EventStream:
         """What follows an event."""
         given = {name: value for name, value in headers.items() if name not in ("host", "content-type")}
-        return Reading(await self.http.fetch("GET", "/mcp", {**given, **STREAM, "last-event-id": last}))
+        return EventStream(await self.http.fetch("GET", "/mcp", {**given, **STREAM, "last-event-id": last}))
 
     def close(self) -> None:
         """Close every connection."""
@@ -55,7 +55,7 @@ class Clients:
 async def test_calls_of_killed_workers_fail_with_a_retry_error(tmp_path: Path) -> None:
     # Calls that never end have no part in the stop.
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}
-    with workers(tmp_path, 4, program=PROGRAM, env=environment) as served:
+    with run_workers(tmp_path, 4, program=PROGRAM, env=environment) as served:
         clients = Clients(served.port)
         opened = await clients.post(request("initialize", OPENING, 0), POST)
         await opened.body()
@@ -64,10 +64,10 @@ async def test_calls_of_killed_workers_fail_with_a_retry_error(tmp_path: Path) -
             "mcp-session-id": opened.headers["mcp-session-id"],
             "mcp-protocol-version": LATEST_HANDSHAKE,
         }
-        calls: dict[int, Reading] = {}
+        calls: dict[int, EventStream] = {}
         by_pid: dict[int, list[int]] = {}
         for number in range(1, 17):
-            stream = Reading(
+            stream = EventStream(
                 await clients.post(request("tools/call", {"name": "talks", "arguments": {}}, number), headers)
             )
             (word,) = await stream.until(1)

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bad_input.shop import make_shop
-from fleet import Reading, Worker, real_fleet, settle, until
+from fleet import EventStream, Worker, real_fleet, settle, until
 from hub_parts import listen, receive
 from millstream import Context, Server
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
-from streaming_shop import make_talking, talk
+from streaming_shop import make_streaming_shop, start_talking
 from wire import LATEST_HANDSHAKE, request
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ async def until_status(worker: Worker, message: object, headers: dict[str, str],
 
 
 async def test_concurrent_session_changes_are_kept(backing: Backing) -> None:
-    async with real_fleet(make_talking, backing) as workers:
+    async with real_fleet(make_streaming_shop, backing) as workers:
         headers = await workers[0].initialize()
         stream = await workers[2].get(headers)
         await asyncio.gather(
@@ -98,7 +98,7 @@ async def test_answers_reach_their_question(backing: Backing) -> None:
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await first.initialize({"elicitation": {}})
         asked = request("tools/call", {"name": "ask", "arguments": {}}, 7)
-        stream = Reading(await first.post(asked, headers))
+        stream = EventStream(await first.post(asked, headers))
         (question,) = await stream.until(1)
         accepted = {"action": "accept", "content": {"name": "Ada"}}
         assert await status(second, {"jsonrpc": "2.0", "id": question["id"], "result": accepted}, headers) == 202
@@ -106,9 +106,9 @@ async def test_answers_reach_their_question(backing: Backing) -> None:
 
 
 async def test_cancellations_reach_their_call(backing: Backing) -> None:
-    async with real_fleet(make_talking, backing) as (first, second, *_):
+    async with real_fleet(make_streaming_shop, backing) as (first, second, *_):
         headers = await first.initialize()
-        stream = await talk(first, headers)
+        stream = await start_talking(first, headers)
         note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 5}}
         assert await status(second, note, headers) == 202
         await first.server.ended.wait()  # type: ignore[attr-defined]
@@ -116,9 +116,9 @@ async def test_cancellations_reach_their_call(backing: Backing) -> None:
 
 
 async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None:
-    async with real_fleet(make_talking, backing) as (first, second, *_):
+    async with real_fleet(make_streaming_shop, backing) as (first, second, *_):
         headers = await second.initialize()
-        line = await talk(first, headers)
+        line = await start_talking(first, headers)
         followed = await second.get(headers, line.last_id)
         await until(lambda: line.over)
         await backing.kill(first.store.real)
@@ -129,7 +129,7 @@ async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None
 
 async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
     async with real_fleet(make_shop, backing) as (first, second, third, _):
-        stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
+        stream = EventStream(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
         await until(lambda: stream.events)
         path = stream.events.pop(0).data
         for number, (worker, message) in enumerate(
@@ -150,9 +150,9 @@ async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
 async def test_messages_for_dead_workers_are_refused(backing: Backing) -> None:
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize({"elicitation": {}})
-        asking = Reading(await first.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))
+        asking = EventStream(await first.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))
         (question,) = await asking.until(1)
-        stream = Reading(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
+        stream = EventStream(await first.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
         await until(lambda: stream.events)
         await backing.kill(first.store.real)
         answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"action": "cancel"}}

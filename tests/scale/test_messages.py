@@ -4,7 +4,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from cases import for_each
-from fleet import Reading, Worker, fleet, settle, until
+from fleet import EventStream, Worker, fleet, settle, until
 from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
 from millstream._stores.base import StoreFull
@@ -14,9 +14,9 @@ JSON = {"content-type": "application/json"}
 OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
 
 
-async def connect(worker: Worker) -> tuple[Reading, str]:
+async def connect(worker: Worker) -> tuple[EventStream, str]:
     """An open stream, and the path for messages."""
-    stream = Reading(await worker.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
+    stream = EventStream(await worker.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
     await until(lambda: stream.events)
     return stream, stream.events.pop(0).data
 

@@ -12,7 +12,7 @@ from millstream import Server, Settings
 from millstream._server.peer_messages import ReplyTakeover, StandaloneTakeover
 from millstream._server.peers import Peers
 from store_parts import BACKINGS, Backing, backings
-from streaming_shop import make_talking, talk
+from streaming_shop import make_streaming_shop, start_talking
 
 SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type: ignore[attr-defined]
 
@@ -54,9 +54,9 @@ async def test_one_of_several_simultaneous_streams_stays(backing: Backing, monke
     instant = time.time_ns() // 1000
     counts: defaultdict[Peers, Iterator[int]] = defaultdict(lambda: itertools.count(instant))
     monkeypatch.setattr(Peers, "stamp", lambda peers: next(counts[peers]))
-    async with real_fleet(make_talking, backing) as workers:
+    async with real_fleet(make_streaming_shop, backing) as workers:
         headers = await workers[0].initialize()
-        line = await talk(workers[0], headers)
+        line = await start_talking(workers[0], headers)
         for last_id in (None, line.last_id):
             streams = await asyncio.gather(*(each.get(headers, last_id) for each in workers))
             await until(lambda: [stream.over for stream in streams].count(True) == 3)  # noqa: B023
@@ -120,9 +120,9 @@ async def test_streams_waiting_for_other_workers_count_toward_the_cap(
 
 
 async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None:
-    async with real_fleet(make_talking, backing) as (first, second, third, _):
+    async with real_fleet(make_streaming_shop, backing) as (first, second, third, _):
         headers = await first.initialize()
-        line = await talk(first, headers)
+        line = await start_talking(first, headers)
         older = await second.get(headers, line.last_id)
         await until(lambda: line.over)
         first.server.go.release()  # type: ignore[attr-defined]
@@ -138,9 +138,9 @@ async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None
 
 async def test_resuming_streams_count_toward_the_cap(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, go = hold_back(ReplyTakeover, monkeypatch)
-    async with real_fleet(lambda: make_talking(max_streams=1), backing) as (first, second, *_):
+    async with real_fleet(lambda: make_streaming_shop(max_streams=1), backing) as (first, second, *_):
         sessions = [await first.initialize() for _ in range(3)]
-        lines = [await talk(first, headers) for headers in sessions]
+        lines = [await start_talking(first, headers) for headers in sessions]
         opening = [
             asyncio.create_task(second.get(headers, line.last_id))
             for headers, line in zip(sessions, lines, strict=True)

@@ -7,7 +7,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from cases import for_each
-from fleet import Reading, Worker, fleet, settle, until
+from fleet import EventStream, Worker, fleet, settle, until
 from millstream import Server
 from millstream._server.control import PER_SECOND
 from millstream._server.peer_messages import AnswerMessage
@@ -35,9 +35,9 @@ def make_slow() -> Server:
     return mcp
 
 
-async def ask(worker: Worker, headers: dict[str, str]) -> tuple[Reading, str]:
+async def ask(worker: Worker, headers: dict[str, str]) -> tuple[EventStream, str]:
     """A call that asks for a name, and the id of its question."""
-    stream = Reading(await worker.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))
+    stream = EventStream(await worker.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))
     (question,) = await stream.until(1)
     return stream, question["id"]
 

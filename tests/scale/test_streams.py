@@ -4,7 +4,7 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from cases import for_each
-from fleet import Reading, Worker, fleet, one_worker, settle, until
+from fleet import EventStream, Worker, fleet, one_worker, settle, until
 from millstream import Context, Server
 from millstream._server.calls.keys import load_secrets
 from millstream._stores.base import StoreFull
@@ -37,10 +37,10 @@ def said(messages: list[object]) -> list[object]:
     return [each["params"]["data"] if "params" in each else each for each in messages]  # type: ignore[operator,index]
 
 
-async def talk(worker: Worker, headers: dict[str, str], words: int = 3, id: int | str = 5) -> Reading:
+async def talk(worker: Worker, headers: dict[str, str], words: int = 3, id: int | str = 5) -> EventStream:
     """A call whose first word has come."""
     params = {"name": "talks", "arguments": {"words": words}}
-    stream = Reading(await worker.post(request("tools/call", params, id), headers))
+    stream = EventStream(await worker.post(request("tools/call", params, id), headers))
     await stream.until(1)
     return stream
 

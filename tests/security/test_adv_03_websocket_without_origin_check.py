@@ -10,7 +10,7 @@ from four_workers import ON_FOUR
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
-from socket_world import TEXT, UPGRADE, WAYS, RawSocket, World, frame, hear, world
+from socket_world import TEXT, UPGRADE, WAYS, RawSocket, World, frame, recv_json, world
 
 EVIL = [
     b"https://evil.example",
@@ -122,5 +122,5 @@ async def test_url_parts_are_not_credentials() -> None:
         return None
 
     async with world(guard=authenticate) as app, app.client(path="/ws?token=s3cret") as socket:
-        await hear(socket)
+        await recv_json(socket)
         assert seen == [(b"", "/ws", None)]

@@ -5,7 +5,7 @@ Which claims count in detail: tests/auth/test_tokens.py.
 
 import pytest
 
-from auth_world import guarded, make_server
+from auth_world import make_server, run_guarded
 from cases import for_each
 from four_workers import FOUR
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
@@ -18,7 +18,7 @@ SHOP, BANK = "https://mcp.example.com/shop/mcp", "https://mcp.example.com/bank/m
 @for_each("mine", [SHOP, BANK])
 async def test_servers_on_one_origin_refuse_each_others_tokens(mine: str) -> None:
     """RFC 8707: the audience is the server's own URL, with its path."""
-    async with guarded(make_server(auth.jwt(issuer=ISSUER, audience=mine, jwks=key_set()))) as world:
+    async with run_guarded(make_server(auth.jwt(issuer=ISSUER, audience=mine, jwks=key_set()))) as world:
         for audience, status in ((SHOP, 200), (BANK, 200), ("https://mcp.example.com", 401), ([SHOP, BANK], 200)):
             wanted = status if audience == mine or isinstance(audience, list) else 401
             reply = await world.post(token(claims(aud=audience)), request("ping"))
@@ -29,14 +29,14 @@ async def test_servers_on_one_origin_refuse_each_others_tokens(mine: str) -> Non
 @for_each("audience", ["", AUDIENCE + "2", AUDIENCE + "/", AUDIENCE[:-1], "https://mcp.example.com", [SHOP, BANK]])
 async def test_no_worker_accepts_tokens_for_another_server(audience: str | list[str]) -> None:
     """RFC 8707."""
-    async with guarded(way=FOUR) as world:
+    async with run_guarded(way=FOUR) as world:
         for _ in range(4):
             assert (await world.post(token(claims(aud=audience or None)), request("ping"))).status == 401
             assert (await world.post(token(claims(aud=[SHOP, AUDIENCE])), request("ping"))).status == 200
 
 
 async def test_caller_tokens_do_not_leave_the_server() -> None:
-    async with guarded(make_server(auth.jwt(issuer=ISSUER, audience=SHOP, jwks=key_set()))) as world:
+    async with run_guarded(make_server(auth.jwt(issuer=ISSUER, audience=SHOP, jwks=key_set()))) as world:
         sent = token(claims(aud=SHOP))
         guard = world.runtime.guard
         assert guard is not None

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 
 from cases import for_each
-from issuing_world import BACK, ONE_AND_FOUR, URL, Browser, Desk, Desks, Known, Reply, authorization, desk_on
+from issuing_world import BACK, STORE_KINDS, URL, Browser, Desk, Desks, KnownUsers, Reply, authorization, desk_on
 from millstream import auth
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, User
 
@@ -32,10 +32,10 @@ class Elsewhere:
         return User("victim", "Victim")
 
 
-@pytest.fixture(params=ONE_AND_FOUR)
+@pytest.fixture(params=STORE_KINDS)
 async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
     """An authorization server with that upstream."""
-    async with desk_on(request.param, people=[Known(), Elsewhere()]) as desk:
+    async with desk_on(request.param, people=[KnownUsers(), Elsewhere()]) as desk:
         yield desk
 
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, Asked, Rude, discovering, rude
+from client.misbehaving_servers import DONE, MisbehavingServer, ReceivedRequest, misbehaving, with_discovery
 from millstream import Client
 from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
@@ -28,17 +28,17 @@ class World:
         self.authorize: dict[str, str] = {}
         """What the issuer adds to its answer."""
 
-    async def resource(self, asked: Asked) -> None:
+    async def resource(self, asked: ReceivedRequest) -> None:
         """The server."""
         if asked.path.startswith("/.well-known/"):
             url = f"http://{asked.headers['host']}/mcp"
             await asked.reply(json.dumps({"resource": url, "authorization_servers": [self.issuer]}).encode())
         elif asked.headers.get("authorization") == "Bearer good":
-            await discovering(lambda asked: asked.result(DONE))(asked)
+            await with_discovery(lambda asked: asked.result(DONE))(asked)
         else:
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
 
-    async def issue(self, asked: Asked) -> None:
+    async def issue(self, asked: ReceivedRequest) -> None:
         """An authorization server."""
         origin = f"http://{asked.headers['host']}"
         path = asked.path.partition("?")[0]
@@ -63,17 +63,17 @@ class World:
         return f"{query['redirect_uri'][0]}?code=c&state={query['state'][0]}{more}"
 
 
-def origin(server: Rude) -> str:
+def origin(server: MisbehavingServer) -> str:
     """Where a server is."""
     return server.url.removesuffix("/mcp")
 
 
-def told(server: Rude) -> str:
+def told(server: MisbehavingServer) -> str:
     """All that a server was ever sent."""
     return " ".join(f"{asked.path} {asked.headers} {asked.body.decode()}" for asked in server.asked)
 
 
-async def call(server: Rude, auth: OAuth) -> None:
+async def call(server: MisbehavingServer, auth: OAuth) -> None:
     """Sign in and call."""
     async with Client(server.url, options=Options(auth=auth)) as client:
         await client.call("x")
@@ -82,7 +82,11 @@ async def call(server: Rude, auth: OAuth) -> None:
 @for_each("given", [{"as_itself": True}, {}])
 async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> None:
     world = World()
-    async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
+    async with (
+        misbehaving(world.resource) as server,
+        misbehaving(world.issue) as good,
+        misbehaving(world.issue) as evil,
+    ):
         auth = OAuth(store=MemoryTokenStore(), client_id="me", client_secret=SECRET, visit=world.visit, **given)
         world.issuer = origin(good)
         await call(server, auth)
@@ -97,7 +101,7 @@ async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> N
 
 async def test_configured_issuer_cannot_be_replaced() -> None:
     world = World()
-    async with rude(world.resource) as server, rude(world.issue) as evil:
+    async with misbehaving(world.resource) as server, misbehaving(world.issue) as evil:
         world.issuer = origin(evil)
         options: dict[str, Any] = {"client_id": "me", "client_secret": SECRET, "as_itself": True}
         with pytest.raises(AccessDenied, match=r"bank\.example"):
@@ -109,7 +113,11 @@ async def test_configured_issuer_cannot_be_replaced() -> None:
 
 async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
     world, store = World(), MemoryTokenStore()
-    async with rude(world.resource) as server, rude(world.issue) as good, rude(world.issue) as evil:
+    async with (
+        misbehaving(world.resource) as server,
+        misbehaving(world.issue) as good,
+        misbehaving(world.issue) as evil,
+    ):
         auth = OAuth(store=store, visit=world.visit)
         world.issuer = origin(good)
         await call(server, auth)
@@ -127,7 +135,7 @@ async def test_responses_of_another_issuer_are_refused() -> None:
     """RFC 9207 §2.4."""
     world = World()
     world.authorize = {"iss": "https://evil.example"}
-    async with rude(world.resource) as server, rude(world.issue) as good:
+    async with misbehaving(world.resource) as server, misbehaving(world.issue) as good:
         world.issuer = origin(good)
         with pytest.raises(AccessDenied, match=r"evil\.example"):
             await call(server, OAuth(store=MemoryTokenStore(), visit=world.visit))
@@ -136,10 +144,10 @@ async def test_responses_of_another_issuer_are_refused() -> None:
 
 async def test_tokens_are_not_sent_to_another_server() -> None:
     world = World()
-    async with rude(world.resource) as server, rude(world.issue) as good:
+    async with misbehaving(world.resource) as server, misbehaving(world.issue) as good:
         world.issuer = origin(good)
         auth = OAuth(store=MemoryTokenStore(), visit=world.visit)
         await call(server, auth)
-        async with rude(discovering(lambda asked: asked.result(DONE))) as other:
+        async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as other:
             await call(other, auth)
             assert not any("authorization" in asked.headers for asked in other.asked)

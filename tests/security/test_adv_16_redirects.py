@@ -5,7 +5,7 @@ reaches another one, by whatever status and spelling. What the server itself ask
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import DONE, Asked, discovering, rude
+from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from millstream import Client
 from millstream.client._errors import ClientError, NotMcp
 from millstream.client._oauth.discovery import ProtectedResource
@@ -18,14 +18,14 @@ STATUSES = [301, 302, 303, 307, 308]
 @for_each("status", STATUSES)
 @for_each("form", ["http://{host}/mcp", "//{host}/mcp", "http://a@{host}/mcp", "http:\\\\{host}/mcp"])
 async def test_redirects_carry_nothing_to_another_origin(status: int, form: str) -> None:
-    async with rude(discovering(lambda asked: asked.result(DONE))) as second:
+    async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as second:
         host = second.url.removeprefix("http://").partition("/")[0]
 
-        async def behave(asked: Asked) -> None:
+        async def behave(asked: ReceivedRequest) -> None:
             where = form.format(host=host)
             await asked.reply(b"", status=f"{status} Elsewhere", more=f"Location: {where}\r\n")
 
-        async with rude(behave) as first:
+        async with misbehaving(behave) as first:
             headers = {"Authorization": TOKEN}
             with pytest.raises(ClientError):
                 async with Client(first.url, headers=headers) as client:
@@ -35,12 +35,12 @@ async def test_redirects_carry_nothing_to_another_origin(status: int, form: str)
 
 @for_each("status", STATUSES)
 async def test_token_requests_follow_no_redirect(status: int) -> None:
-    async with rude(discovering(lambda asked: asked.result(DONE))) as second:
+    async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as second:
 
-        async def behave(asked: Asked) -> None:
+        async def behave(asked: ReceivedRequest) -> None:
             await asked.reply(b"{}", status=f"{status} Elsewhere", more=f"Location: {second.url}\r\n")
 
-        async with rude(behave) as first:
+        async with misbehaving(behave) as first:
             assert await get_json(first.url, ProtectedResource) is None
             reply = await post_form(first.url, {"client_secret": "x"}, {"Authorization": "Basic x"})
             assert reply.status == status
@@ -51,10 +51,10 @@ async def test_token_requests_follow_no_redirect(status: int) -> None:
 async def test_redirects_to_http_or_files_are_not_followed() -> None:
     for where in ("https://127.0.0.1:1/mcp", "file:///etc/passwd", "javascript:alert(1)", "gopher://127.0.0.1/"):
 
-        async def behave(asked: Asked, where: str = where) -> None:
+        async def behave(asked: ReceivedRequest, where: str = where) -> None:
             await asked.reply(b"", status="307 Elsewhere", more=f"Location: {where}\r\n")
 
-        async with rude(behave) as first:
+        async with misbehaving(behave) as first:
             with pytest.raises((NotMcp, ClientError, ValueError)):
                 async with Client(first.url, headers={"Authorization": TOKEN}):
                     pass

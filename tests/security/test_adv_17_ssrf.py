@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from issuer_world import issuing
+from issuer_world import run_issuer
 from millstream import Server, Settings
 from millstream._http.client import dial
 from millstream._http.client.dial import is_public
@@ -127,7 +127,7 @@ async def test_checked_address_is_the_one_connected_to(monkeypatch: pytest.Monke
 
 @for_each("url", ["http://127.0.0.1:{}/", "http://localhost:{}/", "https://localhost:{}/", "http://[::1]:{}/"])
 async def test_loopback_requests_need_an_operator_option(url: str) -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         with pytest.raises(OutboundError):
             await fetch(url.format(issuer.port))
         assert issuer.asked.total() == 0
@@ -140,7 +140,7 @@ def anywhere(address: str) -> bool:
 @for_each("status", [301, 302, 303, 307, 308])
 @for_each("where", ["same", "other"])
 async def test_outbound_fetches_follow_no_redirect(status: int, where: str) -> None:
-    async with issuing() as issuer, issuing() as other:
+    async with run_issuer() as issuer, run_issuer() as other:
         target = f"{issuer.url if where == 'same' else other.url}/keys"
         issuer.answers["/from"] = b"HTTP/1.1 %d x\r\nlocation: %b\r\ncontent-length: 0\r\n\r\n" % (
             status,
@@ -179,14 +179,14 @@ BAD: dict[str, bytes] = {
 
 @for_each("answer", BAD.values(), ids=BAD)
 async def test_oversized_and_truncated_responses_are_refused(answer: bytes) -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers["/x"] = answer
         with pytest.raises(OutboundError):
             await fetch(f"{issuer.url}/x", judge=anywhere)
 
 
 async def test_unresponsive_peers_time_out() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.gate = asyncio.Event()
         with pytest.raises(OutboundError, match="seconds"):
             await fetch(f"{issuer.url}/keys", judge=anywhere, seconds=0.05)
@@ -200,7 +200,7 @@ async def test_unresponsive_peers_time_out() -> None:
 ])  # fmt: skip
 async def test_responses_are_read_in_every_framing(answer: bytes) -> None:
     """RFC 9112 §6."""
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers["/x?y=z"] = answer
         assert (await fetch(f"{issuer.url}/x?y=z#part", judge=anywhere)).body == b"{}"
         assert b"\r\nhost: 127.0.0.1:%d\r\n" % issuer.port in issuer.requests[0]
@@ -227,7 +227,7 @@ async def test_remote_schema_references_are_refused_unfetched(form: str) -> None
 
 
 async def test_headers_cannot_be_injected() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         with pytest.raises(OutboundError):
             await fetch(f"{issuer.url}/keys", headers={"authorization": "a\r\nx: y"}, judge=anywhere)
         assert issuer.asked.total() == 0

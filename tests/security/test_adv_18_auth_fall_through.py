@@ -4,7 +4,7 @@
 
 import pytest
 
-from auth_world import ALICE, guarded
+from auth_world import ALICE, run_guarded
 from cases import for_each
 from four_workers import ON_FOUR
 from wire import request
@@ -17,7 +17,7 @@ BOGUS = ["", "x", "Bearer", "Bearer x", "bearer null", "Bearer undefined", "Bear
 @for_each("value", BOGUS)
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_invalid_authorization_is_never_anonymous(value: str, way: str) -> None:
-    async with guarded(lane=way == "lane", way=way) as world:
+    async with run_guarded(lane=way == "lane", way=way) as world:
         reply = await world.post(None, request("tools/list"), authorization=value)
         assert reply.status in (400, 401, 403)
         assert b"tools" not in reply.body
@@ -29,7 +29,7 @@ async def test_invalid_authorization_is_never_anonymous(value: str, way: str) ->
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_proxy_identity_headers_are_ignored(way: str, name: str) -> None:
     refused = 403 if way == "lane" else 401  # where tokens count, too, a client is told to get another one
-    async with guarded(way=way) as world:
+    async with run_guarded(way=way) as world:
         for value in ("alice", ALICE, f"Bearer {ALICE}"):
             assert (await world.post(None, request("ping"), **{name.replace("-", "_"): value})).status == 401
             assert (await world.post("wrong", request("ping"), **{name.replace("-", "_"): value})).status == refused

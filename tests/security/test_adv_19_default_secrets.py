@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import millstream
-from auth_world import guarded
+from auth_world import run_guarded
 from four_workers import ON_FOUR
 from millstream import Server, Settings
 from wire import request
@@ -21,7 +21,7 @@ COMMON = ["", "secret", "changeme", "admin", "password", "key", "token", "test",
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_common_secrets_are_refused(way: str) -> None:
-    async with guarded(way=way) as world:
+    async with run_guarded(way=way) as world:
         for key in COMMON:
             assert (await world.post(key, request("ping"))).status in (400, 401, 403)
 

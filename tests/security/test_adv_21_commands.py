@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import millstream
-from auth_world import ROOT, guarded, make_server
-from client.misbehaving_servers import Asked, rude
+from auth_world import ROOT, make_server, run_guarded
+from client.misbehaving_servers import ReceivedRequest, misbehaving
 from millstream import Client
 from millstream.client._errors import ClientError
 from millstream.client._oauth.flow import OAuth
@@ -52,7 +52,7 @@ def started() -> Iterator[list[str]]:
 
 
 async def test_no_route_starts_a_process(started: list[str]) -> None:
-    async with guarded(make_server()) as world:
+    async with run_guarded(make_server()) as world:
         assert world.runtime.routes is not None
         places = sorted({path.decode() for _, path in world.runtime.routes.hot})
         assert {"/mcp", "/publish", "/tools/", "/dashboard"} & {*places, "/tools/"} >= {"/mcp", "/publish"}
@@ -85,7 +85,7 @@ async def test_client_opens_only_web_pages(page: str, monkeypatch: pytest.Monkey
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url, *rest: opened.append(url))
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         origin = f"http://{asked.headers['host']}"
         about: dict[str, Any] = {"resource": f"{origin}/mcp", "authorization_servers": [origin]}
         about |= {"issuer": origin, "authorization_endpoint": page, "token_endpoint": f"{origin}/token",
@@ -96,7 +96,7 @@ async def test_client_opens_only_web_pages(page: str, monkeypatch: pytest.Monkey
         else:
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
 
-    async with rude(behave) as server:
+    async with misbehaving(behave) as server:
         with pytest.raises((ClientError, ValueError)):
             async with Client(server.url, options=Options(auth=OAuth(store=MemoryTokenStore()))):
                 pass

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from auth_world import ALICE, ROOT, guarded, make_server
+from auth_world import ALICE, ROOT, make_server, run_guarded
 from cases import for_each
 from four_workers import ON_FOUR
 from millstream import Info, Server, Settings
@@ -80,7 +80,7 @@ async def test_page_markup_does_not_depend_on_input(page: str, way: str) -> None
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_sign_in_form_has_no_script_and_no_echo(way: str) -> None:
-    async with guarded(make_server(), way=way) as world:
+    async with run_guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:
             reply = await world.ask(None, "GET", f"/dashboard?x={quote(payload)}", accept="text/html")
             assert reply.status == 401
@@ -93,7 +93,7 @@ async def test_sign_in_form_has_no_script_and_no_echo(way: str) -> None:
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("key", [None, ALICE, ROOT])
 async def test_other_replies_are_never_html(key: str | None, way: str) -> None:
-    async with guarded(make_server(), way=way) as world:
+    async with run_guarded(make_server(), way=way) as world:
         for payload in PAYLOADS:
             said = quote(payload, safe="")
             for method, path, body in (

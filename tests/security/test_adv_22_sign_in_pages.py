@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from issuing_world import BACK, ONE_AND_FOUR, Browser, Desk, Known, desk_on
+from issuing_world import BACK, STORE_KINDS, Browser, Desk, KnownUsers, desk_on
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
 PAYLOADS = [
@@ -67,10 +67,10 @@ class Elsewhere:
         raise SignInFailed(self.label)
 
 
-@pytest.mark.parametrize("kind", ONE_AND_FOUR)
+@pytest.mark.parametrize("kind", STORE_KINDS)
 @for_each("payload", PAYLOADS)
 async def test_untrusted_text_is_escaped_on_every_page(payload: str, kind: str) -> None:
-    people = Known()
+    people = KnownUsers()
     people.people["ada"] = ("correct horse", User("ada", payload, ("*",)))
     options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "described": {"orders:write": payload}}
     async with desk_on(kind, **options) as desk:
@@ -100,7 +100,7 @@ async def look_around(desk: Desk, payload: str) -> None:
     "com.example.app:/x;y",
     "http://[::1]:5/x;default-src *", "https://'self'/",
 ])  # fmt: skip
-@pytest.mark.parametrize("kind", ONE_AND_FOUR)
+@pytest.mark.parametrize("kind", STORE_KINDS)
 async def test_redirect_uris_cannot_extend_the_policy(uri: str, kind: str) -> None:
     async with desk_on(kind) as desk:
         await register_and_look(desk, uri)

@@ -6,7 +6,7 @@ The list and what each one is: tests/auth/test_tokens.py, where it is judged cas
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from auth_world import STREAM, guarded, make_server
+from auth_world import STREAM, make_server, run_guarded
 from cases import for_each
 from four_workers import FOUR, ON_FOUR
 from security.forged_tokens import FORGED, judging
@@ -16,7 +16,7 @@ from wire import request
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("forged", FORGED.values(), ids=FORGED)
 async def test_forged_tokens_are_refused_on_every_transport(forged: str, way: str) -> None:
-    async with guarded(make_server(judging()), way=way) as world:
+    async with run_guarded(make_server(judging()), way=way) as world:
         assert (await world.post(forged, request("ping"))).status == 401
         for path in ("/sse", "/events", "/mcp/sse/x", "/mcp"):
             assert (await world.ask(forged, "GET", path, **STREAM)).status == 401

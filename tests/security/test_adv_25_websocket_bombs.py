@@ -34,7 +34,7 @@ async def test_compressed_frames_are_protocol_errors(way: str) -> None:
         socket = RawSocket(peer)
         await socket.message()
         await socket.send(frame(TEXT, bomb[:-4], rsv=4))
-        assert (await socket.closing())[0] == 1002
+        assert (await socket.wait_for_close())[0] == 1002
         await still_serves(app)
 
 
@@ -45,7 +45,7 @@ async def test_messages_with_too_many_fragments_are_refused(payload: bytes, way:
     async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, payload, fin=False), *[frame(0, payload, fin=False)] * 100_000)
-        assert await socket.closing() == (1008, "too many fragments")
+        assert await socket.wait_for_close() == (1008, "too many fragments")
         await still_serves(app)
 
 
@@ -57,7 +57,7 @@ async def test_messages_with_the_maximum_of_fragments_are_accepted(way: str) -> 
         await socket.send(frame(TEXT, ASK, fin=False), *rest, frame(0))
         assert await socket.message() == {"type": "pong"}
         await socket.send(frame(TEXT, ASK, fin=False), *rest, frame(0, fin=False), frame(0))
-        assert (await socket.closing())[0] == 1008
+        assert (await socket.wait_for_close())[0] == 1008
 
 
 @pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
@@ -66,7 +66,7 @@ async def test_oversized_frame_lengths_are_refused_at_once(size: int, way: str) 
     async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, length=b"\x7f" + struct.pack("!Q", size)))
-        assert (await socket.closing())[0] == 1009
+        assert (await socket.wait_for_close())[0] == 1009
         await still_serves(app)
 
 
@@ -76,7 +76,7 @@ async def test_fragment_sizes_add_up(way: str) -> None:
         socket = await app.raw()
         part = b" " * 2**18
         await socket.send(frame(TEXT, part, fin=False), *[frame(0, part, fin=False)] * 3, frame(0, b" "))
-        assert (await socket.closing())[0] == 1009
+        assert (await socket.wait_for_close())[0] == 1009
 
 
 async def test_peers_that_ping_without_reading_are_dropped() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cases import for_each
-from client.misbehaving_servers import Asked, discovering, rude
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_discovery
 from millstream import Client
 from millstream._protocol.sse import Decoder
 from millstream.client._errors import TooLarge
@@ -30,7 +30,7 @@ async def test_endless_streams_are_cut_at_the_limit(what: str) -> None:
     sent = 0
     gone = asyncio.Event()
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         nonlocal sent
         await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + begin)
         block = piece * (65536 // len(piece))
@@ -41,7 +41,7 @@ async def test_endless_streams_are_cut_at_the_limit(what: str) -> None:
         finally:
             gone.set()
 
-    async with rude(discovering(behave)) as server:
+    async with misbehaving(with_discovery(behave)) as server:
         with pytest.raises(TooLarge):
             async with Client(server.url, options=Options(max_bytes=MIB)) as client:
                 await client.call("x")

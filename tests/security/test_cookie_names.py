@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from auth.test_sign_in import cookie
-from auth_world import guarded
+from auth_world import run_guarded
 from four_workers import ON_FOUR
 
 NEARLY = [b"\xa0", b"\x85", b"\xc2\xa0", "\u2000".encode(), "\ufeff".encode(), b"\x1c", b"\x0b", b'"', b"=", b",",
@@ -13,7 +13,7 @@ NEARLY = [b"\xa0", b"\x85", b"\xc2\xa0", "\u2000".encode(), "\ufeff".encode(), b
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 async def test_similar_cookie_names_are_ignored(way: str) -> None:
-    async with guarded(lane=way == "lane", way=way) as world:
+    async with run_guarded(lane=way == "lane", way=way) as world:
         jar = (await cookie(world)).encode()
         name, _, value = jar.partition(b"=")
 

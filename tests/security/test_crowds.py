@@ -4,10 +4,10 @@ from time import monotonic
 
 import pytest
 
-from auth_world import ALICE, guarded, make_server
+from auth_world import ALICE, make_server, run_guarded
 from cases import for_each
 from http_peer import Peer
-from issuer_world import AUDIENCE, OTHER, claims, issuing, token
+from issuer_world import AUDIENCE, OTHER, claims, run_issuer, token
 from millstream import auth
 from patience import WAIT
 from wire import request
@@ -26,7 +26,7 @@ BODY = (
 @pytest.mark.many
 @for_each(("begin", "drop"), [(HALF, b"x: y\r\n"), (BODY, b" ")], ids=["headers", "bodies"])
 async def test_slow_senders_are_dropped_while_others_are_served(begin: bytes, drop: bytes) -> None:
-    async with guarded(make_server(header_timeout=LIMIT, body_timeout=LIMIT)) as world:
+    async with run_guarded(make_server(header_timeout=LIMIT, body_timeout=LIMIT)) as world:
 
         async def dribble(peer: Peer) -> bytes:
             try:
@@ -58,10 +58,10 @@ async def test_slow_senders_are_dropped_while_others_are_served(begin: bytes, dr
 
 
 async def test_unknown_key_ids_cause_one_issuer_request() -> None:
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         method = auth.oidc(issuer.url, audience=AUDIENCE)
         good = token(claims(iss=issuer.url))
-        async with guarded(make_server([method, auth.keys(ALICE)])) as world:
+        async with run_guarded(make_server([method, auth.keys(ALICE)])) as world:
             assert (await world.call(good, "who")).status == 200
             before = issuer.asked["/keys"]
             guard = world.runtime.guard

@@ -10,7 +10,7 @@ import pytest
 
 from auth_world import ALICE, BOB, make_server
 from behaviour.exchanges import Exchange, LaneHttp
-from fleet import Reading, Worker, real_fleet, settle, until
+from fleet import EventStream, Worker, real_fleet, settle, until
 from four_workers import FOUR, ON_FOUR, connect_to_four
 from patience import WAIT
 from security.forged_tokens import FORGED, judging
@@ -77,9 +77,9 @@ class Turns:
             return reply.status, sorted(reply.headers), b""
         return reply.status, sorted(reply.headers), await reply.body()
 
-    async def stream(self, key: str, path: str, headers: dict[str, str]) -> Reading:
+    async def stream(self, key: str, path: str, headers: dict[str, str]) -> EventStream:
         given = {**headers, **STREAM, "authorization": f"Bearer {key}"}
-        return Reading(await self.worker().http.fetch("GET", path, given))
+        return EventStream(await self.worker().http.fetch("GET", path, given))
 
     async def session(self, key: str) -> dict[str, str]:
         """The headers of a session."""
@@ -149,7 +149,7 @@ async def test_questions_are_answered_only_by_their_session(workers: list[Worker
     alice, bob = await turns.session(ALICE), await turns.session(BOB)
     call = json.dumps(request("tools/call", {"name": "asks", "arguments": {}}, 7)).encode()
     given = {**BOTH, **alice, "authorization": f"Bearer {ALICE}"}
-    stream = Reading(await turns.worker().http.fetch("POST", "/mcp", given, call))
+    stream = EventStream(await turns.worker().http.fetch("POST", "/mcp", given, call))
     (question,) = await stream.until(1)
     answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"action": "accept", "content": {"n": 6}}}
     body = json.dumps(answer).encode()

@@ -16,7 +16,18 @@ from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, Pace, Quota,
 from millstream._stores.tail import Tail
 from patience import WAIT
 from property_settings import examples
-from store_parts import BACKINGS, TTL, Backing, Ear, Heard, append, backings, data_of, read_all, until_workers
+from store_parts import (
+    BACKINGS,
+    TTL,
+    Backing,
+    MessageRecorder,
+    TailReader,
+    append,
+    backings,
+    data_of,
+    read_all,
+    until_workers,
+)
 
 # Values and messages
 
@@ -166,7 +177,7 @@ async def test_values_are_returned_in_request_order(store: Store) -> None:
 
 
 async def test_topic_subscribers_receive_messages_in_order(store: Store) -> None:
-    one, two, other = Heard(), Heard(), Heard()
+    one, two, other = MessageRecorder(), MessageRecorder(), MessageRecorder()
     store.bus.subscribe("topic", one)
     store.bus.subscribe("topic", two)
     store.bus.subscribe("other", other)
@@ -182,7 +193,7 @@ async def test_topic_subscribers_receive_messages_in_order(store: Store) -> None
 
 
 async def test_unsubscribe_stops_delivery_and_is_idempotent(store: Store) -> None:
-    gone, stays = Heard(), Heard()
+    gone, stays = MessageRecorder(), MessageRecorder()
     stop = store.bus.subscribe("topic", gone)
     stop_same = store.bus.subscribe("topic", gone)
     store.bus.subscribe("topic", stays)
@@ -198,7 +209,7 @@ async def test_unsubscribe_stops_delivery_and_is_idempotent(store: Store) -> Non
 
 
 async def test_receivers_can_unsubscribe_each_other(store: Store) -> None:
-    late, end = Heard(), Heard()
+    late, end = MessageRecorder(), MessageRecorder()
     store.bus.subscribe("topic", lambda _data: stop_late())
     stop_late = store.bus.subscribe("topic", late)
     store.bus.subscribe("topic", end)
@@ -208,7 +219,7 @@ async def test_receivers_can_unsubscribe_each_other(store: Store) -> None:
 
 
 async def test_close_ends_subscriptions(store: Store) -> None:
-    inbox, end = Heard(), Heard()
+    inbox, end = MessageRecorder(), MessageRecorder()
     stop = store.bus.subscribe("topic", inbox)
     await store.close()
     await store.open()
@@ -583,7 +594,9 @@ async def test_deleted_streams_are_not_sealed(store: Store) -> None:
 
 
 async def test_followers_receive_entries_with_positions(store: Store) -> None:
-    one, two, other = [await Ear(store, stream).ready() for stream in ("hub:journal", "hub:journal", "hub:other")]
+    one, two, other = [
+        await TailReader(store, stream).ready() for stream in ("hub:journal", "hub:journal", "hub:other")
+    ]
     entries = [await add(store, b"%d" % n, index=INDEX) for n in range(50)]
     assert await one.until(entries[-1]) == entries
     assert await two.until(entries[-1]) == entries
@@ -614,14 +627,14 @@ async def test_stopped_listeners_are_not_called(store: Store) -> None:
 
 async def test_listening_can_restart(store: Store) -> None:
     for n in range(5):
-        ear = await Ear(store, "hub:journal").ready()
+        ear = await TailReader(store, "hub:journal").ready()
         entry = await add(store, b"%d" % n)
         assert (await ear.until(entry))[-1] == entry
         ear.stop()
 
 
 async def test_refused_entries_are_not_delivered(store: Store) -> None:
-    ear = await Ear(store, "call:1").ready()
+    ear = await TailReader(store, "call:1").ready()
     end = await add(store, b"end", "call:1", seal=True)
     await ear.until(end)
     with pytest.raises(StreamSealed):
@@ -691,7 +704,7 @@ async def test_concurrent_joins_announce_once(store: Store) -> None:
 
 
 async def test_membership_entries_reach_followers(store: Store) -> None:
-    heard = await Ear(store, "hub:journal").ready()
+    heard = await TailReader(store, "hub:journal").ready()
     await store.members.join("chat", "ann", b"", told(b"+"))
     await store.members.leave("chat", "ann", told(b"-"))
     last = (await read_all(store, "hub:journal"))[-1]
@@ -713,7 +726,7 @@ async def test_workers_have_a_name_and_a_lease(store: Store) -> None:
 
 
 async def test_workers_can_send_to_themselves_in_order(store: Store) -> None:
-    inbox, other = Heard(), Heard()
+    inbox, other = MessageRecorder(), MessageRecorder()
     store.bus.subscribe("inbox", inbox)
     store.bus.subscribe("else", other)
     sent = [b"%d" % n for n in range(50)]
@@ -815,7 +828,7 @@ async def test_seals_apply_to_every_worker(backing: Backing) -> None:
 
 async def test_appends_reach_listeners_on_every_worker(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
-    ears = [await Ear(each, STREAM).ready() for each in workers]
+    ears = [await TailReader(each, STREAM).ready() for each in workers]
     await asyncio.gather(*(append(each, STREAM, *[b"%d" % n] * 50) for n, each in enumerate(workers)))
     entries = await read_all(workers[0], STREAM)
     for ear in ears:
@@ -827,7 +840,7 @@ async def test_appends_reach_listeners_on_every_worker(backing: Backing) -> None
 
 async def test_followers_receive_concurrent_appends_once_in_order(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
-    ends = [Heard() for _ in workers]
+    ends = [MessageRecorder() for _ in workers]
     taken: list[list[Entry]] = [[] for _ in workers]
 
     async def follow(n: int) -> None:
@@ -861,7 +874,7 @@ async def test_followers_receive_concurrent_appends_once_in_order(backing: Backi
 
 async def test_published_messages_reach_other_workers_in_order(backing: Backing) -> None:
     one, two = await backing.worker(), await backing.worker()
-    inbox, own = Heard(), Heard()
+    inbox, own = MessageRecorder(), MessageRecorder()
     two.bus.subscribe("topic", inbox)
     one.bus.subscribe("topic", own)
     async with asyncio.timeout(WAIT):
@@ -879,7 +892,7 @@ async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -
     one = await backing.worker()
     await one.bus.publish("topic", b"before")
     two = await backing.worker()
-    inbox = Heard()
+    inbox = MessageRecorder()
     two.bus.subscribe("topic", inbox)
     await one.bus.publish("topic", b"after")
     assert await inbox.until(b"after") == [b"after"]
@@ -887,7 +900,7 @@ async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -
 
 async def test_messages_of_several_workers_have_one_order(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
-    heard = [Heard() for _ in workers]
+    heard = [MessageRecorder() for _ in workers]
     for worker, inbox in zip(workers, heard, strict=True):
         worker.bus.subscribe("topic", inbox)
     async with asyncio.timeout(WAIT):
@@ -908,7 +921,7 @@ async def test_messages_of_several_workers_have_one_order(backing: Backing) -> N
 
 async def test_direct_messages_reach_only_their_worker(backing: Backing) -> None:
     one, two, three = [await backing.worker() for _ in range(3)]
-    inboxes = {each.workers.me: Heard() for each in (one, two, three)}
+    inboxes = {each.workers.me: MessageRecorder() for each in (one, two, three)}
     for each in (one, two, three):
         each.bus.subscribe("inbox", inboxes[each.workers.me])
     sent = [b"%d" % n for n in range(50)]
@@ -923,7 +936,7 @@ async def test_direct_messages_reach_only_their_worker(backing: Backing) -> None
 async def test_messages_to_expired_workers_fail(backing: Backing) -> None:
     one, two = await backing.worker(), await backing.worker()
     dead = two.workers.me
-    two.bus.subscribe("inbox", Heard())
+    two.bus.subscribe("inbox", MessageRecorder())
     assert await one.bus.send(dead, "inbox", b"alive")
     await backing.kill(two)
     await until_gone(one, dead)

@@ -19,7 +19,7 @@ from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryBackend, MemoryMap, MemoryStore
 from millstream._stores.parent import ParentAddress, use_parent
 from patience import WAIT
-from store_parts import TTL, Heard, LocalBacking, append, data_of, read_all, until_workers
+from store_parts import TTL, LocalBacking, MessageRecorder, append, data_of, read_all, until_workers
 
 STREAM = "hub:journal"
 
@@ -133,7 +133,7 @@ def go_on(store: LocalStore) -> None:
 async def test_stalled_workers_lose_pushes_but_not_messages(backing: LocalBacking) -> None:
     slow, busy = await backing.worker(), await backing.worker()
     interrupted = asyncio.Event()
-    heard, messages, inbox = Heard(), Heard(), Heard()
+    heard, messages, inbox = MessageRecorder(), MessageRecorder(), MessageRecorder()
     slow.log.listen(STREAM, heard, interrupted=interrupted.set)
     slow.bus.subscribe("topic", messages)
     slow.bus.subscribe("inbox", inbox)
@@ -164,7 +164,7 @@ async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None
     old = cut.workers.me
     changed, interrupted = asyncio.Event(), asyncio.Event()
     cut.workers.watch(changed.set)
-    inbox = Heard()
+    inbox = MessageRecorder()
     cut.bus.subscribe("inbox", inbox, interrupted=interrupted.set)
     await cut.members.join("chat", "ann", b"", CoAppend(STREAM, b"+", TTL, 10))
     (peer,) = [each for each in backing.server.peers if each.worker == old]

@@ -23,7 +23,7 @@ from patience import WAIT
 from processes import ROOT, free_port
 from redis_monitor import Monitor
 from redis_parts import RedisServer, open_worker, until, warm_up
-from store_parts import TTL, Heard, append, data_of, read_all
+from store_parts import TTL, MessageRecorder, append, data_of, read_all
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
@@ -229,7 +229,7 @@ async def test_documented_redis_permissions_are_sufficient(server: RedisServer) 
     server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
     async with open_worker(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await warm_up(store)
-        heard = Heard()
+        heard = MessageRecorder()
         store.log.listen("hub:late", heard)
         await store.log.wait_until_listening("hub:late")
         entry = (await append(store, "hub:late", b"x"))[0]

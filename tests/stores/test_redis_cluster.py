@@ -69,7 +69,7 @@ async def test_cluster_failover_is_a_gap() -> None:
                     except StoreUnavailable:
                         continue
                     break
-            await until(lambda: follower.told)
+            await until(lambda: follower.gaps)
             assert one.epoch != epoch
             await append(one, STREAM, b"live")
             await follower.until(b"live")

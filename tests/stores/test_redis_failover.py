@@ -51,7 +51,7 @@ async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
         await follower.until(b"lost")
         servers.lose_primary()
         await insist(one, b"after")
-        await until(lambda: follower.told)
+        await until(lambda: follower.gaps)
         await insist(one, b"live")
         await follower.until(b"live")
         assert data_of(await read_all(two, STREAM)) == [*(b"%d" % n for n in range(10)), b"after", b"live"]

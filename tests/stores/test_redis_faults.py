@@ -8,7 +8,7 @@ from millstream._stores.workers import Leases, Roster, update_roster
 from patience import WAIT
 from redis_parts import RedisServer, open_worker, until, warm_up
 from redis_wire import Proxy
-from store_parts import TTL, Follower, Heard, append, data_of, read_all
+from store_parts import TTL, Follower, MessageRecorder, append, data_of, read_all
 
 pytestmark = pytest.mark.server
 STREAM = "hub:journal"
@@ -77,7 +77,7 @@ async def test_events_lost_by_a_redis_restart_are_a_gap() -> None:
             server.stop()
             server.start()
             await append(one, STREAM, b"after")
-            await until(lambda: follower.told)
+            await until(lambda: follower.gaps)
             await append(one, STREAM, b"live")
             await follower.until(b"live")
             await follower.close()
@@ -109,14 +109,14 @@ async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkey
         await warm_up(store)
         before = await append(store, STREAM, b"before")
         await until(lambda: store.backend._client._writing is None)
-        wire.deaf = True
+        wire.drop_replies = True
         names = [STREAM, "call:session:1"] * 20
         tasks = [asyncio.create_task(append(store, name, b"%d" % n)) for n, name in enumerate(names)]
         sent = asyncio.create_task(store.bus.send(store.workers.me, "inbox", b"once"))
-        inbox = Heard()
+        inbox = MessageRecorder()
         store.bus.subscribe("inbox", inbox)
         await until(lambda: server.ask("XLEN", "millstream:{j0}:l:hub:journal") == 20 + 2)
-        wire.deaf = False
+        wire.drop_replies = False
         wire.cut()
         positions = await asyncio.gather(*tasks)
         assert await sent
@@ -139,7 +139,7 @@ async def test_broken_redis_connections_are_reopened(server: RedisServer) -> Non
         await append(store, STREAM, b"end")
         await follower.until(b"end")
         assert data_of(follower.taken) == [*(b"%d" % n for n in range(6)), b"end"]
-        assert follower.told == []
+        assert follower.gaps == []
         await follower.close()
 
 
@@ -164,7 +164,7 @@ async def test_every_redis_key_expires(server: RedisServer) -> None:
         await store.kv.put("seen:a", b"", TTL, lossy=True)
         await store.log.append(STREAM, b"", ttl=TTL, max_entries=10, index=Index("mailbox:ann", TTL, 10))
         await store.bus.send(store.workers.me, "t", b"")
-        store.log.listen("call:a:b", Heard())
+        store.log.listen("call:a:b", MessageRecorder())
         await store.log.wait_until_listening("call:a:b")
         keys = server.ask("KEYS", "*")
         assert len(keys) > 10
@@ -208,7 +208,7 @@ async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> 
         await store.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
         changed, interrupted = asyncio.Event(), asyncio.Event()
         store.workers.watch(changed.set)
-        store.bus.subscribe("topic", Heard(), interrupted=interrupted.set)
+        store.bus.subscribe("topic", MessageRecorder(), interrupted=interrupted.set)
         old = store.workers.me
         await update_roster(other.kv, lambda roster: roster.end(old, other.time()))
         async with asyncio.timeout(WAIT):

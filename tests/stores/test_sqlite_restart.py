@@ -9,7 +9,7 @@ import pytest
 
 from patience import WAIT
 from processes import free_port, run_command
-from workers_world import started
+from workers_world import start_program
 
 pytestmark = pytest.mark.server
 
@@ -103,7 +103,7 @@ def test_killed_server_continues_where_it_was(tmp_path: Path, workers: int) -> N
         return run_command(str(tmp_path / "shop.py"), port, "--store", store, "--workers", str(workers))
 
     port = free_port()
-    with started(command(port), port, tmp_path / "first") as served:
+    with start_program(command(port), port, tmp_path / "first") as served:
         client, gone = Http(port), Http(port)
         for each in (client, gone):
             assert each.ask("POST", "/mcp", INITIALIZE) == 200
@@ -118,7 +118,7 @@ def test_killed_server_continues_where_it_was(tmp_path: Path, workers: int) -> N
         served.process.kill()
         served.process.wait(WAIT)
     port = free_port()
-    with started(command(port), port, tmp_path / "second"):
+    with start_program(command(port), port, tmp_path / "second"):
         session, client, dead = client.session, Http(port), Http(port)
         client.session, dead.session = session, gone.session
         assert dead.ask("POST", "/mcp", request("ping")) == 404

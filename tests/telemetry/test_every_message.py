@@ -15,7 +15,7 @@ from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._telemetry.exposition import render
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
-from telemetry_parts import a_call
+from telemetry_parts import make_call
 from wire import per_request, request
 
 DATE = NEWEST_HANDSHAKE.date
@@ -163,7 +163,7 @@ async def test_refused_publications_are_logged(capture: pytest.CaptureFixture[st
 
 async def test_calls_refused_by_a_full_server_are_logged(capture: pytest.CaptureFixture[str]) -> None:
     async with world(capture, max_calls=1) as seen:
-        seen.runtime.dispatcher.calls.add(a_call())
+        seen.runtime.dispatcher.calls.add(make_call())
         for path in ("/tools/add", "/mcp/tools/call", "/mcp"):
             await seen.post(path, PAGE if path == "/mcp" else b"{}")
         seen.runtime.dispatcher.calls.clear()

@@ -5,7 +5,7 @@ import msgspec
 
 from millstream._server.observability.figures import Figures, dashboard_values
 from millstream._server.observability.observer import Observer
-from telemetry_parts import a_call
+from telemetry_parts import make_call
 
 
 class Clock:
@@ -29,9 +29,9 @@ def measured(
     clock.now += 9
     for tool, times in calls.items():
         for seconds in times:
-            observer(a_call(method="tools/call", name=tool), seconds, b"")
+            observer(make_call(method="tools/call", name=tool), seconds, b"")
     for _ in range(errors):
-        observer(a_call(method="tools/call", name="add", outcome="tool_error"), 0.001, b"")
+        observer(make_call(method="tools/call", name="add", outcome="tool_error"), 0.001, b"")
     clock.now += 1
     figures = observer.figures(hub=given.pop("hub", None))
     sent = msgspec.msgpack.encode(msgspec.structs.replace(figures, **given))

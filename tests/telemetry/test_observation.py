@@ -24,7 +24,7 @@ from millstream._transports.memory import MemoryPipe
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
-from telemetry_parts import a_call, recording
+from telemetry_parts import make_call, make_tracer
 
 
 class Clock:
@@ -51,10 +51,10 @@ LABELS = ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_ver
 
 def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
     observer = Observer({"add"})
-    observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
-    observer(a_call(method="tools/call", name="add"), 0.001, b"{}")
-    observer(a_call(method="tools/call", name="add", outcome="tool_error"), 0.2, b"{}")
-    observer(a_call(method="resources/read", name="book://1", revision=FIRST, outcome="-32002"), 0.2, b"{}")
+    observer(make_call(method="tools/call", name="add"), 0.001, b"{}")
+    observer(make_call(method="tools/call", name="add"), 0.001, b"{}")
+    observer(make_call(method="tools/call", name="add", outcome="tool_error"), 0.2, b"{}")
+    observer(make_call(method="resources/read", name="book://1", revision=FIRST, outcome="-32002"), 0.2, b"{}")
     assert counts(observer.registry, DURATION) == {
         ("tools/call", "add", NEWEST.date): 2,
         ("tools/call", "add", "tool_error", NEWEST.date): 1,
@@ -67,7 +67,7 @@ def test_calls_are_counted_by_method_tool_outcome_and_revision() -> None:
 
 def test_cancelled_calls_have_an_outcome() -> None:
     observer = Observer(())
-    observer(a_call(cancelled=True), 0.1, b"")
+    observer(make_call(cancelled=True), 0.1, b"")
     assert list(counts(observer.registry, DURATION)) == [("ping", "cancelled", NEWEST.date)]
 
 
@@ -75,8 +75,8 @@ def test_clients_cannot_create_labels() -> None:
     tools: set[str] = set()
     observer = Observer(tools)
     for number in range(5000):
-        observer(a_call(method="tools/call", name=f"tool-{number}", outcome="-32602"), 0.1, b"")
-        observer(a_call(method=f"x/{number}", revision=FIRST, outcome="-32601"), 0.1, b"")
+        observer(make_call(method="tools/call", name=f"tool-{number}", outcome="-32602"), 0.1, b"")
+        observer(make_call(method=f"x/{number}", revision=FIRST, outcome="-32601"), 0.1, b"")
         observer.message(AccessRecord(0.0, "initialize", status="-32602", revision=f"{number}"))
     assert counts(observer.registry, DURATION) == {
         ("tools/call", OTHER, "-32602", NEWEST.date): 5000,
@@ -85,7 +85,7 @@ def test_clients_cannot_create_labels() -> None:
     refused = f'{{error_type="-32602",mcp_method_name="initialize",mcp_protocol_version="{OTHER}"}} 5000.0\n'
     assert f"mcp_server_messages_total{refused}" in render(observer.registry).decode()
     tools.add("tool-1")
-    observer(a_call(method="tools/call", name="tool-1"), 0.1, b"")
+    observer(make_call(method="tools/call", name="tool-1"), 0.1, b"")
     assert counts(observer.registry, DURATION)["tools/call", "tool-1", NEWEST.date] == 1
 
 
@@ -93,8 +93,8 @@ async def test_each_call_is_one_log_line() -> None:
     stream = io.StringIO()
     log = MessageLog(stream, worker="w")
     observer = Observer({"add"}, log=log, wall=lambda: 0.5)
-    client = a_call().client
-    call = a_call(
+    client = make_call().client
+    call = make_call(
         method="tools/call", name="add", revision=NEWEST_HANDSHAKE, session=Session("s", NEWEST_HANDSHAKE, client),
         principal=Principal("alice"), outcome="tool_error",
     )  # fmt: skip
@@ -125,9 +125,9 @@ async def test_each_call_is_one_log_line() -> None:
 
 async def test_log_and_span_share_trace_ids() -> None:
     stream = io.StringIO()
-    tracing, exporter = recording()
+    tracing, exporter = make_tracer()
     observer = Observer((), log=MessageLog(stream), tracing=tracing)
-    call = a_call(outcome="-32603")
+    call = make_call(outcome="-32603")
     assert observer.begin is not None
     observer.begin(call)
     observer(call, 0.1, b"")
@@ -146,9 +146,9 @@ def test_disabled_observers_are_not_called() -> None:
 
 
 def test_spans_end_without_a_log() -> None:
-    tracing, exporter = recording()
+    tracing, exporter = make_tracer()
     observer = Observer((), tracing=tracing)
-    call = a_call()
+    call = make_call()
     tracing.begin(call)
     observer(call, 0.1, b"")
     assert len(exporter.get_finished_spans()) == 1
@@ -157,16 +157,16 @@ def test_spans_end_without_a_log() -> None:
 def test_sessions_are_counted_by_activity() -> None:
     clock = Clock()
     observer = Observer((), clock=clock)
-    client = a_call().client
+    client = make_call().client
     for name in ("one", "two"):
-        observer(a_call(revision=FIRST, session=Session(name, FIRST, client), transport="sse"), 0.1, b"")
+        observer(make_call(revision=FIRST, session=Session(name, FIRST, client), transport="sse"), 0.1, b"")
     observer.message(AccessRecord(0.0, "initialize", revision=FIRST.date, session="three", transport="sse"))
     labels = f'{{mcp_protocol_version="{FIRST.date}",transport="sse"}}'
     text = render(observer.registry).decode()
     assert f"mcp_server_sessions_active{labels} 3.0\n" in text
     assert '"one"' not in text
     clock.now += 7
-    observer(a_call(revision=FIRST, session=Session("two", FIRST, client), transport="sse"), 0.1, b"")
+    observer(make_call(revision=FIRST, session=Session("two", FIRST, client), transport="sse"), 0.1, b"")
     observer.session_ended("one")
     clock.now += IDLE_SECONDS + 1
     assert "mcp_server_sessions_active" not in render(observer.registry).decode()
@@ -205,11 +205,11 @@ def test_snapshots_match_the_metrics() -> None:
     connections = {("sse", FIRST.date): 1, ("ws", NEWEST.date): 0}
     observer = Observer({"add", "slow"}, connections=connections, clock=clock)
     for _ in range(10):
-        observer(a_call(method="tools/call", name="add"), 0.0004, b"")
+        observer(make_call(method="tools/call", name="add"), 0.0004, b"")
         clock.now += 0.5
-    observer(a_call(method="tools/call", name="add", outcome="tool_error", revision=FIRST), 0.0004, b"")
-    observer(a_call(method="tools/call", name="slow"), 12.0, b"")
-    observer(a_call(method="tools/list"), 0.02, b"")
+    observer(make_call(method="tools/call", name="add", outcome="tool_error", revision=FIRST), 0.0004, b"")
+    observer(make_call(method="tools/call", name="slow"), 12.0, b"")
+    observer(make_call(method="tools/list"), 0.02, b"")
     shown = page(observer, hub={"streams": 3}, store={"ok": True})
     assert (shown["calls"], shown["errors"], shown["uptime_seconds"], shown["window_seconds"]) == (13, 1, 5.0, 5.0)
     assert sum(counts(observer.registry, DURATION).values()) == shown["calls"]
@@ -230,8 +230,8 @@ def test_snapshots_match_the_metrics() -> None:
 async def test_subscriptions_are_not_counted_as_calls() -> None:
     observer = Observer({"add"}, clock=(clock := Clock()))
     for cancelled, outcome in ((True, ""), (False, ""), (False, "-32603")):
-        observer(a_call(method="subscriptions/listen", cancelled=cancelled, outcome=outcome), 3600.0, b"")
-    observer(a_call(method="tools/call", name="add"), 0.001, b"")
+        observer(make_call(method="subscriptions/listen", cancelled=cancelled, outcome=outcome), 3600.0, b"")
+    observer(make_call(method="tools/call", name="add"), 0.001, b"")
     clock.now += 1
     shown = page(observer)
     assert (shown["calls"], shown["errors"], sum(shown["per_second"])) == (1, 0, 1)
@@ -250,11 +250,11 @@ async def test_subscriptions_are_not_counted_as_calls() -> None:
 def test_snapshots_have_recent_rates_and_percentiles() -> None:
     clock = Clock()
     observer = Observer({"add"}, clock=clock)
-    observer(a_call(method="tools/call", name="add"), 5.0, b"")
+    observer(make_call(method="tools/call", name="add"), 5.0, b"")
     page(observer)
     for _ in range(20):
         clock.now += 1
-        observer(a_call(method="tools/call", name="add"), 0.001, b"")
+        observer(make_call(method="tools/call", name="add"), 0.001, b"")
         shown = page(observer)
     assert 10 <= shown["window_seconds"] <= 15
     (add,) = shown["tools"]
@@ -274,7 +274,7 @@ def test_current_calls_are_collected_only_while_watched() -> None:
     for passed in (0, 2, 1, 60, 1):
         clock.now += passed
         for _ in range(3):
-            observer(a_call(method="tools/call", name="add"), 0.001, b"")
+            observer(make_call(method="tools/call", name="add"), 0.001, b"")
         (add,) = page(observer)["tools"]
         rates.append(add["rate"])
     assert rates == [None, 1.5, 3.0, None, 3.0]

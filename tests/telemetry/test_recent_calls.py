@@ -27,7 +27,7 @@ from millstream._server.observability.recent_calls import (
 )  # fmt: skip
 from millstream._telemetry.history import Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import OTHER
-from telemetry_parts import a_call
+from telemetry_parts import make_call
 
 
 class Clock:
@@ -43,7 +43,7 @@ class Clock:
 def asked(arguments: Any, **given: Any) -> Any:
     """A call of a tool with arguments as JSON."""
     params = msgspec.json.encode({"name": "add", "arguments": arguments})
-    return a_call(method="tools/call", name="add", params=params, **given)
+    return make_call(method="tools/call", name="add", params=params, **given)
 
 
 def looked(recent: RecentCalls) -> dict[str, Any]:
@@ -91,11 +91,11 @@ def test_arguments_are_shown_as_received() -> None:
     recent = RecentCalls()
     body = b'{"id":1,"params":{"arguments":{"secret_token":"s3cret","count":3.0}}}'
     prepared = SimpleNamespace(body=body, peer="")
-    recent.observe(a_call(method="tools/call", name="t", tool=object(), origin=prepared, outcome="-1"), 0.1, b"")
+    recent.observe(make_call(method="tools/call", name="t", tool=object(), origin=prepared, outcome="-1"), 0.1, b"")
     recent.observe(asked({"big": "x" * 10}, outcome="-1"), 0.1, b"")
     huge = b'{"arguments":{"x":"' + b"y" * MAX_READ + b'"}}'
-    recent.observe(a_call(method="tools/call", name="t", params=huge, outcome="-1"), 0.1, b"")
-    recent.observe(a_call(method="tools/call", name="t", params=b"{broken", outcome="-1"), 0.1, b"")
+    recent.observe(make_call(method="tools/call", name="t", params=huge, outcome="-1"), 0.1, b"")
+    recent.observe(make_call(method="tools/call", name="t", params=b"{broken", outcome="-1"), 0.1, b"")
     kept = [each["arguments"] for each in looked(recent)["calls"]]
     assert sorted(kept, key=str) == [None, None, '{"big":"xxxxxxxxxx"}', '{"secret_token":"***","count":3.0}']
     assert "s3cret" not in json.dumps(looked(recent))
@@ -135,9 +135,9 @@ def test_failures_outlast_successful_calls() -> None:
 def test_client_counts_are_bounded() -> None:
     recent, other = RecentCalls(), RecentCalls()
     for number in range(MAX_CLIENTS + 50):
-        recent.observe(a_call(client=ClientInfo({}, f"agent-{number}", "1")), 0.1, b"")
-    recent.observe(a_call(client=ClientInfo({}, "agent-0", "1"), outcome="-1", transport="stdio"), 0.1, b"")
-    other.observe(a_call(principal=Principal("ada")), 0.1, b"")
+        recent.observe(make_call(client=ClientInfo({}, f"agent-{number}", "1")), 0.1, b"")
+    recent.observe(make_call(client=ClientInfo({}, "agent-0", "1"), outcome="-1", transport="stdio"), 0.1, b"")
+    other.observe(make_call(principal=Principal("ada")), 0.1, b"")
     clients = {(each["name"], each["version"]): each for each in looked(recent)["clients"]}
     assert len(clients) == MAX_CLIENTS + 1
     assert clients[(OTHER, "")]["calls"] == 50
@@ -152,7 +152,7 @@ def test_ended_subscriptions_are_not_recent_calls() -> None:
     recent = RecentCalls()
     for given in ({}, {"cancelled": True}, {"outcome": "-32603"}):
         recent.observe(
-            a_call(method="subscriptions/listen", client=ClientInfo({}, "ide", "1.0"), **given), 3_600.0, b""
+            make_call(method="subscriptions/listen", client=ClientInfo({}, "ide", "1.0"), **given), 3_600.0, b""
         )
     assert looked(recent) == {"calls": [], "clients": [], "errors": []}
     recent.observe(asked({}, client=ClientInfo({}, "ide", "1.0")), 0.001, b"{}")
@@ -213,7 +213,7 @@ def test_errors_are_counted_by_message_without_numbers_and_ids() -> None:
     def fail(where: RecentCalls, text: str, name: str = "find") -> None:
         clock.now += 1
         said = msgspec.json.encode({"content": [{"type": "text", "text": text}], "isError": True})
-        where.observe(a_call(method="tools/call", name=name, params=b"{}", outcome="tool_error"), 0.1, said)
+        where.observe(make_call(method="tools/call", name=name, params=b"{}", outcome="tool_error"), 0.1, said)
 
     for number in (7, 99, 1_234.5):
         fail(recent, f"No note {number} in 123e4567-e89b-42d3-a456-426614174000.")

@@ -14,13 +14,13 @@ from millstream._server.observability.tracing import load_spans
 from millstream._telemetry.messages import session_hash
 from millstream._telemetry.spans import Spans
 from patience import WAIT
-from telemetry_parts import TRACE, a_call, recording
+from telemetry_parts import TRACE, make_call, make_tracer
 
 
 def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]:
     """Name and attributes of the span of one call."""
-    tracing, exporter = recording()
-    call = a_call(**given)
+    tracing, exporter = make_tracer()
+    call = make_call(**given)
     tracing.begin(call)
     tracing.end(call, outcome)
     (span,) = exporter.get_finished_spans()
@@ -58,7 +58,7 @@ def test_resource_uris_are_attributes_and_not_names() -> None:
 
 
 def test_sessions_are_identified_by_hash() -> None:
-    call = a_call()
+    call = make_call()
     _, attributes = attributes_of(session=Session("abc", FIRST, call.client))
     assert attributes["mcp.session.id"] == session_hash("abc")
 
@@ -93,8 +93,8 @@ def test_trace_context_is_read_from_meta_and_from_headers() -> None:
         {"headers": {b"traceparent": TRACE}},
         {"tool": object(), "origin": SimpleNamespace(body=b'{"params":{"_meta":{"traceparent":"%b"}}}' % TRACE)},
     ):
-        tracing, exporter = recording()
-        call = a_call(**given)
+        tracing, exporter = make_tracer()
+        call = make_call(**given)
         tracing.begin(call)
         ids = tracing.end(call, "")
         (span,) = exporter.get_finished_spans()
@@ -103,8 +103,8 @@ def test_trace_context_is_read_from_meta_and_from_headers() -> None:
 
 
 def test_calls_that_never_began_have_no_span() -> None:
-    tracing, exporter = recording()
-    assert tracing.end(a_call(), "") == ("", "")
+    tracing, exporter = make_tracer()
+    assert tracing.end(make_call(), "") == ("", "")
     assert exporter.get_finished_spans() == ()
 
 

@@ -9,7 +9,7 @@ from websockets.exceptions import InvalidStatus
 from cases import for_each
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
-from socket_world import WAIT, WAYS, ask, hear, tell, world
+from socket_world import WAIT, WAYS, ask, recv_json, send_json, world
 from wire import LATEST_HANDSHAKE, per_request, request
 
 MCP: Any = "mcp"
@@ -32,7 +32,7 @@ async def test_handshake_client_works_over_the_subprotocol(way: str) -> None:
         assert socket.subprotocol == "mcp"
         answer = await ask(socket, request("initialize", INITIALIZE, 0))
         assert answer["result"]["protocolVersion"] == LATEST_HANDSHAKE
-        await tell(socket, {"jsonrpc": "2.0", "method": "notifications/initialized"})
+        await send_json(socket, {"jsonrpc": "2.0", "method": "notifications/initialized"})
         tools = (await ask(socket, request("tools/list", {}, "a")))["result"]["tools"]
         assert "add" in {tool["name"] for tool in tools}
         assert (await ask(socket, call("add", 2, a=1, b=2)))["result"]["content"][0]["text"] == "3"
@@ -76,8 +76,10 @@ async def test_both_eras_share_one_socket() -> None:
 async def test_progress_precedes_the_response() -> None:
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
-        await tell(socket, request("tools/call", {"name": "steps", "arguments": {}, "_meta": {"progressToken": "p"}}))
-        said = [await hear(socket) for _ in range(4)]
+        await send_json(
+            socket, request("tools/call", {"name": "steps", "arguments": {}, "_meta": {"progressToken": "p"}})
+        )
+        said = [await recv_json(socket) for _ in range(4)]
         assert [message.get("method") for message in said] == [*["notifications/progress"] * 3, None]
         assert said[-1]["result"]["content"][0]["text"] == "done"
 
@@ -85,9 +87,9 @@ async def test_progress_precedes_the_response() -> None:
 async def test_cancelled_calls_get_no_response() -> None:
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
-        await tell(socket, call("forever", 7))
+        await send_json(socket, call("forever", 7))
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
-        await tell(socket, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}})
+        await send_json(socket, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}})
         assert (await ask(socket, request("ping", id=8)))["id"] == 8
         await app.until(lambda: not app.runtime.dispatcher.calls)
 
@@ -99,7 +101,7 @@ async def test_subscriptions_run_on_the_socket() -> None:
         first = await ask(socket, per_request("subscriptions/listen", wanted, "l"))
         assert first["method"] == "notifications/subscriptions/acknowledged"
         app.server.remove_tool("fails")
-        change = await hear(socket)
+        change = await recv_json(socket)
         assert change["method"] == "notifications/tools/list_changed"
         assert change["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == "l"
 
@@ -137,7 +139,7 @@ async def test_credentials_are_checked_before_accepting_the_socket() -> None:
                     pass
             assert refused.value.response.status_code == 401
         async with app.client(additional_headers={"authorization": "Bearer good"}) as socket:
-            assert (await hear(socket))["type"] == "connected"
+            assert (await recv_json(socket))["type"] == "connected"
 
 
 @for_each("way", WAYS)
@@ -151,7 +153,7 @@ async def test_excess_sockets_get_503_with_retry_after(way: str) -> None:
             assert refused.value.response.headers["retry-after"] == "5"
         await app.until(lambda: len(app.runtime.streams) == 0)
         async with app.client() as socket:
-            await hear(socket)
+            await recv_json(socket)
 
 
 @pytest.mark.many
@@ -161,13 +163,13 @@ async def test_hundred_sockets_are_served_concurrently() -> None:
 
         async def one(n: int) -> None:
             async with app.client() as socket:
-                await hear(socket)
+                await recv_json(socket)
                 answer = await ask(socket, {"type": "mcp_call", "tool": "add", "arguments": {"a": n, "b": n}, "id": n})
                 assert (answer["id"], answer["result"]["content"][0]["text"]) == (n, str(2 * n))
-                await tell(socket, {"type": "subscribe"})
-                assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
+                await send_json(socket, {"type": "subscribe"})
+                assert [(await recv_json(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
                 here.release()
-                assert (await hear(socket))["data"] == "all"
+                assert (await recv_json(socket))["data"] == "all"
                 await told.wait()
 
         for n in range(100):

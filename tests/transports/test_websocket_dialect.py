@@ -6,14 +6,14 @@ from typing import Any
 from cases import for_each
 from millstream._protocol.principal import Principal
 from millstream.hub import HubLimits
-from socket_world import WAYS, ask, hear, tell, world
+from socket_world import WAYS, ask, recv_json, send_json, world
 from wire import per_request
 
 
 @for_each("way", WAYS)
 async def test_seed_snippet_gets_its_response(way: str) -> None:
     async with world(way) as app, app.client() as socket:
-        hello = await hear(socket)
+        hello = await recv_json(socket)
         assert (hello["type"], hello["server"]["name"]) == ("connected", "socket")
         assert hello["client_id"]
         answer = await ask(socket, {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}})
@@ -25,7 +25,7 @@ async def test_seed_snippet_gets_its_response(way: str) -> None:
 @for_each("id", [1, -1, 1.5, "a", "\x00", 10**30])
 async def test_replies_carry_the_id_of_the_message(id: Any) -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         assert (await ask(socket, {"type": "ping", "id": id})) == {"type": "pong", "id": id}
         answer = await ask(socket, {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}, "id": id})
         assert answer["id"] == id
@@ -64,7 +64,7 @@ BAD = [
 @for_each(("text", "code"), BAD, ids=range(len(BAD)))
 async def test_invalid_message_is_an_error_and_keeps_the_socket(text: str, code: int) -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         answer = await ask(socket, text)
         assert answer["type"] == "error"
         assert answer["error"]["code"] == code, answer
@@ -75,7 +75,7 @@ async def test_invalid_message_is_an_error_and_keeps_the_socket(text: str, code:
 
 async def test_misspelled_channel_members_are_refused() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         answer = await ask(socket, {"type": "publish", "data": 1, "chanel": "ops", "id": 1})
         assert "`chanel`" in answer["error"]["message"]
         right = {"type": "publish", "data": 1, "channel": "a", "event": "e", "event_id": "x", "id": 1}
@@ -84,7 +84,7 @@ async def test_misspelled_channel_members_are_refused() -> None:
 
 async def test_invalid_arguments_are_reported_in_the_result() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         for arguments in ([], {"a": 1}, {"a": 1, "b": "x"}):
             answer = await ask(socket, {"type": "mcp_call", "tool": "add", "arguments": arguments, "id": 1})
             assert (answer["type"], answer["id"], answer["result"]["isError"]) == ("mcp_result", 1, True)
@@ -92,7 +92,7 @@ async def test_invalid_arguments_are_reported_in_the_result() -> None:
 
 async def test_failing_tools_return_only_an_incident() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         answer = await ask(socket, {"type": "mcp_call", "tool": "fails"})
         assert answer["result"]["isError"]
         assert "incident" in answer["result"]["content"][0]["text"]
@@ -101,7 +101,7 @@ async def test_failing_tools_return_only_an_incident() -> None:
 
 async def test_tools_that_ask_are_refused_in_the_dialect() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         answer = await ask(socket, {"type": "mcp_call", "tool": "name", "id": 1})
         assert answer["id"] == 1
         assert answer.get("error") or answer["result"]["isError"]
@@ -109,7 +109,7 @@ async def test_tools_that_ask_are_refused_in_the_dialect() -> None:
 
 async def test_json_rpc_works_beside_the_dialect() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         assert (await ask(socket, per_request("tools/list", id="x")))["id"] == "x"
         assert (await ask(socket, [1]))[0]["error"]["code"] == -32600
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
@@ -118,13 +118,13 @@ async def test_json_rpc_works_beside_the_dialect() -> None:
 @for_each("way", WAYS)
 async def test_published_events_reach_other_sockets(way: str) -> None:
     async with world(way) as app, app.client() as one, app.client() as other:
-        await hear(one), await hear(other)
-        await tell(other, {"type": "subscribe", "channel": "news.*", "id": 1})
-        assert (await hear(other))["type"] == "position"
-        assert await hear(other) == {"type": "subscribed", "id": 1, "channel": "news.*"}
+        await recv_json(one), await recv_json(other)
+        await send_json(other, {"type": "subscribe", "channel": "news.*", "id": 1})
+        assert (await recv_json(other))["type"] == "position"
+        assert await recv_json(other) == {"type": "subscribed", "id": 1, "channel": "news.*"}
         sent = await ask(one, {"type": "publish", "channel": "news.a", "data": {"n": 1}, "event": "tick", "id": "p"})
         assert (sent["type"], sent["id"], sent["subscribers"]) == ("published", "p", 1)
-        event = await hear(other)
+        event = await recv_json(other)
         assert event == {
             "type": "event", "channel": "news.a", "event": "tick", "id": sent["event_id"], "data": '{"n":1}',
         }  # fmt: skip
@@ -132,9 +132,9 @@ async def test_published_events_reach_other_sockets(way: str) -> None:
 
 async def test_unsubscribing_stops_events_and_keeps_the_socket() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
-        await tell(socket, {"type": "subscribe"})
-        assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
+        await recv_json(socket)
+        await send_json(socket, {"type": "subscribe"})
+        assert [(await recv_json(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
         assert (await ask(socket, {"type": "subscribe"}))["error"]["code"] == -32600
         assert (await ask(socket, {"type": "unsubscribe"}))["type"] == "unsubscribed"
         assert (await app.hub.publish("broadcast", "x")).subscribers == 0
@@ -144,48 +144,48 @@ async def test_unsubscribing_stops_events_and_keeps_the_socket() -> None:
 async def test_reconnect_with_last_id_misses_nothing() -> None:
     async with world() as app:
         async with app.client() as socket:
-            await hear(socket)
-            await tell(socket, {"type": "subscribe"})
-            place = await hear(socket)
+            await recv_json(socket)
+            await send_json(socket, {"type": "subscribe"})
+            place = await recv_json(socket)
         for n in range(250):
             await app.hub.publish("broadcast", f"line {n}\nof two")
         async with app.client() as socket:
-            await hear(socket)
-            await tell(socket, {"type": "subscribe", "last_event_id": place["id"]})
-            assert [(await hear(socket))["data"] for _ in range(250)] == [f"line {n}\nof two" for n in range(250)]
-            assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
+            await recv_json(socket)
+            await send_json(socket, {"type": "subscribe", "last_event_id": place["id"]})
+            assert [(await recv_json(socket))["data"] for _ in range(250)] == [f"line {n}\nof two" for n in range(250)]
+            assert [(await recv_json(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
 
 
 @for_each("way", WAYS)
 async def test_overlapping_subscriptions_deliver_each_event_once(way: str) -> None:
     async with world(way) as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         for channel in ("broadcast", ">"):
-            await tell(socket, {"type": "subscribe", "channel": channel})
-            assert [(await hear(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
+            await send_json(socket, {"type": "subscribe", "channel": channel})
+            assert [(await recv_json(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
         assert (await app.hub.publish("broadcast", "1")).subscribers == 1
         await app.hub.publish("other", "2")
         assert (await ask(socket, {"type": "unsubscribe", "channel": ">"}))["data"] == "1"
-        assert [(await hear(socket)).get("data") for _ in range(2)] == ["2", None]
+        assert [(await recv_json(socket)).get("data") for _ in range(2)] == ["2", None]
         await app.hub.publish("other", "3")
         await app.hub.publish("broadcast", "4")
-        assert (await hear(socket))["data"] == "4"
+        assert (await recv_json(socket))["data"] == "4"
 
 
 async def test_gap_precedes_the_remaining_events() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         await app.hub.publish("broadcast", "left")
         gap = await ask(socket, {"type": "subscribe", "last_event_id": "never.1"})
         assert gap == {"type": "gap", "reason": "unknown"}
-        assert (await hear(socket))["data"] == "left"
+        assert (await recv_json(socket))["data"] == "left"
 
 
 async def test_named_subscribers_are_present_until_their_socket_closes() -> None:
     async with world() as app:
         async with app.client() as socket:
-            hello = await hear(socket)
-            await tell(socket, {"type": "subscribe", "name": "Ada"})
+            hello = await recv_json(socket)
+            await send_json(socket, {"type": "subscribe", "name": "Ada"})
             await app.until(lambda: app.hub.stats().published > 0)
             (member,) = await app.hub.presence("broadcast")
             assert (member.client_id, member.name) == (hello["client_id"], "Ada")
@@ -196,11 +196,11 @@ async def test_named_subscribers_are_present_until_their_socket_closes() -> None
 async def test_hub_limits_are_dialect_errors() -> None:
     limits = HubLimits(max_channels_per_subscriber=2, max_connections=3)
     async with world(limits=limits) as app, app.client() as one, app.client() as other:
-        await hear(one), await hear(other)
+        await recv_json(one), await recv_json(other)
         answers = []
         for socket, channel in [(one, "a"), (one, "b"), (one, "c"), (other, "a"), (other, "b")]:
             answer = await ask(socket, {"type": "subscribe", "channel": channel})
-            answers.append(answer["error"]["code"] if answer["type"] == "error" else (await hear(socket))["type"])
+            answers.append(answer["error"]["code"] if answer["type"] == "error" else (await recv_json(socket))["type"])
         assert answers == ["subscribed", "subscribed", -32000, "subscribed", -32000]
 
 
@@ -211,7 +211,7 @@ TOO_BIG_A_NUMBER = "1e400"
 @for_each("data", ["é" * 120_000, ["é" * 60_000] * 2, {"a b": ['"\\'] * 30_000}])
 async def test_event_size_is_measured_without_the_envelope(data: Any) -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         message = json.dumps({"type": "publish", "data": data}, indent=4)
         assert len(message) > 262_144
         assert (await ask(socket, message))["type"] == "published"
@@ -219,7 +219,7 @@ async def test_event_size_is_measured_without_the_envelope(data: Any) -> None:
 
 async def test_unused_members_are_not_decoded() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         for member in ("channel", "tool"):
             answer = await ask(socket, f'{{"type":"nonsense","{member}":[{TOO_BIG_A_NUMBER}]}}')
             assert answer["error"]["code"] == -32601
@@ -232,7 +232,7 @@ async def test_forbidden_channels_are_dialect_errors() -> None:
         return channel != f"no-{action}"
 
     async with world(authorize=authorize) as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         for message in ({"type": "subscribe", "channel": "no-subscribe"},
                         {"type": "publish", "channel": "no-publish", "data": 1}):  # fmt: skip
             assert (await ask(socket, message))["error"]["code"] == -32003
@@ -240,7 +240,7 @@ async def test_forbidden_channels_are_dialect_errors() -> None:
 
 async def test_oversized_events_are_refused_before_parsing() -> None:
     async with world(limits=HubLimits(max_event=1000)) as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         data = f"[{'1,' * 2000}1e999]"
         answer = await ask(socket, f'{{"type":"publish","data":{data},"id":1}}')
         assert answer["error"]["message"] == f"An event must have at most 1000 bytes, not {len(data)} bytes of JSON."
@@ -259,7 +259,7 @@ async def test_oversized_events_are_refused_before_parsing() -> None:
 )
 async def test_errors_quote_only_the_beginning_of_the_input(message: dict[str, Any]) -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         answer = await ask(socket, message)
         assert answer["type"] == "error"
         assert len(json.dumps(answer)) < 1000
@@ -269,7 +269,7 @@ async def test_missing_hub_is_explained_in_the_dialect() -> None:
     async with world() as app:
         app.route._hub = None
         async with app.client() as socket:
-            await hear(socket)
+            await recv_json(socket)
             for message in ({"type": "subscribe"}, {"type": "publish", "data": 1}):
                 error = (await ask(socket, message))["error"]
                 assert (error["code"], "hub" in error["message"]) == (-32601, True)
@@ -280,15 +280,15 @@ async def test_publishing_is_forbidden_when_it_is_off() -> None:
     async with world() as app:
         app.route.may_publish = lambda principal, address, headers: False
         async with app.client() as socket:
-            await hear(socket)
+            await recv_json(socket)
             assert (await ask(socket, {"type": "publish", "data": 1}))["error"]["code"] == -32003
             assert app.hub.stats().published == 0
 
 
 async def test_excess_calls_are_dialect_errors() -> None:
     async with world(max_calls=1) as app, app.client() as socket:
-        await hear(socket)
-        await tell(socket, {"type": "mcp_call", "tool": "forever"})
+        await recv_json(socket)
+        await send_json(socket, {"type": "mcp_call", "tool": "forever"})
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
         answer = await ask(socket, {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}, "id": 5})
         assert (answer["id"], answer["error"]["code"]) == (5, -32000)
@@ -296,12 +296,12 @@ async def test_excess_calls_are_dialect_errors() -> None:
 
 async def test_calls_over_the_time_limit_are_ended() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
-        await tell(socket, {"type": "mcp_call", "tool": "forever", "id": 5})
+        await recv_json(socket)
+        await send_json(socket, {"type": "mcp_call", "tool": "forever", "id": 5})
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
         (call,) = app.runtime.dispatcher.calls
         call.expire()
-        answer = await hear(socket)
+        answer = await recv_json(socket)
         assert (answer["id"], answer["result"]["isError"]) == (5, True)
 
 
@@ -314,12 +314,12 @@ async def test_plain_get_explains_the_websocket_path() -> None:
 
 async def test_subscriptions_can_start_with_recent_events() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         for number in range(3):
             await ask(socket, {"type": "publish", "channel": "past", "data": number, "id": number})
-        await tell(socket, {"type": "subscribe", "channel": "past", "history": 2, "id": 9})
-        assert [(await hear(socket)).get("data") for _ in range(2)] == ["1", "2"]
-        while (answer := await hear(socket))["type"] != "subscribed":
+        await send_json(socket, {"type": "subscribe", "channel": "past", "history": 2, "id": 9})
+        assert [(await recv_json(socket)).get("data") for _ in range(2)] == ["1", "2"]
+        while (answer := await recv_json(socket))["type"] != "subscribed":
             assert answer["type"] == "position"
         wrong = await ask(socket, {"type": "subscribe", "channel": "other", "history": "all", "id": 10})
         assert wrong["error"]["code"] == -32602

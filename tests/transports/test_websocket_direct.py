@@ -106,7 +106,7 @@ async def test_nothing_is_written_after_a_close_frame() -> None:
         protocol = protocol_of(app)
         protocol.data_received(frame(CLOSE, b"\x03\xe8"))
         assert (await app.hub.publish("broadcast", "late")).subscribers == 0
-        assert await socket.closing() == (1000, "")
+        assert await socket.wait_for_close() == (1000, "")
         assert await socket.peer.rest() == b""
 
 

@@ -14,7 +14,7 @@ from millstream._http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER
 from millstream._protocol.sse import COMMENT
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
-from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, end_of, frame, hear, tell, world
+from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, frame, recv_json, send_json, wait_for_close, world
 from wire import LATEST_HANDSHAKE, per_request, request
 
 EVENT = "x" * 200_000
@@ -72,7 +72,7 @@ async def publish_until_cut(app: World, listener: Any) -> None:
     """Publish, with one listener that takes everything in order, until the other is cut."""
     for n in range(200):
         await app.hub.publish("broadcast", EVENT, id=f"n{n}")
-        while (message := await hear(listener))["type"] != "event":
+        while (message := await recv_json(listener))["type"] != "event":
             pass
         assert message["id"] == f"n{n}"
         if app.hub.stats().cut:
@@ -83,20 +83,20 @@ async def publish_until_cut(app: World, listener: Any) -> None:
 @for_each("way", WAYS)
 async def test_slow_readers_are_closed_with_a_reason(way: str) -> None:
     async with world(way, limits=HubLimits(max_buffered=400_000)) as app, app.client(max_size=None) as listener:
-        await tell(listener, {"type": "subscribe"})
+        await send_json(listener, {"type": "subscribe"})
         slow = await slow_reader(app)
         await publish_until_cut(app, listener)
         assert app.hub.stats().cut == {"slow": 1}
         assert len(app.runtime.streams) == 1
-        assert await slow.closing() == (TRY_AGAIN_LATER, SLOW)
+        assert await slow.wait_for_close() == (TRY_AGAIN_LATER, SLOW)
         assert (await app.hub.publish("broadcast", "more")).subscribers == 1
-        assert (await hear(listener))["data"] == "more"
+        assert (await recv_json(listener))["data"] == "more"
 
 
 async def test_stalled_readers_are_dropped() -> None:
     limits = HubLimits(max_buffered=400_000)
     async with world(limits=limits, write_timeout=0.05) as app, app.client(max_size=None) as listener:
-        await tell(listener, {"type": "subscribe"})
+        await send_json(listener, {"type": "subscribe"})
         await slow_reader(app)
         await publish_until_cut(app, listener)
         await app.until(lambda: len(app.running.state.connections) == 1)
@@ -198,17 +198,17 @@ async def test_hub_closes_slow_outboxes_as_slow_and_others_as_going_away() -> No
 @for_each("way", WAYS)
 async def test_stopping_server_replies_before_closing(way: str) -> None:
     async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
-        await hear(busy)
-        await tell(busy, {"type": "mcp_call", "tool": "waits", "id": 1})
+        await recv_json(busy)
+        await send_json(busy, {"type": "mcp_call", "tool": "waits", "id": 1})
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
         draining = asyncio.create_task(app.runtime.drain(WAIT))
         await asyncio.sleep(0)
         GATES[app.server].set()
         await asyncio.wait_for(draining, WAIT)
         await asyncio.wait_for(app.route.close(WAIT), WAIT)
-        assert (await hear(busy))["result"]["content"][0]["text"] == "through"
-        assert await end_of(busy) == (GOING_AWAY, "The server is stopping")
-        assert await end_of(idle) == (GOING_AWAY, "The server is stopping")
+        assert (await recv_json(busy))["result"]["content"][0]["text"] == "through"
+        assert await wait_for_close(busy) == (GOING_AWAY, "The server is stopping")
+        assert await wait_for_close(idle) == (GOING_AWAY, "The server is stopping")
         with pytest.raises(InvalidStatus) as refused:
             async with app.client():
                 pass
@@ -219,19 +219,19 @@ async def test_stopping_server_replies_before_closing(way: str) -> None:
 async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str) -> None:
     stopped = "The server stopped before the call was complete. Try again."
     async with world(way) as app, app.client() as plain, app.client("mcp") as mcp:  # type: ignore[arg-type]
-        await hear(plain)
-        await tell(plain, {"type": "mcp_call", "tool": "forever", "id": 1})
-        await tell(mcp, request("initialize", INITIALIZE, 0))
-        assert (await hear(mcp))["id"] == 0
-        await tell(mcp, request("tools/call", {"name": "name"}, 2))
-        asked = await hear(mcp)
+        await recv_json(plain)
+        await send_json(plain, {"type": "mcp_call", "tool": "forever", "id": 1})
+        await send_json(mcp, request("initialize", INITIALIZE, 0))
+        assert (await recv_json(mcp))["id"] == 0
+        await send_json(mcp, request("tools/call", {"name": "name"}, 2))
+        asked = await recv_json(mcp)
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 2)
         await app.runtime.drain(0)
-        assert (await hear(plain))["error"] == {"code": -32000, "message": stopped}
-        cancelled, answer = [await hear(mcp) for _ in range(2)]
+        assert (await recv_json(plain))["error"] == {"code": -32000, "message": stopped}
+        cancelled, answer = [await recv_json(mcp) for _ in range(2)]
         assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
         assert (answer["id"], answer["error"]["message"]) == (2, stopped)
-        assert (await end_of(plain))[0] == (await end_of(mcp))[0] == GOING_AWAY
+        assert (await wait_for_close(plain))[0] == (await wait_for_close(mcp))[0] == GOING_AWAY
 
 
 @for_each("way", WAYS)
@@ -239,24 +239,25 @@ async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> 
     """MCP 2026-07-28, subscriptions."""
     async with world(way) as app, app.client("mcp") as socket:  # type: ignore[arg-type]
         for n in (7, 8):
-            await tell(socket, per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, n))
-            assert (await hear(socket))["method"] == "notifications/subscriptions/acknowledged"
+            listen = per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, n)
+            await send_json(socket, listen)
+            assert (await recv_json(socket))["method"] == "notifications/subscriptions/acknowledged"
         await app.until(lambda: len(app.runtime.services.endings) == 2)
         app.runtime.streams._max_age = -1.0
         app.runtime.streams.beat()
-        told = [await hear(socket) for _ in range(4)]
+        told = [await recv_json(socket) for _ in range(4)]
         assert {each["id"] for each in told if "result" in each} == {7, 8}
         cancelled = {each["params"]["requestId"] for each in told if each.get("method") == "notifications/cancelled"}
         assert cancelled == {7, 8}
-        assert (await end_of(socket))[0] == GOING_AWAY
+        assert (await wait_for_close(socket))[0] == GOING_AWAY
 
 
 @for_each("way", WAYS)
 async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
     async with world(way, stream_age=1e-6) as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         app.runtime.streams.beat()
-        code, reason = await end_of(socket)
+        code, reason = await wait_for_close(socket)
         assert code == GOING_AWAY
         assert reason == "The connection reached its maximum age (stream_age). Reconnect, and resume with the last id."
 
@@ -267,7 +268,7 @@ async def test_cancelled_socket_task_closes_as_going_away() -> None:
         (task,) = app.route._sockets.values()
         assert task is not None
         task.cancel()
-        assert await socket.closing() == (GOING_AWAY, "The server is stopping")
+        assert await socket.wait_for_close() == (GOING_AWAY, "The server is stopping")
 
 
 async def test_handshake_at_a_stopping_server_is_refused() -> None:
@@ -280,7 +281,7 @@ async def test_handshake_at_a_stopping_server_is_refused() -> None:
 
 async def test_heartbeats_are_not_sent_as_messages() -> None:
     async with world() as app, app.client() as socket:
-        await hear(socket)
+        await recv_json(socket)
         app.runtime.streams.beat()
         assert COMMENT
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
@@ -293,9 +294,9 @@ async def test_internal_failure_closes_with_1011(monkeypatch: pytest.MonkeyPatch
 
     async with world() as app, app.client() as socket:
         monkeypatch.setattr(app.hub, "publish", broken)
-        await hear(socket)
-        await tell(socket, {"type": "publish", "data": 1})
-        assert await end_of(socket) == (1011, "Internal error")
+        await recv_json(socket)
+        await send_json(socket, {"type": "publish", "data": 1})
+        assert await wait_for_close(socket) == (1011, "Internal error")
 
 
 # Other ASGI servers

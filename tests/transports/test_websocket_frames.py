@@ -82,7 +82,7 @@ async def test_largest_message_fits_in_4_kib_fragments() -> None:
         await socket.send(frame(TEXT, ASK + b" " * (4096 - len(ASK)), fin=False), *parts, frame(CONT, b" " * 4096))
         assert await socket.message() == PONG_MESSAGE
         await socket.send(frame(TEXT, ASK, fin=False), *[frame(CONT, fin=False)] * 1024)
-        assert await socket.closing() == (1008, "too many fragments")
+        assert await socket.wait_for_close() == (1008, "too many fragments")
 
 
 async def test_ping_between_fragments_is_answered_first() -> None:
@@ -153,7 +153,7 @@ async def test_invalid_frame_in_the_handshake_packet_closes_with_its_code() -> N
         socket = RawSocket(await app.running.connect())
         await socket.peer.send(upgrade(frame(TEXT, ASK, mask=False)))
         assert (await socket.peer.head())[0] == 101
-        assert (await socket.closing())[0] == 1002
+        assert (await socket.wait_for_close())[0] == 1002
 
 
 # What ends the connection
@@ -195,7 +195,7 @@ async def test_invalid_frame_closes_with_its_code(frames: bytes, expected: int, 
     async with world(way) as app:
         other, socket = await app.raw(), await app.raw()
         await socket.send(frames)
-        assert (await socket.closing())[0] == expected
+        assert (await socket.wait_for_close())[0] == expected
         await other.send(frame(TEXT, ASK))
         assert await other.message() == PONG_MESSAGE
         await app.until(lambda: len(app.runtime.streams) == 1)
@@ -207,7 +207,7 @@ async def test_close_frames_are_echoed(number: int) -> None:
     async with world() as app:
         socket = await app.raw()
         await socket.send(frame(CLOSE, code(number, b"bye")), frame(TEXT, ASK))
-        assert await socket.closing() == (number, "bye")
+        assert await socket.wait_for_close() == (number, "bye")
         assert await socket.peer.rest() == b""
         await app.until(lambda: len(app.runtime.streams) == 0)
 
@@ -217,7 +217,7 @@ async def test_close_frames_without_a_code_are_echoed_without_one() -> None:
     async with world() as app:
         socket = await app.raw()
         await socket.send(frame(CLOSE))
-        assert (await socket.closing())[0] == 1005
+        assert (await socket.wait_for_close())[0] == 1005
 
 
 @for_each("way", WAYS)
@@ -240,7 +240,7 @@ async def test_deflate_is_not_negotiated() -> None:
         socket = RawSocket(peer)
         await socket.message()
         await socket.send(frame(TEXT, ASK, rsv=4))
-        assert (await socket.closing())[0] == 1002
+        assert (await socket.wait_for_close())[0] == 1002
 
 
 # The opening handshake

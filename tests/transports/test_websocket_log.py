@@ -41,7 +41,7 @@ async def test_invalid_frames_are_not_logged_as_errors(
     async with world() as app:
         socket = await app.raw()
         await socket.send(frames)
-        assert (await socket.closing())[0] == code
+        assert (await socket.wait_for_close())[0] == code
         socket.peer.close()
         await app.until(lambda: not app.running.state.connections)
         assert errors(caplog) == []

@@ -11,7 +11,7 @@ from cases import for_each
 from millstream import Server, Settings
 from millstream._server.calls.sessions import MAX_RECORD
 from millstream.testing import connect
-from socket_world import WAIT, ask, hear, tell, world
+from socket_world import WAIT, ask, recv_json, send_json, world
 from wire import LATEST_HANDSHAKE, per_request, request
 
 LARGE = 900_000
@@ -95,9 +95,9 @@ async def test_open_subscriptions_do_not_count_as_dialect_calls() -> None:
     async with world(max_calls=1) as app, app.client("mcp") as listener, app.client() as socket:  # type: ignore[arg-type]
         params = {"notifications": {"toolsListChanged": True}}
         await ask(listener, per_request("subscriptions/listen", params, 1))
-        await hear(socket)
+        await recv_json(socket)
         add = {"type": "mcp_call", "tool": "add", "arguments": {"a": 1, "b": 2}}
         assert (await ask(socket, add))["type"] == "mcp_result"
-        await tell(socket, {"type": "mcp_call", "tool": "forever"})
+        await send_json(socket, {"type": "mcp_call", "tool": "forever"})
         await app.until(lambda: app.runtime.dispatcher.load.running == 1)
         assert "Too many calls" in (await ask(socket, add))["error"]["message"]

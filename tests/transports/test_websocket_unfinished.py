@@ -53,7 +53,7 @@ async def test_unfinished_messages_share_the_budget_of_bodies(sent: bytes) -> No
             await socket.send(sent)
         await app.until(lambda: held(app) >= 2 * len(HALF))
         await greedy[2].send(sent)
-        code, reason = await greedy[2].closing()
+        code, reason = await greedy[2].wait_for_close()
         assert (code, "receiving too much data" in reason) == (1013, True)
         await app.until(lambda: held(app) < 3 * len(HALF))
         modest = await socket_from(app, "127.0.0.3")
@@ -72,7 +72,7 @@ async def test_messages_and_bodies_share_the_budget_of_their_address() -> None:
         socket = await app.raw()
         assert app.running.guard.unfinished.take("127.0.0.1", 180_000)
         await socket.send(FRAGMENT)
-        assert (await socket.closing())[0] == 1013
+        assert (await socket.wait_for_close())[0] == 1013
         await app.until(lambda: held(app) == 180_000)
 
 
@@ -103,7 +103,7 @@ async def test_budget_is_released_when_the_connection_ends(end: Callable[[RawSoc
         await socket.send(FRAGMENT)
         await app.until(lambda: held(app) == len(HALF))
         await end(socket)
-        await socket.closing()
+        await socket.wait_for_close()
         await app.until(lambda: held(app) == 0)
 
 
@@ -111,7 +111,7 @@ async def test_bytes_after_our_close_frame_count_until_the_peer_closes() -> None
     async with world(**BOUNDS) as app:
         socket = await app.raw()
         await socket.send(frame(BINARY))
-        assert (await socket.closing())[0] == 1003
+        assert (await socket.wait_for_close())[0] == 1003
         await socket.send(PART)
         await app.until(lambda: held(app) >= len(HALF))
         socket.peer.writer.transport.abort()
@@ -126,7 +126,7 @@ async def test_unfinished_messages_time_out(sent: bytes) -> None:
     async with world(body_timeout=0.05) as app:
         socket = await app.raw()
         await socket.send(sent)
-        code, reason = await socket.closing()
+        code, reason = await socket.wait_for_close()
         assert code == 1008
         assert reason.startswith("The message arrived too slowly: it took more than 0.05 seconds.")
         await app.until(lambda: not app.running.state.connections and held(app) == 0)
@@ -326,7 +326,7 @@ async def test_frames_after_a_flood_are_read_after_our_close_frame() -> None:
     async with world() as app:
         socket = await app.raw()
         await socket.send(frame(BINARY), *[frame(TEXT, ASK)] * 20_000, frame(CLOSE))
-        assert (await socket.closing())[0] == 1003
+        assert (await socket.wait_for_close())[0] == 1003
         assert await socket.peer.rest() == b""
         await app.until(lambda: not app.running.state.connections)
 

@@ -27,7 +27,7 @@ from millstream._parts import Route, RouteRegistry
 from millstream._server.calls.message_observer import ignore_message
 from patience import WAIT
 from processes import free_port, run_command
-from workers_world import started, until_async
+from workers_world import start_program, until_async
 
 # A client that goes away while anyio opens a file leaves the file to Python, which closes it at once, and says so.
 pytestmark = [
@@ -392,7 +392,7 @@ async def test_shutdown_does_not_wait_for_blocked_routes(path: str, tmp_path: Pa
         run_command(str(tmp_path / "shop.py"), port),
         {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"},
     )
-    with started(command, port, tmp_path / "log", env=hurry) as served:
+    with start_program(command, port, tmp_path / "log", env=hurry) as served:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT, verify=NO_TRUST) as client:
             asking = asyncio.create_task(client.get(path))
             await until_async((tmp_path / "begun").exists)

@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from client import shop
-from client.misbehaving_servers import Asked, rude
+from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import NO_TRUST, serve
 from millstream import Client, Server
@@ -49,12 +49,12 @@ async def test_clients_work_through_the_inspector_proxy(revision: str) -> None:
 
 
 async def test_only_foreign_credentials_are_forwarded() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         body = json.dumps(asked.headers).encode()
         more = "Set-Cookie: a=b\r\nX-Secret: c\r\nMcp-Session-Id: s\r\nRetry-After: 3\r\n"
         await asked.reply(body, status="401 Unauthorized", more=f"{more}WWW-Authenticate: Bearer realm=x\r\n")
 
-    async with rude(behave) as other, inspecting(other.url) as http:
+    async with misbehaving(behave) as other, inspecting(other.url) as http:
         sent = {
             "authorization": "Bearer ours", "cookie": "ours=1", "mcp-inspect-authorization": "Bearer theirs",
             "mcp-session-id": "s", "mcp-protocol-version": "2025-06-18", "accept": "text/plain", "x-other": "1",
@@ -80,22 +80,22 @@ async def test_only_foreign_credentials_are_forwarded() -> None:
 
 async def test_foreign_basic_auth_prompts_are_blocked() -> None:
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"{}", status="401 Unauthorized", more="WWW-Authenticate: Basic realm=x\r\n")
 
-    async with rude(behave) as other, inspecting(other.url) as http:
+    async with misbehaving(behave) as other, inspecting(other.url) as http:
         assert "www-authenticate" not in (await http.post("/inspect/via/1", json={})).headers
 
 
 @for_each("method", ["GET", "POST"])
 async def test_foreign_replies_never_become_pages(method: str) -> None:
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(
             b"<script>steal()</script>", more="Content-Security-Policy: default-src *\r\n", type="text/html"
         )
 
-    async with rude(behave) as other, inspecting(other.url) as http:
+    async with misbehaving(behave) as other, inspecting(other.url) as http:
         headers = (await http.request(method, "/inspect/via/1", headers={"accept": "text/html"})).headers
     assert headers.get_list("content-security-policy") == ["default-src 'none'; sandbox"]
     assert headers["x-content-type-options"] == "nosniff"
@@ -104,7 +104,7 @@ async def test_foreign_replies_never_become_pages(method: str) -> None:
 async def test_proxied_streams_count_toward_the_cap() -> None:
     go, leave = asyncio.Event(), asyncio.Event()
 
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await go.wait()
         await asked.stream()
         await leave.wait()
@@ -117,7 +117,7 @@ async def test_proxied_streams_count_toward_the_cap() -> None:
             return reply.status_code
 
     statuses: list[int] = []
-    async with rude(behave) as other, inspecting(other.url, max_streams=1) as http:
+    async with misbehaving(behave) as other, inspecting(other.url, max_streams=1) as http:
         asking = [asyncio.create_task(get()) for _ in range(3)]
         await until(lambda: len(other.asked) == 3)
         go.set()
@@ -127,10 +127,10 @@ async def test_proxied_streams_count_toward_the_cap() -> None:
 
 
 async def test_only_named_servers_are_reachable() -> None:
-    async def behave(asked: Asked) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"", status="307 Temporary Redirect", more="Location: http://169.254.169.254/\r\n")
 
-    async with rude(behave) as other, inspecting(other.url, f"http://127.0.0.1:{free_port()}/mcp") as http:
+    async with misbehaving(behave) as other, inspecting(other.url, f"http://127.0.0.1:{free_port()}/mcp") as http:
         for name in ("0", "3", "", "1/x", "http://127.0.0.1"):
             assert (await http.post(f"/inspect/via/{name}", json={})).status_code == 404
         redirected = await http.post("/inspect/via/1", json={})
@@ -163,7 +163,7 @@ async def test_bodies_cannot_smuggle_requests(method: str) -> None:
 
 @for_each("method", ["GET", "POST", "DELETE"])
 async def test_cross_site_pages_are_refused(method: str) -> None:
-    async with rude(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
+    async with misbehaving(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
         evil = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
         assert (await http.request(method, "/inspect/via/1", headers=evil)).status_code == 403
         assert other.asked == []

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
-from client.misbehaving_servers import Asked, rude
+from client.misbehaving_servers import ReceivedRequest, misbehaving
 
 
 class Guarded:
@@ -34,7 +34,7 @@ class Guarded:
     def origin(self) -> str:
         return self.url.removesuffix("/mcp")
 
-    async def behave(self, asked: Asked) -> None:
+    async def behave(self, asked: ReceivedRequest) -> None:
         """Answer a request."""
         path = asked.path.partition("?")[0]
         self.asked[path] += 1
@@ -73,7 +73,7 @@ class Guarded:
         }
         return {name: value for name, value in about.items() if value is not None}
 
-    async def token(self, asked: Asked) -> None:
+    async def token(self, asked: ReceivedRequest) -> None:
         """The token endpoint: each token is new, and so is each refresh token."""
         self.forms.append(form_of(asked))
         if self.redirect:
@@ -91,7 +91,7 @@ def token_for(name: str, number: int) -> str:
     return f"secret-head.{payload}.secret-signature"
 
 
-def form_of(asked: Asked) -> dict[str, str]:
+def form_of(asked: ReceivedRequest) -> dict[str, str]:
     """A form that came."""
     return {name: values[-1] for name, values in parse_qs(asked.body.decode()).items()}
 
@@ -100,6 +100,6 @@ def form_of(asked: Asked) -> dict[str, str]:
 async def guarded() -> AsyncIterator[Guarded]:
     """One for the length of the block."""
     world = Guarded()
-    async with rude(world.behave) as server:
+    async with misbehaving(world.behave) as server:
         world.url = server.url
         yield world

@@ -10,7 +10,7 @@ import pytest
 
 from patience import WAIT
 from processes import free_port
-from workers_world import PROGRAM, Served, pids_by_new_connections, started
+from workers_world import PROGRAM, Program, pids_by_new_connections, start_program
 
 pytestmark = pytest.mark.server
 
@@ -28,7 +28,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 
 
 @contextmanager
-def activated(folder: Path, how: str, *options: str) -> Iterator[Served]:
+def activated(folder: Path, how: str, *options: str) -> Iterator[Program]:
     """A program that is started with a socket on which clients may wait already."""
     (folder / "shop.py").write_text(PROGRAM)
     with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
@@ -36,7 +36,7 @@ def activated(folder: Path, how: str, *options: str) -> Iterator[Served]:
         start = "from millstream._cli import main; main()"
         command = [sys.executable, "-c", LAUNCHER, str(listener.fileno()), how, "-c", start, "run"]
         command += [str(folder / "shop.py"), *options]
-        with started(command, port, folder / "log", pass_fds=[listener.fileno()]) as served:
+        with start_program(command, port, folder / "log", pass_fds=[listener.fileno()]) as served:
             yield served
 
 
@@ -78,5 +78,5 @@ def test_activation_variables_of_other_processes_are_ignored(tmp_path: Path) -> 
     port = free_port()
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(tmp_path / "shop.py")]
     environment = {**os.environ, "LISTEN_PID": "1", "LISTEN_FDS": "1"}
-    with started([*command, "--port", str(port)], port, tmp_path / "log", env=environment) as served:
-        assert served.said(f"is serving on http://127.0.0.1:{port}/mcp") == 1
+    with start_program([*command, "--port", str(port)], port, tmp_path / "log", env=environment) as served:
+        assert served.count_lines(f"is serving on http://127.0.0.1:{port}/mcp") == 1

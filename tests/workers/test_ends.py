@@ -15,12 +15,12 @@ from workers_world import (
     call,
     kill,
     pids_by_new_connections,
-    refused,
-    started,
+    run_workers,
+    start_program,
     until,
     until_async,
     until_running,
-    workers,
+    wait_until_refused,
 )
 
 pytestmark = pytest.mark.server
@@ -35,7 +35,7 @@ def alive(pid: int) -> bool:
 
 
 async def test_killed_workers_are_replaced_and_their_backlog_served(tmp_path: Path) -> None:
-    with workers(tmp_path, 1, "--reload") as served:
+    with run_workers(tmp_path, 1, "--reload") as served:
         (first,) = served.pids
         stopper = Client(served.port)
         stopped = asyncio.create_task(stopper.request(call("stands_still")))
@@ -47,7 +47,7 @@ async def test_killed_workers_are_replaced_and_their_backlog_served(tmp_path: Pa
         answered = {reply.value for reply in await asyncio.gather(*calls)}
         assert len(answered) == 1
         assert first not in answered
-        assert served.said("was killed by SIGKILL; starting another") == 1
+        assert served.count_lines("was killed by SIGKILL; starting another") == 1
         with pytest.raises((OSError, EOFError)):
             await stopped
         for client in (*waiting, stopper):
@@ -56,15 +56,15 @@ async def test_killed_workers_are_replaced_and_their_backlog_served(tmp_path: Pa
 
 async def test_watchdog_replaces_stalled_workers(tmp_path: Path) -> None:
     environment = {**os.environ, "MILLSTREAM_WATCHDOG": "3"}
-    with workers(tmp_path, 1, "--reload", env=environment) as served:
+    with run_workers(tmp_path, 1, "--reload", env=environment) as served:
         (first,) = served.pids
         stopper = Client(served.port)
         stopped = asyncio.create_task(stopper.request(call("stands_still")))
         waiting = Client(served.port)
         await until_async(lambda: state(first) == "T")
         assert (await waiting.request(call("who"))).value != first
-        assert served.said("has been unresponsive for 3 s and will be killed") == 1
-        assert served.said("was killed by SIGKILL; starting another") == 1
+        assert served.count_lines("has been unresponsive for 3 s and will be killed") == 1
+        assert served.count_lines("was killed by SIGKILL; starting another") == 1
         with pytest.raises((OSError, EOFError)):
             await stopped
         for client in (waiting, stopper):
@@ -72,26 +72,26 @@ async def test_watchdog_replaces_stalled_workers(tmp_path: Path) -> None:
 
 
 async def test_crash_loops_back_off_while_others_serve(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         first, second = served.pids
         (tmp_path / "broken").touch()
         kill(first)
-        served.wait_until_said("starting another in 1 s")
+        served.wait_for_line("starting another in 1 s")
         waits = [each["message"].rpartition("another")[2] for each in served.records if "another" in each["message"]]
         assert waits[:3] == ["", " in 0.5 s", " in 1 s"]
         assert set(await pids_by_new_connections(served.port, 60)) == {second}
         (tmp_path / "broken").unlink()
-        served.wait_until_said("is ready")
+        served.wait_for_line("is ready")
         assert len(await pids_by_new_connections(served.port, 60)) == 2
 
 
 async def test_worker_sigterm_drains_and_replaces_it(tmp_path: Path) -> None:
-    with workers(tmp_path, 1, "--reload") as served:
+    with run_workers(tmp_path, 1, "--reload") as served:
         client = Client(served.port)
         running = asyncio.create_task(client.request(call("until_told")))
         await until_running(tmp_path)
         kill(served.pids[0], signal.SIGTERM)
-        served.wait_until_said("was stopped; starting another")
+        served.wait_for_line("was stopped; starting another")
         (tmp_path / "go").touch()
         reply = await running
         assert reply.value == "done"
@@ -101,7 +101,7 @@ async def test_worker_sigterm_drains_and_replaces_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_signals_drain_all_workers(tmp_path: Path, number: int) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         busy, idle = [Client(served.port) for _ in range(6)], [Client(served.port) for _ in range(6)]
         for client in idle:
             await client.request(call("who"))
@@ -109,25 +109,25 @@ async def test_signals_drain_all_workers(tmp_path: Path, number: int) -> None:
         await until_running(tmp_path, 6)  # a connection that no worker has accepted would be reset
         served.process.send_signal(number)
         await until_async(lambda: all(client.ended for client in idle))
-        await refused(served.port)
+        await wait_until_refused(served.port)
         (tmp_path / "go").touch()
         replies = await asyncio.gather(*running)
         assert [(reply.value, reply.closes) for reply in replies] == [("done", True)] * 6
         assert await asyncio.to_thread(served.process.wait, WAIT) == 0
-        assert served.said("Stopping") == 1
+        assert served.count_lines("Stopping") == 1
         assert "Traceback" not in served.log
         for client in idle:
             await client.close()
 
 
 async def test_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         clients = [Client(served.port), Client(served.port)]
         cut = [asyncio.create_task(clients[0].request(call("slow", seconds=600)))]
         cut += [asyncio.create_task(clients[1].request(call("stands_still")))]
         await until_async(lambda: any(state(pid) == "T" for pid in served.pids))
         served.process.send_signal(signal.SIGINT)
-        served.wait_until_said("Press Ctrl-C again")
+        served.wait_for_line("Press Ctrl-C again")
         served.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(served.process.wait, WAIT) == 130
         assert not any(alive(pid) for pid in served.pids)
@@ -143,14 +143,14 @@ def state(pid: int) -> str:
 
 
 async def test_ctrl_c_in_a_terminal_finishes_calls(tmp_path: Path) -> None:
-    with workers(tmp_path, 2, start_new_session=True) as served:
+    with run_workers(tmp_path, 2, start_new_session=True) as served:
         client = Client(served.port)
         running = asyncio.create_task(client.request(call("until_told")))
         await until_running(tmp_path)
         for pid in served.pids:  # as if they were in the group, too
             kill(pid, signal.SIGINT)
         os.killpg(served.process.pid, signal.SIGINT)
-        served.wait_until_said("Stopping")
+        served.wait_for_line("Stopping")
         (tmp_path / "go").touch()
         assert (await running).value == "done"
         assert await asyncio.to_thread(served.process.wait, WAIT) == 0
@@ -158,24 +158,24 @@ async def test_ctrl_c_in_a_terminal_finishes_calls(tmp_path: Path) -> None:
 
 
 async def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         client = Client(served.port)
         running = asyncio.create_task(client.request(call("until_told")))
         await until_running(tmp_path)
         pids = served.pids
         served.process.kill()
         served.process.wait(WAIT)
-        await refused(served.port)
+        await wait_until_refused(served.port)
         with socket.create_server(("127.0.0.1", served.port)):
             pass  # while the call still runs
         (tmp_path / "go").touch()
         assert (await running).value == "done"
         until(lambda: not any(alive(pid) for pid in pids))
-        assert served.said("The parent process is gone") == 2
+        assert served.count_lines("The parent process is gone") == 2
 
 
 def test_worker_hanging_at_start_ends_with_its_parent(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         (tmp_path / "shop.py").write_text(f"{PROGRAM}\n(HERE / 'hangs').touch()\nimport time\ntime.sleep(86400)\n")
         served.process.send_signal(signal.SIGHUP)
         until((tmp_path / "hangs").exists)
@@ -194,7 +194,7 @@ def test_stop_during_startup_ends_workers(tmp_path: Path) -> None:
         "import time\nfrom pathlib import Path\nPath(__file__).with_name('began').touch()\ntime.sleep(600)\n"
     )
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(file), "--port", str(port)]
-    with started([*command, "--workers", "2"], port, tmp_path / "log", ready=False) as served:
+    with start_program([*command, "--workers", "2"], port, tmp_path / "log", ready=False) as served:
         until((tmp_path / "began").exists)
         pids = served.children()
         served.process.terminate()
@@ -212,23 +212,23 @@ def test_terminal_hangup_ends_the_workers(tmp_path: Path) -> None:
     )
     port = free_port()
     command = [sys.executable, "-c", launcher, *run_command(str(tmp_path / "shop.py"), port)]
-    with started([*command, "--workers", "2"], port, tmp_path / "log", stdin=theirs) as served:
+    with start_program([*command, "--workers", "2"], port, tmp_path / "log", stdin=theirs) as served:
         os.close(theirs)
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("The new version is serving")
+        served.wait_for_line("The new version is serving")
         os.close(ours)
         assert served.process.wait(WAIT) == 0
-        assert served.said("Stopping") == 1
+        assert served.count_lines("Stopping") == 1
 
 
 def test_workers_under_nohup_outlive_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     command = ["nohup", *run_command(str(tmp_path / "shop.py"), port, "--workers", "2")]
-    with started(command, port, tmp_path / "log") as served:
+    with start_program(command, port, tmp_path / "log") as served:
         served.process.send_signal(signal.SIGHUP)
         assert is_answering(port)
-        assert not served.said("Restarting all workers")
+        assert not served.count_lines("Restarting all workers")
         assert set(served.children()) == set(served.pids)
 
 
@@ -243,10 +243,10 @@ def test_worker_killed_during_its_first_start_is_replaced(tmp_path: Path, times:
 """
     program = PROGRAM.replace("async def lifespan(server):\n", f"async def lifespan(server):{killed}")
     gives_up = times == 99 or number == "SIGSEGV"
-    with workers(tmp_path, 1, "--reload", program=program, ready=False) as served:
+    with run_workers(tmp_path, 1, "--reload", program=program, ready=False) as served:
         if gives_up:
             assert served.process.wait(WAIT) == 1
             assert f"Worker 1 was killed by {number} before it served" in served.log
         else:
-            served.wait_until_said("is serving on")
+            served.wait_for_line("is serving on")
     assert len((tmp_path / "deaths").read_text()) == (5 if times == 99 else times)

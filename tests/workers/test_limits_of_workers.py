@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from workers_world import Client, call, workers
+from workers_world import Client, call, run_workers
 
 pytestmark = pytest.mark.server
 
 
 async def test_limits_are_shared_by_four_processes(tmp_path: Path) -> None:
-    with workers(tmp_path, 4, env=os.environ | {"MILLSTREAM_LIMIT_CALLS": "12/day"}) as served:
+    with run_workers(tmp_path, 4, env=os.environ | {"MILLSTREAM_LIMIT_CALLS": "12/day"}) as served:
 
         async def one() -> tuple[int, int | None]:
             client = Client(served.port)

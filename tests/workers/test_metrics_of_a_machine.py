@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream._app.parts.metrics import INTERVAL
-from workers_world import Client, call, kill, until_async, workers
+from workers_world import Client, call, kill, run_workers, until_async
 
 pytestmark = pytest.mark.server
 
@@ -32,7 +32,7 @@ async def counted(port: int, name: str) -> Counter[float]:
 
 
 async def test_metrics_are_summed_across_workers(tmp_path: Path) -> None:
-    with workers(tmp_path, 3, "--serve", "metrics") as served:
+    with run_workers(tmp_path, 3, "--serve", "metrics") as served:
         pids: Counter[int] = Counter()
         while len(pids) < 3:
             client = Client(served.port)
@@ -50,7 +50,7 @@ async def test_metrics_are_summed_across_workers(tmp_path: Path) -> None:
             assert max(seen) <= calls
         dead = next(iter(pids))
         kill(dead)
-        await until_async(lambda: served.said("is ready") > 0)
+        await until_async(lambda: served.count_lines("is ready") > 0)
         assert set(await counted(served.port, COUNT)) == {calls}, f"left with the parent within {INTERVAL} s"
         client = Client(served.port)
         await client.request(call("who"))

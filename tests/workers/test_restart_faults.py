@@ -8,7 +8,7 @@ import pytest
 
 from millstream._app.server_process.workers.supervisor import STARTS
 from patience import WAIT
-from workers_world import PROGRAM, Client, Served, call, kill, until_async, workers
+from workers_world import PROGRAM, Client, Program, call, kill, run_workers, until_async
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -37,7 +37,7 @@ async def begun(folder: Path, number: int) -> int:
     return int(file.read_text())
 
 
-async def until_two_serve(served: Served) -> None:
+async def until_two_serve(served: Program) -> None:
     """Wait until each place has one process, which serves, and there's no other."""
     async with asyncio.timeout(WAIT):
         while True:
@@ -48,7 +48,7 @@ async def until_two_serve(served: Served) -> None:
             await asyncio.sleep(0.05)
 
 
-async def seats(served: Served) -> list[dict[str, object]]:
+async def seats(served: Program) -> list[dict[str, object]]:
     """The workers, as one of them tells."""
     client = Client(served.port)
     found = json.loads((await client.request(path="/health")).body)["workers"]
@@ -57,24 +57,24 @@ async def seats(served: Served) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def restarting(tmp_path: Path) -> Iterator[Served]:
+def restarting(tmp_path: Path) -> Iterator[Program]:
     """Two workers, and a restart whose first new process, the third of all, doesn't serve before `hold 3` is gone."""
-    with workers(tmp_path, 2, program=HELD) as served:
+    with run_workers(tmp_path, 2, program=HELD) as served:
         hold(tmp_path, 3)
         served.process.send_signal(signal.SIGHUP)
         yield served
 
 
-async def all_become_new(served: Served) -> None:
+async def all_become_new(served: Program) -> None:
     """The restart comes to its end."""
-    served.wait_until_said("The new version is serving")
+    served.wait_for_line("The new version is serving")
     await until_two_serve(served)
-    assert served.said("The restart failed") == 0
+    assert served.count_lines("The restart failed") == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_worker_exit_during_replacement_starts_no_second_successor(
-    restarting: Served, tmp_path: Path, number: int
+    restarting: Program, tmp_path: Path, number: int
 ) -> None:
     await begun(tmp_path, 3)
     kill(restarting.pids[0], number)
@@ -83,12 +83,12 @@ async def test_worker_exit_during_replacement_starts_no_second_successor(
     await all_become_new(restarting)
 
 
-async def test_failed_successors_are_replaced(restarting: Served, tmp_path: Path) -> None:
+async def test_failed_successors_are_replaced(restarting: Program, tmp_path: Path) -> None:
     kill(await begun(tmp_path, 3))
     await all_become_new(restarting)
 
 
-async def test_successors_failing_before_all_are_ready_are_replaced(restarting: Served, tmp_path: Path) -> None:
+async def test_successors_failing_before_all_are_ready_are_replaced(restarting: Program, tmp_path: Path) -> None:
     hold(tmp_path, 4)
     successor = await begun(tmp_path, 3)
     (tmp_path / "hold 3").unlink()
@@ -103,41 +103,41 @@ async def test_successors_failing_before_all_are_ready_are_replaced(restarting: 
     await all_become_new(restarting)
 
 
-async def test_repeatedly_killed_successors_keep_the_old_workers(restarting: Served, tmp_path: Path) -> None:
+async def test_repeatedly_killed_successors_keep_the_old_workers(restarting: Program, tmp_path: Path) -> None:
     for number in range(3, 3 + STARTS):
         hold(tmp_path, number + 1)
         kill(await begun(tmp_path, number))
-    restarting.wait_until_said("The restart failed")
+    restarting.wait_for_line("The restart failed")
     assert set(restarting.pids) == set(restarting.children())
 
 
-async def test_early_replacements_are_replaced_again(restarting: Served, tmp_path: Path) -> None:
+async def test_early_replacements_are_replaced_again(restarting: Program, tmp_path: Path) -> None:
     await begun(tmp_path, 3)
     kill(restarting.pids[1])
-    restarting.wait_until_said("is ready")
+    restarting.wait_for_line("is ready")
     (tmp_path / "hold 3").unlink()
     await all_become_new(restarting)
 
 
 async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         (tmp_path / "broken").touch()
         kill(served.pids[1])
-        served.wait_until_said("starting another in 1 s")
+        served.wait_for_line("starting another in 1 s")
         served.process.send_signal(signal.SIGHUP)
-        served.wait_until_said("keep serving")
+        served.wait_for_line("keep serving")
         (tmp_path / "broken").unlink()
-        served.wait_until_said("is ready")
+        served.wait_for_line("is ready")
         assert [seat["worker"] for seat in await seats(served)] == [1, 2]
-        assert served.said("is missing") == 0
+        assert served.count_lines("is missing") == 0
 
 
 async def test_hanging_version_yields_to_the_next(tmp_path: Path) -> None:
-    with workers(tmp_path, 1, "--reload") as served:
+    with run_workers(tmp_path, 1, "--reload") as served:
         (tmp_path / "shop.py").write_text(PROGRAM + "\nimport time\n(HERE / 'hangs').touch()\ntime.sleep(86400)\n")
         await until_async((tmp_path / "hangs").exists)
         (tmp_path / "shop.py").write_text(PROGRAM.replace("VERSION = 1", "VERSION = 2"))
-        served.wait_until_said("The new version is serving")
+        served.wait_for_line("The new version is serving")
         client = Client(served.port)
         assert (await client.request(call("version"))).value == 2
         await client.close()

@@ -8,7 +8,7 @@ import pytest
 from benches.chaos.restarts import Restarts
 from benches.chaos.run import Crowd, Report, cluster, storm
 from benches.processes import raise_file_limit
-from workers_world import Client, call, until_async, workers
+from workers_world import Client, call, run_workers, until_async
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -39,11 +39,11 @@ async def test_no_call_fails_and_no_event_is_lost_while_every_worker_is_replaced
 
 
 async def test_connections_are_spread_evenly_after_a_restart(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         clients = [Client(served.port) for _ in range(90)]
         old = {(await client.request(call("who"))).value for client in clients}
         served.process.send_signal(signal.SIGHUP)
-        await until_async(lambda: served.said("The new version is serving") == 1)
+        await until_async(lambda: served.count_lines("The new version is serving") == 1)
         found = Counter[int]()
         for client in clients:
             while (pid := (await client.request(call("who"))).value) in old:

@@ -10,7 +10,7 @@ from cases import for_each
 from millstream._app.server_process.workers.messages import WorkerState
 from millstream._app.server_process.workers.socket_takeover import SocketTakeover, stands_in
 from patience import WAIT
-from workers_world import PROGRAM, call, kill, pids_by_new_connections, workers
+from workers_world import PROGRAM, call, kill, pids_by_new_connections, run_workers
 
 SLOW_TO_START = """
 if (HERE / "held").exists():
@@ -73,7 +73,7 @@ async def test_socket_takeover_follows_messages() -> None:
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
 async def test_connections_of_a_dead_worker_are_taken_over(tmp_path: Path) -> None:
-    with workers(tmp_path, 3, program=PROGRAM + SLOW_TO_START) as served:
+    with run_workers(tmp_path, 3, program=PROGRAM + SLOW_TO_START) as served:
         (tmp_path / "held").touch()
         dead = served.pids[1]
         kill(dead)
@@ -83,7 +83,7 @@ async def test_connections_of_a_dead_worker_are_taken_over(tmp_path: Path) -> No
             found = await pids_by_new_connections(served.port, 60)
         assert set(found) == set(served.pids) - {dead}
         (tmp_path / "held").unlink()
-        served.wait_until_said("is ready")
+        served.wait_for_line("is ready")
         async with asyncio.timeout(WAIT):
             while len(await pids_by_new_connections(served.port, 30)) < 3:
                 pass

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workers_world import PROGRAM, until, workers
+from workers_world import PROGRAM, run_workers, until
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 SOON = """
@@ -47,7 +47,7 @@ def test_stalled_parent_is_logged_once_per_worker(tmp_path: Path) -> None:
             if each.get("worker") == worker and each["message"].startswith((BEGINS, ENDS))
         ]
 
-    with workers(tmp_path, 2, program=program) as served:
+    with run_workers(tmp_path, 2, program=program) as served:
         (tmp_path / "impatient").touch()  # not before they serve: the machine may stand still while they start
         served.process.send_signal(signal.SIGSTOP)
         try:

@@ -8,7 +8,7 @@ import pytest
 
 from patience import WAIT
 from processes import free_port, run_command
-from workers_world import PROGRAM, Client, call, pids_by_new_connections, started, until, workers
+from workers_world import PROGRAM, Client, call, pids_by_new_connections, run_workers, start_program, until
 
 pytestmark = pytest.mark.server
 
@@ -42,7 +42,7 @@ INITIALIZE = {
 
 
 async def test_connections_are_spread_over_all_workers(tmp_path: Path) -> None:
-    with workers(tmp_path, 3) as served:
+    with run_workers(tmp_path, 3) as served:
         found = await pids_by_new_connections(served.port, 120)
         assert set(found) == set(served.pids)
         assert min(found.values()) >= 15
@@ -50,8 +50,8 @@ async def test_connections_are_spread_over_all_workers(tmp_path: Path) -> None:
 
 async def test_start_is_logged_once_and_parent_imports_no_user_code(tmp_path: Path) -> None:
     program = PROGRAM + "\nimport sys\nprint('imported', os.getpid(), file=sys.stderr, flush=True)\n"
-    with workers(tmp_path, 2, program=program) as served:
-        assert served.said("is serving on") == 1
+    with run_workers(tmp_path, 2, program=program) as served:
+        assert served.count_lines("is serving on") == 1
         assert len(served.pids) == 2
         imported = {int(line.split()[1]) for line in served.log.splitlines() if line.startswith("imported")}
         assert imported == set(served.pids)
@@ -60,14 +60,14 @@ async def test_start_is_logged_once_and_parent_imports_no_user_code(tmp_path: Pa
 
 async def test_port_zero_is_shared_by_all_workers(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
-    with started(run_command(str(tmp_path / "shop.py"), 0, "--workers", "2"), 0, tmp_path / "log") as served:
+    with start_program(run_command(str(tmp_path / "shop.py"), 0, "--workers", "2"), 0, tmp_path / "log") as served:
         (told,) = [record for record in served.records if "url" in record]
         port = int(told["url"].split(":")[2].split("/")[0])
         assert len(await pids_by_new_connections(port, 60)) == 2
 
 
 async def test_sessions_work_on_every_worker_without_a_key_file(tmp_path: Path) -> None:
-    with workers(tmp_path, 2, env={**os.environ, "XDG_STATE_HOME": "/dev/null"}) as served:
+    with run_workers(tmp_path, 2, env={**os.environ, "XDG_STATE_HOME": "/dev/null"}) as served:
         first = Client(served.port)
         session = (await first.request(json.dumps(INITIALIZE).encode())).headers["mcp-session-id"]
         await first.close()
@@ -78,11 +78,11 @@ async def test_sessions_work_on_every_worker_without_a_key_file(tmp_path: Path) 
             await client.close()
             assert reply.status == 200
             answered.add(reply.value)
-        assert served.said("Set MILLSTREAM_KEY") == 1
+        assert served.count_lines("Set MILLSTREAM_KEY") == 1
 
 
 async def test_health_lists_every_worker(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         client = Client(served.port)
         told = json.loads((await client.request(path="/health")).body)["workers"]
         await client.close()
@@ -98,15 +98,15 @@ async def test_log_lines_name_their_worker(tmp_path: Path) -> None:
         "\nimport logging\n\n@mcp.tool\nasync def notes() -> int:\n"
         "    logging.getLogger('shop').warning('noted')\n    return os.getpid()\n"
     )
-    with workers(tmp_path, 2, program=program) as served:
+    with run_workers(tmp_path, 2, program=program) as served:
         pids = served.pids
         wrote = set[tuple[int, int]]()
         while len(wrote) < 2:
-            before = served.said("noted")
+            before = served.count_lines("noted")
             client = Client(served.port)
             pid = (await client.request(call("notes"))).value
             await client.close()
-            served.wait_until_said("noted", before + 1)
+            served.wait_for_line("noted", before + 1)
             wrote.add(([each for each in served.records if each["message"] == "noted"][-1]["worker"], pid))
         assert {number for number, _ in wrote} == {1, 2}
         assert {pid for _, pid in wrote} == set(pids)
@@ -116,7 +116,7 @@ async def test_log_lines_name_their_worker(tmp_path: Path) -> None:
 async def test_scripts_can_serve_with_several_workers(tmp_path: Path, source: str) -> None:
     file, port = tmp_path / "shop.py", free_port()
     file.write_text(source)
-    with started([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path) as served:
+    with start_program([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path) as served:
         assert set(await pids_by_new_connections(port, 60)) == set(served.pids)
         served.process.terminate()
         assert served.process.wait(WAIT) == 0
@@ -128,7 +128,7 @@ async def test_scripts_can_serve_with_several_workers(tmp_path: Path, source: st
 async def test_scripts_that_change_directory_can_restart(tmp_path: Path) -> None:
     file, port = tmp_path / "shop.py", free_port()
     file.write_text("import os\nos.chdir('/')\n" + GUARDED)
-    with started([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path):
+    with start_program([sys.executable, "shop.py", str(port)], port, tmp_path / "log", cwd=tmp_path):
         assert len(await pids_by_new_connections(port, 60)) == 2
 
 
@@ -140,10 +140,10 @@ async def test_workers_serve_the_same_run_call_as_their_parent(tmp_path: Path) -
         )
     )
     command = [sys.executable, "shop.py", str(port), str(free_port())]
-    with started(command, port, tmp_path / "log", cwd=tmp_path) as served:
-        assert served.said("first is serving") == 1
+    with start_program(command, port, tmp_path / "log", cwd=tmp_path) as served:
+        assert served.count_lines("first is serving") == 1
         served.process.terminate()  # ends the first
-        served.wait_until_said("shop is serving")
+        served.wait_for_line("shop is serving")
         assert len(await pids_by_new_connections(port, 60)) == 2
 
 
@@ -152,10 +152,10 @@ def test_child_programs_of_workers_are_not_workers(tmp_path: Path) -> None:
     other.write_text("from millstream import Server\nmcp = Server('other')\n")
     command = run_command(str(other), 0)
     program = f"import subprocess\nother = subprocess.Popen({command!r}, stdin=subprocess.DEVNULL)\n" + PROGRAM
-    with workers(tmp_path, 1, "--reload", program=program) as served:
+    with run_workers(tmp_path, 1, "--reload", program=program) as served:
         for name in ("other", "shop"):  # either may be first
-            served.wait_until_said(f"{name} is serving on")
-        assert served.said("shop is serving on") == 1
+            served.wait_for_line(f"{name} is serving on")
+        assert served.count_lines("shop is serving on") == 1
         for record in served.records:
             if "other is serving" in record["message"]:
                 assert "workers" not in record
@@ -163,7 +163,7 @@ def test_child_programs_of_workers_are_not_workers(tmp_path: Path) -> None:
 
 
 def test_two_servers_cannot_share_a_port(tmp_path: Path) -> None:
-    with workers(tmp_path, 2) as served:
+    with run_workers(tmp_path, 2) as served:
         command = run_command(str(tmp_path / "shop.py"), served.port, "--workers", "2")
         done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
         assert done.returncode == 1
@@ -218,6 +218,6 @@ def test_workers_share_a_socket_without_reuseport(tmp_path: Path) -> None:
     )
     port = free_port()
     command = [sys.executable, "-c", start, "run", str(tmp_path / "shop.py"), "--port", str(port), "--workers", "2"]
-    with started(command, port, tmp_path / "log") as served:
-        assert served.said("All workers accept from one socket on this platform") == 1
+    with start_program(command, port, tmp_path / "log") as served:
+        assert served.count_lines("All workers accept from one socket on this platform") == 1
         until(lambda: len(served.children()) == 2)

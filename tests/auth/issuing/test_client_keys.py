@@ -12,7 +12,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from cases import for_each
-from issuer_world import issuing
+from issuer_world import run_issuer
 from issuing_world import BACK, URL, Desk
 from millstream import auth
 from millstream._limits.gcra import Rate
@@ -115,7 +115,7 @@ def test_unusable_pem_keys_are_refused_in_the_configuration(pem: str, words: str
 
 
 async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
-    async with issuing() as site:
+    async with run_issuer() as site:
         site.answers["/jwks"] = JWKS
         client = auth.client("batch", jwks=f"{site.url}/jwks")
         desk = Desk(desk.services.store, clients=[client])
@@ -131,7 +131,7 @@ async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
 
 async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.auth._authorization_server.client_proof._MAX_KEYS", 3)
-    async with issuing() as site:
+    async with run_issuer() as site:
         site.answers["/jwks"] = JWKS
         desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=f"{site.url}/jwks")])
         assert (await prove(desk, assertion())).status == 200
@@ -155,7 +155,7 @@ async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: p
 
 
 async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
-    async with issuing() as site:
+    async with run_issuer() as site:
         body = b'{"keys":' + b"[" * 20_000
         site.answers["/jwks"] = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
         desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=f"{site.url}/jwks")])

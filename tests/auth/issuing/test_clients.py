@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from issuer_world import Issuer, issuing
+from issuer_world import Issuer, run_issuer
 from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
 from millstream import auth
 from millstream._stores.base import Store
@@ -179,7 +179,7 @@ def document(
 async def test_client_metadata_documents_are_fetched_once(desk: Desk) -> None:
     """MCP 2025-11-25, basic/authorization."""
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
-    async with issuing() as site:
+    async with run_issuer() as site:
         id = described(site, grant_types=["authorization_code", "refresh_token"])
         browser = Browser(desk)
         page = await browser.open(id)
@@ -199,7 +199,7 @@ async def test_client_metadata_documents_are_fetched_once(desk: Desk) -> None:
 async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, changes: dict[str, Any]) -> None:
     """draft-ietf-oauth-client-id-metadata-document §4."""
     desk = Desk(desk.services.store, url=HERE)
-    async with issuing() as site:
+    async with run_issuer() as site:
         id = described(site, **changes)
         for _ in range(2):
             assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 400
@@ -215,7 +215,7 @@ async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, chang
 ])  # fmt: skip
 async def test_invalid_metadata_documents_are_refused(desk: Desk, body: bytes, head: bytes, status: str) -> None:
     desk = Desk(desk.services.store, url=HERE)
-    async with issuing() as site:
+    async with run_issuer() as site:
         document(site, body, head, status)
         reply = await desk.ask("GET", "/authorize", query=authorization(f"{site.url}/client.json"))
         assert reply.status == 400
@@ -229,7 +229,7 @@ async def test_metadata_documents_are_cached_by_their_headers(desk: Desk, contro
     """RFC 9111."""
     clock = Clock()
     desk = Desk(desk.services.store, url=HERE, clock=clock)
-    async with issuing() as site:
+    async with run_issuer() as site:
         id = described(site)
         body = site.answers["/client.json"].partition(b"\r\n\r\n")[2]
         document(site, body, b"content-type: application/json\r\n" + control)
@@ -267,7 +267,7 @@ def test_only_development_servers_fetch_loopback_client_urls() -> None:
 
 async def test_remote_callers_cannot_trigger_loopback_fetches(desk: Desk) -> None:
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
-    async with issuing() as site:
+    async with run_issuer() as site:
         id = described(site)
         for _ in range(2):
             shown = await desk.ask("GET", "/authorize", query=authorization(id), peer="192.0.2.7")
@@ -282,7 +282,7 @@ async def test_document_fetches_are_shared_and_limited_per_address(
     desk: Desk,
 ) -> None:
     desk = Desk(desk.services.store, url=HERE, audience=RESOURCE)
-    async with issuing() as site:
+    async with run_issuer() as site:
         id = described(site)
         replies = await asyncio.gather(*(desk.ask("GET", "/authorize", query=authorization(id)) for _ in range(20)))
         assert {each.status for each in replies} == {200}

@@ -5,8 +5,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 
 from cases import for_each
-from identity_world import led_to
-from issuer_world import Issuer, issuing
+from identity_world import find_continue_link
+from issuer_world import Issuer, run_issuer
 from issuing_world import Browser, Desk, challenge
 from millstream import auth
 from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, UpstreamLogin, User
@@ -20,7 +20,7 @@ ORGANIZATIONS, EMAILS = "/api/v3/user/memberships/orgs?state=active&per_page=100
 @pytest.fixture
 async def github() -> AsyncIterator[Issuer]:
     """A GitHub Enterprise server."""
-    async with issuing() as server:
+    async with run_issuer() as server:
         server.answers[TOKEN] = {"access_token": "gho_1", "scope": "", "token_type": "bearer"}
         server.answers[USER] = {"id": 583231, "login": "Octocat", "name": "The Octocat", "email": "octo@example.com"}
         server.answers[ORGANIZATIONS] = [
@@ -106,7 +106,7 @@ async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> No
     browser = Browser(desk)
     id = (await desk.register())["client_id"]
     page = await browser.answer(await browser.open(id, scope="orders:read orders:write"), way="github")
-    state = dict(parse_qsl(urlsplit(led_to(page.text)).query))["state"]
+    state = dict(parse_qsl(urlsplit(find_continue_link(page.text)).query))["state"]
     reply = await browser.ask("GET", "/sign-in/callback/github", query=urlencode({"state": state, "code": "c"}))
     found = await desk.who((await desk.token(id, reply.answer["code"])).message["access_token"])
     assert found is not None

@@ -8,9 +8,9 @@ from joserfc.jwk import ECKey
 
 from auth.issuing.test_identity_providers import CLIENT, ROOT, SECRET
 from auth.issuing.test_sign_in_end_to_end import serving
-from auth_world import guarded
-from issuer_world import Issuer, issuing, token
-from issuing_world import Known
+from auth_world import run_guarded
+from issuer_world import Issuer, run_issuer, token
+from issuing_world import KnownUsers
 from millstream import Client, auth
 from millstream.client import AccessDenied, IdentityProvider, MemoryTokenStore, OAuth, Options, WorkloadIdentity
 from processes import ROOT as ROOT_FOLDER
@@ -48,10 +48,10 @@ class Login:
 
 
 async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
-    async with issuing() as provider:
+    async with run_issuer() as provider:
         login, key = Login(provider), ECKey.generate_key("P-256")
         pem = key.as_pem(private=True).decode()
-        ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:write"])]
+        ways = [KnownUsers(), auth.identity_provider(provider.url, scopes=["orders:write"])]
         jwks = {"keys": [key.as_dict(private=False)]}
         for known in (CLIENT, auth.client("desk", jwks=jwks)):
             async with serving(ways, clients=[known]) as url:
@@ -73,9 +73,9 @@ async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
 
 
 async def test_programs_can_present_a_grant_themselves() -> None:
-    async with issuing() as provider:
+    async with run_issuer() as provider:
         login = Login(provider)
-        ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:write"])]
+        ways = [KnownUsers(), auth.identity_provider(provider.url, scopes=["orders:write"])]
         async with serving(ways, clients=[CLIENT]) as url:
             me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=SECRET)
             me.managed_by(WorkloadIdentity(url, token=lambda: login.grant(url, f"{url}/mcp", "orders:write")))
@@ -86,13 +86,13 @@ async def test_programs_can_present_a_grant_themselves() -> None:
 async def test_identity_provider_page_examples_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with issuing() as provider:
+    async with run_issuer() as provider:
         Login(provider)
         port = free_port()
         monkeypatch.setenv("SHOP_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("LOGIN", provider.url)
         monkeypatch.setenv("DESK_SECRET", SECRET)
         managed = runpy.run_path(str(ROOT_FOLDER / "examples" / "managed.py"))
-        async with guarded(managed["mcp"], port=port):
+        async with run_guarded(managed["mcp"], port=port):
             said = await managed["order_for"](lambda: "ada's id token")
         assert said == f"9780261103573 is on its way to {provider.url}#ada."

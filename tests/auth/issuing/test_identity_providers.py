@@ -8,8 +8,8 @@ import pytest
 from joserfc.jwk import ECKey
 
 from cases import for_each
-from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, misread, token
-from issuing_world import BACK, ONE_AND_FOUR, RESOURCE, URL, Browser, Desk, Known, claims_of, desk_on
+from issuer_world import KEYS, OTHER, Issuer, craft_token, run_issuer, sign_with_public_key, token
+from issuing_world import BACK, RESOURCE, STORE_KINDS, URL, Browser, Desk, KnownUsers, claims_of, desk_on
 from issuing_world import OTHER as ELSEWHERE
 from millstream import auth
 from millstream._protocol.principal import EVERYTHING
@@ -51,9 +51,9 @@ class World:
 @asynccontextmanager
 async def world(store: Store | None = None, *, scopes: Any = ("orders:read",), **options: Any) -> AsyncIterator[World]:
     """A provider and a server, for the length of the block."""
-    async with issuing() as provider:
+    async with run_issuer() as provider:
         given = {"clients": [CLIENT], **options}
-        ways = [Known(), auth.identity_provider(provider.url, scopes=scopes)]
+        ways = [KnownUsers(), auth.identity_provider(provider.url, scopes=scopes)]
         yield World(provider, Desk(store or ServerStore(), people=ways, **given))
 
 
@@ -134,9 +134,9 @@ async def test_forged_grants_are_refused() -> None:
         pem = KEYS["RS256"].as_pem(private=False)
         own = ECKey.generate_key("P-256", {"kid": "es"})
         forged = [
-            by_hand({**head, "alg": "none"}, there.said()),
-            misread(pem, **head),
-            by_hand({**head, "alg": "RS256", "crit": ["x"], "x": 1}, there.said()),
+            craft_token({**head, "alg": "none"}, there.said()),
+            sign_with_public_key(pem, **head),
+            craft_token({**head, "alg": "RS256", "crit": ["x"], "x": 1}, there.said()),
             there.grant(header={"key": own, "jwk": own.as_dict(private=False)}),
             there.grant(header={"key": own, "jku": "https://evil.example/keys"}),
         ]
@@ -150,11 +150,11 @@ async def test_usual_signature_algorithms_are_accepted() -> None:
             assert (await there.bring(there.grant(header={"alg": name}))).status == 200, name
 
 
-@pytest.mark.parametrize("kind", ONE_AND_FOUR)
+@pytest.mark.parametrize("kind", STORE_KINDS)
 async def test_grants_are_accepted_once_across_workers(kind: str) -> None:
     """RFC 7523 §5.2."""
-    async with issuing() as provider:
-        ways = [Known(), auth.identity_provider(provider.url, scopes=["orders:read"])]
+    async with run_issuer() as provider:
+        ways = [KnownUsers(), auth.identity_provider(provider.url, scopes=["orders:read"])]
         async with desk_on(kind, people=ways, clients=[CLIENT]) as desk:
             there = World(provider, desk)
             grant = there.grant()
@@ -232,7 +232,7 @@ async def test_revocation_and_policy_changes_end_identity_tokens() -> None:
         assert (revoked.status, await there.desk.who(first)) == (200, None)
         assert await there.desk.who(second) is not None
         for scopes in (["orders:write"], ["orders:read"]):
-            ways = [Known(), auth.identity_provider(there.provider.url, scopes=scopes)]
+            ways = [KnownUsers(), auth.identity_provider(there.provider.url, scopes=scopes)]
             found = await Desk(store, people=ways, clients=[CLIENT]).who(second)
             assert (found is not None) == (scopes == ["orders:read"])
         assert await Desk(store, clients=[CLIENT]).who(second) is None
@@ -293,7 +293,7 @@ async def test_provider_outage_is_reported_to_the_client() -> None:
 
 
 async def test_provider_only_servers_show_no_password_form() -> None:
-    async with issuing() as provider:
+    async with run_issuer() as provider:
         only = auth.identity_provider(provider.url)
         desk = Desk(ServerStore(), people=only, clients=[CLIENT, auth.client("web", redirect_uris=[BACK])])
         answer = (await Browser(desk).open("web")).answer

@@ -13,7 +13,7 @@ import pytest
 from joserfc import jws
 
 from cases import for_each
-from issuer_world import KEYS, OTHER, Issuer, by_hand, issuing, token
+from issuer_world import KEYS, OTHER, Issuer, craft_token, run_issuer, token
 from issuing_world import challenge
 from millstream import auth
 from millstream._http.client.fetch import fetch
@@ -79,7 +79,7 @@ class World:
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """An issuer. It may take its time: the machine stands still now and then."""
     monkeypatch.setattr(upstream_http, "fetch", partial(fetch, seconds=WAIT))
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         yield World(issuer)
 
 
@@ -150,7 +150,7 @@ def signed(said: dict[str, Any], **header: Any) -> str:
 
 def with_secret(said: dict[str, Any], secret: bytes, **header: str) -> str:
     """One that is signed with a secret, by hand: no good library does that with a public key."""
-    unsigned = by_hand({"alg": "HS256", "typ": "JWT", **header}, said)[:-1]
+    unsigned = craft_token({"alg": "HS256", "typ": "JWT", **header}, said)[:-1]
     signature = hmac.digest(secret, unsigned.encode(), "sha256")
     return f"{unsigned}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
@@ -159,13 +159,13 @@ def critical(said: dict[str, Any]) -> str:
     """One that wants something to be understood which nobody knows."""
     signing = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
     key = KEYS["ES256"]
-    unsigned = by_hand({"alg": "ES256", "kid": "es", "typ": "JWT", "crit": ["x"], "x": 1}, said)[:-1]
+    unsigned = craft_token({"alg": "ES256", "kid": "es", "typ": "JWT", "crit": ["x"], "x": 1}, said)[:-1]
     signature = signing.get_alg("ES256").sign(unsigned.encode(), key)
     return f"{unsigned}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
 
 FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "none": lambda said: by_hand({"alg": "none", "typ": "JWT"}, said),
+    "none": lambda said: craft_token({"alg": "none", "typ": "JWT"}, said),
     "another-key": lambda said: signed(said, key=OTHER),
     "its-own-key": lambda said: signed(said, key=OTHER, kid="own", jwk=OTHER.as_dict(private=False)),
     "our-secret": lambda said: with_secret(said, SECRET.encode()),
@@ -266,12 +266,12 @@ async def test_unreachable_and_unsafe_issuers_are_not_used(world: World) -> None
     world.about["authorization_endpoint"] = "javascript:alert(1)"
     with pytest.raises(SignInFailed, match="isn't available"):
         await world.begin()
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         issuer.answers.clear()
         away = auth.upstream(issuer.url, allow=["*"], client_id="a", client_secret="b")
         with pytest.raises(SignInFailed, match="isn't responding"):
             await away.begin(CALLBACK, "st")
-    async with issuing() as issuer:
+    async with run_issuer() as issuer:
         other = World(issuer)
         other.about["token_endpoint"] = "http://192.0.2.1/token"
         with pytest.raises(SignInFailed, match="isn't available"):

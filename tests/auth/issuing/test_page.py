@@ -5,7 +5,7 @@ import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person, said
 from auth.issuing.test_user_file import users
-from auth_world import guarded
+from auth_world import run_guarded
 from millstream import Client
 from millstream.auth._authorization_server import authorize, clients, config, grants, tickets
 from millstream.auth._authorization_server.provider import Provider
@@ -27,7 +27,7 @@ async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SHOP_URL", url)
     monkeypatch.setenv("SHOP_USERS", str(path))
     server = runpy.run_path(str(ROOT / "examples" / "sign_in.py"))["mcp"]
-    async with guarded(server, port=port):
+    async with run_guarded(server, port=port):
         options = Options(auth=OAuth(store=MemoryTokenStore(), visit=Person().visit))
         async with Client(f"{url}/mcp", options=options) as client:
             assert said(await client.call("greet")) == "Hello, ada!"

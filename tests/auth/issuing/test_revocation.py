@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from auth_world import guarded
+from auth_world import run_guarded
 from cases import for_each
-from issuing_world import BACK, RESOURCE, URL, Clock, Desk, Known, claims_of
+from issuing_world import BACK, RESOURCE, URL, Clock, Desk, KnownUsers, claims_of
 from millstream import auth
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
@@ -276,7 +276,7 @@ async def test_store_outage_gets_503_not_401(desk: Desk) -> None:
 
 
 async def test_stopped_servers_unsubscribe_from_revocations(desk: Desk) -> None:
-    people = Known()
+    people = KnownUsers()
     from issuing_world import Desk as Another  # noqa: PLC0415
 
     other = Another(desk.services.store, people=people)
@@ -291,7 +291,7 @@ async def test_stopped_servers_unsubscribe_from_revocations(desk: Desk) -> None:
 async def test_two_authorization_servers_in_one_server_are_refused() -> None:
     from millstream import Server  # noqa: PLC0415
 
-    both = [auth.issuer(URL, users=Known()), auth.issuer("https://b.example", users=Known())]
+    both = [auth.issuer(URL, users=KnownUsers()), auth.issuer("https://b.example", users=KnownUsers())]
     with pytest.raises(ValueError, match=r"one auth\.issuer"):
-        async with guarded(Server("x", auth=both)):
+        async with run_guarded(Server("x", auth=both)):
             pass

@@ -7,9 +7,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from auth_world import Guarded, guarded
+from auth_world import GuardedServer, run_guarded
 from cases import for_each
-from issuing_world import BACK, FORM, Known, authorization
+from issuing_world import BACK, FORM, KnownUsers, authorization
 from millstream import Server, Settings, auth
 from patience import WAIT
 from processes import free_port
@@ -23,7 +23,7 @@ WAYS = pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
 
 def shop(url: str = f"https://{HOST}", *more: Any, **options: Any) -> Server:
     """A server on the Internet, as its proxy sees it."""
-    methods = [auth.issuer(url, users=Known(), scopes=["shop:use"], **options), *more]
+    methods = [auth.issuer(url, users=KnownUsers(), scopes=["shop:use"], **options), *more]
     server = Server("shop", auth=methods, settings=Settings(allowed_hosts=[HOST]))
 
     @server.tool(scopes=["orders:write"])
@@ -37,7 +37,7 @@ def shop(url: str = f"https://{HOST}", *more: Any, **options: Any) -> Server:
 @WAYS
 async def test_metadata_is_served_at_every_path_and_origin(lane: bool) -> None:
     """RFC 8414 §2 and §3, OpenID Connect Discovery."""
-    async with guarded(shop(), lane=lane) as world:
+    async with run_guarded(shop(), lane=lane) as world:
         for path in (ROOT, CONFIGURATION):
             reply = await world.ask(None, "GET", path, host=HOST, origin=EVIL)
             assert (reply.status, reply.headers[b"access-control-allow-origin"]) == (200, b"*")
@@ -63,7 +63,7 @@ async def test_metadata_is_served_at_every_path_and_origin(lane: bool) -> None:
 
 
 async def test_issuers_with_a_path_are_found_at_all_well_known_urls() -> None:
-    async with guarded(shop(f"https://{HOST}/books")) as world:
+    async with run_guarded(shop(f"https://{HOST}/books")) as world:
         for path in (f"{ROOT}/books", f"{CONFIGURATION}/books", f"/books{CONFIGURATION}", ROOT):
             said = (await world.ask(None, "GET", path, host=HOST)).message
             assert (said["issuer"], said["token_endpoint"]) == (f"https://{HOST}/books", f"https://{HOST}/books/token")
@@ -77,7 +77,7 @@ async def test_issuers_with_a_path_are_found_at_all_well_known_urls() -> None:
 
 @WAYS
 async def test_token_endpoint_allows_any_origin_and_consent_page_none(lane: bool) -> None:
-    async with guarded(shop(), lane=lane) as world:
+    async with run_guarded(shop(), lane=lane) as world:
         for path in ("/token", "/register", "/revoke", "/.well-known/jwks.json"):
             preflight = await world.ask(
                 None, "OPTIONS", path, host=HOST, origin=EVIL, access_control_request_method="POST",
@@ -106,7 +106,7 @@ async def test_token_endpoint_allows_any_origin_and_consent_page_none(lane: bool
 
 @WAYS
 async def test_unserved_hosts_are_refused_on_oauth_paths(lane: bool) -> None:
-    async with guarded(shop(), lane=lane) as world:
+    async with run_guarded(shop(), lane=lane) as world:
         for method, path in [("GET", ROOT), ("GET", CONFIGURATION), ("POST", "/token"), ("POST", "/register"),
                              ("GET", "/authorize"), ("GET", "/.well-known/jwks.json")]:  # fmt: skip
             for origin in ({}, {"origin": EVIL}):
@@ -114,17 +114,17 @@ async def test_unserved_hosts_are_refused_on_oauth_paths(lane: bool) -> None:
 
 
 async def test_oauth_paths_refuse_other_methods() -> None:
-    async with guarded(shop()) as world:
+    async with run_guarded(shop()) as world:
         assert (await world.ask(None, "GET", "/token", host=HOST)).status == 405
         assert (await world.ask(None, "PUT", "/authorize", host=HOST)).status == 405
         assert (await world.ask(None, "HEAD", ROOT, host=HOST)).status == 200
-    async with guarded() as world:
+    async with run_guarded() as world:
         for path in ("/token", "/register", "/authorize", CONFIGURATION):
             assert (await world.ask(None, "GET", path)).status == 404
             assert (await world.ask(None, "POST", path, origin=EVIL)).status == 403
 
 
-async def signed_in(world: Guarded, **asked: Any) -> str:
+async def signed_in(world: GuardedServer, **asked: Any) -> str:
     """Ada's token, over the network."""
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none", "grant_types": ["authorization_code"]}
     reply = await world.ask(
@@ -147,7 +147,7 @@ async def signed_in(world: Guarded, **asked: Any) -> str:
 @WAYS
 async def test_tokens_and_keys_work_side_by_side(lane: bool) -> None:
     key = "key-of-a-job-0123456789"
-    async with guarded(shop(f"https://{HOST}", auth.keys(key)), lane=lane) as world:
+    async with run_guarded(shop(f"https://{HOST}", auth.keys(key)), lane=lane) as world:
         token = await signed_in(world)
         for credential in (token, key):
             assert (await world.call(credential, "order")).status == 200
@@ -162,7 +162,7 @@ async def test_tokens_and_keys_work_side_by_side(lane: bool) -> None:
 async def test_other_servers_accept_tokens_through_metadata() -> None:
     port, other = free_port(), "https://other.example.com/mcp"
     url = f"http://127.0.0.1:{port}"
-    async with guarded(shop(url, resources=[other]), port=port) as world:
+    async with run_guarded(shop(url, resources=[other]), port=port) as world:
         method = auth.oidc(url, audience=other)
         found = await method.identify(await signed_in(world, resource=other))
         assert found is not None
@@ -174,11 +174,11 @@ async def test_wrong_passwords_and_clients_are_audited(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     server = Server(
         "shop",
-        auth=auth.issuer(f"https://{HOST}", users=Known(), clients=[auth.client("job", secret="s" * 32)]),
+        auth=auth.issuer(f"https://{HOST}", users=KnownUsers(), clients=[auth.client("job", secret="s" * 32)]),
         settings=Settings(allowed_hosts=[HOST, "127.0.0.1"], audit_log=str(path)),
         serve="web",
     )
-    async with guarded(server) as world:
+    async with run_guarded(server) as world:
         about = json.dumps({"redirect_uris": [BACK], "token_endpoint_auth_method": "none"}).encode()
         registered = await world.ask(None, "POST", "/register", about, host=HOST, content_type="application/json")
         page = await world.ask(None, "GET", f"/authorize?{authorization(registered.message['client_id'])}", host=HOST)
@@ -217,5 +217,5 @@ def test_servers_without_issuer_do_not_import_it() -> None:
 def test_invalid_issuer_urls_are_refused(url: str, said: str) -> None:
     """RFC 8414 §2."""
     with pytest.raises(ValueError, match=said) as refused:
-        auth.issuer(url, users=Known())
+        auth.issuer(url, users=KnownUsers())
     assert "u:p" not in str(refused.value)

@@ -8,8 +8,8 @@ from urllib.parse import urlencode, urlsplit
 
 from msgspec.structs import replace
 
-from auth_world import guarded
-from issuing_world import FORM, Known
+from auth_world import run_guarded
+from issuing_world import FORM, KnownUsers
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.issuer_http import fetch, post_form
@@ -19,7 +19,7 @@ from patience import WAIT
 from processes import free_port
 
 
-def shop(url: str, people: Known, **options: Any) -> Server:
+def shop(url: str, people: KnownUsers, **options: Any) -> Server:
     """A server that gives out its own tokens."""
     server = Server("shop", auth=auth.issuer(url, users=people, **options), settings=Settings())
 
@@ -38,11 +38,11 @@ def shop(url: str, people: Known, **options: Any) -> Server:
 
 
 @asynccontextmanager
-async def serving(people: Known | None = None, **options: Any) -> AsyncIterator[str]:
+async def serving(people: KnownUsers | None = None, **options: Any) -> AsyncIterator[str]:
     """The URL of a running shop."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    async with guarded(shop(url, people or Known(), **options), port=port):
+    async with run_guarded(shop(url, people or KnownUsers(), **options), port=port):
         yield url
 
 

@@ -4,7 +4,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from cases import for_each
-from issuing_world import BACK, URL, Browser, Clock, Desk, Known, Reply, authorization
+from issuing_world import BACK, URL, Browser, Clock, Desk, KnownUsers, Reply, authorization
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
 
@@ -37,7 +37,7 @@ def elsewhere() -> Elsewhere:
 @pytest.fixture
 def desk_of(desk: Desk, elsewhere: Elsewhere) -> Desk:
     """An authorization server with passwords and an upstream."""
-    return Desk(desk.services.store, people=[Known(), elsewhere])
+    return Desk(desk.services.store, people=[KnownUsers(), elsewhere])
 
 
 async def sent_away(desk: Desk, browser: Browser, **asked: Any) -> tuple[str, Reply]:
@@ -154,7 +154,7 @@ async def test_upstream_failures_are_shown_on_the_page(desk: Desk) -> None:
     assert page.ticket
 
 
-@for_each("ways", [[], [Known(), Known()], [Elsewhere(), Elsewhere()]])
+@for_each("ways", [[], [KnownUsers(), KnownUsers()], [Elsewhere(), Elsewhere()]])
 async def test_indistinguishable_login_methods_are_refused(desk: Desk, ways: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         Desk(desk.services.store, people=ways)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from auth_world import ALICE, BOB, known_keys
+from auth_world import ALICE, BOB, make_key_auth
 from extensions.tasks.tasks_world import DECLARED, TaskClient, accept, text
 from fleet import until
 from millstream import Context, ProtocolError, Server, Settings, ToolError
@@ -189,7 +189,7 @@ async def test_unknown_ids_are_refused() -> None:
 
 
 async def test_another_principal_gets_the_answer_for_an_unknown_id() -> None:
-    mcp, release, _ = make_shop(auth=known_keys())
+    mcp, release, _ = make_shop(auth=make_key_auth())
     async with run_wire(mcp, "asgi") as wire:
         ada = client_of(wire, authorization=f"Bearer {ALICE}")
         bob = client_of(wire, authorization=f"Bearer {BOB}")

@@ -9,7 +9,7 @@ import pytest
 
 from extensions.tasks.tasks_world import TaskClient
 from wire import Json, request
-from workers_world import Client, until_async, workers
+from workers_world import Client, run_workers, until_async
 
 pytestmark = pytest.mark.server
 PROGRAM = """
@@ -76,7 +76,7 @@ def noted(folder: Path, name: str) -> list[tuple[int, int]]:
 async def kill_workers(folder: Path, tasks: int, kills: int, count: int = 3) -> None:
     """Start both kinds of tasks, kill workers, and check the outcome of each task."""
     environment = {**os.environ, "MILLSTREAM_MAX_TASKS_PER_CALLER": "5000"}
-    with workers(folder, count, program=PROGRAM, env=environment) as served:
+    with run_workers(folder, count, program=PROGRAM, env=environment) as served:
         client = client_on(served.port)
         limit = asyncio.Semaphore(20)
 
