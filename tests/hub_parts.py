@@ -1,4 +1,4 @@
-"""What the tests of the hub share: outlets that keep what is written, a clock to turn, a store that is far away."""
+"""Helpers for tests of the hub: recording outlets, a manual clock, and a store with simulated latency."""
 
 import asyncio
 import inspect
@@ -24,7 +24,7 @@ _decode = msgspec.json.Decoder(tuple[str | None, str | None, str]).decode
 
 
 class Clock:
-    """A time that only tests move."""
+    """A clock that only moves when a test sets it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,13 +34,13 @@ class Clock:
 
 
 def encode_line(event: Event) -> bytes:
-    """One JSON line an event: easy to read back, and another kind than server-sent events."""
+    """Encode an event as one JSON line, which is easy to parse and isn't server-sent events."""
     data = None if event.data is None else event.data.decode()
     return _encode([event.event, data, event.id]) + b"\n"
 
 
 class Outlet:
-    """An outlet that keeps the chunks it is given; what is not taken stays buffered."""
+    """An outlet that records chunks. With ``takes=False``, they count as buffered."""
 
     def __init__(self, *, takes: bool = True) -> None:
         self.takes = takes
@@ -51,21 +51,21 @@ class Outlet:
 
     @property
     def buffered(self) -> int:
-        """Everything, when nothing is taken."""
+        """Bytes that the reader hasn't taken yet."""
         return 0 if self.takes else sum(map(len, self.chunks))
 
     def write(self, data: bytes) -> None:
-        """Keep a chunk."""
+        """Record a chunk."""
         if not self.closed:
             self.chunks.append(data)
             self._written.set()
 
     async def drain(self) -> None:
-        """Give others a turn, as a real outlet may."""
+        """Yield to the event loop, as a real outlet may."""
         await asyncio.sleep(0)
 
     def close(self) -> None:
-        """The end, from either side."""
+        """Close the outlet and call the callbacks."""
         if not self.closed:
             self.closed = True
             callbacks, self._callbacks = self._callbacks, []
@@ -73,34 +73,34 @@ class Outlet:
                 callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call back at the end."""
+        """Call `callback` on close, or immediately if already closed."""
         if self.closed:
             callback()
         else:
             self._callbacks.append(callback)
 
     def events(self) -> list[tuple[str | None, str | None, str]]:
-        """(name, data, id) of everything written, places included."""
+        """Return (name, data, id) of all events, including those without data."""
         lines = b"".join(self.chunks).splitlines()
         return [_decode(line) for line in lines]
 
     @property
     def data(self) -> list[str]:
-        """The data of the publishers' events."""
+        """Data of published events, without `gap` and `cut`."""
         return [data for event, data, _ in self.events() if data is not None and event not in ("gap", "cut")]
 
     @property
     def last_id(self) -> str:
-        """What a client would send as its last event id."""
+        """The last event id that a client would send."""
         return ([""] + [id for _, _, id in self.events() if id])[-1]
 
     @property
     def gaps(self) -> list[str]:
-        """The reasons of the gaps that were told."""
+        """Reasons of the `gap` events."""
         return [json.loads(data or "")["reason"] for event, data, _ in self.events() if event == "gap"]
 
     async def until(self, count: int) -> list[str]:
-        """Wait for so many events of publishers."""
+        """Wait for `count` published events."""
         async with asyncio.timeout(WAIT):
             while len(self.data) < count:
                 self._written.clear()
@@ -112,7 +112,7 @@ class Outlet:
 async def open_hub(
     store: Any = None, *, clock: Callable[[], float] | None = None, authorize: Any = None, **limits: Any
 ) -> AsyncIterator[Hub]:
-    """A hub, open for the length of the block."""
+    """Run a hub for the length of the block."""
     clock = clock or Clock()
     hub = Hub(store or MemoryStore(clock=clock), HubLimits(**limits), clock=clock, authorize=authorize)
     await hub.open()
@@ -123,35 +123,35 @@ async def open_hub(
 
 
 async def listen(hub: Hub, *channels: str, **options: Any) -> Outlet:
-    """A new subscriber to channels, `broadcast` when none is named."""
+    """Subscribe a new outlet to channels, by default to `broadcast`."""
     outlet = Outlet()
     await hub.subscribe(channels or ("broadcast",), outlet, encode=encode_line, **options)
     return outlet
 
 
 async def receive(hub: Hub, client_id: str, **options: Any) -> Outlet:
-    """A new connection of a client to its mailbox."""
+    """Connect a new outlet to a client's mailbox."""
     outlet = Outlet()
     await hub.receive(client_id, outlet, encode=encode_line, **options)
     return outlet
 
 
 async def turns(count: int = 20) -> None:
-    """Let the tasks of the hub run."""
+    """Let the hub's tasks run."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 class DelayedStore:
-    """A memory store as one of several workers sees it, as if behind a network: every call waits some turns, before and
-    after, and so do messages.
+    """A worker's view of a shared memory store with latency: calls wait some event loop turns before and after, and
+    messages do, too.
     """
 
     def __init__(self, turns: Callable[[], int], store: MemoryStore, *, near: bool = False) -> None:
         self.epoch = store.epoch
         self.shared = True
         self.near = near
-        """What is appended is heard at once."""
+        """Appended entries reach listeners immediately."""
         self._turns = turns
         self.persistent = False
         self.lease = 60.0
@@ -165,22 +165,22 @@ class DelayedStore:
         self.release = store.backend.release
 
     async def degraded_reason(self) -> str:
-        """None."""
+        """Return an empty reason: the store is healthy."""
         return ""
 
     def time(self) -> float:
-        """The same for all."""
+        """Return the time, which is the same for all workers."""
         return time.time()
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """The epoch stays."""
+        """Do nothing: the epoch never changes."""
         return lambda: None
 
     async def bind(self, worker: str) -> None:
-        """Nothing to tie."""
+        """Do nothing: there is no connection."""
 
     async def end_lease(self) -> None:
-        """Its lease is over: it died, or was stopped. Whatever it does from now on, it does under a new name."""
+        """End the worker's lease, as if it had died. It continues under a new name."""
 
         def end(roster: Roster) -> bool:
             roster.leases.setdefault(self.workers.me, 0.0)
@@ -190,31 +190,31 @@ class DelayedStore:
         self.workers.me = secrets.token_hex(6)
 
     async def wait(self) -> None:
-        """The way through the network."""
+        """Wait for the simulated latency."""
         for _ in range(self._turns()):
             await asyncio.sleep(0)
 
     async def open(self) -> None:
-        """It is open."""
+        """Do nothing: the store is open."""
 
     async def close(self) -> None:
-        """It stays so."""
+        """Do nothing: the store stays open."""
 
 
 def second_worker(store: MemoryStore) -> DelayedStore:
-    """The store as another worker has it, without any distance."""
+    """Return another worker's view of the store, without latency."""
     return DelayedStore(lambda: 0, store, near=True)
 
 
 class _Delayed:
-    """A part of a store whose methods take some turns; those that only listen don't."""
+    """A part of a store whose methods have latency, except those that only listen."""
 
     def __init__(self, distance: DelayedStore, part: Any) -> None:
         self._distance = distance
         self._part = part
 
     def replace(self, part: Any) -> None:
-        """What is behind it is another one from now on."""
+        """Switch to another part."""
         self._part = part
 
     def __getattr__(self, name: str) -> Any:
@@ -237,7 +237,7 @@ class _DelayedLog(_Delayed):
         self._listening: list[tuple[str, Callable[[Entry], None], Callable[[], None] | None]] = []
 
     def replace(self, part: Any) -> None:
-        """Whoever listens, listens to that."""
+        """Switch to another log, and move the listeners there."""
         super().replace(part)
         for stream, hear, interrupted in self._listening:
             part.listen(stream, hear, interrupted=interrupted)
@@ -245,7 +245,7 @@ class _DelayedLog(_Delayed):
     def listen(
         self, stream: str, heard: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
-        """Entries come late, but in order."""
+        """Deliver entries late, but in order."""
         coming: deque[Entry] = deque()
         task: asyncio.Task[None] | None = None
 

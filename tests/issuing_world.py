@@ -1,6 +1,6 @@
-"""An authorization server of one test, and those who come to it: a browser with cookies, and clients.
+"""A test's authorization server and its visitors: a browser with cookies, and clients.
 
-`Desk` is the authorization server on a store, asked without a network; several of them on one store are its workers.
+`Desk` is an authorization server on a store, called without a network. Several of them on one store are its workers.
 """
 
 import base64
@@ -37,16 +37,16 @@ FORM = "application/x-www-form-urlencoded"
 
 
 def challenge(verifier: str = VERIFIER) -> str:
-    """What a client sends of its verifier (RFC 7636)."""
+    """Return the PKCE code challenge of a verifier (RFC 7636)."""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
 STORE_KINDS = ["memory", pytest.param("redis", marks=pytest.mark.server)]
-"""How many workers an authorization server may have, as the store that they share."""
+"""Stores for `desk_on`: one worker in memory, or four on Redis."""
 
 
 class KnownUsers:
-    """People with passwords, in memory: the way to sign in of most tests."""
+    """Users with passwords, in memory: the sign-in method of most tests."""
 
     def __init__(self) -> None:
         self.people = {
@@ -56,27 +56,27 @@ class KnownUsers:
         self.changes = 0
 
     async def check(self, name: str, password: str) -> User | None:
-        """The person of a name and password."""
+        """Return the user with a name and password."""
         known = self.people.get(name)
         return known[1] if known is not None and known[0] == password else None
 
     def find(self, subject: str) -> User | None:
-        """The person."""
+        """Return the user with a subject."""
         known = self.people.get(subject)
         return None if known is None else known[1]
 
     def remove(self, name: str) -> None:
-        """They may not any more."""
+        """Remove a user."""
         del self.people[name]
         self.changes += 1
 
     def epoch(self) -> int:
-        """How often somebody was removed."""
+        """The number of removals."""
         return self.changes
 
 
 class Clock:
-    """The time, as the test has it."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -86,7 +86,7 @@ class Clock:
 
 
 class Reply:
-    """What came back."""
+    """An HTTP reply."""
 
     def __init__(self, response: Response) -> None:
         self.status = response.status
@@ -112,7 +112,7 @@ class Reply:
 
     @property
     def error(self) -> str:
-        """The code of the error in a JSON reply."""
+        """The error code in a JSON reply."""
         return str(self.message.get("error"))
 
     @property
@@ -121,21 +121,21 @@ class Reply:
 
     @property
     def answer(self) -> dict[str, str]:
-        """The parameters with which a browser was sent back; none is there twice."""
+        """The parameters of a redirect back to the client, each of which occurs once."""
         pairs = parse_qsl(urlsplit(self.location).query, keep_blank_values=True)
         assert len(dict(pairs)) == len(pairs)
         return dict(pairs)
 
     @property
     def ticket(self) -> str:
-        """The question of a page that asks."""
+        """The ticket in the form of a sign-in or consent page."""
         found = re.search(r'name="ticket" value="([^"]*)"', self.text)
         assert found, self.text
         return unescape(found[1])
 
 
 class Desk:
-    """One worker's authorization server."""
+    """The authorization server of one worker."""
 
     def __init__(self, store: Store, *, clock: Clock | None = None, people: Any = None, **options: Any) -> None:
         self.services = Services(Settings(), store, ChangeFeed(), SECRETS)
@@ -146,7 +146,7 @@ class Desk:
         given: dict[str, Any] = {"url": URL, "users": self.people, "resources": [OTHER], "scopes": [], **options}
         self.issuer = auth.issuer(**given)
         self.peer = "192.0.2.1" if given["url"].startswith("https:") else "127.0.0.1"
-        """The address of those who come, unless a request says another."""
+        """The default client address."""
         scopes = ["orders:read", "orders:write"]
         self.running = self.issuer.bind(self.services, "Book shop", lambda: scopes)
         self.paths = self.running.paths()
@@ -165,12 +165,12 @@ class Desk:
         return Reply(response)
 
     async def post(self, path: str, form: Any, **headers: str) -> Reply:
-        """A form."""
+        """POST a form."""
         body = urlencode(form, doseq=True).encode()
         return await self.ask("POST", path, body=body, **{"content_type": FORM, **headers})
 
     async def register(self, **said: Any) -> Any:
-        """A client that registers; what it gets."""
+        """Register a client and return its metadata."""
         about = {"client_name": "Reader", "redirect_uris": [BACK], "token_endpoint_auth_method": "none",
                  "grant_types": ["authorization_code", "refresh_token"], **said}  # fmt: skip
         reply = await self.ask("POST", "/register", body=json.dumps(about).encode(), content_type="application/json")
@@ -178,7 +178,7 @@ class Desk:
         return reply.message
 
     async def sign_in(self, client: str, *, browser: "Browser | None" = None, **asked: Any) -> dict[str, str]:
-        """A person signs in and agrees; what the browser brings back to the client."""
+        """Sign in, consent, and return the parameters of the redirect to the client."""
         browser = browser or Browser(self)
         page = await browser.open(client, **asked)
         reply = page if page.status == 303 else await browser.answer(page)
@@ -186,13 +186,13 @@ class Desk:
         return reply.answer
 
     async def token(self, client: str, code: str, /, **changes: Any) -> Reply:
-        """Exchange a code."""
+        """Exchange a code for tokens."""
         form = {"grant_type": "authorization_code", "client_id": client, "code": code, "redirect_uri": BACK,
                 "code_verifier": VERIFIER, **changes}  # fmt: skip
         return await self.post("/token", {name: value for name, value in form.items() if value is not None})
 
     async def tokens(self, client: str, **asked: Any) -> Any:
-        """All of it: what the token endpoint gives."""
+        """Sign in and return the reply of the token endpoint."""
         reply = await self.token(client, (await self.sign_in(client, **asked))["code"])
         assert reply.status == 200, reply.text
         return reply.message
@@ -204,12 +204,12 @@ class Desk:
         )
 
     async def who(self, token: str) -> Identity | None:
-        """Whom a token is about, as the guard asks."""
+        """Return the identity behind an access token, as the guard looks it up."""
         return await self.running.identify(token)
 
 
 class Desks(Desk):
-    """Several workers of one authorization server: each request goes to the next of them."""
+    """Several workers of one authorization server, which take requests in rotation."""
 
     def __init__(self, stores: Sequence[Store], *, people: Any = None, **options: Any) -> None:
         people = KnownUsers() if people is None else people
@@ -218,14 +218,14 @@ class Desks(Desk):
         self._turns = cycle([each.paths for each in self.workers])
 
     async def ask(self, method: str, path: str, **more: Any) -> Reply:
-        """One request."""
+        """Send a request to the next worker."""
         self.paths = next(self._turns)
         return await super().ask(method, path, **more)
 
 
 @asynccontextmanager
 async def desk_on(kind: str, **options: Any) -> AsyncIterator[Desks]:
-    """An authorization server: of one worker in memory, or of four on Redis."""
+    """Run an authorization server with one worker in memory or four on Redis."""
     backing = BACKINGS[kind]()
     stores = [await backing.worker() for _ in range(1 if kind == "memory" else 4)]
     yield Desks(stores, **options)
@@ -233,7 +233,7 @@ async def desk_on(kind: str, **options: Any) -> AsyncIterator[Desks]:
 
 
 class Browser:
-    """A person's browser: it keeps cookies, and sends them."""
+    """A browser that keeps cookies."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
@@ -249,34 +249,34 @@ class Browser:
         return reply
 
     async def open(self, client: str, **asked: Any) -> Reply:
-        """Follow a client's link."""
+        """Open the authorization request of a client."""
         return await self.ask("GET", "/authorize", query=authorization(client, **asked))
 
     async def answer(self, page: Reply, **form: Any) -> Reply:
-        """Send the form of the page that asks: by default, sign in as Ada and agree."""
+        """Submit the form of a sign-in or consent page. By default, sign in as Ada and consent."""
         signed_in = 'name="password"' not in page.text
         said = {"answer": "allow"} if signed_in else {"answer": "allow", "name": "ada", "password": "correct horse"}
         return await self.send({"ticket": page.ticket, **(form or said)})
 
     async def send(self, form: Mapping[str, str], *, origin: str = URL) -> Reply:
-        """Any form."""
+        """Submit any form."""
         body = urlencode(form).encode()
         return await self.ask("POST", "/authorize", body=body, content_type=FORM, origin=origin)
 
 
 def authorization(client: str, **changes: Any) -> str:
-    """The query of an authorization request; None takes a parameter away."""
+    """Return the query of an authorization request. None removes a parameter."""
     asked = {"response_type": "code", "client_id": client, "redirect_uri": BACK, "state": "st", "resource": RESOURCE,
              "code_challenge": challenge(), "code_challenge_method": "S256", **changes}  # fmt: skip
     return urlencode({name: value for name, value in asked.items() if value is not None}, doseq=True)
 
 
 def claims_of(token: str) -> dict[str, Any]:
-    """What a token says, unverified."""
+    """Return the unverified claims of a token."""
     payload = token.split(".")[1]
     return dict(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))
 
 
 def query_of(url: str) -> dict[str, list[str]]:
-    """The query of a URL."""
+    """Return the parsed query of a URL."""
     return parse_qs(urlsplit(url).query, keep_blank_values=True)

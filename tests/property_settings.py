@@ -1,4 +1,4 @@
-"""How many inputs a property test generates: few by day, and the same ones; many, and new ones, in `make nightly`."""
+"""Settings of property tests: a few fixed inputs by default, many random ones in `make nightly`."""
 
 import os
 
@@ -9,11 +9,11 @@ _TIMES = 40
 
 
 def examples(count: int) -> int:
-    """Return `max_examples` for a test that generates `count` inputs by day."""
+    """Return `max_examples` for a test that generates `count` inputs by default."""
     return count * _TIMES if NIGHTLY else count
 
 
-# How long an example takes says something about the machine and nothing about the code.
+# The duration of an example depends on the machine.
 _QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("day", max_examples=examples(20), derandomize=not NIGHTLY, database=None, **_QUIET)
 settings.load_profile("day")

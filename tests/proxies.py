@@ -1,4 +1,4 @@
-"""Proxies in front of workers, and other programs that a test runs beside its server."""
+"""Run nginx or HAProxy in front of workers."""
 
 import os
 import shutil
@@ -16,14 +16,14 @@ HAPROXY = shutil.which("haproxy", path=_PATH)
 
 
 def _needs(program: str, found: str | None) -> pytest.MarkDecorator:
-    """Where it's missing the test is skipped, in CI it fails."""
+    """Skip the test if the program is missing, or fail in CI."""
     why = f"{program} is not installed; make test installs it where it may"
     return pytest.mark.skipif(found is None and not os.environ.get("CI"), reason=why)
 
 
 NEEDS_NGINX = _needs("nginx", NGINX)
 NEEDS_HAPROXY = _needs("haproxy", HAPROXY)
-# Without connections that are kept: each request is a new one, and the kernel gives it to any worker.
+# No keep-alive to backends: each request opens a connection, which any worker may accept.
 _SITE = """
 upstream workers { %s }
 server {
@@ -44,7 +44,7 @@ server {
 
 @contextmanager
 def nginx(folder: Path, *backends: int, at: str = "") -> Iterator[int]:
-    """nginx in front of ports, in turns; gives its own. It removes the path prefix `at` from requests: ``/tools``."""
+    """Run nginx in front of backend ports and yield its port. It strips the path prefix `at`, such as ``/tools``."""
     assert NGINX is not None
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -64,7 +64,7 @@ def nginx(folder: Path, *backends: int, at: str = "") -> Iterator[int]:
 
 @contextmanager
 def haproxy(folder: Path, configuration: str) -> Iterator[int]:
-    """haproxy with a configuration that binds port 80 and talks to ports of this machine; gives its port."""
+    """Run HAProxy and yield its port, which replaces port 80 in the configuration."""
     assert HAPROXY is not None
     folder.mkdir(exist_ok=True)
     port = free_port()

@@ -1,4 +1,4 @@
-"""A RabbitMQ server for tests, with an `epmd` of its own. Ports are free ones, and it listens on this machine only."""
+"""A RabbitMQ server for tests, with its own `epmd`, on free loopback ports."""
 
 import asyncio
 import atexit
@@ -50,7 +50,7 @@ class RabbitServer:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     async def wait(self) -> None:
-        """Return when it takes connections."""
+        """Wait until the server accepts connections."""
 
         async def listens() -> bool:
             try:
@@ -63,7 +63,7 @@ class RabbitServer:
         await until(listens)
 
     def close(self) -> None:
-        """End it, and delete its data."""
+        """Stop the server and delete its data."""
         os.killpg(self._processes[1].pid, 9)
         for each in self._processes:
             each.kill()
@@ -75,7 +75,7 @@ _shared: list[RabbitServer] = []
 
 
 def shared_rabbit() -> RabbitServer:
-    """One node for all tests of this process."""
+    """Return the node for all tests of this process."""
     if not _SERVER.exists() or shutil.which("epmd") is None:
         assert not os.environ.get("CI"), "rabbitmq-server is not installed; make test installs it where it may"
         pytest.skip("rabbitmq-server is not installed; make test installs it where it may")

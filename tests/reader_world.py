@@ -1,7 +1,7 @@
-"""Somebody who reads a page of the documents and does what it says: writes its files, and types its commands.
+"""Follow a page of the documentation: write its files and type its commands.
 
-The folder is empty, and has an environment with the package from its wheel. A page has steps, in the order in which
-it shows them: a file to write, or a command with what it prints. ``8000`` is a free port, wherever the page says it.
+The reader starts in an empty folder, with an environment that has the package from its wheel. A page is a sequence of
+steps: a file to write, or a command and its output. A free port replaces ``8000`` everywhere.
 """
 
 import json
@@ -24,12 +24,12 @@ from processes import ROOT, free_port, wait_for_port
 from scripts.docs import blocks
 
 FILE_LANGUAGES = frozenset(("python", "ini", "js", "json", "yaml", "nginx"))
-"""The languages of blocks that one saves."""
+"""Languages of blocks that the reader saves."""
 SERVERS = re.compile(r"(\w+=\S+ )*(millstream (run|dev) (?!.*--transport stdio)|uvicorn |python several_workers)")
-"""Commands that go on until they are stopped."""
+"""Commands that run until they're stopped."""
 ESCAPES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 PIP_SCRIPTS = ("uvicorn", "pytest")
-"""Commands that pip would put beside ``millstream``."""
+"""Scripts that pip would install beside ``millstream``."""
 
 
 INITIALIZE = {
@@ -38,18 +38,18 @@ INITIALIZE = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
 }
-"""What a client says first to a server that it has started."""
+"""The first message of a client."""
 
 
 class FileBlock(NamedTuple):
-    """A block that goes into a file, behind what is there."""
+    """A block to append to a file."""
 
     name: str
     body: str
 
 
 class TypedCommand(NamedTuple):
-    """A command, what it prints where the page says so, and at a terminal, what is asked and what one answers."""
+    """A command, its output if the page shows it, and at a terminal, the prompts with their answers."""
 
     command: str
     printed: str = ""
@@ -57,7 +57,7 @@ class TypedCommand(NamedTuple):
 
 
 class TextBlock(NamedTuple):
-    """Text that is neither: the test says what becomes of it."""
+    """Other text, which the test handles."""
 
     body: str
 
@@ -66,10 +66,10 @@ Step = FileBlock | TypedCommand | TextBlock
 
 
 def steps(text: str) -> Iterator[Step]:
-    """What a page has one do.
+    """Yield the steps of a page.
 
-    A text block behind a shell block is what the last line of that prints. A text block that begins with a prompt is
-    a terminal: commands behind ``$``, and what each prints.
+    A text block after a shell block is the output of its last line. A text block that starts with a prompt is a
+    terminal: commands after ``$``, each with its output.
     """
     last: list[str] = []
     for block in blocks(text):
@@ -94,7 +94,7 @@ def steps(text: str) -> Iterator[Step]:
 
 
 def install(home: Path) -> Path:
-    """An environment with the package from its wheel; what it needs comes from the environment of the tests."""
+    """Create an environment with the package from its wheel. Dependencies come from the tests' environment."""
     uv = [sys.executable, "-m", "uv", "--quiet", "--offline"]
     environment = home / ".venv"
     for arguments in (
@@ -113,7 +113,7 @@ def install(home: Path) -> Path:
 
 
 class Reader:
-    """Somebody with an empty folder."""
+    """A reader in an empty folder."""
 
     def __init__(self, folder: Path, environment: Path) -> None:
         folder.mkdir(exist_ok=True)
@@ -121,7 +121,7 @@ class Reader:
         self.folder = folder
         self.port = free_port()
         self.places: dict[str, str] = {}
-        """What the page calls something -> what it's called here."""
+        """Text on the page -> its local replacement."""
         self.variables = {
             "PATH": f"{environment / 'bin'}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(folder),
@@ -141,23 +141,23 @@ class Reader:
         self.stop()
 
     def set_installed(self, *packages: str) -> None:
-        """What pip installed: pytest has the plugins that the page says, and no others."""
+        """Enable the pytest plugins among the packages that the page installs, and no others."""
         plugins = [f"{name.replace('-', '_')}.plugin" for name in packages if name.startswith("pytest-")]
         self.variables["PYTEST_PLUGINS"] = ",".join(plugins) or self.variables["PYTEST_PLUGINS"]
 
     def localize(self, text: str) -> str:
-        """A text of the page with the ports and places of this machine."""
+        """Replace the page's ports and places with local ones."""
         for name, place in self.places.items():
             text = text.replace(name, place)
         return re.sub(r"\b8000\b", str(self.port), text)
 
     def write(self, step: FileBlock) -> None:
-        """Save a block."""
+        """Append a block to its file."""
         with (self.folder / step.name).open("a", encoding="utf-8") as file:
             file.write(f"{self.localize(step.body)}\n\n")
 
     def type(self, step: TypedCommand) -> None:
-        """Do what a line says, and compare what it prints."""
+        """Run a command and compare its output."""
         command = self.localize(step.command)
         if command.startswith("export "):
             name = command.split()[1].partition("=")[0]
@@ -173,7 +173,7 @@ class Reader:
             self.check_output(command, self.localize(step.printed))
 
     def run(self, command: str, *, given: str = "") -> str:
-        """A command that ends by itself, with a status of 0."""
+        """Run a command that exits with status 0, and return its output."""
         done = subprocess.run(
             ["bash", "-c", command], input=given, capture_output=True, text=True, timeout=WAIT, cwd=self.folder,
             env=self.variables, check=False,
@@ -182,7 +182,7 @@ class Reader:
         return done.stdout
 
     def start(self, command: str) -> None:
-        """A server. The one before is stopped, because both would want the same port."""
+        """Start a server. The previous one is stopped, because both use the same port."""
         self.stop()
         if command.startswith("uvicorn "):
             command = f"{command} --port {self.port}"
@@ -198,11 +198,11 @@ class Reader:
         wait_for_port(process, self.port, log)
 
     def stop(self) -> None:
-        """Press Ctrl-C where the server runs."""
+        """Stop the server."""
         self._running.close()
 
     def check_output(self, command: str, wanted: str) -> None:
-        """A command until it has printed what the page shows: some go on for ever. Others have to end well."""
+        """Run a command until it prints what the page shows. Without output to wait for, it must succeed."""
         if not wanted:
             self.run(command)
             return
@@ -222,7 +222,7 @@ class Reader:
             _end(process)
 
     def run_at_terminal(self, command: str, wanted: str, answers: tuple[tuple[str, str], ...]) -> None:
-        """A command at a terminal. Each answer is typed once the text before it is there."""
+        """Run a command at a terminal, and type each answer after its prompt appears."""
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
             ["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.variables, stdin=theirs, stdout=theirs,
@@ -234,7 +234,7 @@ class Reader:
 
         def printed() -> str:
             nonlocal seen
-            with suppress(OSError):  # nothing yet, or nothing any more
+            with suppress(OSError):  # no output yet, or end of output
                 while more := os.read(ours, 65536):
                     seen += more
             return ESCAPES.sub("", seen.decode("utf-8", "replace")).replace("\r", "")
@@ -244,7 +244,7 @@ class Reader:
             for asked, answer in answers:
                 until(lambda: asked in printed()[at:], process, command, printed)  # noqa: B023  called at once
                 at = printed().index(asked, at) + len(asked)
-                if "word" in asked or "confirmation" in asked:  # the question is there a moment before the echo is off
+                if "word" in asked or "confirmation" in asked:  # the prompt appears shortly before echo is turned off
                     until(lambda: not termios.tcgetattr(ours)[3] & termios.ECHO, process, command, printed)
                 os.write(ours, f"{answer}\n".encode())
             until(lambda: fits(printed(), wanted), process, command, printed, wanted)
@@ -254,7 +254,7 @@ class Reader:
 
 
 def fits(printed: str, wanted: str) -> bool:
-    """Whether a command printed what the page shows, where ``…`` stands for anything."""
+    """Return whether the output matches the page, where ``…`` matches anything."""
     lines = "\n".join(line.rstrip() for line in printed.split("\n")).strip()
     return re.fullmatch(".*?".join(map(re.escape, wanted.strip().split("…"))), lines, re.DOTALL) is not None
 
@@ -266,14 +266,14 @@ def until(
     printed: Callable[[], str],
     wanted: str = "",
 ) -> None:
-    """Return once something is true. Fails when the command has ended and it isn't, or the time is over."""
+    """Wait until a condition is true. Fail if the command ends before, or if the wait times out."""
     deadline = time.monotonic() + WAIT
     while True:
         ended = process.poll() is not None
         if true():
             return
-        what = f"{command}\nprinted:\n{printed()}\nand the page says:\n{wanted}"
-        assert not ended, f"{what}\nIt ended with {process.returncode}."
+        what = f"{command}\nprinted:\n{printed()}\nbut the page shows:\n{wanted}"
+        assert not ended, f"{what}\nIt exited with status {process.returncode}."
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
 

@@ -1,4 +1,4 @@
-"""Redis for tests: servers that a test run starts on free ports, and stores on them."""
+"""Redis servers for tests, on free ports, and stores on them."""
 
 import asyncio
 import atexit
@@ -28,11 +28,11 @@ from processes import RunState, free_port, kill_with_parent
 
 TTL = 300.0
 LEASE = 2.0
-"""Seconds: as short as a slow machine can renew it."""
+"""Seconds. As short as a slow machine allows."""
 
 
 def redis_server() -> str:
-    """The program. Where it's missing the test is skipped, in CI it fails."""
+    """Return the path of redis-server. If it's missing, skip the test, or fail in CI."""
     found = shutil.which("redis-server")
     if found is None:
         assert not os.environ.get("CI"), "redis-server is not installed; make test installs it where it may"
@@ -41,7 +41,7 @@ def redis_server() -> str:
 
 
 def ask(port: int, *command: str) -> Any:
-    """The reply of a server on this machine."""
+    """Send a command to a local server and return its reply."""
     with socket.create_connection(("127.0.0.1", port), timeout=WAIT) as peer:
         peer.sendall(hiredis.pack_command(command))  # type: ignore[arg-type]
         reader = hiredis.Reader()
@@ -54,7 +54,7 @@ def ask(port: int, *command: str) -> Any:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    """Return once something is true that nobody tells."""
+    """Poll until a condition is true."""
     deadline = time.monotonic() + WAIT
     while not true():
         assert time.monotonic() < deadline
@@ -62,11 +62,11 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 class RedisServer:
-    """One server, without a file on disk unless options say so."""
+    """One Redis server, without persistence unless options enable it."""
 
     def __init__(self, *options: str, port: int = 0, before: Sequence[str] = ()) -> None:
-        """`before` is a command that runs the server's."""
-        assert RunState.may_serve, "A test that starts a server carries the mark `server`."
+        """`before` is a command prefix for the server."""
+        assert RunState.may_serve, "Tests that start servers need the mark `server`."
         self.port = port or free_port()
         self._before = before
         self.options = options
@@ -76,7 +76,7 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, again on its port and with its files."""
+        """Start the server. After `stop`, it has the same port and files."""
         command = [
             *self._before, redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--save", "", "--daemonize", "no", "--loglevel", "warning", *self.options,
@@ -90,7 +90,7 @@ class RedisServer:
             time.sleep(0.01)
 
     def is_healthy(self) -> bool:
-        """Whether it answers anything."""
+        """Return whether the server answers."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as peer:
                 peer.sendall(b"PING\r\n")
@@ -99,7 +99,7 @@ class RedisServer:
             return False
 
     def stop(self) -> None:
-        """As kill -9."""
+        """Kill the server with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -110,7 +110,7 @@ class RedisServer:
         self._folder.cleanup()
 
     def ask(self, *command: str) -> Any:
-        """The reply to a command."""
+        """Send a command and return its reply."""
         return ask(self.port, *command)
 
     def flush(self) -> None:
@@ -123,9 +123,9 @@ class RedisServer:
 
 @pytest.fixture(autouse=True)
 def long_redis_timeouts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers in the process of a test wait for a Redis that stands still with the machine, for longer than they would.
+    """Raise the Redis timeouts of workers in the test process, in case the machine freezes.
 
-    A test or file with the mark `impatient` has the wait that ships.
+    Tests with the mark `impatient` use the default timeouts.
     """
     if request.node.get_closest_marker("impatient") is None:
         for name in ("PATIENCE", "CONNECT_SECONDS", "START_SECONDS"):
@@ -133,14 +133,14 @@ def long_redis_timeouts(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 
 async def until(true: Callable[[], Any]) -> None:
-    """Return once something is true, which a function says at once or when it's awaited."""
+    """Poll until a condition is true. It may be async."""
     async with asyncio.timeout(WAIT):
         while not (await found if inspect.isawaitable(found := true()) else found):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def open_with_retries(url: str, lease: float) -> RedisStore:
-    """A worker, however often it tries: a server that stands still at this moment isn't one that can't be used."""
+    """Open a store, retrying while Redis is unreachable, as on a frozen machine."""
     deadline = time.monotonic() + WAIT
     while True:
         store = RedisStore(parse_address(url), lease=lease)
@@ -154,7 +154,7 @@ async def open_with_retries(url: str, lease: float) -> RedisStore:
 
 @asynccontextmanager
 async def open_worker(url: str, lease: float = LEASE, *, insists: bool = False) -> AsyncIterator[RedisStore]:
-    """A worker for the length of the block. Where the test is impatient with Redis, this one `insists`."""
+    """Open a store for the length of the block. `insists` retries, for tests with the mark `impatient`."""
     if insists:
         store = await open_with_retries(url, lease)
     else:
@@ -167,7 +167,7 @@ async def open_worker(url: str, lease: float = LEASE, *, insists: bool = False) 
 
 
 async def warm_up(store: RedisStore) -> None:
-    """All scripts are known, and nothing is under way."""
+    """Load all scripts, and wait until nothing is pending."""
     assert isinstance(store.workers, Leases)
     await store.workers.renew()
     for stream in ("hub:journal", "call:warm:1"):
@@ -177,7 +177,7 @@ async def warm_up(store: RedisStore) -> None:
 
 
 async def kill(store: Any) -> None:
-    """End a worker as kill -9 would: its connections break, and nobody is told."""
+    """Break a worker's connections without cleanup, like kill -9."""
     backend = store.backend
     tasks = [*store._tasks, *backend._tasks]
     store._tasks, backend._tasks = [], []
@@ -188,7 +188,7 @@ async def kill(store: Any) -> None:
 
 
 class Sentinels:
-    """A primary, its replica and a Sentinel that watches them, and takes the primary for dead after some seconds."""
+    """A primary, its replica, and a Sentinel. The primary counts as down after `dead_after` seconds."""
 
     def __init__(self, dead_after: float = 30.0) -> None:
         self.primary = RedisServer("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
@@ -206,7 +206,7 @@ class Sentinels:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         wait_until(lambda: b"master_link_status:up" in self.replica.ask("INFO", "replication"))
         wait_until(lambda: knows_replica(self.port))
-        # After a standstill of its own it decides nothing for 30 s, and `make busy` stops it more often than that.
+        # After a freeze, Sentinel stays in TILT mode for 30 s, and `make busy` freezes it more often than that.
         ask(self.port, "SENTINEL", "DEBUG", "tilt-period", "1000")
 
     def is_healthy(self) -> bool:
@@ -216,8 +216,9 @@ class Sentinels:
         self.primary.ask("FLUSHALL")
 
     def lose_primary(self) -> None:
-        """Stop it for good. A Sentinel that stands still with the machine decides half a minute later, and would then
-        take a replica that has long been without its primary for too old: this one counts as new.
+        """Stop the primary for good, and reset the replica's disconnection time.
+
+        On a slow machine, Sentinel may decide so late that it would reject the replica as outdated.
         """
         self.primary.stop()
         self.replica.ask("REPLICAOF", "NO", "ONE")
@@ -235,7 +236,7 @@ class Sentinels:
 
 
 def knows_replica(port: int) -> bool:
-    """Whether a Sentinel could fail over."""
+    """Return whether a Sentinel has found the replica, so it could fail over."""
     try:
         return bool(ask(port, "SENTINEL", "REPLICAS", "main"))
     except OSError:
@@ -243,7 +244,7 @@ def knows_replica(port: int) -> bool:
 
 
 class Cluster:
-    """Three primaries that share the slots, and take each other for dead after some seconds."""
+    """A cluster of three primaries. A node counts as down after `dead_after` seconds."""
 
     def __init__(self, dead_after: float = 30.0) -> None:
         self._options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(int(dead_after * 1000)))
@@ -259,7 +260,7 @@ class Cluster:
             wait_until(lambda: len(node.ask("CLUSTER", "SLOTS")) == 3)  # noqa: B023
 
     def add_replica(self, primary: RedisServer) -> RedisServer:
-        """One more node, which takes over when a primary dies."""
+        """Add a replica that takes over when its primary dies."""
         bus = str(free_port())
         node = RedisServer(
             *self._options, "--cluster-port", bus, "--repl-diskless-sync-delay", "0",
@@ -295,7 +296,7 @@ _SHARED: dict[type[Any], tuple[Any, int]] = {}
 
 
 def shared_servers(kind: type[Any]) -> Any:
-    """Servers for many tests: others after a test has failed, since what that left behind is unknown."""
+    """Return servers that tests share. They're replaced after a failed test or if they're unhealthy."""
     servers, failures = _SHARED.get(kind, (None, 0))
     if servers is not None and (failures != RunState.failures or not servers.is_healthy()):
         servers.close()
@@ -313,10 +314,10 @@ def _close_shared(kind: type[Any]) -> None:
 
 
 class RedisBacking:
-    """One Redis that many tests share, one after the other.
+    """One Redis that tests share, one after the other.
 
-    While it's in use, a server that stands still with the machine is no silent one, and a worker that does is no dead
-    one: only one that is killed has a short lease.
+    Timeouts are long, so a frozen machine doesn't look like a silent server or a dead worker. Only killed workers have
+    a short lease.
     """
 
     shared: ClassVar[bool] = True
@@ -338,14 +339,14 @@ class RedisBacking:
         return store
 
     async def kill(self, store: Any) -> None:
-        """Its lease ends soon, as those of workers in production do."""
+        """Kill a worker, with a short lease as in production."""
         store.workers.lease = LEASE
         await store.workers.renew()
         await kill(store)
         asyncio.get_running_loop().call_later(LEASE + 0.1, self._refresh_workers)
 
     def _refresh_workers(self) -> None:
-        """All see who is there: by themselves they would after the part of a lease."""
+        """Make all workers refresh their view of the others now, not later during the lease."""
         for each in self._workers:
             assert isinstance(each.workers, Leases)
             each.workers.hurry()
@@ -358,12 +359,12 @@ class RedisBacking:
 
 
 class SentinelBacking(RedisBacking):
-    """Redis as Sentinel names it."""
+    """Redis behind Sentinel."""
 
     servers: ClassVar[type[Any]] = Sentinels
 
 
 class ClusterBacking(RedisBacking):
-    """Redis as a Cluster."""
+    """Redis Cluster."""
 
     servers: ClassVar[type[Any]] = Cluster

@@ -1,4 +1,4 @@
-"""A wire to Redis for tests, which damages what it carries in every way that wires do."""
+"""A TCP proxy for Redis that simulates network faults."""
 
 import asyncio
 import socket
@@ -8,12 +8,12 @@ from typing import Self
 
 
 class Proxy:
-    """A wire to a server on this machine that can be cut, frozen and half closed."""
+    """A proxy to a local server that can cut, freeze, and half-close connections."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
         self.target_port = port
-        """Where new connections lead."""
+        """Port for new connections."""
         self._pairs: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         self._silent = set[asyncio.StreamWriter]()
         self._cuts = 0
@@ -21,17 +21,16 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
-        self._held: list[asyncio.Event] = []
         self.drop_replies = False
-        """Replies get lost."""
+        """Drop replies."""
         self.delay = 0.0
-        """Seconds by which each reply comes late."""
+        """Seconds by which each reply is delayed."""
         self.split = False
-        """Both ways, each byte travels by itself."""
+        """Forward each byte separately, in both directions."""
         self.reply_bytes_left: int | None = None
-        """So many bytes of replies still pass, none of what follows."""
+        """Bytes of replies to forward before dropping the rest. None is no limit."""
         self.command_bytes_left: int | None = None
-        """So many bytes of commands still pass, then their connection is reset."""
+        """Bytes of the next commands to forward before resetting the connection. None is no limit."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -47,7 +46,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Break every connection, also those that are being made."""
+        """Abort all connections, including pending ones."""
         self._cuts += 1
         for pair in self._pairs:
             for side in pair:
@@ -55,22 +54,11 @@ class Proxy:
         self._pairs.clear()
 
     def freeze(self) -> None:
-        """From now on replies wait."""
+        """Hold back all replies from now on."""
         self._open.clear()
-
-    def freeze_old(self) -> None:
-        """From now on replies wait on the connections that there are; new ones work."""
-        self._open.clear()
-        self._held.append(self._open)
-        self._open = asyncio.Event()
-        self._open.set()
-
-    def thaw(self) -> None:
-        for each in (self._open, *self._held):
-            each.set()
 
     def half_close(self) -> None:
-        """The server seems to have said everything, and is still there."""
+        """Send EOF to the clients, as if the server had closed its side, but keep the connections open."""
         for client, _ in self._pairs:
             self._silent.add(client)
             client.write_eof()
@@ -82,7 +70,7 @@ class Proxy:
         except OSError:
             writer.close()
             return
-        if self._cuts != cuts:  # it may lead to where the wire led before
+        if self._cuts != cuts:  # this connection may lead to the old port
             for side in (writer, ours):
                 side.transport.abort()
             return
@@ -104,26 +92,26 @@ class Proxy:
                     await asyncio.sleep(self.delay)
                     data, torn = self._keep(data), False
                 if sink in self._silent:
-                    continue  # what the server says then, nobody hears
+                    continue  # drop replies after the EOF
                 for piece in [bytes([byte]) for byte in data] if self.split else [data]:
                     sink.write(piece)
                     await sink.drain()
                     if self.split:
-                        await asyncio.sleep(0)  # whoever reads gets it by itself
+                        await asyncio.sleep(0)  # the reader gets each byte separately
                 if torn:
                     await asyncio.sleep(0)
                     self._reset(sink)
         sink.close()
 
     def _tear(self, data: bytes) -> tuple[bytes, bool]:
-        """What passes of a command, and whether its connection ends there."""
+        """Return the bytes of a command to forward, and whether to reset its connection."""
         if self.command_bytes_left is None or len(data) < self.command_bytes_left:
             return data, False
         cut, self.command_bytes_left = self.command_bytes_left, None
         return data[:cut], True
 
     def _keep(self, data: bytes) -> bytes:
-        """What passes of a reply."""
+        """Return the bytes of a reply to forward."""
         if self.drop_replies:
             return b""
         if self.reply_bytes_left is not None:

@@ -1,4 +1,4 @@
-"""A server with a tool of every kind, and the ASGI application of its REST routes and pages alone."""
+"""A server with tools of all kinds, and an ASGI application with only its REST routes and pages."""
 
 from asyncio import Event
 from collections.abc import AsyncIterator, Callable
@@ -50,7 +50,7 @@ class Answer:
 
 
 def world() -> Server:
-    """A fresh server."""
+    """Return a new server."""
     mcp = Server("world", version="2.1", instructions="Try them all.")
     add_typed_tools(mcp)
     add_unusual_tools(mcp)
@@ -58,7 +58,7 @@ def world() -> Server:
 
 
 def add_typed_tools(mcp: Server) -> None:
-    """Tools that take and give values of every kind."""
+    """Add tools that take and return values of all types."""
 
     @mcp.tool
     async def add(a: Annotated[int, Field(ge=-1000, le=1000)], b: Annotated[int, Field(ge=-1000, le=1000)] = 0) -> int:
@@ -96,7 +96,7 @@ def add_typed_tools(mcp: Server) -> None:
 
 
 def add_unusual_tools(mcp: Server) -> None:
-    """Tools that refuse, ask, or use more of MCP than REST has."""
+    """Add tools that fail, ask the user, or use MCP features that REST lacks."""
 
     @mcp.tool(input_schema=PARCEL)
     async def parcel(arguments: dict[str, Any]) -> int:
@@ -134,11 +134,11 @@ def add_unusual_tools(mcp: Server) -> None:
     @mcp.tool(requires={"sampling": {}})
     async def needs_model() -> str:
         """Refused before it runs."""
-        raise AssertionError("a client without sampling never gets here")
+        raise AssertionError("a client without sampling must not reach this tool")
 
 
 def add_failing_tools(mcp: Server) -> None:
-    """Tools whose own failure is the subject."""
+    """Add tools that fail unexpectedly."""
 
     @mcp.tool
     async def crash() -> str:
@@ -158,7 +158,7 @@ def add_failing_tools(mcp: Server) -> None:
 
 
 def make_find_route(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
-    """The route table of an application that serves REST and pages only."""
+    """Return a route lookup for REST and pages only."""
     fixed: dict[tuple[str, str], Handler] = {
         ("POST", "/mcp/tools/list"): rest.list_tools,
         ("POST", "/mcp/tools/call"): rest.call_tool,
@@ -178,14 +178,14 @@ def make_find_route(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
 
 
 class RestApp:
-    """The ASGI application: the runtime opens with the first request of a loop."""
+    """The ASGI application. Its runtime starts with the first request of an event loop."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self._adapter: AsgiAdapter | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """HTTP only."""
+        """Handle an HTTP request."""
         if scope["type"] != "http":
             return
         if self._adapter is None:
@@ -201,13 +201,13 @@ app = RestApp(world())
 
 @asynccontextmanager
 async def routes(server: Server) -> AsyncIterator[RestRoutes]:
-    """The routes of a running server."""
+    """Run a server and yield its REST routes."""
     async with server.running() as runtime:
         yield RestRoutes(runtime.dispatcher)
 
 
 def post(path: str, body: bytes, root: str = "", **headers: str) -> HttpRequest:
-    """A POST of JSON, unless `content_type` says otherwise (empty: no header)."""
+    """Return a POST request with JSON, unless `content_type` differs. If that's empty, there is no such header."""
     named = {"content_type": "application/json", **headers}
     lines = [(key.replace("_", "-").encode(), value.encode()) for key, value in named.items() if value]
     return HttpRequest("POST", path, lines, dict(lines), body, root_path=root)

@@ -1,7 +1,7 @@
-"""A store that several workers of one test share: one memory store, and for each worker a way to it that takes time.
+"""A simulated store that a test's workers share: one memory store, with latency for each worker.
 
-It gives no more than the contract: operations and messages come late, in the orders that the contract allows; a worker
-can die, sleep until its lease is over, or lose messages.
+It guarantees only the contract: operations and messages may be late, in any order that the contract allows. A worker
+can die, sleep until its lease expires, or lose messages.
 """
 
 import asyncio
@@ -18,36 +18,36 @@ from millstream._stores.tally import Tally
 
 
 class SharedStore:
-    """What the workers share."""
+    """The memory store and the workers that share it."""
 
     def __init__(self, turns: Callable[[], int] = lambda: 1) -> None:
         self.core = MemoryStore()
         self.tally = Tally(self.core.kv)
         self.turns = turns
-        """Turns of the loop that one way through the network takes."""
+        """Latency of one direction, in event loop turns."""
         self.live: dict[str, WorkerStore] = {}
         """Workers with a lease, by name."""
         self.gone: set[str] = set()
-        """Workers that have none any more."""
+        """Workers whose lease has ended."""
 
     def worker(self) -> "WorkerStore":
-        """The store as one more worker has it."""
+        """Return another worker's view of the store."""
         return WorkerStore(self)
 
     def lose_everything(self) -> None:
-        """As FLUSHALL does: a new epoch, and nothing in it."""
+        """Delete all data and start a new epoch, like FLUSHALL."""
         self.core = MemoryStore()
         for each in list(self.live.values()):
             each.epochs.notify("", b"")
 
     def changed(self) -> None:
-        """Workers came or went."""
+        """Notify all workers that the set of workers changed."""
         for each in list(self.live.values()):
             each.changes.notify("", b"")
 
 
 class WorkerStore:
-    """`Store` of one worker."""
+    """The `Store` of one worker."""
 
     def __init__(self, shared: SharedStore) -> None:
         self._shared = shared
@@ -57,9 +57,9 @@ class WorkerStore:
         self._awake = asyncio.Event()
         self._awake.set()
         self.down = False
-        """The store does not answer this worker."""
+        """The store doesn't answer this worker."""
         self.deaf = False
-        """Nothing that is sent reaches this worker."""
+        """Messages to this worker are dropped."""
         self.operations = Counter[str]()
         self.kv: Any = _Map(self)
         self.log: Any = _Log(self)
@@ -110,10 +110,10 @@ class WorkerStore:
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self.epochs.add("", lambda _: changed())
 
-    # What happens to a worker
+    # Faults of a worker
 
     def die(self, *, noticed: bool = True) -> None:
-        """Kill the worker. Its lease is over when that is noticed."""
+        """Kill the worker. If `noticed`, its lease ends."""
         self.dead = True
         for topics in (self.topics, self.lost, self.changes, self.epochs):
             topics.clear()
@@ -121,44 +121,44 @@ class WorkerStore:
             self.end_lease()
 
     def sleep(self) -> None:
-        """Stop the worker for longer than its lease: whatever it asks of the store waits until `wake`."""
+        """Suspend the worker for longer than its lease. Its operations wait until `wake`."""
         self._awake.clear()
         self.end_lease()
 
     def wake(self) -> None:
-        """Go on, under a new name."""
+        """Resume the worker under a new name."""
         self._awake.set()
         self._take_name()
 
     def end_lease(self) -> None:
-        """The others see that the worker is gone."""
+        """End the worker's lease, and notify the others."""
         self._shared.live.pop(self.me, None)
         self._shared.gone.add(self.me)
         self._shared.changed()
 
     def miss(self) -> None:
-        """Lose every message that is on its way, and say so."""
+        """Drop all pending messages, and report the loss."""
         while not self._arriving.empty():
             self._arriving.get_nowait()
         self.lost.notify("", b"")
 
-    # Time that passes
+    # Latency
 
     async def travel(self, operation: str) -> None:
-        """One way through the network."""
+        """Wait for the latency of a request. Raise if the store is down."""
         self.operations[operation] += 1
         await self.back()
         if self.down or self.dead:
-            raise StoreUnavailable("The store does not answer.")
+            raise StoreUnavailable("The store doesn't answer.")
 
     async def back(self) -> None:
-        """The other way."""
+        """Wait for the latency of a reply."""
         for _ in range(self._shared.turns()):
             await asyncio.sleep(0)
         await self._awake.wait()
 
     def arrive(self, deliver: Callable[[], None]) -> None:
-        """Deliver something after everything that is on its way."""
+        """Queue a delivery after all pending ones."""
         if not self.dead and not self.deaf:
             self._arriving.put_nowait(deliver)
 

@@ -1,4 +1,4 @@
-"""Types that functions of the signature tests take, and a way to call such functions."""
+"""Parameter types for the signature tests, and a helper that calls functions with decoded arguments."""
 
 import enum
 import json
@@ -13,11 +13,11 @@ from millstream._server.functions.plan import plan
 
 
 class Context:
-    """Stands for the real one: the plan only compares classes."""
+    """A stand-in for the real context: the plan only compares classes."""
 
 
 class SyncContext:
-    """The blocking one."""
+    """A stand-in for the blocking context."""
 
 
 CONTEXTS = (Context, SyncContext)

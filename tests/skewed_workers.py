@@ -1,4 +1,4 @@
-"""Four workers whose wall clocks differ, each a process of its own, and the way to the one that a test names."""
+"""Four worker processes with different wall clocks, and connections to a chosen worker."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from redis_parts import RedisServer
 from wire import request
 
 CLOCK_OFFSETS = (90, -90)
-"""Seconds by which the workers' clocks are ahead of their store's, in turns."""
+"""Seconds by which the workers' clocks are ahead of the store's, in rotation."""
 PROGRAM = """
 import asyncio, os, time
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ class SkewedWorkers:
 
     def _command(self, port: int) -> list[str]:
         clocks = Clocks(self.folder, str(port))
-        clocks.environment["MILLSTREAM_DRAIN_TIMEOUT"] = "1"  # calls that never end have no part in the stop
+        clocks.environment["MILLSTREAM_DRAIN_TIMEOUT"] = "1"  # don't wait for calls that never end
         clocks.set(0, CLOCK_OFFSETS)
         self._clocks = [clocks]
         if self._redis is not None:
@@ -133,7 +133,7 @@ class SkewedWorkers:
         return self._shared.port()
 
     def jump(self, seconds: int) -> None:
-        """Move every clock: the workers' stay as far from each other as they are."""
+        """Move all clocks by some seconds. The differences between workers stay."""
         for clocks in self._clocks:
             clocks.set(seconds, [each + seconds for each in CLOCK_OFFSETS])
 
@@ -144,14 +144,14 @@ class SkewedWorkers:
 
 
 class Pinned(http_peer.RunningServer):
-    """Connections to one of several workers that share a port."""
+    """Connections to one of several workers on a shared port."""
 
     def __init__(self, port: int, pid: int) -> None:
         super().__init__(ServerState(), port)
         self.pid = pid
 
     async def connect(self, first: bytes = b"", *, small_buffer: bool = False) -> http_peer.Peer:
-        """Connect until it's the one."""
+        """Reconnect until the wanted worker accepts."""
         async with asyncio.timeout(WAIT):
             while True:
                 peer = await super().connect(first, small_buffer=small_buffer)
@@ -161,7 +161,7 @@ class Pinned(http_peer.RunningServer):
 
 
 async def identity(peer: http_peer.Peer) -> tuple[int, float]:
-    """The process at the other end, and what its clock says."""
+    """Return the pid of the worker behind a connection, and its clock."""
     body = json.dumps(request("tools/call", {"name": "who", "arguments": {}})).encode()
     head = b"content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
     await peer.send(http_peer.request("POST", "/mcp", body, head))
@@ -171,7 +171,7 @@ async def identity(peer: http_peer.Peer) -> tuple[int, float]:
 
 
 class PinnedHttp(LaneHttp):
-    """Requests to one of several workers that share a port."""
+    """Requests to one of several workers on a shared port."""
 
     def __init__(self, port: int, pid: int) -> None:
         self.pinned = Pinned(port, pid)
@@ -180,7 +180,7 @@ class PinnedHttp(LaneHttp):
     async def fetch(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> Exchange:
-        """As there; the host is given already."""
+        """Send a request. The host header is already set."""
         given = {name: value for name, value in (headers or {}).items() if name != "host"}
         return await super().fetch(method, path, given, body)
 
@@ -193,12 +193,12 @@ class PinnedWorker(Worker):
         self.http: Any = PinnedHttp(port, pid)
 
     def kill(self) -> None:
-        """As it says."""
+        """Kill the worker with SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
 
 
 async def find_workers(port: int) -> list[PinnedWorker]:
-    """The workers of a port. Those that stood still may just be replaced, all four of them."""
+    """Return the workers of a port. Retry while frozen workers are being replaced."""
     found: dict[int, float] = {}
     running = http_peer.RunningServer(ServerState(), port)
     async with asyncio.timeout(WAIT):

@@ -1,4 +1,4 @@
-"""A server behind a WebSocket, on a real socket by either way, and its clients: `websockets`, or bytes."""
+"""A WebSocket server on a real socket, our own or plain ASGI, and clients: `websockets`, or raw bytes."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ GATES: WeakKeyDictionary[Server, asyncio.Event] = WeakKeyDictionary()
 
 
 def make_server(**settings: Any) -> Server:
-    """The tools of the tests; `waits` until the gate of the server is set."""
+    """Return a server with the tests' tools. `waits` runs until the server's gate is set."""
     server = Server("socket", version="1", settings=Settings(key="the one key of all the socket tests", **settings))
 
     GATES[server] = asyncio.Event()
@@ -52,7 +52,7 @@ def make_server(**settings: Any) -> Server:
 
 
 def add_tools(server: Server) -> None:
-    """Those that a server in any process can have."""
+    """Add the tools that work in any process."""
 
     @server.tool
     async def text(size: int) -> str:
@@ -79,7 +79,7 @@ def add_tools(server: Server) -> None:
 
 
 class World:
-    """What runs, and how to reach it."""
+    """A running server and access to it."""
 
     def __init__(self, server: Server, runtime: Runtime, hub: Hub, route: WebSocketRoute) -> None:
         self.server = server
@@ -88,16 +88,16 @@ class World:
         self.route = route
         self.running: RunningServer
         self.signed_in = b""
-        """A line of every handshake, where callers sign in."""
+        """A header line for each handshake, if callers need a key."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """The ASGI application: one path."""
+        """Handle the one path of the ASGI application."""
         assert scope["type"] == "websocket"
         await self.route(scope, receive, send)
 
     @asynccontextmanager
     async def client(self, *protocols: Any, path: str = "/ws", **options: Any) -> AsyncIterator[ClientConnection]:
-        """A client, with the subprotocols that it offers."""
+        """Connect a client that offers subprotocols."""
         uri = f"ws://127.0.0.1:{self.running.port}{path}"
         options = {"compression": None, "proxy": None, "open_timeout": WAIT, "close_timeout": 1, **options}
         if self.signed_in:
@@ -107,7 +107,7 @@ class World:
             yield socket
 
     async def handshake(self, extra: bytes = b"", head: bytes = UPGRADE, *, small_buffer: bool = False) -> Peer:
-        """Send an opening handshake; the reply is the caller's to read."""
+        """Send an opening handshake. The caller reads the reply."""
         peer = await self.running.connect(small_buffer=small_buffer)
         key = base64.b64encode(os.urandom(16))
         await peer.send(b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: %b\r\n%b%b\r\n" % (head, key, self.signed_in, extra))
@@ -115,12 +115,12 @@ class World:
 
     @staticmethod
     async def opened(peer: Peer) -> tuple[int, dict[bytes, bytes]]:
-        """Status and headers of the reply to a handshake, the names in lower case."""
+        """Return the status and headers of the handshake reply, names in lower case."""
         status, headers = await peer.head()
         return status, {name.lower(): value for name, value in headers.items()}
 
     async def raw(self, *, small_buffer: bool = False) -> "RawSocket":
-        """An open socket that speaks frames; without the subprotocol."""
+        """Open a socket for raw frames, without a subprotocol."""
         peer = await self.handshake(small_buffer=small_buffer)
         status, _ = await peer.head()
         assert status == 101
@@ -129,7 +129,7 @@ class World:
         return socket
 
     async def until(self, fact: Callable[[], bool]) -> None:
-        """Give the loop turns until something is so."""
+        """Wait until `fact()` is true."""
         async with asyncio.timeout(WAIT):
             for _ in iter(fact, True):
                 await asyncio.sleep(0)
@@ -139,7 +139,7 @@ class World:
 async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: Any = None,
                 authorize: Any = None, config: Any = None, table_options: Any = None,
                 **settings: Any) -> AsyncIterator[World]:  # fmt: skip
-    """A running server; `config` is uvicorn's, `table_options` are our own server's, and `four` has its own."""
+    """Run a server. `config` is for uvicorn, `table_options` is for our own server, and `four` uses neither."""
     if way == FOUR:
         assert not settings
         missing: Any = None
@@ -178,7 +178,7 @@ async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: An
 
 
 class RawSocket:
-    """The client's side of RFC 6455, with nothing it would not do."""
+    """A raw client of RFC 6455."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -188,11 +188,11 @@ class RawSocket:
         await self.peer.send(b"".join(frames))
 
     async def frame(self) -> tuple[int, bytes]:
-        """(opcode, payload) of the next frame."""
+        """Read a frame and return (opcode, payload)."""
         async with asyncio.timeout(WAIT):
             first, second = await self.peer.reader.readexactly(2)
             assert first & 0x70 == 0, "no extension was negotiated"
-            assert second & 0x80 == 0, "a server does not mask"
+            assert second & 0x80 == 0, "servers must not mask frames"
             size = second & 0x7F
             if size == 126:
                 (size,) = struct.unpack("!H", await self.peer.reader.readexactly(2))
@@ -201,13 +201,13 @@ class RawSocket:
             return first & 0x0F, await self.peer.reader.readexactly(size)
 
     async def message(self) -> Any:
-        """The JSON of the next frame, which is one of text."""
+        """Read a text frame and return its JSON."""
         opcode, payload = await self.frame()
         assert opcode == TEXT, (opcode, payload)
         return json.loads(payload)
 
     async def wait_for_close(self) -> tuple[int, str]:
-        """Code and reason of the close frame, whatever comes before it; 1005 without a code, 1006 without a frame."""
+        """Read up to the close frame and return (code, reason): 1005 without a code, 1006 without a frame."""
         try:
             while True:
                 opcode, payload = await self.frame()
@@ -219,7 +219,7 @@ class RawSocket:
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True,
           length: bytes | None = None) -> bytes:  # fmt: skip
-    """One frame, right or wrong."""
+    """Encode a frame, valid or not."""
     size = len(payload)
     if length is None and size < 126:
         length = bytes((size,))
@@ -234,23 +234,23 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
 
 
 async def send_json(socket: ClientConnection, message: Any) -> None:
-    """Send one message."""
+    """Send a message as JSON."""
     await socket.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
 
 async def recv_json(socket: ClientConnection) -> Any:
-    """The next message."""
+    """Receive a message and decode its JSON."""
     return json.loads(await asyncio.wait_for(socket.recv(), WAIT))
 
 
 async def ask(socket: ClientConnection, message: Any) -> Any:
-    """Send one message and take the next one."""
+    """Send a message and return the next one."""
     await send_json(socket, message)
     return await recv_json(socket)
 
 
 async def wait_for_close(socket: ClientConnection) -> tuple[int | None, str | None]:
-    """Wait for the close frame: code and reason."""
+    """Wait for the close frame and return (code, reason)."""
     try:
         async with asyncio.timeout(WAIT):
             while True:

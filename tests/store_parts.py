@@ -1,7 +1,7 @@
-"""What the tests of the contract of stores share: each store that there is, and how streams are written and read.
+"""Helpers for the contract tests of stores: all backings, and functions that write and read streams.
 
-A `Backing` is where the data are; a worker is one `Store` on it. To have a store tested, give it a `Backing` and put
-that into `BACKINGS`: the contract tests run on every one, those for several workers on every shared one.
+A `Backing` holds the data; a worker is one `Store` on it. To test a new store, add a `Backing` to `BACKINGS`. Contract
+tests run on all backings, tests with several workers on the shared ones.
 """
 
 import asyncio
@@ -28,27 +28,27 @@ TTL = 300.0
 
 
 class Backing(Protocol):
-    """Where the data of a test are: nothing is in it at first, and nothing of it is left after `close`.
+    """The data of a test, empty at first and deleted by `close`.
 
-    It's made without a loop, and used in one.
+    Create it outside of an event loop, and use it within one.
     """
 
     shared: ClassVar[bool]
-    """Several workers can be open at once."""
+    """Whether several workers can be open at once."""
 
     async def worker(self) -> Store:
-        """One more worker, opened."""
+        """Open another worker."""
         ...
 
     async def kill(self, store: Store) -> None:
-        """End a worker as kill -9 would: nobody is told, and its lease ends in its time."""
+        """End a worker like kill -9: without cleanup, so its lease has to expire."""
 
     async def close(self) -> None:
-        """Close every worker that is left, and remove the data."""
+        """Close the remaining workers and delete the data."""
 
 
 class MemoryBacking:
-    """The memory of this process has one worker."""
+    """The memory of this process, for one worker."""
 
     shared: ClassVar[bool] = False
 
@@ -56,14 +56,14 @@ class MemoryBacking:
         self._workers: list[Store] = []
 
     async def worker(self) -> Store:
-        assert not self._workers, "nobody shares memory"
+        assert not self._workers, "memory has only one worker"
         store = open_store("memory://")
         await store.open()
         self._workers.append(store)
         return store
 
     async def kill(self, store: Store) -> None:
-        raise AssertionError("nothing is left of a process that is killed")
+        raise AssertionError("memory doesn't survive its process")
 
     async def close(self) -> None:
         for store in self._workers:
@@ -71,7 +71,7 @@ class MemoryBacking:
 
 
 class SqliteBacking:
-    """A file, which one process has."""
+    """A SQLite file, for one process."""
 
     shared: ClassVar[bool] = False
 
@@ -81,14 +81,14 @@ class SqliteBacking:
         self._workers: list[Store] = []
 
     async def worker(self) -> Store:
-        assert not self._workers, "nobody shares the file"
+        assert not self._workers, "the file has only one worker"
         store = open_store(self.url)
         await store.open()
         self._workers.append(store)
         return store
 
     async def kill(self, store: Store) -> None:
-        raise AssertionError("nobody else is left")
+        raise AssertionError("the file has no other worker")
 
     async def close(self) -> None:
         for store in self._workers:
@@ -97,7 +97,7 @@ class SqliteBacking:
 
 
 class LocalBacking:
-    """A parent that holds a store. Its workers are connections; of a killed one the kernel closes it."""
+    """A parent process with a store. Workers are connections to it, which the kernel closes when one is killed."""
 
     shared: ClassVar[bool] = True
 
@@ -125,7 +125,7 @@ class LocalBacking:
 
 
 class LocalSqliteBacking(LocalBacking):
-    """A parent that holds a file."""
+    """A parent process with a SQLite file."""
 
     def __init__(self) -> None:
         self.folder = TemporaryDirectory(prefix="millstream-")
@@ -137,7 +137,7 @@ class LocalSqliteBacking(LocalBacking):
 
 
 class DictBacking:
-    """A backend as a third party writes it."""
+    """A third-party backend."""
 
     shared: ClassVar[bool] = True
 
@@ -172,14 +172,14 @@ BACKINGS: dict[str, Callable[[], Backing]] = {
     "redis+cluster": ClusterBacking,
     "nats": NatsBacking,
 }
-"""What is listed here is tested."""
-if not NIGHTLY:  # the others are combinations of these, or the same scripts behind another client
+"""The backings that contract tests run on."""
+if not NIGHTLY:  # the others combine these, or run the same scripts with another client
     for _name in ("local-sqlite", "third-party", "redis+sentinel", "redis+cluster"):
         del BACKINGS[_name]
 
 
 def backings(names: Iterable[str]) -> list[Any]:
-    """Parameters of tests: what needs a server in a process of its own is no part of `make unit`."""
+    """Return test parameters. Backings with a server process are not part of `make unit`."""
     return [
         pytest.param(name, marks=pytest.mark.server if name.startswith(("redis", "nats")) else ()) for name in names
     ]
@@ -190,7 +190,7 @@ async def append(store: Store, stream: str, *data: bytes, max_entries: int = 100
 
 
 async def read_all(store: Store, stream: str, max_bytes: int = PAGE_BYTES) -> list[Entry]:
-    """A whole stream, page by page."""
+    """Read a whole stream, page by page."""
     found: list[Entry] = []
     while page := await store.log.read(stream, found[-1].position if found else None, max_bytes=max_bytes):
         found += page
@@ -202,7 +202,7 @@ def data_of(entries: Any) -> list[bytes]:
 
 
 class MessageRecorder:
-    """A receiver of messages or entries that can be waited for."""
+    """A callback that records messages or entries, and can wait for them."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
@@ -213,7 +213,7 @@ class MessageRecorder:
         self._arrived.set()
 
     async def until(self, last: Any) -> list[Any]:
-        """All that came, once `last` is among it."""
+        """Wait for `last` and return all items."""
         async with asyncio.timeout(WAIT):
             while last not in self.items:
                 self._arrived.clear()
@@ -222,7 +222,7 @@ class MessageRecorder:
 
 
 class TailReader(MessageRecorder):
-    """A reader that follows a stream from its beginning."""
+    """A recorder that follows a stream from its beginning."""
 
     def __init__(self, store: Store, stream: str) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class TailReader(MessageRecorder):
         self._task = asyncio.create_task(self._tail.run())
 
     async def ready(self) -> "TailReader":
-        """Return when nothing that is appended later can be missed."""
+        """Wait until no later entry can be missed."""
         await self._tail.catch_up()
         return self
 
@@ -244,7 +244,7 @@ class TailReader(MessageRecorder):
 
 
 async def until_workers(store: Store, true: Callable[[], Awaitable[bool]]) -> None:
-    """Return once something is true that changes when workers come and go, and then only."""
+    """Wait until a condition is true. It's checked only when workers come or go."""
     changed = asyncio.Event()
     stop = store.workers.watch(changed.set)
     try:
@@ -257,7 +257,7 @@ async def until_workers(store: Store, true: Callable[[], Awaitable[bool]]) -> No
 
 
 class Follower:
-    """What a worker's reader of a stream took, and was told."""
+    """Entries and gaps that a reader of a stream has received."""
 
     def __init__(self, store: Store, stream: str) -> None:
         self.taken: list[Entry] = []

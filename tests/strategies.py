@@ -1,4 +1,4 @@
-"""Hypothesis strategies and ways of feeding that several test files share."""
+"""Hypothesis strategies and functions that split input, for several test files."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +11,10 @@ texts = st.text(st.characters(exclude_categories=SURROGATES))
 """Any text that UTF-8 can carry."""
 
 one_line_texts = st.text(st.characters(exclude_categories=SURROGATES, exclude_characters="\r\n\0"))
-"""What an SSE event name or id may be."""
+"""Valid names and ids of SSE events."""
 
 visible_texts = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E))
-"""What an HTTP header value may be, edge spaces included."""
+"""Valid HTTP header values, including leading and trailing spaces."""
 
 line_ends = st.sampled_from(["\n", "\r", "\r\n"])
 
@@ -25,16 +25,16 @@ json_values: st.SearchStrategy[Any] = st.recursive(
 )
 
 path_values = texts.filter(lambda value: value not in ("", ".", "..") and not set("/\\\0") & set(value))
-"""What a URI template gives to a variable that must not cross a slash; not empty."""
+"""Values of a URI template variable that can't contain a slash. Not empty."""
 
 
 def bytewise(data: bytes) -> Iterator[bytes]:
-    """`data` one byte at a time."""
+    """Yield `data` one byte at a time."""
     return (data[index : index + 1] for index in range(len(data)))
 
 
 @st.composite
 def cuts(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """`data` in chunks cut at drawn places, empty chunks among them."""
+    """Split `data` at random positions. Chunks may be empty."""
     places = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
     return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]

@@ -1,4 +1,4 @@
-"""A shop on several workers, with a tool that talks as long as a test wants it to."""
+"""A shop on several workers, with a tool that streams messages until a test lets it end."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from wire import request
 
 
 def make_streaming_shop(**settings: int) -> Server:
-    """A shop with a tool that says a word whenever it may, and resources to subscribe to."""
+    """Return a shop with a tool that logs a word at each release of `go`, and resources to subscribe to."""
     mcp = make_shop(**settings)
     mcp.go = asyncio.Semaphore(0)  # type: ignore[attr-defined]
     mcp.ended = asyncio.Event()  # type: ignore[attr-defined]
@@ -31,7 +31,7 @@ def make_streaming_shop(**settings: int) -> Server:
 
 
 async def start_talking(worker: Worker, headers: dict[str, str]) -> EventStream:
-    """A call whose first word has come."""
+    """Call the tool and wait for its first word."""
     stream = EventStream(await worker.post(request("tools/call", {"name": "talks", "arguments": {}}, 5), headers))
     await stream.until(1)
     return stream

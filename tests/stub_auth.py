@@ -1,4 +1,4 @@
-"""Handlers behind a test's own idea of who asks, where the subject is what a handler does with the caller."""
+"""Stub authentication, for tests of what handlers do with the principal."""
 
 from collections.abc import Awaitable, Callable
 
@@ -7,7 +7,7 @@ from millstream._protocol.principal import Principal
 
 
 def protect(handler: Handler, judge: Callable[[HttpRequest], Awaitable[Principal | Response | None]]) -> Handler:
-    """A handler whose requests have the principal that `judge` gives, or are answered with its refusal."""
+    """Wrap a handler: requests get the principal from `judge`, or its response rejects them."""
 
     async def protected(request: HttpRequest) -> Response | Sink | None:
         found = await judge(request)

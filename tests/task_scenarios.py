@@ -1,5 +1,6 @@
-"""What calls do with their task, as coroutines that note what they saw. Where a task is unusual they're run in a plain
-one, too, and the notes are compared.
+"""Coroutines that use their task in all ways and note the results.
+
+Tests run them in our tasks and in plain ones, and compare the notes.
 """
 
 import asyncio
@@ -17,19 +18,19 @@ variable: ContextVar[str] = ContextVar("variable", default="nothing")
 
 
 def current() -> asyncio.Task[Any]:
-    """The task that runs."""
+    """Return the current task."""
     task = asyncio.current_task()
     assert task is not None
     return task
 
 
 async def nothing(notes: Notes) -> None:
-    """It waits for nothing."""
+    """Await nothing."""
     notes.append("done")
 
 
 async def turns(notes: Notes) -> None:
-    """The same task before and after it waited."""
+    """Stay the same task after each await."""
     before = current()
     for _ in range(3):
         await asyncio.sleep(0)
@@ -37,7 +38,7 @@ async def turns(notes: Notes) -> None:
 
 
 async def gathers(notes: Notes) -> None:
-    """Futures, other tasks, and their results."""
+    """Await futures, tasks, and executors."""
     loop = asyncio.get_running_loop()
     future = loop.create_future()
     loop.call_soon(future.set_result, 7)
@@ -46,7 +47,7 @@ async def gathers(notes: Notes) -> None:
 
 
 async def expires(notes: Notes) -> None:
-    """`asyncio.timeout` cancels its task, and takes that back."""
+    """Let `asyncio.timeout` cancel the task and uncancel it."""
     try:
         async with asyncio.timeout(0):
             await asyncio.Event().wait()
@@ -58,14 +59,14 @@ async def expires(notes: Notes) -> None:
 
 
 async def in_time(notes: Notes) -> None:
-    """A timeout that nothing waits in."""
-    async with asyncio.timeout(WAIT) as limit:  # noqa: ASYNC100  that's the point
+    """Leave `asyncio.timeout` without awaiting."""
+    async with asyncio.timeout(WAIT) as limit:  # noqa: ASYNC100  no await on purpose
         notes.append(limit.expired())
     notes.append(current().cancelling())
 
 
 async def groups(notes: Notes) -> None:
-    """A group whose one task fails cancels the other."""
+    """Let a failing task cancel the other one in its group."""
 
     async def fails() -> None:
         await asyncio.sleep(0)
@@ -88,7 +89,7 @@ async def groups(notes: Notes) -> None:
 
 
 async def cancels_itself(notes: Notes) -> None:
-    """It hears of it where it first waits."""
+    """Cancel the own task, which raises at the next await."""
     current().cancel("enough")
     notes.append(current().cancelling())
     try:
@@ -99,7 +100,7 @@ async def cancels_itself(notes: Notes) -> None:
 
 
 async def cancels_itself_in_a_turn(notes: Notes) -> None:
-    """The same where it only gives way, and then goes on."""
+    """Cancel the own task, suppress the error at `sleep(0)`, and continue."""
     current().cancel()
     try:
         await asyncio.sleep(0)
@@ -110,7 +111,7 @@ async def cancels_itself_in_a_turn(notes: Notes) -> None:
 
 
 async def cancels_twice(notes: Notes) -> None:
-    """Each one counts."""
+    """Count each cancellation."""
     current().cancel("first")
     current().cancel("second")
     try:
@@ -120,7 +121,7 @@ async def cancels_twice(notes: Notes) -> None:
 
 
 async def takes_it_back(notes: Notes) -> None:
-    """What is taken back no longer counts."""
+    """Uncancel before the next await."""
     current().cancel()
     notes.append(current().uncancel())
     try:
@@ -131,12 +132,12 @@ async def takes_it_back(notes: Notes) -> None:
 
 
 async def cancels_at_its_end(notes: Notes) -> None:
-    """A task that is asked to stop and is over is a cancelled one."""
+    """Cancel the own task just before it returns."""
     notes.append(current().cancel())
 
 
 async def waits_for_what_cannot_be_cancelled(notes: Notes) -> None:
-    """A future that is done already has its turn."""
+    """Cancel the own task, then await a shielded future."""
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(future.set_result, 1)
     current().cancel()
@@ -147,26 +148,26 @@ async def waits_for_what_cannot_be_cancelled(notes: Notes) -> None:
 
 
 async def raises(notes: Notes) -> None:
-    """An error ends the task."""
+    """Raise immediately."""
     notes.append("raises")
     raise ValueError("at once")
 
 
 async def raises_later(notes: Notes) -> None:
-    """So it does after a turn."""
+    """Raise after a `sleep(0)`."""
     await asyncio.sleep(0)
     notes.append("raises")
     raise ValueError("later")
 
 
 async def stops(notes: Notes) -> None:
-    """Nobody cancelled it, and it ends as if."""
+    """Raise `CancelledError` without a cancellation."""
     notes.append("stops")
     raise asyncio.CancelledError("of its own")
 
 
 async def handles(notes: Notes) -> None:
-    """An error that was handled is nobody's context."""
+    """Raise after a handled error, which must not become the context."""
     try:
         async with asyncio.timeout(0):
             await asyncio.Event().wait()
@@ -179,7 +180,7 @@ async def handles(notes: Notes) -> None:
 
 
 async def sees_no_error(notes: Notes) -> None:
-    """Nor is one of a future."""
+    """Handle a future's error, which has no context."""
     future = asyncio.get_running_loop().create_future()
     future.set_exception(KeyError("of the future"))
     try:
@@ -190,7 +191,7 @@ async def sees_no_error(notes: Notes) -> None:
 
 
 async def sets_avariable(notes: Notes) -> None:
-    """It is there after a wait, in callbacks and in tasks, and not outside."""
+    """Set a context variable, which callbacks and child tasks see, but the caller doesn't."""
     notes.append(variable.get())
     token = variable.set("here")
     asyncio.get_running_loop().call_soon(lambda: notes.append(variable.get()))
@@ -207,19 +208,19 @@ async def sets_avariable(notes: Notes) -> None:
 
 
 async def is_told(notes: Notes) -> None:
-    """Callbacks of the task are called when it is over."""
+    """Add a callback that runs when the task is done."""
     current().add_done_callback(lambda task: notes.append((task.done(), task.cancelled())))
 
 
 async def has_a_name(notes: Notes) -> None:
-    """A name is kept while the task works."""
+    """Name the task, which keeps the name."""
     current().set_name("mine")
     await asyncio.sleep(0)
     notes.append(current().get_name())
 
 
 async def is_awaited(notes: Notes) -> None:
-    """Others wait for the task."""
+    """Let another task await this one."""
 
     async def waits(task: asyncio.Task[Any]) -> None:
         notes.append(await task)
@@ -229,7 +230,7 @@ async def is_awaited(notes: Notes) -> None:
 
 
 async def yields_nonsense(notes: Notes) -> None:
-    """What no task can wait for is an error of the coroutine."""
+    """Await an object that yields an invalid value."""
 
     class Nonsense:
         def __await__(self) -> Any:

@@ -1,4 +1,4 @@
-"""Calls to observe, and a recorder of spans, for the tests of telemetry."""
+"""Example calls and a span recorder for the telemetry tests."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def make_call(**given: Any) -> Call:
-    """A call with the given parts; `outcome` and `incident` are those of its failure."""
+    """Return a call with the given fields. `outcome` and `incident` describe its failure."""
     outcome, incident = given.pop("outcome", ""), given.pop("incident", "")
     if outcome:
         given["failure"] = CallFailure(outcome, None, incident)
@@ -25,7 +25,7 @@ def make_call(**given: Any) -> Call:
 
 
 def make_tracer() -> tuple[Tracer, InMemorySpanExporter]:
-    """Tracing whose finished spans can be read."""
+    """Return a tracer and the exporter that records its finished spans."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))

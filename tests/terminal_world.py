@@ -1,4 +1,4 @@
-"""A terminal of a given width that a program runs in, by tmux: what a person types and sees."""
+"""Run a program in a tmux terminal of a given size, type into it, and read its screen."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from m
 
 
 class Terminal:
-    """One program at one terminal."""
+    """A terminal with one program."""
 
     def __init__(self, socket: Path) -> None:
         self._tmux = ["tmux", "-S", str(socket), "-f", "/dev/null"]
@@ -26,7 +26,7 @@ class Terminal:
     def start(self, command: list[str], columns: int, lines: int, env: Mapping[str, str], folder: Path) -> None:
         given = [word for name, value in env.items() for word in ("-e", f"{name}={value}")]
         size = ["-x", str(columns), "-y", str(lines)]
-        # The status of the program is the last thing to be seen, and stays there.
+        # Print the exit status last, and keep the terminal open.
         shell = ["sh", "-c", 'trap : INT; "$@"; echo "ended with $?"; exec cat', "sh", *command]
         self._run("new-session", "-d", *size, *given, "-c", str(folder), *shell)
 
@@ -35,20 +35,20 @@ class Terminal:
         return done.stdout
 
     def type(self, text: str) -> None:
-        """A line and the Enter key."""
+        """Type a line and press Enter."""
         self._run("send-keys", "-l", text)
         self._run("send-keys", "Enter")
 
     def press(self, *keys: str) -> None:
-        """Keys by their names, such as ``C-c``."""
+        """Press keys by name, such as ``C-c``."""
         self._run("send-keys", *keys)
 
     def seen(self) -> list[str]:
-        """The lines of the terminal, with those that have scrolled away, without blanks at their ends."""
+        """Return the lines, including scrolled ones, without trailing blanks."""
         return self._run("capture-pane", "-p", "-S", "-").rstrip("\n").split("\n")
 
     def until(self, *wanted: str) -> list[str]:
-        """The lines, once all of these texts are among them in this order."""
+        """Wait until all texts appear in this order, and return the lines."""
         deadline = time.monotonic() + WAIT
         while True:
             lines = self.seen()
@@ -64,7 +64,7 @@ class Terminal:
             time.sleep(0.02)
 
     def end(self) -> None:
-        """End the program and the terminal."""
+        """Stop the program and the terminal."""
         subprocess.run([*self._tmux, "kill-server"], capture_output=True, timeout=WAIT, check=False)
 
 
@@ -72,8 +72,8 @@ class Terminal:
 def terminal(
     arguments: list[str], folder: Path, *, columns: int, lines: int = 50, env: Mapping[str, str] | None = None
 ) -> Iterator[Terminal]:
-    """`millstream` with these arguments at a terminal, in this folder."""
-    with TemporaryDirectory() as short:  # the path of a socket has little room
+    """Run `millstream` at a terminal in `folder`."""
+    with TemporaryDirectory() as short:  # paths of Unix sockets must be short
         opened = Terminal(Path(short) / "tmux")
         opened.start([*COMMAND, *arguments], columns, lines, env or {}, folder)
         try:

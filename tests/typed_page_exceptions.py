@@ -1,4 +1,4 @@
-"""What `test_typed_pages.py` does differently from what a page says, and why. Everything else is done as it stands."""
+"""Where `test_typed_pages.py` deviates from a page, and why. Everything else is typed as shown."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -17,7 +17,7 @@ LEFT_OUT = {
     r"claude mcp add": "There is no Claude Code here. `every_client_gets_an_answer` runs the command behind `--`.",
     r".*uvx ": "uvx would ask the index.",
 }
-"""A pattern of commands -> why nobody types them."""
+"""Pattern of commands -> why the test skips them."""
 
 INSTEAD = {
     r"make run": (
@@ -30,37 +30,37 @@ INSTEAD = {
         "A test opens no port to others.",
     ),
 }
-"""A pattern of commands -> what is typed in its place, and why."""
+"""Pattern of commands -> the replacement, and why."""
 
 CLONE = r"(^|.* )(examples[/.]|make run)"
-"""Commands like these belong to pages that begin with a clone, and say so."""
+"""Commands of pages that start from a clone, and say so."""
 
 
 class Page(NamedTuple):
-    """What a page needs beside what it has one write, and what shows that it's true."""
+    """What a page needs besides its own files, and checks of its results."""
 
     needs: str = ""
-    """Something that runs beside it: see `test_typed_pages.NEEDS`."""
+    """A service that must run: see `test_typed_pages.NEEDS`."""
     files: Mapping[str, str] = {}
-    """Files that are the reader's own -> what's in them: the text of an example, or this text."""
+    """The reader's own files -> the path of an example, or the content."""
     places: Mapping[str, str] = {}
-    """What the page calls something -> what it's called here; ``…`` for anything in what a command prints."""
+    """Text on the page -> its local replacement. ``…`` matches anything in the output."""
     answers: Mapping[str, tuple[tuple[str, str], ...]] = {}
-    """The beginning of a command at a terminal -> what it asks, and what is typed."""
+    """Start of a command at a terminal -> its prompts and the answers."""
     also: Mapping[str, tuple[TypedCommand, ...]] = {}
-    """The beginning of a command, or "" for the end of the page -> typed then, to see that the page is true."""
+    """Start of a command, or "" for the end of the page -> commands to type then, as checks."""
     untyped: Mapping[str, str] = {}
-    """Files that no command of the page uses, and the beginnings of texts that aren't commands -> what of them."""
+    """Files that no command uses, and starts of other text blocks -> the reason."""
 
 
 def tool(name: str, arguments: str = "{}", *, more: str = "", path: str = "/mcp") -> str:
-    """A call by curl."""
+    """Return a curl command that calls a tool."""
     body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{name}","arguments":{arguments}}}}}'
     return f"curl -s {more}http://127.0.0.1:8000{path} -H content-type:application/json -d '{body}'"
 
 
 def imports(name: str) -> TypedCommand:
-    """Python reads the file to its end."""
+    """Return a command that imports the file."""
     return TypedCommand(f"python -c 'import {name}'")
 
 
@@ -284,4 +284,4 @@ PAGES = {
         untyped={"prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would."},
     ),
 }
-"""A page -> what is special about it. Pages that aren't here are typed as they stand."""
+"""Page -> its deviations. Other pages are typed as shown."""

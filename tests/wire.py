@@ -1,7 +1,7 @@
-"""A server of one test, asked byte by byte: through plain ASGI in this process, or through the lane on a socket.
+"""Raw HTTP access to a test's server, through plain ASGI in process or our own HTTP server on a socket.
 
-`Wire.ask` sends one HTTP request and gives the whole reply; messages are JSON-RPC as the caller wrote it. It knows the
-two eras' headers and nothing else of MCP.
+`Wire.ask` sends an HTTP request and returns the complete reply. Callers write the JSON-RPC messages; only the headers
+of both eras are built in.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ Headers = Mapping[str, str] | list[tuple[bytes, bytes]]
 
 
 class Reply(NamedTuple):
-    """A whole HTTP reply."""
+    """A complete HTTP reply."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -37,14 +37,14 @@ class Reply(NamedTuple):
 
     @property
     def message(self) -> Any:
-        """The JSON of the body, or of the one event that it is."""
+        """The JSON of the body, or of its only event."""
         if self.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             return self.messages[-1]
         return json.loads(self.body)
 
     @property
     def messages(self) -> list[Any]:
-        """Every message of an event stream."""
+        """All messages of an event stream."""
         return [json.loads(line[6:]) for line in self.body.split(b"\n") if line.startswith(b"data: {")]
 
     @property
@@ -56,7 +56,7 @@ class Reply(NamedTuple):
 
 
 class Wire:
-    """One running server, and one way to it."""
+    """A running server and one transport to it."""
 
     def __init__(self, server: Server, runtime: Runtime, running: RunningServer | None) -> None:
         self.server = server
@@ -65,7 +65,7 @@ class Wire:
         self._peer: Peer | None = None
 
     async def ask(self, method: str, path: str, headers: Headers, body: bytes = b"") -> Reply:
-        """One request and its whole reply."""
+        """Send a request and return the complete reply."""
         fields = encode_headers(headers)
         if self.running is None:
             return await ask_asgi(self.server, method, path, fields, body)
@@ -82,7 +82,7 @@ class Wire:
         return Reply(status, head, data)
 
     async def _ask_any_worker(self, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
-        """By a connection of its own, so that another worker may get it, and signed in."""
+        """Send a request with a key on a new connection, which any worker may accept."""
         assert self.running is not None
         if not any(name == b"authorization" for name, _ in fields):
             fields = [*fields, (b"authorization", f"Bearer {ADMIN_KEY}".encode())]
@@ -93,19 +93,19 @@ class Wire:
         return reply
 
     async def post(self, message: Any, headers: Headers | None = None, path: str = "/mcp") -> Reply:
-        """POST a message, or a body as it stands."""
+        """POST a message, or bytes as they are."""
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         return await self.ask("POST", path, POST if headers is None else headers, body)
 
     async def until(self, fact: Callable[[], bool]) -> None:
-        """Give the loop turns until something is so."""
+        """Wait until `fact()` is true."""
         deadline = asyncio.get_running_loop().time() + WAIT
         for _ in iter(fact, True):
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0)
 
     async def initialize(self, revision: str = LATEST_HANDSHAKE, capabilities: Json | None = None) -> dict[str, str]:
-        """A session, as the headers of its requests."""
+        """Open a session and return the headers of its requests."""
         params = {
             "protocolVersion": revision,
             "capabilities": capabilities or {},
@@ -119,7 +119,7 @@ class Wire:
 
 @asynccontextmanager
 async def run_wire(server: Server, way: str) -> AsyncIterator[Wire]:
-    """Run a server for the length of the block; by the way `four`, ask the one that serves by four workers."""
+    """Run a server for the length of the block. With `four`, use the shared server with four workers."""
     if way == FOUR:
         running = connect_to_four()
         yield Wire(server, cast("Any", None), running)
@@ -135,7 +135,7 @@ async def run_wire(server: Server, way: str) -> AsyncIterator[Wire]:
 
 
 class FakeTransport(asyncio.Transport):
-    """A socket without a network: what is written is kept, and each write is told."""
+    """A transport without a network that records writes and sets an event for each."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
@@ -176,36 +176,36 @@ class FakeTransport(asyncio.Transport):
 
 
 def request(method: str, params: Json | None = None, id: int | str = 1) -> Json:
-    """A request of the handshake era."""
+    """Return a handshake-era request."""
     message: Json = {"jsonrpc": "2.0", "id": id, "method": method}
     return message if params is None else {**message, "params": params}
 
 
 def envelope(version: str = PER_REQUEST, **capabilities: Any) -> Json:
-    """The `_meta` of the per-request era."""
+    """Return the `_meta` of the per-request era."""
     return {f"{META}protocolVersion": version, f"{META}clientCapabilities": capabilities}
 
 
 def per_request(method: str, params: Json | None = None, id: int | str = 1, **capabilities: Any) -> Json:
-    """A request of the per-request era."""
+    """Return a per-request-era request."""
     return request(method, {"_meta": envelope(**capabilities), **(params or {})}, id)
 
 
 def routing(method: str, name: str = "") -> dict[str, str]:
-    """The headers of the per-request era."""
+    """Return the headers of the per-request era."""
     fields = {**POST, "mcp-protocol-version": PER_REQUEST, "mcp-method": method}
     return {**fields, "mcp-name": name} if name else fields
 
 
 def encode_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Headers as they stand on the wire."""
+    """Encode headers as bytes."""
     if isinstance(headers, list):
         return headers
     return [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def encode_request(method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> bytes:
-    """A request in HTTP/1.1."""
+    """Encode an HTTP/1.1 request."""
     lines = b"".join(b"%b: %b\r\n" % field for field in fields)
     length = b"content-length: %d\r\n" % len(body)
     return b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method.encode(), path.encode(), lines, length, body)
@@ -221,9 +221,9 @@ async def ask_asgi(
     leave: Callable[[bytes], bool] | None = None,
     peer: str = "127.0.0.1",
 ) -> Reply:
-    """One request as ASGI messages, from an address.
+    """Send a request as ASGI messages.
 
-    The reply must be complete, unless `leave` says, by what has come of a stream, that the client goes away.
+    The reply must be complete, unless `leave` returns True for the data received so far: then the client disconnects.
     """
     plain, _, query = path.partition("?")
     scope = {
@@ -258,7 +258,7 @@ async def ask_asgi(
 
 
 async def open_sse(wire: Wire) -> tuple[str, "asyncio.Task[Reply]"]:
-    """The stream of a client of HTTP+SSE: where its messages go, and what has been said on it when it ends."""
+    """Open an HTTP+SSE stream. Return the path for messages, and a task with the reply when the stream ends."""
     path: list[str] = []
 
     def heard(data: bytes) -> bool:

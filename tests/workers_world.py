@@ -1,4 +1,4 @@
-"""Several workers, for tests: a program that serves with them, and a client that counts what fails."""
+"""Run a program with several workers, and clients that count failures."""
 
 import asyncio
 import json
@@ -70,7 +70,7 @@ def stands_still() -> str:
 
 
 def until(told: Callable[[], bool], what: str = "") -> None:
-    """Wait for something that a process does."""
+    """Poll until a condition is true. `what` explains a timeout."""
     deadline = time.monotonic() + WAIT
     while not told():
         assert time.monotonic() < deadline, what
@@ -78,13 +78,13 @@ def until(told: Callable[[], bool], what: str = "") -> None:
 
 
 async def until_running(folder: Path, calls: int = 1) -> None:
-    """Wait until so many calls of `until_told` run."""
+    """Wait until `calls` calls of `until_told` are running."""
     called = folder / "called"
     await until_async(lambda: called.exists() and called.stat().st_size >= calls)
 
 
 async def until_async(told: Callable[[], bool], what: str = "") -> None:
-    """The same where a loop has to go on."""
+    """Poll like `until`, without blocking the event loop."""
     deadline = time.monotonic() + WAIT
     while not told():
         assert time.monotonic() < deadline, what
@@ -92,7 +92,7 @@ async def until_async(told: Callable[[], bool], what: str = "") -> None:
 
 
 class Program:
-    """A program with workers, and what it has written."""
+    """A program with workers, and its log."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process = process
@@ -101,43 +101,43 @@ class Program:
 
     @property
     def log(self) -> str:
-        """What all its processes have written so far."""
+        """Output of all its processes so far."""
         return self._log.read_text("utf-8", "replace")
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Its log, line by line."""
+        """The parsed log lines."""
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
     def count_lines(self, text: str) -> int:
-        """How many lines have this in their message."""
+        """Count log lines whose message contains `text`."""
         return sum(text in record["message"] for record in self.records)
 
     @property
     def pids(self) -> list[int]:
-        """The workers, as told at the start or after the last restart."""
+        """Pids of the workers, as logged at the start or after the last restart."""
         return list(next(record["workers"] for record in self.records if "workers" in record))
 
     def wait_for_line(self, text: str, times: int = 1) -> None:
-        """Wait for a message."""
+        """Wait until a message was logged `times` times."""
         until(lambda: self.count_lines(text) >= times or self.process.poll() is not None, f"{text!r} in {self.log}")
         assert self.count_lines(text) >= times, self.log
 
     def ended_at_once(self) -> bool:
-        """Wait until it serves; True if it has ended instead."""
+        """Wait until the program serves or ends. Return True if it ended."""
         until(lambda: bool(self.count_lines("is serving on")) or self.process.poll() is not None, self.log)
         return not self.count_lines("is serving on")
 
     def children(self) -> list[int]:
-        """The processes that the parent has now."""
+        """Return the pids of the parent's child processes."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
 
 @contextmanager
 def start_program(command: list[str], port: int, log: Path, *, ready: bool = True, **options: Any) -> Iterator[Program]:
-    """Start a program; wait until all its workers are ready."""
-    assert RunState.may_serve, "A test that starts a server carries the mark `server`."
+    """Run a program for the length of the block. If `ready`, wait for all its workers first."""
+    assert RunState.may_serve, "Tests that start servers need the mark `server`."
     options = {"stdin": subprocess.DEVNULL, **options}
 
     def start() -> Program:
@@ -156,7 +156,7 @@ def start_program(command: list[str], port: int, log: Path, *, ready: bool = Tru
 
 @contextmanager
 def run_workers(folder: Path, count: int, *options: str, program: str = PROGRAM, **more: Any) -> Iterator[Program]:
-    """`millstream run shop.py --workers COUNT`."""
+    """Run `millstream run shop.py --workers COUNT`."""
     file = folder / "shop.py"
     if not file.exists():
         file.write_text(program)
@@ -167,13 +167,13 @@ def run_workers(folder: Path, count: int, *options: str, program: str = PROGRAM,
 
 
 def call(tool: str, **arguments: Any) -> bytes:
-    """A call of 2025-11-25, which needs no session."""
+    """Encode a 2025-11-25 tool call, which needs no session."""
     params = {"name": tool, "arguments": arguments}
     return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
 
 
 class Reply:
-    """A whole reply."""
+    """A complete reply."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status = status
@@ -182,21 +182,21 @@ class Reply:
 
     @property
     def closes(self) -> bool:
-        """It's the last one of its connection."""
+        """True if the server closes the connection after this reply."""
         return self.headers.get("connection") == "close"
 
     @property
     def value(self) -> Any:
-        """What the tool returned."""
+        """The tool's return value."""
         text = json.loads(self.body)["result"]["content"][0]["text"]
         return int(text) if text.isdigit() else text
 
 
 class Client:
-    """One keep-alive connection at a time. It never tries a request again: whatever goes wrong is an error.
+    """A client with one keep-alive connection that never retries a request: each failure is an error.
 
-    It does what a client must: after ``connection: close``, or when the server has closed the idle connection, the next
-    request goes out on a new one.
+    After ``connection: close``, or if the server closed the idle connection, the next request opens a new one, as the
+    HTTP specification demands.
     """
 
     def __init__(self, port: int) -> None:
@@ -205,10 +205,10 @@ class Client:
         self._writer: asyncio.StreamWriter | None = None
         self.connections = 0
         self.announced = 0
-        """How many of them have ended with a reply that said so."""
+        """Number of connections that ended with ``connection: close``."""
 
     async def request(self, body: bytes = b"", path: str = "/mcp", headers: Mapping[str, str] | None = None) -> Reply:
-        """POST a body, or GET without one."""
+        """Send a POST with a body, or a GET without one."""
         if self._writer is None or self.ended:
             await self.close()
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -243,14 +243,14 @@ class Client:
 
     @property
     def ended(self) -> bool:
-        """The server has closed the connection. The loop may not have seen it yet, if this machine has stood still."""
+        """Return whether the server closed the connection, even if the event loop hasn't noticed yet."""
         if self._writer is None:
             return False
         if self._reader.at_eof() or self._writer.is_closing():
             return self._reader.at_eof()
         unseen = select.poll()
         unseen.register(self._writer.get_extra_info("socket"), select.POLLIN)
-        return [event for _, event in unseen.poll(0)] == [select.POLLIN]  # a reset would be more
+        return [event for _, event in unseen.poll(0)] == [select.POLLIN]  # a reset would set more flags
 
     async def close(self) -> None:
         """Close the connection, if there is one."""
@@ -260,7 +260,7 @@ class Client:
 
 
 class Load:
-    """Keep-alive clients that call until told to stop, and what came of it."""
+    """Keep-alive clients that send calls until `stop`, with counts of replies and failures."""
 
     def __init__(self, port: int, clients: int, bodies: list[bytes]) -> None:
         self.clients = [Client(port) for _ in range(clients)]
@@ -283,7 +283,7 @@ class Load:
             self.replies += 1
 
     async def stop(self) -> None:
-        """Let each client end its call."""
+        """Wait until each client finishes its call."""
         self._going = False
         await asyncio.gather(*self._tasks)
         for client in self.clients:
@@ -291,7 +291,7 @@ class Load:
 
 
 async def pids_by_new_connections(port: int, count: int, tool: str = "who") -> Counter[int]:
-    """Who answers connections that are made anew, one after the other."""
+    """Count which workers answer successive new connections."""
     found: Counter[int] = Counter()
     for _ in range(count):
         client = Client(port)
@@ -306,7 +306,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 async def wait_until_refused(port: int) -> None:
-    """Wait until nobody listens any more."""
+    """Wait until the port refuses connections."""
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
