@@ -95,7 +95,7 @@ def make_shop(
     return shop
 
 
-class Failed(Exception):
+class RpcError(Exception):
     """A JSON-RPC error."""
 
     def __init__(self, error: dict[str, Any]) -> None:
@@ -127,11 +127,11 @@ class SepClient:
             headers["mcp-name"] = params["name"]
         return {"url": self._url, "content": json.dumps(body), "headers": headers}
 
-    async def ask(self, method: str, **params: Any) -> dict[str, Any]:
+    async def request(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a request and return its result."""
         answer = (await self._http.post(**self._request(method, params))).json()
         if "error" in answer:
-            raise Failed(answer["error"])
+            raise RpcError(answer["error"])
         result: dict[str, Any] = answer["result"]
         return result
 
@@ -142,7 +142,7 @@ class SepClient:
 
             async def messages() -> AsyncIterator[dict[str, Any]]:
                 if response.headers["content-type"] == "application/json":
-                    raise Failed(json.loads(await response.aread())["error"])
+                    raise RpcError(json.loads(await response.aread())["error"])
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
                         yield json.loads(line.removeprefix("data: "))
@@ -152,7 +152,7 @@ class SepClient:
     async def subscribe(self, url: str, secret: str, name: str = "order.paid", **params: Any) -> dict[str, Any]:
         """Call `events/subscribe` and return its result."""
         delivery = {"mode": "webhook", "url": url, "secret": secret}
-        return await self.ask("events/subscribe", name=name, delivery=delivery, **params)
+        return await self.request("events/subscribe", name=name, delivery=delivery, **params)
 
 
 class World:
@@ -169,7 +169,7 @@ class World:
 
 
 @asynccontextmanager
-async def running(shop: Server) -> AsyncGenerator[World]:
+async def run_shop(shop: Server) -> AsyncGenerator[World]:
     """Run a shop for the duration of the block."""
     async with http_peer.serve(shop) as served, httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
         try:

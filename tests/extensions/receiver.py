@@ -60,7 +60,7 @@ class Receiver:
         self.replies = asyncio.Event()
         """While it's cleared, only challenges are answered."""
         self.replies.set()
-        self._news = asyncio.Event()
+        self._arrival = asyncio.Event()
 
     def url(self, path: str = "/hook") -> str:
         """Return the URL of the receiver."""
@@ -71,19 +71,19 @@ class Receiver:
         self.secrets.append(new_secret())
         return self.secrets[-1]
 
-    async def until(self, enough: Callable[[], bool]) -> None:
+    async def wait_until(self, enough: Callable[[], bool]) -> None:
         """Wait until a condition on the received messages holds."""
         async with asyncio.timeout(WAIT):
             while not enough():
-                self._news.clear()
-                await self._news.wait()
+                self._arrival.clear()
+                await self._arrival.wait()
 
-    async def take(self, count: int) -> list[Message]:
+    async def wait_for_messages(self, count: int) -> list[Message]:
         """Wait for a number of attempts, and return all messages."""
-        await self.until(lambda: len(self.messages) >= count)
+        await self.wait_until(lambda: len(self.messages) >= count)
         return self.messages
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -101,7 +101,7 @@ class Receiver:
 
     def _reply(self, message: Message) -> tuple[int, str, str]:
         assert any(message.signed_with(secret) for secret in self.secrets), "no known secret signed this"
-        self._news.set()
+        self._arrival.set()
         if message.data.get("type") == "verification":
             self.challenges.append(message)
             return 200, json.dumps({"challenge": message.data["challenge"] if self.echoes else "?"}), ""
@@ -111,7 +111,7 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(folder: Path) -> AsyncGenerator[Receiver]:
+async def run_receiver(folder: Path) -> AsyncGenerator[Receiver]:
     """Run a receiver for the duration of the block. Receivers with the same folder share a certificate."""
     if not (folder / "c.pem").exists():
         self_signed(folder)
@@ -119,7 +119,7 @@ async def receiving(folder: Path) -> AsyncGenerator[Receiver]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     receiver = Receiver(ssl.create_default_context(cafile=certificate))
-    server = await asyncio.start_server(receiver.serve, "localhost", 0, ssl=context)
+    server = await asyncio.start_server(receiver.handle_connection, "localhost", 0, ssl=context)
     receiver.port = server.sockets[0].getsockname()[1]
     try:
         yield receiver

@@ -20,7 +20,7 @@ def _shop() -> Server:
 
 
 @for_each(("revision", "transport"), [("2026-07-28", "http"), ("2026-07-28", "memory"), ("2025-11-25", "http")])
-async def test_a_client_iterates_over_events(revision: str, transport: str) -> None:
+async def test_client_iterates_over_events(revision: str, transport: str) -> None:
     shop = _shop()
     async with http_peer.serve(shop) as served, asyncio.timeout(WAIT):
         target = f"http://127.0.0.1:{served.port}/mcp" if transport == "http" else shop
@@ -51,7 +51,7 @@ async def test_a_client_iterates_over_events(revision: str, transport: str) -> N
         await shop.stop()
 
 
-async def test_a_stream_that_breaks_goes_on_behind_the_last_event() -> None:
+async def test_broken_stream_resumes_after_the_last_event() -> None:
     shop = _shop()
     async with http_peer.serve(shop) as served, asyncio.timeout(WAIT):
         url = f"http://127.0.0.1:{served.port}/mcp"
@@ -66,7 +66,7 @@ async def test_a_stream_that_breaks_goes_on_behind_the_last_event() -> None:
         await shop.stop()
 
 
-async def test_a_client_receives_events_over_stdio() -> None:
+async def test_client_receives_events_over_stdio() -> None:
     async with asyncio.timeout(WAIT), Client([sys.executable, str(ROOT / "examples/events.py")]) as client:
         assert client.revision == "2026-07-28"
         async with client.events.subscribe("order.paid", {"customer": "ada"}) as events:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from extensions.event_shop import ADA, META, Failed, OrderPaid, make_shop
-from extensions.receiver import Receiver, receiving
+from extensions.event_shop import ADA, META, OrderPaid, RpcError, make_shop
+from extensions.receiver import Receiver, run_receiver
 from fleet import Worker, real_fleet
 from millstream import Server
 from patience import WAIT
@@ -26,8 +26,8 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
 
 
 @asynccontextmanager
-async def _two_workers(folder: Path, backing: Backing) -> AsyncIterator[tuple[Receiver, Worker, Worker]]:
-    async with receiving(folder) as receiver:
+async def _run_two_workers(folder: Path, backing: Backing) -> AsyncIterator[tuple[Receiver, Worker, Worker]]:
+    async with run_receiver(folder) as receiver:
 
         def make() -> Server:
             return make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=lambda attempts: 0.01)
@@ -47,7 +47,7 @@ async def ask(worker: Worker, method: str, key: str = ADA, **params: Any) -> dic
     }
     answer = await worker.ask(method, {**params, "_meta": META}, headers)
     if "error" in answer:
-        raise Failed(answer["error"])
+        raise RpcError(answer["error"])
     result: dict[str, Any] = answer["result"]
     return result
 
@@ -58,8 +58,8 @@ async def subscribe(worker: Worker, receiver: Receiver, name: str = "order.paid"
     return await ask(worker, "events/subscribe", name=name, delivery=delivery)
 
 
-async def test_a_webhook_of_one_worker_delivers_what_another_publishes(tmp_path: Path, backing: Backing) -> None:
-    async with _two_workers(tmp_path, backing) as (receiver, one, two):
+async def test_webhooks_deliver_events_from_other_workers(tmp_path: Path, backing: Backing) -> None:
+    async with _run_two_workers(tmp_path, backing) as (receiver, one, two):
         failed: set[str] = set()
 
         def fail_once(message: Any) -> int:
@@ -72,33 +72,31 @@ async def test_a_webhook_of_one_worker_delivers_what_another_publishes(tmp_path:
         for number in range(1, 11):
             publisher = (two, one)[number % 2]
             await publisher.server.events.publish(OrderPaid(str(number)), id=f"evt_{number}")
-        await receiver.until(lambda: len({each.id for each in receiver.messages}) == 10)
+        await receiver.wait_until(lambda: len({each.id for each in receiver.messages}) == 10)
         await two.server.events.publish(OrderPaid("end"), id="evt_end")
-        await receiver.until(lambda: receiver.messages[-1].id == "evt_end" and len(receiver.messages) >= 12)
+        await receiver.wait_until(lambda: receiver.messages[-1].id == "evt_end" and len(receiver.messages) >= 12)
         sent = [each.id for each in receiver.messages]
         assert sorted(sent) == sorted([*(f"evt_{number}" for number in range(1, 11)), "evt_3", "evt_end"])
 
 
-async def test_an_event_published_on_two_workers_with_one_id_is_delivered_once(
-    tmp_path: Path, backing: Backing
-) -> None:
-    async with _two_workers(tmp_path, backing) as (receiver, one, two):
+async def test_events_with_equal_ids_from_two_workers_are_delivered_once(tmp_path: Path, backing: Backing) -> None:
+    async with _run_two_workers(tmp_path, backing) as (receiver, one, two):
         await subscribe(one, receiver)
         await asyncio.gather(*(each.server.events.publish(OrderPaid("1"), id="evt_1") for each in (one, two, one, two)))
-        await receiver.take(1)
+        await receiver.wait_for_messages(1)
         await one.server.events.publish(OrderPaid("2"), id="evt_2")
-        await receiver.take(2)
+        await receiver.wait_for_messages(2)
         assert [each.id for each in receiver.messages] == ["evt_1", "evt_2"]
 
 
-async def test_another_worker_goes_on_for_one_that_is_killed(tmp_path: Path, backing: Backing) -> None:
-    async with _two_workers(tmp_path, backing) as (receiver, one, two):
+async def test_another_worker_continues_the_deliveries_of_a_killed_worker(tmp_path: Path, backing: Backing) -> None:
+    async with _run_two_workers(tmp_path, backing) as (receiver, one, two):
         await subscribe(two, receiver)
         await one.server.events.publish(OrderPaid("1"), id="evt_1")
-        await receiver.until(lambda: len(receiver.messages) == 1)
+        await receiver.wait_until(lambda: len(receiver.messages) == 1)
         one.runtime.dispatcher.stopping = True
         await backing.kill(one.store.real)
         for number in range(2, 6):
             await two.server.events.publish(OrderPaid(str(number)), id=f"evt_{number}")
         wanted = {f"evt_{number}" for number in range(1, 6)}
-        await receiver.until(lambda: {each.id for each in receiver.messages} == wanted)
+        await receiver.wait_until(lambda: {each.id for each in receiver.messages} == wanted)

@@ -7,15 +7,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from extensions.event_shop import ADA, BOB, Audited, Failed, OrderPaid, Refunded, make_shop, running
+from extensions.event_shop import ADA, BOB, Audited, OrderPaid, Refunded, RpcError, make_shop, run_shop
 from millstream import Client, Server
 from millstream.extensions.events import Events
 from patience import WAIT
 
 
-async def test_the_list_shows_what_the_caller_may_see() -> None:
-    async with running(make_shop(webhooks=False)) as world:
-        listed = await world.client(ADA).ask("events/list")
+async def test_list_contains_only_visible_events() -> None:
+    async with run_shop(make_shop(webhooks=False)) as world:
+        listed = await world.client(ADA).request("events/list")
         assert listed["resultType"] == "complete"
         assert [each["name"] for each in listed["events"]] == [
             "audit.noted",
@@ -29,20 +29,20 @@ async def test_the_list_shows_what_the_caller_may_see() -> None:
         assert paid["payloadSchema"]["required"] == ["order"]
         assert set(paid["inputSchema"]["properties"]) == {"order", "customer", "total"}
         bob = world.client(BOB)
-        names = [each["name"] for each in (await bob.ask("events/list"))["events"]]
+        names = [each["name"] for each in (await bob.request("events/list"))["events"]]
         assert names == ["order.noted", "order.paid", "order.refunded"]
-        with pytest.raises(Failed) as hidden:
-            await bob.ask("events/poll", name="audit.noted")
+        with pytest.raises(RpcError) as hidden:
+            await bob.request("events/poll", name="audit.noted")
         assert (hidden.value.code, hidden.value.data) == (-32023, {"kind": "event"})
-        capabilities = (await bob.ask("server/discover"))["capabilities"]
+        capabilities = (await bob.request("server/discover"))["capabilities"]
         assert capabilities["extensions"]["io.modelcontextprotocol/events"] == {}
         assert capabilities["events"] == {}
 
 
 async def test_polls_return_each_event_once() -> None:
-    async with running(make_shop(webhooks=False)) as world:
+    async with run_shop(make_shop(webhooks=False)) as world:
         client = world.client()
-        first = await client.ask("events/poll", name="order.paid")
+        first = await client.request("events/poll", name="order.paid")
         assert (first["events"], first["truncated"], first["hasMore"]) == ([], False, False)
         for number in range(5):
             await world.shop.events.publish(OrderPaid(str(number)))
@@ -51,7 +51,7 @@ async def test_polls_return_each_event_once() -> None:
         seen: list[dict[str, Any]] = []
         cursor, more = first["cursor"], True
         while more:
-            page = await client.ask("events/poll", name="order.paid", cursor=cursor, maxEvents=2)
+            page = await client.request("events/poll", name="order.paid", cursor=cursor, maxEvents=2)
             assert len(page["events"]) <= 2
             assert not page["truncated"]
             seen += page["events"]
@@ -60,51 +60,51 @@ async def test_polls_return_each_event_once() -> None:
         assert len({each["eventId"] for each in seen}) == 6
         assert seen[-1]["eventId"] == "upstream-1"
         assert "cursor" not in seen[0]
-        again = await client.ask("events/poll", name="order.paid", cursor=cursor)
+        again = await client.request("events/poll", name="order.paid", cursor=cursor)
         assert (again["events"], again["cursor"]) == ([], cursor)
 
 
 async def test_arguments_filter_events() -> None:
-    async with running(make_shop(webhooks=False)) as world:
+    async with run_shop(make_shop(webhooks=False)) as world:
         ada, bob = world.client(ADA), world.client(BOB)
-        start = (await ada.ask("events/poll", name="order.paid"))["cursor"]
+        start = (await ada.request("events/poll", name="order.paid"))["cursor"]
         for customer, total in (("ada", 5.0), ("bob", 6.0), ("ada", 7.0)):
             await world.shop.events.publish(OrderPaid("1", customer, total))
             await world.shop.events.publish(Refunded("1", customer, total))
         chosen = {"name": "order.paid", "arguments": {"customer": "ada", "total": 7}, "cursor": start}
-        assert [each["data"]["total"] for each in (await bob.ask("events/poll", **chosen))["events"]] == [7]
+        assert [each["data"]["total"] for each in (await bob.request("events/poll", **chosen))["events"]] == [7]
         own = {"name": "order.refunded", "arguments": {"total": 6.5}, "cursor": start}
-        assert [each["data"]["total"] for each in (await ada.ask("events/poll", **own))["events"]] == [7]
-        assert (await bob.ask("events/poll", **own))["events"] == []
+        assert [each["data"]["total"] for each in (await ada.request("events/poll", **own))["events"]] == [7]
+        assert (await bob.request("events/poll", **own))["events"] == []
         wrongs: list[Any] = [{"color": "red"}, [], "text"]
         for wrong in wrongs:
-            with pytest.raises(Failed) as refused:
-                await ada.ask("events/poll", name="order.paid", arguments=wrong)
+            with pytest.raises(RpcError) as refused:
+                await ada.request("events/poll", name="order.paid", arguments=wrong)
             assert refused.value.code == -32602
-        with pytest.raises(Failed, match="total must be a number"):
-            await ada.ask("events/poll", name="order.refunded", arguments={"total": "many"})
+        with pytest.raises(RpcError, match="total must be a number"):
+            await ada.request("events/poll", name="order.refunded", arguments={"total": "many"})
 
 
-async def test_a_cursor_that_is_gone_truncates() -> None:
-    async with running(make_shop(webhooks=False)) as world:
+async def test_expired_cursor_truncates_the_events() -> None:
+    async with run_shop(make_shop(webhooks=False)) as world:
         client = world.client()
         await world.shop.events.publish(OrderPaid("1"))
         for lost in ("0123456789ab.1", "nonsense"):
-            page = await client.ask("events/poll", name="order.paid", cursor=lost)
+            page = await client.request("events/poll", name="order.paid", cursor=lost)
             assert page["truncated"]
             assert [each["data"]["order"] for each in page["events"]] == ["1"]
-            assert not (await client.ask("events/poll", name="order.paid", cursor=page["cursor"]))["truncated"]
-        late = await client.ask("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
+            assert not (await client.request("events/poll", name="order.paid", cursor=page["cursor"]))["truncated"]
+        late = await client.request("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
         assert (late["events"], late["truncated"]) == ([], False)
         await world.shop.events.publish(OrderPaid("2"))
-        old = await client.ask("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
+        old = await client.request("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
         assert (old["events"], old["truncated"]) == ([], True)
 
 
-async def test_a_stream_delivers_what_is_published() -> None:
-    async with running(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
+async def test_stream_delivers_published_events() -> None:
+    async with run_shop(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
         client = world.client()
-        start = (await client.ask("events/poll", name="order.paid"))["cursor"]
+        start = (await client.request("events/poll", name="order.paid"))["cursor"]
         before = world.shop.hub.stats().subscribers
         await world.shop.events.publish(OrderPaid("1"))
         async with client.stream(name="order.paid", cursor=start) as messages:
@@ -128,17 +128,17 @@ async def test_a_stream_delivers_what_is_published() -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_stream_that_cannot_be_is_refused_at_once() -> None:
-    async with running(make_shop(webhooks=False)) as world:
+async def test_invalid_streams_are_refused() -> None:
+    async with run_shop(make_shop(webhooks=False)) as world:
         for params, code in (({"name": "no"}, -32023), ({"name": "order.paid", "arguments": {"x": 1}}, -32602)):
             async with world.client().stream(**params) as messages:
-                with pytest.raises(Failed) as refused:
+                with pytest.raises(RpcError) as refused:
                     await anext(messages)
             assert refused.value.code == code
 
 
-async def test_a_server_that_stops_ends_streams_with_a_result() -> None:
-    async with running(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
+async def test_stopping_server_ends_streams_with_a_result() -> None:
+    async with run_shop(make_shop(webhooks=False)) as world, asyncio.timeout(WAIT):
         async with world.client().stream(name="order.paid") as messages:
             await anext(messages)
             stopping = asyncio.create_task(world.shop.stop())
@@ -166,17 +166,17 @@ async def test_handshake_clients_find_events() -> None:
         assert [each["data"]["order"] for each in named.data["events"]] == ["1"]
 
 
-async def test_recent_events_are_those_that_the_caller_may_see() -> None:
-    async with running(make_shop(recent_events_tool=True)) as world:
+async def test_recent_events_contain_only_visible_events() -> None:
+    async with run_shop(make_shop(recent_events_tool=True)) as world:
         await world.shop.events.publish(Refunded("1", "ada", 1.0))
         await world.shop.events.publish("audit.noted", {"what": "1"})
         for key, names in ((ADA, ["audit.noted", "order.refunded"]), (BOB, [])):
-            result = await world.client(key).ask("tools/call", name="get_recent_events", arguments={})
+            result = await world.client(key).request("tools/call", name="get_recent_events", arguments={})
             assert sorted(each["name"] for each in result["structuredContent"]["events"]) == names
 
 
-async def test_the_hub_gives_no_events_that_the_extension_hides() -> None:
-    async with running(make_shop()) as world:
+async def test_hub_does_not_reveal_hidden_events() -> None:
+    async with run_shop(make_shop()) as world:
         url, bob = f"http://127.0.0.1:{world.port}/events", {"authorization": f"Bearer {BOB}"}
         async with httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
             for channel in ("audit.noted", "order.refunded", "$presence.audit.noted"):
@@ -195,14 +195,14 @@ async def test_the_hub_gives_no_events_that_the_extension_hides() -> None:
     assert json.loads(first.removeprefix("data: "))["order"] == "7"
 
 
-async def test_any_integer_is_an_age() -> None:
-    async with running(make_shop()) as world:
-        assert (await world.client().ask("events/poll", name="order.paid", cursor="1.1", maxAgeMs=10**400))[
+async def test_any_integer_is_accepted_as_an_age() -> None:
+    async with run_shop(make_shop()) as world:
+        assert (await world.client().request("events/poll", name="order.paid", cursor="1.1", maxAgeMs=10**400))[
             "events"
         ] == []
 
 
-async def test_events_are_off_unless_a_program_names_the_draft() -> None:
+async def test_events_require_the_name_of_the_draft() -> None:
     with pytest.raises(ValueError, match="SEP-3415"):
         Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     plain = Server("plain")
@@ -216,7 +216,7 @@ async def test_events_are_off_unless_a_program_names_the_draft() -> None:
             mistake()
     with pytest.raises(TypeError, match="must be an object"):
         shop.event("count")(int)
-    async with running(shop):
+    async with run_shop(shop):
         for event, data in (("order.paid", {"order": 1}), ("nothing", {}), (object(), None)):
             with pytest.raises(Exception, match=r"doesn't match|No event"):
                 await shop.events.publish(event, data)

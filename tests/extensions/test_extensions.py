@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
         yield running
 
 
-async def _walk(target: Any, revision: str) -> None:
+async def _use_extension(target: Any, revision: str) -> None:
     """Use the methods and notifications of the extension in both directions."""
     peer = Peer()
     async with asyncio.timeout(WAIT), Client(target, revision=revision, extensions=[peer]) as client:
@@ -70,19 +70,19 @@ async def _walk(target: Any, revision: str) -> None:
 
 @pytest.mark.server
 @for_each(("scheme", "path", "revision"), TRANSPORTS)
-async def test_an_extension_works_in_every_revision_over_every_transport(
+async def test_extension_works_in_every_revision_and_transport(
     server: SharedServer, scheme: str, path: str, revision: str
 ) -> None:
-    await _walk(f"{scheme}://127.0.0.1:{server.port()}{path}", revision)
+    await _use_extension(f"{scheme}://127.0.0.1:{server.port()}{path}", revision)
 
 
 @for_each("revision", DATES)
-async def test_an_extension_works_over_stdio(revision: str) -> None:
-    await _walk([sys.executable, str(FILE)], revision)
+async def test_extension_works_over_stdio(revision: str) -> None:
+    await _use_extension([sys.executable, str(FILE)], revision)
 
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
-async def test_a_method_refuses_clients_without_the_extension(revision: str) -> None:
+async def test_methods_can_require_the_extension(revision: str) -> None:
     async with connect(Server("shop", extensions=[Stock()]), revision=revision) as client:
         with pytest.raises(Failure) as refused:
             await client.request("com.example/reserve", {"isbn": "1"})
@@ -96,7 +96,7 @@ async def test_a_method_refuses_clients_without_the_extension(revision: str) -> 
 
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
-async def test_a_method_asks_the_person(revision: str) -> None:
+async def test_method_can_ask_the_user(revision: str) -> None:
     def answer(message: str, schema: dict[str, Any]) -> dict[str, str]:
         return {"name": "Ada"}
 
@@ -105,14 +105,14 @@ async def test_a_method_asks_the_person(revision: str) -> None:
         assert (await client.request("com.example/name"))["name"] == "Ada"
 
 
-async def test_a_tool_ends_with_a_result_of_another_type() -> None:
+async def test_tool_can_return_a_custom_result_type() -> None:
     async with connect(Server("shop", extensions=[Stock()])) as client:
         result = await client.request("tools/call", {"name": "slip", "arguments": {"isbn": "1"}})
         assert (result["resultType"], result["isbn"], result["_meta"]["com.example/n"]) == ("slip", "1", 1)
         assert "io.modelcontextprotocol/serverInfo" in result["_meta"]
 
 
-async def test_a_subscription_carries_notifications_of_an_extension() -> None:
+async def test_subscription_carries_extension_notifications() -> None:
     stock, peer = Stock(), Peer()
     async with asyncio.timeout(WAIT), Client(Server("shop", extensions=[stock]), extensions=[peer]) as client:
         notes: list[Any] = []
@@ -142,7 +142,7 @@ async def test_a_subscription_carries_notifications_of_an_extension() -> None:
 
 
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
-async def test_a_method_keeps_its_reply_open_as_a_stream(revision: str) -> None:
+async def test_method_can_stream_its_reply(revision: str) -> None:
     stock, peer = Stock(), Peer()
     server = Server("shop", extensions=[stock])
     async with asyncio.timeout(WAIT), Client(server, revision=revision, extensions=[peer]) as client:
@@ -156,7 +156,7 @@ async def test_a_method_keeps_its_reply_open_as_a_stream(revision: str) -> None:
 
 
 @pytest.mark.server
-async def test_sessions_that_declare_the_extension_get_its_broadcasts() -> None:
+async def test_broadcasts_reach_sessions_that_declare_the_extension() -> None:
     stock, peer = Stock(), Peer()
     server = Server("shop", extensions=[stock])
     old = NEWEST_HANDSHAKE.date
@@ -189,7 +189,7 @@ async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> 
             assert [peer.looking for peer in peers] == [[("all", "")]] * len(peers)
 
 
-async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
+async def test_invalid_extensions_are_refused_at_creation_or_start() -> None:
     class Ping(Extension):
         name = "com.example/ping"
 
@@ -225,7 +225,7 @@ async def test_mistakes_are_errors_when_the_server_is_made_or_starts() -> None:
         pass
 
 
-async def test_an_extension_is_added_after_the_server_was_made() -> None:
+async def test_extension_can_be_added_to_an_existing_server() -> None:
     server = Server("shop")
 
     @server.tool
@@ -249,7 +249,7 @@ async def test_an_extension_is_added_after_the_server_was_made() -> None:
             server.extend(late)
 
 
-async def test_an_extension_closes_with_the_server_and_opens_again() -> None:
+async def test_extension_closes_with_the_server_and_can_reopen() -> None:
     stock = Stock()
     server = Server("shop", extensions=[stock])
     for number in (1, 2):
@@ -258,7 +258,7 @@ async def test_an_extension_closes_with_the_server_and_opens_again() -> None:
         assert stock.closed == number
 
 
-async def test_a_revision_that_lacks_the_extension_lacks_its_methods_and_its_capability() -> None:
+async def test_revisions_without_the_extension_lack_its_methods_and_capability() -> None:
     class New(Extension):
         name = "com.example/new"
         revisions = (NEWEST.date,)
@@ -281,7 +281,7 @@ async def test_a_revision_that_lacks_the_extension_lacks_its_methods_and_its_cap
                 await client.request("com.example/new")
 
 
-async def test_the_example_of_the_documents_works() -> None:
+async def test_documented_example_works() -> None:
     assert await example.restock(example.mcp) == 6  # type: ignore[arg-type]
     orders = example.Orders()
     async with Client(example.mcp, extensions=[orders]) as client:

@@ -18,7 +18,7 @@ from patience import WAIT
 OLD, NEW = NEWEST_HANDSHAKE.date, NEWEST.date
 
 
-def front(*upstreams: tuple[str, Server], revision: str | None = None, **more: Any) -> Server:
+def make_gateway(*upstreams: tuple[str, Server], revision: str | None = None, **more: Any) -> Server:
     """Return a gateway to servers."""
     server = Server("front")
     for name, upstream in upstreams:
@@ -27,8 +27,8 @@ def front(*upstreams: tuple[str, Server], revision: str | None = None, **more: A
 
 
 @for_each(("own", "theirs"), [(NEW, NEW), (NEW, OLD), (OLD, NEW), (OLD, OLD)])
-async def test_an_extension_of_one_upstream_without_a_prefix_passes(own: str, theirs: str) -> None:
-    server = front(("shop", Server("shop", extensions=[Stock()])), revision=theirs, prefix="")
+async def test_extension_of_an_unprefixed_upstream_is_forwarded(own: str, theirs: str) -> None:
+    server = make_gateway(("shop", Server("shop", extensions=[Stock()])), revision=theirs, prefix="")
     peer = Peer()
     async with (
         asyncio.timeout(WAIT),
@@ -46,21 +46,21 @@ async def test_an_extension_of_one_upstream_without_a_prefix_passes(own: str, th
             await client.request("com.example/nothing")
 
 
-async def test_a_client_without_the_extension_does_not_borrow_it() -> None:
-    async with connect(front(("shop", Server("shop", extensions=[Stock()])), prefix="")) as client:
+async def test_forwarded_extension_is_not_declared_for_other_clients() -> None:
+    async with connect(make_gateway(("shop", Server("shop", extensions=[Stock()])), prefix="")) as client:
         assert (await client.request("com.example/stock", {"isbn": "1"}))["copies"] == 7
         assert [each["method"] for each in client.notifications] == []
         with pytest.raises(Failure, match="Missing required client capability"):
             await client.request("com.example/reserve", {"isbn": "1"})
 
 
-async def test_what_several_upstreams_have_or_a_prefix_or_policy_hides_does_not_pass() -> None:
+async def test_ambiguous_prefixed_or_restricted_extensions_are_not_forwarded() -> None:
     one, two = (Server(name, extensions=[Stock()]) for name in ("one", "two"))
-    with_prefix = front(("shop", Server("shop", extensions=[Stock()])))
-    with_policy = front(("shop", Server("shop", extensions=[Stock()])), prefix="", policy=UpstreamPolicy())
-    both = front(("one", one), prefix="")
+    with_prefix = make_gateway(("shop", Server("shop", extensions=[Stock()])))
+    with_policy = make_gateway(("shop", Server("shop", extensions=[Stock()])), prefix="", policy=UpstreamPolicy())
+    both = make_gateway(("one", one), prefix="")
     both.upstream("two", two, start_timeout=WAIT)
-    own = front(("shop", Server("shop", extensions=[Stock()])), prefix="")
+    own = make_gateway(("shop", Server("shop", extensions=[Stock()])), prefix="")
     own.extend(Stock())
     for server in (with_prefix, with_policy, both):
         async with Client(server, extensions=[Peer()]) as client:
@@ -69,7 +69,7 @@ async def test_what_several_upstreams_have_or_a_prefix_or_policy_hides_does_not_
                 await client.request("com.example/stock", {"isbn": "1"})
 
 
-async def test_skills_pass_as_they_are() -> None:
+async def test_skills_of_an_unprefixed_upstream_are_unchanged() -> None:
     shop = Server("shop")
 
     @shop.skill(files={"a.md": "text"})
@@ -77,7 +77,7 @@ async def test_skills_pass_as_they_are() -> None:
         """Wrap a gift."""
         return "Wrap it."
 
-    async with Client(front(("shop", shop), prefix="")) as client:
+    async with Client(make_gateway(("shop", shop), prefix="")) as client:
         (skill,) = await client.skills()
         assert b"Wrap it." in await client.read_skill(skill)
         assert await client.read_skill(skill, "a.md") == b"text"
@@ -85,7 +85,7 @@ async def test_skills_pass_as_they_are() -> None:
         assert len(listed["resources"]) == 2
 
 
-def _skilled(name: str, word: str) -> Server:
+def _make_skill_server(name: str, word: str) -> Server:
     """Return an upstream with two skills, the second of which has a file."""
     server = Server(name)
 
@@ -103,8 +103,10 @@ def _skilled(name: str, word: str) -> Server:
 
 
 @for_each("revision", [NEW, OLD])
-async def test_skills_of_several_upstreams_are_merged_under_their_prefixes(revision: str) -> None:
-    server = front(("one", _skilled("one", "first")), ("two", _skilled("two", "second")), revision=revision)
+async def test_skills_of_several_upstreams_are_merged_with_prefixes(revision: str) -> None:
+    server = make_gateway(
+        ("one", _make_skill_server("one", "first")), ("two", _make_skill_server("two", "second")), revision=revision
+    )
     async with asyncio.timeout(WAIT), Client(server) as client:
         skills = {each.uri: each for each in await client.skills()}
         assert sorted(skills) == [
@@ -123,10 +125,10 @@ async def test_skills_of_several_upstreams_are_merged_under_their_prefixes(revis
                 await client.request(method_name, {"uri": "skill://three/wrapping/SKILL.md"})
 
 
-async def test_a_policy_hides_skills_as_it_hides_their_files() -> None:
+async def test_policy_hides_skills_together_with_their_files() -> None:
     policy = UpstreamPolicy(deny=("skill://secret/*",))
     for prefix in ("", "shop"):
-        server = front(("shop", _skilled("shop", "word")), prefix=prefix, policy=policy)
+        server = make_gateway(("shop", _make_skill_server("shop", "word")), prefix=prefix, policy=policy)
         root = f"skill://{prefix}/" if prefix else "skill://"
         async with asyncio.timeout(WAIT), Client(server) as client:
             assert [each.uri for each in await client.skills()] == [f"{root}wrapping/SKILL.md"]
@@ -136,7 +138,7 @@ async def test_a_policy_hides_skills_as_it_hides_their_files() -> None:
                 await client.read(f"{root}secret/SKILL.md")
 
 
-class _Broken(Middleware):
+class _BrokenSkills(Middleware):
     """A middleware that breaks `skills/list`."""
 
     async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
@@ -147,20 +149,20 @@ class _Broken(Middleware):
         return result
 
 
-async def test_an_upstream_that_fails_leaves_out_its_skills() -> None:
-    broken = Server("broken", middleware=[_Broken()])
+async def test_skills_of_failing_upstreams_are_skipped() -> None:
+    broken = Server("broken", middleware=[_BrokenSkills()])
 
     @broken.skill
     def lost() -> str:
         """Wrap nothing."""
         return "Somewhere."
 
-    server = front(("broken", broken), ("here", _skilled("here", "word")))
+    server = make_gateway(("broken", broken), ("here", _make_skill_server("here", "word")))
     async with asyncio.timeout(WAIT), Client(server) as client:
         assert {each.uri.split("/")[2] for each in await client.skills()} == {"here"}
 
 
-async def test_views_of_an_upstream_with_a_prefix_are_found_by_its_tools(tmp_path: Path) -> None:
+async def test_tools_of_a_prefixed_upstream_refer_to_its_views(tmp_path: Path) -> None:
     shop = Server("shop")
     (tmp_path / "table.html").write_text("<!doctype html>", "utf-8")
     shop.app(str(tmp_path / "table.html"), uri="ui://orders/table")
@@ -170,7 +172,7 @@ async def test_views_of_an_upstream_with_a_prefix_are_found_by_its_tools(tmp_pat
         """List the orders."""
         return "none"
 
-    async with asyncio.timeout(WAIT), Client(front(("shop", shop))) as client:
+    async with asyncio.timeout(WAIT), Client(make_gateway(("shop", shop))) as client:
         assert "io.modelcontextprotocol/ui" in client.server_extensions
         (tool,) = await client.tools()
         assert tool.meta["ui"]["resourceUri"] == tool.meta["ui/resourceUri"] == "ui://shop/orders/table"

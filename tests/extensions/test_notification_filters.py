@@ -14,7 +14,7 @@ DATES = [NEWEST.date, NEWEST_HANDSHAKE.date]
 SOLD, TOLD = "com.example/sold", "com.example/told"
 
 
-class Censor(Extension):
+class FilteringExtension(Extension):
     """Records each notification, doubles prices, and drops secrets."""
 
     name = "com.example/censor"
@@ -57,7 +57,7 @@ class Censor(Extension):
             await stream.send(TOLD, {"price": 4})
 
 
-class Ears(Extension):
+class UnfilteredClient(Extension):
     """The client side without a filter."""
 
     name = "com.example/censor"
@@ -71,7 +71,7 @@ class Ears(Extension):
         self.told.append(params)
 
 
-class QuietClient(Ears):
+class FilteringClient(UnfilteredClient):
     """The client side with a filter."""
 
     def __init__(self) -> None:
@@ -110,16 +110,16 @@ async def _over_http(server: Server) -> AsyncIterator[str]:
 
 
 @for_each("revision", DATES)
-async def test_a_server_filters_both_directions_in_process(revision: str) -> None:
-    censor, ears = Censor(), Ears()
+async def test_server_filters_both_directions_in_process(revision: str) -> None:
+    censor, ears = FilteringExtension(), UnfilteredClient()
     async with asyncio.timeout(WAIT):
         async with Client(make_shop(censor), revision=revision, extensions=[ears]) as client:
             await _check(client, censor, ears)
 
 
 @for_each("revision", DATES)
-async def test_a_server_filters_both_directions_over_http(revision: str) -> None:
-    censor, ears = Censor(), Ears()
+async def test_server_filters_both_directions_over_http(revision: str) -> None:
+    censor, ears = FilteringExtension(), UnfilteredClient()
     async with (
         asyncio.timeout(WAIT),
         _over_http(make_shop(censor)) as url,
@@ -128,7 +128,7 @@ async def test_a_server_filters_both_directions_over_http(revision: str) -> None
         await _check(client, censor, ears)
 
 
-async def _check(client: Client, censor: Censor, ears: Ears) -> None:
+async def _check(client: Client, censor: FilteringExtension, ears: UnfilteredClient) -> None:
     steps: list[str | None] = []
     result = await client.call("tell", progress=lambda value, total, message: steps.append(message))
     assert result.text == "told"
@@ -149,7 +149,7 @@ async def _check(client: Client, censor: Censor, ears: Ears) -> None:
 
 
 async def test_broadcasts_and_list_changes_are_filtered_for_each_session() -> None:
-    censor, ears = Censor(), Ears()
+    censor, ears = FilteringExtension(), UnfilteredClient()
     server = make_shop(censor)
     async with asyncio.timeout(WAIT), Client(server, revision=NEWEST_HANDSHAKE.date, extensions=[ears]) as client:
         await client.ping()
@@ -163,7 +163,7 @@ async def test_broadcasts_and_list_changes_are_filtered_for_each_session() -> No
 
 
 @for_each("revision", DATES)
-async def test_a_client_filters_both_directions(revision: str) -> None:
+async def test_client_filters_both_directions(revision: str) -> None:
     sold: list[Any] = []
     arrived = asyncio.Event()
 
@@ -175,7 +175,7 @@ async def test_a_client_filters_both_directions(revision: str) -> None:
             sold.append(params)
             arrived.set()
 
-    quiet = QuietClient()
+    quiet = FilteringClient()
     async with asyncio.timeout(WAIT), Client(make_shop(Plain()), revision=revision, extensions=[quiet]) as client:
         steps: list[str | None] = []
         await client.call("tell", progress=lambda value, total, message: steps.append(message))
@@ -189,8 +189,8 @@ async def test_a_client_filters_both_directions(revision: str) -> None:
         assert quiet.seen.count((TOLD, True)) == 2
 
 
-async def test_a_broken_filter_drops_the_notification_and_nothing_else() -> None:
-    censor, ears = Censor(fails=True), Ears()
+async def test_failing_filter_drops_only_the_notification() -> None:
+    censor, ears = FilteringExtension(fails=True), UnfilteredClient()
     async with asyncio.timeout(WAIT), Client(make_shop(censor), extensions=[ears]) as client:
         assert (await client.call("tell")).text == "told"
         await client.ping()

@@ -19,8 +19,8 @@ from msgspec import Struct
 from auth.issuing.test_sign_in_end_to_end import Person
 from auth_world import run_guarded
 from cases import for_each
-from extensions.event_shop import ADA, BOB, Failed, OrderPaid, Refunded, SepClient, World, key_of, make_shop, running
-from extensions.receiver import Message, Receiver, new_secret, receiving
+from extensions.event_shop import ADA, BOB, OrderPaid, Refunded, RpcError, SepClient, World, key_of, make_shop, run_shop
+from extensions.receiver import Message, Receiver, new_secret, run_receiver
 from issuing_world import KnownUsers
 from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
@@ -33,7 +33,7 @@ from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 
 
-def in_an_hour(attempts: int) -> float:
+def delay_one_hour(attempts: int) -> float:
     """Return a delay longer than the test."""
     return 3600.0
 
@@ -44,35 +44,35 @@ class Note(Struct):
     text: str
 
 
-def at_once(attempts: int) -> float:
+def tiny_delay(attempts: int) -> float:
     """Return a minimal delay."""
     return 0.01
 
 
-def soon(attempts: int) -> float:
+def short_delay(attempts: int) -> float:
     """Return a delay that leaves time for another event."""
     return 0.2
 
 
 @asynccontextmanager
-async def delivering(folder: Path, **options: Any) -> AsyncGenerator[tuple[World, Receiver]]:
+async def run_delivery(folder: Path, **options: Any) -> AsyncGenerator[tuple[World, Receiver]]:
     """Run a shop that delivers to a local receiver with minimal retry delays."""
-    async with receiving(folder) as receiver:
-        given: dict[str, Any] = {"private_callbacks": True, "tls": receiver.tls, "retry_delay": at_once}
-        async with running(make_shop(**{**given, **options})) as world:
+    async with run_receiver(folder) as receiver:
+        given: dict[str, Any] = {"private_callbacks": True, "tls": receiver.tls, "retry_delay": tiny_delay}
+        async with run_shop(make_shop(**{**given, **options})) as world:
             yield world, receiver
 
 
-async def _refused(wait: Any, code: int, reason: str = "") -> None:
-    with pytest.raises(Failed) as refused:
+async def _expect_error(wait: Any, code: int, reason: str = "") -> None:
+    with pytest.raises(RpcError) as refused:
         await wait
     assert refused.value.code == code, refused.value
     if reason:
         assert refused.value.data["reason"] == reason
 
 
-async def test_events_are_delivered_signed(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_deliveries_are_signed(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         granted = await client.subscribe(receiver.url(), secret, arguments={"customer": "ada"}, ttlMs=120_000)
         assert granted["id"].startswith("sub_")
@@ -84,7 +84,7 @@ async def test_events_are_delivered_signed(tmp_path: Path) -> None:
         published = await world.shop.events.publish(OrderPaid("1"))
         await world.shop.events.publish(OrderPaid("2", "bob"))
         await world.shop.events.publish(OrderPaid("3"))
-        first, second = await receiver.take(2)
+        first, second = await receiver.wait_for_messages(2)
         assert {first.data["data"]["order"], second.data["data"]["order"]} == {"1", "3"}
         sent = next(each for each in (first, second) if each.data["data"]["order"] == "1")
         assert sent.id == sent.data["eventId"] == published.id
@@ -100,7 +100,7 @@ async def test_events_are_delivered_signed(tmp_path: Path) -> None:
 
 
 async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+    async with run_delivery(tmp_path) as (world, receiver):
         client = world.client()
         statuses = {"fails": [500, 302, 429, 204], "gone": [410], "large": [413], "dead": [503] * 9}
 
@@ -112,184 +112,186 @@ async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -
         await client.subscribe(receiver.url(), receiver.secret())
         for order in (*statuses, "last"):
             await world.shop.events.publish(OrderPaid(order), id=f"evt_{order}")
-        await receiver.take(4 + 1 + 1 + 5 + 1)
+        await receiver.wait_for_messages(4 + 1 + 1 + 5 + 1)
         counts = {order: sum(each.id == f"evt_{order}" for each in receiver.messages) for order in (*statuses, "last")}
         assert counts == {"fails": 4, "gone": 1, "large": 1, "dead": 5, "last": 1}
         await world.shop.events.publish(OrderPaid("after"))  # 410 ends the delivery, not the subscription
-        await receiver.until(lambda: receiver.messages[-1].data["data"]["order"] == "after")
+        await receiver.wait_until(lambda: receiver.messages[-1].data["data"]["order"] == "after")
 
 
-async def test_the_cursor_never_passes_an_event_that_is_not_taken(tmp_path: Path) -> None:
-    async with delivering(tmp_path, retry_delay=soon) as (world, receiver):
+async def test_cursor_does_not_pass_undelivered_events(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path, retry_delay=short_delay) as (world, receiver):
         stuck = [500]
         receiver.answer = lambda message: stuck.pop() if message.data["data"]["order"] == "1" and stuck else 200
         client = world.client()
         granted = await client.subscribe(receiver.url(), receiver.secret())
         await world.shop.events.publish(OrderPaid("1"))
-        await receiver.take(1)
+        await receiver.wait_for_messages(1)
         await world.shop.events.publish(OrderPaid("2"))
-        await receiver.take(3)
+        await receiver.wait_for_messages(3)
         by_order = {each.data["data"]["order"]: each.data["cursor"] for each in receiver.messages}
-        replayed = await client.ask("events/poll", name="order.paid", cursor=by_order["2"])
+        replayed = await client.request("events/poll", name="order.paid", cursor=by_order["2"])
         assert [each["data"]["order"] for each in replayed["events"]] == ["1", "2"]
         assert granted["cursor"] != by_order["1"]
 
 
-async def test_a_new_secret_signs_beside_the_old_one(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_old_and_new_secret_both_sign_after_a_rotation(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         client, old = world.client(), receiver.secret()
         first = await client.subscribe(receiver.url(), old)
         await world.shop.events.publish(OrderPaid("1"))
-        await receiver.take(1)
+        await receiver.wait_for_messages(1)
         new = receiver.secret()
         second = await client.subscribe(receiver.url(), new)
         assert second["id"] == first["id"]
         assert second["deliveryStatus"]["active"] is True
         await world.shop.events.publish(OrderPaid("2"))
-        await receiver.until(
+        await receiver.wait_until(
             lambda: any(each.signed_with(new) and each.signed_with(old) for each in receiver.messages[1:])
         )
 
 
-async def test_an_unsubscribed_endpoint_receives_nothing(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_unsubscribed_endpoints_receive_nothing(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         client = world.client()
         await client.subscribe(receiver.url("/a"), receiver.secret())
         await client.subscribe(receiver.url("/b"), receiver.secret())
         delivery = {"url": receiver.url("/a")}
-        await _refused(world.client(BOB).ask("events/unsubscribe", name="order.paid", delivery=delivery), -32023)
-        await client.ask("events/unsubscribe", name="order.paid", delivery=delivery)
-        await _refused(client.ask("events/unsubscribe", name="order.paid", delivery=delivery), -32023)
+        await _expect_error(
+            world.client(BOB).request("events/unsubscribe", name="order.paid", delivery=delivery), -32023
+        )
+        await client.request("events/unsubscribe", name="order.paid", delivery=delivery)
+        await _expect_error(client.request("events/unsubscribe", name="order.paid", delivery=delivery), -32023)
         ids = {each.headers["x-mcp-subscription-id"] for each in receiver.challenges}
         for number in range(3):
             await world.shop.events.publish(OrderPaid(str(number)))
-        await receiver.take(3)
+        await receiver.wait_for_messages(3)
         assert len({each.headers["x-mcp-subscription-id"] for each in receiver.messages} & ids) == 1
 
 
-async def test_endpoints_must_confirm(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_endpoints_must_confirm_subscriptions(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         receiver.echoes = False
-        await _refused(client.subscribe(receiver.url(), secret), -32027, "challenge_failed")
+        await _expect_error(client.subscribe(receiver.url(), secret), -32027, "challenge_failed")
         receiver.echoes = True
         for url, reason in (("https://localhost:1/", "connection_refused"), ("https://127.0.0.1:1/", "")):
-            await _refused(client.subscribe(url, secret), -32027, reason)
+            await _expect_error(client.subscribe(url, secret), -32027, reason)
         await world.shop.events.publish(OrderPaid("1"))
         await client.subscribe(receiver.url(), secret)
         await world.shop.events.publish(OrderPaid("2"))
-        (only,) = await receiver.take(1)
+        (only,) = await receiver.wait_for_messages(1)
         assert only.data["data"]["order"] == "2"
 
 
 async def test_private_addresses_and_redirects_are_refused(tmp_path: Path) -> None:
-    async with delivering(tmp_path, private_callbacks=False) as (world, receiver):
+    async with run_delivery(tmp_path, private_callbacks=False) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         hosts = (f"localhost:{receiver.port}", "127.0.0.1", "10.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]")
         for host in (*hosts, "[::ffff:10.0.0.1]", "100.64.0.1"):
-            await _refused(client.subscribe(f"https://{host}/hook", secret), -32027, "connection_refused")
+            await _expect_error(client.subscribe(f"https://{host}/hook", secret), -32027, "connection_refused")
         assert receiver.challenges == []
-    async with delivering(tmp_path) as (world, receiver):
+    async with run_delivery(tmp_path) as (world, receiver):
         await world.client().subscribe(receiver.url(), receiver.secret())
         receiver.answer = lambda message: receiver.url("/elsewhere")
         await world.shop.events.publish(OrderPaid("1"))
-        assert len({each.id for each in await receiver.take(5)}) == 1
+        assert len({each.id for each in await receiver.wait_for_messages(5)}) == 1
 
 
-async def test_requests_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_invalid_webhook_requests_are_refused(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         client, url, good = world.client(), receiver.url(), receiver.secret()
         short = "whsec_" + base64.b64encode(b"x" * 23).decode()
         long = "whsec_" + base64.b64encode(b"x" * 65).decode()
         for secret in ("", "secret", "whsec_", "whsec_???", short, long, good.removeprefix("whsec_")):
-            await _refused(client.subscribe(url, secret), -32602)
+            await _expect_error(client.subscribe(url, secret), -32602)
         for wrong in (url.replace("https", "http"), "https://a:b@localhost/", "ftp://x", "", "https://x/#y"):
-            await _refused(client.subscribe(wrong, good), -32602)
+            await _expect_error(client.subscribe(wrong, good), -32602)
         for ttl in (0, -1, "1"):
-            await _refused(client.subscribe(url, good, ttlMs=ttl), -32602)
-        await _refused(client.subscribe(url, good, name="nothing"), -32023)
+            await _expect_error(client.subscribe(url, good, ttlMs=ttl), -32602)
+        await _expect_error(client.subscribe(url, good, name="nothing"), -32023)
         other = {"mode": "carrier-pigeon", "url": url, "secret": good}
-        await _refused(client.ask("events/subscribe", name="order.paid", delivery=other), -32026)
+        await _expect_error(client.request("events/subscribe", name="order.paid", delivery=other), -32026)
         assert receiver.challenges == []
 
 
-async def test_grants_are_bounded(tmp_path: Path) -> None:
+async def test_webhook_subscriptions_are_limited(tmp_path: Path) -> None:
     customers = [f"c{number}" for number in range(100)]
     caps = {"max_ttl": 3600.0, "max_subscriptions": 3, "max_subscriptions_each": 2}
-    async with delivering(tmp_path, customers=customers, **caps) as (world, receiver):
+    async with run_delivery(tmp_path, customers=customers, **caps) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         short = (await client.subscribe(receiver.url(), secret, ttlMs=1))["refreshBefore"]
         longest = (await client.subscribe(receiver.url(), secret, ttlMs=None))["refreshBefore"]
         assert short < longest
         await client.subscribe(receiver.url("/2"), secret)
-        await _refused(client.subscribe(receiver.url("/3"), secret), -32025)
+        await _expect_error(client.subscribe(receiver.url("/3"), secret), -32025)
         await client.subscribe(receiver.url("/2"), secret)  # a refresh doesn't count as another subscription
-        await client.ask("events/unsubscribe", name="order.paid", delivery={"url": receiver.url("/2")})
+        await client.request("events/unsubscribe", name="order.paid", delivery={"url": receiver.url("/2")})
         await client.subscribe(receiver.url("/3"), secret)
 
         async def subscribe_all() -> None:
             for name in customers:  # workers update the count in the background
                 await world.client(key_of(name)).subscribe(receiver.url(f"/{name}"), secret)
 
-        await _refused(subscribe_all(), -32025)
+        await _expect_error(subscribe_all(), -32025)
 
 
-async def test_a_subscription_can_begin_in_the_past(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_subscription_can_start_with_past_events(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         client = world.client()
-        start = (await client.ask("events/poll", name="order.paid"))["cursor"]
+        start = (await client.request("events/poll", name="order.paid"))["cursor"]
         for number in range(3):
             await world.shop.events.publish(OrderPaid(str(number)))
         granted = await client.subscribe(receiver.url(), receiver.secret(), cursor=start)
         assert granted["truncated"] is False
         await world.shop.events.publish(OrderPaid("3"))
-        await receiver.take(4)
+        await receiver.wait_for_messages(4)
         assert sorted(each.data["data"]["order"] for each in receiver.messages) == ["0", "1", "2", "3"]
         late = await client.subscribe(receiver.url("/late"), receiver.secret(), cursor="gone.7")
         assert late["truncated"] is True
-        await receiver.take(8)
+        await receiver.wait_for_messages(8)
 
 
-async def test_match_functions_get_the_principal_who_subscribed(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_match_functions_receive_the_subscriber(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         ids = {}
         for key, customer in ((ADA, "ada"), (BOB, "bob")):
             granted = await world.client(key).subscribe(receiver.url(), receiver.secret(), name="order.refunded")
             ids[granted["id"]] = customer
         for number, customer in enumerate(("ada", "bob", "eve", "ada")):
             await world.shop.events.publish(Refunded(str(number), customer, 1.0))
-        await receiver.take(3)
+        await receiver.wait_for_messages(3)
         for each in receiver.messages:
             assert each.data["data"]["customer"] == ids[each.headers["x-mcp-subscription-id"]]
 
 
-async def test_a_restart_goes_on_with_what_is_owed(tmp_path: Path) -> None:
+async def test_pending_deliveries_continue_after_a_restart(tmp_path: Path) -> None:
     up = asyncio.Event()
-    async with receiving(tmp_path) as receiver:
+    async with run_receiver(tmp_path) as receiver:
         receiver.answer = lambda message: 200 if up.is_set() or message.data["data"]["order"] == "taken" else 500
         options: dict[str, Any] = {
             "private_callbacks": True,
             "tls": receiver.tls,
             "store": f"sqlite:///{tmp_path}/s.db",
         }
-        async with running(make_shop(**options)) as world:
+        async with run_shop(make_shop(**options)) as world:
             await world.client().subscribe(receiver.url(), receiver.secret())
             await world.shop.events.publish(OrderPaid("taken"))
-            await receiver.take(1)
+            await receiver.wait_for_messages(1)
             await world.shop.events.publish(OrderPaid("owed"))
-            await receiver.take(2)
+            await receiver.wait_for_messages(2)
         up.set()
-        shop = make_shop(**options, retry_delay=at_once)
-        async with running(shop) as world:
+        shop = make_shop(**options, retry_delay=tiny_delay)
+        async with run_shop(shop) as world:
             await world.shop.events.publish(OrderPaid("new"))
-            orders = [each.data["data"]["order"] for each in await receiver.take(4)]
+            orders = [each.data["data"]["order"] for each in await receiver.wait_for_messages(4)]
     assert orders[:2] == ["taken", "owed"]
     assert sorted(orders[2:]) == ["new", "owed"]
 
 
-async def test_an_expired_subscription_receives_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_expired_subscriptions_receive_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.extensions.events._webhook_methods.MIN_TTL", 0.05)
-    async with delivering(tmp_path) as (world, receiver):
+    async with run_delivery(tmp_path) as (world, receiver):
         client = world.client()
         short = await client.subscribe(receiver.url("/short"), receiver.secret(), ttlMs=50)
         lasting = await client.subscribe(receiver.url("/lasting"), receiver.secret())
@@ -299,7 +301,7 @@ async def test_an_expired_subscription_receives_nothing(tmp_path: Path, monkeypa
 
         async def publish() -> str:
             published = await world.shop.events.publish(OrderPaid("1"))
-            await receiver.until(lambda: published.id in received(lasting["id"]))
+            await receiver.wait_until(lambda: published.id in received(lasting["id"]))
             return published.id
 
         until = datetime.fromisoformat(short["refreshBefore"]) + timedelta(milliseconds=1)  # it's rounded down
@@ -309,22 +311,22 @@ async def test_an_expired_subscription_receives_nothing(tmp_path: Path, monkeypa
         assert not late & set(received(short["id"]))
 
 
-async def test_too_many_waiting_events_become_a_gap(tmp_path: Path) -> None:
-    async with delivering(tmp_path, retry_delay=in_an_hour) as (world, receiver):
+async def test_too_many_pending_events_become_a_gap(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path, retry_delay=delay_one_hour) as (world, receiver):
         receiver.answer = lambda message: 200 if "type" in message.data else 503
         await world.client().subscribe(receiver.url(), receiver.secret())
         for number in range(105):
             await world.shop.events.publish(OrderPaid(str(number)))
-        await receiver.until(lambda: any("type" in each.data for each in receiver.messages))
+        await receiver.wait_until(lambda: any("type" in each.data for each in receiver.messages))
         (gap,) = [each for each in receiver.messages if "type" in each.data]
         assert gap.data["type"] == "gap"
         assert gap.id.startswith("msg_gap_")
-        page = await world.client().ask("events/poll", name="order.paid", cursor=gap.data["cursor"])
+        page = await world.client().request("events/poll", name="order.paid", cursor=gap.data["cursor"])
         assert [each["data"]["order"] for each in page["events"]][:1] == ["1"]
 
 
-async def test_a_subscription_without_access_is_terminated(tmp_path: Path) -> None:
-    async with receiving(tmp_path) as receiver:
+async def test_subscriptions_without_access_are_terminated(tmp_path: Path) -> None:
+    async with run_receiver(tmp_path) as receiver:
         options: dict[str, Any] = {
             "private_callbacks": True,
             "tls": receiver.tls,
@@ -332,47 +334,45 @@ async def test_a_subscription_without_access_is_terminated(tmp_path: Path) -> No
         }
         shop = make_shop(**options)
         shop.event("note")(Note)
-        async with running(shop) as world:
+        async with run_shop(shop) as world:
             await world.client(BOB).subscribe(receiver.url(), receiver.secret(), name="note")
         shop = make_shop(**options)
         shop.event("note", scopes=["audit"])(Note)
-        async with running(shop) as world:
-            (message,) = await receiver.take(1)
+        async with run_shop(shop) as world:
+            (message,) = await receiver.wait_for_messages(1)
             assert message.data["type"] == "terminated"
             assert message.data["error"]["code"] == -32024
             delivery = {"url": receiver.url()}
-            await _refused(world.client(BOB).ask("events/unsubscribe", name="note", delivery=delivery), -32023)
+            await _expect_error(world.client(BOB).request("events/unsubscribe", name="note", delivery=delivery), -32023)
 
 
-async def test_a_revoked_key_ends_its_webhooks(tmp_path: Path) -> None:
+async def test_revoked_keys_end_their_webhooks(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     end = time.time() + 600
     stolen, kept = (file.add(name, (), time.time(), end) for name in ("stolen", "kept"))
-    async with receiving(tmp_path) as receiver:
+    async with run_receiver(tmp_path) as receiver:
         events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls)
         settings = Settings(key="0123456789abcdef" * 4)
         shop = Server("shop", serve="hub", auth=auth.keys(file=file.path), extensions=[events], settings=settings)
         shop.event("order.paid")(OrderPaid)
-        async with running(shop) as world:
+        async with run_shop(shop) as world:
             ended = await world.client(stolen).subscribe(receiver.url("/stolen"), receiver.secret(), ttlMs=None)
             assert datetime.fromisoformat(ended["refreshBefore"]).timestamp() <= end
             await world.client(kept).subscribe(receiver.url("/kept"), receiver.secret())
             file.revoke("stolen")
-            (message,) = await receiver.take(1)
+            (message,) = await receiver.wait_for_messages(1)
             assert (message.data["type"], message.headers["x-mcp-subscription-id"]) == ("terminated", ended["id"])
             await shop.events.publish(OrderPaid("1"))
-            _, delivered = await receiver.take(2)
+            _, delivered = await receiver.wait_for_messages(2)
             assert delivered.headers["x-mcp-subscription-id"] != ended["id"]
 
 
-async def test_slow_endpoints_of_one_principal_leave_room_for_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_endpoints_do_not_block_other_principals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
     async with AsyncExitStack() as stack:
-        receiver, *slow = [await stack.enter_async_context(receiving(tmp_path)) for _ in range(4)]
-        shop = make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=at_once)
-        world = await stack.enter_async_context(running(shop))
+        receiver, *slow = [await stack.enter_async_context(run_receiver(tmp_path)) for _ in range(4)]
+        shop = make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=tiny_delay)
+        world = await stack.enter_async_context(run_shop(shop))
         for each in slow:
             each.replies.clear()
             url, secret = each.url(), each.secret()
@@ -380,22 +380,22 @@ async def test_slow_endpoints_of_one_principal_leave_room_for_others(
                 await world.client(BOB).subscribe(url, secret, name="order.noted", arguments={"above": number})
         await world.client().subscribe(receiver.url(), receiver.secret())
         await world.shop.events.publish("order.noted", {"order": "1"})
-        await slow[0].take(1)
+        await slow[0].wait_for_messages(1)
         await world.shop.events.publish(OrderPaid("1"), id="evt_1")
-        (message,) = await receiver.take(1)
+        (message,) = await receiver.wait_for_messages(1)
         assert message.id == "evt_1"
         for each in slow:
             each.replies.set()
         for each in slow:
-            await each.take(32)
+            await each.wait_for_messages(32)
 
 
 @for_each("granted", [True, False])
-async def test_webhooks_end_with_the_token_that_was_revoked(tmp_path: Path, granted: bool) -> None:
-    async with receiving(tmp_path) as receiver:
+async def test_revoked_tokens_end_their_webhooks(tmp_path: Path, granted: bool) -> None:
+    async with run_receiver(tmp_path) as receiver:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls, retry_delay=at_once)
+        events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls, retry_delay=tiny_delay)
         batch = auth.client("batch", secret="s" * 40, scopes=["shop:use"])
         issuer = auth.issuer(url, users=KnownUsers(), clients=[batch])
         shop = Server("shop", serve="hub", auth=issuer, extensions=[events], settings=Settings())
@@ -405,9 +405,9 @@ async def test_webhooks_end_with_the_token_that_was_revoked(tmp_path: Path, gran
             client = SepClient(http, f"{url}/mcp", token)
             granted_until = await client.subscribe(receiver.url(), receiver.secret())
             await events.publish(OrderPaid("1"), id="evt_1")
-            await receiver.take(1)
+            await receiver.wait_for_messages(1)
             assert (await http.post(f"{url}/revoke", data={**form, "token": token})).status_code == 200
-            await receiver.until(lambda: receiver.messages[-1].data.get("type") == "terminated")
+            await receiver.wait_until(lambda: receiver.messages[-1].data.get("type") == "terminated")
             await events.publish(OrderPaid("2"), id="evt_2")
             assert [each.data.get("type", each.id) for each in receiver.messages] == ["evt_1", "terminated"]
             assert granted_until["id"] == receiver.messages[-1].headers["x-mcp-subscription-id"]
@@ -429,8 +429,8 @@ async def _own_token(http: httpx2.AsyncClient, url: str) -> tuple[str, dict[str,
     return reply.json()["access_token"], form
 
 
-async def test_webhooks_need_a_principal_that_the_hub_admits(tmp_path: Path) -> None:
-    async with receiving(tmp_path) as receiver:
+async def test_webhooks_require_a_principal_that_the_hub_admits(tmp_path: Path) -> None:
+    async with run_receiver(tmp_path) as receiver:
         open_shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415")])
         open_shop.event("order.paid")(OrderPaid)
         async with Client(open_shop) as client:
@@ -438,14 +438,14 @@ async def test_webhooks_need_a_principal_that_the_hub_admits(tmp_path: Path) -> 
                 await client.events.webhook("order.paid", receiver.url(), receiver.secret())
             assert refused.value.code == -32024
         hidden = make_shop(authorize_channel=lambda principal, action, channel: False)
-        async with running(hidden) as world:
-            await _refused(world.client().subscribe(receiver.url(), receiver.secret()), -32024)
-            await _refused(world.client().ask("events/poll", name="order.paid"), -32024)
+        async with run_shop(hidden) as world:
+            await _expect_error(world.client().subscribe(receiver.url(), receiver.secret()), -32024)
+            await _expect_error(world.client().request("events/poll", name="order.paid"), -32024)
         assert receiver.challenges == []
 
 
-async def test_a_client_manages_webhooks(tmp_path: Path) -> None:
-    async with delivering(tmp_path) as (world, receiver):
+async def test_client_manages_webhooks(tmp_path: Path) -> None:
+    async with run_delivery(tmp_path) as (world, receiver):
         headers = {"Authorization": f"Bearer {ADA}"}
         async with Client(f"http://127.0.0.1:{world.port}/mcp", headers=headers) as client:
             events, url, chosen = client.events, receiver.url(), {"customer": "ada"}
@@ -454,7 +454,7 @@ async def test_a_client_manages_webhooks(tmp_path: Path) -> None:
             again = await events.webhook("order.paid", url, receiver.secrets[0], chosen)
             assert (again.id, (again.delivery_status or {})["active"]) == (granted.id, True)
             await world.shop.events.publish(OrderPaid("1"))
-            (message,) = await receiver.take(1)
+            (message,) = await receiver.wait_for_messages(1)
             assert message.headers["x-mcp-subscription-id"] == granted.id
             await events.remove_webhook("order.paid", url, chosen)
             with pytest.raises(Failure, match="no such subscription"):
@@ -486,9 +486,9 @@ async def who() -> int:
 
 
 @asynccontextmanager
-async def _two_workers(folder: Path) -> AsyncGenerator[tuple[Receiver, SepClient]]:
+async def _run_two_workers(folder: Path) -> AsyncGenerator[tuple[Receiver, SepClient]]:
     """Run two workers on one store, a receiver, and a client whose requests reach either worker."""
-    async with receiving(folder) as receiver:
+    async with run_receiver(folder) as receiver:
         port = free_port()
         command = run_command(str(_program(folder, receiver)), port, "--workers", "2")
         with run_server(command, port, folder / "log"):
@@ -498,12 +498,12 @@ async def _two_workers(folder: Path) -> AsyncGenerator[tuple[Receiver, SepClient
 
 
 async def _call(client: SepClient, tool: str, **arguments: str) -> int:
-    result = await client.ask("tools/call", name=tool, arguments=arguments)
+    result = await client.request("tools/call", name=tool, arguments=arguments)
     pid: int = result["structuredContent"]
     return pid
 
 
-async def _pay_on_both(client: SepClient) -> set[int]:
+async def _publish_on_both_workers(client: SepClient) -> set[int]:
     """Publish ``evt_1`` to ``evt_20``, with some on each worker. Return the process ids."""
     workers = {await _call(client, "pay", order=f"evt_{number}") for number in range(1, 20)}
     while len(workers) < 2:  # the kernel chooses the worker
@@ -514,12 +514,12 @@ async def _pay_on_both(client: SepClient) -> set[int]:
 
 @pytest.mark.server
 async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
-    async with _two_workers(tmp_path) as (receiver, client):
+    async with _run_two_workers(tmp_path) as (receiver, client):
         await client.subscribe(receiver.url(), receiver.secret())
-        await _pay_on_both(client)
-        await receiver.take(20)
+        await _publish_on_both_workers(client)
+        await receiver.wait_for_messages(20)
         await _call(client, "pay", order="evt_end")
-        await receiver.until(lambda: receiver.messages[-1].id == "evt_end")
+        await receiver.wait_until(lambda: receiver.messages[-1].id == "evt_end")
         assert sorted(each.id for each in receiver.messages) == sorted(
             [*(f"evt_{number}" for number in range(1, 21)), "evt_end"]
         )
@@ -527,17 +527,17 @@ async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
 
 @pytest.mark.server
 @pytest.mark.nightly
-async def test_events_survive_workers_that_are_killed(tmp_path: Path) -> None:
-    async with _two_workers(tmp_path) as (receiver, client):
+async def test_events_survive_killed_workers(tmp_path: Path) -> None:
+    async with _run_two_workers(tmp_path) as (receiver, client):
         receiver.answer = lambda message: 500
         await client.subscribe(receiver.url(), receiver.secret(), ttlMs=600_000)
-        workers = await _pay_on_both(client)
-        await receiver.take(20)
+        workers = await _publish_on_both_workers(client)
+        await receiver.wait_for_messages(20)
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
         receiver.answer = lambda message: 200
         killed, wanted = len(receiver.messages), {f"evt_{number}" for number in range(1, 21)}
-        await receiver.until(lambda: {each.id for each in receiver.messages[killed:]} >= wanted)
+        await receiver.wait_until(lambda: {each.id for each in receiver.messages[killed:]} >= wanted)
         # Messages that a worker sent before it was killed may arrive later.
         assert max(Counter(each.id for each in receiver.messages[killed:]).values()) <= 2
 
@@ -545,7 +545,7 @@ async def test_events_survive_workers_that_are_killed(tmp_path: Path) -> None:
 @pytest.mark.nightly
 async def test_ten_thousand_subscriptions_receive_an_event(tmp_path: Path) -> None:
     names = [f"customer{number}" for number in range(100)]
-    async with delivering(tmp_path, customers=names) as (world, receiver):
+    async with run_delivery(tmp_path, customers=names) as (world, receiver):
         url, secret = receiver.url(), receiver.secret()
         for name in names:
             client = world.client(key_of(name))
@@ -555,5 +555,5 @@ async def test_ten_thousand_subscriptions_receive_an_event(tmp_path: Path) -> No
         await world.shop.events.publish("order.noted", {"order": "1"})
         async with asyncio.timeout(20 * WAIT):
             while len(receiver.messages) < 10_000:
-                await receiver.take(min(len(receiver.messages) + 500, 10_000))
+                await receiver.wait_for_messages(min(len(receiver.messages) + 500, 10_000))
         assert len({each.headers["x-mcp-subscription-id"] for each in receiver.messages}) == 10_000

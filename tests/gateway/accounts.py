@@ -57,7 +57,7 @@ class Accounts:
         """The error that the token endpoint gives."""
         self.secrets = {"gw": "s3cret"}
 
-    async def behave(self, asked: ReceivedRequest) -> None:
+    async def handle_request(self, asked: ReceivedRequest) -> None:
         """Answer a request."""
         path = asked.path.partition("?")[0]
         if path == "/.well-known/oauth-authorization-server":
@@ -92,7 +92,7 @@ class Accounts:
         }
         return {name: value for name, value in about.items() if value is not None}
 
-    def agree(self, url: str, person: str, **changes: str) -> dict[str, str]:
+    def authorize(self, url: str, person: str, **changes: str) -> dict[str, str]:
         """Grant an authorization request, possibly with changes. Return the parameters of the redirect."""
         asked = {name: values[-1] for name, values in parse_qs(urlsplit(url).query).items()}
         assert asked["code_challenge_method"] == "S256"
@@ -130,13 +130,13 @@ class Accounts:
                 ):
                     error = error or "invalid_grant"
                 else:
-                    given = self._refreshable(code["person"], code.get("scope", ""))
+                    given = self._issue_refreshable(code["person"], code.get("scope", ""))
             case "refresh_token":
                 known = self.refresh.pop(form["refresh_token"], None) if not error else None
                 if known is None:
                     error = error or "invalid_grant"
                 else:
-                    given = self._refreshable(*known)
+                    given = self._issue_refreshable(*known)
             case "client_credentials":
                 error = error or ("" if basic or "client_assertion" in form else "invalid_client")
                 given = {"access_token": self.issue("the-gateway", form.get("scope", ""))}
@@ -148,7 +148,7 @@ class Accounts:
             return
         await asked.reply(json.dumps({"token_type": "Bearer", "expires_in": self.expires_in, **given}).encode())
 
-    def _refreshable(self, person: str, scope: str) -> dict[str, Any]:
+    def _issue_refreshable(self, person: str, scope: str) -> dict[str, Any]:
         refresh = f"refresh-{next(self.numbers)}"
         self.refresh[refresh] = person, scope
         return {"access_token": self.issue(person, scope), "refresh_token": refresh, "scope": scope}
@@ -189,11 +189,11 @@ def make_upstream(accounts: Accounts) -> Server:
 
 
 @asynccontextmanager
-async def world(*, port: int = 0) -> AsyncIterator[World]:
+async def run_world(*, port: int = 0) -> AsyncIterator[World]:
     """Run the upstream and its authorization server for the duration of the block."""
     accounts = Accounts()
     async with AsyncExitStack() as stack:
-        scripted = await stack.enter_async_context(misbehaving(accounts.behave))
+        scripted = await stack.enter_async_context(misbehaving(accounts.handle_request))
         accounts.url = scripted.url.removesuffix("/mcp")
         port = port or free_port()
         accounts.resource = f"http://127.0.0.1:{port}/mcp"
@@ -222,7 +222,7 @@ class Gateway:
         async with self.client(key, **options) as client:
             return (await client.call(tool, raise_on_error=False)).text
 
-    async def listed(self, tool: str, key: str = ALICE) -> None:
+    async def wait_for_tool(self, tool: str, key: str = ALICE) -> None:
         """Wait until a tool is listed."""
         async with asyncio.timeout(WAIT), self.client(key, options=Options(cache=False)) as client:
             while tool not in {each.name for each in await client.tools()}:  # noqa: ASYNC110  lists come in their time
@@ -230,7 +230,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def gateway(
+async def run_gateway(
     url: str, *, methods: Any = None, store: str = "", pages: str = "", **options: Any
 ) -> AsyncIterator[Gateway]:
     """Run a gateway with one upstream, ``up``, for the duration of the block."""
@@ -268,19 +268,19 @@ class Browser:
         """Return the HTML of the connections page."""
         return (await self.http.get("/connections", headers={"accept": "text/html"})).text
 
-    async def send(self, action: str, upstream: str = "up", **headers: str) -> httpx2.Response:
+    async def submit(self, action: str, upstream: str = "up", **headers: str) -> httpx2.Response:
         """Submit a form of the page."""
         form = {"upstream": upstream, "action": action}
         return await self.http.post("/connections", data=form, headers={"origin": self.base, **headers})
 
-    async def leave(self) -> str:
+    async def begin_login(self) -> str:
         """Begin to connect an account. Return the URL that the browser is redirected to."""
-        reply = await self.send("connect")
+        reply = await self.submit("connect")
         found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', reply.text)
         assert found, reply.text
         return unescape(found[1])
 
-    async def come_back(self, answer: dict[str, str]) -> httpx2.Response:
+    async def open_callback(self, answer: dict[str, str]) -> httpx2.Response:
         """Open the callback as after a cross-site redirect, which omits SameSite cookies."""
         cookies = "; ".join(f"{each.name}={each.value}" for each in self.http.cookies.jar if "browser" in each.name)
         async with httpx2.AsyncClient(base_url=self.base, verify=NO_TRUST, timeout=WAIT) as http:
@@ -296,7 +296,9 @@ class Browser:
 
     async def connect(self, accounts: Accounts, person: str, **changes: str) -> None:
         """Connect an account."""
-        reply = await self.finish(await self.come_back(accounts.agree(await self.leave(), person, **changes)))
+        reply = await self.finish(
+            await self.open_callback(accounts.authorize(await self.begin_login(), person, **changes))
+        )
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
 
 

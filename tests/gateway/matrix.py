@@ -72,12 +72,12 @@ class Person:
     """The client of a pair, with its answers to questions, and a record of questions and log messages."""
 
     client: Client = field(init=False)
-    asked: list[str] = field(default_factory=list)
+    questions: list[str] = field(default_factory=list)
     logs: list[LogMessage] = field(default_factory=list)
 
     def elicit(self, question: Question) -> Any:
         """Answer a form or a URL question."""
-        self.asked.append(question.message)
+        self.questions.append(question.message)
         if question.mode == "url":
             return True
         if question.message == "choices":
@@ -87,11 +87,11 @@ class Person:
 
     def sample(self, params: Any) -> str:
         """Answer a sampling request."""
-        self.asked.append("sampling")
+        self.questions.append("sampling")
         return f"{len(params.messages)} messages, {len(params.tools or ())} tools"
 
 
-def person(target: Any, revision: str) -> Person:
+def make_person(target: Any, revision: str) -> Person:
     """Return a client of a revision that isn't connected yet."""
     made = Person()
     level = "info" if revision == R5 else ""
@@ -144,7 +144,7 @@ class Pair:
         """Return the text of a tool's result."""
         return str((await self.call(tool, arguments))["content"][0]["text"])
 
-    async def fails(self, tool: str) -> None:
+    async def expect_error(self, tool: str) -> None:
         """Check that a tool ends with a tool error or a protocol error."""
         code, result = await self.code(tool)
         assert code in (-32602, -32603, -32601) or result["isError"], (code, result)
@@ -171,7 +171,7 @@ def feature(name: str) -> Callable[[Feature], Feature]:
     return register
 
 
-def encoded(data: bytes) -> str:
+def encode_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
@@ -182,10 +182,14 @@ def encoded(data: bytes) -> str:
 async def contents(pair: Pair) -> None:
     blocks = (await pair.call("contents"))["content"]
     assert blocks[0] == {"type": "text", "text": "Grüße, 世界 \u2028"}
-    assert blocks[1] == {"type": "image", "data": encoded(world.PNG), "mimeType": "image/png"}
+    assert blocks[1] == {"type": "image", "data": encode_base64(world.PNG), "mimeType": "image/png"}
     inside = {"uri": pair.uri("note://text"), "mimeType": "text/plain", "text": "inside"}
     assert blocks[4] == {"type": "resource", "resource": inside}
-    data = {"uri": pair.uri("note://bytes"), "mimeType": "application/octet-stream", "blob": encoded(world.BINARY)}
+    data = {
+        "uri": pair.uri("note://bytes"),
+        "mimeType": "application/octet-stream",
+        "blob": encode_base64(world.BINARY),
+    }
     assert blocks[5] == {"type": "resource", "resource": data}
 
 
@@ -193,10 +197,10 @@ async def contents(pair: Pair) -> None:
 async def audio(pair: Pair) -> None:
     block = (await pair.call("contents"))["content"][2]
     if pair.has("audio"):
-        assert block == {"type": "audio", "data": encoded(world.WAV), "mimeType": "audio/wav"}
+        assert block == {"type": "audio", "data": encode_base64(world.WAV), "mimeType": "audio/wav"}
     else:
         assert block["type"] == "resource"
-        assert block["resource"]["blob"] == encoded(world.WAV)
+        assert block["resource"]["blob"] == encode_base64(world.WAV)
 
 
 @feature("resource link")
@@ -308,11 +312,11 @@ async def cancellation(pair: Pair) -> None:
 @feature("form")
 async def form(pair: Pair) -> None:
     if not pair.has("form"):
-        await pair.fails("asks")
+        await pair.expect_error("asks")
         return
-    pair.person.asked.clear()
+    pair.person.questions.clear()
     assert await pair.text("asks") == "5 6"
-    assert pair.person.asked == ["first", "second"]
+    assert pair.person.questions == ["first", "second"]
 
 
 @feature("form with choices")
@@ -320,7 +324,7 @@ async def choices(pair: Pair) -> None:
     if pair.has("form"):
         assert await pair.text("asks_choices") == "g ['m']"
     else:
-        await pair.fails("asks_choices")
+        await pair.expect_error("asks_choices")
 
 
 @feature("several questions at once")
@@ -328,7 +332,7 @@ async def several(pair: Pair) -> None:
     if pair.has("several questions at once"):
         assert await pair.text("asks_all") == "5 1 messages, 0 tools file:///work"
     else:
-        await pair.fails("asks_all")
+        await pair.expect_error("asks_all")
 
 
 @feature("URL to open")
@@ -336,7 +340,7 @@ async def url(pair: Pair) -> None:
     if pair.has("URL to open"):
         assert await pair.text("asks_url") == "paid"
     else:
-        await pair.fails("asks_url")
+        await pair.expect_error("asks_url")
 
 
 @feature("sampling")
@@ -349,7 +353,7 @@ async def sampling_with_tools(pair: Pair) -> None:
     if pair.has("sampling with tools"):
         assert await pair.text("samples_with_tools") == "1 messages, 1 tools"
     else:
-        await pair.fails("samples_with_tools")
+        await pair.expect_error("samples_with_tools")
 
 
 @feature("roots")
@@ -397,7 +401,7 @@ async def resources(pair: Pair) -> None:
     found = (await pair.request("resources/read", {"uri": pair.uri("note://text")}))["contents"][0]
     assert (found["uri"], found["text"]) == (pair.uri("note://text"), "a note")
     found = (await pair.request("resources/read", {"uri": pair.uri("note://bytes")}))["contents"][0]
-    assert found["blob"] == encoded(world.BINARY)
+    assert found["blob"] == encode_base64(world.BINARY)
     found = (await pair.request("resources/read", {"uri": pair.uri("book://7/12")}))["contents"][0]
     assert found["text"] == "7 page 12"
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.library import library
+from gateway.content_server import make_library
 from millstream import Server
 from millstream.client import Client
 from millstream.client._server_messages import Change
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.server
 SHOP = Path(__file__).parent.parent / "client" / "shop.py"
 
 
-def gateway(target: Any, store: str = "", **options: Any) -> Server:
+def make_gateway(target: Any, store: str = "", **options: Any) -> Server:
     mcp = Server("front", store=store)
     mcp.upstream("shop", target, **{"start_timeout": WAIT, **options})
     return mcp
@@ -29,10 +29,10 @@ async def test_lists_come_from_the_store_during_an_outage(tmp_path: Path) -> Non
     port = free_port()
     with run_server(run_command(str(SHOP), port), port, tmp_path / "first"):
         target = f"http://127.0.0.1:{port}/mcp"
-        async with Client(gateway(target, store), timeout=WAIT) as client:
+        async with Client(make_gateway(target, store), timeout=WAIT) as client:
             before = [tool.name for tool in await client.tools()]
             assert "shop_count" in before
-    mcp = gateway(target, store, start_timeout=0.0)
+    mcp = make_gateway(target, store, start_timeout=0.0)
     async with Client(mcp, timeout=WAIT) as client:
         assert [tool.name for tool in await client.tools()] == before
         assert client.instructions.endswith("Sell books.")
@@ -58,11 +58,11 @@ async def _ready(mcp: Server) -> str:
 
 
 async def test_lists_follow_the_upstream() -> None:
-    upstream = library()
+    upstream = make_library()
     for revision in ("2025-11-25", "2026-07-28"):
         async with (
             asyncio.timeout(WAIT),
-            Client(gateway(upstream, revision=revision), revision=revision, timeout=WAIT) as client,
+            Client(make_gateway(upstream, revision=revision), revision=revision, timeout=WAIT) as client,
             client.watch(tools=True, prompts=True) as changes,
         ):
 
@@ -80,7 +80,7 @@ async def test_lists_follow_the_upstream() -> None:
 
 
 async def test_conflicting_names_are_refused_with_both_sources() -> None:
-    mcp = gateway(library(), prefix="")
+    mcp = make_gateway(make_library(), prefix="")
 
     @mcp.tool
     def length() -> str:
@@ -91,13 +91,13 @@ async def test_conflicting_names_are_refused_with_both_sources() -> None:
         async with mcp.running():
             pass
     for second in ("Shop", "other"):
-        mcp = gateway(library())
-        mcp.upstream(second, library(), prefix="sHop")
+        mcp = make_gateway(make_library())
+        mcp.upstream(second, make_library(), prefix="sHop")
         with pytest.raises(ValueError, match=f"'shop' and '{second}' have the same prefix"):
             async with mcp.running():
                 pass
-    mcp = gateway(library(), prefix="no spaces")
-    with pytest.raises(ValueError, match="makes names that not every client can call"):
+    mcp = make_gateway(make_library(), prefix="no spaces")
+    with pytest.raises(ValueError, match="leads to names that not every client can call"):
         async with mcp.running():
             pass
 
@@ -125,7 +125,7 @@ for line in sys.stdin:
 
 
 async def test_unusable_descriptions_are_dropped() -> None:
-    async with Client(gateway([sys.executable, "-c", ODD]), timeout=WAIT) as client:
+    async with Client(make_gateway([sys.executable, "-c", ODD]), timeout=WAIT) as client:
         tool, bare = (await client.request("tools/list"))["tools"]
         named = {"name": "shop_good", "_meta": {"x": 1}, "future": [1]}
         assert tool == {**named, "inputSchema": {"type": "object"}}

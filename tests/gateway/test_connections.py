@@ -12,7 +12,7 @@ import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from client.misbehaving_servers import ReceivedRequest, misbehaving
-from gateway.accounts import ALICE, BOB, Browser, Gateway, gateway, reject_tokens, world
+from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_gateway, run_world
 from issuer_world import run_issuer
 from millstream import Server, auth
 from millstream._http.client.errors import ConnectFailed
@@ -27,9 +27,14 @@ from redis_parts import RedisServer, shared_servers
 
 
 async def test_calls_use_the_account_of_their_user() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         assert await gate.call(ALICE, "up_who") == "ada"
         page = f"{gate.base}/connections"
         said = await gate.call(BOB, "up_who")
@@ -45,10 +50,15 @@ async def test_calls_use_the_account_of_their_user() -> None:
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 async def test_call_continues_after_its_user_connects(revision: str) -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await bob.sign_in(BOB)
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         asked: list[Question] = []
 
         async def elicit(question: Question) -> bool:
@@ -63,37 +73,42 @@ async def test_call_continues_after_its_user_connects(revision: str) -> None:
 
 
 async def test_upstream_can_be_its_own_authorization_server() -> None:
-    async with serving(scopes=["shop:use"]) as url, gateway(f"{url}/mcp") as gate, Browser(gate.base) as alice:
+    async with serving(scopes=["shop:use"]) as url, run_gateway(f"{url}/mcp") as gate, Browser(gate.base) as alice:
         await alice.sign_in(ALICE)
-        back = await Person().visit(await alice.leave())
+        back = await Person().visit(await alice.begin_login())
         assert back.startswith(f"{gate.base}/connections/callback?")
-        reply = await alice.finish(await alice.come_back(dict(parse_qsl(urlsplit(back).query))))
+        reply = await alice.finish(await alice.open_callback(dict(parse_qsl(urlsplit(back).query))))
         assert reply.status_code == 303, reply.text
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         assert await gate.call(ALICE, "up_who") == "ada shop:use"
-        assert (await alice.send("disconnect")).status_code == 303
+        assert (await alice.submit("disconnect")).status_code == 303
         assert "requires your account" in await gate.call(ALICE, "up_who")
 
 
 async def test_declining_explains_how_to_connect_later() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
+    async with run_world() as other, run_gateway(other.url) as gate, Browser(gate.base) as alice:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         async with gate.client(BOB, elicit=lambda question: False) as client:
             assert "You haven't connected it" in (await client.call("up_who", raise_on_error=False)).text
 
 
 async def test_call_continues_after_a_step_up() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
-        await gate.listed("up_write")
+        await gate.wait_for_tool("up_write")
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada", scope="books:read")
         scopes: list[str] = []
 
         async def elicit(question: Question) -> bool:
-            url = await alice.leave()
+            url = await alice.begin_login()
             scopes.append(parse_qs(urlsplit(url).query)["scope"][0])
-            await alice.finish(await alice.come_back(other.accounts.agree(url, "ada")))
+            await alice.finish(await alice.open_callback(other.accounts.authorize(url, "ada")))
             return True
 
         assert "requires more permissions" in await gate.call(ALICE, "up_write")
@@ -103,7 +118,7 @@ async def test_call_continues_after_a_step_up() -> None:
 
 
 async def test_personal_connections_require_authentication() -> None:
-    async with world() as other:
+    async with run_world() as other:
         mcp = Server("open")
         mcp.upstream("up", other.url, auth=per_user_oauth())
         with pytest.raises(LocalError, match="this server has no auth"):
@@ -114,10 +129,15 @@ async def test_personal_connections_require_authentication() -> None:
 
 
 async def test_expired_tokens_are_refreshed_once_for_all_calls() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         accounts.expires_in = 0.001
         await (await bob.sign_in(BOB)).connect(accounts, "brian")
         accounts.expires_in = 600
@@ -143,9 +163,14 @@ async def test_expired_tokens_are_refreshed_once_for_all_calls() -> None:
 
 
 async def test_authorization_server_outage_keeps_connections() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         other.accounts.expires_in = 0.001
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
         other.accounts.expires_in = 600
@@ -155,15 +180,20 @@ async def test_authorization_server_outage_keeps_connections() -> None:
         assert await gate.call(ALICE, "up_who") == "ada"
         other.accounts.metadata_changes = {}
         assert await gate.call(BOB, "up_who") == "brian"
-        assert (await bob.send("disconnect")).status_code == (await alice.send("disconnect")).status_code == 303
+        assert (await bob.submit("disconnect")).status_code == (await alice.submit("disconnect")).status_code == 303
         assert (await gate.mcp.start()).host.degraded_reasons() == []
 
 
 async def test_refused_tokens_are_refreshed_once() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         async with reject_tokens(other.mcp):
             assert "no longer accepts your connection" in await gate.call(ALICE, "up_who")
         refreshed = [each for each in accounts.forms if each["grant_type"] == "refresh_token"]
@@ -181,16 +211,16 @@ async def test_failing_account_does_not_hide_the_upstream_from_others(
 ) -> None:
     redis = shared_servers(RedisServer)
     redis.flush()
-    async with world() as other, gateway(other.url, store=redis.url) as one, Browser(one.base) as alice:
+    async with run_world() as other, run_gateway(other.url, store=redis.url) as one, Browser(one.base) as alice:
         accounts, issue = other.accounts, other.accounts.issue
         monkeypatch.setattr(
             accounts, "issue", lambda person, scope: "refused" if person == "mallory" else issue(person, scope)
         )
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
-        await one.listed("up_who")
+        await one.wait_for_tool("up_who")
         async with Browser(one.base) as bob:
             await (await bob.sign_in(BOB)).connect(accounts, "mallory")
-        async with gateway(other.url, store=redis.url) as two:  # the lister is the newest account
+        async with run_gateway(other.url, store=redis.url) as two:  # the lister is the newest account
             async with asyncio.timeout(WAIT):
                 while "can't read the lists" not in caplog.text:  # noqa: ASYNC110  the log has no event
                     await asyncio.sleep(0.01)
@@ -199,10 +229,10 @@ async def test_failing_account_does_not_hide_the_upstream_from_others(
 
 
 async def test_personal_resources_are_not_listed_for_others() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
+    async with run_world() as other, run_gateway(other.url) as gate, Browser(gate.base) as alice:
         other.mcp.resource("note://ada/1", name="note")(lambda: "private")
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
-        await gate.listed("up_who")
+        await gate.wait_for_tool("up_who")
         async with gate.client(BOB) as client:
             assert not await client.resources()
         async with gate.client(ALICE) as client:
@@ -214,9 +244,9 @@ async def test_workers_share_connections_and_refreshes() -> None:
     redis = shared_servers(RedisServer)
     redis.flush()
     async with (
-        world() as other,
-        gateway(other.url, store=redis.url) as one,
-        gateway(other.url, store=redis.url) as two,
+        run_world() as other,
+        run_gateway(other.url, store=redis.url) as one,
+        run_gateway(other.url, store=redis.url) as two,
         Browser(one.base) as alice,
         Browser(one.base) as bob,
     ):
@@ -226,26 +256,26 @@ async def test_workers_share_connections_and_refreshes() -> None:
         await (await bob.sign_in(BOB)).connect(accounts, "brian")
         accounts.expires_in = 600
         for gate in (one, two):
-            await gate.listed("up_who")
+            await gate.wait_for_tool("up_who")
         accounts.forms.clear()
         said = await asyncio.gather(*(gate.call(BOB, "up_who") for gate in (one, two) * 4))
         assert set(said) == {"brian"}
         assert [each["grant_type"] for each in accounts.forms] == ["refresh_token"]
         refresh = next(iter({name for name, (person, _) in accounts.refresh.items() if person == "brian"}))
-        reply = await bob.send("disconnect")
+        reply = await bob.submit("disconnect")
         assert (reply.status_code, refresh in accounts.revoked) == (303, True)
         for gate in (one, two):
             async with asyncio.timeout(WAIT):
                 while "requires your account" not in await gate.call(BOB, "up_who"):
                     pass  # the message between workers takes a moment
             assert await gate.call(ALICE, "up_who") == "ada"
-        keys, values = await everything(one)
+        keys, values = await stored_values(one)
     assert any(key.startswith("connection:") for key in keys)
     said_there = b"".join(values)
     assert not any(each.encode() in said_there for each in (*accounts.refresh, "eyJhb", "registered", '"ada"'))
 
 
-async def everything(gate: Gateway) -> tuple[list[str], list[bytes]]:
+async def stored_values(gate: Gateway) -> tuple[list[str], list[bytes]]:
     """Return the values about connections in a gateway's store."""
     kv = (await gate.mcp.start()).store.kv
     keys = [each for kind in ("connection", "gateway") for each in await kv.keys(f"{kind}-")]
@@ -257,40 +287,45 @@ async def everything(gate: Gateway) -> tuple[list[str], list[bytes]]:
 
 
 async def test_connection_callbacks_are_bound_and_single_use() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
         accounts = other.accounts
         await alice.sign_in(ALICE)
         await bob.sign_in(BOB)
-        await bob.leave()
+        await bob.begin_login()
         # Bob's browser delivers the answer to Alice's request: login CSRF (RFC 6749 §10.12).
-        answer = accounts.agree(await alice.leave(), "ada")
-        assert (await bob.come_back(answer)).status_code == 403
-        assert (await alice.come_back(answer)).status_code == 403
+        answer = accounts.authorize(await alice.begin_login(), "ada")
+        assert (await bob.open_callback(answer)).status_code == 403
+        assert (await alice.open_callback(answer)).status_code == 403
         # The browser is Alice's, but Bob has signed in to it since.
-        answer = accounts.agree(await alice.leave(), "ada")
-        back = await alice.come_back(answer)
+        answer = accounts.authorize(await alice.begin_login(), "ada")
+        back = await alice.open_callback(answer)
         cookie = alice.http.cookies["millstream"]
         await alice.sign_in(BOB)
         assert (await alice.finish(back)).status_code == 403
         alice.http.cookies.set("millstream", cookie, domain="127.0.0.1", path="/")
         # Bob opens the link to Alice's stored answer.
-        back = await alice.come_back(accounts.agree(await alice.leave(), "ada"))
+        back = await alice.open_callback(accounts.authorize(await alice.begin_login(), "ada"))
         assert (await bob.finish(back)).status_code == 403
         # Forged, without an issuer, or from another issuer (RFC 9207 §2.4).
         for state in ("x" * 32, ""):
-            assert (await alice.come_back({"code": "c", "state": state, "iss": accounts.url})).status_code == 403
+            assert (await alice.open_callback({"code": "c", "state": state, "iss": accounts.url})).status_code == 403
         for changes in ({"iss": "https://evil.example"}, {"iss": ""}):
-            answer = {**accounts.agree(await alice.leave(), "ada"), **changes}
-            assert (await alice.finish(await alice.come_back(answer))).status_code == 403
+            answer = {**accounts.authorize(await alice.begin_login(), "ada"), **changes}
+            assert (await alice.finish(await alice.open_callback(answer))).status_code == 403
         assert accounts.forms == []
         assert "Not connected" in await alice.page()
 
 
 async def test_client_metadata_is_public() -> None:
-    async with run_issuer() as issuer, world() as other:
+    async with run_issuer() as issuer, run_world() as other:
         methods = [auth.oidc(issuer.url, audience="https://gateway.example/mcp"), auth.keys(ALICE)]
         other.accounts.metadata_changes = {"client_id_metadata_document_supported": True}
-        async with gateway(other.url, methods=methods) as gate, Browser(gate.base) as alice:
+        async with run_gateway(other.url, methods=methods) as gate, Browser(gate.base) as alice:
             reply = await alice.http.get("/connections/client.json")
             about = reply.json()
             assert (reply.status_code, about["client_id"]) == (200, "https://gateway.example/connections/client.json")
@@ -298,14 +333,14 @@ async def test_client_metadata_is_public() -> None:
             assert about["token_endpoint_auth_method"] == "none"
             # Only the configured address is registered, so the browser has to be there.
             await alice.sign_in(ALICE)
-            refused = await alice.send("connect")
+            refused = await alice.submit("connect")
             assert (refused.status_code, "Open https://gateway.example/connections" in refused.text) == (400, True)
 
 
 async def test_connections_page_is_linked_from_the_gateway_page() -> None:
     async with (
-        world() as other,
-        gateway(other.url, pages="web", methods=auth.keys(ALICE)) as gate,
+        run_world() as other,
+        run_gateway(other.url, pages="web", methods=auth.keys(ALICE)) as gate,
         Browser(gate.base) as alice,
     ):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
@@ -314,20 +349,20 @@ async def test_connections_page_is_linked_from_the_gateway_page() -> None:
 
 
 async def test_cross_site_forms_are_refused() -> None:
-    async with world() as other, gateway(other.url) as gate, Browser(gate.base) as alice:
+    async with run_world() as other, run_gateway(other.url) as gate, Browser(gate.base) as alice:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
-            assert (await alice.send("disconnect", **headers)).status_code in (401, 403)
+            assert (await alice.submit("disconnect", **headers)).status_code in (401, 403)
         for upstream, action in (("down", "connect"), ("up", "delete")):
-            assert (await alice.send(action, upstream)).status_code == 400
+            assert (await alice.submit(action, upstream)).status_code == 400
         assert "Connected" in await alice.page()
         async with Browser(gate.base) as stranger:
             assert "Sign in to gateway" in await stranger.page()
-            assert (await stranger.send("connect")).status_code == 401
+            assert (await stranger.submit("connect")).status_code == 401
 
 
 async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
-    async with world() as other:
+    async with run_world() as other:
         met: list[ReceivedRequest] = []
 
         async def answer(asked: ReceivedRequest) -> None:
@@ -338,15 +373,15 @@ async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
             else:
                 await asked.reply(b"", status="401 Unauthorized", more=more)
 
-        async with misbehaving(answer) as evil, gateway(evil.url) as gate, Browser(gate.base) as alice:
+        async with misbehaving(answer) as evil, run_gateway(evil.url) as gate, Browser(gate.base) as alice:
             await alice.sign_in(ALICE)
             about = other.url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp")
             metadata: dict[str, Any] = {}
-            reply = await alice.send("connect")
+            reply = await alice.submit("connect")
             assert (reply.status_code, "which is another server" in reply.text) == (502, True)
             about = evil.url.replace("/mcp", "/.well-known/oauth-protected-resource/mcp")
             metadata = {"resource": other.url, "authorization_servers": [other.accounts.url]}
-            assert (await alice.send("connect")).status_code == 502
+            assert (await alice.submit("connect")).status_code == 502
         assert other.accounts.forms == other.accounts.registered == []
         outbound = outbound_for(parse("https://mcp.example.com/mcp"), private_addresses=False)
         with pytest.raises(ConnectFailed, match="not on the public Internet"):

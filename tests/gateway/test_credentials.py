@@ -10,7 +10,7 @@ import pytest
 from msgspec import ValidationError, convert
 
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
-from gateway.accounts import ALICE, BOB, gateway, reject_tokens, world
+from gateway.accounts import ALICE, BOB, reject_tokens, run_gateway, run_world
 from http_peer import serve
 from issuer_world import claims as said_of
 from issuer_world import run_issuer, token
@@ -23,7 +23,7 @@ from redis_parts import RedisServer, shared_servers
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "gateway"
 SECRET = "s3cret-of-the-upstream"
-LISTED = {"tools": [{"name": "who", "inputSchema": {"type": "object"}}], "resultType": "complete", "ttlMs": 60_000}
+TOOL_LIST = {"tools": [{"name": "who", "inputSchema": {"type": "object"}}], "resultType": "complete", "ttlMs": 60_000}
 
 
 class Echo:
@@ -38,7 +38,7 @@ class Echo:
         self.refusals = 0
         self.redirect = ""
 
-    async def behave(self, asked: ReceivedRequest) -> None:
+    async def handle_request(self, asked: ReceivedRequest) -> None:
         """Answer a request."""
         if self.redirect:
             await asked.reply(b"", status="307 Temporary Redirect", more=f"Location: {self.redirect}\r\n")
@@ -46,7 +46,7 @@ class Echo:
             self.refusals += 1
             await asked.reply(b"", status="401 Unauthorized", more='WWW-Authenticate: Bearer error="invalid_token"\r\n')
         elif asked.method == "tools/list":
-            await asked.result(LISTED)
+            await asked.result(TOOL_LIST)
         elif asked.method == "server/discover":
             await asked.result(OFFER)
         elif asked.method == "tools/call":
@@ -60,16 +60,16 @@ class Echo:
 
 
 @asynccontextmanager
-async def echo() -> AsyncIterator[Echo]:
+async def run_echo() -> AsyncIterator[Echo]:
     """Run an echo upstream for the duration of the block."""
     world = Echo()
-    async with misbehaving(world.behave) as server:
+    async with misbehaving(world.handle_request) as server:
         world.url = server.url
         yield world
 
 
 async def test_caller_credentials_do_not_go_upstream() -> None:
-    async with echo() as other, gateway(other.url, auth=None) as gate:
+    async with run_echo() as other, run_gateway(other.url, auth=None) as gate:
         for revision in ("2025-06-18", "2026-07-28"):
             await gate.call(ALICE, "up_who", revision=revision, headers={"x-tenant": "blue", "cookie": "a=b"})
     for headers in other.seen:
@@ -90,7 +90,7 @@ async def test_secrets_come_from_variables_and_files_and_stay_hidden(
     ):  # fmt: skip
         assert SECRET not in repr(options)
         value = SECRET if options.__struct_config__.tag == "headers" else f"Bearer {SECRET}"
-        async with echo() as other, gateway(other.url, auth=options) as gate:
+        async with run_echo() as other, run_gateway(other.url, auth=options) as gate:
             other.wants = value
             assert await gate.call(ALICE, "up_who") == "none"
             assert other.seen[-1]["authorization"] == value
@@ -105,7 +105,7 @@ async def test_secrets_come_from_variables_and_files_and_stay_hidden(
 async def test_rotated_secret_files_apply_without_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-    async with echo() as other, gateway(other.url, auth=bearer(file=str(file))) as gate:
+    async with run_echo() as other, run_gateway(other.url, auth=bearer(file=str(file))) as gate:
         other.wants = "Bearer new"
         file.write_text("new")
         assert await gate.call(ALICE, "up_who") == "none"
@@ -149,7 +149,7 @@ async def test_forwarded_headers_stay_with_their_caller(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     names = ["x-tenant", "authorization"]
-    async with echo() as other, gateway(other.url, auth=None, forward_headers=names) as gate:
+    async with run_echo() as other, run_gateway(other.url, auth=None, forward_headers=names) as gate:
         assert "receives each caller's own credential" in caplog.text
         for revision in ("2025-06-18", "2026-07-28"):
             blue, green = ({"x-tenant": each, "x-other": "secret"} for each in ("blue", "green"))
@@ -166,7 +166,7 @@ async def test_forwarded_headers_stay_with_their_caller(
 
 
 async def test_cross_origin_redirects_drop_credentials() -> None:
-    async with echo() as evil, echo() as other, gateway(other.url, auth=bearer("t")) as gate:
+    async with run_echo() as evil, run_echo() as other, run_gateway(other.url, auth=bearer("t")) as gate:
         other.redirect = evil.url
         assert "Try again later" in await gate.call(ALICE, "up_who")
         assert evil.seen == []
@@ -184,7 +184,7 @@ async def test_credentials_are_sent_over_websockets() -> None:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(mcp.stop)
         running = await stack.enter_async_context(serve(mcp))
-        gate = await stack.enter_async_context(gateway(f"ws://127.0.0.1:{running.port}/ws", auth=bearer(SECRET)))
+        gate = await stack.enter_async_context(run_gateway(f"ws://127.0.0.1:{running.port}/ws", auth=bearer(SECRET)))
         assert await gate.call(ALICE, "up_who") == "up"
 
 
@@ -195,11 +195,11 @@ async def test_credentials_are_sent_over_websockets() -> None:
 async def test_workers_share_one_gateway_token() -> None:
     redis = shared_servers(RedisServer)
     redis.flush()
-    async with world() as other:
+    async with run_world() as other:
         options = client_credentials("gw", "s3cret", issuer=other.accounts.url, scope="books:write")
         async with (
-            gateway(other.url, auth=options, store=redis.url) as one,
-            gateway(other.url, auth=options, store=redis.url) as two,
+            run_gateway(other.url, auth=options, store=redis.url) as one,
+            run_gateway(other.url, auth=options, store=redis.url) as two,
         ):
             for gate in (one, two):
                 said = await asyncio.gather(*(gate.call(key, "up_who") for key in (ALICE, BOB)))
@@ -212,9 +212,9 @@ async def test_workers_share_one_gateway_token() -> None:
 
 
 async def test_refused_gateway_tokens_are_replaced_once() -> None:
-    async with world() as other:
+    async with run_world() as other:
         options = client_credentials("gw", "s3cret", token_url=f"{other.accounts.url}/token")
-        async with gateway(other.url, auth=options) as gate:
+        async with run_gateway(other.url, auth=options) as gate:
             assert await gate.call(ALICE, "up_who") == "the-gateway"
             async with reject_tokens(other.mcp):
                 for _ in range(3):
@@ -226,13 +226,13 @@ async def test_refused_gateway_tokens_are_replaced_once() -> None:
 
 
 @asynccontextmanager
-async def exchanging(other: Any) -> AsyncIterator[Any]:
+async def run_exchange_gateway(other: Any) -> AsyncIterator[Any]:
     """Run a gateway that exchanges its callers' tokens."""
     async with AsyncExitStack() as stack:
         issuer = await stack.enter_async_context(run_issuer())
         jwt = auth.oidc(issuer.url, audience="https://gateway.example/mcp")
         options = token_exchange(issuer=other.accounts.url, client_id="gw", client_secret="s3cret", audience="books")
-        gate = await stack.enter_async_context(gateway(other.url, methods=[jwt, auth.keys(ALICE)], auth=options))
+        gate = await stack.enter_async_context(run_gateway(other.url, methods=[jwt, auth.keys(ALICE)], auth=options))
 
         def sign(**changes: Any) -> str:
             return token(said_of(iss=issuer.url, aud="https://gateway.example/mcp", **changes))
@@ -241,9 +241,9 @@ async def exchanging(other: Any) -> AsyncIterator[Any]:
 
 
 async def test_token_exchange_is_per_caller() -> None:
-    async with world() as other, exchanging(other) as (gate, sign):
+    async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
         ada, brian, reader = sign(sub="ada"), sign(sub="brian"), sign(sub="ada", scope="orders:read", client_id="other")
-        await gate.listed("up_who", ada)
+        await gate.wait_for_tool("up_who", ada)
         other.accounts.forms.clear()
         async with gate.client(ada) as one, gate.client(brian) as two, gate.client(reader) as three:
             for _ in range(3):
@@ -258,8 +258,8 @@ async def test_token_exchange_is_per_caller() -> None:
 
 
 async def test_refused_exchange_affects_only_its_caller() -> None:
-    async with world() as other, exchanging(other) as (gate, sign):
-        await gate.listed("up_who", ada := sign(sub="ada"))
+    async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
+        await gate.wait_for_tool("up_who", ada := sign(sub="ada"))
         other.accounts.fails = "invalid_target"
         assert "rejected the gateway's credentials" in await gate.call(sign(sub="brian"), "up_who")
         assert await gate.call(ada, "up_who") == "ada-exchanged"

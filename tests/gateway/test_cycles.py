@@ -13,7 +13,7 @@ from scripts.docs import ROOT
 pytestmark = pytest.mark.server
 
 
-def gateway(folder: Path, name: str, **urls: str) -> str:
+def make_gateway(folder: Path, name: str, **urls: str) -> str:
     path = folder / f"{name}.json"
     command = {"command": sys.executable, "args": [str(ROOT / "examples" / "gateway" / "shop.py")]}
     servers = {each: {"url": url} for each, url in urls.items()} | {"shop": command}
@@ -24,7 +24,7 @@ def gateway(folder: Path, name: str, **urls: str) -> str:
 async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     urls = [f"http://127.0.0.1:{port}/mcp" for port in ports]
-    first, second = gateway(tmp_path, "one", two=urls[1]), gateway(tmp_path, "two", one=urls[0])
+    first, second = make_gateway(tmp_path, "one", two=urls[1]), make_gateway(tmp_path, "two", one=urls[0])
     with (
         run_server(run_command(first, ports[0]), ports[0], tmp_path / "one.log"),
         run_server(run_command(second, ports[1]), ports[1], tmp_path / "two.log"),
@@ -42,7 +42,7 @@ async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
 
 async def test_gateway_behind_itself_offers_the_rest(tmp_path: Path) -> None:
     port = free_port()
-    target = gateway(tmp_path, "self", again=f"http://127.0.0.1:{port}/mcp")
+    target = make_gateway(tmp_path, "self", again=f"http://127.0.0.1:{port}/mcp")
     with run_server(run_command(target, port), port, tmp_path / "log"):
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
             tools = {tool.name for tool in await client.tools()}

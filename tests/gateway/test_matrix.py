@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gateway.matrix import DATES, EXCLUSIONS, FEATURES, TRANSPORTS, Pair, Person, person
+from gateway.matrix import DATES, EXCLUSIONS, FEATURES, TRANSPORTS, Pair, Person, make_person
 from gateway.matrix_world import build
 from http_peer import serve
 from millstream import Server, Settings
@@ -37,7 +37,7 @@ class Side(NamedTuple):
 SIDES = [Side(transport, date) for transport, dates in TRANSPORTS.items() for date in dates]
 
 
-def choose() -> list[tuple[Side, Side]]:
+def choose_pairs() -> list[tuple[Side, Side]]:
     """Return pairs that contain each pair of revisions and each pair of transports at least once."""
     every = [(down, up) for down in SIDES for up in SIDES if down.transport != "stdio" or down.revision in PROCESSES]
     revisions: set[tuple[str, str]] = set()
@@ -55,7 +55,7 @@ def choose() -> list[tuple[Side, Side]]:
     return chosen
 
 
-def front(targets: Iterable[tuple[str, str, Any]]) -> Server:
+def make_gateway(targets: Iterable[tuple[str, str, Any]]) -> Server:
     """Return a gateway to upstreams given by name, revision, and target."""
     mcp = Server("front", serve="hub", settings=Settings(page_size=1_000, key="a secret of the tests that is long"))
     for name, revision, target in targets:
@@ -63,9 +63,9 @@ def front(targets: Iterable[tuple[str, str, Any]]) -> Server:
     return mcp
 
 
-def child() -> Server:
+def make_child_gateway() -> Server:
     """Return the gateway of a stdio client, which runs in its own process."""
-    return front(
+    return make_gateway(
         (name, revision, build() if target is None else target)
         for name, revision, target in json.loads(os.environ["MATRIX"])
     )
@@ -86,7 +86,7 @@ class Matrix:
         for up in dict.fromkeys(up for _, up in self.pairs):
             self._targets[up] = await self._target(up)
         here = {up for down, up in self.pairs if down.transport != "stdio"}
-        self._front = front((up.name, up.revision, self._targets[up] or build()) for up in here)
+        self._front = make_gateway((up.name, up.revision, self._targets[up] or build()) for up in here)
         self._port = await self._serve(self._front)
 
     async def _target(self, up: Side) -> Any:
@@ -107,11 +107,11 @@ class Matrix:
         """Return the client of a side."""
         made = self._people.get(down)
         if made is None:
-            made = self._people[down] = person(self._entrance(down), down.revision)
+            made = self._people[down] = make_person(self._target_of_client(down), down.revision)
             await self._stack.enter_async_context(made.client)
         return made
 
-    def _entrance(self, down: Side) -> Any:
+    def _target_of_client(self, down: Side) -> Any:
         if down.transport == "memory":
             return self._front
         if down.transport != "stdio":
@@ -121,12 +121,12 @@ class Matrix:
             "MATRIX": json.dumps([(up.name, up.revision, self._targets[up]) for up in needed]),
             "PYTHONPATH": str(FOLDER.parent),
         }
-        start = "from gateway.test_matrix import child; child().run('stdio')"
+        start = "from gateway.test_matrix import make_child_gateway; make_child_gateway().run('stdio')"
         return {"mcpServers": {"front": {"command": sys.executable, "args": ["-c", start], "env": environment}}}
 
 
 @asynccontextmanager
-async def matrix(pairs: list[tuple[Side, Side]]) -> AsyncIterator[Matrix]:
+async def run_matrix(pairs: list[tuple[Side, Side]]) -> AsyncIterator[Matrix]:
     async with AsyncExitStack() as stack:
         made = Matrix(pairs, stack)
         await made.open()
@@ -136,7 +136,7 @@ async def matrix(pairs: list[tuple[Side, Side]]) -> AsyncIterator[Matrix]:
 async def try_all(pairs: list[tuple[Side, Side]]) -> None:
     """Test every feature with every pair, and report all failures."""
     failures: list[str] = []
-    async with matrix(pairs) as made:
+    async with run_matrix(pairs) as made:
         for number, (down, up) in enumerate(pairs):
             pair = Pair(await made.person(down), up.name, down.revision, up.revision, f"{number}")
             for name, function in FEATURES.items():
@@ -150,7 +150,7 @@ async def try_all(pairs: list[tuple[Side, Side]]) -> None:
 
 @pytest.mark.server
 async def test_every_feature_passes_between_all_pairs_of_revisions() -> None:
-    await try_all(choose())
+    await try_all(choose_pairs())
 
 
 @pytest.mark.server
@@ -159,7 +159,7 @@ async def test_every_feature_passes_in_all_combinations() -> None:
     await try_all([(down, up) for down in SIDES for up in SIDES])
 
 
-def page() -> str:
+def render_page() -> str:
     """Return the reference page."""
     lines = [
         "# What passes the gateway",
@@ -194,5 +194,5 @@ def page() -> str:
 
 def test_matrix_page_is_current(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--update"):
-        PAGE.write_text(page(), "utf-8")
-    assert PAGE.read_text("utf-8") == page()
+        PAGE.write_text(render_page(), "utf-8")
+    assert PAGE.read_text("utf-8") == render_page()

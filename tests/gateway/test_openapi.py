@@ -16,11 +16,11 @@ NOTHING = {"200": {"description": "ok"}}
 BOOK = {"$ref": "#/components/schemas/Book"}
 
 
-def gives(schema: Any) -> dict[str, Any]:
+def response_of(schema: Any) -> dict[str, Any]:
     return {"200": {"description": "ok", "content": {"application/json": {"schema": schema}}}}
 
 
-def takes(schema: Any) -> dict[str, Any]:
+def body_of(schema: Any) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
@@ -65,43 +65,43 @@ SPEC: dict[str, Any] = {
                     query("full", type="boolean"),
                     {"name": "X-Shop", "in": "header", "schema": {"type": "string"}},
                 ],
-                "responses": gives(BOOK),
+                "responses": response_of(BOOK),
             },
             "put": {
                 "operationId": "put_book__v1",
-                "requestBody": takes(BOOK),
+                "requestBody": body_of(BOOK),
                 "responses": {"200": {"description": "ok"}},
             },
         },
         "/orders": {
             "post": {
                 "summary": "Order books!",
-                "requestBody": takes({"$ref": "#/components/schemas/Order"}),
-                "responses": gives({"type": "array", "items": {"type": "string"}}),
+                "requestBody": body_of({"$ref": "#/components/schemas/Order"}),
+                "responses": response_of({"type": "array", "items": {"type": "string"}}),
             },
             "get": {
                 "parameters": [
                     query("tags", type="array", items={"type": "string"}),
                     {"$ref": "#/components/parameters/Page"},
                 ],
-                "responses": gives({"type": "array", "items": {"type": "string"}}),
+                "responses": response_of({"type": "array", "items": {"type": "string"}}),
             },
         },
         "/raw": {
             "post": {
                 "operationId": "raw",
-                "requestBody": takes({"type": "array", "items": {"type": "integer"}}),
+                "requestBody": body_of({"type": "array", "items": {"type": "integer"}}),
                 "responses": {"204": {"description": "none"}},
             }
         },
         "/fail": {"get": {"operationId": "fail", "responses": {"200": {"description": "ok"}}}},
         "/inside": {"get": {"operationId": "inside", "responses": {"200": {"description": "ok"}}}},
-        "/shelf": {"get": {"operationId": "shelf", "responses": gives({"type": "object"})}},
+        "/shelf": {"get": {"operationId": "shelf", "responses": response_of({"type": "object"})}},
         "/shelves/{floor}": {
             "get": {
                 "operationId": "floor",
                 "parameters": [{"name": "floor", "in": "path", "required": True, "schema": {"type": "integer"}}],
-                "responses": gives({"type": "object"}),
+                "responses": response_of({"type": "object"}),
             }
         },
     },
@@ -214,7 +214,7 @@ async def test_path_traversal_values_reach_no_operation(shelf: str) -> None:
     assert asked == ["/books/a%2Fb%20c"]
 
 
-async def test_unreachable_api_is_one_sentence() -> None:
+async def test_unreachable_api_is_a_one_line_error() -> None:
     http = httpx2.AsyncClient(base_url="http://127.0.0.1:9", timeout=WAIT)
     mcp = Server.from_openapi(shop().openapi(), http)
     async with Client(mcp, timeout=WAIT) as client:
@@ -274,7 +274,7 @@ async def test_bodies_follow_the_document(media: str, kind: str, body: bytes) ->
     assert body in asked[0].content
 
 
-async def asked_by(spec: dict[str, Any], **arguments: Any) -> httpx2.Request:
+async def request_of(spec: dict[str, Any], **arguments: Any) -> httpx2.Request:
     """Return the request that a document's only operation sends."""
     asked: list[httpx2.Request] = []
 
@@ -292,7 +292,7 @@ async def asked_by(spec: dict[str, Any], **arguments: Any) -> httpx2.Request:
     return asked[0]
 
 
-def taking(body: dict[str, Any], media: str = "application/json", **more: Any) -> dict[str, Any]:
+def document_with_body(body: dict[str, Any], media: str = "application/json", **more: Any) -> dict[str, Any]:
     """Return a document with one operation that takes a body."""
     content = {media: {"schema": body, **more.pop("about", {})}}
     operation = {"operationId": "add", "requestBody": {"required": True, "content": content}, "responses": {}}
@@ -320,7 +320,7 @@ async def test_query_values_follow_the_style_of_the_document(
     parameter = {"name": "at", "in": "query", "schema": LIST if isinstance(value, list) else {"type": "object"}, **how}
     operation = {"operationId": "find", "parameters": [parameter], "responses": {}}
     spec = {"openapi": "3.1.0", "paths": {"/books": {"get": operation}}}
-    assert (await asked_by(spec, at=value)).url.params.multi_items() == query
+    assert (await request_of(spec, at=value)).url.params.multi_items() == query
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ async def test_multipart_lists_follow_their_encoding(
     encoding: dict[str, Any], value: list[str], parts: list[str]
 ) -> None:
     schema = {"type": "object", "properties": {"tags": LIST}}
-    spec = taking(schema, "multipart/form-data", about={"encoding": {"tags": encoding}})
-    request = await asked_by(spec, tags=value)
+    spec = document_with_body(schema, "multipart/form-data", about={"encoding": {"tags": encoding}})
+    request = await request_of(spec, tags=value)
     assert request.headers["content-type"].startswith("multipart/form-data; boundary=")
     found = [each.partition(b"\r\n\r\n")[2].rstrip(b"\r\n-") for each in request.content.split(b'name="tags"')[1:]]
     assert [each.partition(b"\r\n")[0].decode() for each in found] == parts
@@ -346,10 +346,14 @@ async def test_multipart_lists_follow_their_encoding(
 @pytest.mark.parametrize(
     ("spec", "arguments", "body"),
     [
-        (taking({"type": "string"}, "text/plain"), {"body": "Momo"}, b"Momo"),
-        (taking({"type": "object", "properties": {}, "title": "Any Labels"}), {"any_labels": {"a": "b"}}, b'{"a":"b"}'),
+        (document_with_body({"type": "string"}, "text/plain"), {"body": "Momo"}, b"Momo"),
         (
-            taking(
+            document_with_body({"type": "object", "properties": {}, "title": "Any Labels"}),
+            {"any_labels": {"a": "b"}},
+            b'{"a":"b"}',
+        ),
+        (
+            document_with_body(
                 {"$ref": "#/components/schemas/Labels"},
                 components={"schemas": {"Labels": {"title": "Labels", "additionalProperties": {"type": "string"}}}},
             ),
@@ -361,7 +365,7 @@ async def test_multipart_lists_follow_their_encoding(
 async def test_bodies_without_fields_are_one_argument(
     spec: dict[str, Any], arguments: dict[str, Any], body: bytes
 ) -> None:
-    request = await asked_by(spec, **arguments)
+    request = await request_of(spec, **arguments)
     assert request.content == body
     (media,) = spec["paths"]["/books"]["post"]["requestBody"]["content"]
     assert request.headers["content-type"] == media
@@ -381,10 +385,10 @@ async def test_nested_composed_fields_reach_the_body() -> None:
     for level in range(1, 25):
         below = "Book" if level == 1 else f"L{level - 1}"
         schemas[f"L{level}"] = {"allOf": [{"$ref": f"#/components/schemas/{below}"}] * 3}
-    spec = taking({"$ref": "#/components/schemas/L24"}, components={"schemas": schemas})
-    request = await asked_by(spec, id="7", kind="ebook", size=3)
+    spec = document_with_body({"$ref": "#/components/schemas/L24"}, components={"schemas": schemas})
+    request = await request_of(spec, id="7", kind="ebook", size=3)
     assert json.loads(request.content) == {"id": "7", "kind": "ebook", "size": 3}
-    assert not (await asked_by(spec, id="7", kind="paper")).content.count(b"size")
+    assert not (await request_of(spec, id="7", kind="paper")).content.count(b"size")
 
 
 async def test_output_schema_omits_write_only_members() -> None:

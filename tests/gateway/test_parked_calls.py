@@ -105,11 +105,11 @@ async def send(
     token: str = "",
 ) -> Json:
     """Return the result or error of a request. `then` contains the members that a retry adds."""
-    reply, _ = await say(worker, method, name, arguments, then=then, key=key, token=token)
+    reply, _ = await send_with_messages(worker, method, name, arguments, then=then, key=key, token=token)
     return reply
 
 
-async def say(
+async def send_with_messages(
     worker: Worker,
     method: str = "tools/call",
     name: str = "asks",
@@ -161,12 +161,14 @@ def text(result: Json) -> str:
 
 async def test_questions_are_answered_on_any_worker(world: World) -> None:
     async with world.workers() as workers:
-        asked, _ = await say(workers[0], arguments={"times": 3})
+        asked, _ = await send_with_messages(workers[0], arguments={"times": 3})
         said: list[Json] = []
         for number, worker in enumerate((workers[1], workers[0], workers[2])):
             question = next(iter(asked["inputRequests"].values()))
             assert question["params"]["message"] == f"Number {number}?"
-            asked, more = await say(worker, arguments={"times": 3}, then=answer(asked, number), token="t")
+            asked, more = await send_with_messages(
+                worker, arguments={"times": 3}, then=answer(asked, number), token="t"
+            )
             said += more
         assert text(asked) == "3"
         assert world.answers == [0, 1, 2]
@@ -185,7 +187,7 @@ async def test_prompts_and_resources_can_ask_questions(world: World) -> None:
         assert done["contents"][0]["text"] == "Place 5"
 
 
-async def test_asking_resources_are_read_once(world: World) -> None:
+async def test_resources_with_questions_are_read_once(world: World) -> None:
     async with world.workers(2) as workers:
         asked = await send(workers[0], name="both")
         for number in (3, 4):
@@ -311,7 +313,7 @@ async def test_client_disconnect_cancels_its_call(world: World, waker: int) -> N
         stream.close()
         await until(lambda: world.ended)
         assert world.ended == ["CancelledError"]
-        await until(lambda: parked(workers[0]) == 0)
+        await until(lambda: count_parked(workers[0]) == 0)
 
 
 async def test_unanswered_calls_expire(world: World) -> None:
@@ -319,7 +321,7 @@ async def test_unanswered_calls_expire(world: World) -> None:
         asked = await send(worker)
         await until(lambda: world.ended)
         assert world.ended == ["CancelledError"]
-        assert parked(worker) == 0
+        assert count_parked(worker) == 0
         assert "has ended" in (await send(worker, then=answer(asked)))["error"]["message"]
 
 
@@ -330,10 +332,10 @@ async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) ->
         assert "Too many questions" in text(await send(worker, key=ALICE))
         asked.append(await send(worker, key=BOB))
         assert "Too many questions" in text(await send(worker, key=BOB))
-        assert parked(worker) == 3
+        assert count_parked(worker) == 3
         for each, key in zip(asked, (ALICE, ALICE, BOB), strict=True):
             await send(worker, key=key, then=answer(each))
-        assert parked(worker) == 0
+        assert count_parked(worker) == 0
         assert text(await send(worker, key=BOB, then=answer(await send(worker, key=BOB))))
 
 
@@ -356,7 +358,7 @@ async def test_stopping_server_cancels_parked_calls(world: World) -> None:
     assert world.ended == ["CancelledError"]
 
 
-def parked(worker: Worker) -> int:
+def count_parked(worker: Worker) -> int:
     """Return the number of parked calls on a worker."""
     read: Callable[[], int] = worker.runtime.host.reports["parked_calls"]
     return read()

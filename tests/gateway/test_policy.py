@@ -16,7 +16,7 @@ from millstream.gateway._pins import AcceptedFile
 from patience import WAIT
 
 
-def shop() -> Server:  # noqa: C901  it has one of everything
+def make_shop() -> Server:  # noqa: C901  it has one of everything
     mcp = Server("shop")
 
     @mcp.tool
@@ -72,9 +72,9 @@ def shop() -> Server:  # noqa: C901  it has one of everything
     return mcp
 
 
-def front(policy: UpstreamPolicy, **options: Any) -> Server:
+def make_gateway(policy: UpstreamPolicy, **options: Any) -> Server:
     mcp = Server("front", **options)
-    mcp.upstream("shop", shop(), policy=policy, start_timeout=WAIT)
+    mcp.upstream("shop", make_shop(), policy=policy, start_timeout=WAIT)
     return mcp
 
 
@@ -91,7 +91,7 @@ async def test_items_are_hidden_renamed_and_redescribed() -> None:
         resources={"file:///public/*": ResourcePolicy(description="For all.")},
     )
     for revision in BY_DATE:
-        async with Client(front(policy), timeout=WAIT, revision=revision) as client:
+        async with Client(make_gateway(policy), timeout=WAIT, revision=revision) as client:
             tools = {each.name: each for each in await client.tools()}
             assert set(tools) == {"shop_buy", "shop_echo"}
             assert tools["shop_buy"].description == "Buy it."
@@ -108,7 +108,7 @@ async def test_items_are_hidden_renamed_and_redescribed() -> None:
 
 async def test_denied_uris_are_denied_in_every_spelling() -> None:
     policy = UpstreamPolicy(deny=("file:///private/*", "secret:*"))
-    async with Client(front(policy), timeout=WAIT) as client:
+    async with Client(make_gateway(policy), timeout=WAIT) as client:
         assert (await client.read("file://shop//public/a"))[0].text == "public a"
         for uri in (
             "file://shop//private/a",
@@ -129,7 +129,7 @@ async def test_denied_uris_are_denied_in_every_spelling() -> None:
 
 async def test_hidden_arguments_are_always_sent_and_defaults_fill_gaps() -> None:
     order = ToolPolicy(hidden={"account": "acme"}, defaults={"copies": 3})
-    async with Client(front(UpstreamPolicy(tools={"order": order})), timeout=WAIT) as client:
+    async with Client(make_gateway(UpstreamPolicy(tools={"order": order})), timeout=WAIT) as client:
         tool = next(each for each in await client.tools() if each.name == "shop_order")
         assert set(tool.input_schema["properties"]) == {"isbn", "copies"}
         assert tool.input_schema["properties"]["copies"]["default"] == 3
@@ -147,7 +147,7 @@ async def test_redaction_covers_arguments_results_errors_and_resources() -> None
         redact_results=(r"\b(?:\d[ -]?){16}\b", Redaction(r"[\w.]+@[\w.]+", replacement="[email]")),
         tools={"echo": ToolPolicy(redact_arguments=("pass[a-z]*",))},
     )
-    async with Client(front(policy), timeout=WAIT) as client:
+    async with Client(make_gateway(policy), timeout=WAIT) as client:
         text = "card 4111-1111-1111-1111, ada@shop.example, my password"
         assert (await client.call("shop_echo", text=text)).text == "card [redacted], [email], my [redacted]"
         ordered = await client.call("shop_order", isbn="4111111111111111", account="x")
@@ -161,13 +161,13 @@ async def test_redaction_covers_arguments_results_errors_and_resources() -> None
         assert "4111" not in str((await client.read("file://shop//any/x"))[0].text)
     for pattern in ("(?=x)", "x*", "["):
         with pytest.raises(ValueError, match=r"regular expression|empty"):
-            async with front(UpstreamPolicy(redact_results=(pattern,))).running():
+            async with make_gateway(UpstreamPolicy(redact_results=(pattern,))).running():
                 raise AssertionError
 
 
 async def test_large_results_become_a_preview_and_a_link() -> None:
     policy = UpstreamPolicy(result_tokens=100)
-    async with Client(front(policy), timeout=WAIT) as client:
+    async with Client(make_gateway(policy), timeout=WAIT) as client:
         small = await client.call("shop_large", n=3)
         assert small.data == ["line 0", "line 1", "line 2"]
         large = await client.call("shop_large", n=1000)
@@ -176,7 +176,7 @@ async def test_large_results_become_a_preview_and_a_link() -> None:
         assert len(text.text) < 600
         assert json.loads((await client.read(link.uri))[0].text or "")[999] == "line 999"
         assert all(each.output_schema is None for each in await client.tools())
-    async with Client(front(policy), timeout=WAIT, revision="2024-11-05") as client:
+    async with Client(make_gateway(policy), timeout=WAIT, revision="2024-11-05") as client:
         _, where = (await client.call("shop_large", n=1000)).content
         assert "line 999" in str((await client.read(where.text.rpartition(" ")[2]))[0].text)
 
@@ -207,7 +207,7 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
     method = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())
     ada = said(groups=["sales"], level=[1, 3])
     bob = said(sub="bob", scope="", groups="staff", level="3")
-    async with run_guarded(front(policy, auth=method)) as world:
+    async with run_guarded(make_gateway(policy, auth=method)) as world:
         assert await names(world, ada) == {"shop_order", "shop_echo", "shop_large"}
         assert await names(world, bob) == {"shop_echo", "shop_delete_all", "shop_fail", "shop_debit"}
         assert (await world.call(bob, "shop_order", {"isbn": "1", "account": "a"})).status == 403
@@ -236,7 +236,7 @@ async def test_middleware_runs_outside_of_the_policy() -> None:
             return await next(request)
 
     policy = UpstreamPolicy(tools={"order": ToolPolicy(hidden={"account": "acme"})})
-    async with Client(front(policy, middleware=[Watch()]), timeout=WAIT) as client:
+    async with Client(make_gateway(policy, middleware=[Watch()]), timeout=WAIT) as client:
         assert (await client.call("shop_order", isbn="1")).data["account"] == "acme"
     assert seen == [{"isbn": "1"}]
 
@@ -244,7 +244,7 @@ async def test_middleware_runs_outside_of_the_policy() -> None:
 async def test_changed_definitions_are_quarantined_until_accepted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    upstream, path = shop(), tmp_path / "gateway.lock"
+    upstream, path = make_shop(), tmp_path / "gateway.lock"
     mcp = Server("front")
     policy = UpstreamPolicy(pins=str(path))
     mcp.upstream("shop", upstream, policy=policy, trust="pin", start_timeout=WAIT, prefix="")
@@ -280,6 +280,6 @@ async def test_changed_definitions_are_quarantined_until_accepted(
 async def test_policy_can_quarantine_new_definitions() -> None:
     policy = UpstreamPolicy(first_seen="quarantine")
     mcp = Server("front")
-    mcp.upstream("shop", shop(), policy=policy, trust="pin", start_timeout=WAIT)
+    mcp.upstream("shop", make_shop(), policy=policy, trust="pin", start_timeout=WAIT)
     async with Client(mcp, timeout=WAIT) as client:
         assert not await client.tools()

@@ -40,16 +40,16 @@ SHELL = r"""
 @contextlib.asynccontextmanager
 async def open_pool(**options: float) -> AsyncGenerator[ProcessPool]:
     """Open a pool, close it after the block, and check that no process is left."""
-    others = children()  # servers shared with tests in other files
+    others = find_children()  # servers shared with tests in other files
     pool = ProcessPool(**options)  # type: ignore[arg-type]
     try:
         yield pool
     finally:
         await pool.close()
-    assert children() <= others
+    assert find_children() <= others
 
 
-def children() -> set[int]:
+def find_children() -> set[int]:
     """Return the child processes of pools, including zombies."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
@@ -67,7 +67,7 @@ def _is_of_pool(pid: int) -> bool:
     return not words or b"server.sh" in words or b"watchdog.py" in words  # a zombie has no command line
 
 
-def alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Return whether a process is running and isn't a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -97,14 +97,14 @@ async def call(processes: UpstreamProcesses, key: str = "", tool: str = "pid") -
 
 
 async def test_sessions_share_processes_within_the_limits(shell: Command) -> None:
-    others = children()
+    others = find_children()
     async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
         upstreams = [pool.add(f"files{number}", shell, limit=4) for number in range(5)]
         most = 0
         for number in range(200):
             client = Client(upstreams[number % 5].target(f"session{number}"))
             await clients.enter_async_context(client)
-            most = max(most, len(children() - others))
+            most = max(most, len(find_children() - others))
         assert most <= 5 * 4 + 1  # the watchdog
         for upstream in upstreams:
             report = upstream.describe()
@@ -113,7 +113,7 @@ async def test_sessions_share_processes_within_the_limits(shell: Command) -> Non
         # Every session still works, with another process.
         first = Client(upstreams[0].target("session0"))
         await clients.enter_async_context(first)
-        assert int((await first.call("pid")).text) in children()
+        assert int((await first.call("pid")).text) in find_children()
 
 
 async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
@@ -126,7 +126,7 @@ async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
                 assert len(pool.running) <= 2
 
 
-async def test_busy_processes_are_not_ended_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._processes._ADMISSION_TIMEOUT", 0.3)
     async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
         upstream = pool.add("files", shell, limit=1)
@@ -141,7 +141,7 @@ async def test_busy_processes_are_not_ended_to_make_room(shell: Command, monkeyp
         assert await call(upstream, "b")
 
 
-async def test_idle_processes_end_and_come_back(shell: Command) -> None:
+async def test_idle_processes_stop_and_restart(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("files", shell, idle_seconds=60)
         async with Client(upstream.target()) as client:
@@ -150,7 +150,7 @@ async def test_idle_processes_end_and_come_back(shell: Command) -> None:
             assert pool.running[0].pid == first
             pool.sweep(monotonic() + 61)
             await until(lambda: not pool.running)
-            assert not alive(first)
+            assert not is_running(first)
             assert int((await client.call("pid")).text) != first
             pool.running[0].relay.subscribed.set()
             pool.sweep(monotonic() + 61)
@@ -250,7 +250,7 @@ async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: p
         assert len(floods) < 5_000
 
 
-async def test_notification_floods_are_read_slowly(tmp_path: Path) -> None:
+async def test_notification_floods_are_throttled(tmp_path: Path) -> None:
     path = tmp_path / "loud.sh"
     flood = '*flood*) yes \'{"jsonrpc":"2.0","method":"notifications/x"}\' & continue ;;'
     path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', flood))
@@ -321,16 +321,16 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
             gateway.kill()
     asyncio.run(until(lambda: sum(path.read_text() != "" for path in tmp_path.glob("child.*")) == 2))
     pids += [int(path.read_text()) for path in tmp_path.glob("child.*")]
-    asyncio.run(until(lambda: not any(alive(pid) for pid in pids)))
+    asyncio.run(until(lambda: not any(is_running(pid) for pid in pids)))
 
 
 async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> None:
-    others = children()
+    others = find_children()
     async with asyncio.timeout(WAIT), open_pool() as pool, Client(pool.add("files", shell).target()) as client:
         server = int((await client.call("pid")).text)
-        (first,) = children() - {server} - others
+        (first,) = find_children() - {server} - others
         os.kill(first, signal.SIGKILL)
         await until(lambda: pool.watchdog.is_missing)
         pool.sweep(monotonic())
         await until(lambda: not pool.watchdog.is_missing)
-        assert len(children() - others) == 2
+        assert len(find_children() - others) == 2

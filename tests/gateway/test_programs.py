@@ -227,7 +227,7 @@ async def test_commands_get_the_configured_variables(tmp_path: Path) -> None:
         assert (await client.call("known")).text == "shop"
 
 
-def test_programs_with_a_server_factory_are_explained(tmp_path: Path) -> None:
+def test_server_factories_get_a_helpful_error(tmp_path: Path) -> None:
     file = tmp_path / "made.py"
     file.write_text("from mcp.server import MCPServer\ndef main():\n    MCPServer('made').run()\n")
     command = [sys.executable, "-m", "millstream", "run", str(file)]

@@ -43,7 +43,7 @@ def greet(method: str, revision: str) -> Json:
 
 
 @asynccontextmanager
-async def over_http(
+async def run_http_upstream(
     call: Callable[[ReceivedRequest], Awaitable[None]],
     revision: str = HANDSHAKE,
     answers: list[Json] | None = None,
@@ -82,7 +82,9 @@ async def over_http(
 
 
 @asynccontextmanager
-async def over_websocket(call: Callable[[Json, Say, "Wire"], Awaitable[None]]) -> AsyncIterator[tuple[str, "Wire"]]:
+async def run_websocket_upstream(
+    call: Callable[[Json, Say, "Wire"], Awaitable[None]],
+) -> AsyncIterator[tuple[str, "Wire"]]:
     """Run an upstream on a WebSocket, where messages don't name their call."""
     wire = Wire()
 
@@ -100,8 +102,8 @@ async def over_websocket(call: Callable[[Json, Say, "Wire"], Awaitable[None]]) -
                 elif "method" in message and "id" in message:
                     await say({"id": message["id"], "result": greet(message["method"], HANDSHAKE)})
                 else:
-                    wire.heard.append(message)
-                    wire.news.set()
+                    wire.messages.append(message)
+                    wire.arrival.set()
         except ConnectionClosed:
             pass
         finally:
@@ -117,20 +119,20 @@ class Wire:
     """The notifications and responses that an upstream has received."""
 
     def __init__(self) -> None:
-        self.heard: list[Json] = []
-        self.news = asyncio.Event()
+        self.messages: list[Json] = []
+        self.arrival = asyncio.Event()
 
     async def answer(self, question: str) -> Json:
         """Wait for the answer to a question."""
         while True:
-            for message in self.heard:
+            for message in self.messages:
                 if message.get("id") == question:
                     return message
-            self.news.clear()
-            await self.news.wait()
+            self.arrival.clear()
+            await self.arrival.wait()
 
 
-def gateway(url: str, revision: str | None = HANDSHAKE, **options: Any) -> Server:
+def make_gateway(url: str, revision: str | None = HANDSHAKE, **options: Any) -> Server:
     settings = Settings(key="a secret of the tests that is long enough", **options.pop("settings", {}))
     mcp = Server("front", settings=settings, auth=options.pop("auth", None))
     mcp.upstream("rude", url, prefix="", revision=revision, start_timeout=WAIT, timeout=WAIT, **options)
@@ -149,10 +151,10 @@ class Person:
     """Answers forms and records them."""
 
     def __init__(self) -> None:
-        self.asked: list[Question] = []
+        self.questions: list[Question] = []
 
     def __call__(self, question: Question) -> Any:
-        self.asked.append(question)
+        self.questions.append(question)
         return True if question.mode == "url" else {"x": 1}
 
 
@@ -185,11 +187,11 @@ async def test_undeclared_questions_do_not_reach_the_client(revision: str) -> No
     person = Person()
     async with (
         asyncio.timeout(WAIT),
-        over_http(call, answers=answers) as url,
-        Client(gateway(url), revision=revision, elicit=person) as client,
+        run_http_upstream(call, answers=answers) as url,
+        Client(make_gateway(url), revision=revision, elicit=person) as client,
     ):
         assert texts(await request(client)) == "done"
-    assert person.asked == []
+    assert person.questions == []
     codes = {each["id"]: each["error"]["code"] for each in answers}
     assert codes == {f"odd{number}": code for number, (_, _, _, code) in enumerate(ODD_QUESTIONS)}
 
@@ -232,8 +234,8 @@ async def test_upstream_receives_client_capabilities_in_its_revision() -> None:
         await asked.result({**DONE, "resultType": "complete"})
 
     for up, clients in expected.items():
-        async with asyncio.timeout(WAIT), over_http(call, up, seen=seen) as url:
-            mcp = gateway(url, up)
+        async with asyncio.timeout(WAIT), run_http_upstream(call, up, seen=seen) as url:
+            mcp = make_gateway(url, up)
             async with mcp.running():
                 for down, declared in clients.items():
                     seen.clear()
@@ -265,15 +267,15 @@ async def test_undeclared_input_requests_are_errors() -> None:
         await asked.result({"resultType": "input_required", **current[0]})
 
     person = Person()
-    async with asyncio.timeout(WAIT), over_http(call, PER_REQUEST) as url:
-        mcp = gateway(url, PER_REQUEST)
+    async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST) as url:
+        mcp = make_gateway(url, PER_REQUEST)
         async with mcp.running():
             for revision in (PER_REQUEST, HANDSHAKE):
                 async with Client(mcp, revision=revision, elicit=person) as client:
                     for result in results:
                         current[:] = [result]
                         assert (await request(client))["isError"], result
-    assert person.asked == []
+    assert person.questions == []
 
 
 async def test_endless_questions_end_with_an_error() -> None:
@@ -282,16 +284,16 @@ async def test_endless_questions_end_with_an_error() -> None:
         await asked.result({"resultType": "input_required", "inputRequests": {"a": question}, "requestState": "s"})
 
     person = Person()
-    async with asyncio.timeout(WAIT), over_http(call, PER_REQUEST) as url:
-        mcp = gateway(url, PER_REQUEST, settings={"max_rounds": 3})
+    async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST) as url:
+        mcp = make_gateway(url, PER_REQUEST, settings={"max_rounds": 3})
         async with mcp.running():
             async with Client(mcp, revision=HANDSHAKE, elicit=person) as client:
                 assert (await request(client))["isError"]
-            assert len(person.asked) == 3
+            assert len(person.questions) == 3
             async with Client(mcp, revision=PER_REQUEST, elicit=person) as client:
                 with pytest.raises(Failure, match="Stopped after 3 rounds"):
                     await request(client)
-            assert len(person.asked) == 6
+            assert len(person.questions) == 6
 
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
@@ -315,8 +317,8 @@ async def test_message_floods_do_not_delay_the_result(revision: str) -> None:
     steps: list[float] = []
     async with (
         asyncio.timeout(WAIT),
-        over_http(call) as url,
-        Client(gateway(url), revision=revision) as client,
+        run_http_upstream(call) as url,
+        Client(make_gateway(url), revision=revision) as client,
     ):
         result = await request(client, progress=lambda progress, total, message: steps.append(progress))
         assert texts(result) == "done"
@@ -340,7 +342,7 @@ async def test_responses_with_unknown_ids_end_only_their_connection() -> None:
         for each in lies.pop():
             await say(each)
 
-    async with asyncio.timeout(WAIT), over_websocket(call) as (url, _), Client(gateway(url)) as client:
+    async with asyncio.timeout(WAIT), run_websocket_upstream(call) as (url, _), Client(make_gateway(url)) as client:
         while lies:
             assert (await request(client))["isError"]
             for _ in range(3):
@@ -371,9 +373,9 @@ async def test_ambiguous_messages_reach_no_client(revision: str, caplog: pytest.
     person, logs = Person(), list[Any]()
     async with (
         asyncio.timeout(WAIT),
-        over_websocket(call) as (url, wire),
+        run_websocket_upstream(call) as (url, wire),
         Client(
-            gateway(url),
+            make_gateway(url),
             revision=revision,
             elicit=person if one else None,
             on_log=lambda log: logs.append(log.data),
@@ -385,7 +387,7 @@ async def test_ambiguous_messages_reach_no_client(revision: str, caplog: pytest.
         assert texts(await request(client)) == "done"
         assert (await wire.answer("late"))["error"]["code"] == -32600
     assert logs == (["whose?", "mine"] if one else ["mine"])
-    assert len(person.asked) == one
+    assert len(person.questions) == one
     if one:
         assert answers[0]["result"]["content"] == {"x": 1}
     else:
@@ -415,8 +417,8 @@ async def test_session_questions_survive_other_calls() -> None:
 
     async with (
         asyncio.timeout(WAIT),
-        over_websocket(call) as (url, _),
-        Client(gateway(url), revision=HANDSHAKE, elicit=person) as client,
+        run_websocket_upstream(call) as (url, _),
+        Client(make_gateway(url), revision=HANDSHAKE, elicit=person) as client,
     ):
         ends = await asyncio.gather(request(client, "rest"), request(client))
         assert [texts(each) for each in ends] == ["done", "done"]
@@ -433,12 +435,12 @@ async def test_sessionless_calls_do_not_share_questions() -> None:
         await say({"id": message["id"], "result": DONE})
 
     person = Person()
-    async with asyncio.timeout(WAIT), over_websocket(call) as (url, _):
-        mcp = gateway(url)
+    async with asyncio.timeout(WAIT), run_websocket_upstream(call) as (url, _):
+        mcp = make_gateway(url)
         async with mcp.running(), Client(mcp, revision=PER_REQUEST, elicit=person) as client:
             ends = await asyncio.gather(*(request(client) for _ in range(4)))
             assert [texts(each) for each in ends] == ["done"] * 4
-    assert len(person.asked) == 4
+    assert len(person.questions) == 4
 
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
@@ -464,8 +466,8 @@ async def test_upstreams_can_withdraw_questions(revision: str) -> None:
 
     async with (
         asyncio.timeout(WAIT),
-        over_websocket(call) as (url, _),
-        Client(gateway(url), revision=revision, elicit=person) as client,
+        run_websocket_upstream(call) as (url, _),
+        Client(make_gateway(url), revision=revision, elicit=person) as client,
     ):
         assert texts(await request(client)) == "done"
         if revision == HANDSHAKE:
@@ -485,8 +487,8 @@ async def test_completed_urls_are_announced_to_the_asked_client() -> None:
 
     async with (
         asyncio.timeout(WAIT),
-        over_websocket(call) as (url, _),
-        Client(gateway(url), revision=HANDSHAKE, elicit=Person()) as client,
+        run_websocket_upstream(call) as (url, _),
+        Client(make_gateway(url), revision=HANDSHAKE, elicit=Person()) as client,
     ):
         client.conversation.incoming.observer = lambda each: told.append(json.loads(bytes(each.params)))
         assert texts(await request(client)) == "done"
@@ -508,8 +510,8 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
         opened.append(question.url or "")
         return True
 
-    async with asyncio.timeout(WAIT), over_http(call) as url:
-        mcp = gateway(url)
+    async with asyncio.timeout(WAIT), run_http_upstream(call) as url:
+        mcp = make_gateway(url)
         async with mcp.running():
             async with Client(mcp, revision=HANDSHAKE, elicit=person) as client:
                 with pytest.raises(Failure) as caught:
@@ -549,8 +551,8 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
         await asked.end()
 
     guard = auth.keys(named={"alice": ALICE, "bob": BOB})
-    async with asyncio.timeout(WAIT), over_http(call, answers=answers) as url:
-        mcp = gateway(url, auth=guard)
+    async with asyncio.timeout(WAIT), run_http_upstream(call, answers=answers) as url:
+        mcp = make_gateway(url, auth=guard)
         async with mcp.running(), serve(mcp) as running:
             for revision in (HANDSHAKE, PER_REQUEST):
                 sessions.clear()
@@ -565,7 +567,7 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
                     for result in await asyncio.gather(*calls):
                         assert texts(result) == "done"
                 for tool, (_, person) in people.items():
-                    assert [each.message for each in person.asked] == [tool]
+                    assert [each.message for each in person.questions] == [tool]
                 assert sessions["go"] != sessions["rest"]
                 answers.clear()
 
@@ -578,8 +580,8 @@ async def test_callers_evict_only_their_own_connections() -> None:
         await asked.result(DONE)
 
     guard = auth.keys(named={"alice": ALICE, "bob": BOB})
-    async with asyncio.timeout(WAIT), over_http(call) as url:
-        mcp = gateway(url, auth=guard, max_links=6)
+    async with asyncio.timeout(WAIT), run_http_upstream(call) as url:
+        mcp = make_gateway(url, auth=guard, max_links=6)
         async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:
 
             async def client(key: str) -> Client:
@@ -645,11 +647,11 @@ async def test_per_request_upstream_serves_both_eras() -> None:
         question = {"method": "elicitation/create", "params": FORM}
         await asked.result({"resultType": "input_required", "inputRequests": {"a": question}})
 
-    async with asyncio.timeout(WAIT), over_http(call, PER_REQUEST, handshake=False) as url:
-        mcp = gateway(url, None)
+    async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST, handshake=False) as url:
+        mcp = make_gateway(url, None)
         async with mcp.running():
             for revision in (HANDSHAKE, PER_REQUEST, HANDSHAKE):
                 person = Person()
                 async with Client(mcp, revision=revision, elicit=person) as client:
                     assert texts(await request(client)) == "done"
-                assert len(person.asked) == 1
+                assert len(person.questions) == 1

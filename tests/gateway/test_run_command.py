@@ -37,7 +37,7 @@ async def test_commands_are_served_over_http_and_stdio(tmp_path: Path) -> None:
         ("my missing.py", "There is no file my missing.py."),
     ],
 )
-def test_invalid_targets_are_refused_in_one_sentence(target: str, said: str) -> None:
+def test_invalid_targets_are_refused_with_a_one_line_error(target: str, said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "millstream", "run", target], capture_output=True, timeout=WAIT, check=False, text=True
     )

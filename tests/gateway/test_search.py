@@ -8,7 +8,7 @@ from millstream._protocol.revisions import BY_DATE
 from patience import WAIT
 
 
-def library(**settings: Any) -> Server:
+def make_library(**settings: Any) -> Server:
     mcp = Server("library", settings=Settings(tool_search=True, **settings))
 
     @mcp.tool(name="createIssue")
@@ -40,7 +40,7 @@ async def test_hidden_tools_can_be_found_and_called() -> None:
         return {"value": 3}
 
     for revision in BY_DATE:
-        async with Client(library(), timeout=WAIT, revision=revision, elicit=person) as client:
+        async with Client(make_library(), timeout=WAIT, revision=revision, elicit=person) as client:
             assert [each.name for each in await client.tools()] == ["ping", "search_tools", "call_tool"]
             found = json.loads((await client.call("search_tools", query="issues of a repository")).text)
             assert {each["name"] for each in found["tools"]} == {"createIssue", "list_branches"}
@@ -55,8 +55,8 @@ async def test_hidden_tools_can_be_found_and_called() -> None:
                 assert (await client.call("call_tool", name="asks")).text == "3 it is"
 
 
-async def test_errors_are_those_of_the_tool() -> None:
-    async with Client(library(), timeout=WAIT) as client:
+async def test_call_tool_returns_the_errors_of_the_tool() -> None:
+    async with Client(make_library(), timeout=WAIT) as client:
         wrong = await client.call("call_tool", name="createIssue", arguments={}, raise_on_error=False)
         assert "'createIssue'" in wrong.text
         assert wrong.is_error
@@ -64,8 +64,8 @@ async def test_errors_are_those_of_the_tool() -> None:
             assert (await client.call("call_tool", arguments, raise_on_error=False)).is_error
 
 
-async def test_later_tools_are_found() -> None:
-    mcp = library()
+async def test_added_tools_are_found() -> None:
+    mcp = make_library()
     async with Client(mcp, timeout=WAIT) as client:
         await client.call("search_tools", query="weather")
         mcp.tool(lambda: "sunny", name="weather", description="The weather")
@@ -77,7 +77,7 @@ async def test_later_tools_are_found() -> None:
 async def test_upstream_tools_are_found_after_listing() -> None:
     upstream = Server("upstream")
     upstream.tool(lambda city: f"sunny in {city}", name="weather", description="The weather of a city")
-    mcp = library()
+    mcp = make_library()
     mcp.upstream("far", upstream, start_timeout=WAIT)
     async with Client(mcp, timeout=WAIT) as client:
         found = json.loads((await client.call("search_tools", query="weather in cities")).text)

@@ -22,7 +22,7 @@ CALLS = 150
 KILLS = 3
 
 
-async def test_misbehaving_upstreams_do_not_harm_others(tmp_path: Path) -> None:
+async def test_misbehaving_upstreams_do_not_affect_others(tmp_path: Path) -> None:
     report = UpstreamReport()
 
     def is_enough() -> bool:
@@ -72,7 +72,7 @@ async def test_sessions_leave_no_processes_behind_at_the_end() -> None:
 
 
 @pytest.mark.nightly
-async def test_processes_and_memory_stay_flat_for_a_thousand_sessions() -> None:
+async def test_processes_and_memory_stay_constant_for_a_thousand_sessions() -> None:
     end = time.monotonic() + float(os.environ.get("SESSION_MINUTES", "10")) * 60
     first = await serve_sessions(sessions=1000, upstreams=20, rounds=2)
     gc.collect()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.feature_walk import changes, resources, tools
-from gateway.library import LINKED, PICTURE, SOUND, library
+from gateway.content_server import LINKED, PICTURE, SOUND, make_library
 from millstream import Server
 from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.revisions import BY_DATE
@@ -37,7 +37,7 @@ async def test_upstream_and_local_tools_are_listed_together(shop: SharedServer) 
 
     mcp.upstream("web", f"http://127.0.0.1:{shop.port()}/mcp", start_timeout=WAIT)
     mcp.upstream("child", COMMAND, start_timeout=WAIT)
-    mcp.upstream("inside", library(), start_timeout=WAIT, prefix="in_side")
+    mcp.upstream("inside", make_library(), start_timeout=WAIT, prefix="in_side")
     async with Client(mcp, timeout=WAIT) as client:
         names = {tool.name for tool in await client.tools()}
         assert {"here", "web_order", "child_order", "in_side_length"} <= names
@@ -70,9 +70,9 @@ async def test_single_upstream_without_prefix_looks_like_the_server(
 @pytest.mark.parametrize("revision", BY_DATE)
 async def test_every_content_type_reaches_every_revision(revision: str) -> None:
     mcp = Server("front")
-    mcp.upstream("plain", library(), prefix="", start_timeout=WAIT)
+    mcp.upstream("plain", make_library(), prefix="", start_timeout=WAIT)
     for each in BY_DATE:
-        mcp.upstream(each, library(each), prefix=f"r_{each[:4]}_{each[5:7]}", revision=each, start_timeout=WAIT)
+        mcp.upstream(each, make_library(each), prefix=f"r_{each[:4]}_{each[5:7]}", revision=each, start_timeout=WAIT)
     spoken = BY_DATE[revision]
     async with Client(mcp, revision=revision, timeout=WAIT) as client:
         for prefix in ("", *(f"r_{each[:4]}_{each[5:7]}" for each in BY_DATE)):

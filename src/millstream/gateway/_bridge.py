@@ -332,7 +332,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
     except (BadAnswer, Failure, NotMcp, UnknownVersion) as exc:
         if not key.handshake:
             raise
-        logger.info("%s has no handshake: %s", upstream.config.name, exc)
+        logger.info("%s doesn't support the handshake: %s", upstream.config.name, exc)
         upstream.has_handshake = False
         key = upstream.key(call, abilities)
         link = links.ready(key) or await links.open(key)
@@ -345,7 +345,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
             try:
                 found = links.ready(other) or await links.open(other)
             except ClientError as exc:
-                logger.debug("%s: no further connection: %s", upstream.config.name, exc)
+                logger.debug("%s: another connection couldn't be opened: %s", upstream.config.name, exc)
                 break
             if not found.calls:
                 return found

@@ -458,7 +458,7 @@ def _load_struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
     }
     missing = [name for name, each in options.items() if each.required and name not in table]
     if missing:
-        raise source.error(where, f"{missing[0]} is missing")
+        raise source.error(where, f"{missing[0]} is required")
     try:
         return kind(**values)
     except (TypeError, ValueError) as exc:

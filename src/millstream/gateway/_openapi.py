@@ -615,7 +615,7 @@ def _http() -> Any:
 def _client_of_url(url: str) -> Any:
     if not url.startswith(("http://", "https://")):
         raise ValueError(
-            f"The document doesn't say where the API is ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
+            f"The document has no absolute server URL ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
         )
     return _http().AsyncClient(base_url=url, timeout=_TIMEOUT)
 

@@ -378,7 +378,7 @@ class ApiUpstream(Upstream):
         text = self.openapi.base_url or server
         if origin is None or self.openapi.base_url:
             if not text.startswith(("http://", "https://")):
-                raise ApiError(f"The document doesn't say where the API is ({text!r}): set base_url.")
+                raise ApiError(f"The document has no absolute server URL ({text!r}): set base_url.")
             return parse(text)
         base = origin.join(text or "/")
         if base.origin != origin.origin:

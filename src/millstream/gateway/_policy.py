@@ -485,7 +485,7 @@ class Policy:
 
     @property
     def _has_uris(self) -> bool:
-        """Whether some URIs have other rules than their template."""
+        """Whether some URIs have different rules than their template."""
         return any(layer.has_uris for layer in self._layers)
 
     def rules_of(self, uri: str) -> ItemRules | None:

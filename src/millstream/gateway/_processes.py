@@ -182,7 +182,7 @@ class UpstreamProcesses:
             try:
                 await transport.open()
             except ClientError as exc:
-                _logger.warning("%s: no spare process: %s", self.name, exc)
+                _logger.warning("%s: a spare process couldn't start: %s", self.name, exc)
                 return
             self._spares.append(transport)
 

@@ -152,7 +152,7 @@ def project_question(
     name = _CAPABILITY.get(method)
     declared = _decode_abilities(abilities)
     if name is None or name not in declared or method not in target.asks:
-        raise ProtocolError(METHOD_NOT_FOUND, f"The client did not declare what {method} needs")
+        raise ProtocolError(METHOD_NOT_FOUND, f"The client did not declare support for {method}")
     try:
         original = _decode_object(raw or b"{}")
     except (msgspec.DecodeError, RecursionError) as exc:

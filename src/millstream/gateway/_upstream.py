@@ -91,9 +91,9 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
     connect_timeout: float = 10.0
     """Seconds to wait for a connection, or for a process to start."""
     start_timeout: float = 5.0
-    """Seconds that the start of the gateway waits for the first lists; with a stored copy it doesn't wait."""
+    """Seconds to wait for the first lists when the gateway starts, unless there's a stored copy."""
     refresh_seconds: float = 300.0
-    """Seconds between lists, if the upstream doesn't say how long they're fresh."""
+    """Seconds between refreshes of the lists, unless the upstream specifies their lifetime."""
     max_processes: int = 8
     """Maximum processes of a command per worker. Beyond that, the least recently used idle one is stopped."""
     spare_processes: int = 0
@@ -109,7 +109,7 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
     max_bytes: int = 64 * 1024 * 1024
     """Maximum bytes of one message from the upstream."""
     policy: UpstreamPolicy | None = None
-    """What callers get: see `UpstreamPolicy`."""
+    """Rules for callers: see `UpstreamPolicy`."""
     trust: Literal["follow", "pin"] = "follow"
     """``pin`` hides a tool whose definition has changed until the operator accepts it."""
     revision: str | None = None
@@ -120,7 +120,7 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
     """
 
     def __repr__(self) -> str:
-        """Leave out potential secrets: headers, variables, and targets that contain them."""
+        """Return a text without potential secrets: headers, variables, and targets."""
         return f"UpstreamConfig(name={self.name!r})"
 
     @property
@@ -144,7 +144,7 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
         prefix = self.names.prefix
         if not is_prefix(prefix):
             raise ValueError(
-                f"upstream {self.name!r}: the prefix {prefix!r} makes names that not every client can call: "
+                f"upstream {self.name!r}: the prefix {prefix!r} leads to names that not every client can call: "
                 f"{PREFIX_RULE}, or set another prefix="
             )
         if self.revision is not None and self.revision not in BY_DATE:
@@ -545,7 +545,7 @@ class Upstream:
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in catalog.METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
-            logger.info("The upstream %s is ready: %s", self.config.name, has or "it offers nothing")
+            logger.info("The upstream %s is ready: %s", self.config.name, has or "no items")
         if before.taken_at and any(getattr(found, kind) != getattr(before, kind) for kind in catalog.METHODS):
             self.changed_at = found.taken_at
         self._on_change(self, announced)

@@ -74,7 +74,7 @@ async def test_tools_are_linked_to_their_views(folder: Path) -> None:
     assert found["refresh"]["ui"] == {"resourceUri": uri, "visibility": ["app"]}
 
 
-async def test_a_tool_whose_view_is_missing_stops_the_start() -> None:
+async def test_tools_with_missing_views_prevent_the_start() -> None:
     server = Server("shop")
 
     @server.tool(ui="ui://shop/none")
@@ -95,7 +95,7 @@ async def test_a_tool_whose_view_is_missing_stops_the_start() -> None:
         pass
 
 
-def test_mistakes_are_refused_with_what_is_right(folder: Path) -> None:
+def test_invalid_options_are_refused_with_a_hint(folder: Path) -> None:
     server = Server("shop")
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"connect": ["api.example.com"]}, "write origins such as"),
@@ -122,7 +122,7 @@ def test_mistakes_are_refused_with_what_is_right(folder: Path) -> None:
         server.tool(name="x", ui="ui://a/b", visibility=["user"])(lambda: 1)  # type: ignore[list-item]
 
 
-async def test_the_example_of_the_documents_works(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_documented_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "examples")
     from examples import charted  # noqa: PLC0415  it reads its folder
 

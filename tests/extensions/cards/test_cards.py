@@ -25,7 +25,7 @@ def shop(**settings: object) -> Server:
     return Server("book shop", version="1.2.0", info=about, settings=Settings(card_url=URL, **settings))  # type: ignore[arg-type]
 
 
-async def test_the_card_says_who_and_where_the_server_is() -> None:
+async def test_card_contains_name_and_address() -> None:
     server = shop()
     async with server.running():
         reply = await ask(server, "GET", "/mcp/server-card", accept="application/mcp-server-card+json")
@@ -42,7 +42,7 @@ async def test_the_card_says_who_and_where_the_server_is() -> None:
     )
 
 
-async def test_the_catalog_points_to_the_card_and_pages_of_any_origin_read_both() -> None:
+async def test_catalog_and_card_are_readable_from_any_origin() -> None:
     server = shop()
     async with server.running():
         listed = json.loads((await ask(server, "GET", PATHS[1])).body)
@@ -70,14 +70,14 @@ async def test_the_catalog_points_to_the_card_and_pages_of_any_origin_read_both(
             assert (await ask(server, "POST", path)).status == 405
 
 
-async def test_a_server_without_the_setting_has_no_card() -> None:
+async def test_server_without_card_url_has_no_card() -> None:
     server = Server("shop")
     async with server.running():
         for path in PATHS:
             assert (await ask(server, "GET", path)).status == 404
 
 
-async def test_a_protected_server_has_a_public_card_that_names_the_key() -> None:
+async def test_card_of_a_protected_server_is_public_and_mentions_the_key() -> None:
     server = Server("shop", auth=auth.keys("k" * 40), settings=Settings(card_url=URL, card_name="org.example/books"))
     async with server.running():
         reply = await ask(server, "GET", "/mcp/server-card")
@@ -98,7 +98,7 @@ async def test_a_protected_server_has_a_public_card_that_names_the_key() -> None
         (URL, "shop", "a name: com.example/"),
     ],
 )
-async def test_settings_that_make_no_card_stop_the_start(url: str, name: str, problem: str) -> None:
+async def test_invalid_card_settings_prevent_the_start(url: str, name: str, problem: str) -> None:
     server = Server("shop", settings=Settings(card_url=url, card_name=name))
     with pytest.raises(CardError, match=problem):
         async with server.running():
@@ -113,7 +113,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.server
-def test_publish_prints_the_entry_for_the_registry(tmp_path: Path) -> None:
+def test_publish_command_prints_the_registry_entry(tmp_path: Path) -> None:
     program = tmp_path / "shop.py"
     program.write_text("from millstream import Server\nmcp = Server('shop', version='2.0.0')\n")
     done = run(str(program), "--dry-run", "--url", URL, "--repository", "https://github.com/example/shop")
@@ -130,7 +130,7 @@ def test_publish_prints_the_entry_for_the_registry(tmp_path: Path) -> None:
         assert text in refused.stderr
 
 
-async def test_a_gateway_has_a_card_of_its_own(tmp_path: Path) -> None:
+async def test_gateway_serves_its_own_card(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(
         f'name = "front"\nversion = "3"\n[settings]\ncard_url = "{URL}"\n'

@@ -47,7 +47,7 @@ def served(folder: Path, **more: Any) -> Server:
 
 
 @for_each("revision", list(BY_DATE))
-async def test_a_folder_is_served_with_a_manifest_that_holds(folder: Path, revision: str) -> None:
+async def test_folder_is_served_with_a_valid_manifest(folder: Path, revision: str) -> None:
     async with connect(served(folder), revision=revision) as client:
         refunds, later = await client.skills()
         assert (refunds.uri, later.uri) == ("skill://acme/refunds/SKILL.md", "skill://acme/refunds/later/SKILL.md")
@@ -84,7 +84,7 @@ async def test_directories_are_read_one_level_at_a_time(folder: Path) -> None:
             await client.skill("skill://acme/refunds/assets/SKILL.md")
 
 
-async def test_lists_come_in_pages(folder: Path) -> None:
+async def test_skill_lists_are_paginated(folder: Path) -> None:
     server = served(folder, settings=Settings(page_size=1, list_ttl_ms=7))
     async with connect(server) as client:
         first = await client.request("skills/list")
@@ -98,7 +98,7 @@ async def test_lists_come_in_pages(folder: Path) -> None:
             await client.request("skills/list", {"cursor": "7"})
 
 
-async def test_nothing_outside_of_the_folder_is_served(folder: Path) -> None:
+async def test_files_outside_the_folder_are_not_served(folder: Path) -> None:
     (folder / "acme/refunds/leak.md").symlink_to(folder.parent / "outside.md")
     (folder / "acme/refunds/loop").symlink_to(folder / "acme/refunds/loop")
     (folder / "acme/refunds/inner.md").symlink_to(folder / "acme/refunds/SKILL.md")
@@ -123,7 +123,7 @@ async def test_nothing_outside_of_the_folder_is_served(folder: Path) -> None:
     assert watched.read("acme/refunds/assets/a b.bin") is None
 
 
-def test_changes_are_noticed_and_only_changed_files_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_changed_files_are_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     skills = SkillFolder(str(folder), clock=lambda: now[0])
     digests: list[bytes] = []
@@ -160,14 +160,14 @@ def test_changes_are_noticed_and_only_changed_files_are_read(folder: Path, monke
         (b"---\nname: bad\ndescription: \xff\n---\n", "isn't UTF-8"),
     ],
 )
-def test_a_skill_that_cannot_be_served_stops_the_start(tmp_path: Path, text: str | bytes, problem: str) -> None:
+def test_invalid_skills_prevent_the_start(tmp_path: Path, text: str | bytes, problem: str) -> None:
     write(tmp_path, "skills/bad/SKILL.md", text)
     with pytest.raises(ValueError, match=problem) as refused:
         served(tmp_path / "skills")
     assert f"skills{os.sep}bad" in str(refused.value)
 
 
-def test_the_limits_of_one_skill_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skill_size_and_file_count_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="There is no folder"):
         served(tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -196,7 +196,7 @@ def test_frontmatter_is_bounded() -> None:
     }  # fmt: skip
 
 
-async def test_functions_make_skills() -> None:
+async def test_functions_define_skills() -> None:
     server = Server("shop")
     reads = [0]
 
@@ -223,7 +223,7 @@ async def test_functions_make_skills() -> None:
         assert [each["name"] for each in read["resources"]] == ["gift-wrapping", "a", "c.bin"]
 
 
-def test_functions_that_cannot_make_a_skill_are_refused() -> None:
+def test_invalid_skill_functions_are_refused() -> None:
     server = Server("shop")
     with pytest.raises(ValueError, match="no description"):
         server.skill(lambda: "text", name="x")  # type: ignore[call-overload]
@@ -234,11 +234,11 @@ def test_functions_that_cannot_make_a_skill_are_refused() -> None:
     with pytest.raises(TypeError, match="must return text"):
         server.skill(name="x", description="x")(lambda: 7)
     server.skill(name="x", description="x")(lambda: "text")
-    with pytest.raises(ValueError, match=r"There already is a skill skill://x/SKILL\.md"):
+    with pytest.raises(ValueError, match=r"There is already a skill skill://x/SKILL\.md"):
         server.skill(name="x", description="x")(lambda: "text")
 
 
-class _Liar:
+class _MismatchedServer:
     """A server whose skill differs from its list entry."""
 
     def __init__(self, text: str, entry: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _entry(text: str, **changes: Any) -> dict[str, Any]:
     return {**entry, **changes}
 
 
-async def test_a_client_refuses_files_that_differ_from_the_manifest() -> None:
+async def test_client_refuses_files_that_differ_from_the_manifest() -> None:
     text = TEXT.format(name="refunds")
     changed = text.replace("Body", "Evil")
     for served_text, entry, problem in (
@@ -285,7 +285,7 @@ async def test_a_client_refuses_files_that_differ_from_the_manifest() -> None:
         (changed, _entry(changed, frontmatter={"name": "refunds", "description": "Other"}), "frontmatter"),
         ("no frontmatter", {**_entry(text), "resources": "dynamic"}, "can't be read"),
     ):
-        liar = _Liar(served_text, entry)
+        liar = _MismatchedServer(served_text, entry)
         async with Client(liar.server) as client:
             (skill,) = await client.skills()
             assert liar.reads == []
@@ -297,7 +297,7 @@ async def test_a_client_refuses_files_that_differ_from_the_manifest() -> None:
             assert len(liar.reads) == 1
 
 
-async def test_a_client_leaves_out_entries_that_no_host_may_load() -> None:
+async def test_client_skips_entries_that_hosts_must_not_load() -> None:
     text = TEXT.format(name="refunds")
     good = _entry(text)
     wrong: list[dict[str, Any]] = [
@@ -314,9 +314,9 @@ async def test_a_client_leaves_out_entries_that_no_host_may_load() -> None:
         },
     ]
     for bad in wrong:
-        async with Client(_Liar(text, bad).server) as client:
+        async with Client(_MismatchedServer(text, bad).server) as client:
             assert await client.skills() == []
-    async with Client(_Liar(text, good).server) as client:
+    async with Client(_MismatchedServer(text, good).server) as client:
         assert [skill.name for skill in await client.skills()] == ["refunds"]
     async with Client(Server("plain")) as client:
         assert await client.skills() == []
@@ -324,7 +324,7 @@ async def test_a_client_leaves_out_entries_that_no_host_may_load() -> None:
             await client.skill("skill://refunds/SKILL.md")
 
 
-async def test_the_example_of_the_documents_works(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_documented_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT / "examples")
     from examples import skilled  # noqa: PLC0415  it reads its folder
 

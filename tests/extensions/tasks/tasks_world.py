@@ -9,7 +9,7 @@ from patience import WAIT
 from wire import Json, per_request, routing
 
 DECLARED: Json = {"extensions": {TASKS: {}}, "elicitation": {"form": {}}}
-OVER = ("completed", "failed", "cancelled")
+FINAL_STATUSES = ("completed", "failed", "cancelled")
 
 Ask = Callable[[str, Json, dict[str, str]], Awaitable[Json]]
 """Sends a request and returns the whole response."""
@@ -52,7 +52,7 @@ class TaskClient:
         """Cancel a task."""
         return await self.result("tasks/cancel", {"taskId": task_id})
 
-    async def until(self, task_id: str, fact: Callable[[Json], bool]) -> Json:
+    async def wait_until(self, task_id: str, fact: Callable[[Json], bool]) -> Json:
         """Poll a task until a condition holds."""
         async with asyncio.timeout(WAIT):
             while True:
@@ -61,11 +61,11 @@ class TaskClient:
                     return task
                 await asyncio.sleep(0.001)
 
-    async def end(self, task_id: str) -> Json:
+    async def wait_for_end(self, task_id: str) -> Json:
         """Poll a task until it has ended."""
-        return await self.until(task_id, lambda task: task["status"] in OVER)
+        return await self.wait_until(task_id, lambda task: task["status"] in FINAL_STATUSES)
 
-    async def accepted(self, method: str, params: Json, *, refused: bool = False) -> Json:
+    async def retry_until_accepted(self, method: str, params: Json, *, refused: bool = False) -> Json:
         """Repeat a request until it's accepted, or with `refused`, until it's refused. Return the response."""
         async with asyncio.timeout(WAIT):
             while True:
@@ -74,9 +74,9 @@ class TaskClient:
                     return response
                 await asyncio.sleep(0.001)
 
-    async def asked(self, task_id: str) -> Json:
+    async def wait_for_questions(self, task_id: str) -> Json:
         """Poll a task until it asks, and return its questions."""
-        task = await self.until(task_id, lambda task: task["status"] in ("input_required", *OVER))
+        task = await self.wait_until(task_id, lambda task: task["status"] in ("input_required", *FINAL_STATUSES))
         requests: Json = task["inputRequests"]
         return requests
 

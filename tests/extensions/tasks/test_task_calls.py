@@ -100,7 +100,7 @@ async def shop(**options: Any) -> AsyncIterator[tuple[TaskClient, asyncio.Event,
         release.set()
 
 
-async def test_a_call_becomes_a_task_whose_result_is_kept() -> None:
+async def test_call_becomes_a_task_with_a_stored_result() -> None:
     async with shop() as (client, release, _):
         created = await client.call("waits", word="Dune")
         assert {"taskId", "status", "createdAt", "lastUpdatedAt", "ttlMs", "pollIntervalMs"} <= created.keys()
@@ -108,12 +108,12 @@ async def test_a_call_becomes_a_task_whose_result_is_kept() -> None:
         assert (created["status"], created["ttlMs"], created["pollIntervalMs"]) == ("working", 3_600_000, 1_000)
         assert (await client.get(created["taskId"]))["status"] == "working"
         release.set()
-        done = await client.end(created["taskId"])
+        done = await client.wait_for_end(created["taskId"])
         assert (done["status"], done["resultType"], text(done)) == ("completed", "complete", "Dune")
         assert await client.get(created["taskId"]) == done
 
 
-async def test_without_the_extension_an_allowed_tool_is_a_plain_call_and_a_required_one_is_refused() -> None:
+async def test_clients_without_tasks_get_plain_calls_or_an_error() -> None:
     mcp, release, _ = make_shop()
     release.set()
     async with run_wire(mcp, "asgi") as wire:
@@ -133,7 +133,7 @@ async def test_without_the_extension_an_allowed_tool_is_a_plain_call_and_a_requi
         assert reply.message["error"]["code"] == -32601
 
 
-async def test_a_server_without_such_tools_has_no_tasks() -> None:
+async def test_server_without_task_tools_has_no_tasks() -> None:
     mcp = Server("shop")
 
     @mcp.tool
@@ -148,39 +148,39 @@ async def test_a_server_without_such_tools_has_no_tasks() -> None:
         assert (await client.result("tools/call", {"name": "plain", "arguments": {}}))["resultType"] == "complete"
 
 
-async def test_a_tool_error_completes_a_task_and_an_error_of_the_request_fails_it() -> None:
+async def test_tool_errors_complete_a_task_and_protocol_errors_fail_it() -> None:
     """Only JSON-RPC errors make a task `failed` (Tasks, Error Handling)."""
     async with shop() as (client, _, _):
-        done = await client.end((await client.call("fails", how="tool"))["taskId"])
+        done = await client.wait_for_end((await client.call("fails", how="tool"))["taskId"])
         assert (done["status"], done["result"]["isError"], text(done)) == ("completed", True, "There is no such book.")
-        done = await client.end((await client.call("fails", how="else"))["taskId"])
+        done = await client.wait_for_end((await client.call("fails", how="else"))["taskId"])
         assert done["result"]["isError"]
         assert "secret" not in json.dumps(done)
-        done = await client.end((await client.call("fails", how="protocol"))["taskId"])
+        done = await client.wait_for_end((await client.call("fails", how="protocol"))["taskId"])
         assert (done["status"], done["statusMessage"]) == ("failed", "No.")
         assert done["error"] == {"code": -32001, "message": "No.", "data": {"why": 7}}
         assert "result" not in done
 
 
-async def test_wrong_arguments_are_an_answer_and_no_task() -> None:
+async def test_invalid_arguments_create_no_task() -> None:
     async with shop() as (client, _, _):
         result = await client.result("tools/call", {"name": "waits", "arguments": {"word": 7}})
         assert (result["resultType"], result["isError"]) == ("complete", True)
 
 
-async def test_cancelling_a_task_stops_its_function_and_keeps_the_task() -> None:
+async def test_cancelled_task_stops_its_function_and_stays_readable() -> None:
     async with shop() as (client, _, notes):
         task_id = (await client.call("waits", word="Dune"))["taskId"]
         await until(lambda: notes == ["Dune began"])
         acknowledged = await client.cancel(task_id)
         assert acknowledged.keys() == {"resultType", "_meta"}
-        assert (await client.end(task_id))["status"] == "cancelled"
+        assert (await client.wait_for_end(task_id))["status"] == "cancelled"
         await until(lambda: notes == ["Dune began", "Dune cancelled"])
         assert await client.cancel(task_id) == acknowledged
         assert (await client.get(task_id))["status"] == "cancelled"
 
 
-async def test_unknown_ids_are_refused() -> None:
+async def test_unknown_task_ids_are_refused() -> None:
     async with shop() as (client, _, _):
         for task_id in ("", "nothing", "x" * 5_000, "../task"):
             for method in ("tasks/get", "tasks/update", "tasks/cancel"):
@@ -188,7 +188,7 @@ async def test_unknown_ids_are_refused() -> None:
                 assert response["error"]["code"] in ((-32602,) if task_id else (-32602, -32020))
 
 
-async def test_another_principal_gets_the_answer_for_an_unknown_id() -> None:
+async def test_tasks_are_unknown_to_other_principals() -> None:
     mcp, release, _ = make_shop(auth=make_key_auth())
     async with run_wire(mcp, "asgi") as wire:
         ada = client_of(wire, authorization=f"Bearer {ALICE}")
@@ -199,29 +199,29 @@ async def test_another_principal_gets_the_answer_for_an_unknown_id() -> None:
             unknown = await bob.response(method, {"taskId": "nothing", "inputResponses": {}})
             assert theirs == unknown
         release.set()
-        assert text(await ada.end(task_id)) == "Dune"
+        assert text(await ada.wait_for_end(task_id)) == "Dune"
 
 
 async def test_questions_are_answered_through_the_task() -> None:
     async with shop() as (client, _, notes):
         task_id = (await client.call("asks"))["taskId"]
-        (key,) = asked = await client.asked(task_id)
+        (key,) = asked = await client.wait_for_questions(task_id)
         assert (key, asked[key]["method"]) == ("who", "elicitation/create")
         assert (await client.update(task_id, nonsense={})).keys() == {"resultType", "_meta"}
         assert (await client.get(task_id))["status"] == "input_required"
         await client.update(task_id, who=accept(name="Ada"))
-        task = await client.until(task_id, lambda task: "who" not in task.get("inputRequests", {"who": 1}))
+        task = await client.wait_until(task_id, lambda task: "who" not in task.get("inputRequests", {"who": 1}))
         (other,) = task["inputRequests"]
         await client.update(task_id, who=accept(name="Eve"))
         await client.update(task_id, **{other: accept(name="Bob")})
-        assert text(await client.end(task_id)) == "Ada, Bob, 3"
+        assert text(await client.wait_for_end(task_id)) == "Ada, Bob, 3"
         assert notes == ["began", "began", "bought", "began"]
 
 
-async def test_an_answer_that_is_no_object_is_refused_and_the_task_waits_on() -> None:
+async def test_malformed_answers_are_refused_and_the_task_keeps_waiting() -> None:
     async with shop() as (client, _, _):
         task_id = (await client.call("asks"))["taskId"]
-        await client.asked(task_id)
+        await client.wait_for_questions(task_id)
         response = await client.response("tasks/update", {"taskId": task_id, "inputResponses": {"who": 7}})
         assert response["error"]["code"] == -32602
         assert (await client.get(task_id))["status"] == "input_required"
@@ -229,16 +229,16 @@ async def test_an_answer_that_is_no_object_is_refused_and_the_task_waits_on() ->
         assert (await client.get(task_id)).keys() >= {"status"} - {"inputRequests"}
 
 
-async def test_progress_and_log_messages_are_the_status_message() -> None:
+async def test_progress_and_log_messages_become_the_status_message() -> None:
     async with shop() as (client, release, _):
         for how, shown in (("progress", "Reading (3 of 10)"), ("log", "12 books found")):
             task_id = (await client.call("reports", how=how))["taskId"]
-            await client.until(task_id, lambda task, shown=shown: task.get("statusMessage") == shown)  # type: ignore[misc]
+            await client.wait_until(task_id, lambda task, shown=shown: task.get("statusMessage") == shown)  # type: ignore[misc]
         release.set()
-        assert "statusMessage" not in await client.end(task_id)
+        assert "statusMessage" not in await client.wait_for_end(task_id)
 
 
-async def test_a_deferred_task_asks_within_the_call() -> None:
+async def test_deferred_task_asks_during_the_call() -> None:
     async with shop() as (client, _, _):
         result = await client.result("tools/call", {"name": "deferred", "arguments": {"known": True}})
         assert result["content"][0]["text"] == "at once"
@@ -248,10 +248,10 @@ async def test_a_deferred_task_asks_within_the_call() -> None:
         answers = {"inputResponses": {"who": accept(name="Ada")}, "requestState": asked["requestState"]}
         created = await client.result("tools/call", {**params, **answers})
         assert created["resultType"] == "task"
-        assert text(await client.end(created["taskId"])) == "Hello, Ada"
+        assert text(await client.wait_for_end(created["taskId"])) == "Hello, Ada"
 
 
-async def test_too_many_tasks_are_refused_until_one_is_over() -> None:
+async def test_task_limit_applies_until_a_task_ends() -> None:
     for settings in (Settings(max_tasks=2), Settings(max_tasks_per_caller=2)):
         async with shop(settings=settings) as (client, release, _):
             tasks = [await client.call("waits", word=word) for word in ("one", "two")]
@@ -261,8 +261,8 @@ async def test_too_many_tasks_are_refused_until_one_is_over() -> None:
             assert "2" in refused["error"]["message"]
             release.set()
             for task in tasks:
-                await client.end(task["taskId"])
-            response = await client.accepted("tools/call", params)
+                await client.wait_for_end(task["taskId"])
+            response = await client.retry_until_accepted("tools/call", params)
             assert response["result"]["resultType"] == "task"
 
 
@@ -279,9 +279,9 @@ async def test_tasks_count_as_concurrent_calls_of_their_tool() -> None:
     async with run_wire(mcp, "asgi") as wire:
         client = client_of(wire)
         asking = (await client.call("waits", asking=True))["taskId"]
-        await client.asked(asking)
+        await client.wait_for_questions(asking)
         another: Json = {"name": "waits", "arguments": {"asking": False}}
-        waiting = (await client.accepted("tools/call", another))["result"]["taskId"]
+        waiting = (await client.retry_until_accepted("tools/call", another))["result"]["taskId"]
         for _ in range(3):
             await asyncio.sleep(0)
             refused = await client.response("tools/call", another)
@@ -290,12 +290,12 @@ async def test_tasks_count_as_concurrent_calls_of_their_tool() -> None:
         refused = await client.response("tasks/update", answer)
         assert "Too many concurrent calls" in refused["error"]["message"]
         release.set()
-        await client.end(waiting)
-        await client.accepted("tasks/update", answer)
-        assert text(await client.end(asking)) == "done"
+        await client.wait_for_end(waiting)
+        await client.retry_until_accepted("tasks/update", answer)
+        assert text(await client.wait_for_end(asking)) == "done"
 
 
-async def test_a_task_ends_with_its_time_to_live() -> None:
+async def test_tasks_end_when_they_expire() -> None:
     mcp = Server("shop")
     stopped = asyncio.Event()
 
@@ -313,11 +313,11 @@ async def test_a_task_ends_with_its_time_to_live() -> None:
         assert created["ttlMs"] == 50
         async with asyncio.timeout(WAIT):
             await stopped.wait()
-        response = await client.accepted("tasks/get", {"taskId": created["taskId"]}, refused=True)
+        response = await client.retry_until_accepted("tasks/get", {"taskId": created["taskId"]}, refused=True)
         assert response["error"]["code"] == -32602
 
 
-async def test_a_stream_has_the_states_of_the_tasks_that_it_names() -> None:
+async def test_subscription_streams_the_states_of_its_tasks() -> None:
     mcp, release, _ = make_shop()
     async with run_wire(mcp, "lane") as wire:
         client = client_of(wire)
@@ -357,7 +357,7 @@ async def _messages(peer: Any) -> AsyncIterator[Json]:
             yield json.loads(line[6:])
 
 
-def test_options_of_tasks_are_checked_when_a_tool_is_registered() -> None:
+def test_task_options_are_checked_at_registration() -> None:
     mcp = Server("shop")
     for options, said in (
         ({"task": "always"}, "'allowed' or 'required'"),

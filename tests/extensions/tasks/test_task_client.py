@@ -70,7 +70,7 @@ def make_shop() -> tuple[Server, asyncio.Event]:
     return mcp, release
 
 
-async def test_a_call_as_a_task_reports_progress_and_returns_the_result() -> None:
+async def test_call_as_task_reports_progress_and_returns_the_result() -> None:
     mcp, release = make_shop()
     heard: list[tuple[float, float | None, str | None]] = []
 
@@ -86,7 +86,7 @@ async def test_a_call_as_a_task_reports_progress_and_returns_the_result() -> Non
         assert (await client.call("plain", task=True)).text == "plain"
 
 
-async def test_a_call_as_a_task_is_a_plain_call_where_there_are_no_tasks() -> None:
+async def test_call_as_task_is_a_plain_call_without_task_support() -> None:
     mcp, release = make_shop()
     release.set()
     async with connect(mcp, revision=LATEST_HANDSHAKE) as client:
@@ -97,7 +97,7 @@ async def test_a_call_as_a_task_is_a_plain_call_where_there_are_no_tasks() -> No
             await client.tasks.get("id")
 
 
-async def test_questions_of_a_task_reach_the_handlers_of_the_client() -> None:
+async def test_task_questions_reach_the_client_handlers() -> None:
     mcp, _ = make_shop()
     asked: list[str] = []
 
@@ -110,7 +110,7 @@ async def test_questions_of_a_task_reach_the_handlers_of_the_client() -> None:
     assert asked == ["Who?", "And who else?"]
 
 
-async def test_a_task_that_fails_raises_as_a_call_does() -> None:
+async def test_failed_tasks_raise_like_calls() -> None:
     mcp, _ = make_shop()
     async with connect(mcp) as client:
         with pytest.raises(ToolFailed, match="no such book"):
@@ -121,7 +121,7 @@ async def test_a_task_that_fails_raises_as_a_call_does() -> None:
         assert (failure.value.code, failure.value.data) == (-32001, {"why": 7})
 
 
-async def test_a_task_is_followed_later_by_its_id() -> None:
+async def test_task_can_be_resumed_by_its_id() -> None:
     mcp, release = make_shop()
     async with serve(mcp, lane=True) as running:
         url = f"http://127.0.0.1:{running.port}/mcp"
@@ -145,12 +145,12 @@ async def test_a_task_is_followed_later_by_its_id() -> None:
 
 
 @pytest.mark.server
-async def test_waiting_for_a_task_outlives_the_server(tmp_path: Path) -> None:
+async def test_waiting_for_a_task_survives_a_server_restart(tmp_path: Path) -> None:
     program, port = tmp_path / "shop.py", free_port()
     program.write_text(PROGRAM)
     command = run_command(str(program), port, "--store", f"sqlite:///{tmp_path}/store.db")
     url = f"http://127.0.0.1:{port}/mcp"
-    async with _Started(command, port, tmp_path / "log") as started, Client(url) as client:
+    async with _ServerProcess(command, port, tmp_path / "log") as started, Client(url) as client:
         waiting = asyncio.create_task(client.call("waits", word="Dune", task=True))
         await until((tmp_path / "began").exists)
         await started.kill()
@@ -159,7 +159,7 @@ async def test_waiting_for_a_task_outlives_the_server(tmp_path: Path) -> None:
         assert (await waiting).text == "Dune"
 
 
-class _Started:
+class _ServerProcess:
     """A server that can be killed and restarted without blocking the event loop."""
 
     def __init__(self, command: list[str], port: int, log: Path) -> None:
@@ -182,7 +182,7 @@ class _Started:
         await self.kill()
 
 
-async def test_the_example_runs_as_tasks() -> None:
+async def test_example_runs_as_tasks() -> None:
     async with Client("examples/reports.py", elicit=lambda _: {"approved": True}) as client:
         assert (await client.call("make_report", year=2026, task=True)).text == "The report of 2026 is ready."
         assert (await client.call("publish", year=2026, task=True)).text == "The report of 2026 is public."

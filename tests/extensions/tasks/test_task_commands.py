@@ -49,7 +49,7 @@ def run(*words: str) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_ctrl_c_leaves_a_task_that_another_command_waits_for(url: str, tmp_path: Path) -> None:
+def test_task_keeps_running_after_ctrl_c(url: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "millstream", "call", url, "report", "year=2026", "--task"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as calling:
         assert calling.stderr is not None
@@ -69,7 +69,7 @@ def test_ctrl_c_leaves_a_task_that_another_command_waits_for(url: str, tmp_path:
     assert (shown["taskId"], shown["status"]) == (task_id, "completed")
 
 
-def test_a_task_is_canceled_by_its_id(url: str, tmp_path: Path) -> None:
+def test_command_cancels_a_task_by_its_id(url: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "millstream", "call", url, "report", "year=2026", "--task"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as calling:
         assert calling.stderr is not None

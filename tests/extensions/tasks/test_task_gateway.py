@@ -70,7 +70,7 @@ class Shop:
             yield client
 
 
-async def test_a_task_of_an_upstream_is_a_task_of_the_gateway() -> None:
+async def test_upstream_task_becomes_a_gateway_task() -> None:
     shop = Shop()
     async with shop.client() as client:
         assert client.server_extensions == {TASKS: {}}
@@ -92,7 +92,7 @@ async def test_a_task_of_an_upstream_is_a_task_of_the_gateway() -> None:
         assert (plain.task_id, plain.outcome().text) == ("", "plain")
 
 
-async def test_the_gateway_waits_for_clients_without_tasks() -> None:
+async def test_gateway_awaits_tasks_for_clients_without_tasks() -> None:
     for revision in (PER_REQUEST, LATEST_HANDSHAKE):
         shop = Shop()
         shop.release.set()
@@ -103,7 +103,7 @@ async def test_the_gateway_waits_for_clients_without_tasks() -> None:
                 await client.call("shop_fails")
 
 
-async def test_cancelling_a_task_of_the_gateway_cancels_that_of_the_upstream() -> None:
+async def test_cancelling_a_gateway_task_cancels_the_upstream_task() -> None:
     shop = Shop()
     async with shop.client() as client:
         started = await client.tasks.start("shop_report", {"year": 2026})
@@ -114,7 +114,7 @@ async def test_cancelling_a_task_of_the_gateway_cancels_that_of_the_upstream() -
         await until(lambda: shop.notes == ["began", "cancelled"])
 
 
-async def test_a_gateway_without_such_upstreams_announces_no_tasks() -> None:
+async def test_gateway_without_task_upstreams_announces_no_tasks() -> None:
     shop, gateway = Server("shop"), Server("front")
 
     @shop.tool

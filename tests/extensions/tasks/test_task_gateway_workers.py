@@ -68,14 +68,14 @@ class Shop:
 
 
 @for_each("count", [2, 4])
-async def test_any_worker_answers_for_a_task_of_an_upstream(backing: Backing, count: int) -> None:
+async def test_any_worker_answers_requests_about_an_upstream_task(backing: Backing, count: int) -> None:
     shop = Shop()
     async with asyncio.timeout(WAIT), shop.gateways(backing, count) as workers:
         clients: list[TaskClient] = [client_of(worker) for worker in workers]
         one, *others = clients
         task_id = (await one.call("shop_report", year=2026))["taskId"]
         for each in others:
-            state = await each.until(task_id, lambda task: "statusMessage" in task)
+            state = await each.wait_until(task_id, lambda task: "statusMessage" in task)
             assert (state["status"], state["statusMessage"]) == ("working", "Reading (1 of 2)")
         cancelled = (await one.call("shop_report", year=1999))["taskId"]
         await until(lambda: shop.began == 2)
@@ -84,25 +84,27 @@ async def test_any_worker_answers_for_a_task_of_an_upstream(backing: Backing, co
         await until(lambda: shop.cancelled == 1)
         asking = (await one.call("shop_asks"))["taskId"]
         for number, (name, key) in enumerate((("Ada", "who"), ("Bob", "else"))):
-            task = await clients[-1 - number].until(asking, lambda task, key=key: key in task.get("inputRequests", {}))  # type: ignore[misc]
+            task = await clients[-1 - number].wait_until(
+                asking, lambda task, key=key: key in task.get("inputRequests", {})
+            )  # type: ignore[misc]
             assert list(task["inputRequests"]) == [key]
             await clients[-1 - number].update(asking, **{key: accept(name=name)})
-        assert text(await one.end(asking)) == "Ada, Bob"
+        assert text(await one.wait_for_end(asking)) == "Ada, Bob"
         shop.release.set()
         for each in others:
-            assert text(await each.end(task_id)) == "The report of 2026"
+            assert text(await each.wait_for_end(task_id)) == "The report of 2026"
         assert (shop.began, shop.cancelled) == (2, 1)
 
 
-async def test_a_task_of_an_upstream_outlives_the_worker_that_waits_for_it(backing: Backing) -> None:
+async def test_upstream_task_survives_the_death_of_its_worker(backing: Backing) -> None:
     shop = Shop()
     async with asyncio.timeout(WAIT), shop.gateways(backing, 3) as workers:
         one, two, three = map(client_of, workers)
         task_id = (await one.call("shop_report", year=2026))["taskId"]
-        await two.until(task_id, lambda task: "statusMessage" in task)
+        await two.wait_until(task_id, lambda task: "statusMessage" in task)
         workers[0].runtime.dispatcher.stopping = True
         await backing.kill(workers[0].store.real)
         await until(lambda: any(worker.runtime.dispatcher.calls for worker in workers[1:]))
         shop.release.set()
-        assert text(await three.end(task_id)) == "The report of 2026"
+        assert text(await three.wait_for_end(task_id)) == "The report of 2026"
         assert shop.began == 1

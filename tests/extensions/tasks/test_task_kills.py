@@ -63,7 +63,7 @@ def client_on(port: int) -> TaskClient:
     return TaskClient(ask)
 
 
-def noted(folder: Path, name: str) -> list[tuple[int, int]]:
+def read_notes(folder: Path, name: str) -> list[tuple[int, int]]:
     """Return the process id and number in each line of a file."""
     file = folder / name
     return (
@@ -85,26 +85,26 @@ async def kill_workers(folder: Path, tasks: int, kills: int, count: int = 3) -> 
                 return str((await client.call("again" if number % 2 else "once", number=number))["taskId"])
 
         ids = await asyncio.gather(*map(call, range(tasks)))
-        await until_async(lambda: {number for _, number in noted(folder, "began")} == set(range(tasks)))
+        await until_async(lambda: {number for _, number in read_notes(folder, "began")} == set(range(tasks)))
         killed: set[int] = set()
         for _ in range(kills):
-            victim = next(pid for pid, _ in noted(folder, "began") if pid not in killed)
+            victim = next(pid for pid, _ in read_notes(folder, "began") if pid not in killed)
             killed.add(victim)
-            lost = {number for pid, number in noted(folder, "began") if pid == victim and number % 2}
+            lost = {number for pid, number in read_notes(folder, "began") if pid == victim and number % 2}
             os.kill(victim, signal.SIGKILL)
             await until_async(
-                lambda lost=lost: lost <= {number for pid, number in noted(folder, "began") if pid not in killed}
+                lambda lost=lost: lost <= {number for pid, number in read_notes(folder, "began") if pid not in killed}
             )
         (folder / "go").touch()
 
         async def end(task_id: str) -> Json:
             async with limit:
-                return await client.end(task_id)
+                return await client.wait_for_end(task_id)
 
         ends = await asyncio.gather(*map(end, ids))
-        began = Counter(number for _, number in noted(folder, "began"))
-        ended = Counter(number for _, number in noted(folder, "ended"))
-        first = {number: pid for pid, number in reversed(noted(folder, "began"))}
+        began = Counter(number for _, number in read_notes(folder, "began"))
+        ended = Counter(number for _, number in read_notes(folder, "ended"))
+        first = {number: pid for pid, number in reversed(read_notes(folder, "began"))}
         for number, task in enumerate(ends):
             lost_worker = first[number] in killed
             if number % 2:
@@ -115,7 +115,7 @@ async def kill_workers(folder: Path, tasks: int, kills: int, count: int = 3) -> 
         assert any(first[number] in killed for number in range(0, tasks, 2))
 
 
-async def test_tasks_of_a_killed_worker_fail_or_run_again(tmp_path: Path) -> None:
+async def test_tasks_of_killed_workers_fail_or_run_again(tmp_path: Path) -> None:
     await kill_workers(tmp_path, tasks=40, kills=1)
 
 

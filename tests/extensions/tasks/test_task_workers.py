@@ -72,7 +72,7 @@ def client_of(worker: Worker) -> TaskClient:
     return TaskClient(ask)
 
 
-async def test_any_worker_answers_for_a_task_and_takes_what_is_said_to_it(backing: Backing) -> None:
+async def test_any_worker_answers_and_accepts_requests_about_a_task(backing: Backing) -> None:
     shop = Shop()
     async with real_fleet(shop.make, backing, 2) as workers:
         one, two = map(client_of, workers)
@@ -84,15 +84,15 @@ async def test_any_worker_answers_for_a_task_and_takes_what_is_said_to_it(backin
         assert (await one.get(cancelled))["status"] == "cancelled"
         await until(lambda: len(workers[0].runtime.dispatcher.calls) == 1)
         shop.release.set()
-        assert text(await two.end(task_id)) == "1:Dune"
+        assert text(await two.wait_for_end(task_id)) == "1:Dune"
         asking = (await one.call("asks"))["taskId"]
-        assert list(await two.asked(asking)) == ["who"]
+        assert list(await two.wait_for_questions(asking)) == ["who"]
         await two.update(asking, who=accept(name="Ada"))
-        assert text(await one.end(asking)) == "2:Ada"
+        assert text(await one.wait_for_end(asking)) == "2:Ada"
         assert (shop.runs("Dune"), shop.ended["Emma"]) == (1, 0)
 
 
-async def test_a_killed_worker_leaves_no_task_open(backing: Backing) -> None:
+async def test_killed_worker_leaves_no_task_unsettled(backing: Backing) -> None:
     shop = Shop()
     async with real_fleet(shop.make, backing, 3) as workers:
         one, two, three = map(client_of, workers)
@@ -100,23 +100,23 @@ async def test_a_killed_worker_leaves_no_task_open(backing: Backing) -> None:
         again = (await one.call("again", word="Emma"))["taskId"]
         asking = (await one.call("asks"))["taskId"]
         other = (await two.call("once", word="Ulysses"))["taskId"]
-        await one.asked(asking)
+        await one.wait_for_questions(asking)
         await until(lambda: len(shop.began) == 3)
         workers[0].runtime.dispatcher.stopping = True
         await backing.kill(workers[0].store.real)
-        failed = await three.end(lost)
+        failed = await three.wait_for_end(lost)
         assert failed["status"] == "failed"
         assert "Call the tool again" in failed["error"]["message"]
         await until(lambda: shop.runs("Emma") == 2)
         shop.release.set()
-        assert text(await two.end(again)) in ("2:Emma", "3:Emma")
-        assert text(await three.end(other)) == "2:Ulysses"
+        assert text(await two.wait_for_end(again)) in ("2:Emma", "3:Emma")
+        assert text(await three.wait_for_end(other)) == "2:Ulysses"
         await three.update(asking, who=accept(name="Ada"))
-        assert text(await two.end(asking)) == "3:Ada"
+        assert text(await two.wait_for_end(asking)) == "3:Ada"
         assert (shop.runs("Dune"), shop.runs("Emma"), shop.runs("Ulysses")) == (1, 2, 1)
 
 
-async def test_a_worker_that_counted_as_dead_changes_nothing_when_it_goes_on() -> None:
+async def test_worker_presumed_dead_changes_nothing_when_it_returns() -> None:
     shop = Shop()
     async with fleet(shop.make, 2) as workers:
         one, two = map(client_of, workers)
@@ -124,17 +124,17 @@ async def test_a_worker_that_counted_as_dead_changes_nothing_when_it_goes_on() -
         again = (await one.call("again", word="Emma"))["taskId"]
         await until(lambda: len(shop.began) == 2)
         workers[0].store.sleep()
-        assert (await two.end(lost))["status"] == "failed"
+        assert (await two.wait_for_end(lost))["status"] == "failed"
         await until(lambda: shop.runs("Emma") == 2)
         workers[0].store.wake()
         await until(lambda: not workers[0].runtime.dispatcher.calls)
         shop.release.set()
-        assert text(await one.end(again)) == "2:Emma"
+        assert text(await one.wait_for_end(again)) == "2:Emma"
         assert (await one.get(lost))["status"] == "failed"
         assert (shop.ended["Dune"], shop.ended["Emma"]) == (0, 1)
 
 
-async def test_a_task_that_loses_its_workers_again_and_again_fails() -> None:
+async def test_task_fails_after_losing_too_many_workers() -> None:
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (last,), fleet(shop.make, 4, store=shared) as workers:
         task_id = (await client_of(workers[0]).call("again", word="Emma"))["taskId"]
@@ -142,13 +142,13 @@ async def test_a_task_that_loses_its_workers_again_and_again_fails() -> None:
             await until(lambda runs=runs: shop.runs("Emma") == runs)  # type: ignore[misc]
             (mine,) = [each for each in (*workers, last) if each.runtime.dispatcher.calls and not each.store.dead]
             mine.store.die()
-        task = await client_of(next(each for each in (*workers, last) if not each.store.dead)).end(task_id)
+        task = await client_of(next(each for each in (*workers, last) if not each.store.dead)).wait_for_end(task_id)
         assert "3 times" in task["error"]["message"]
         assert shop.runs("Emma") == 3
         shop.release.set()
 
 
-async def test_a_worker_that_stops_hands_over_what_it_does_not_finish() -> None:
+async def test_stopping_worker_hands_over_unfinished_tasks() -> None:
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (stays,), one_worker(shop.make, shared) as goes:
         leaving, staying = client_of(goes), client_of(stays)
@@ -160,11 +160,11 @@ async def test_a_worker_that_stops_hands_over_what_it_does_not_finish() -> None:
         assert (failed["status"], failed["error"]["code"]) == ("failed", -31503)
         await until(lambda: shop.began["1:Emma"] == 1)
         shop.release.set()
-        assert text(await staying.end(again)) == "1:Emma"
+        assert text(await staying.wait_for_end(again)) == "1:Emma"
         assert shop.ended == {"Emma": 1}
 
 
-async def test_tasks_finish_in_the_time_that_a_server_has_to_stop() -> None:
+async def test_tasks_can_finish_during_the_drain() -> None:
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (stays,), one_worker(shop.make, shared) as goes:
         task_id = (await client_of(goes).call("once", word="Dune"))["taskId"]
@@ -176,7 +176,7 @@ async def test_tasks_finish_in_the_time_that_a_server_has_to_stop() -> None:
         assert text(await client_of(stays).get(task_id)) == "2:Dune"
 
 
-async def test_results_outlive_a_server_that_starts_again(tmp_path: Path) -> None:
+async def test_task_results_survive_a_restart(tmp_path: Path) -> None:
     shop, url = Shop(), f"sqlite:///{tmp_path}/store.db"
     kept: dict[str, str] = {}
 
@@ -194,15 +194,15 @@ async def test_results_outlive_a_server_that_starts_again(tmp_path: Path) -> Non
         for name, tool in (("lost", "once"), ("again", "again")):
             kept[name] = (await client.call(tool, word=name))["taskId"]
         kept["asking"] = (await client.call("asks"))["taskId"]
-        await client.asked(kept["asking"])
+        await client.wait_for_questions(kept["asking"])
         await until(lambda: len(shop.began) == 2)
 
     async def second(client: TaskClient) -> None:
-        assert (await client.end(kept["lost"]))["status"] == "failed"
+        assert (await client.wait_for_end(kept["lost"]))["status"] == "failed"
         shop.release.set()
-        assert text(await client.end(kept["again"])) == "2:again"
+        assert text(await client.wait_for_end(kept["again"])) == "2:again"
         await client.update(kept["asking"], who=accept(name="Ada"))
-        assert text(await client.end(kept["asking"])) == "2:Ada"
+        assert text(await client.wait_for_end(kept["asking"])) == "2:Ada"
 
     async def third(client: TaskClient) -> None:
         assert text(await client.get(kept["again"])) == "2:again"
@@ -211,7 +211,7 @@ async def test_results_outlive_a_server_that_starts_again(tmp_path: Path) -> Non
         await serve(work)
 
 
-async def test_the_end_of_a_task_is_stored_once_the_store_answers_again() -> None:
+async def test_task_outcome_is_stored_after_a_store_outage() -> None:
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 2, store=shared) as workers:
         one, two = map(client_of, workers)
@@ -223,10 +223,10 @@ async def test_the_end_of_a_task_is_stored_once_the_store_answers_again() -> Non
         await settle()
         assert (await two.get(task_id))["status"] == "working"
         workers[0].store.down = False
-        assert text(await two.end(task_id)) == "1:Dune"
+        assert text(await two.wait_for_end(task_id)) == "1:Dune"
 
 
-async def test_a_cancellation_reaches_a_worker_that_missed_the_message() -> None:
+async def test_cancellation_reaches_a_worker_that_missed_the_message() -> None:
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 2, store=shared) as workers:
         one, two = map(client_of, workers)
@@ -240,7 +240,7 @@ async def test_a_cancellation_reaches_a_worker_that_missed_the_message() -> None
         await until(lambda: not workers[0].runtime.dispatcher.calls)
 
 
-async def test_a_task_of_a_dead_worker_takes_the_seats_of_its_call(backing: Backing) -> None:
+async def test_task_of_a_dead_worker_takes_the_seats_of_its_call(backing: Backing) -> None:
     release, began = asyncio.Event(), Counter[str]()
 
     def make() -> Server:
@@ -265,7 +265,7 @@ async def test_a_task_of_a_dead_worker_takes_the_seats_of_its_call(backing: Back
         refused = await three.response("tools/call", {"name": "alone", "arguments": {"word": "Emma"}})
         assert refused["error"]["data"]["code"] == "rate_limited"
         release.set()
-        assert text(await two.end(task_id)) == "Dune"
-        made = await three.accepted("tools/call", {"name": "alone", "arguments": {"word": "Emma"}})
+        assert text(await two.wait_for_end(task_id)) == "Dune"
+        made = await three.retry_until_accepted("tools/call", {"name": "alone", "arguments": {"word": "Emma"}})
         assert made["result"]["resultType"] == "task", made
         assert began["Emma"] == 1

@@ -26,7 +26,7 @@ class EventCatalog:
             ValueError: the name or the payload class is taken.
         """
         if kind.name in self._by_name:
-            raise ValueError(f"There already is an event {kind.name!r}. Choose another name")
+            raise ValueError(f"There is already an event {kind.name!r}. Choose another name")
         if kind.payload in self._by_payload:
             other = self._by_payload[kind.payload].name
             raise ValueError(

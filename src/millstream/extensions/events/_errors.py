@@ -37,7 +37,7 @@ def forbidden_error(reason: str) -> ProtocolError:
 def limit_error(limit: str, most: int | None = None) -> ProtocolError:
     """Return the error for a limit of the server."""
     data: dict[str, Any] = {"limit": limit} if most is None else {"limit": limit, "max": most}
-    return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server is reached: {limit}", data)
+    return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server was reached: {limit}", data)
 
 
 def unsupported_error(feature: str, value: str) -> ProtocolError:

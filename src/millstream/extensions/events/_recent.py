@@ -45,7 +45,7 @@ async def recent_events(
         ToolError: the arguments are invalid.
     """
     if arguments and not name:
-        raise ToolError("arguments requires event_name, because they belong to one event type.")
+        raise ToolError("arguments require event_name, because they belong to one event type.")
     kinds = [kind for kind in catalog if sees(kind, caller.scopes) and name in ("", kind.name)]
     if name and not kinds:
         raise ToolError(f"There is no event {name[:200]!r}.")

@@ -90,7 +90,7 @@ class Skills(Extension):
     def _check_free(self, uris: Iterable[str]) -> None:
         for uri in uris:
             if self._find(uri) is not None:
-                raise SkillError(f"There already is a skill {uri}. Give one of them a prefix")
+                raise SkillError(f"There is already a skill {uri}. Give one of them a prefix")
 
     def _list(self, skill: Skill, read: Callable[[], Any]) -> None:
         """List each `SKILL.md` as a resource, for clients without the skills extension."""

@@ -198,7 +198,7 @@ class _Follower:
                 try:
                     record = await self._get(name)
                 except LocalError:
-                    logger.debug("A change of a task can't be read", exc_info=True)
+                    logger.debug("A changed task can't be read", exc_info=True)
                     continue
                 if record is not None and not self._subscription.push(NOTIFICATION, record.describe()):
                     return

@@ -1,8 +1,8 @@
 """The page where a signed-in user connects and disconnects accounts of upstreams.
 
-The login returns in two steps. The callback comes from another site, without the cookie of the user's sign-in, so it
-only stores the answer for the browser that left with the state. That browser then opens the page itself, now with both
-cookies, and the answer is used only for the user who began.
+A login returns in two steps. The callback is a cross-site request without the cookie of the user's sign-in, so it only
+stores the answer for the browser that began the login. That browser then opens the page with both cookies, and the
+answer is used only for the user who began the login.
 """
 
 import time

@@ -59,7 +59,7 @@ class Secret(
 
     def __post_init__(self) -> None:
         if sum((bool(self.env), bool(self.file), self.text is not None)) != 1:
-            raise ValueError("A secret needs exactly one of env, the name of a variable, and file, the path of a file.")
+            raise ValueError("A secret requires either env, the name of a variable, or file, the path of a file.")
 
     def read(self, whose: str) -> str:
         """Return the secret, stripped of whitespace.
@@ -167,7 +167,7 @@ class _MachineGrant(_Grant, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.issuer) == bool(self.token_url):
-            raise ValueError("Name the authorization server: issuer, or token_url if it has no metadata.")
+            raise ValueError("Set issuer, or token_url if the authorization server has no metadata.")
         if self.private_key is not None and (self.client_secret is not None or not self.client_id):
             raise ValueError("A private_key requires a client_id, and no client_secret.")
 
@@ -197,7 +197,7 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.client_id and not self.issuer:
-            raise ValueError("A client_id is for one authorization server. Name it with issuer.")
+            raise ValueError("A client_id requires issuer, the authorization server that it belongs to.")
 
 
 Credentials = BearerToken | StaticHeaders | ClientCredentials | TokenExchange | PerUserOAuth

@@ -152,7 +152,7 @@ class UpstreamCredentials:
         return False
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
-        """Learn a nonce for proofs. See `Auth.learn_nonce`."""
+        """Store a nonce for proofs. See `Auth.learn_nonce`."""
         return False
 
     def _forwarded_headers(self, call: "Call") -> dict[str, str]:

@@ -8,7 +8,7 @@ SOUND = bytes(reversed(range(256)))
 LINKED = "file:///secret/notes.md"
 
 
-def library(name: str = "library") -> Server:  # noqa: C901  it has one of everything
+def make_library(name: str = "library") -> Server:  # noqa: C901  it has one of everything
     """Return a new server, because a server object can run only once at a time."""
     mcp = Server(name, instructions="Lend books.")
 
