@@ -51,7 +51,7 @@ class Stock(Extension):
         self.subscriptions: list[ListenSubscription] = []
         self.open_streams = 0
         self.heard = asyncio.Event()
-        """Set when a notification of a client was handled."""
+        """Set when a client's notification has been handled."""
         self.ended = asyncio.Event()
         """Set when a stream or subscription has ended."""
         self.methods: list[str] = []

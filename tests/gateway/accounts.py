@@ -40,21 +40,21 @@ class Accounts:
     def __init__(self) -> None:
         self.url = ""
         self.resource = ""
-        """The server that its tokens are for."""
+        """Audience of the tokens."""
         self.numbers = count(1)
         self.forms: list[dict[str, str]] = []
         self.registered: list[dict[str, Any]] = []
         self.revoked: list[str] = []
         self.codes: dict[str, dict[str, str]] = {}
-        """Code -> what was asked for with it, and who agreed."""
+        """Code -> the authorization request and the user."""
         self.refresh: dict[str, tuple[str, str]] = {}
-        """Refresh token that counts -> person, and scope."""
+        """Valid refresh token -> user and scope."""
         self.expires_in: float = 600
-        """What the token endpoint says; the tokens live for ten minutes."""
+        """`expires_in` of the token endpoint. Tokens are valid for ten minutes."""
         self.metadata_changes: dict[str, Any] = {}
         """Changes to the metadata."""
         self.fails = ""
-        """The error that the token endpoint gives."""
+        """Error of the token endpoint, if any."""
         self.secrets = {"gw": "s3cret"}
 
     async def handle_request(self, asked: ReceivedRequest) -> None:

@@ -34,7 +34,7 @@ class Echo:
         self.seen: list[dict[str, str]] = []
         """The headers of tool calls."""
         self.wants = ""
-        """The only `Authorization` that is accepted, if there's one."""
+        """The only accepted `Authorization`; None for any."""
         self.refusals = 0
         self.redirect = ""
 

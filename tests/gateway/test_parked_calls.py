@@ -22,7 +22,7 @@ class World:
 
     def __init__(self) -> None:
         self.ended: list[str] = []
-        """How each call of `asks` ended."""
+        """Outcomes of the calls of `asks`."""
         self.answers: list[int] = []
         self.places: list[int] = []
         self.go = asyncio.Event()

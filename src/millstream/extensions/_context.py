@@ -53,10 +53,10 @@ class ReplyStream:
         """
         call, services = self._call, self._call.services
         settings, streaming = services.settings, services.streaming
-        mine, most = streaming.get(call.owner, 0), settings.max_streams
-        if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(streaming.values()) >= most:
+        count, limit = streaming.get(call.owner, 0), settings.max_streams
+        if count >= most_streams(call, limit, settings.max_streams_per_principal) or sum(streaming.values()) >= limit:
             raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
-        streaming[call.owner] = mine + 1
+        streaming[call.owner] = count + 1
         call.long_lived = True
         call.params = b""  # the stream may stay open for a day
         release_arguments(call, services.bodies)
@@ -82,9 +82,9 @@ class ReplyStream:
         services.endings.discard(self._closed_event.set)
         if self._unregister is not None:
             self._unregister()
-        left = services.streaming[owner] - 1
-        if left:
-            services.streaming[owner] = left
+        remaining = services.streaming[owner] - 1
+        if remaining:
+            services.streaming[owner] = remaining
         else:
             del services.streaming[owner]
 

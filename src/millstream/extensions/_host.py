@@ -63,9 +63,9 @@ class ListenSubscription:
 
     def push(self, method: str, params: Mapping[str, Any] | None = None) -> bool:
         """Send a notification with the id of the subscription. Return False if the subscription has ended."""
-        given: Mapping[str, Any] = params or {}
-        meta = {**given.get("_meta", {}), SUBSCRIPTION_KEY: self._call.id}
-        return self._push(notification_message(method, {**given, "_meta": meta}))
+        members: Mapping[str, Any] = params or {}
+        meta = {**members.get("_meta", {}), SUBSCRIPTION_KEY: self._call.id}
+        return self._push(notification_message(method, {**members, "_meta": meta}))
 
     def end(self) -> None:
         """Call `closes`. Called by the server when the subscription ends."""
@@ -235,8 +235,8 @@ class ServerHost:
                 call.meta = {**(call.meta or {}), **meta}
             return encode(result)[1:-1]
 
-        named = {name: header} if header else {}
-        self._host.extend(Registered("", {}, {name: answer}, self._effective_revisions(revisions), header_params=named))
+        names = {name: header} if header else {}
+        self._host.extend(Registered("", {}, {name: answer}, self._effective_revisions(revisions), header_params=names))
 
     def notification(self, name: str, handler: Handler, *, revisions: Collection[str] = ()) -> None:
         """Handle a notification of clients. The arguments are those of the decorator `notification`.
@@ -374,20 +374,20 @@ class ServerHost:
         Raises:
             LimitReached: a limit has no free seat.
         """
-        named = [(each.name, each.key, each.most) for each in limits]
+        seat_limits = [(each.name, each.key, each.most) for each in limits]
         if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
-            named += [
+            seat_limits += [
                 (name, key, most)
                 for name, key, most in concurrency_limits(
                     call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency
                 )
             ]
-        seats = [Seat(hash_key(name, key), most, holder) for name, key, most in named]
+        seats = [Seat(hash_key(name, key), most, holder) for name, key, most in seat_limits]
         decision = await self._host.pool.take(seats) if seats else None
         if decision is not None:
             for number, taken in enumerate(decision.results):
                 if taken.wait > 0:
-                    name, key, _ = named[number]
+                    name, key, _ = seat_limits[number]
                     raise LimitReached(name if number < len(limits) else "", key)
         return seats
 
@@ -491,10 +491,10 @@ def _document(body: bytes, media_type: str) -> Callable[[HttpRequest], Awaitable
         b"content-type: %b\r\netag: %b\r\ncache-control: public, max-age=3600\r\n"
         b"access-control-expose-headers: ETag\r\n" % (media_type.encode(), tag)
     )
-    whole, same = Response(body, 200, head), Response(b"", 304, head)
+    full_response, not_modified = Response(body, 200, head), Response(b"", 304, head)
 
     async def answer(request: HttpRequest) -> Response:
-        known = [each.strip().removeprefix(b"W/") for each in request.headers.get(b"if-none-match", b"").split(b",")]
-        return same if tag in known or known == [b"*"] else whole
+        tags = [each.strip().removeprefix(b"W/") for each in request.headers.get(b"if-none-match", b"").split(b",")]
+        return not_modified if tag in tags or tags == [b"*"] else full_response
 
     return answer

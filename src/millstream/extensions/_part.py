@@ -81,8 +81,10 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
     names: set[str] = set()
     for each in cast("Sequence[object]", extensions):
         if not isinstance(each, Extension):
-            shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
-            raise TypeError(f"extensions takes instances of subclasses of millstream.extensions.Extension, not {shown}")
+            description = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
+            raise TypeError(
+                f"extensions takes instances of subclasses of millstream.extensions.Extension, not {description}"
+            )
         prefix, slash, name = each.name.partition("/")
         if not (prefix and slash and name):
             raise ValueError(

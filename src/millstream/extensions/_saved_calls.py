@@ -123,10 +123,10 @@ class CallRun:
         self._call = call
 
     async def outcome(self) -> RunOutcome:
-        """Run the call in the current task and return its outcome. A cancelled call has none."""
+        """Run the call in the current task and return its outcome. A canceled call has none."""
         call, task = self._call, asyncio.current_task()
         assert task is not None  # noqa: S101  a coroutine runs in a task
-        if call.cancelled:  # before its first step
+        if call.cancelled:  # canceled before its first step
             return RunOutcome()
         call.stop = task.cancel
         try:
@@ -143,7 +143,7 @@ class CallRun:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run was cancelled or halted."""
+        """Whether the run was canceled or halted."""
         return self._call.cancelled
 
     @property

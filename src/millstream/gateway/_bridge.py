@@ -199,9 +199,9 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
         else:
             result = await requests.send(current, ask)
         upstream.breaker.succeed(monotonic() - started)
-        if _INPUT_REQUIRED in result and (asked := _input_required(result)) is not None:
+        if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
             state, relay = _State(call, upstream, ask.method, ask.name), Relay(call, abilities_of(call), "")
-            raise _Exchange(state, link, relay, ask, source).pass_on(asked)
+            raise _Exchange(state, link, relay, ask, source).pass_on(required)
     except Failure as exc:
         upstream.breaker.succeed(monotonic() - started)
         raise _convert_error(_State(call, upstream, ask.method, ask.name), exc, abilities_of(call), source) from None
@@ -221,15 +221,15 @@ def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
     raw = raw_meta(call)
     key = (raw, source.date, upstream.gateway)
-    meta = _plain_metas.get(key)
-    if meta is None:
+    meta_bytes = _plain_metas.get(key)
+    if meta_bytes is None:
         abilities = abilities_of(call)
-        meta = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
+        meta_bytes = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
         if len(raw) <= _MAX_CACHED_META:
             if len(_plain_metas) >= _MAX_PLAIN_METAS:
                 _plain_metas.clear()
-            _plain_metas[key] = meta
-    return meta
+            _plain_metas[key] = meta_bytes
+    return meta_bytes
 
 
 def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
@@ -239,17 +239,17 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
         ToolError, ProtocolError: the call has come back to this gateway.
     """
     try:
-        kept = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
+        members = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
     except (msgspec.DecodeError, RecursionError):
-        kept = {}
+        members = {}
     try:
-        kept[PATH] = extend_path(kept.get(PATH), upstream.gateway)
+        members[PATH] = extend_path(members.get(PATH), upstream.gateway)
     except Cycle:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.
         raise _make_error(
             call, f"The call runs in a loop: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
-    return encode(kept)[1:-1]
+    return encode(members)[1:-1]
 
 
 async def _forward_with_credentials(
@@ -285,7 +285,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         raise unavailable_error(call, upstream)
     started, answered = perf_counter(), False
     try:
-        level, chosen = await _find_log_level(call)
+        level, requested_level = await _find_log_level(call)
         relay = Relay(call, abilities, level)
         if previous is not None and previous.kind == "parked":
             ticket, ask_client = bytes(previous.value), partial(state.ask, "parked")
@@ -294,8 +294,8 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             link = await _connect(call, upstream, abilities)
             link.calls += 1
             source = link.conversation.negotiated.revision
-            if chosen and source.handshake:
-                await _set_level(upstream, link, chosen)
+            if requested_level and source.handshake:
+                await _set_level(upstream, link, requested_level)
             ask = Ask(
                 method=method, params=params, name=name, headers=headers, meta=_meta(call, upstream, relay, source)
             )
@@ -370,10 +370,10 @@ async def _find_log_level(call: "Call") -> tuple[str, str]:
     """Return the minimum log level that the client wants, and the one it set."""
     if call.revision.log_level_per_request:
         return call.log_level, call.log_level
-    services, session, chosen = call.services, call.session, ""
+    services, session, requested = call.services, call.session, ""
     if session is not None and (session.record is not None or services.records.may_exist(session)):
-        chosen = (await services.records.get(session)).log_level
-    return chosen or services.settings.client_log_level, chosen
+        requested = (await services.records.get(session)).log_level
+    return requested or services.settings.client_log_level, requested
 
 
 async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
@@ -482,25 +482,25 @@ class _Exchange:
         latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
             result = await self._send(self._relay, extra)
-            asked = _input_required(result)
-            if asked is None:
+            required = _input_required(result)
+            if required is None:
                 return result
             members: dict[str, Any] = {}
-            if asked.input_requests:
-                members["inputResponses"] = {key: await self._answer(each) for key, each in self._questions(asked)}
+            if required.input_requests:
+                members["inputResponses"] = {key: await self._answer(each) for key, each in self._questions(required)}
                 latest = loop.time() + self._upstream.config.timeout
             elif loop.time() > latest:
                 raise NoAnswer("The upstream postponed its response for too long.")
             else:
                 await asyncio.sleep(min(_FIRST_WAIT * 2.0**number, _LONGEST_WAIT))
-            if asked.request_state is not None:
-                members["requestState"] = asked.request_state
+            if required.request_state is not None:
+                members["requestState"] = required.request_state
             extra = encode(members)[1:-1]
         raise BadAnswer("The upstream asked too many times without returning a result.")
 
-    async def _answer(self, asked: ForwardedQuestion) -> Raw:
+    async def _answer(self, question: ForwardedQuestion) -> Raw:
         try:
-            return project_answer(asked, await self._relay.ask(asked), self._source)
+            return project_answer(question, await self._relay.ask(question), self._source)
         except ProtocolError as exc:
             raise _make_error(
                 self._call, f"The server asked the client, and received no answer: {exc.message}"
@@ -523,10 +523,10 @@ class _Exchange:
         if members:
             extra = encode(members)[1:-1]
         result = await self._send(self._relay, extra)
-        asked = _input_required(result)
-        if asked is None:
+        required = _input_required(result)
+        if required is None:
             return result
-        raise self.pass_on(asked)
+        raise self.pass_on(required)
 
     # Tasks of upstreams
 
@@ -554,7 +554,7 @@ class _Exchange:
         return await self._follow_task(task)
 
     async def _follow_task(self, previous: StoredTask) -> bytes:
-        call, asked, message, count = self._call, list(previous.asked_keys), "", 0
+        call, asked_keys, message, count = self._call, list(previous.asked_keys), "", 0
         try:
             while True:
                 task = read_task(await self._ask_task("tasks/get", previous.id, {}))
@@ -564,10 +564,10 @@ class _Exchange:
                 if task.status_message and task.status_message != message:
                     message, count = task.status_message, count + 1
                     self._relay.progress(count, None, message)
-                new = {key: each for key, each in task.input_requests.items() if key not in asked}
+                new = {key: each for key, each in task.input_requests.items() if key not in asked_keys}
                 if new:
-                    asked += new
-                    await self._ask_client(StoredTask(previous.id, asked), InputRequiredResult(input_requests=new))
+                    asked_keys += new
+                    await self._ask_client(StoredTask(previous.id, asked_keys), InputRequiredResult(input_requests=new))
                 await asyncio.sleep(task.pause)
         except asyncio.CancelledError:
             if not call.halted:  # the client canceled; a stopping worker leaves the task running
@@ -576,11 +576,11 @@ class _Exchange:
                         await self._ask_task("tasks/cancel", previous.id, {})
             raise
 
-    async def _ask_client(self, task: StoredTask, asked: InputRequiredResult) -> None:
-        questions = self._questions(asked)
+    async def _ask_client(self, task: StoredTask, required: InputRequiredResult) -> None:
+        questions = self._questions(required)
         if not self._call.revision.handshake:
-            named = {key: {"method": each.method, "params": each.params} for key, each in questions}
-            raise self._state.ask("task", named, encode(task))
+            converted = {key: {"method": each.method, "params": each.params} for key, each in questions}
+            raise self._state.ask("task", converted, encode(task))
         answers = {key: await self._answer(each) for key, each in questions}
         await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
 
@@ -589,25 +589,25 @@ class _Exchange:
         ask = Ask(method=method, params=body, name=task_id, meta=meta, repeatable=True, rounds=False)
         return self._link.conversation.requests.ask(ask)
 
-    def pass_on(self, asked: InputRequiredResult) -> InputRequired:
+    def pass_on(self, required: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions of an upstream's result."""
-        questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(asked)}
-        value = encode(_Rounds(asked.request_state, list(questions)))
+        questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(required)}
+        value = encode(_Rounds(required.request_state, list(questions)))
         return self._state.ask("rounds", questions, value)
 
-    def _questions(self, asked: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
+    def _questions(self, required: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
         """Return the questions of a result in the client's revision.
 
         Raises:
             ToolError, ProtocolError: the upstream asks something that the client didn't declare.
         """
-        if len(asked.input_requests) > MAX_OPEN_QUESTIONS:
-            raise BadAnswer(f"The upstream asked {len(asked.input_requests)} questions at once.")
+        if len(required.input_requests) > MAX_OPEN_QUESTIONS:
+            raise BadAnswer(f"The upstream asked {len(required.input_requests)} questions at once.")
         abilities, target = self._relay.abilities, self._call.revision
         try:
             return [
                 (key, project_question(each.method, bytes(each.params), abilities, self._source, target))
-                for key, each in asked.input_requests.items()
+                for key, each in required.input_requests.items()
             ]
         except ProtocolError as exc:
             raise _make_error(
@@ -743,8 +743,8 @@ def _convert_url_error(state: _State, exc: Failure, abilities: bytes) -> BaseExc
             return no_response_error(call, upstream, exc)
         questions = {key: {"method": each.method, "params": each.params} for key, each in asked.items()}
         return state.ask("urls", questions, encode(questions))
-    places = " ".join(str(each.get("url", "")) for each in urls)
-    return _make_error(call, f"{exc.message} Open this URL first, then try again: {places}".strip())
+    addresses = " ".join(str(each.get("url", "")) for each in urls)
+    return _make_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
 def _make_error(call: "Call", text: str) -> ToolError | ProtocolError:

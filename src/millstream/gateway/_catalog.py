@@ -211,13 +211,13 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
             remaining -= len(result)
             if remaining < 0:
                 raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
-            page, several = _read_page(result, method, member)
-            items |= {each[METHODS[kind][2]]: each for each in _read_items(kind, several)}
+            page, items_of_page = _read_page(result, method, member)
+            items |= {each[METHODS[kind][2]]: each for each in _read_items(kind, items_of_page)}
             if len(items) > MAX_ITEMS:
                 raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
             if page.ttl_ms is not None:
-                ttl_ms, own = found.hints.get(kind, (page.ttl_ms, False))
-                found.hints[kind] = min(ttl_ms, max(0, page.ttl_ms)), own or page.cache_scope != "public"
+                ttl_ms, private = found.hints.get(kind, (page.ttl_ms, False))
+                found.hints[kind] = min(ttl_ms, max(0, page.ttl_ms)), private or page.cache_scope != "public"
             cursor = page.next_cursor
             if cursor is None:
                 break
@@ -227,8 +227,8 @@ async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
     return found
 
 
-def _read_items(kind: str, several: list[Raw]) -> Iterator[Description]:
-    for raw in several:
+def _read_items(kind: str, raw_items: list[Raw]) -> Iterator[Description]:
+    for raw in raw_items:
         try:
             yield _read_item(kind, bytes(raw))
         except (ValueError, RecursionError) as exc:

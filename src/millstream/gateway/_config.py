@@ -292,19 +292,19 @@ def _load_gateway(source: Source) -> GatewayConfig:
     return GatewayConfig(**values, policy=shared, upstreams=tuple(configs))
 
 
-def _load_upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
+def _load_upstream(source: Source, name: str, entry: Any, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
     where = ("upstreams", name)
     options = upstream_options()
-    table = _require_options(source, given, where, options)
+    table = _require_options(source, entry, where, options)
     values: dict[str, Any] = {}
     for key, value in table.items():
-        at = (*where, key)
+        path = (*where, key)
         if key == "policy":
-            values[key] = _load_struct(source, UpstreamPolicy, value, at)
+            values[key] = _load_struct(source, UpstreamPolicy, value, path)
         elif key == "auth":
-            values[key] = _load_credentials(source, value, at)
+            values[key] = _load_credentials(source, value, path)
         else:
-            values[key] = _convert(source, source.expand(value, at), options[key].type, at)
+            values[key] = _convert(source, source.expand(value, path), options[key].type, path)
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
@@ -321,9 +321,9 @@ def _load_upstream(source: Source, name: str, given: Any, shared: UpstreamPolicy
 def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple[Any, Any]:
     """Remove and return the fields that say where an upstream is."""
     url, command, args, api = (values.pop(key, None) for key in ("url", "command", "args", "openapi"))
-    given = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
-    if len(given) != 1:
-        what = f"has {' and '.join(given)}" if given else "has no target"
+    present = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
+    if len(present) != 1:
+        what = f"has {' and '.join(present)}" if present else "has no target"
         raise source.error(where, f"the upstream {what}: use exactly one of url, command, and openapi")
     if api:
         return None, _load_openapi(source, api, (*where, "openapi"))
@@ -336,19 +336,19 @@ def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple
     return [*([command] if isinstance(command, str) else command or ()), *(args or ())], None
 
 
-def _load_openapi(source: Source, given: Any, where: KeyPath) -> Any:
+def _load_openapi(source: Source, value: Any, where: KeyPath) -> Any:
     from millstream.gateway._openapi import OpenApi  # noqa: PLC0415  few gateways have an API
 
-    table = given if is_object(given) else {"document": given}
+    table = value if is_object(value) else {"document": value}
     api = _load_struct(source, OpenApi, table, where)
     if "://" not in str(api.document):
         api = msgspec.structs.replace(api, document=str(source.path.parent / str(api.document)))
     return api
 
 
-def _load_credentials(source: Source, given: Any, where: KeyPath) -> Any:
+def _load_credentials(source: Source, value: Any, where: KeyPath) -> Any:
     kinds = {each.__struct_config__.tag: each for each in get_args(Credentials)}
-    table = _require_table(source, source.expand(given, where), where)
+    table = _require_table(source, source.expand(value, where), where)
     kind = str(table.get("kind", ""))
     if kind not in kinds:
         raise source.error((*where, "kind"), f"{kind!r} isn't a kind of credentials; {suggest(kind, tuple(kinds))}")
@@ -397,9 +397,9 @@ def _load_servers(source: Source) -> GatewayConfig:
         raise source.error((), "the file has neither mcpServers nor servers. List the MCP servers under one of them")
     options = {each.name: each for each in fields(_Server)}
     configs: list[UpstreamConfig] = []
-    for name, given in _require_table(source, source.values[found[0]], (found[0],)).items():
+    for name, entry in _require_table(source, source.values[found[0]], (found[0],)).items():
         where = (found[0], name)
-        table = _require_table(source, given, where)
+        table = _require_table(source, entry, where)
         values = {
             key: _convert(source, source.expand(value, (*where, key)), options[key].type, (*where, key))
             for key, value in table.items()
@@ -410,8 +410,14 @@ def _load_servers(source: Source) -> GatewayConfig:
         server = _Server(**values)
         url = server.url or server.httpUrl or server.serverUrl
         if bool(url) == bool(server.command):
-            odd = next((key for key in table if key not in options and closest_name(key, ("command", "url"))), None)
-            hint = f" (did you mean {closest_name(odd, ('command', 'url'))} instead of {odd}?)" if odd else ""
+            misspelled = next(
+                (key for key in table if key not in options and closest_name(key, ("command", "url"))), None
+            )
+            hint = (
+                f" (did you mean {closest_name(misspelled, ('command', 'url'))} instead of {misspelled}?)"
+                if misspelled
+                else ""
+            )
             raise source.error(
                 where,
                 f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}",
@@ -434,25 +440,25 @@ def _load_servers(source: Source) -> GatewayConfig:
 # Values
 
 
-def _require_table(source: Source, given: Any, where: KeyPath) -> dict[str, Any]:
-    if not is_object(given):
+def _require_table(source: Source, value: Any, where: KeyPath) -> dict[str, Any]:
+    if not is_object(value):
         raise source.error(where, f"it must be a table of options, not {source.source_text(where)}")
-    return given
+    return value
 
 
-def _require_options(source: Source, given: Any, where: KeyPath, options: Mapping[str, FieldInfo]) -> dict[str, Any]:
+def _require_options(source: Source, value: Any, where: KeyPath, options: Mapping[str, FieldInfo]) -> dict[str, Any]:
     """Return a table after checking that all of its keys are options."""
-    table = _require_table(source, given, where)
+    table = _require_table(source, value, where)
     for key in table:
         if key not in options:
             raise source.error((*where, key), f"unknown option; {suggest(key, tuple(options))}")
     return table
 
 
-def _load_struct(source: Source, kind: Any, given: Any, where: KeyPath) -> Any:
+def _load_struct(source: Source, kind: Any, raw: Any, where: KeyPath) -> Any:
     """Convert a table to a Struct. Errors name the value, however deeply nested."""
     options = {each.encode_name: each for each in fields(kind) if each.name != "shared"}
-    table = _require_options(source, given, where, options)
+    table = _require_options(source, raw, where, options)
     values = {
         options[key].name: _convert(source, value, options[key].type, (*where, key)) for key, value in table.items()
     }

@@ -139,9 +139,9 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
     name = decode_name(header.strip(b" \t")) if header else ""
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
-        own = _decode_object(result)
-        if own.get("resultType", "complete") != "complete":
-            raise CustomResult(own)
+        members_of_result = _decode_object(result)
+        if members_of_result.get("resultType", "complete") != "complete":
+            raise CustomResult(members_of_result)
         found, call.meta = split_result(result, "")
     except MalformedResult as exc:
         raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.config.name!r} returned an invalid result") from exc

@@ -84,9 +84,9 @@ def _with_view(description: Description, names: Names) -> Description:
     changed = dict(meta)
     if isinstance(uri := meta.get(_LEGACY_VIEW_KEY), str):
         changed[_LEGACY_VIEW_KEY] = names.uri(uri)
-    about = members(meta.get("ui"))
-    if isinstance(uri := about.get("resourceUri"), str):
-        changed["ui"] = {**about, "resourceUri": names.uri(uri)}
+    ui = members(meta.get("ui"))
+    if isinstance(uri := ui.get("resourceUri"), str):
+        changed["ui"] = {**ui, "resourceUri": names.uri(uri)}
     return {**description, "_meta": changed}
 
 
@@ -212,8 +212,8 @@ class UpstreamPrompt(Prompt):
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        given = description.get("arguments")
-        arguments = cast("list[object]", given) if isinstance(given, list) else []
+        listed = description.get("arguments")
+        arguments = cast("list[object]", listed) if isinstance(listed, list) else []
         names = [cast("Description", each).get("name") for each in arguments if isinstance(each, dict)]
         properties = {each: dict[str, Any]() for each in names if isinstance(each, str)}
         Item.__init__(self, name, ItemSource(name, self._run, _identity, schema={"properties": properties}), None, {})
@@ -433,11 +433,11 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
     revision = upstream.revision
     if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
         return _NO_COMPLETION
-    asked: dict[str, Any] = {"ref": ref, "argument": params.argument}
+    params_of_upstream: dict[str, Any] = {"ref": ref, "argument": params.argument}
     if params.context is not None and revision.completion_context:
-        asked["context"] = params.context
+        params_of_upstream["context"] = params.context
     try:
-        result = await forward(call, upstream, "completion/complete", encode(asked), "")
+        result = await forward(call, upstream, "completion/complete", encode(params_of_upstream), "")
     except ProtocolError as exc:
         if exc.code == METHOD_NOT_FOUND:
             return _NO_COMPLETION

@@ -79,9 +79,9 @@ class MergedSkills:
         result = self._hints(upstream, page)
         skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
         result["skills"] = [each for each in skills if each is not None]
-        more = page.get("nextCursor")
-        if isinstance(more, str) and more:
-            result["nextCursor"] = f"{upstream.config.name}{_SEPARATOR}{more}"
+        next_cursor = page.get("nextCursor")
+        if isinstance(next_cursor, str) and next_cursor:
+            result["nextCursor"] = f"{upstream.config.name}{_SEPARATOR}{next_cursor}"
         elif remaining:
             result["nextCursor"] = f"{remaining[0].config.name}{_SEPARATOR}"
         return encode(result)[1:-1]
@@ -101,10 +101,10 @@ class MergedSkills:
 
     async def _get(self, call: Call) -> bytes:
         uri = _read(call).uri
-        upstream, own = self._resolve(uri)
+        upstream, original_uri = self._resolve(uri)
         if upstream is None or not self._can_read(call, upstream, uri):
             raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
-        page = await self._ask(call, upstream, {"uri": own})
+        page = await self._ask(call, upstream, {"uri": original_uri})
         skill = self._skill(call, upstream, page.get("skill"))
         if skill is None:
             raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
@@ -112,10 +112,12 @@ class MergedSkills:
 
     async def _read_directory(self, call: Call) -> bytes:
         params = _read(call)
-        upstream, own = self._resolve(params.uri)
+        upstream, original_uri = self._resolve(params.uri)
         if upstream is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
-        page = await self._ask(call, upstream, {"uri": own, **({"cursor": params.cursor} if params.cursor else {})})
+        page = await self._ask(
+            call, upstream, {"uri": original_uri, **({"cursor": params.cursor} if params.cursor else {})}
+        )
         result: dict[str, Any] = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
         result["resources"] = self._entries(call, upstream, page.get("resources"))
         return encode(result)[1:-1]
@@ -134,20 +136,20 @@ class MergedSkills:
     def _resolve(self, uri: str) -> tuple[Upstream | None, str]:
         """Return the upstream of a URI, and the upstream's own URI."""
         for upstream in self.upstreams:
-            own = upstream.names.original_uri(uri)
-            if own is not None and not self._hides(upstream, uri):
-                return upstream, own
+            original_uri = upstream.names.original_uri(uri)
+            if original_uri is not None and not self._hides(upstream, uri):
+                return upstream, original_uri
         return None, ""
 
     def _skill(self, call: Call, upstream: Upstream, skill: Any) -> dict[str, Any] | None:
         """Return a skill as the caller sees it; None if it's hidden from the caller."""
         uri = skill.get("uri") if is_object(skill) else None
-        if not isinstance(uri, str) or not self._can_read(call, upstream, own := upstream.names.uri(uri)):
+        if not isinstance(uri, str) or not self._can_read(call, upstream, prefixed_uri := upstream.names.uri(uri)):
             return None
-        shown = {**skill, "uri": own}
+        visible = {**skill, "uri": prefixed_uri}
         if is_array(skill.get("resources")):
-            shown["resources"] = self._entries(call, upstream, skill["resources"])
-        return shown
+            visible["resources"] = self._entries(call, upstream, skill["resources"])
+        return visible
 
     def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[dict[str, Any]]:
         found = [

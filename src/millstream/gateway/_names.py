@@ -64,5 +64,5 @@ class Names:
         if separator and _SEPARATOR not in scheme:
             return f"{scheme}{_SEPARATOR}{rest}"
         # A URI with an authority carries the prefix there, so no two upstreams claim the same one.
-        mine = _SEPARATOR not in uri and uri.startswith(self._scheme)
-        return uri[len(self._scheme) :] if mine else None
+        has_prefix = _SEPARATOR not in uri and uri.startswith(self._scheme)
+        return uri[len(self._scheme) :] if has_prefix else None

@@ -86,11 +86,11 @@ class Operation(Struct, frozen=True):
         """The description for a model."""
         return self.description or self.summary or f"Executes {self.method} {self.path}"
 
-    def name(self, given: Mapping[str, str]) -> str:
+    def name(self, names: Mapping[str, str]) -> str:
         """Return the name of the tool or resource."""
-        own = (self.operation_id or "").split("__")[0]
-        found = given.get(self.operation_id or "") or own or self.summary or f"{self.method}_{self.path}"
-        return re.sub(r"_+", "_", re.sub(r"\W+", "_", found)).strip("_")[:_MAX_NAME]
+        short_id = (self.operation_id or "").split("__")[0]
+        name = names.get(self.operation_id or "") or short_id or self.summary or f"{self.method}_{self.path}"
+        return re.sub(r"_+", "_", re.sub(r"\W+", "_", name)).strip("_")[:_MAX_NAME]
 
 
 class Document:
@@ -122,29 +122,29 @@ class Document:
                     yield self._operation(path, method.upper(), shared, shared[method])
 
     def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
-        several: dict[tuple[str, str], dict[str, Any]] = {}
-        for given in (*operation.get("parameters", ()), *shared.get("parameters", ())):
-            parameter = self._resolve(given)
+        parameters: dict[tuple[str, str], dict[str, Any]] = {}
+        for node in (*operation.get("parameters", ()), *shared.get("parameters", ())):
+            parameter = self._resolve(node)
             if parameter.get("in") == "header" and str(parameter.get("name")).lower() in _RESERVED_HEADERS:
                 continue
-            several.setdefault((parameter["name"], parameter["in"]), parameter)
-        place_of_fields, fields, needed, media, forms = self._body(operation)
+            parameters.setdefault((parameter["name"], parameter["in"]), parameter)
+        place_of_fields, fields, body_required, media, forms = self._body(operation)
         arguments: dict[str, Argument] = {}
         properties: dict[str, Any] = {}
         required: list[str] = []
-        for (own, place), parameter in several.items():
-            taken = own in fields or own in arguments
-            name = f"{own}__{place}" if taken else own
-            arguments[name] = Argument(own, place, _form_of(parameter))
-            about = str(parameter.get("description") or "")
-            about = f"{about} ({place.capitalize()} parameter)".strip() if taken else about
-            properties[name] = {**parameter.get("schema", {}), **({"description": about} if about else {})}
-            if parameter.get("required") or place == "path":
+        for (original_name, location), parameter in parameters.items():
+            is_duplicate = original_name in fields or original_name in arguments
+            name = f"{original_name}__{location}" if is_duplicate else original_name
+            arguments[name] = Argument(original_name, location, _form_of(parameter))
+            description = str(parameter.get("description") or "")
+            description = f"{description} ({location.capitalize()} parameter)".strip() if is_duplicate else description
+            properties[name] = {**parameter.get("schema", {}), **({"description": description} if description else {})}
+            if parameter.get("required") or location == "path":
                 required.append(name)
         for name, schema in fields.items():
             arguments[name] = Argument(name, place_of_fields, forms.get(name, ""))
             properties[name] = schema
-        required += needed
+        required += body_required
         output, wrapped = self._output(operation)
         return Operation(
             path, method, operation.get("operationId"), operation.get("summary"), operation.get("description"),
@@ -156,49 +156,49 @@ class Document:
     def _body(self, operation: dict[str, Any]) -> tuple[str, dict[str, Any], list[str], str, dict[str, str]]:
         """Return where the body's fields go, the fields, the required ones, the media type, and their encodings."""
         body = self._resolve(operation.get("requestBody") or {})
-        media, about = _content_of(body, (FORM, MULTIPART, TEXT))
+        media, content = _content_of(body, (FORM, MULTIPART, TEXT))
         if not media:
             return "field", {}, [], "", {}
-        schema: dict[str, Any] = about.get("schema") or {}
-        fields, needed = self._fields(schema)
+        schema: dict[str, Any] = content.get("schema") or {}
+        fields, required = self._fields(schema)
         if not fields:
             name = re.sub(r"\W+", "_", str(self._resolve(schema).get("title", ""))).lower() or "body"
             return "body", {name: schema}, [name] if body.get("required") else [], media, {}
-        encodings: dict[str, Any] = about.get("encoding") or {}
+        encodings: dict[str, Any] = content.get("encoding") or {}
         forms = {name: _form_of(each) for name, each in encodings.items()}
-        return "field", fields, needed if body.get("required") else [], media, forms
+        return "field", fields, required if body.get("required") else [], media, forms
 
     def _fields(self, schema: dict[str, Any], seen: set[int] | None = None) -> tuple[dict[str, Any], list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
-        whole, visited = self._resolve(schema), set[int]() if seen is None else seen
+        resolved, visited = self._resolve(schema), set[int]() if seen is None else seen
         fields: dict[str, Any] = {}
-        needed: list[str] = []
-        if id(whole) in visited:
-            return fields, needed
-        visited.add(id(whole))
-        for part in whole.get("allOf") or ():
+        required_names: list[str] = []
+        if id(resolved) in visited:
+            return fields, required_names
+        visited.add(id(resolved))
+        for part in resolved.get("allOf") or ():
             more, required = self._fields(part, visited)
             fields |= more
-            needed += required
-        fields |= whole.get("properties") or {}
-        needed += whole.get("required") or ()
-        discriminator: dict[str, Any] = whole.get("discriminator") or {}
+            required_names += required
+        fields |= resolved.get("properties") or {}
+        required_names += resolved.get("required") or ()
+        discriminator: dict[str, Any] = resolved.get("discriminator") or {}
         kinds: dict[str, str] = discriminator.get("mapping") or {}
         for kind in kinds.values():
             more, _ = self._fields({"$ref": kind if kind.startswith("#/") else _COMPONENT + kind}, visited)
             fields = more | fields
-        return fields, list(dict.fromkeys(needed))
+        return fields, list(dict.fromkeys(required_names))
 
     def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
         responses: dict[str, Any] = operation.get("responses") or {}
         code = next((each for each in sorted(responses) if each.startswith("2")), "")
-        media, about = _content_of(self._resolve(responses.get(code) or {}), ())
+        media, content = _content_of(self._resolve(responses.get(code) or {}), ())
         if not media:
             return None, False
-        schema: dict[str, Any] = about.get("schema") or {}
-        whole = self._resolve(schema)
-        if whole.get("type") == "object" or "properties" in whole:
-            return self._with_definitions({**whole, "type": "object"}, response=True), False
+        schema: dict[str, Any] = content.get("schema") or {}
+        resolved = self._resolve(schema)
+        if resolved.get("type") == "object" or "properties" in resolved:
+            return self._with_definitions({**resolved, "type": "object"}, response=True), False
         found = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
         return self._with_definitions(found, response=True), True
 
@@ -242,17 +242,17 @@ class Document:
                     definitions[name] = {}
                     definitions[name] = move(self._resolve(node))
                 return {**node, "$ref": f"#/$defs/{name}"}
-            made = _members(node, hidden, move)
-            if node.get("nullable") is True and isinstance(made.get("type"), str):
-                made["type"] = [made["type"], "null"]  # the form of 3.1
-            return made
+            converted = _members(node, hidden, move)
+            if node.get("nullable") is True and isinstance(converted.get("type"), str):
+                converted["type"] = [converted["type"], "null"]  # the form of 3.1
+            return converted
 
-        made = cast("dict[str, Any]", move(schema))
+        converted = cast("dict[str, Any]", move(schema))
         if not definitions:
-            return made
-        made = {**made, "$defs": definitions}
-        flat = inline(made, most=_MAX_INLINED_NODES)
-        return made if "$defs" in flat else flat
+            return converted
+        converted = {**converted, "$defs": definitions}
+        flat = inline(converted, most=_MAX_INLINED_NODES)
+        return converted if "$defs" in flat else flat
 
 
 def _members(node: dict[str, Any], hidden: frozenset[str], convert: Callable[..., Any]) -> dict[str, Any]:
@@ -268,31 +268,31 @@ def _members(node: dict[str, Any], hidden: frozenset[str], convert: Callable[...
 
 def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
     """Return the schema of an object without some of its properties."""
-    made = dict(node)
+    result = dict(node)
     if is_object(node.get("properties")):
-        made["properties"] = {name: each for name, each in node["properties"].items() if name not in hidden}
+        result["properties"] = {name: each for name, each in node["properties"].items() if name not in hidden}
     if is_array(node.get("required")):
-        made["required"] = [name for name in node["required"] if name not in hidden]
-    return made
+        result["required"] = [name for name in node["required"] if name not in hidden]
+    return result
 
 
-def _form_of(about: Mapping[str, Any]) -> str:
+def _form_of(options: Mapping[str, Any]) -> str:
     """Return the encoding of a parameter or field (OpenAPI 3.1, Style Values); see `Argument.form`."""
-    style = about.get("style", "form")
-    if str(about.get("contentType", "")).partition(";")[0].endswith("json"):
+    style = options.get("style", "form")
+    if str(options.get("contentType", "")).partition(";")[0].endswith("json"):
         return "json"
     if style == "deepObject":
         return "deep"
-    return "" if about.get("explode", style == "form") else _SEPARATORS.get(style, ",")
+    return "" if options.get("explode", style == "form") else _SEPARATORS.get(style, ",")
 
 
 def _content_of(holder: dict[str, Any], other_types: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """Return the media type and description of a body, preferring JSON; empty without one."""
     content: dict[str, Any] = holder.get("content") or {}
-    for kind, about in content.items():
+    for kind, description in content.items():
         plain = kind.partition(";")[0].strip()
         if plain == JSON or plain.endswith("+json") or plain in other_types:
-            return kind, about
+            return kind, description
     return "", {}
 
 
@@ -304,7 +304,7 @@ def inline(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, A
         most: maximum nodes of the result.
     """
     definitions: dict[str, Any] = schema.get("$defs", {})
-    kept: dict[str, Any] = {}
+    recursive: dict[str, Any] = {}
     parts = count(1)
 
     def put(node: Any, inside: tuple[str, ...]) -> Any:
@@ -317,17 +317,17 @@ def inline(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, A
         name = str(node.get("$ref", "")).rpartition("/")[2]
         if name in definitions:
             if name in inside:
-                kept[name] = definitions[name]
+                recursive[name] = definitions[name]
                 return node
             rest = {key: value for key, value in node.items() if key != "$ref"}
             return {**put(definitions[name], (*inside, name)), **rest}
         return {key: put(value, inside) for key, value in node.items() if key != "$defs" or inside}
 
     try:
-        made: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
+        inlined: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
     except OverflowError:
         return schema
-    return {**made, "$defs": definitions} if kept else made
+    return {**inlined, "$defs": definitions} if recursive else inlined
 
 
 _FIRST_ERROR_STATUS, _TOO_MANY_REQUESTS = 400, 429
@@ -389,7 +389,7 @@ class Api:
             ToolError: an argument is missing or changes the path, the API can't be reached, or it returns an error.
         """
         parts: dict[str, dict[str, Any]] = {
-            place: {} for place in ("path", "query", "header", "cookie", "field", "body")
+            location: {} for location in ("path", "query", "header", "cookie", "field", "body")
         }
         for name, value in arguments.items():
             argument = operation.arguments.get(name)
@@ -400,8 +400,8 @@ class Api:
                 f"{name}={quote(str(value))}" for name, value in parts["cookie"].items()
             )
         if headers:
-            mine = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
-            parts["header"] = {**mine, **headers}
+            remaining = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
+            parts["header"] = {**remaining, **headers}
         options: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
         body = next(iter(parts["body"].values()), parts["field"] or None)
         if body is not None:
@@ -410,8 +410,8 @@ class Api:
         try:
             response = await self._client.request(operation.method, path, **options)
         except Exception as error:
-            known = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
-            if isinstance(error, ToolError) or not known:
+            is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
+            if isinstance(error, ToolError) or not is_http_error:
                 raise
             raise ToolError(f"{type(error).__name__}: {error}") from error
         if response.status_code == _TOO_MANY_REQUESTS:
@@ -439,10 +439,10 @@ def _body(operation: Operation, body: Any, headers: Mapping[str, Any]) -> dict[s
 
 def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the parts of a multipart body. An empty list is one part, since the body needs at least one."""
-    several = [
+    pairs = [
         (name, each) for name, value in fields.items() for each in (value if is_array(value) and value else [value])
     ]
-    return [(name, (None, each if isinstance(each, str) else encode(each))) for name, each in several]
+    return [(name, (None, each if isinstance(each, str) else encode(each))) for name, each in pairs]
 
 
 def _encode_argument(argument: Argument, value: Any) -> dict[str, Any]:
@@ -586,16 +586,20 @@ def register(
     """
     document = Document(spec)
     api = Api(client if client is not None else _client_of_url(document.url))
-    taken: set[str] = set()
+    used_names: set[str] = set()
     for operation in document.operations():
         kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind
         if choose is not None:
             kind = choose(operation, kind) or kind
         if kind is RouteKind.EXCLUDE:
             continue
-        own = operation.name(names or {})
-        name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in taken)
-        taken.add(name)
+        operation_name = operation.name(names or {})
+        name = next(
+            each
+            for each in chain((operation_name,), (f"{operation_name}_{n}" for n in count(2)))
+            if each not in used_names
+        )
+        used_names.add(name)
         if kind is RouteKind.TOOL:
             catalog.add("tools", name, OperationTool(operation, name, api))
         else:
@@ -666,13 +670,13 @@ def check_api(config: ApiConfig) -> None:
     """
     if config.target is not None:
         raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both")
-    about = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
-    if not (is_application(about) or isinstance(about, str | Path | dict)):
+    document = config.openapi.document if isinstance(config.openapi, OpenApi) else config.openapi
+    if not (is_application(document) or isinstance(document, str | Path | dict)):
         raise ValueError(
             f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
             "FastAPI application"
         )
-    if is_application(about):
+    if is_application(document):
         if config.auth is not None or config.headers:
             raise ValueError(
                 f"upstream {config.name!r}: an application in this process doesn't support auth and "

@@ -159,13 +159,13 @@ class ApiClient:
 
 
 def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
-    made: dict[str, str] = {}
+    result: dict[str, str] = {}
     for name, value in headers.items():
         text = str(value)
         if not (text.isprintable() or text == "") or not text.isascii():
             raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
-        made[name.lower()] = text
-    return made
+        result[name.lower()] = text
+    return result
 
 
 def _encode_form(values: Mapping[str, Any]) -> str:
@@ -185,12 +185,12 @@ def _form_value(value: Any) -> str:
 
 def _encode_multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> tuple[bytes, str]:
     boundary = secrets.token_hex(16)
-    made: list[bytes] = []
+    chunks: list[bytes] = []
     for name, (_, value) in parts:
         escaped = name.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="{escaped}"\r\n\r\n'
-        made += [head.encode(), value.encode() if isinstance(value, str) else value, b"\r\n"]
-    return b"".join([*made, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
+        chunks += [head.encode(), value.encode() if isinstance(value, str) else value, b"\r\n"]
+    return b"".join([*chunks, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
 class ApiTool(Tool):
@@ -237,13 +237,13 @@ class ApiUpstream(Upstream):
     def __init__(self, config: UpstreamConfig, **rest: Any) -> None:
         """See `Upstream`."""
         super().__init__(config, **rest)
-        given = config.openapi
-        self.openapi: OpenApi = given if isinstance(given, OpenApi) else OpenApi(document=given)
+        openapi = config.openapi
+        self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
         self._forward = {name.lower().encode(): name.lower() for name in config.forward_headers}
-        given_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
-        self._fixed_headers = {name.lower() for name in (*config.forward_headers, *config.headers, *given_headers)}
+        static_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
+        self._fixed_headers = {name.lower() for name in (*config.forward_headers, *config.headers, *static_headers)}
         """Headers that arguments can't set, because the operator configures them."""
         self._base: Url | None = None
         self._application: Api | None = None
@@ -335,36 +335,36 @@ class ApiUpstream(Upstream):
 
     async def _read(self) -> tuple[Document, Url | None]:
         """Return the document, and the URL that it was read from."""
-        given, origin = self.openapi.document, None
-        if is_application(given):
-            given = given.openapi()
-        elif isinstance(given, str | Path):
-            if isinstance(given, str) and given.startswith(("http://", "https://")):
-                origin = parse(given)
+        document, origin = self.openapi.document, None
+        if is_application(document):
+            document = document.openapi()
+        elif isinstance(document, str | Path):
+            if isinstance(document, str) and document.startswith(("http://", "https://")):
+                origin = parse(document)
                 data = await self._fetch(origin)
             else:
-                data = await asyncio.to_thread(Path(given).read_bytes)
+                data = await asyncio.to_thread(Path(document).read_bytes)
             if len(data) > self.config.max_catalog_bytes:
                 raise ApiError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
             if why := exceeds_limits(data, MAX_DEPTH):
                 raise ApiError(f"The document has {why}.")
             try:
-                given = msgspec.json.decode(data)
+                document = msgspec.json.decode(data)
             except msgspec.DecodeError as exc:
                 raise ApiError(f"The document isn't JSON ({exc}): convert YAML first.") from exc
         try:
-            return Document(given), origin
+            return Document(document), origin
         except ValueError as exc:
             raise ApiError(str(exc)) from exc
 
     async def _fetch(self, url: Url) -> bytes:
         """Fetch the document, with credentials if the API has the same origin."""
-        own = not self.openapi.base_url or parse(self.openapi.base_url).origin == url.origin
+        same_origin = not self.openapi.base_url or parse(self.openapi.base_url).origin == url.origin
         credentials = (
-            self.credentials if own and self.credentials is not None and not self.credentials.personal else None
+            self.credentials if same_origin and self.credentials is not None and not self.credentials.personal else None
         )
         auth = None if credentials is None else credentials.auth("")
-        endpoint = self._endpoint(url, self.config.headers if own else {}, auth, self.config.max_catalog_bytes)
+        endpoint = self._endpoint(url, self.config.headers if same_origin else {}, auth, self.config.max_catalog_bytes)
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
         if reply.stream is not None:
@@ -400,16 +400,16 @@ class ApiUpstream(Upstream):
 
     def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:
         """Return the operations to offer, and their descriptions."""
-        chosen = re.compile("|".join(map(translate, self.openapi.operations))) if self.openapi.operations else None
+        pattern = re.compile("|".join(map(translate, self.openapi.operations))) if self.openapi.operations else None
         tags, found, tools = set(self.openapi.tags), dict[str, Operation](), dict[str, Description]()
         size = 0
         try:
             for operation in document.operations():
-                own = operation.name({})
+                operation_name = operation.name({})
                 route = f"{operation.method} {operation.path}"
                 if tags and tags.isdisjoint(operation.tags):
                     continue
-                if chosen is not None and not (chosen.match(own) or chosen.match(route)):
+                if pattern is not None and not (pattern.match(operation_name) or pattern.match(route)):
                     continue
                 if not _PATH.fullmatch(operation.path) or has_dot_segment(operation.path):
                     logger.warning(
@@ -418,19 +418,23 @@ class ApiUpstream(Upstream):
                     continue
                 if len(found) >= MAX_OPERATIONS:
                     raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
-                name = next(each for each in chain((own,), (f"{own}_{n}" for n in count(2))) if each not in found)
-                usable = self._restrict(operation)
-                if usable is None:
+                name = next(
+                    each
+                    for each in chain((operation_name,), (f"{operation_name}_{n}" for n in count(2)))
+                    if each not in found
+                )
+                restricted = self._restrict(operation)
+                if restricted is None:
                     logger.warning("%s: skipped %s, because its schema is too large", self.config.name, route)
                     continue
-                found[name] = usable
+                found[name] = restricted
                 tools[name] = {
                     "name": name,
-                    "description": usable.summary_text,
-                    "inputSchema": usable.input_schema,
+                    "description": restricted.summary_text,
+                    "inputSchema": restricted.input_schema,
                 }
-                if usable.output_schema is not None:
-                    tools[name]["outputSchema"] = usable.output_schema
+                if restricted.output_schema is not None:
+                    tools[name]["outputSchema"] = restricted.output_schema
                 size += len(encode(tools[name]))
                 if size > self.config.max_catalog_bytes:
                     raise ApiError(

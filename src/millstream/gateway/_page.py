@@ -14,9 +14,9 @@ _CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
 _STATES_BY_URGENCY = ("degraded", "connecting", "disabled", "ready")
 """States, the most urgent first."""
-_SUMMED = ("links", "refused", "calls", "unanswered")
-_MAXIMIZED = ("p50_ms", "p99_ms", "listed_at", "changed_at")
-_SUMMED_OF_PROCESSES = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
+_SUM_FIELDS = ("links", "refused", "calls", "unanswered")
+_MAX_FIELDS = ("p50_ms", "p99_ms", "listed_at", "changed_at")
+_PROCESS_SUM_FIELDS = ("running", "spare", "waiting", "limit", "started", "crashed", "ended_idle", "memory")
 
 RegisteredItems = Mapping[tuple[str, str], tuple[Upstream, tuple[str, Description]]]
 """(kind, name on this server) -> upstream, and its item: the upstream's name and description."""
@@ -101,8 +101,8 @@ def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any
     found: dict[str, dict[str, Any]] = {}
     for reports in workers:
         for report in reports:
-            before = found.get(report["name"])
-            found[report["name"]] = {**report, "workers": 1} if before is None else _merge(before, report)
+            merged_report = found.get(report["name"])
+            found[report["name"]] = {**report, "workers": 1} if merged_report is None else _merge(merged_report, report)
     return list(found.values())
 
 
@@ -114,11 +114,11 @@ def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "reason": worse["reason"],
         "workers": one["workers"] + 1,
         "items": {kind: max(one["items"][kind], other["items"][kind]) for kind in METHODS},
-        **{name: one[name] + other[name] for name in _SUMMED},
-        **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAXIMIZED},
+        **{name: one[name] + other[name] for name in _SUM_FIELDS},
+        **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAX_FIELDS},
     }
-    mine, theirs = one["processes"], other["processes"]
-    if mine is not None and theirs is not None:
-        merged["processes"] = {**mine, **{name: mine[name] + theirs[name] for name in _SUMMED_OF_PROCESSES}}
-        merged["processes"]["last_error"] = mine["last_error"] or theirs["last_error"]
+    first, second = one["processes"], other["processes"]
+    if first is not None and second is not None:
+        merged["processes"] = {**first, **{name: first[name] + second[name] for name in _PROCESS_SUM_FIELDS}}
+        merged["processes"]["last_error"] = first["last_error"] or second["last_error"]
     return merged

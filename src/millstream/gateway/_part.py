@@ -158,9 +158,9 @@ class GatewayPart:
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
-        kept = self._stored_results[config.name] = StoredResults(host.store.kv, upstream.names)
+        results = self._stored_results[config.name] = StoredResults(host.store.kv, upstream.names)
         if upstream.policy is not None and upstream.policy.has_budgets:
-            template = kept.template()
+            template = results.template()
             host.registry.add("templates", template.name, template)
             host.on_close(partial(host.registry.remove, "templates", template.name))
         if config.trust == "pin":
@@ -255,8 +255,8 @@ class GatewayPart:
                 continue
             description = each if upstream.policy is None else rules.describe(each)
             key = METHODS[kind][2]
-            named = upstream.names.name if key == "name" else upstream.names.uri
-            name = named(description[key])
+            rename = upstream.names.name if key == "name" else upstream.names.uri
+            name = rename(description[key])
             if (other := self._claimant(upstream, kind, name)) is not None:
                 logger.error(
                     "%s: skipped %r, because its prefix belongs to the upstream %s",
@@ -285,21 +285,21 @@ class GatewayPart:
 
     def _warn_of_names(self, upstream: Upstream, tools: Sequence[str]) -> None:
         """Warn once for each tool whose name won't work with every client."""
-        odd = [name for name in tools if not works_everywhere(name) and name not in self._warned_names]
-        if odd:
-            self._warned_names.update(odd)
+        incompatible = [name for name in tools if not works_everywhere(name) and name not in self._warned_names]
+        if incompatible:
+            self._warned_names.update(incompatible)
             logger.warning(
                 "%s: the name %.150r and %d others won't work with every client, even with the prefix: %s",
-                upstream.config.name, odd[0], len(odd) - 1, NAMES_THAT_WORK,
+                upstream.config.name, incompatible[0], len(incompatible) - 1, NAMES_THAT_WORK,
             )  # fmt: skip
 
     def _merge_hints(self) -> None:
         """Combine the cache hints: the shortest lifetime, and private if any upstream's list is."""
         merged: dict[str, tuple[int, bool]] = {}
         for upstream in self.upstreams.values():
-            for kind, (ttl_ms, own) in upstream.catalog.hints.items():
+            for kind, (ttl_ms, private) in upstream.catalog.hints.items():
                 before = merged.get(kind, (ttl_ms, False))
-                merged[kind] = min(before[0], ttl_ms), before[1] or own
+                merged[kind] = min(before[0], ttl_ms), before[1] or private
         self._host.registry.hints = merged
 
     def _instructions(self) -> str:
@@ -315,13 +315,15 @@ class GatewayPart:
     def _replace_items(self, upstream: Upstream, kind: str, wanted: dict[str, tuple[str, Any]]) -> bool:
         """Replace the items of an upstream in the registry. Return whether anything has changed."""
         registry = self._host.registry
-        mine = {name: made for (each, name), (owner, made) in self._items.items() if owner is upstream and each == kind}
-        removed = [name for name, made in mine.items() if wanted.get(name) != made]
+        current = {
+            name: made for (each, name), (owner, made) in self._items.items() if owner is upstream and each == kind
+        }
+        removed = [name for name, made in current.items() if wanted.get(name) != made]
         added: dict[str, Any] = {}
         for name, (own_name, description) in wanted.items():
-            if mine.get(name) == (own_name, description):
+            if current.get(name) == (own_name, description):
                 continue
-            if name not in mine and registry.has(kind, name):
+            if name not in current and registry.has(kind, name):
                 self._report_name_conflict(upstream, kind, name)
                 continue
             try:
@@ -348,8 +350,8 @@ class GatewayPart:
         rules: ItemRules | None,
     ) -> Any:
         """Return an item with the policy of its upstream inside the server's middleware."""
-        make = getattr(upstream, "make_item", None) or make_item
-        item = make(kind, upstream, name, own_name, description)
+        create = getattr(upstream, "make_item", None) or make_item
+        item = create(kind, upstream, name, own_name, description)
         if isinstance(item, Template) and not upstream.names.prefix:
             item.template = RestrictedPattern(item.template, lambda uri: self._claimant(upstream, kind, uri) is None)
         if rules is not None:
@@ -372,24 +374,28 @@ class GatewayPart:
     def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
         """Log an item whose name is taken. The first item stays registered."""
         other = self._items.get((kind, name))
-        noun, mine = NOUNS[kind], upstream.config.name
+        noun, own = NOUNS[kind], upstream.config.name
         if other is None:
             text = (
-                f"This server and the upstream {mine!r} both have a {noun} {name!r}: give the upstream another "
+                f"This server and the upstream {own!r} both have a {noun} {name!r}: give the upstream another "
                 f"prefix=, or rename the {noun}"
             )
             self._name_conflicts[kind, name] = text
         else:
             text = (
-                f"The upstreams {other[0].config.name!r} and {mine!r} both have a {noun} {name!r}: only the first "
+                f"The upstreams {other[0].config.name!r} and {own!r} both have a {noun} {name!r}: only the first "
                 "one's is offered. Give one of them another prefix="
             )
         logger.error("%s", text)
 
     def _hides(self, upstream: Upstream, uri: str) -> bool:
         """Return whether a URI belongs to another upstream, or is quarantined."""
-        own = upstream.names.original_uri(uri)
-        return own is None or self._claimant(upstream, "resources", uri) is not None or upstream.is_quarantined(own)
+        original = upstream.names.original_uri(uri)
+        return (
+            original is None
+            or self._claimant(upstream, "resources", uri) is not None
+            or upstream.is_quarantined(original)
+        )
 
     def _find_unlisted(self, uri: str) -> Resource | None:
         """Find the upstream of an unlisted URI, because results may link to it."""
@@ -401,8 +407,8 @@ class GatewayPart:
                 continue
             rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
             if upstream.policy is None or rules is not None:
-                about = {"uri": own_uri, "name": own_uri}
-                found: Resource = self._make_item("resources", upstream, uri, own_uri, about, rules)
+                description = {"uri": own_uri, "name": own_uri}
+                found: Resource = self._make_item("resources", upstream, uri, own_uri, description, rules)
                 return found
         return None
 

@@ -99,12 +99,12 @@ class AcceptedFile:
             LocalError, OSError: the file can't be read or written.
         """
         self.of(upstream)
-        kept = self._definitions.setdefault(upstream, {}).setdefault(kind, {})
+        accepted = self._definitions.setdefault(upstream, {}).setdefault(kind, {})
         for name, definition in definitions.items():
             if definition is None:
-                kept.pop(name, None)
+                accepted.pop(name, None)
             else:
-                kept[name] = definition
+                accepted[name] = definition
         text = msgspec.json.format(msgspec.json.encode(self._definitions, order="sorted"), indent=2) + b"\n"
         with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=self.path.name, delete=False) as new:
             new.write(text)
@@ -144,25 +144,25 @@ class Pins:
             seen = await self._read_pins([(kind, name) for kind, name, _ in pinned_items(catalog)])
             found: list[QuarantinedItem] = []
             for kind, name, definition in pinned_items(catalog):
-                mine, digest = accepted.get(kind, {}).get(name), digest_of(definition)
-                if mine is not None:
-                    fits = digest_of(mine) == digest
+                pinned, digest = accepted.get(kind, {}).get(name), digest_of(definition)
+                if pinned is not None:
+                    matches = digest_of(pinned) == digest
                 elif (first := seen.get((kind, name))) is not None:
-                    fits, mine = first.startswith(digest), _read_definition(first)
+                    matches, pinned = first.startswith(digest), _read_definition(first)
                 else:
-                    fits = self._accepts_new and await self._pin_first(kind, name, definition)
-                if not fits:
-                    found.append(QuarantinedItem(kind, name, definition, mine))
+                    matches = self._accepts_new and await self._pin_first(kind, name, definition)
+                if not matches:
+                    found.append(QuarantinedItem(kind, name, definition, pinned))
         except LocalError as exc:
             raise PinsUnavailable(str(exc)) from exc
         if not found:
             return catalog, found
-        left = {(each.kind, each.name) for each in found}
+        quarantined = {(each.kind, each.name) for each in found}
         lists = {
-            kind: {name: each for name, each in getattr(catalog, kind).items() if (kind, name) not in left}
+            kind: {name: each for name, each in getattr(catalog, kind).items() if (kind, name) not in quarantined}
             for kind in METHODS
         }
-        instructions = "" if INSTRUCTIONS in left else catalog.instructions
+        instructions = "" if INSTRUCTIONS in quarantined else catalog.instructions
         return msgspec.structs.replace(catalog, instructions=instructions, **lists), found
 
     async def _read_pins(self, items: list[tuple[str, str]]) -> dict[tuple[str, str], bytes]:

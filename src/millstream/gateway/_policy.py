@@ -170,10 +170,10 @@ class Visibility(Struct, frozen=True):
         """Return whether a caller has the groups and claims."""
         if principal is None:
             return False
-        found = principal.claims
-        mine = _text_values(found.get("groups"))
-        return all(not each.isdisjoint(mine) for each in self.groups) and all(
-            _has_claim(found.get(name), value) for name, value in self.claims
+        claims = principal.claims
+        groups = _text_values(claims.get("groups"))
+        return all(not each.isdisjoint(groups) for each in self.groups) and all(
+            _has_claim(claims.get(name), value) for name, value in self.claims
         )
 
 
@@ -228,8 +228,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         if self.description:
             changed["description"] = self.description
         if self.annotations:
-            given = changed.get("annotations")
-            changed["annotations"] = {**(given if is_object(given) else {}), **self.annotations}
+            annotations = changed.get("annotations")
+            changed["annotations"] = {**(annotations if is_object(annotations) else {}), **self.annotations}
         if self.defaults or self.hidden:
             if is_object(changed.get("inputSchema")):
                 changed["inputSchema"] = self._schema(changed["inputSchema"])
@@ -240,9 +240,9 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         return changed
 
     def _schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        given = schema.get("properties")
+        original = schema.get("properties")
         properties = {
-            name: each for name, each in (given if is_object(given) else {}).items() if name not in self.hidden
+            name: each for name, each in (original if is_object(original) else {}).items() if name not in self.hidden
         }
         for name, value in self.defaults.items():
             if is_object(properties.get(name)):
@@ -260,10 +260,10 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                 }
         return changed
 
-    def _prompt_arguments(self, given: Sequence[Any]) -> list[Any]:
+    def _prompt_arguments(self, arguments: Sequence[Any]) -> list[Any]:
         return [
             {**each, "required": False} if each.get("name") in self.defaults else each
-            for each in given
+            for each in arguments
             if is_object(each) and each.get("name") not in self.hidden
         ]
 
@@ -272,29 +272,31 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         """Whether arguments have to be decoded."""
         return bool(self.defaults or self.hidden or self.arguments is not None)
 
-    def fill(self, arguments: Any, known: Collection[str] = ()) -> Any:
+    def fill(self, arguments: Any, parameters: Collection[str] = ()) -> Any:
         """Return the arguments for the upstream, as JSON or as a dict like the input.
 
         Args:
             arguments: the caller's arguments.
-            known: names of the arguments that callers may pass.
+            parameters: names of the arguments that callers may pass.
 
         Raises:
             ToolError: the arguments aren't an object.
         """
         if is_object(arguments):
-            return self._fill_in(arguments, known)
+            return self._fill_in(arguments, parameters)
         try:
-            given = _decode_object(arguments or b"{}")
+            decoded = _decode_object(arguments or b"{}")
         except (msgspec.DecodeError, RecursionError) as exc:
             raise ToolError("The arguments must be a JSON object.") from exc
-        return Raw(encode(self._fill_in(given, known)))
+        return Raw(encode(self._fill_in(decoded, parameters)))
 
-    def _fill_in(self, given: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-        values = {**self.defaults, **given}
+    def _fill_in(self, arguments: dict[str, Any], parameters: Collection[str]) -> dict[str, Any]:
+        values = {**self.defaults, **arguments}
         if self.hidden:  # many programs ignore case in member names
             hidden = {name.casefold() for name in self.hidden}
-            values = {name: value for name, value in values.items() if name.casefold() not in hidden or name in known}
+            values = {
+                name: value for name, value in values.items() if name.casefold() not in hidden or name in parameters
+            }
         if self.arguments is not None:
             values = cast("dict[str, Any]", self.arguments.value(values))
         return {**values, **self.hidden}  # last, so a caller can't override them
@@ -324,13 +326,13 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
 
-    def _wrap(self, run: Run, keep: SaveResult | None, known: Collection[str]) -> Run:
+    def _wrap(self, run: Run, keep: SaveResult | None, parameters: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
-            given = self.fill(arguments, known) if self.changes_arguments else arguments
+            filled = self.fill(arguments, parameters) if self.changes_arguments else arguments
             if self.results is None:
-                return await self._within_budget(await run(given, call), call, keep)
+                return await self._within_budget(await run(filled, call), call, keep)
             try:
-                result = await run(given, call)
+                result = await run(filled, call)
             except ToolError as exc:
                 raise ToolError(self.results.text(str(exc))) from None
             except ProtocolError as exc:
@@ -360,21 +362,21 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
         link: resource link; None if the whole result can't be stored.
     """
     try:
-        whole = _decode_object(result)
+        decoded = _decode_object(result)
     except (msgspec.DecodeError, RecursionError):
-        whole = {}
-    content = whole.get("content")
+        decoded = {}
+    content = decoded.get("content")
     blocks = cast("Sequence[Any]", content) if is_array(content) else ()
     texts = [each["text"] for each in blocks if is_object(each) and isinstance(each.get("text"), str)]
-    if not texts and "structuredContent" in whole:
-        texts = [encode(whole["structuredContent"]).decode()]
+    if not texts and "structuredContent" in decoded:
+        texts = [encode(decoded["structuredContent"]).decode()]
     text = "\n".join(texts).encode()
-    kept = text[:budget].decode("utf-8", "ignore")
+    beginning = text[:budget].decode("utf-8", "ignore")
     rest = "The link has all of it." if link is not None else "The rest is too large to store: request less."
-    note = f"[{len(kept.encode()):,} of {len(text):,} bytes of text. {rest}]"
-    made: dict[str, Any] = {key: whole[key] for key in ("isError", "_meta") if key in whole}
-    made["content"] = [{"type": "text", "text": f"{kept}\n{note}"}, *([] if link is None else [dict(link)])]
-    return encode(made)
+    note = f"[{len(beginning.encode()):,} of {len(text):,} bytes of text. {rest}]"
+    members: dict[str, Any] = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
+    members["content"] = [{"type": "text", "text": f"{beginning}\n{note}"}, *([] if link is None else [dict(link)])]
+    return encode(members)
 
 
 class RestrictedPattern:
@@ -429,10 +431,10 @@ class Policy:
 
     def __init__(self, policy: UpstreamPolicy, names: Names = _OWN_NAMES) -> None:
         layers = [policy]
-        while (above := layers[0].shared) is not None:
-            if len(layers) > _MAX_SHARED or any(above is each for each in layers):
+        while (parent := layers[0].shared) is not None:
+            if len(layers) > _MAX_SHARED or any(parent is each for each in layers):
                 raise ValueError("The shared= policies form a loop, or are nested too deeply. Remove one of them.")
-            layers.insert(0, above)
+            layers.insert(0, parent)
         self._layers = [_Layer(each) for each in layers]
         self._own = self._layers[-1]
         self._names = names
@@ -601,13 +603,13 @@ def _normalize(uris: Collection[str]) -> list[str]:
 def _without_dots(uri: str) -> str:
     scheme, separator, rest = uri.replace("\\", "/").partition("://")
     path = rest if separator else scheme
-    kept: list[str] = []
+    parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
-            kept = kept[:-1] or kept
-        elif part not in (".", "") or not kept:
-            kept.append(part)
-    return f"{scheme}{separator}{'/'.join(kept)}" if separator else "/".join(kept)
+            parts = parts[:-1] or parts
+        elif part not in (".", "") or not parts:
+            parts.append(part)
+    return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)
 
 
 def _last(found: Sequence[CommonRules], name: str, default: Any) -> Any:

@@ -255,11 +255,11 @@ def _read_form(question: ForwardedQuestion, raw: bytes) -> Raw:
     content = _decode_object(result.content)
     if not any(isinstance(content.get(name), str) for name in lists):
         return Raw(raw)
-    whole = _decode_object(raw)
-    whole["content"] = {
+    answer = _decode_object(raw)
+    answer["content"] = {
         name: [value] if name in lists and isinstance(value, str) else value for name, value in content.items()
     }
-    return Raw(encode(whole))
+    return Raw(encode(answer))
 
 
 class _Sample(Struct):

@@ -47,17 +47,17 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
-    kept: dict[str, Any] | None = None
+    own_meta: dict[str, Any] | None = None
     if meta is not None:
         raw = bytes(meta)
-        kept = _read_meta(raw) if len(raw) > _MAX_CACHED_META else _cached_meta(raw)
-    return encode(found)[1:-1], kept
+        own_meta = _read_meta(raw) if len(raw) > _MAX_CACHED_META else _cached_meta(raw)
+    return encode(found)[1:-1], own_meta
 
 
 def _read_meta(meta: bytes) -> dict[str, Any] | None:
-    kept = _decode_meta(meta)
-    kept.pop(SERVER_KEY, None)
-    return kept or None
+    members = _decode_meta(meta)
+    members.pop(SERVER_KEY, None)
+    return members or None
 
 
 _cached_meta = lru_cache(256)(_read_meta)

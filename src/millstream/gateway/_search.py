@@ -116,7 +116,7 @@ class ToolIndex:
         if not found:
             return []
         rows = self._table.execute(
-            f"SELECT rowid FROM tools WHERE tools MATCH ? ORDER BY bm25(tools, {_WEIGHTS}), rowid",  # noqa: S608  ours
+            f"SELECT rowid FROM tools WHERE tools MATCH ? ORDER BY bm25(tools, {_WEIGHTS}), rowid",  # noqa: S608  only constants
             (" OR ".join(f'"{word}"' for word in found),),
         )
         return [self._names[number] for (number,) in rows]
@@ -130,8 +130,8 @@ def _texts(name: str, description: Mapping[str, Any]) -> tuple[str, str, str, st
     schema = description.get("inputSchema")
     properties = schema.get("properties") if is_object(schema) else None
     arguments = [
-        f"{each} {about.get('description', '') if is_object(about) else ''}"
-        for each, about in (properties if is_object(properties) else {}).items()
+        f"{each} {schema_of_argument.get('description', '') if is_object(schema_of_argument) else ''}"
+        for each, schema_of_argument in (properties if is_object(properties) else {}).items()
     ]
     texts = name, description.get("title") or "", description.get("description") or "", " ".join(arguments)
     first, second, third, fourth = (" ".join(words(str(text)[:_MAX_TEXT])) for text in texts)
@@ -154,11 +154,13 @@ class SearchPart:
             ValueError: the server has a tool with one of these names.
         """
         self._registry: Registry = host.registry
-        for name, run, read, about in (
+        for name, run, decode, description in (
             (SEARCH, self._search, _read_search, SEARCH_DESCRIPTION),
             (CALL, _reject_call, _read_call, CALL_DESCRIPTION),
         ):
-            source = ItemSource(name, run, read, description=about["description"], schema=about["inputSchema"])
+            source = ItemSource(
+                name, run, decode, description=description["description"], schema=description["inputSchema"]
+            )
             host.registry.add(
                 "tools", name, Tool(source, annotations={"readOnlyHint": True} if name == SEARCH else None)
             )

@@ -67,8 +67,10 @@ class StoredResults:
             return None if found is None else _contents(uri, found)
 
         schema = {"properties": {"id": {"type": "string"}}}
-        about = "A result that was too large for its call. Results link to it."
-        return Template(self._names.uri(URI), ItemSource("result", read, _identity, description=about, schema=schema))
+        description = "A result that was too large for its call. Results link to it."
+        return Template(
+            self._names.uri(URI), ItemSource("result", read, _identity, description=description, schema=schema)
+        )
 
 
 def _identity(values: Any) -> Any:
@@ -82,11 +84,11 @@ def _key(call: Call, id: str) -> str:
 
 def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
     """Return a result as resource contents: its structured value, or else its content."""
-    whole = _decode_object(result)
-    if "structuredContent" in whole:
-        text = encode(whole["structuredContent"]).decode()
+    decoded = _decode_object(result)
+    if "structuredContent" in decoded:
+        text = encode(decoded["structuredContent"]).decode()
         return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=text))]
-    blocks = whole.get("content")
+    blocks = decoded.get("content")
     texts = [
         each["text"]
         for each in (blocks if is_array(blocks) else ())

@@ -350,10 +350,14 @@ class Upstream:
         session = "" if call.session is None else call.session.id
         if self.processes is not None:
             return LinkKey(principal, session, abilities, handshake=handshake)
-        own = "" if self.credentials is None else self.credentials.link_key(call)
+        credentials_key = "" if self.credentials is None else self.credentials.link_key(call)
         if per_request and not handshake:  # each request is self-contained
-            return LinkKey(principal, credentials=own) if own or program is not None else SHARED_KEY
-        return LinkKey(principal, session, abilities, own, handshake)
+            return (
+                LinkKey(principal, credentials=credentials_key)
+                if credentials_key or program is not None
+                else SHARED_KEY
+            )
+        return LinkKey(principal, session, abilities, credentials_key, handshake)
 
     @property
     def has_tasks(self) -> bool:
@@ -393,12 +397,12 @@ class Upstream:
         """Return the processes of a command; None for other kinds of upstreams."""
         config = self.config
         target = self._target
-        place = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
-        if not isinstance(place, Command):
+        command = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
+        if not isinstance(command, Command):
             return None
         return pool.add(
             config.name,
-            place,
+            command,
             limit=config.max_processes,
             idle_seconds=config.idle_seconds,
             memory_limit=config.memory_limit,

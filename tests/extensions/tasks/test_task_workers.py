@@ -24,7 +24,7 @@ class Shop:
 
     def __init__(self) -> None:
         self.began = Counter[str]()
-        """Name of a server and word -> how often a function began there."""
+        """Worker's name and word -> number of starts."""
         self.ended = Counter[str]()
         self.release = asyncio.Event()
         self._servers = 0

@@ -75,10 +75,10 @@ class Apps(Extension):
         """Return an error if a tool links to a view that doesn't exist, because hosts couldn't show its results."""
         registry = server.registry
         for uri, tool in self._tool_of_view.items():
-            known = uri in registry.resources or any(
+            exists = uri in registry.resources or any(
                 template.template.match(uri) is not None for template in registry.templates.values()
             )
-            if not known:
+            if not exists:
                 return f"the tool {tool!r} has ui={uri!r}, but there is no such resource. Add it with mcp.app(…)"
         return ""
 
@@ -88,19 +88,19 @@ class Apps(Extension):
         Raises:
             ValueError: the file or folder doesn't exist, or the URI or an option is invalid.
         """
-        place = Path(source)
+        path = Path(source)
         meta = metadata_of(options)
-        if place.is_dir():
-            base = uri.rstrip("/") or f"ui://{_check_name(place.resolve().name)}"
-            found = sorted(each for each in place.glob("*.html") if each.is_file())
-            if not found:
+        if path.is_dir():
+            base = uri.rstrip("/") or f"ui://{_check_name(path.resolve().name)}"
+            files = sorted(each for each in path.glob("*.html") if each.is_file())
+            if not files:
                 raise ValueError(f"{source!r} contains no .html file. Add one for each view")
-            for each in found:
+            for each in files:
                 self._serve(each, f"{base}/{_check_name(each.stem)}", meta, options)
-        elif place.is_file():
+        elif path.is_file():
             self._serve(
-                place,
-                uri or f"ui://{_check_name(place.resolve().parent.name)}/{_check_name(place.stem)}",
+                path,
+                uri or f"ui://{_check_name(path.resolve().parent.name)}/{_check_name(path.stem)}",
                 meta,
                 options,
             )
@@ -121,11 +121,11 @@ class Apps(Extension):
             ValueError: the URI or the visibility is invalid.
         """
         check_uri(uri)
-        about: dict[str, Any] = {"resourceUri": uri}
+        ui: dict[str, Any] = {"resourceUri": uri}
         if visibility is not None:
-            about["visibility"] = check_visibility(visibility)
+            ui["visibility"] = check_visibility(visibility)
         self._tool_of_view[uri] = tool
-        return {"ui": about, "ui/resourceUri": uri}  # hosts of 2025 read the second one
+        return {"ui": ui, "ui/resourceUri": uri}  # hosts of 2025 read the second one
 
 
 def check_visibility(visibility: Sequence[str]) -> list[str]:
@@ -134,10 +134,10 @@ def check_visibility(visibility: Sequence[str]) -> list[str]:
     Raises:
         ValueError: the visibility is invalid.
     """
-    given = [visibility] if isinstance(visibility, str) else list(visibility)
-    if not given or not set(given) <= {"model", "app"}:
+    audience = [visibility] if isinstance(visibility, str) else list(visibility)
+    if not audience or not set(audience) <= {"model", "app"}:
         raise ValueError(f"visibility={visibility!r}: use ['model'], ['app'], or both")
-    return given
+    return audience
 
 
 def check_uri(uri: str) -> None:
@@ -160,32 +160,32 @@ def metadata_of(options: AppOptions) -> dict[str, Any]:
     unknown = set(options) - set(AppOptions.__annotations__)
     if unknown:
         raise TypeError(f"app has no option {min(unknown)!r}: use {', '.join(AppOptions.__annotations__)}")
-    about: dict[str, Any] = {}
+    ui: dict[str, Any] = {}
     csp = {member: _origins(name, found) for name, member in _CSP.items() if (found := options.get(name))}
     if csp:
-        about["csp"] = csp
+        ui["csp"] = csp
     permissions: dict[str, Any] = {}
     for each in options.get("permissions", ()):
         if each not in _PERMISSIONS:
             raise ValueError(f"permissions contains {each!r}: use {', '.join(_PERMISSIONS)}")
         permissions[_PERMISSIONS[each]] = {}
     if permissions:
-        about["permissions"] = permissions
+        ui["permissions"] = permissions
     if "domain" in options:
-        about["domain"] = options["domain"]
+        ui["domain"] = options["domain"]
     if "border" in options:
-        about["prefersBorder"] = options["border"]
-    return {"ui": about} if about else {}
+        ui["prefersBorder"] = options["border"]
+    return {"ui": ui} if ui else {}
 
 
 def _origins(option: str, origins: Any) -> list[str]:
-    given: Iterable[str] = [origins] if isinstance(origins, str) else origins
-    for each in (found := list(given)):
+    values: Iterable[str] = [origins] if isinstance(origins, str) else origins
+    for each in (result := list(values)):
         if not _ORIGIN.fullmatch(each):
             raise ValueError(
                 f"{option} contains {each!r}: write origins such as 'https://api.example.com' or 'https://*.example.com'"
             )
-    return found
+    return result
 
 
 def _check_name(name: str) -> str:

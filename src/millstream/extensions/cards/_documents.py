@@ -103,14 +103,14 @@ _KEY_HEADER: Final = {
 
 def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
     text = str(about.get("description") or about.get("title") or about["name"])
-    found = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
-    if "title" in found:
-        found["title"] = str(found["title"])[:MAX_TEXT]
+    optional = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
+    if "title" in optional:
+        optional["title"] = str(optional["title"])[:MAX_TEXT]
     return {
         "name": identity.name,
         "version": str(about["version"])[:255],
         "description": text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…",
-        **found,
+        **optional,
     }
 
 

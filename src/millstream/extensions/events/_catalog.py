@@ -53,8 +53,10 @@ class EventCatalog:
         """
         kind = self._by_name.get(event) if isinstance(event, str) else self._by_payload.get(type(event))
         if kind is None:
-            shown = repr(event) if isinstance(event, str) else f"the class {type(event).__name__}"
-            raise LocalError(f'No event is declared for {shown}. Declare it with @mcp.event("order.paid") on a class.')
+            description = repr(event) if isinstance(event, str) else f"the class {type(event).__name__}"
+            raise LocalError(
+                f'No event is declared for {description}. Declare it with @mcp.event("order.paid") on a class.'
+            )
         return kind
 
     def visible(self, name: str, scopes: frozenset[str] | None) -> EventType:

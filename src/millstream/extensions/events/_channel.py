@@ -47,7 +47,7 @@ class ClaudeChannel(Extension):
         host.every_second(look)
 
     async def forward(self) -> None:
-        """Forward events until cancelled.
+        """Forward events until canceled.
 
         Raises:
             ClientError: the other server ended a subscription.
@@ -84,18 +84,20 @@ async def select_events(client: Client, names: Sequence[str], arguments: Mapping
     Raises:
         ClientError: the server lacks an event, or no event has an argument.
     """
-    listed = {each.name: each for each in await client.events.list()}
+    events_by_name = {each.name: each for each in await client.events.list()}
     for name in names:
-        if name not in listed:
-            raise ClientError(f"The server has no event {name!r}. Its events: {', '.join(sorted(listed)) or 'none'}.")
-    chosen = [listed[name] for name in names or sorted(listed)]
+        if name not in events_by_name:
+            raise ClientError(
+                f"The server has no event {name!r}. Its events: {', '.join(sorted(events_by_name)) or 'none'}."
+            )
+    chosen = [events_by_name[name] for name in names or sorted(events_by_name)]
     if not chosen:
         raise ClientError("The server has no events.")
-    known = {name for each in chosen for name in each.input_schema.get("properties", {})}
+    known_arguments = {name for each in chosen for name in each.input_schema.get("properties", {})}
     for name in arguments:
-        if name not in known:
+        if name not in known_arguments:
             raise ClientError(
-                f"No event has the argument {name!r}. Their arguments: {', '.join(sorted(known)) or 'none'}."
+                f"No event has the argument {name!r}. Known: {', '.join(sorted(known_arguments)) or 'none'}."
             )
     return [
         client.events.subscribe(

@@ -193,7 +193,7 @@ class Outbox:
         await self._room_event.wait()
 
     async def run(self) -> None:
-        """Send due deliveries until cancelled."""
+        """Send due deliveries until canceled."""
         while True:
             self._wake_event.clear()
             now = self.clock()
@@ -347,7 +347,7 @@ class EventDelivery:
         """Whether a delivery was dropped because the lease had ended."""
 
     async def run(self) -> None:
-        """Deliver whenever this worker gets the lease, until cancelled."""
+        """Deliver whenever this worker gets the lease, until canceled."""
         while True:
             with self._log:
                 await self._deliver_with_lease()
@@ -436,22 +436,22 @@ class EventDelivery:
         self._first_attempts, self._saved_count, self._lease_lost = {}, -1, False
         records = await subscriptions.all(name)
         self._recheck_tokens = True
-        owed = await subscriptions.find_undelivered([record.id for record in records])
+        undelivered = await subscriptions.find_undelivered([record.id for record in records])
         events: dict[int, Notice | None] = {}
         for record in records:
             target = await self._add_target(record)
-            if target is not None and record.id in owed:
-                await self._resume(target, owed[record.id], events)
+            if target is not None and record.id in undelivered:
+                await self._resume(target, undelivered[record.id], events)
         return cursor
 
-    async def _resume(self, target: Target, owed: UndeliveredEvents, events: dict[int, Notice | None]) -> None:
+    async def _resume(self, target: Target, undelivered: UndeliveredEvents, events: dict[int, Notice | None]) -> None:
         """Schedule the events whose earlier attempts failed on any worker."""
-        present, now = split_cursor(self.hub.place())[0], self._outbox.clock()
-        if owed.epoch == present:
-            target.undelivered_offsets = frozenset(each.offset for each in owed.events)
-        for each in owed.events:
+        epoch, now = split_cursor(self.hub.place())[0], self._outbox.clock()
+        if undelivered.epoch == epoch:
+            target.undelivered_offsets = frozenset(each.offset for each in undelivered.events)
+        for each in undelivered.events:
             if each.offset not in events:
-                events[each.offset] = await self._read_event(each.offset) if owed.epoch == present else None
+                events[each.offset] = await self._read_event(each.offset) if undelivered.epoch == epoch else None
             notice = events[each.offset]
             if notice is None:
                 self._send_gap(target, each.offset)
@@ -670,11 +670,11 @@ class EventDelivery:
             return
         if target.is_removed or target.pending.get(delivery.notice.offset) is not delivery:
             return
-        was_owed = not delivery.blocks_position
+        was_undelivered = not delivery.blocks_position
         if answer.final or given_up:
             del target.pending[delivery.notice.offset]
             self._release_position(delivery)
-            if was_owed:
+            if was_undelivered:
                 await self._save_undelivered(target)
             return
         delay = self._outbox.delay(delivery.attempts)
@@ -689,7 +689,7 @@ class EventDelivery:
         async with target.lock:
             if target.is_removed:
                 return True
-            owed = [
+            undelivered = [
                 UndeliveredEvent(
                     offset, each.attempts, due if each is failed else self._outbox.clock(), each.first_attempt_at
                 )
@@ -697,7 +697,7 @@ class EventDelivery:
                 if not each.blocks_position or each is failed
             ]
             try:
-                await self._subscriptions.put_undelivered(target.record, self._epoch, owed)
+                await self._subscriptions.put_undelivered(target.record, self._epoch, undelivered)
             except LocalError as error:
                 _logger.debug("The pending events of the subscription %s weren't saved: %s", target.record.id, error)
                 return False
@@ -774,9 +774,9 @@ class EventDelivery:
         record, sealed = await self._subscriptions.get(self.kind.name, target.record.id)
         if record is None or not record.since:
             return
-        begun = replace(record, since="", oldest=0.0)
-        if await self._subscriptions.replace(begun, sealed):
-            target.update(begun)
+        updated = replace(record, since="", oldest=0.0)
+        if await self._subscriptions.replace(updated, sealed):
+            target.update(updated)
 
 
 class WebhookDelivery:

@@ -134,8 +134,8 @@ class EventMethods:
         page = rest[:PAGE_SIZE]
         unusable = {"webhook" if caller.principal is None else "", "" if streams else "push"}
         modes = [mode for mode in self._modes if mode not in unusable]
-        listed: dict[str, Any] = {"events": [kind.describe(modes) for kind in page]}
-        return {**listed, "nextCursor": page[-1].name} if len(rest) > PAGE_SIZE else listed
+        result: dict[str, Any] = {"events": [kind.describe(modes) for kind in page]}
+        return {**result, "nextCursor": page[-1].name} if len(rest) > PAGE_SIZE else result
 
     async def poll(self, params: ReadParams, caller: Caller) -> dict[str, Any]:
         """Return the events after a cursor, or without one, only the current cursor.
@@ -145,9 +145,9 @@ class EventMethods:
         """
         kind = self._catalog.visible(params.name, caller.scopes)
         reader = self._reader(kind, params, caller)
-        most = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
+        limit = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
         check_admission(self._hub, kind.name, caller.principal)
-        page = await read_page(self._hub, kind.name, params.cursor or "", most=most, accepts=reader.accepts)
+        page = await read_page(self._hub, kind.name, params.cursor or "", most=limit, accepts=reader.accepts)
         return {
             "events": [_with_values(reader.occurrence(each, None)) for each in page.events],
             "cursor": page.cursor,
@@ -216,15 +216,15 @@ class EventStream:
             if notice.kind in ("gap", "cut"):
                 continue
             counts = notice.kind == "event" and reader.accepts(notice)
-            truncated, here = gap or reader.has_skipped, position(hub, notice.offset)
+            truncated, cursor = gap or reader.has_skipped, position(hub, notice.offset)
             if truncated or not active:
-                start = position(hub, notice.offset - 1) if counts else here
+                start = position(hub, notice.offset - 1) if counts else cursor
                 yield f"{PREFIX}active", {"cursor": start, "truncated": truncated}
                 active, gap, reader.has_skipped = True, False, False
             elif notice.kind == "place":
-                yield f"{PREFIX}heartbeat", {"cursor": here}
+                yield f"{PREFIX}heartbeat", {"cursor": cursor}
             if counts:
-                yield f"{PREFIX}event", reader.occurrence(notice, here)
+                yield f"{PREFIX}event", reader.occurrence(notice, cursor)
 
 
 def oldest_time(max_age_ms: int | None, cursor: str | None, now: float) -> float:

@@ -225,7 +225,7 @@ class Events(Extension):
 
     async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
         """Answer `events/list`."""
-        assert self._event_methods is not None  # noqa: S101  open
+        assert self._event_methods is not None  # noqa: S101  set by `open`
         return self._event_methods.list_types(params, _caller(ctx), streams=ctx.revision in PER_REQUEST)
 
     async def poll(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:

@@ -157,8 +157,8 @@ class SubscriptionStore:
     def _open(self, id: str, sealed: bytes | None) -> WebhookSubscription | None:
         if sealed is None:
             return None
-        plain = self._host.unseal(sealed, id)
-        return None if plain is None else _decode_subscription(plain)
+        decrypted = self._host.unseal(sealed, id)
+        return None if decrypted is None else _decode_subscription(decrypted)
 
     # Limits
 
@@ -171,15 +171,17 @@ class SubscriptionStore:
         kv, key = self._map, f"events:of.{principal.binding.hex()}"
         for attempt in range(_ATTEMPTS):
             before, now = await kv.get(key), self._host.now()
-            held = {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
-            if id not in held:
-                if len(held) >= self._most_each:
+            expirations = (
+                {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
+            )
+            if id not in expirations:
+                if len(expirations) >= self._most_each:
                     raise limit_error("subscriptions", self._most_each)
                 if await self.count(names) >= self._most:
                     raise limit_error("subscriptions", self._most)
-            held[id] = expires
+            expirations[id] = expires
             try:
-                if await kv.compare_and_set(key, before, _encode(held), max(held.values()) - now + 1.0):
+                if await kv.compare_and_set(key, before, _encode(expirations), max(expirations.values()) - now + 1.0):
                     return
             except StoreFull as error:
                 raise limit_error("subscriptions") from error
@@ -191,11 +193,13 @@ class SubscriptionStore:
         kv, key = self._map, f"events:of.{principal.binding.hex()}"
         for attempt in range(_ATTEMPTS):
             before, now = await kv.get(key), self._host.now()
-            held = {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
-            if before is None or held.pop(id, None) is None:
+            expirations = (
+                {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
+            )
+            if before is None or expirations.pop(id, None) is None:
                 return
-            after = _encode(held) if held else None
-            if await kv.compare_and_set(key, before, after, max(held.values(), default=now) - now + 1.0):
+            after = _encode(expirations) if expirations else None
+            if await kv.compare_and_set(key, before, after, max(expirations.values(), default=now) - now + 1.0):
                 return
             await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
 

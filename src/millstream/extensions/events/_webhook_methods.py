@@ -119,32 +119,32 @@ class WebhookMethods:
         read_secret(secret)
         now = self._clock()
         expires = min(now + self._choose_ttl(params.ttl_ms), principal.until)
-        too_old = oldest_time(params.max_age_ms, params.cursor, now)
+        oldest = oldest_time(params.max_age_ms, params.cursor, now)
         check_admission(self._hub, kind.name, principal)
-        known, _ = await self._subscriptions.get(kind.name, id)
+        existing, _ = await self._subscriptions.get(kind.name, id)
         await self._subscriptions.admit(principal, id, expires, [each.name for each in self._catalog])
         try:
             if not await self._subscriptions.is_verified(principal, url):
                 await self._verify(url, secret, id)
                 await self._subscriptions.mark_verified(principal, url)
-            since, truncated = await self._start(kind, arguments, params.cursor or "", too_old, principal)
+            since, truncated = await self._start(kind, arguments, params.cursor or "", oldest, principal)
         except BaseException:
-            if known is None:
+            if existing is None:
                 await self._subscriptions.discount(principal, id)
             raise
         fresh = WebhookSubscription(
             id, kind.name, arguments.canonical, url, secret, expires, principal.subject, principal.issuer,
-            principal.client, principal.scopes, since, too_old, credential=self._revocation_id(principal),
+            principal.client, principal.scopes, since, oldest, credential=self._revocation_id(principal),
         )  # fmt: skip
-        known = await self._write(fresh, now)
+        existing = await self._write(fresh, now)
         await self._subscriptions.announce_change(kind.name, id)
         granted: dict[str, Any] = {"id": id, "refreshBefore": timestamp(expires)}
-        if known is None:
+        if existing is None:
             return {**granted, "cursor": since, "truncated": truncated}
         status = await self._subscriptions.status(id)
         return {
             **granted,
-            "cursor": await self._watermark(known, since),
+            "cursor": await self._watermark(existing, since),
             "truncated": False,
             "deliveryStatus": _describe_status(status),
         }
@@ -218,14 +218,14 @@ class WebhookMethods:
                 return before
         raise limit_error("subscriptions")
 
-    async def _watermark(self, known: WebhookSubscription, since: str) -> str:
+    async def _watermark(self, existing: WebhookSubscription, since: str) -> str:
         """Return the cursor up to which every event was accepted or dropped."""
-        if known.since:
-            return known.since
-        owed = (await self._subscriptions.find_undelivered([known.id])).get(known.id)
-        if owed is not None and owed.events:
-            return f"{owed.epoch}.{min(each.offset for each in owed.events) - 1}"
-        return await self._subscriptions.position(known.name) or since
+        if existing.since:
+            return existing.since
+        undelivered = (await self._subscriptions.find_undelivered([existing.id])).get(existing.id)
+        if undelivered is not None and undelivered.events:
+            return f"{undelivered.epoch}.{min(each.offset for each in undelivered.events) - 1}"
+        return await self._subscriptions.position(existing.name) or since
 
     async def _verify(self, url: str, secret: str, id: str) -> None:
         """Check with a challenge that the endpoint agrees to receive deliveries.
@@ -233,20 +233,20 @@ class WebhookMethods:
         Raises:
             ProtocolError: CALLBACK_ENDPOINT_ERROR, or RESOURCE_EXHAUSTED after too many challenges.
         """
-        where, now = read_url(url), asyncio.get_running_loop().time()
-        challenged = self._verification_times.setdefault(where.host, deque())
-        while challenged and challenged[0] <= now - _PERIOD:
-            challenged.popleft()
-        if len(challenged) >= _MAX_VERIFICATIONS_PER_HOST or self._verification_count >= _MAX_VERIFICATIONS:
+        target, now = read_url(url), asyncio.get_running_loop().time()
+        recent = self._verification_times.setdefault(target.host, deque())
+        while recent and recent[0] <= now - _PERIOD:
+            recent.popleft()
+        if len(recent) >= _MAX_VERIFICATIONS_PER_HOST or self._verification_count >= _MAX_VERIFICATIONS:
             raise limit_error("verifications")
-        challenged.append(now)
+        recent.append(now)
         if len(self._verification_times) > _MAX_HOSTS:
             self._verification_times.pop(next(iter(self._verification_times)))
         challenge = secrets.token_urlsafe(32)
         self._verification_count += 1
         try:
             answer = await self._sender.send(
-                where,
+                target,
                 _encode({"type": "verification", "challenge": challenge}),
                 message_id=f"msg_verification_{secrets.token_hex(12)}",
                 subscription=id,

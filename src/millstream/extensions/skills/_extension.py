@@ -81,10 +81,10 @@ class Skills(Extension):
             ValueError: the skill is invalid.
             TypeError: the function takes arguments, or doesn't return text.
         """
-        made = skill_of(function, options)
-        self._check_free((made.skill.uri,))
-        self._functions[made.skill.uri] = made
-        self._list(made.skill, partial(self._read_resource, unquote(made.skill.uri.removeprefix("skill://"))))
+        skill = skill_of(function, options)
+        self._check_free((skill.skill.uri,))
+        self._functions[skill.skill.uri] = skill
+        self._list(skill.skill, partial(self._read_resource, unquote(skill.skill.uri.removeprefix("skill://"))))
         return function
 
     def _check_free(self, uris: Iterable[str]) -> None:
@@ -133,9 +133,9 @@ class Skills(Extension):
         """Return a page of sorted URIs, and the cursor of the next one: the last URI of the page."""
         if cursor is not None and "://" not in cursor:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
-        left = uris if cursor is None else [uri for uri in uris if uri > cursor]
-        page = left[: self._page_size]
-        return page, {"nextCursor": page[-1]} if len(page) < len(left) else {}
+        remaining = uris if cursor is None else [uri for uri in uris if uri > cursor]
+        page = remaining[: self._page_size]
+        return page, {"nextCursor": page[-1]} if len(page) < len(remaining) else {}
 
     # Contents
 
@@ -146,9 +146,9 @@ class Skills(Extension):
         return found
 
     def _find(self, uri: str) -> Skill | None:
-        made = self._functions.get(uri)
-        if made is not None:
-            return made.skill
+        skill_of_function = self._functions.get(uri)
+        if skill_of_function is not None:
+            return skill_of_function.skill
         return next((skill for each in self._folders if (skill := each.snapshot().skills.get(uri)) is not None), None)
 
     def _files(self) -> dict[str, int | None]:
@@ -156,8 +156,8 @@ class Skills(Extension):
         files: dict[str, int | None] = {}
         for folder in self._folders:
             files |= {uri: file.size for uri, file in folder.snapshot().files.items()}
-        for uri, made in self._functions.items():
-            files |= {each: len(data) for each, data in made.content.items()}
+        for uri, skill in self._functions.items():
+            files |= {each: len(data) for each, data in skill.content.items()}
             files.setdefault(uri, None)
         return files
 
@@ -174,34 +174,34 @@ class Skills(Extension):
             if below:
                 found[child] = {"uri": child, "name": unquote(first), "mimeType": DIRECTORY}
                 continue
-            about = {"uri": child, "name": unquote(first), "mimeType": media_type_of(child)}
+            entry = {"uri": child, "name": unquote(first), "mimeType": media_type_of(child)}
             skill = skills.get(child)
             if skill is not None:
-                about |= {"name": skill.name, "description": skill.description}
-            found[child] = about if size is None else {**about, "size": size}
+                entry |= {"name": skill.name, "description": skill.description}
+            found[child] = entry if size is None else {**entry, "size": size}
         return found if found and uri.startswith("skill://") and not uri.endswith("/") else None
 
     # Reading
 
     async def _read_resource(self, path: str) -> EmbeddedResource | None:
         """Return the contents of a file; None if there's none at the path."""
-        for uri, made in self._functions.items():
+        for uri, skill in self._functions.items():
             root = unquote(uri.removesuffix(SKILL_FILE).removeprefix("skill://"))
             if path.startswith(root):
-                return await _read_function(made, path, root)
+                return await _read_function(skill, path, root)
         for folder in self._folders:
-            read = await asyncio.to_thread(folder.read, path)
-            if read is not None:
-                return _contents(*read)
+            result = await asyncio.to_thread(folder.read, path)
+            if result is not None:
+                return _contents(*result)
         return None
 
 
-async def _read_function(made: FunctionSkill, path: str, root: str) -> EmbeddedResource | None:
-    if made.make is not None and path == f"{root}{SKILL_FILE}":
-        text = made.make()
+async def _read_function(skill: FunctionSkill, path: str, root: str) -> EmbeddedResource | None:
+    if skill.make is not None and path == f"{root}{SKILL_FILE}":
+        text = skill.make()
         return _contents((await text if inspect.isawaitable(text) else text).encode(), media_type(SKILL_FILE))
-    found = next((each for each in made.content if unquote(each.removeprefix("skill://")) == path), None)
-    return None if found is None else _contents(made.content[found], media_type(path))
+    found = next((each for each in skill.content if unquote(each.removeprefix("skill://")) == path), None)
+    return None if found is None else _contents(skill.content[found], media_type(path))
 
 
 def _contents(data: bytes, kind: str) -> EmbeddedResource:

@@ -73,10 +73,10 @@ class SkillFolder:
         Raises:
             ValueError: the folder doesn't exist, contains no skill, or contains an invalid one.
         """
-        place = Path(folder)
-        if not place.is_dir():
+        path = Path(folder)
+        if not path.is_dir():
             raise SkillError(f"There is no folder {folder!r} in {Path.cwd()}")
-        self._root = place.resolve()
+        self._root = path.resolve()
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._clock = clock
         self._lock = threading.Lock()
@@ -101,12 +101,12 @@ class SkillFolder:
         uri = f"skill://{quote(path)}"
         snapshot = self.snapshot()
         file = snapshot.files.get(uri)
-        place = None if file is None else self._find(file.place)
-        if place is None:
+        resolved = None if file is None else self._find(file.place)
+        if resolved is None:
             return None
-        with suppress(OSError), place.open("rb") as opened:
+        with suppress(OSError), resolved.open("rb") as opened:
             data = opened.read(MAX_BYTES + 1)
-            return (data, media_type(place.name)) if len(data) <= MAX_BYTES else None
+            return (data, media_type(resolved.name)) if len(data) <= MAX_BYTES else None
         return None
 
     # Listing
@@ -137,14 +137,14 @@ class SkillFolder:
 
     def _walk(self) -> Iterator[Path]:
         """Yield the files by their paths below the root, with unresolved links."""
-        left = MAX_WALKED
-        for place, folders, names in os.walk(self._root):
+        remaining = MAX_WALKED
+        for directory, folders, names in os.walk(self._root):
             folders[:] = sorted(each for each in folders if not each.startswith("."))
             for name in sorted(names):
-                left -= 1
-                if left < 0:
+                remaining -= 1
+                if remaining < 0:
                     return
-                path = Path(place, name)
+                path = Path(directory, name)
                 if not name.startswith(".") and self._find(path) is not None:
                     yield path
 
@@ -157,46 +157,46 @@ class SkillFolder:
             return None  # outside, or a loop of links
         return found if not any(each.startswith(".") for each in below.parts) and found.is_file() else None
 
-    def _skill(self, root: Path, inside: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
-        if len(inside) > MAX_FILES:
-            raise SkillError(f"it has {len(inside)} files, but hosts accept only {MAX_FILES}")
+    def _skill(self, root: Path, paths: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
+        if len(paths) > MAX_FILES:
+            raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_FILES}")
         below = root.relative_to(self._root).as_posix()
         # A folder that is a skill itself has its own name.
         path = self._prefix + (self._root.name if below == "." else below)
         base = f"skill://{quote(path)}"
         resources: list[SkillResource] = []
         total = 0
-        for place in inside:
-            uri = f"{base}/{quote(place.relative_to(root).as_posix())}"
-            file = files.get(uri) or self._digest(place, before.files.get(uri), MAX_BYTES - total)
+        for file_path in paths:
+            uri = f"{base}/{quote(file_path.relative_to(root).as_posix())}"
+            file = files.get(uri) or self._digest(file_path, before.files.get(uri), MAX_BYTES - total)
             files[uri] = file
             total += file.size
             resources.append(SkillResource(uri, file.digest, file.size))
         frontmatter = self._frontmatter(root / SKILL_FILE, path.rpartition("/")[2])
         return Skill(f"{base}/{SKILL_FILE}", frontmatter, resources)
 
-    def _digest(self, path: Path, before: File | None, left: int) -> File:
-        place = self._find(path)
-        if place is None:
+    def _digest(self, path: Path, before: File | None, max_bytes: int) -> File:
+        resolved = self._find(path)
+        if resolved is None:
             raise SkillError(f"{path.name} no longer exists")
-        about = place.stat()
-        stamp = about.st_mtime_ns, about.st_size, about.st_ino
+        stat = resolved.stat()
+        stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
         if before is not None and before.stamp == stamp:
             return before
-        if about.st_size > left:
+        if stat.st_size > max_bytes:
             raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, the most that hosts accept")
-        with place.open("rb") as file:
-            data = file.read(left + 1)
-        if len(data) > left:
+        with resolved.open("rb") as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
             raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, the most that hosts accept")
         return File(path, digest_of(data), len(data), stamp)
 
     def _frontmatter(self, path: Path, name: str) -> dict[str, object]:
-        place = self._find(path)
-        if place is None:
+        resolved = self._find(path)
+        if resolved is None:
             raise SkillError(f"{SKILL_FILE} no longer exists")
         try:
-            frontmatter = read_frontmatter(place.read_bytes()[: MAX_BYTES + 1].decode())
+            frontmatter = read_frontmatter(resolved.read_bytes()[: MAX_BYTES + 1].decode())
         except UnicodeDecodeError as exc:
             raise SkillError(f"{SKILL_FILE} isn't UTF-8") from exc
         check_frontmatter(frontmatter, name)

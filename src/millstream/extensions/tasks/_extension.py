@@ -119,16 +119,16 @@ class TasksExtension(Extension):
             ids = list(dict.fromkeys(msgspec.convert(wanted, list[str])))
         except msgspec.ValidationError as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid taskIds: {exc}") from exc
-        most = self._host.settings.max_subscriptions
-        if len(ids) > most:
-            raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {most} tasks")
-        known = await self._find_existing(ids, ctx.principal)
-        if known:
-            follower = _Follower(self._runner.get, subscription, known)
+        limit = self._host.settings.max_subscriptions
+        if len(ids) > limit:
+            raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks")
+        existing = await self._find_existing(ids, ctx.principal)
+        if existing:
+            follower = _Follower(self._runner.get, subscription, existing)
             self._followers.add(follower)
             subscription.closes.append(partial(self._unfollow, follower))
             follower.start()
-        return list(known.values())
+        return list(existing.values())
 
     def _unfollow(self, follower: "_Follower") -> None:
         follower.stop()

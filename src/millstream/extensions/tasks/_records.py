@@ -192,8 +192,8 @@ class TaskRecords:
 
     async def mark(self, name: str, record: TaskRecord) -> None:
         """Mark a task as run by this worker. The marker precedes the record, so no task of a dead worker is missed."""
-        left = max(1.0, record.expires - self._clock())
-        await self._map.put(f"taskrun:{record.worker}:{name}", b"", left)
+        ttl = max(1.0, record.expires - self._clock())
+        await self._map.put(f"taskrun:{record.worker}:{name}", b"", ttl)
 
     async def unmark(self, name: str, worker: str) -> None:
         """Delete the marker."""

@@ -188,8 +188,8 @@ class TaskRunner:
         record = await self._records.get(name)
         if record is None:
             return False
-        given = {key: response for key, response in responses.items() if key in record.requests}
-        if record.status != INPUT_REQUIRED or not given:
+        valid = {key: response for key, response in responses.items() if key in record.requests}
+        if record.status != INPUT_REQUIRED or not valid:
             return True
         self._check_open()
         saved = await self._records.call_of(name)
@@ -200,11 +200,11 @@ class TaskRunner:
         await self._records.mark(name, msgspec.structs.replace(record, worker=me))
 
         def change(record: TaskRecord) -> TaskRecord | None:
-            mine = {key: response for key, response in given.items() if key in record.requests}
-            if record.status != INPUT_REQUIRED or not mine:
+            accepted = {key: response for key, response in valid.items() if key in record.requests}
+            if record.status != INPUT_REQUIRED or not accepted:
                 return None
-            rest = {key: request for key, request in record.requests.items() if key not in mine}
-            answers = {**record.responses, **mine}
+            rest = {key: request for key, request in record.requests.items() if key not in accepted}
+            answers = {**record.responses, **accepted}
             if rest:
                 return msgspec.structs.replace(record, requests=rest, responses=answers)
             return msgspec.structs.replace(
@@ -280,8 +280,8 @@ class TaskRunner:
                 text = "Too many concurrent calls. Try again when one has ended."
             else:
                 settings = self._settings
-                mine, most = settings.max_tasks_per_caller, settings.max_tasks
-                text = f"{mine:,} of your tasks" if reached.key else f"{most:,} tasks"
+                per_caller, total = settings.max_tasks_per_caller, settings.max_tasks
+                text = f"{per_caller:,} of your tasks" if reached.key else f"{total:,} tasks"
                 text += " run already, which is the limit. Try again later."
             raise ProtocolError(RATE_LIMITED, text, status=429) from reached
 
@@ -310,8 +310,8 @@ class TaskRunner:
 
     async def _work(self, run: _Run) -> None:
         call, name = run.call, run.name
-        left = run.record.expires - self._host.now()
-        expiry = asyncio.get_running_loop().call_later(max(0.0, left), call.cancel)
+        seconds = run.record.expires - self._host.now()
+        expiry = asyncio.get_running_loop().call_later(max(0.0, seconds), call.cancel)
         try:
             if run.seats is None:
                 await self._wait_for_seats(run)
@@ -389,7 +389,7 @@ class TaskRunner:
                 else None
             )
         result = outcome.result
-        if not result:  # cancelled, as the record already shows
+        if not result:  # canceled, as the record already shows
             return lambda record: None
         return lambda record: (
             msgspec.structs.replace(
@@ -429,7 +429,7 @@ class TaskRunner:
             run.call.cancel()
 
     def _check_cancellations(self) -> None:
-        """Check whether running tasks were cancelled, because messages may have been lost."""
+        """Check whether running tasks were canceled, because messages may have been lost."""
         if not self._closing:
             self._spawn(self._stop_cancelled())
 

@@ -190,10 +190,10 @@ class PersonalCredentials(UpstreamCredentials):
 
     async def recover(self, call: "Call", denied: AccessDenied) -> bool:
         """See `UpstreamCredentials.recover`."""
-        lacking = denied.status == 403 and "insufficient_scope" in denied.challenge
-        if not lacking and denied.status != 401:
+        lacks_scope = denied.status == 403 and "insufficient_scope" in denied.challenge
+        if not lacks_scope and denied.status != 401:
             return False
-        if lacking and self.options.scope:
+        if lacks_scope and self.options.scope:
             return await super().recover(call, denied)  # the user can't grant more than the operator requests
         owner, _ = self._identify(call)
         demand = Demand(denied.status, denied.challenge[:_MAX_CHALLENGE])
@@ -201,7 +201,7 @@ class PersonalCredentials(UpstreamCredentials):
         await kv.put(
             f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(demand), _DEMAND_SECONDS, lossy=True
         )
-        reason = "requires more permissions for this" if lacking else "no longer accepts your connection"
+        reason = "requires more permissions for this" if lacks_scope else "no longer accepts your connection"
         await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
 
@@ -302,35 +302,35 @@ class PersonalCredentials(UpstreamCredentials):
             ClientError: the upstream and its authorization server are incompatible, or can't be reached.
         """
         grant = await self._tokens.load(owner)
-        place = self._registration_key(base)
-        known = await self._registrations(place)
-        oauth, store = self._client(base, grant, known)
+        key = self._registration_key(base)
+        registrations = await self._registrations(key)
+        oauth, store = self._client(base, grant, registrations)
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):
-            asked = await oauth.ask(self.url, demand.status, demand.challenge)
-        if store.load().registrations != known:
-            await self._save_registrations(place, store.load().registrations)
-        return asked
+            request = await oauth.ask(self.url, demand.status, demand.challenge)
+        if store.load().registrations != registrations:
+            await self._save_registrations(key, store.load().registrations)
+        return request
 
-    async def finish(self, owner: str, base: str, asked: PendingAuthorization, answer: Mapping[str, str]) -> None:
+    async def finish(self, owner: str, base: str, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Create a user's connection from the redirect of the login.
 
         Raises:
             ClientError: the redirect doesn't match the request, or the user or the issuer declined.
         """
-        oauth, store = self._client(base, None, {asked.issuer.issuer: asked.who})
+        oauth, store = self._client(base, None, {request.issuer.issuer: request.who})
         now = time.time()
         try:
             async with asyncio.timeout(ISSUER_TIMEOUT):
-                await oauth.exchange_code(self.url, asked, answer)
+                await oauth.exchange_code(self.url, request, answer)
         except AccessDenied:
             # The authorization server may have dropped this client, so the next attempt registers again.
             await self._services.store.kv.delete(self._registration_key(base))
             raise
         tokens = store.load().tokens[str(self.url)]
-        own = Registration() if self.options.client_id else asked.who
+        registration = Registration() if self.options.client_id else request.who
         await self._save_lister(owner)  # before announcing the connection
-        await self._tokens.put(owner, _make_grant(tokens, own, now=now))
+        await self._tokens.put(owner, _make_grant(tokens, registration, now=now))
         await self._services.store.kv.delete(f"connection-wanted:{self._id}:{owner}")
 
     async def disconnect(self, owner: str) -> bool:
@@ -386,12 +386,12 @@ class PersonalCredentials(UpstreamCredentials):
     ) -> tuple[OAuth, MemoryTokenStore]:
         options, store = self.options, MemoryTokenStore()
         tokens: dict[str, Tokens] = {}
-        known = dict(registrations)
+        all_registrations = dict(registrations)
         if grant is not None:
             tokens[str(self.url)] = grant.tokens
-            if grant.registration.client_id and grant.tokens.issuer not in known:
-                known[grant.tokens.issuer] = grant.registration
-        store.save(StoredCredentials(known, tokens))
+            if grant.registration.client_id and grant.tokens.issuer not in all_registrations:
+                all_registrations[grant.tokens.issuer] = grant.registration
+        store.save(StoredCredentials(all_registrations, tokens))
         oauth = OAuth(
             store=store, client_id=options.client_id, client_secret=self._secret, name="Millstream gateway",
             client_metadata_url=options.client_metadata_url or own_metadata(base), scope=" ".join(options.scope),
@@ -404,18 +404,18 @@ class PersonalCredentials(UpstreamCredentials):
     def _registration_key(self, base: str) -> str:
         return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
 
-    async def _registrations(self, place: str) -> dict[str, Registration]:
-        raw = await self._services.store.kv.get(place)
-        plain = None if raw is None else self._services.ring.open(_CLIENT_KIND, raw.decode("latin-1"), place.encode())
+    async def _registrations(self, key: str) -> dict[str, Registration]:
+        raw = await self._services.store.kv.get(key)
+        decrypted = None if raw is None else self._services.ring.open(_CLIENT_KIND, raw.decode("latin-1"), key.encode())
         try:
-            return {} if plain is None else msgspec.msgpack.decode(plain, type=dict[str, Registration])
+            return {} if decrypted is None else msgspec.msgpack.decode(decrypted, type=dict[str, Registration])
         except msgspec.MsgspecError:
             return {}
 
-    async def _save_registrations(self, place: str, known: Mapping[str, Registration]) -> None:
-        plain = msgspec.msgpack.encode(known)
-        sealed = self._services.ring.seal(_CLIENT_KIND, plain, self._services.nonce(), place.encode())
-        await self._services.store.kv.put(place, sealed.encode(), _REGISTRATION_SECONDS)
+    async def _save_registrations(self, key: str, registrations: Mapping[str, Registration]) -> None:
+        packed = msgspec.msgpack.encode(registrations)
+        sealed = self._services.ring.seal(_CLIENT_KIND, packed, self._services.nonce(), key.encode())
+        await self._services.store.kv.put(key, sealed.encode(), _REGISTRATION_SECONDS)
 
 
 def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> StoredGrant:

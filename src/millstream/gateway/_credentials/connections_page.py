@@ -123,10 +123,10 @@ class ConnectionsPage:
         if principal is None or len(request.body) > _MAX_FORM:
             return _MALFORMED_FORM
         try:
-            given = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+            form = parse_qs(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
         except ValueError:
             return _MALFORMED_FORM
-        name, action = given.get("upstream", [""])[-1], given.get("action", [""])[-1]
+        name, action = form.get("upstream", [""])[-1], form.get("action", [""])[-1]
         connection = self._connections.get(name)
         if connection is None or action not in ("connect", "disconnect"):
             return _MALFORMED_FORM
@@ -147,15 +147,17 @@ class ConnectionsPage:
         tickets = Tickets(self._vault, secure=base.startswith("https://"))
         browser, cookie = tickets.browser(request)
         try:
-            asked = await connection.begin(owner, base)
+            authorization = await connection.begin(owner, base)
         except TimeoutError:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
             return await self._page(request, _shorten(str(exc)), 502)
-        pending = PendingConnection(name, owner, name_of(browser), base, asked)
-        sealed = self._vault.seal(_PENDING_KIND, pending, asked.state.encode())
-        await self._vault.put(f"connection-pending:{digest(asked.state)}", sealed.encode(), _LOGIN_SECONDS, lossy=True)
-        return pages.lead_on(asked.url, f"Continue to {connection.url.host}", cookie)
+        pending = PendingConnection(name, owner, name_of(browser), base, authorization)
+        sealed = self._vault.seal(_PENDING_KIND, pending, authorization.state.encode())
+        await self._vault.put(
+            f"connection-pending:{digest(authorization.state)}", sealed.encode(), _LOGIN_SECONDS, lossy=True
+        )
+        return pages.lead_on(authorization.url, f"Continue to {connection.url.host}", cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
         """Handle `GET /connections/callback`: store the answer of an authorization server. Each state is valid once."""
@@ -197,7 +199,7 @@ class ConnectionsPage:
     async def describe(self, request: HttpRequest) -> Response:
         """Handle `GET /connections/client.json`: the client metadata document of this server (CIMD)."""
         base = self._base(request, next(iter(self._connections.values())))
-        about = {
+        document = {
             "client_id": base + METADATA,
             "client_name": self._server,
             "client_uri": base or None,
@@ -207,7 +209,7 @@ class ConnectionsPage:
             "token_endpoint_auth_method": "none",
             "application_type": "web",
         }
-        return Response(encode(about), 200, JSON_HEAD + header_lines(cache_control="max-age=300"))
+        return Response(encode(document), 200, JSON_HEAD + header_lines(cache_control="max-age=300"))
 
     # Helpers
 

@@ -47,14 +47,14 @@ def open_credentials(
         raise LocalError(
             f"The upstream {name!r} has {what}, which requires a URL. Pass the secrets of a command in env=…"
         )
-    taken = dict(headers)
+    configured = dict(headers)
     if isinstance(auth, StaticHeaders):
-        taken |= dict.fromkeys(auth.headers, "")
+        configured |= dict.fromkeys(auth.headers, "")
     elif auth is not None:
         if any(each.lower() == "authorization" for each in headers):
             raise LocalError(f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them.")
-        taken["authorization"] = ""
-    forward = check_forwarded(name, forward_headers, taken)
+        configured["authorization"] = ""
+    forward = check_forwarded(name, forward_headers, configured)
     return _make(name, forward, url, auth, host)
 
 

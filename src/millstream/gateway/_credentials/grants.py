@@ -60,8 +60,8 @@ class _TokenCredentials(UpstreamCredentials):
         self._read()
         parts = (upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
                  " ".join(options.scope), self._target)  # fmt: skip
-        place = sha256("\n".join(parts).encode()).hexdigest()[:32]
-        self._tokens = SharedTokens(services, f"gateway-token:{place}:", ttl=_TOKEN_SECONDS, lossy=True)
+        digest = sha256("\n".join(parts).encode()).hexdigest()[:32]
+        self._tokens = SharedTokens(services, f"gateway-token:{digest}:", ttl=_TOKEN_SECONDS, lossy=True)
 
     async def close(self) -> None:
         """Finish running tasks."""
@@ -98,11 +98,11 @@ class _TokenCredentials(UpstreamCredentials):
 
     async def _ask(self, form: Mapping[str, str]) -> TokenResponse:
         issuer = await self._issuer()
-        given = await ask_token(issuer, self._registration, form, self._outbound, BoundKey(Proofs(), ""))
-        if given.error or not given.access_token or not given.usable:
-            why = brief(given.error_description or given.error or "the response has no usable token")
-            raise AccessDenied(f"{issuer.issuer} issued no token for the upstream {self.upstream!r}: {why}.", 401)
-        return given
+        response = await ask_token(issuer, self._registration, form, self._outbound, BoundKey(Proofs(), ""))
+        if response.error or not response.access_token or not response.usable:
+            reason = brief(response.error_description or response.error or "the response has no usable token")
+            raise AccessDenied(f"{issuer.issuer} issued no token for the upstream {self.upstream!r}: {reason}.", 401)
+        return response
 
     def _form(self, grant_type: str, **more: str) -> dict[str, str]:
         scope = " ".join(self._options.scope)
@@ -126,10 +126,10 @@ class OwnCredentials(_TokenCredentials):
             self._read()  # a file may have been rotated
         except LocalError as exc:
             raise AccessDenied(str(exc), 401) from None
-        given = await self._ask(self._form("client_credentials"))
+        response = await self._ask(self._form("client_credentials"))
         now = time.time()
-        until = now + given.expires_in if given.expires_in else 0
-        return make_grant(Tokens(given.access_token, scope=given.scope, expires_at=until), now=now)
+        expires_at = now + response.expires_in if response.expires_in else 0
+        return make_grant(Tokens(response.access_token, scope=response.scope, expires_at=expires_at), now=now)
 
 
 class ExchangedCredentials(_TokenCredentials):
@@ -231,10 +231,10 @@ class ExchangedCredentials(_TokenCredentials):
         )
         if options.audience:
             form["audience"] = options.audience
-        given = await self._ask(form)
+        response = await self._ask(form)
         now = time.time()
-        ends = min(until, now + (given.expires_in or _DEFAULT_LIFETIME))
-        return make_grant(Tokens(given.access_token, scope=given.scope, expires_at=ends), now=now)
+        expires_at = min(until, now + (response.expires_in or _DEFAULT_LIFETIME))
+        return make_grant(Tokens(response.access_token, scope=response.scope, expires_at=expires_at), now=now)
 
 
 def _token_key(caller: LinkCaller) -> str:

@@ -156,10 +156,10 @@ class UpstreamCredentials:
         return False
 
     def _forwarded_headers(self, call: "Call") -> dict[str, str]:
-        given = call.headers
-        if not self._forward or not given:
+        headers = call.headers
+        if not self._forward or not headers:
             return {}
-        return {name: given[raw].decode("latin-1") for raw, name in self._forward if raw in given}
+        return {name: headers[raw].decode("latin-1") for raw, name in self._forward if raw in headers}
 
 
 class LinkAuth:
@@ -247,18 +247,18 @@ class FixedCredentials(UpstreamCredentials):
         return found != sent
 
 
-def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any]) -> tuple[str, ...]:
+def check_forwarded(upstream: str, names: Sequence[str], configured: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of headers to forward, in lower case.
 
     Args:
         upstream: name of the upstream, for errors.
         names: the operator's list.
-        taken: headers that the upstream's own configuration sets.
+        configured: headers that the upstream's own configuration sets.
 
     Raises:
         LocalError: a header must not be forwarded.
     """
-    ours = {each.lower() for each in taken}
+    configured_names = {each.lower() for each in configured}
     found = tuple(dict.fromkeys(each.lower() for each in names))
     for name in found:
         where = f"forward_headers of the upstream {upstream!r}"
@@ -266,7 +266,7 @@ def check_forwarded(upstream: str, names: Sequence[str], taken: Mapping[str, Any
             raise LocalError(
                 f"{where} can't contain {name!r}: it belongs to one connection or message, not to the caller."
             )
-        if name in ours:
+        if name in configured_names:
             raise LocalError(f"{where} can't contain {name!r}: the upstream's own configuration sets it.")
         try:
             check_headers({name: ""})

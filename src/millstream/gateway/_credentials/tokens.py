@@ -139,14 +139,14 @@ class SharedTokens:
         return found
 
     async def _read(self, name: str) -> tuple[bytes | None, StoredGrant | None]:
-        place, news = self._key(name), self._change_count
-        raw = await self._services.store.kv.get(place)
-        plain = None if raw is None else self._services.ring.open(_KIND, raw.decode("latin-1"), place.encode())
+        key, change_count = self._key(name), self._change_count
+        raw = await self._services.store.kv.get(key)
+        decrypted = None if raw is None else self._services.ring.open(_KIND, raw.decode("latin-1"), key.encode())
         try:
-            found = None if plain is None else msgspec.msgpack.decode(plain, type=StoredGrant)
+            found = None if decrypted is None else msgspec.msgpack.decode(decrypted, type=StoredGrant)
         except msgspec.MsgspecError:
             found = None
-        if news == self._change_count:  # else it may have been removed since
+        if change_count == self._change_count:  # else it may have been removed since
             self._remember(name, found)
         return raw, found
 
@@ -159,8 +159,8 @@ class SharedTokens:
 
     def _seal(self, name: str, grant: StoredGrant) -> bytes:
         services = self._services
-        plain = msgspec.msgpack.encode(grant)
-        return services.ring.seal(_KIND, plain, services.nonce(), self._key(name).encode()).encode()
+        packed = msgspec.msgpack.encode(grant)
+        return services.ring.seal(_KIND, packed, services.nonce(), self._key(name).encode()).encode()
 
     def _lifetime(self, grant: StoredGrant) -> float:
         until = grant.tokens.expires_at
@@ -257,14 +257,14 @@ class SharedTokens:
         return await self._write(name, raw, fresh)
 
     async def _write(self, name: str, raw: bytes | None, fresh: StoredGrant | None) -> StoredGrant | None:
-        kv, place = self._services.store.kv, self._key(name)
+        kv, key = self._services.store.kv, self._key(name)
         sealed = None if fresh is None else self._seal(name, fresh)
         ttl = 1.0 if fresh is None else self._lifetime(fresh)
         if raw is None and sealed is None:
             return None
-        news = self._change_count
-        if await kv.compare_and_set(place, raw, sealed, ttl, lossy=self._lossy):
-            if news == self._change_count:
+        change_count = self._change_count
+        if await kv.compare_and_set(key, raw, sealed, ttl, lossy=self._lossy):
+            if change_count == self._change_count:
                 self._remember(name, fresh)
             if fresh is None:
                 await self._notify_workers(name)
@@ -285,14 +285,14 @@ def _has_expired(grant: StoredGrant) -> bool:
 
 
 @asynccontextmanager
-async def lease(kv: Map, place: str) -> AsyncGenerator[None]:
+async def lease(kv: Map, key: str) -> AsyncGenerator[None]:
     """Hold an exclusive lease on a name. If a worker dies while holding it, others wait for at most a minute."""
-    mine = secrets.token_bytes(16)
+    token = secrets.token_bytes(16)
     # Another worker may hold it, and there's no notification when it's released.
-    while not await kv.compare_and_set(place, None, mine, _LEASE):  # noqa: ASYNC110
+    while not await kv.compare_and_set(key, None, token, _LEASE):  # noqa: ASYNC110
         await asyncio.sleep(_LEASE_RETRY)
     try:
         yield
     finally:
         # An expired lease may belong to another worker by now.
-        await kv.compare_and_set(place, mine, None, 1.0)
+        await kv.compare_and_set(key, token, None, 1.0)

@@ -70,7 +70,7 @@ class ProgramAuth(AuthMethod):
             raise Unavailable("The token can't be verified at the moment. Try again later.") from error
         if found is None:
             return None
-        granted, user = found
+        credentials, user = found
         token: Any = getattr(user, TOKEN, None)
         seconds, until = _VERDICT_SECONDS, inf
         expires: object = getattr(token, "expires_at", None)
@@ -82,7 +82,7 @@ class ProgramAuth(AuthMethod):
         client = str(getattr(token, "client_id", "") or "")
         subject = str(getattr(token, "subject", None) or _claim(token, "sub") or client or user.display_name)
         issuer = str(_claim(token, "iss") or "")
-        scopes = frozenset(map(str, granted.scopes))
+        scopes = frozenset(map(str, credentials.scopes))
         principal = Principal(subject, issuer, client, scopes, {TOKEN: token}, until)
         self._remember(caller_of(principal), user)
         return Identity(principal, seconds)
@@ -112,16 +112,16 @@ def _resource_of(side: HttpSide) -> Mapping[str, Any]:
     path = next((each.path for each in side.own_paths() if each.path.startswith(_WELL_KNOWN)), "")
     if not path:
         return {}
-    found: list[bytes] = []
+    chunks: list[bytes] = []
     # The path doesn't need the program's state, so a separate loop can serve it from anywhere.
-    thread = Thread(target=lambda: found.append(asyncio.run(_get(side.application, path))))
+    thread = Thread(target=lambda: chunks.append(asyncio.run(_get(side.application, path))))
     thread.start()
     thread.join()
     try:
-        read: Any = json.loads(b"".join(found))
+        decoded: Any = json.loads(b"".join(chunks))
     except ValueError:
         return {}
-    return cast("dict[str, Any]", read) if isinstance(read, dict) else {}
+    return cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}
 
 
 async def _get(application: Any, path: str) -> bytes:

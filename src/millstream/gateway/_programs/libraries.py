@@ -21,22 +21,22 @@ def program_of(value: Any) -> Program:
     library = library_of(value)
     if not library:
         raise ProgramError(f"{type(value).__name__} isn't a server of mcp or fastmcp.")
-    known = f"{library} {metadata.version(library)}"
+    library_version = f"{library} {metadata.version(library)}"
     name = str(getattr(value, "name", "") or "") or "server"
     if library == "fastmcp":
-        side, open = HttpSide(value.http_app()), partial(_fastmcp, value, known)
+        side, open = HttpSide(value.http_app()), partial(_fastmcp, value, library_version)
     elif isinstance(value, _low_level_class()):
         side, open = None, partial(_low_level, value)
     else:
         side = HttpSide(value.streamable_http_app())
-        open = partial(_low_level, _check_low_level(side.low_level, known))
+        open = partial(_low_level, _check_low_level(side.low_level, library_version))
     unknown = side.unknown_middleware() if side is not None else []
     if unknown:
         raise ProgramError(
             f"{name} has its own HTTP middleware, which can't run here: {', '.join(unknown)}. Run its command "
             "instead, or serve it as before and use its URL: millstream run URL"
         )
-    program = Program(name, known, open, side, handshake_only=not _has_per_request_era())
+    program = Program(name, library_version, open, side, handshake_only=not _has_per_request_era())
     low_level = value if side is None else side.low_level
     # fastmcp 3 and newer expose it only while their lifespan runs.
     options = None if low_level is None else low_level.create_initialization_options()
@@ -74,7 +74,7 @@ def _low_level_class() -> type:
     return cast("type", import_module("mcp.server.lowlevel").Server)
 
 
-def _check_low_level(server: Any, known: str) -> Any:
+def _check_low_level(server: Any, library_version: str) -> Any:
     """Return `server` if it's a low-level server.
 
     Raises:
@@ -82,7 +82,7 @@ def _check_low_level(server: Any, known: str) -> Any:
     """
     if not isinstance(server, _low_level_class()):
         raise ProgramError(
-            f"{known} doesn't expose the server behind its HTTP application. Run the program as a command "
+            f"{library_version} doesn't expose the server behind its HTTP application. Run the program as a command "
             'instead: millstream run "python FILE"'
         )
     return server
@@ -93,7 +93,7 @@ async def _low_level(server: Any) -> AsyncGenerator[ProgramServer]:
     """Run a low-level server as its own HTTP transport would: 1.x runs the lifespan per session, 2.x once."""
     options = server.create_initialization_options()
     if not _has_per_request_era():
-        yield ProgramServer(lambda given, taken: server.run(given, taken, options))
+        yield ProgramServer(lambda input, output: server.run(input, output, options))
         return
     serve = import_module("mcp.server.runner").serve_dual_era_loop
     async with server.lifespan(server) as state:
@@ -102,15 +102,17 @@ async def _low_level(server: Any) -> AsyncGenerator[ProgramServer]:
         except (ImportError, AttributeError):  # sessions support this era as well
             single = None
         yield ProgramServer(
-            lambda given, taken: serve(server, given, taken, lifespan_state=state, init_options=options), single
+            lambda input, output: serve(server, input, output, lifespan_state=state, init_options=options), single
         )
 
 
 @asynccontextmanager
-async def _fastmcp(server: Any, known: str) -> AsyncGenerator[ProgramServer]:
+async def _fastmcp(server: Any, library_version: str) -> AsyncGenerator[ProgramServer]:
     """Run a fastmcp server: its application's lifespan once, and its low-level server for each session."""
     application = server.http_app()  # its session manager runs only once
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(application.router.lifespan_context(application))
         # Known only now, because fastmcp 3 and newer create the session manager in the lifespan.
-        yield await stack.enter_async_context(_low_level(_check_low_level(HttpSide(application).low_level, known)))
+        yield await stack.enter_async_context(
+            _low_level(_check_low_level(HttpSide(application).low_level, library_version))
+        )

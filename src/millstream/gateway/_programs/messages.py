@@ -36,8 +36,8 @@ class Messages:
             model = self._response if "result" in members else self._error
         else:
             model = self._request if "id" in members else self._notification
-        made = model.model_validate(members)
-        return self._session_message(made if self._message is None else self._message(made))
+        parsed = model.model_validate(members)
+        return self._session_message(parsed if self._message is None else self._message(parsed))
 
     def read(self, message: Any) -> tuple[Envelope, int]:
         """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""

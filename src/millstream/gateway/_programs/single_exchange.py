@@ -114,5 +114,5 @@ class _DispatchContext:
         if self._token is None:
             return
         members = {"progressToken": self._token, "progress": progress, "total": total, "message": message}
-        known = {name: value for name, value in members.items() if value is not None}
-        await self.notify("notifications/progress", known)
+        present = {name: value for name, value in members.items() if value is not None}
+        await self.notify("notifications/progress", present)
