@@ -160,7 +160,7 @@ async def test_one_store_outage_is_one_interruption() -> None:
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
         first.store.miss()
-        first.store.epochs.tell("", b"")
+        first.store.epochs.notify("", b"")
         await stream.until(2)
         await settle()
         assert len(stream.messages) == 2
