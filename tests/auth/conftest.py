@@ -1,4 +1,4 @@
-"""What the tests of people and their passwords share."""
+"""Fixtures for the tests of users and passwords."""
 
 import pytest
 
@@ -11,8 +11,9 @@ _DAY = 86_400
 
 @pytest.fixture(autouse=True)
 def unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries that are allowed in a minute are allowed in a day: in a minute, one comes back every few seconds, and a
-    machine may stand still for longer than that between the first try and the last. The mark `minutes` leaves it.
+    """Count sign-in attempts per day, not per minute, so a slow machine doesn't regain attempts during a test.
+
+    Tests with the mark `minutes` use the default.
     """
     if request.node.get_closest_marker("minutes") is None:
         for module in (_guard, client_proof, login_throttle):
@@ -26,7 +27,7 @@ def unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passwords are hashed by the same function for a thousandth of its cost, which isn't the subject of the test."""
+    """Hash passwords at a thousandth of the usual cost."""
     monkeypatch.setattr(passwords, "_ITERATIONS", 1)
     monkeypatch.setattr(passwords, "_MEMORY", 64)
     quick = passwords._hash("nobody")

@@ -1,6 +1,6 @@
-"""What functions of the behaviour tests leave for other calls: journals, gates and counts.
+"""Shared state of the behavior tests' functions: journals, gates, and call counts.
 
-They are in this process, or in a folder when several workers serve the tests: `BEHAVIOUR_FOLDER` names it then.
+It's kept in this process, or with several workers, in the folder `BEHAVIOUR_FOLDER`.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from patience import WAIT
 
 FOLDER = os.environ.get("BEHAVIOUR_FOLDER")
 _NEWS: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
-"""Who waits for a journal or a gate, and in which loop."""
+"""Event loops and events that wait for a journal or a gate."""
 
 
 class _Lines:
-    """A journal in a file. One worker's line is whole, whoever else writes."""
+    """A journal in a file. Workers append whole lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -39,7 +39,7 @@ class _Lines:
 
 
 class _Gate:
-    """A gate that is open when a file is there."""
+    """A gate that is open if its file exists."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -58,7 +58,7 @@ class _Gate:
 
 
 class _Files(dict[str, Any]):
-    """Journals or gates by their keys."""
+    """Journals or gates by key."""
 
     def __init__(self, make: Callable[[Path], Any], suffix: str) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class _Files(dict[str, Any]):
 
 
 class _Gates(dict[str, threading.Event]):
-    """Gates by their keys. Two threads that ask for one at the same time get the same gate."""
+    """Gates by key. Concurrent threads get the same gate."""
 
     def __missing__(self, key: str) -> threading.Event:
         return self.setdefault(key, threading.Event())
@@ -84,25 +84,25 @@ _TURNS: dict[str, Any] = defaultdict(list) if FOLDER is None else _Files(_Lines,
 
 
 def count_call(key: str) -> int:
-    """How often this was asked, this time included."""
+    """Count a call and return the total so far."""
     _TURNS[key].append("x")
     return len(_TURNS[key])
 
 
 def notify_waiters() -> None:
-    """Say that there is news on a board."""
+    """Wake up everything that waits for a journal or a gate."""
     for loop, event in list(_NEWS):
-        with suppress(RuntimeError):  # the loop of a test that has ended
+        with suppress(RuntimeError):  # the test's event loop has ended
             loop.call_soon_threadsafe(event.set)
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    """Wait until a journal or a gate makes something true."""
+    """Wait until a condition on journals or gates is true."""
     entry = (asyncio.get_running_loop(), asyncio.Event())
     _NEWS.add(entry)
     try:
         while not fact():
-            with suppress(TimeoutError):  # nobody tells what another process wrote
+            with suppress(TimeoutError):  # other processes send no notification
                 async with asyncio.timeout(WAIT if FOLDER is None else 0.01):
                     await entry[1].wait()
             entry[1].clear()

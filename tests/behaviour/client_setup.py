@@ -1,4 +1,4 @@
-"""Opening a client: the server it talks to, the link between them, and the handshake where the revision wants one."""
+"""Open a client: choose its server and transport, and initialize it if the revision has a handshake."""
 
 import itertools
 import json
@@ -20,21 +20,21 @@ from millstream import Server
 from processes import RunState
 
 SHARED_PORT = os.environ.get("BEHAVIOUR_PORT", "")
-"""Where several workers serve the world, for the tests that need no server of their own."""
+"""Port of a server with several workers, for tests that don't need their own server."""
 SETTINGS: dict[str, Json] = {"sessionless": {"sessions": False}, "json": {"json_only": True}}
 
 
 @cache
 def server_for(transport: str) -> Server:
-    """The server that tests of a transport talk to; one for all tests, each has a runtime of its own."""
+    """Return the server for a transport. Tests share it, each with its own runtime."""
     return world.build(**SETTINGS.get(transport, {}))
 
 
 class Processes:
     """The stdio servers of a test run: one for each revision and set of capabilities.
 
-    Each use looks whether the process is well, and gets another one when it isn't: it has ended, it doesn't answer a
-    call, or a test has failed since it started, which may have left threads, questions or subscriptions behind.
+    Each use checks the process and replaces it if it ended, if it doesn't answer a call, or if a test has failed since
+    it started, which may have left threads, questions, or subscriptions behind.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class Processes:
         self._count = itertools.count()
 
     async def get(self, combination: Combination, capabilities: Json) -> Process:
-        """The process of a kind of client."""
+        """Return the process for a revision and capabilities."""
         key = (combination.revision, json.dumps(capabilities) if combination.handshake else "")
         process = self._by_key.get(key)
         if process is not None and process.clients == 0 and not await is_healthy(process, combination, capabilities):
@@ -54,17 +54,17 @@ class Processes:
         return process
 
     def start(self) -> Process:
-        """A process of one's own."""
+        """Start a process that isn't shared."""
         return Process(f"{WORLD}:mcp", self._folder / f"stdio-{next(self._count)}.log")
 
     def end(self) -> None:
-        """End all."""
+        """Stop all processes."""
         for process in self._by_key.values():
             process.end()
 
 
 async def is_healthy(process: Process, combination: Combination, capabilities: Json) -> bool:
-    """Whether a process that has served a test can serve the next one: it says what it's asked, and nothing else."""
+    """Return whether a process can serve another test: it answers a call and sends nothing else."""
     if process.failures != RunState.failures or process.popen.poll() is not None:
         return False
     probe = Client(combination, capabilities, None)
@@ -79,7 +79,7 @@ async def is_healthy(process: Process, combination: Combination, capabilities: J
 
 
 def _abort(running: RunningServer) -> None:
-    """Close the connections that a test made."""
+    """Abort the connections of a test."""
     for peer in running.peers:
         peer.writer.transport.abort()
 
@@ -94,7 +94,7 @@ async def open_client(
     answer: Answer | None = None,
     handshake: bool = True,
 ) -> AsyncIterator[Client]:
-    """A client of the world's server, initialized where its revision wants that."""
+    """Open a client of the world server, initialized if its revision has a handshake."""
     declared = EVERYTHING if capabilities is None else capabilities
     client = Client(combination, declared, answer)
     transport = combination.transport

@@ -1,7 +1,7 @@
-"""Which behaviour runs where: every revision over every transport, minus exclusions that are data with a reason.
+"""Combinations of revisions and transports for behavior tests, minus exclusions with reasons.
 
-A behaviour names what it needs of the line between client and server; the exclusions say which combinations lack it.
-By day, each behavior runs in as few combinations as have each of its revisions and each of its transports.
+A test names the features that it needs; the exclusions list the combinations that lack them. By default, a test runs in
+just enough combinations to cover each of its revisions and each of its transports.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ STREAMABLE = ("lane", "asgi", "sessionless", "json")
 
 @dataclass(frozen=True)
 class Combination:
-    """One revision over one transport."""
+    """A revision and a transport."""
 
     revision: str
     transport: str
@@ -38,22 +38,22 @@ class Combination:
 
     @property
     def handshake(self) -> bool:
-        """The client initializes and may get a session."""
+        """True if the revision has a handshake and sessions."""
         return self.revision < NEWEST
 
     @property
     def http(self) -> bool:
-        """The client speaks Streamable HTTP."""
+        """True for Streamable HTTP."""
         return self.transport in STREAMABLE
 
     @property
     def events(self) -> bool:
-        """Calls of this combination may be resumed by event id."""
+        """True if calls can be resumed by event id."""
         return self.handshake and self.transport in ("lane", "asgi")
 
 
 ALWAYS = ""
-# Need of a behaviour, revision and transport that cannot meet it ("*" is any), and why.
+# Need, revision and transport that can't meet it ("*" is any), and the reason.
 EXCLUSIONS: tuple[tuple[str, str, str, str], ...] = (
     (ALWAYS, "2024-11-05", "lane", "this revision has no Streamable HTTP"),
     (ALWAYS, "2024-11-05", "asgi", "this revision has no Streamable HTTP"),
@@ -103,7 +103,7 @@ ALL = [Combination(revision, transport) for revision in REVISIONS for transport 
 
 
 def excluded(combination: Combination, need: str) -> str:
-    """Why a combination cannot meet a need; empty when it can."""
+    """Return why a combination can't meet a need, or an empty string."""
     for name, revision, transport, reason in EXCLUSIONS:
         if name == need and revision in ("*", combination.revision) and transport in ("*", combination.transport):
             return reason
@@ -111,7 +111,7 @@ def excluded(combination: Combination, need: str) -> str:
 
 
 def choose(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> list[Combination]:
-    """The combinations that meet every need."""
+    """Return the combinations that meet all needs."""
     assert set(needs) <= {name for name, *_ in EXCLUSIONS}, needs
     return [
         each
@@ -123,12 +123,12 @@ def choose(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, .
 
 
 def every(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> Any:
-    """Run a behaviour over every combination that meets its needs.
+    """Run a test in the combinations that meet its needs.
 
     Args:
-        since: oldest revision that has the behaviour.
-        until: newest revision that has it.
-        over: only these transports, where the behaviour is about them.
+        since: the oldest revision with the behavior.
+        until: the newest revision with the behavior.
+        over: run only over these transports.
     """
     found = choose(*needs, since=since, until=until, over=over)
     assert found, needs
@@ -137,7 +137,7 @@ def every(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ..
 
 
 def pick_covering(found: list[Combination]) -> list[Combination]:
-    """Return combinations in which each revision and each transport of the given ones occurs."""
+    """Return a few combinations that cover all given revisions and transports."""
     kept: list[Combination] = []
     for transport in dict.fromkeys(each.transport for each in sorted(found, key=_choices(found))):
         own = [each for each in found if each.transport == transport]
@@ -152,11 +152,11 @@ def pick_covering(found: list[Combination]) -> list[Combination]:
 
 
 def _choices(found: list[Combination]) -> Callable[[Combination], int]:
-    """Return how many revisions a transport has: those with few choose first."""
+    """Return a sort key: the number of revisions of a combination's transport, fewest first."""
     return lambda one: sum(each.transport == one.transport for each in found)
 
 
 def mark_param(value: Any, transport: str) -> Any:
-    """A parameter; one that starts a process carries the mark of those."""
+    """Return a parameter, with the mark `server` if its transport starts a process."""
     marks = [pytest.mark.server] if transport == "stdio" else []
     return pytest.param(value, id=str(value), marks=marks)

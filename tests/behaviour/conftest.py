@@ -1,4 +1,4 @@
-"""What the behaviour tests share: a way to open clients, and the stdio servers of the run."""
+"""Fixtures for the behavior tests: clients, and the shared stdio servers."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -15,7 +15,7 @@ Connect = Callable[..., Awaitable[Client]]
 
 @pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """stdio servers, ended after the last test."""
+    """The stdio servers, which stop after the last test."""
     found = Processes(tmp_path_factory.mktemp("stdio"))
     yield found
     found.end()
@@ -23,7 +23,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 @pytest.fixture
 async def connect(processes: Processes) -> AsyncIterator[Connect]:
-    """Open a client; it is closed after the test."""
+    """A function that opens clients, which close after the test."""
     async with AsyncExitStack() as stack:
 
         async def opened(combination: Combination, **options: Any) -> Client:

@@ -1,6 +1,6 @@
-"""One HTTP request and what comes back, raw: through a socket to the lane, or through ASGI in the same process.
+"""Raw HTTP requests and replies, through a socket to our own HTTP server or through ASGI in process.
 
-Both ways give an `Exchange`, whose body can be read whole or event by event while it is still open.
+Both return an `Exchange`, whose body can be read whole, or event by event while it's open.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from patience import WAIT
 
 @dataclass
 class Event:
-    """One server-sent event, as a browser would read it."""
+    """A server-sent event, as a browser would parse it."""
 
     data: str = ""
     id: str | None = None
@@ -26,7 +26,7 @@ class Event:
 
 
 class EventReader:
-    """Text of an event stream in, events out. Comments are counted."""
+    """A parser of event streams. It also counts comments."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -34,7 +34,7 @@ class EventReader:
         self.comments = 0
 
     def feed(self, data: bytes) -> list[Event]:
-        """Events that are complete now."""
+        """Parse more data and return the completed events."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         found: list[Event] = []
         for line in lines:
@@ -63,7 +63,7 @@ class EventReader:
 
 @dataclass
 class Exchange:
-    """The reply to one request. `close` drops the connection as a client that goes away does."""
+    """The reply to a request. `close` drops the connection."""
 
     status: int
     headers: dict[str, str]
@@ -73,37 +73,37 @@ class Exchange:
 
     @property
     def streaming(self) -> bool:
-        """The reply is an event stream."""
+        """True if the reply is an event stream."""
         return self.headers.get("content-type", "").startswith("text/event-stream")
 
     async def body(self) -> bytes:
-        """The whole body."""
+        """Read the complete body."""
         async with asyncio.timeout(WAIT):
             return b"".join([chunk async for chunk in self.chunks])
 
     async def events(self) -> AsyncIterator[Event]:
-        """Events until the stream ends."""
+        """Yield events until the stream ends."""
         async for chunk in self.chunks:
             for event in self.reader.feed(chunk):
                 yield event
 
     def close(self) -> None:
-        """Go away."""
+        """Drop the connection."""
         self.drop()
 
 
 class Http(Protocol):
-    """A way to send HTTP requests to one server."""
+    """An HTTP client of one server."""
 
     async def fetch(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> Exchange:
-        """Send a request; returns when the head of the reply is there."""
+        """Send a request, and return when the head of the reply has arrived."""
         ...
 
 
 class LaneHttp:
-    """Real sockets, a connection for each request."""
+    """An HTTP client on real sockets, with a connection for each request."""
 
     def __init__(self, running: http_peer.RunningServer) -> None:
         self._running = running
@@ -135,7 +135,7 @@ class LaneHttp:
 
 
 class AsgiHttp:
-    """ASGI without a server: each request is a task that runs the application."""
+    """An HTTP client that runs the ASGI application in a task for each request."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -175,7 +175,7 @@ class AsgiHttp:
         except BaseException:
             gone.set()
             raise
-        assert start is not None, "the application answered nothing"
+        assert start is not None, "the application sent no response"
         replied = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -190,7 +190,7 @@ class AsgiHttp:
         return Exchange(start["status"], replied, chunks(), gone.set)
 
     async def close(self) -> None:
-        """End what still runs."""
+        """Cancel the running requests."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -199,7 +199,7 @@ class AsgiHttp:
 
 @asynccontextmanager
 async def serve_http(server: Server, *, lane: bool) -> AsyncIterator[Http]:
-    """A running server and a way to its HTTP side."""
+    """Run a server and yield an HTTP client for it."""
     async with server.running() as runtime:
         prepare(server, runtime)
         if lane:

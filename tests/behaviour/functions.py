@@ -1,7 +1,6 @@
-"""Functions of the world: small ones, each for one behaviour.
+"""Small functions of the world server, each for one behavior.
 
-What a function did is in its journal, which clients read and wait on by tools, so that tests look the same over every
-transport.
+Functions write to journals. Clients read them and wait for them with tools, so tests are the same for each transport.
 """
 
 import asyncio
@@ -41,25 +40,25 @@ WAV = b"RIFF" + bytes(8)
 
 
 def note(key: str, text: str) -> None:
-    """Write to a journal; from the loop or a thread."""
+    """Write to a journal, from the event loop or a thread."""
     JOURNAL[key].append(text)
     notify_waiters()
 
 
 def journal(key: str) -> list[str]:
-    """What was written under a key."""
+    """Return the lines of a journal."""
     return list(JOURNAL[key])
 
 
 async def awaited(key: str, text: str) -> str:
-    """Answers when a text stands in a journal."""
+    """Wait until a journal contains a text."""
     async with asyncio.timeout(WAIT):
         await until(lambda: text in JOURNAL[key])
     return text
 
 
 def open_gate(key: str) -> str:
-    """Lets a function go on that waits at a gate."""
+    """Open the gate that a function waits for."""
     GATES[key].set()
     notify_waiters()
     return "open"
@@ -210,12 +209,12 @@ def counts_in_thread(upto: int) -> Iterator[str]:
 
 
 async def weigh(arguments: dict[str, Any], call: Call) -> list[str | int]:
-    """Runs as a tool by itself: it is given what fits a schema, and the call."""
+    """Run as a low-level tool, with arguments that match a schema, and the call."""
     return [arguments["of"], len(arguments["of"]), call.method]
 
 
 async def waits(key: str, ctx: Context) -> str:
-    """Reports, then waits until its gate opens or it is cancelled."""
+    """Report progress, then wait until the gate opens or the call is cancelled."""
     await ctx.progress(1)
     note(key, "begun")
     try:
@@ -239,7 +238,7 @@ def thread_name() -> bool:
 
 
 async def polled(key: str, ctx: Context) -> str:
-    """Drops its connection; the client polls for the rest."""
+    """Drop the connection, so the client has to poll for the rest."""
     await ctx.progress(1)
     dropped = await ctx.close_stream(retry_ms=10)
     note(key, f"dropped {dropped}")
@@ -252,7 +251,7 @@ async def polled(key: str, ctx: Context) -> str:
 
 
 async def asks(kind: Literal["point", "size", "person", "schema"], ctx: Context) -> str:
-    """Asks for a value of a type."""
+    """Ask for a value of a type."""
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
     types: dict[str, Any] = {"point": Point, "size": Size, "person": Person, "schema": schema}
     try:
@@ -325,7 +324,7 @@ async def asks_all(ctx: Context) -> str:
 
 
 async def asks_twice(key: str, ctx: Context) -> str:
-    """Two questions in turn, with an effect between them."""
+    """Ask two questions, with a side effect between them."""
     first = await ctx.elicit("First?", Point, key="first")
     paid = await ctx.once("pay", lambda: _effect(key))
     second = await ctx.elicit("Second?", Size, key="second")
@@ -345,7 +344,7 @@ def asks_twice_in_thread(key: str, ctx: SyncContext) -> str:
 
 
 async def changes_its_mind(key: str, ctx: Context) -> str:
-    """The first question reads differently from the third run on."""
+    """Ask a first question that differs from the third run on."""
     first = await ctx.elicit("Old?" if count_call(key) < 3 else "New?", Point)
     second = await ctx.elicit("And?", Size)
     return f"{first.x} {second.width}"

@@ -1,7 +1,7 @@
-"""A raw client at any revision over any transport: it builds and reads JSON-RPC itself.
+"""A raw JSON-RPC client for any revision over any transport.
 
-It answers the server's questions by a callback, in both eras, and has every message that the server sends checked
-against the official schema of the revision.
+A callback answers the server's questions in both eras. Each message from the server is validated against the official
+schema of the revision.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from patience import WAIT
 
 Json = dict[str, Any]
 Answer = Callable[[str, Json], Json | None]
-"""Method and params of a question -> the result; None leaves it unanswered. Raises `Refuse` for an error."""
+"""Method and params of a question -> result, or None for no answer. Raises `Refuse` to answer with an error."""
 
 META = "io.modelcontextprotocol/"
 EVERYTHING: Json = {
@@ -29,12 +29,12 @@ EVERYTHING: Json = {
 
 
 def new_order_uri() -> str:
-    """The URI of a live resource that no other test touches: clients of several tests may share a server."""
+    """Return the URI of a live resource that no other test uses, because tests share servers."""
     return f"orders://{secrets.randbits(48)}"
 
 
 class Refuse(Exception):
-    """The client answers a question with an error."""
+    """Raised to answer a question with an error."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -42,38 +42,38 @@ class Refuse(Exception):
 
 
 class Reply:
-    """The response to one request, and what came before it."""
+    """The response to a request, and the notifications before it."""
 
     def __init__(self, message: Json, status: int, notes: list[Json], rounds: int) -> None:
         self.message = message
         self.status = status
-        """Of HTTP, where a reply carried it; 0 elsewhere."""
+        """The HTTP status, or 0 without one."""
         self.notes = notes
         """Notifications between request and response."""
         self.rounds = rounds
-        """How often the server asked before it answered (per-request era)."""
+        """Number of rounds of questions before the result (per-request era)."""
 
     @property
     def result(self) -> Json:
-        """The result; fails for an error."""
+        """The result. Fails on an error."""
         assert "result" in self.message, self.message
         return self.message["result"]
 
     @property
     def error(self) -> Json:
-        """The error; fails for a result."""
+        """The error. Fails on a result."""
         assert "error" in self.message, self.message
         return self.message["error"]
 
     @property
     def text(self) -> str:
-        """The only text of a tool result, which is no error."""
+        """The only text of a successful tool result."""
         assert not self.result.get("isError"), self.result
         return self._text()
 
     @property
     def failure(self) -> str:
-        """The only text of a tool result, which is an error."""
+        """The only text of a tool error."""
         assert self.result.get("isError") is True, self.result
         return self._text()
 
@@ -82,12 +82,12 @@ class Reply:
         return self.result["content"][0]["text"]
 
     def of(self, method: str) -> list[Json]:
-        """Parameters of the notifications of one kind."""
+        """Return the parameters of the notifications of a method."""
         return [note["params"] for note in self.notes if note["method"] == method]
 
 
 class Client:
-    """One client. Fails when the server says what its revision does not have."""
+    """A client. It fails on messages that its revision doesn't define."""
 
     def __init__(self, combination: Combination, capabilities: Json, answer: Answer | None) -> None:
         self.combination = combination
@@ -100,9 +100,9 @@ class Client:
         self.initialized: Json = {}
         self.notes: list[Json] = []
         self.stray: list[Any] = []
-        """Batches, and errors without an id."""
+        """Batches and errors without an id."""
         self.asked: list[tuple[str, Json]] = []
-        """Questions of the server, in order."""
+        """Questions from the server, in order."""
         self._ids = itertools.count(1)
         self._waiting: dict[Any, tuple[str, asyncio.Future[tuple[Json, int]]]] = {}
         self._news = asyncio.Event()
@@ -111,14 +111,14 @@ class Client:
 
     @property
     def streamable(self) -> StreamableLink:
-        """The link, where it is Streamable HTTP."""
+        """The Streamable HTTP link."""
         assert isinstance(self.link, StreamableLink)
         return self.link
 
-    # What the server says
+    # Messages from the server
 
     def take(self, message: Json | list[Json], request: Json | None, status: int) -> None:
-        """Take one message from the link."""
+        """Handle a message from the link."""
         try:
             if isinstance(message, list):
                 for each in message:
@@ -142,7 +142,7 @@ class Client:
     def _take(self, message: Json, request: Json | None, status: int) -> None:
         self.judge.check_message(message, self._method(message, request))
         if "method" in message and "id" in message:
-            assert self.combination.handshake, "servers of this revision ask nobody"
+            assert self.combination.handshake, "servers of this revision send no requests"
             task = asyncio.get_running_loop().create_task(self._respond(message))
             self._answers.add(task)
         elif "method" in message:
@@ -173,10 +173,10 @@ class Client:
         assert self.answer is not None, f"an unexpected question: {method} {params}"
         return self.answer(method, params)
 
-    # What the client says
+    # Messages from the client
 
     def params(self, params: Mapping[str, Any] | None = None, meta: Mapping[str, Any] | None = None) -> Json:
-        """Parameters as the revision wants them."""
+        """Return parameters with the `_meta` that the revision requires."""
         full = {**(params or {})}
         own = {**(meta or {})}
         if not self.combination.handshake:
@@ -191,7 +191,7 @@ class Client:
         return full
 
     def next_id(self) -> int:
-        """An id that this connection has not used."""
+        """Return an unused request id."""
         if self.process is None:
             return next(self._ids)
         self.process.next_id += 1
@@ -206,7 +206,7 @@ class Client:
         id: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """Send a request and return its id; `finish` waits for the response."""
+        """Send a request and return its id. `finish` waits for the response."""
         request_id = self.next_id() if id is None else id
         message: Json = {"jsonrpc": "2.0", "id": request_id, "method": method}
         full = self.params(params, meta)
@@ -225,7 +225,7 @@ class Client:
         return Reply(message, status, self.notes[since:], rounds)
 
     def fail_if_broken(self) -> None:
-        """Raise what a message that nobody waited for was blamed for."""
+        """Raise the failure that an invalid message caused, if any."""
         if self._broken is not None:
             raise self._broken
 
@@ -238,7 +238,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         rounds: bool = True,
     ) -> Reply:
-        """Send a request and wait for its response, through every round of questions unless `rounds` is false."""
+        """Send a request and wait for its response, through all rounds of questions unless `rounds` is false."""
         since = len(self.notes)
         full = dict(params or {})
         for count in itertools.count():
@@ -256,7 +256,7 @@ class Client:
         raise AssertionError("unreachable")
 
     def answers(self, questions: Mapping[str, Json]) -> Json | None:
-        """The callback's answers to a round; None when it has none for one of them."""
+        """Return the callback's answers to a round, or None if one is missing."""
         found: Json = {}
         for key, question in questions.items():
             try:
@@ -269,7 +269,7 @@ class Client:
         return found
 
     async def call(self, tool: str, /, meta: Mapping[str, Any] | None = None, **arguments: Any) -> Reply:
-        """`tools/call`."""
+        """Send `tools/call`."""
         return await self.request("tools/call", {"name": tool, "arguments": arguments}, meta=meta)
 
     async def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
@@ -281,7 +281,7 @@ class Client:
         await self.link.send(message)
 
     async def pages(self, method: str, member: str) -> list[list[Json]]:
-        """Every page of a listing."""
+        """Return all pages of a list."""
         found: list[list[Json]] = []
         cursor: Json = {}
         while True:
@@ -292,7 +292,7 @@ class Client:
             cursor = {"cursor": result["nextCursor"]}
 
     async def until(self, fact: Callable[[], Any]) -> Any:
-        """Wait until something is true; looked at whenever the server said something."""
+        """Wait until a condition is true. It's checked after each message from the server."""
         async with asyncio.timeout(WAIT):
             while not (found := fact()):
                 self.fail_if_broken()
@@ -302,7 +302,7 @@ class Client:
         return found
 
     async def heard(self, method: str, *, since: int = 0) -> Json:
-        """Wait for a notification; gives its parameters."""
+        """Wait for a notification and return its parameters."""
 
         def find() -> list[Json]:
             return [note for note in self.notes[since:] if note["method"] == method]
@@ -310,10 +310,10 @@ class Client:
         note = (await self.until(find))[0]
         return note.get("params", {})
 
-    # The handshake, and what follows it
+    # Handshake and subscriptions
 
     async def initialize(self, version: str = "") -> Reply:
-        """`initialize` as clients send it."""
+        """Send `initialize` and the notification after it."""
         info = {"name": "raw", "version": "1"}
         reply = await self.request(
             "initialize",
@@ -327,7 +327,7 @@ class Client:
         return reply
 
     async def watch(self, *uris: str, kinds: tuple[str, ...] = ("tools", "prompts", "resources")) -> Any:
-        """Hear about changes, by the ways of the era. Gives the id of the subscription, where there is one."""
+        """Subscribe to changes as the era defines. Return the id of the subscription, if there is one."""
         if self.combination.handshake:
             await self.link.open_standalone_stream()
             for uri in uris:
@@ -342,13 +342,13 @@ class Client:
         return sent
 
     async def _leave_quietly(self) -> None:
-        """The process serves the next test too: end what still runs, and read everything it said about it."""
+        """Cancel running requests and read the remaining messages, so the process can serve another test."""
         for request_id in list(self._waiting):
             await self.notify("notifications/cancelled", {"requestId": request_id})
         await self.call("text")
 
     async def close(self) -> None:
-        """Go away."""
+        """Close the client."""
         for task in self._answers:
             if not task.done():
                 task.cancel()

@@ -1,7 +1,7 @@
-"""The official JSON Schemas as judge: every message a server sends is checked against those of its revision.
+"""Validate each message from a server against the official JSON Schema of its revision.
 
-It is also decoded by the Structs of `millstream._protocol`, as a client does.
-Responses are looked up by the method of their request, notifications and questions by their own method.
+Messages are also decoded by the Structs of `millstream._protocol`, as clients do. The method of the request selects the
+schema of a response; notifications and questions have their own method.
 """
 
 import json
@@ -66,13 +66,13 @@ OURS = {**NOTIFICATIONS, **{method: params for method, (params, _) in QUESTIONS.
 
 
 def _decode(struct: type[Struct], value: Json) -> None:
-    """Read what a server sent as a client of ours does; the Struct must know every member."""
+    """Decode a value as our client does. The Struct must define all of its members."""
     msgspec.json.decode(json.dumps(value), type=struct)
     assert set(value) <= set(struct.__struct_encode_fields__), struct.__name__
 
 
 class Judge:
-    """The schema of one revision."""
+    """The JSON Schema of one revision."""
 
     def __init__(self, date: str) -> None:
         self.date = date
@@ -85,34 +85,34 @@ class Judge:
         self._validators: dict[str, jsonschema_rs.Validator] = {}
 
     def check(self, definition: str, value: Any) -> None:
-        """Fail when a value is not what a definition of the schema says."""
+        """Fail if a value doesn't match a definition of the schema."""
         validator = self._validators.get(definition)
         if validator is None:
-            assert definition in self._names, f"{self.date} has no {definition}"
+            assert definition in self._names, f"revision {self.date} has no {definition}"
             schema = {"$schema": self._dialect, "$ref": f"{self._uri}#/{self._place}/{definition}"}
             validator = jsonschema_rs.validator_for(schema, registry=self._registry)
             self._validators[definition] = validator
         problems = [
             f"{'/'.join(map(str, each.instance_path))}: {each.message}" for each in validator.iter_errors(value)
         ]
-        assert not problems, f"no {definition} of {self.date}: {problems} in {value}"
+        assert not problems, f"not a valid {definition} of {self.date}: {problems} in {value}"
 
     def check_message(self, message: Json, method: str | None = None) -> None:
-        """Check one message from a server.
+        """Check a message from a server.
 
         Args:
-            method: of the request that a response belongs to; None where no request could be read.
+            method: the method of a response's request, or None if no request could be read.
         """
         assert message.get("jsonrpc") == "2.0", message
         if "method" in message:
             self.check("JSONRPCRequest" if "id" in message else "JSONRPCNotification", message)
-            assert message["method"] in MESSAGES, f"no server sends this: {message}"
+            assert message["method"] in MESSAGES, f"not a message of servers: {message}"
             self.check(MESSAGES[message["method"]], message)
             _decode(OURS[message["method"]], message.get("params", {}))
         elif "error" in message:
             self._check_error(message)
         else:
-            assert method is not None, f"a result that nobody asked for: {message}"
+            assert method is not None, f"a result without a request: {message}"
             new = "JSONRPCResultResponse" in self._names
             self.check("JSONRPCResultResponse" if new else "JSONRPCResponse", message)
             self._check_result(method, message["result"])
@@ -120,7 +120,7 @@ class Judge:
     def _check_error(self, message: Json) -> None:
         assert "result" not in message, message
         whole = "JSONRPCErrorResponse" if "JSONRPCErrorResponse" in self._names else "JSONRPCError"
-        # Before 2025-11-25 the schema has no word for an error whose request could not be read.
+        # Before 2025-11-25, the schema has no errors for unreadable requests.
         self.check(whole, message if "id" in message or whole != "JSONRPCError" else {**message, "id": 0})
         definition = ERRORS.get(message["error"]["code"])
         if definition is not None:
@@ -128,7 +128,7 @@ class Judge:
 
     def _check_result(self, method: str, result: Json) -> None:
         if result.get("resultType") == "input_required":
-            assert method in ROUNDS, f"{method} must not ask"
+            assert method in ROUNDS, f"{method} must not ask questions"
             assert "inputRequests" in result or "requestState" in result, result
             self.check("InputRequiredResult", result)
             for question in result.get("inputRequests", {}).values():
@@ -142,5 +142,5 @@ class Judge:
 
 @cache
 def judge_of(date: str) -> Judge:
-    """The judge of a revision; compiled once."""
+    """Return the compiled schema of a revision."""
     return Judge(date)

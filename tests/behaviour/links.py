@@ -1,6 +1,6 @@
-"""Ways for whole JSON-RPC messages between a raw client and a server, one for each transport.
+"""Transports for JSON-RPC messages between a raw client and a server.
 
-A `Link` sends one message and hands what the server says to the client's `take`. It knows framing, not meaning.
+A `Link` sends messages, and passes those from the server to the client's `take`. It handles only framing.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from processes import RunState
 
 Json = dict[str, Any]
 Take = Callable[[Json | list[Json], "Json | None", int], None]
-"""Message of the server, the request it came in reply to (where the transport tells), HTTP status (0 for none)."""
+"""Message from the server, its request (if the transport relates them), and HTTP status (0 without one)."""
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORLD = "tests/behaviour/world.py"
@@ -33,19 +33,19 @@ VERSION = "io.modelcontextprotocol/protocolVersion"
 
 
 class Link(Protocol):
-    """One client's way to the server."""
+    """A client's transport."""
 
     async def send(self, message: Any, headers: Mapping[str, str] | None = None) -> None: ...
 
     async def open_standalone_stream(self) -> None:
-        """Open the stream for what belongs to no call, where the transport has one of its own."""
+        """Open the stand-alone stream, if the transport has one."""
         ...
 
     async def close(self) -> None: ...
 
 
 class MemoryLink:
-    """Messages in one process."""
+    """In-memory transport."""
 
     def __init__(self, runtime: Runtime, take: Take) -> None:
         self._pipe = MemoryPipe(runtime.dispatcher)
@@ -69,10 +69,10 @@ class MemoryLink:
 
 
 class Process:
-    """A stdio server in a process of its own. It outlives a test, so that a process serves many."""
+    """A stdio server process, which several tests share."""
 
     def __init__(self, target: str, log: Path) -> None:
-        assert RunState.may_serve, "A test that starts a server carries the mark `server`."
+        assert RunState.may_serve, "Tests that start servers need the mark `server`."
         command = [sys.executable, "-c", "from millstream._cli import main; main()"]
         with log.open("wb") as stderr:
             self.popen = subprocess.Popen(
@@ -82,7 +82,7 @@ class Process:
         self.log = log
         self.failures = RunState.failures
         self.clients = 0
-        """Links that are open; the last one reads."""
+        """Number of open links. The last one reads."""
         self.next_id = 0
         self.initialized: Json | None = None
         assert self.popen.stdin is not None
@@ -91,7 +91,7 @@ class Process:
         os.set_blocking(self.stdout.fileno(), False)
 
     def end(self) -> int:
-        """Close its stdin; it ends by itself."""
+        """Close stdin, wait for the process to exit, and return its status."""
         self.stdin.close()
         try:
             return self.popen.wait(WAIT)
@@ -102,13 +102,13 @@ class Process:
             self.stdout.close()
 
     def kill(self) -> None:
-        """End it whatever it does."""
+        """Kill the process."""
         self.popen.kill()
         self.end()
 
 
 class StdioLink:
-    """Lines to a process."""
+    """stdio transport to a process."""
 
     def __init__(self, process: Process, take: Take) -> None:
         self._process = process
@@ -139,7 +139,7 @@ class StdioLink:
 
 
 class SseLink:
-    """HTTP+SSE: a stream for what the server says, a path for what the client says."""
+    """HTTP+SSE transport: a stream from the server, and a path for messages from the client."""
 
     def __init__(self, http: Http, take: Take) -> None:
         self._http = http
@@ -149,7 +149,7 @@ class SseLink:
         self._reading: asyncio.Task[None]
 
     async def open(self, path: str = "/sse") -> "SseLink":
-        """Open the stream; its first event names the path for messages."""
+        """Open the stream. Its first event contains the path for messages."""
         self.stream = await self._http.fetch("GET", path, {"accept": "text/event-stream"})
         assert self.stream.status == 200
         events = self.stream.events()
@@ -184,7 +184,7 @@ class SseLink:
 
 @dataclass
 class Stream:
-    """One POST or GET in flight, with the events that came."""
+    """An open POST or GET, with the events so far."""
 
     exchange: Exchange
     events: list[Event]
@@ -192,20 +192,20 @@ class Stream:
 
 
 class StreamableLink:
-    """Streamable HTTP. Replies are read by tasks of their own, so that streams overlap as they do in a client."""
+    """Streamable HTTP transport. Each reply is read in its own task, so streams overlap as in a client."""
 
     def __init__(self, http: Http, take: Take, *, version: str) -> None:
         self.http = http
         self._take = take
         self.version = version
-        """Value of `MCP-Protocol-Version`; empty for a revision that sends none."""
+        """Value of `MCP-Protocol-Version`. Empty for revisions without this header."""
         self.session = ""
         self.streams: dict[Any, Stream] = {}
-        """Request id -> the reply; "GET" is the stand-alone stream."""
+        """Request id -> reply. "GET" is the stand-alone stream."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def headers(self, message: Any = None) -> dict[str, str]:
-        """The headers of a message."""
+        """Return the headers for a message."""
         headers: dict[str, str] = {}
         handshake = (
             isinstance(message, dict) and message.get("method") == "initialize" and "_meta" not in message["params"]
@@ -222,7 +222,7 @@ class StreamableLink:
         return headers
 
     async def post(self, message: Any, headers: Mapping[str, str] | None = None) -> Exchange:
-        """Send one message; returns with the head of the reply."""
+        """Send a message, and return when the head of the reply has arrived."""
         given = {"content-type": "application/json", "accept": ACCEPT, **self.headers(message), **(headers or {})}
         reply = await self.http.fetch("POST", "/mcp", given, json.dumps(message).encode())
         self.session = reply.headers.get("mcp-session-id", self.session)
@@ -260,7 +260,7 @@ class StreamableLink:
             stream.over.set()
 
     async def read(self, stream: Stream, message: Json | None = None) -> None:
-        """Take the messages of a stream until it ends."""
+        """Pass on the messages of a stream until it ends."""
         async for event in stream.exchange.events():
             stream.events.append(event)
             assert event.name == "message"
@@ -268,7 +268,7 @@ class StreamableLink:
                 self._take(json.loads(event.data), message, stream.exchange.status)
 
     async def resume(self, last: str | None = None, **headers: str) -> Stream:
-        """`GET`: the stand-alone stream, or what follows an event."""
+        """Send a GET for the stand-alone stream, or to resume after an event."""
         given = {"accept": "text/event-stream", **self.headers(), **headers}
         if last is not None:
             given["last-event-id"] = last

@@ -1,4 +1,4 @@
-"""A server for `test_sweep.py`: one tool that says a lot, one that is silent."""
+"""A server for `test_sweep.py`: one tool floods its client, one sends nothing."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ mcp = Server("slow-peers")
 
 @mcp.tool
 async def floods(ctx: Context) -> str:
-    """Progress with long messages, for ever."""
+    """Report progress with long messages, forever."""
     step = 0
     while True:
         step += 1
@@ -18,6 +18,6 @@ async def floods(ctx: Context) -> str:
 
 @mcp.tool
 async def silent() -> str:
-    """Says nothing for ever."""
+    """Wait forever."""
     await asyncio.Event().wait()
     return ""

@@ -1,4 +1,4 @@
-"""The server of the behaviour tests. It is built anew for each set of settings, and is a file that stdio serves."""
+"""The server of the behavior tests, built for each set of settings. For stdio, it's run from this file."""
 
 import os
 from collections.abc import Callable
@@ -29,12 +29,12 @@ OPTIONED: list[tuple[Callable[..., Any], dict[str, Any]]] = [
 ]
 WEIGH = {"type": "object", "properties": {"of": {"type": "string"}}, "required": ["of"], "additionalProperties": False}
 THREADS = int(os.environ.get("BEHAVIOUR_THREADS", "2"))
-"""Few, so that tests can fill them; where tests share servers, they must not."""
+"""Few by default, so tests can exhaust them. Shared servers need more."""
 ICON = Icon(src="https://example.com/icon.png", mime_type="image/png", sizes=["48x48"])
 
 
 def build(**settings: Any) -> Server:
-    """The world, with its own settings."""
+    """Build the server with some settings."""
     server = Server(
         "world",
         version="1.2.3",
@@ -143,7 +143,7 @@ def _add_changes(server: Server) -> None:
 
 
 def stock() -> Server:
-    """A server that is mounted in the world."""
+    """Return a server that is mounted in the world server."""
     server = Server("stock", settings=Settings())
 
     @server.tool

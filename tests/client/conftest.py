@@ -1,4 +1,4 @@
-"""What every test of the client shares: no task outlives its client, and no verdict its test."""
+"""Fixtures for the client tests: no leaked tasks, and an empty era cache."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from millstream.client import _connector as connector
 
 @pytest.fixture(autouse=True)
 async def nothing_is_left_behind() -> AsyncIterator[None]:
-    """A client that is closed has no tasks."""
+    """Check that closed clients leave no tasks behind."""
     connector.forget_eras()
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -20,5 +20,5 @@ async def nothing_is_left_behind() -> AsyncIterator[None]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next attempt to connect again is never far."""
+    """Shorten the delays between reconnection attempts."""
     set_waits(monkeypatch, 0.02)

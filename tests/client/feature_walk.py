@@ -1,4 +1,4 @@
-"""What a client does with `shop.py`, on whichever transport and revision: one walk through every feature."""
+"""Use all client features with `shop.py`, for any transport and revision."""
 
 import asyncio
 from dataclasses import dataclass
@@ -28,22 +28,18 @@ class Order:
 
 
 def fill_in(question: Question) -> dict[str, Any]:
-    """The person, who types a street and leaves the rest as it is."""
+    """Answer a form like a user who types a street and keeps the defaults."""
     return {**question.defaults, "street": "1 Mill Lane"}
 
 
 async def review(params: CreateMessageRequestParams) -> str:
-    """The model, which takes its time."""
+    """Answer a sampling request like a slow model."""
     await asyncio.sleep(0)
     return f"{params.max_tokens} words"
 
 
 async def walk(target: Target, revision: str | None, transport: str) -> None:
-    """Use everything once.
-
-    Raises:
-        AssertionError: something is not what it should be.
-    """
+    """Use each feature once and check its result."""
     async with (
         asyncio.timeout(WAIT),
         Client(target, revision=revision, elicit=fill_in, sample=review, roots=["file:///work"]) as client,
@@ -80,7 +76,7 @@ async def questions(client: Client) -> None:
     spoken = BY_DATE[client.revision]
     delivered = await client.call("deliver", raise_on_error=False)
     if "elicitation/create" in spoken.asks:
-        # Revisions without defaults of numbers are asked without them; the tool has its own.
+        # Older revisions have no number defaults, so the tool applies its own.
         assert delivered.text == "1 Mill Lane, 3"
     else:
         assert delivered.is_error

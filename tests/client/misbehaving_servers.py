@@ -1,4 +1,4 @@
-"""Servers that misbehave, on real sockets: each test says what happens after a request has been read."""
+"""Misbehaving servers on real sockets: each test defines the reaction to a request."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ DONE = {"resultType": "complete", "content": [{"type": "text", "text": "done"}]}
 
 @dataclass
 class ReceivedRequest:
-    """One HTTP request as it came, and the socket to answer on."""
+    """A received HTTP request, and the socket for the reply."""
 
     verb: str
     path: str
@@ -50,19 +50,19 @@ class ReceivedRequest:
     async def reply(
         self, body: bytes, *, status: str = "200 OK", type: str = "application/json", more: str = ""
     ) -> None:
-        """A whole reply."""
+        """Send a complete reply."""
         head = f"HTTP/1.1 {status}\r\nContent-Type: {type}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
         await self.write(head.encode() + body)
 
     async def result(self, result: dict[str, Any], **more: Any) -> None:
-        """The answer to this request."""
+        """Send the result of this request."""
         await self.reply(self.answer(result), **more)
 
     def answer(self, result: dict[str, Any]) -> bytes:
         return json.dumps({"jsonrpc": "2.0", "id": self.message["id"], "result": result}).encode()
 
     async def stream(self) -> None:
-        """The head of an event stream."""
+        """Send the head of an event stream."""
         await self.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
 
     async def event(self, message: bytes, fields: str = "") -> None:
@@ -80,21 +80,19 @@ Behave = Callable[[ReceivedRequest], Awaitable[None]]
 
 @dataclass
 class MisbehavingServer:
-    """Where the server is, and what it was asked."""
+    """The URL of the server, and the requests it received."""
 
     url: str
     asked: list[ReceivedRequest] = field(default_factory=list)
     open: int = 0
-    """Connections of clients."""
+    """Number of client connections."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
-    """No client is connected."""
+    """Set while no client is connected."""
 
 
 @asynccontextmanager
 async def misbehaving(behave: Behave) -> AsyncGenerator[MisbehavingServer, None]:
-    """A server that does this with each request. A behaviour that returns early closes nothing; one that raises
-    ConnectionError closes the connection.
-    """
+    """Run a server that calls `behave` for each request. If it raises ConnectionError, the connection is closed."""
     world = MisbehavingServer("")
     tasks: set[asyncio.Task[Any]] = set()
 
@@ -140,7 +138,7 @@ async def read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 
 def with_discovery(behave: Behave) -> Behave:
-    """A server of 2026-07-28 that is well until something else than `server/discover` is asked."""
+    """Answer `server/discover` as a 2026-07-28 server, and pass other requests to `behave`."""
 
     async def both(asked: ReceivedRequest) -> None:
         if asked.method == "server/discover":
@@ -152,7 +150,7 @@ def with_discovery(behave: Behave) -> Behave:
 
 
 def with_handshake(behave: Behave, session: str = "") -> Behave:
-    """A server of 2025-11-25 that is well until something else than its handshake is asked; it has no GET stream."""
+    """Answer the handshake of 2025-11-25, without a GET stream, and pass other requests to `behave`."""
 
     async def both(asked: ReceivedRequest) -> None:
         if asked.method == "initialize":
@@ -173,7 +171,7 @@ def with_handshake(behave: Behave, session: str = "") -> Behave:
 async def check_failure(
     behave: Behave, expected: type[ClientError], *words: str, options: Options | None = None
 ) -> None:
-    """A call ends with this error, whose text is one sentence or two with these words."""
+    """Assert that a call raises an error whose text has one or two sentences with some words."""
     async with misbehaving(behave) as server:
         with pytest.raises(expected) as caught:
             async with Client(server.url, timeout=WAIT, options=options) as client:

@@ -1,4 +1,4 @@
-"""What tests of watched connections share: servers with a session, and waits that are short."""
+"""Helpers for tests of watched connections: servers with sessions, and short delays."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,12 +24,12 @@ def set_waits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 async def wait_until(condition: Callable[[], object]) -> None:
-    while not condition():  # noqa: ASYNC110  others make it so
+    while not condition():  # noqa: ASYNC110  other tasks change it
         await asyncio.sleep(0.01)
 
 
 async def until_other_than_again(changes: Changes) -> Change:
-    """A server that breaks twice is told of twice."""
+    """Return the next change that isn't `again`, because each reconnection reports one."""
     while (change := await anext(changes)) == AGAIN:
         pass
     return change
@@ -40,7 +40,7 @@ async def block_forever() -> Any:
 
 
 def session(streams: Behave, others: Behave | None = None) -> Behave:
-    """A server with sessions, which does `streams` with each GET and `others` with what comes after the handshake."""
+    """Return a behavior with sessions: `streams` handles each GET, and `others` requests after the handshake."""
 
     async def calls(asked: ReceivedRequest) -> None:
         await asked.result(DONE if asked.method == "tools/call" else {})

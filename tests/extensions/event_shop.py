@@ -23,7 +23,7 @@ META = {
 
 
 class OrderPaid(Struct):
-    """A customer paid an order."""
+    """A customer paid for an order."""
 
     order: str
     customer: str = "ada"

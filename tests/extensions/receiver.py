@@ -84,7 +84,7 @@ class Receiver:
         return self.messages
 
     async def handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request."""
+        """Handle one request."""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             assert head[0].startswith("POST ")
@@ -100,7 +100,7 @@ class Receiver:
             writer.close()
 
     def _reply(self, message: Message) -> tuple[int, str, str]:
-        assert any(message.signed_with(secret) for secret in self.secrets), "no known secret signed this"
+        assert any(message.signed_with(secret) for secret in self.secrets), "signed with an unknown secret"
         self._arrival.set()
         if message.data.get("type") == "verification":
             self.challenges.append(message)

@@ -52,13 +52,13 @@ class Accounts:
         self.expires_in: float = 600
         """`expires_in` of the token endpoint. Tokens are valid for ten minutes."""
         self.metadata_changes: dict[str, Any] = {}
-        """Changes to the metadata."""
+        """Overrides of the metadata."""
         self.fails = ""
         """Error of the token endpoint, if any."""
         self.secrets = {"gw": "s3cret"}
 
     async def handle_request(self, asked: ReceivedRequest) -> None:
-        """Answer a request."""
+        """Handle a request."""
         path = asked.path.partition("?")[0]
         if path == "/.well-known/oauth-authorization-server":
             await asked.reply(json.dumps(self.metadata()).encode())
@@ -257,7 +257,7 @@ class Browser:
         await self.http.aclose()
 
     async def sign_in(self, key: str) -> "Browser":
-        """Sign in to the pages."""
+        """Sign in with a key."""
         reply = await self.http.post(
             "/sign-in", data={"key": key, "next": "/connections"}, headers={"origin": self.base}
         )
@@ -302,7 +302,7 @@ class Browser:
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
 
 
-class reject_tokens:  # noqa: N801  it's used as a function
+class reject_tokens:  # noqa: N801  used like a function
     """Make a server reject all tokens for the duration of the block."""
 
     def __init__(self, mcp: Server) -> None:

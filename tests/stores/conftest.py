@@ -1,4 +1,4 @@
-"""Each store that there is, for the tests that run against every one."""
+"""Fixtures that run a test on all stores."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -13,7 +13,7 @@ SHARED = [name for name, backing in BACKINGS.items() if backing.shared]  # type:
 
 @pytest.fixture(params=backings(BACKINGS))
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """The only worker of each store."""
+    """One worker on each store."""
     backing = BACKINGS[request.param]()
     yield await backing.worker()
     await backing.close()
@@ -29,7 +29,7 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
 
 @pytest.fixture
 def server() -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
+    """A Redis server that isn't shared."""
     server = RedisServer()
     yield server
     server.close()

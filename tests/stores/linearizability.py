@@ -1,8 +1,9 @@
-"""A checker for histories of one key: is there an order of the operations, true to when each began and ended, in which
-every one of them returned what a single register would return?
+"""A linearizability checker for histories of one key.
 
-The search is that of Wing and Gong ("Testing and verifying concurrent objects", 1993), with a memory of the states
-that were tried. An operation whose outcome is unknown may have happened at any time after it began, or never.
+A history is linearizable if its operations have an order, consistent with their start and end times, in which each
+returned what a single register would return. The search is by Wing and Gong ("Testing and verifying concurrent
+objects", 1993), with memoized states. An operation with an unknown outcome may take effect at any time after its start,
+or never.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ Value = bytes | None
 
 
 class Operation(Struct, frozen=True):
-    """One of a history. Times are places in one order of all beginnings and ends."""
+    """An operation of a history. Times are positions in the order of all starts and ends."""
 
     kind: str
     """get, put, cas or delete."""
@@ -21,11 +22,11 @@ class Operation(Struct, frozen=True):
     result: Any
     began: int
     ended: int | None
-    """None where the outcome is unknown."""
+    """None if the outcome is unknown."""
 
 
 def is_linearizable(history: list[Operation], initial: Value = None) -> bool:
-    """Whether there is such an order."""
+    """Return whether a history is linearizable."""
     tried: set[tuple[frozenset[int], Value]] = set()
 
     def search(left: frozenset[int], value: Value) -> bool:
@@ -38,7 +39,7 @@ def is_linearizable(history: list[Operation], initial: Value = None) -> bool:
         for number in left:
             operation = history[number]
             if operation.began > first_end:
-                continue  # another one had ended before this began
+                continue  # another operation ended before this one started
             possible, after = _apply(operation, value)
             if possible and search(left - {number}, after):
                 return True
@@ -48,7 +49,7 @@ def is_linearizable(history: list[Operation], initial: Value = None) -> bool:
 
 
 def _apply(operation: Operation, value: Value) -> tuple[bool, Value]:
-    """Whether a register with this value may return what the operation returned, and its value afterwards."""
+    """Return whether a register with a value could produce the operation's result, and its new value."""
     unknown = operation.ended is None
     if operation.kind == "get":
         return unknown or operation.result == value, value

@@ -1,10 +1,10 @@
-"""Appends to a SQLite store from 16 publishers, and prints each position once it has the acknowledgement.
+"""Append to a SQLite store from 16 publishers, and print each acknowledged position.
 
     sqlite_writer.py URL RUN APPENDS-OF-EACH [SIZE] [--file-size BYTES] [--more-room] [--nobody]
 
-On standard error is the number of appends that failed; a store that can't be opened is named there. The process may
-limit the size of its files, which with `--more-room` ends after the appends and one more then has to succeed, or become
-the user `nobody`, before it opens the store.
+The number of failed appends, or the error on opening the store, goes to standard error. `--file-size` limits the size
+of files; with `--more-room`, the limit is lifted after the appends, and another append must succeed. `--nobody`
+switches to the user `nobody` before opening the store.
 """
 
 import argparse
@@ -24,8 +24,8 @@ NOBODY = 65534
 
 
 async def write(store: Store, run: str, each: int, size: int, *, more_room: bool) -> int:
-    """Append; the number of failures."""
-    writer.PAUSE = 0.0  # type: ignore[misc]  # a disk that failed is tried again at once
+    """Append, and return the number of failures."""
+    writer.PAUSE = 0.0  # type: ignore[misc]  # retry immediately after a disk failure
     await store.open()
     failed = 0
 
@@ -62,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.file_size, resource.RLIM_INFINITY))
-    store = open_store(options.url)  # loads the code that nobody may not read
+    store = open_store(options.url)  # imports modules that the user `nobody` can't read
     if options.nobody:
         os.setgroups([])
         os.setgid(NOBODY)

@@ -1,4 +1,4 @@
-"""The tests of the HTTP adapters run on both event loops that users have; the others on one."""
+"""Run the tests of the HTTP adapters on asyncio and uvloop, and the others only on asyncio."""
 
 import asyncio
 import sys
@@ -19,5 +19,5 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config,
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """uvloop beside asyncio's own loop for the modules that are about sockets."""
+    """Add uvloop for the modules that test sockets."""
     return _BOTH if item.path.name.startswith(_ON_BOTH) else {"asyncio": asyncio.new_event_loop}

@@ -1,4 +1,4 @@
-"""A server of fastmcp: fast.py (stdio|http|sse) [PORT]."""
+"""A server with fastmcp: fast.py (stdio|http|sse) [PORT]."""
 
 import sys
 

@@ -1,5 +1,6 @@
-"""Servers on uvicorn keep idle connections for longer than a machine stands still. By default it closes them after five
-seconds, also one on which a request has come meanwhile, and the client can't know whether it was seen.
+"""Raise the keep-alive timeout of uvicorn, so a frozen machine doesn't close connections.
+
+By default, uvicorn closes idle connections after five seconds, even if a request has just arrived on one.
 """
 
 import functools
@@ -9,6 +10,6 @@ import uvicorn
 
 
 def install() -> None:
-    """For every server that this process starts."""
+    """Apply the timeout to all servers of this process."""
     patient: Any = functools.partial(uvicorn.Config, timeout_keep_alive=3600)
     uvicorn.Config = patient  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A server of the 1.x line of the official Python SDK, which asks: official_one.py (stdio|http|sse) [PORT]."""
+"""A server with the official Python SDK 1.x, which asks questions: official_one.py (stdio|http|sse) [PORT]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A server of the 2.x line of the official Python SDK: official_two.py (stdio|http|sse) [PORT]."""
+"""A server with the official Python SDK 2.x: official_two.py (stdio|http|sse) [PORT]."""
 
 import sys
 

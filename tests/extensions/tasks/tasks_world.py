@@ -12,11 +12,11 @@ DECLARED: Json = {"extensions": {TASKS: {}}, "elicitation": {"form": {}}}
 FINAL_STATUSES = ("completed", "failed", "cancelled")
 
 Ask = Callable[[str, Json, dict[str, str]], Awaitable[Json]]
-"""Sends a request and returns the whole response."""
+"""Sends a request and returns the complete response."""
 
 
 class TaskClient:
-    """Calls tools as tasks."""
+    """A client that calls tools as tasks."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask

@@ -1,4 +1,4 @@
-"""A program for fastmcp."""
+"""A fastmcp program."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

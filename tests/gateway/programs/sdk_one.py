@@ -1,4 +1,4 @@
-"""A program for FastMCP of the official SDK 1.x."""
+"""A program with FastMCP of the official SDK 1.x."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""A program for MCPServer of the official SDK 2.x."""
+"""A program with MCPServer of the official SDK 2.x."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
