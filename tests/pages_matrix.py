@@ -1,4 +1,4 @@
-"""Each page in each state: what is checked there, in three sizes and both schemes, and what is left out and why.
+"""Each page in each state: what is checked there, in each size and scheme, and what is left out and why.
 
 A page is loaded once for a state, and stays what it is while its window and its scheme change. Tests take the pages of
 a state from `pages_in`, so that a place in the table is either looked at or has its reason.
@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from playwright.sync_api import Page, ViewportSize
 
-from pages_world import LAYOUTS, OUTSIDE, SCHEMES, SIZES, axe
+from pages_world import LAYOUTS, OUTSIDE, SIZES, axe, schemes
+from property_settings import NIGHTLY
 
 PAGES = ("connect", "inspect", "dashboard", "docs", "chat", "playground", "sign-in", "consent")
 STATES = ("empty", "busy", "500 tools", "long texts", "right-to-left", "server gone", "server back")
@@ -52,14 +53,12 @@ def whole(page: Page, name: str, tool: str = "") -> list[str]:
         tool: what the keyboard looks for in the page's list; the page shows it from then on.
     """
     found: list[str] = []
-    schemes = SCHEMES
     for width, height in SIZES:
         page.set_viewport_size(ViewportSize(width=width, height=height))
-        for scheme in schemes:
+        for place, scheme in enumerate(schemes(width)):
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            judged = axe(page, colors=scheme != schemes[0]) if width in LAYOUTS else []
+            judged = axe(page, colors=place > 0) if width in LAYOUTS and (NIGHTLY or width > 800) else []
             found += [f"{name} {scheme} {width}: {each}" for each in [*judged, *page.evaluate(_WRONG)]]
-        schemes = schemes[::-1]  # the next size begins in the scheme that this one ends in
     for width, height in reversed(SIZES):
         page.set_viewport_size(ViewportSize(width=width, height=height))
         here = [*_walk(page, name, tool), *_low(page, name, height)]

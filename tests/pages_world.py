@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, ViewportSize
 
 from patience import WAIT
+from property_settings import NIGHTLY
 
 OpenPage = Callable[..., Page]
 """``open_page(url, name="", lossy=False, fresh=False, **options of the context)``, a fixture."""
@@ -176,7 +177,7 @@ _RUN = """async (colors) => {
 
 def axe(page: Page, *, colors: bool = False) -> list[str]:
     """What keeps people from using the page as it is now, by axe with all its rules, or with those about `colors`: all
-    that another scheme changes (`test_a_scheme_changes_nothing_but_colors`).
+    that another scheme changes (`test_schemes_change_only_colors`).
     """
     assert _AXE.exists(), "These tests need axe: make tests/pages/node_modules/.package-lock.json."
     found = page.evaluate(_RUN, colors)
@@ -222,23 +223,28 @@ def outside(page: Page) -> list[str]:
     return list(page.evaluate(OUTSIDE))
 
 
-SIZES = [(1280, 720), (1440, 900), (390, 844)]
-"""A laptop, a desk and a phone."""
+SIZES = [(1280, 720), (390, 844), *([(1440, 900)] if NIGHTLY else [])]
+"""Windows of a laptop, of a phone, and by night of a desktop."""
 LAYOUTS = frozenset({1280, 390})
-"""The widths at which axe looks: wider windows show what a laptop shows, as
-`test_a_desk_differs_from_a_laptop_in_heights_alone` has it.
-"""
-SCHEMES: tuple[Literal["dark", "light"], ...] = ("dark", "light")
+"""Widths that axe checks: `test_desktop_and_laptop_layouts_differ_only_in_height`."""
+Scheme = Literal["dark", "light"]
+
+
+def schemes(width: int) -> tuple[Scheme, ...]:
+    """Return the color schemes to check at a width: by day one, another one for phones than for laptops."""
+    if NIGHTLY:
+        return ("dark", "light")
+    return ("dark",) if width > 800 else ("light",)
 
 
 def fits(page: Page) -> list[str]:
-    """What lies outside of its box, and what axe finds, in each size and scheme, without loading the page again."""
+    """Return what axe and `outside` find in each size and scheme, without loading the page again."""
     found: list[str] = []
     for width, height in reversed(SIZES):  # the page stays as a laptop has it
         page.set_viewport_size(ViewportSize(width=width, height=height))
-        for scheme in SCHEMES:
+        for place, scheme in enumerate(schemes(width)):
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             if width in LAYOUTS:
-                found += [f"{scheme} {width}: {each}" for each in axe(page, colors=scheme != SCHEMES[0])]
+                found += [f"{scheme} {width}: {each}" for each in axe(page, colors=place > 0)]
         found += [f"{width}: {each}" for each in outside(page)]
     return found

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from pages_world import LAYOUTS, SCHEMES, OpenPage, axe, outside
+from pages_world import LAYOUTS, SIZES, OpenPage, axe, outside, schemes
 from patience import WAIT
 from processes import SharedServer, free_port, run_command, run_server
+from property_settings import NIGHTLY
 
 pytestmark = pytest.mark.server
 
-SIZES = [(1280, 720), (1440, 900), (1920, 1080), (390, 844)]
+WINDOWS = [*SIZES, *([(1920, 1080)] if NIGHTLY else [])]
 
 
 @pytest.fixture
@@ -97,16 +98,16 @@ def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenP
         page.set_viewport_size({"width": 1280, "height": 720})
         page.emulate_media(color_scheme="light", reduced_motion="reduce")
         enter(page)
-        for width, height in SIZES:
+        for width, height in WINDOWS:
             page.set_viewport_size({"width": width, "height": height})
             for view in ("list", "detail", "activity") if width < 800 else ("list",):
                 page.evaluate("(view) => (document.getElementById('main').dataset.view = view)", view)
                 wrong += [f"{name}, {width}, {view}: {each}" for each in outside(page)]
                 if width not in LAYOUTS or (width < 800 and view != VIEWS.get(name, "detail")):
                     continue
-                for scheme in SCHEMES:
+                for place, scheme in enumerate(schemes(width)):
                     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-                    found = axe(page, colors=scheme != SCHEMES[0])
+                    found = axe(page, colors=place > 0)
                     wrong += [f"{name}, {scheme}, {width}: {each}" for each in found]
     assert wrong == []
 
@@ -120,7 +121,7 @@ def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, scheme
     )
     page.goto(f"{crowd}/inspect")
     expect(page.locator("#kinds")).to_contain_text("507")
-    for width, height in SIZES:
+    for width, height in WINDOWS:
         page.set_viewport_size({"width": width, "height": height})
         box = page.locator("#items").bounding_box()
         assert box is not None

@@ -74,6 +74,7 @@ def test_pages_work_with_500_tools(crowd: str, open_page: OpenPage) -> None:
     assert found == [], "\n".join(found)
 
 
+@pytest.mark.nightly
 def test_pages_work_with_long_and_right_to_left_text(crowd: str, open_page: OpenPage) -> None:
     texts = ["word " * 300, "x" * 500, "https://example.org/" + "a" * 200]
     states = {"long texts": (LONG_TOOL, "Maximiliane " * 3, texts),
@@ -120,6 +121,7 @@ class Shop:
         return f"{self.url}/authorize?{urlencode(asked)}"
 
 
+@pytest.mark.nightly
 def test_sign_in_and_consent_work_with_unusual_content(tmp_path: Path, open_page: OpenPage) -> None:
     shop, found = Shop(), list[str]()
     pages: dict[str, Page] = {}

@@ -122,6 +122,7 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
             expect(card).to_have_class("call good")
 
 
+@pytest.mark.nightly
 def test_the_room_fits_whatever_is_in_it(
     crowd: Callable[..., AbstractContextManager[str]], open_page: OpenPage
 ) -> None:
