@@ -40,7 +40,7 @@ def fail(runtime: Runtime) -> None:
     """Let the store refuse, and let the next look see it."""
     store: Any = SimpleNamespace(kv=Refusing())
     runtime.store_health._store = store
-    runtime.store_health._looked = -1.0
+    runtime.store_health._checked_at = -1.0
 
 
 async def test_health_shows_figures_and_their_limits() -> None:

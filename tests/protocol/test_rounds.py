@@ -26,7 +26,7 @@ def test_sealed_state_round_trips() -> None:
     replay.settle("q1", "mark", b"1")
     replay.pend("q2", "other")
     state = open_state(sealed(replay), RING, BOUND, 10)
-    assert (state.rounds, state.entries["q1"].value, state.asked) == (1, b"1", {"q2": "other"})
+    assert (state.rounds, state.entries["q1"].value, state.open_marks) == (1, b"1", {"q2": "other"})
 
 
 def test_state_is_bound_to_its_call_and_time() -> None:

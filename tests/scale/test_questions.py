@@ -168,7 +168,7 @@ async def test_worker_messages_are_processed_once() -> None:
         assert await second.runtime.services.peers.send(first.store.me, AnswerMessage("s", "q", b"1", b""))
         await settle()
         assert len(taken) == 2, "sent again is another message"
-        first.runtime.services.peers._seen.clear()
+        first.runtime.services.peers._processed.clear()
         now = second.store.core.time() + WINDOW + 1
         first.store.time = lambda: now  # type: ignore[method-assign]
         await second.store.bus.send(first.store.me, "workers", letter)

@@ -108,7 +108,7 @@ async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkey
     async with Proxy(server.port) as wire, open_worker(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
         await warm_up(store)
         before = await append(store, STREAM, b"before")
-        await until(lambda: store.backend._client._writing is None)
+        await until(lambda: store.backend._client._write_task is None)
         wire.drop_replies = True
         names = [STREAM, "call:session:1"] * 20
         tasks = [asyncio.create_task(append(store, name, b"%d" % n)) for n, name in enumerate(names)]

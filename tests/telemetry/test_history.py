@@ -1,6 +1,6 @@
 import pytest
 
-from millstream._telemetry.history import KEPT, MAX_OPERATIONS, REST, SLOT, Gauges, History, HistoryWindow
+from millstream._telemetry.history import MAX_OPERATIONS, MAX_SLOTS, REST, SLOT, Gauges, History, HistoryWindow
 from millstream._telemetry.metrics import FINE, Labels, Series
 
 START = 900 * 2_000_000
@@ -62,7 +62,7 @@ def test_history_of_a_day_is_bounded() -> None:
     assert sum(past.operations[REST].buckets.values()) > 0
     whole = 500 * 86_400 // 450
     assert abs(sum(calls(past)) - whole) <= 1_000
-    assert history.size() < KEPT * (40 + 12 * (MAX_OPERATIONS + 1))
+    assert history.size() < MAX_SLOTS * (40 + 12 * (MAX_OPERATIONS + 1))
 
 
 def test_stalled_and_reversed_clocks_change_nothing() -> None:

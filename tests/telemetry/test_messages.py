@@ -117,7 +117,7 @@ async def test_secrets_are_hidden_before_truncation() -> None:
 
 
 async def test_peer_memory_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "REMEMBERED", 4)
+    monkeypatch.setattr(messages, "MAX_CACHED", 4)
     given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
     lines = await lines_of(*given, *given)
     assert [line["target"] for line in lines] == [message.target for message in given] * 2
@@ -202,7 +202,7 @@ async def test_stalled_log_reader_blocks_nothing() -> None:
         assert lost > 0
         os.set_blocking(reader, False)
         read = b""
-        while log._outlet.kept:
+        while log._outlet.unsent:
             read += pipe.read() or b""
             log.flush()
         read += pipe.read() or b""

@@ -11,11 +11,11 @@ from millstream._protocol.metadata import ClientInfo
 from millstream._server.calls.call import CallFailure
 from millstream._server.observability.call_history import history_values
 from millstream._server.observability.recent_calls import (
-    KEPT,
-    KEPT_FAILURES,
     MAX_ARGUMENTS,
+    MAX_CALLS,
     MAX_CLIENTS,
     MAX_ERRORS,
+    MAX_FAILURES,
     MAX_READ,
     READ_EACH_SECOND,
     SPAN,
@@ -121,14 +121,14 @@ def test_failures_outlast_successful_calls() -> None:
     clock = Clock()
     recent = RecentCalls(clock=clock)
     recent.observe(asked({}, outcome="tool_error"), 0.1, b"")
-    for _ in range(3 * KEPT):
+    for _ in range(3 * MAX_CALLS):
         clock.now += 0.001
         recent.observe(asked({}), 0.001, b"")
-    for _ in range(3 * KEPT_FAILURES):
+    for _ in range(3 * MAX_FAILURES):
         recent.observe(asked({}, outcome="-32602"), 0.001, b"")
     calls = looked(recent)["calls"]
-    assert len(calls) == KEPT
-    assert sum(each["outcome"] != "" for each in calls) == KEPT_FAILURES
+    assert len(calls) == MAX_CALLS
+    assert sum(each["outcome"] != "" for each in calls) == MAX_FAILURES
     assert sum(each["arguments"] is not None for each in calls) <= 2 * READ_EACH_SECOND
 
 
@@ -194,7 +194,7 @@ def test_some_calls_of_each_half_minute_outlast_the_newest() -> None:
         recent.observe(asked({}), 0.001, b"{}")
         recent.observe(asked({"slow": True}), 1.0, b"{}")
         recent.observe(asked({}, outcome="tool_error"), 0.001, b"{}")
-    for _ in range(2 * KEPT):
+    for _ in range(2 * MAX_CALLS):
         clock.now += 0.1
         recent.observe(asked({"later": True}, outcome="cancelled"), 0.001, b"{}")
         recent.observe(asked({"later": True}), 0.001, b"{}")

@@ -34,7 +34,7 @@ Headers = Mapping[bytes, bytes]
 _NAME_MEMBERS: Mapping[str, str] = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 """Methods that need `Mcp-Name`, each with the member of `params` that the header repeats."""
 
-_NOTHING: Mapping[str, str] = {}
+_NO_PARAMS: Mapping[str, str] = {}
 _REQUESTS = frozenset(method for revision in ALL for method in revision.requests)
 
 _ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
@@ -117,7 +117,7 @@ def admit_per_request(
     *,
     serves: Callable[[str, Revision], bool],
     requires: Callable[[str, str], Mapping[str, Any]],
-    header_params: Mapping[str, str] = _NOTHING,
+    header_params: Mapping[str, str] = _NO_PARAMS,
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Admission:
@@ -240,7 +240,7 @@ def check_routing(
     headers: Headers,
     raw_headers: Iterable[tuple[bytes, bytes]],
     *,
-    header_params: Mapping[str, str] = _NOTHING,
+    header_params: Mapping[str, str] = _NO_PARAMS,
 ) -> None:
     """Compare the routing headers with the body (MCP 2026-07-28, basic/transports/streamable-http).
 

@@ -37,7 +37,7 @@ class RoundState(Struct, array_like=True):
     rounds: int
     entries: dict[str, RoundEntry]
     """Entries by slot, in the order they were settled."""
-    asked: dict[str, str]
+    open_marks: dict[str, str]
     """Slot -> digest, for the questions of the last round."""
 
 
@@ -98,11 +98,11 @@ def open_state(token: str, ring: KeyRing, bound: bytes, now: int) -> RoundState:
 class Rounds:
     """The rounds of one call, for one run of its function."""
 
-    __slots__ = ("_asked", "_entries", "_ordinal", "_pending", "_responses", "rounds")
+    __slots__ = ("_entries", "_open_marks", "_ordinal", "_pending", "_responses", "rounds")
 
     def __init__(self, state: RoundState | None, responses: Mapping[str, Raw]) -> None:
         self._entries = state.entries if state is not None else {}
-        self._asked = state.asked if state is not None else None
+        self._open_marks = state.open_marks if state is not None else None
         self._responses = responses
         self._ordinal = 0
         self._pending: dict[str, str] = {}
@@ -137,7 +137,7 @@ class Rounds:
     def response(self, slot: str, wire_key: str, mark: str) -> bytes | None:
         """Return the answer in this request, unless its question has changed."""
         raw = self._responses.get(wire_key)
-        if raw is None or (self._asked is not None and self._asked.get(slot, mark) != mark):
+        if raw is None or (self._open_marks is not None and self._open_marks.get(slot, mark) != mark):
             return None
         return bytes(raw)
 

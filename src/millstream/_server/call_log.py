@@ -20,7 +20,7 @@ OPEN, MESSAGE, END = b"o", b"m", b"e"
 
 _WORKER: Final = 12
 """Number of characters in a worker's name."""
-_GONE = "The worker that ran this call is gone. Try again."
+_WORKER_LOST = "The worker that ran this call has stopped. Try again."
 _decode_id = msgspec.json.Decoder(RequestId).decode
 
 _NOT_KEPT = "The result is too large to be read again on another connection."
@@ -50,7 +50,7 @@ async def append(
 
 
 async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
-    """Write the end of a stream whose worker is gone: an error, unless the stream had already ended. If the worker was
+    """Write the end of a dead worker's stream: an error, unless the stream had already ended. If the worker was
     only paused, it can no longer write to the stream.
 
     Raises:
@@ -60,7 +60,7 @@ async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
     answer = b""
     # A long stream has lost its first entries, and a batch has many ids. Their clients see a stream without an answer.
     if first and first[0].data[:1] == OPEN and len(first[0].data) > 1:
-        answer = error_message(_decode_id(first[0].data[1:]), SERVER_ERROR, _GONE)
+        answer = error_message(_decode_id(first[0].data[1:]), SERVER_ERROR, _WORKER_LOST)
     with suppress(StreamSealed):
         await append(store, settings, name, END, answer, None)
 

@@ -104,7 +104,7 @@ class Control:
         if not there:
             raise ProtocolError(
                 INVALID_REQUEST,
-                "The call that asked has ended, because its worker is gone. Start the call again.",
+                "The call has ended, because its worker has stopped. Start the call again.",
                 status=400,
             )
 
@@ -132,19 +132,19 @@ def _cancelled_request_id(message: Envelope) -> RequestId | None:
 class Allowance:
     """A rate limit per key and second of a clock. Counts exist only for the current second."""
 
-    __slots__ = ("_clock", "_most", "_second", "_used")
+    __slots__ = ("_clock", "_counts", "_most", "_second")
 
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
         self._most = most
         self._clock = clock
         self._second = 0
-        self._used: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
     def take(self, who: str) -> bool:
         """Count one action and return whether it's allowed."""
         now = int(self._clock())
         if now != self._second:
-            self._second, self._used = now, {}
-        used = self._used.get(who, 0)
-        self._used[who] = used + 1
+            self._second, self._counts = now, {}
+        used = self._counts.get(who, 0)
+        self._counts[who] = used + 1
         return used < self._most

@@ -69,12 +69,12 @@ class Outcome(Struct):
     """The id of the log entry with the details of an unexpected failure."""
 
 
-_TOLD = (NotJson, LocalError, ValueError)
+_EXPLAINED_ERRORS = (NotJson, LocalError, ValueError)
 """Errors of our own checks. Their text is complete, so no traceback is needed."""
 _HIDDEN = "; callers see only the incident. Raise ToolError to show them a message"
 _NO_STORE = "The server can't reach its store, so the call may not be complete. Try again in a moment."
 _STORE_FULL = "The server's store is full, so the call wasn't completed. Try again later."
-_HALTED = "The server stopped before the call was complete. Try again."
+_SERVER_STOPPED = "The server stopped before the call was complete. Try again."
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
@@ -270,7 +270,7 @@ class Dispatcher:
         if call.expired:
             return self._tool_error(call, "The call took too long.")
         if call.halted:
-            return self._refuse(call, ProtocolError(OVERLOADED, _HALTED, status=503))
+            return self._refuse(call, ProtocolError(OVERLOADED, _SERVER_STOPPED, status=503))
         call.failure = CallFailure("cancelled")
         return b""
 
@@ -293,7 +293,7 @@ class Dispatcher:
     def _answer_failure(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
         if not logger.isEnabledFor(logging.DEBUG):
-            exc = with_user_frames(exc, told=_TOLD)
+            exc = with_user_frames(exc, told=_EXPLAINED_ERRORS)
         advise(exc)
         shown = self.services.settings.show_errors
         hidden = "" if shown or call.method != "tools/call" else _HIDDEN
@@ -377,7 +377,7 @@ async def _conclude(call: Call, answer: bytes) -> None:
 
 
 def _send_late(call: Call) -> Callable[[bytes], Awaitable[None]]:
-    """Return what sends a notification after the call is over, but before its answer."""
+    """Return a function that sends a notification after the call is over, but before its answer."""
 
     async def send(message: bytes) -> None:
         filters = call.services.notification_filters

@@ -54,8 +54,8 @@ class Peers:
     """The other workers, from the view of one server."""
 
     __slots__ = (
-        "_changed", "_interrupted", "_keys", "_looking", "_looks", "_lost", "_mute", "_own", "_receivers", "_seen",
-        "_sending", "_stamp", "_stops", "_store", "_waiting", "_warned", "shared",
+        "_check_task", "_interrupted", "_keys", "_mute", "_on_loss", "_outbox", "_own", "_processed", "_receivers",
+        "_send_task", "_stamp", "_stops", "_store", "_warned", "_worker_checks", "_workers_changed", "shared",
     )  # fmt: skip
 
     def __init__(self, store: Store, values: Sequence[bytes]) -> None:
@@ -74,21 +74,21 @@ class Peers:
         self._own: set[type] = set()
         """Message types for which this worker's own messages are received, too."""
         self._interrupted: list[Callable[[], None]] = []
-        self._lost: list[Callable[[], None]] = []
-        self._looks: list[Callable[[], Awaitable[None]]] = []
+        self._on_loss: list[Callable[[], None]] = []
+        self._worker_checks: list[Callable[[], Awaitable[None]]] = []
         # Process
         self._stamp = 0
         self._mute = False
         """Whether the last message to all workers failed and was logged."""
-        self._seen: dict[tuple[str, int], None] = {}
+        self._processed: dict[tuple[str, int], None] = {}
         """Direct messages, and messages whose order matters. Each is processed once, although a repaired store can
         repeat it.
         """
-        self._waiting: dict[Message, None] = {}
-        self._sending: asyncio.Task[None] | None = None
-        self._looking: asyncio.Task[None] | None = None
-        self._changed = False
-        """Whether workers came or left since the last check."""
+        self._outbox: dict[Message, None] = {}
+        self._send_task: asyncio.Task[None] | None = None
+        self._check_task: asyncio.Task[None] | None = None
+        self._workers_changed = False
+        """Whether workers joined or left since the last check."""
         self._stops: list[Callable[[], None]] = []
         self._warned = False
         self.use(values)
@@ -117,11 +117,11 @@ class Peers:
 
     def on_loss(self, lost: Callable[[], None]) -> None:
         """Call `lost` when the store has lost data and has a new epoch."""
-        self._lost.append(lost)
+        self._on_loss.append(lost)
 
     def on_workers(self, look: Callable[[], Awaitable[None]]) -> None:
-        """Await `look` after workers came or left. It's repeated if the store doesn't answer."""
-        self._looks.append(look)
+        """Await `look` after workers join or leave. It's repeated if the store doesn't answer."""
+        self._worker_checks.append(look)
 
     def open(self) -> None:
         """Start receiving. The store must be open."""
@@ -134,11 +134,11 @@ class Peers:
         """Stop receiving, and drop messages that wait to be sent."""
         for stop in self._stops:
             stop()
-        tasks = [task for task in (self._sending, self._looking) if task is not None]
+        tasks = [task for task in (self._send_task, self._check_task) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._sending = self._looking = None
+        self._send_task = self._check_task = None
 
     def _miss(self) -> None:
         for forget in self._interrupted:
@@ -146,30 +146,30 @@ class Peers:
 
     def _lose(self) -> None:
         self._miss()
-        for lost in self._lost:
+        for lost in self._on_loss:
             lost()
 
     def _look_soon(self) -> None:
-        self._changed = True
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+        self._workers_changed = True
+        if self._check_task is None:
+            self._check_task = asyncio.get_running_loop().create_task(self._look())
 
     async def _look(self) -> None:
         failing = False
-        while self._changed:
-            self._changed = False
+        while self._workers_changed:
+            self._workers_changed = False
             try:
-                for look in self._looks:
+                for look in self._worker_checks:
                     await look()
             except (LocalError, OSError) as failure:
                 if not failing:
                     _logger.warning(
-                        "The calls and sessions of a worker that is gone can't be cleaned up; retrying: %s", failure
+                        "The calls and sessions of a dead worker can't be cleaned up; retrying: %s", failure
                     )
-                failing = self._changed = True
-            if self._changed:
+                failing = self._workers_changed = True
+            if self._workers_changed:
                 await asyncio.sleep(PAUSE)
-        self._looking = None
+        self._check_task = None
 
     def _receive(self, data: bytes) -> None:
         letter = self._open_letter(data)
@@ -209,11 +209,11 @@ class Peers:
 
     def _is_new(self, letter: _Letter) -> bool:
         mark = (letter.sender, letter.stamp)
-        if mark in self._seen:
+        if mark in self._processed:
             return False
-        if len(self._seen) >= _MAX_SEEN:
-            del self._seen[next(iter(self._seen))]
-        self._seen[mark] = None
+        if len(self._processed) >= _MAX_SEEN:
+            del self._processed[next(iter(self._processed))]
+        self._processed[mark] = None
         return True
 
     # Sent messages
@@ -240,7 +240,7 @@ class Peers:
             if not self._mute:
                 _logger.warning("Messages to all workers can't be sent: %s", failure)
                 self._mute = True
-                for waiting in list(self._waiting):
+                for waiting in list(self._outbox):
                     self._hear_alone(waiting)
             return False
         if self._mute:
@@ -258,18 +258,18 @@ class Peers:
             return
         if self._mute:
             self._hear_alone(message)
-        if message in self._waiting:
+        if message in self._outbox:
             return
-        if len(self._waiting) >= _MAX_WAITING:
-            oldest = next((each for each in self._waiting if type(each) in self._own), next(iter(self._waiting)))
-            del self._waiting[oldest]
-        self._waiting[message] = None
-        if self._sending is None:
-            self._sending = asyncio.get_running_loop().create_task(self._send_waiting())
+        if len(self._outbox) >= _MAX_WAITING:
+            oldest = next((each for each in self._outbox if type(each) in self._own), next(iter(self._outbox)))
+            del self._outbox[oldest]
+        self._outbox[message] = None
+        if self._send_task is None:
+            self._send_task = asyncio.get_running_loop().create_task(self._send_waiting())
 
     async def _send_waiting(self) -> None:
-        while self._waiting:
-            del self._waiting[message := next(iter(self._waiting))]
+        while self._outbox:
+            del self._outbox[message := next(iter(self._outbox))]
             heard = self._mute
             try:
                 sent = await self.tell(message)
@@ -279,9 +279,9 @@ class Peers:
             if not sent:
                 if not heard:
                     self._hear_alone(message)
-                self._waiting = {message: None, **self._waiting}
+                self._outbox = {message: None, **self._outbox}
                 await asyncio.sleep(PAUSE)
-        self._sending = None
+        self._send_task = None
 
     def _hear_alone(self, message: Message) -> None:
         if type(message) in self._own:

@@ -26,7 +26,7 @@ logger = logging.getLogger("millstream")
 class StoreHealth:
     """The health of one opened store."""
 
-    __slots__ = ("_clock", "_looked", "_store", "bound", "kind", "up")
+    __slots__ = ("_checked_at", "_clock", "_store", "bound", "kind", "up")
 
     def __init__(
         self, kind: str, store: Store, *, bound: float = BOUND_SECONDS, clock: Callable[[], float] = monotonic
@@ -40,14 +40,14 @@ class StoreHealth:
         # Process
         self.up: bool = True
         """The result of the last check. It starts as True, because the store was opened."""
-        self._looked = -FRESH_SECONDS
+        self._checked_at = -FRESH_SECONDS
 
     async def look(self) -> bool:
         """Check the store, at most once a second. Concurrent callers get the previous result."""
         now = self._clock()
-        if now - self._looked < FRESH_SECONDS:
+        if now - self._checked_at < FRESH_SECONDS:
             return self.up
-        self._looked, before = now, self.up
+        self._checked_at, before = now, self.up
         try:
             async with asyncio.timeout(self.bound):
                 await self._store.kv.get(_KEY)

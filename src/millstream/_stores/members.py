@@ -33,7 +33,7 @@ class MemberRecord(Struct, array_like=True):
     value: bytes
     workers: list[str]
     """The workers that hold the member. Empty while its departure is being announced."""
-    announcing: str = ""
+    announcer: str = ""
     """The worker that is announcing its arrival or departure, or an empty string."""
 
 
@@ -74,12 +74,12 @@ class MapMembers:
                     return "announce"
                 present = held.value
                 if me in held.workers:
-                    return "announce" if held.announcing == me else ""
+                    return "announce" if held.announcer == me else ""
                 if not held.workers and self._announces(held):
                     return "wait"
                 held.workers.append(me)
-                if self._is_gone(held.announcing):
-                    held.announcing = ""
+                if self._is_gone(held.announcer):
+                    held.announcer = ""
                 return "silent"
 
             outcome = await self._change(key, add)
@@ -98,17 +98,17 @@ class MapMembers:
 
             def remove(record: Record) -> str:
                 held = record.get(member)
-                if held is None or (me not in held.workers and (held.workers or held.announcing != me)):
+                if held is None or (me not in held.workers and (held.workers or held.announcer != me)):
                     return ""
                 others = [each for each in held.workers if each != me]
                 if any(not self._is_gone(each) for each in others):
                     held.workers = others
-                    if held.announcing == me:
-                        held.announcing = ""
+                    if held.announcer == me:
+                        held.announcer = ""
                     return "silent"
-                if held.announcing != me and self._announces(held):
+                if held.announcer != me and self._announces(held):
                     return "wait"
-                held.workers, held.announcing = [], me
+                held.workers, held.announcer = [], me
                 return "announce"
 
             await self._workers.read()
@@ -142,9 +142,7 @@ class MapMembers:
         for start in range(0, len(keys), _PAGE):
             page = keys[start : start + _PAGE]
             for key, raw in zip(page, await kv.get_many(page), strict=True):
-                if raw is not None and any(
-                    unswept & {*held.workers, held.announcing} for held in _decode(raw).values()
-                ):
+                if raw is not None and any(unswept & {*held.workers, held.announcer} for held in _decode(raw).values()):
                     found += await self._sweep(key)
 
         def remove_swept(roster: Roster) -> bool:
@@ -180,9 +178,9 @@ class MapMembers:
             found.clear()
             for member, held in list(record.items()):
                 held.workers = [each for each in held.workers if not self._is_gone(each)]
-                if self._is_gone(held.announcing):
-                    held.announcing = ""
-                if not held.workers and not held.announcing:
+                if self._is_gone(held.announcer):
+                    held.announcer = ""
+                if not held.workers and not held.announcer:
                     found.append((group, member, held.value))
                     del record[member]
             return "swept"
@@ -215,7 +213,7 @@ class MapMembers:
 
     def _announces(self, held: MemberRecord) -> bool:
         """Return whether another worker is announcing a change of a member."""
-        return bool(held.announcing) and not self._is_gone(held.announcing)
+        return bool(held.announcer) and not self._is_gone(held.announcer)
 
     def _lock(self, key: str) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -233,9 +231,9 @@ class MapMembers:
 
 def _announcement(record: Record, member: str, me: str) -> str:
     held = record.get(member)
-    if held is None or held.announcing != me:
+    if held is None or held.announcer != me:
         return ""
-    held.announcing = ""
+    held.announcer = ""
     if not held.workers:
         del record[member]
     return "announced"

@@ -1,7 +1,7 @@
 """The store interface for limits: paces, quotas, and seats, decided atomically across all workers.
 
 A pace is a GCRA rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A
-seat is held until it's released or its worker is gone. A share is a portion of the space of a kind of values, for kinds
+seat is held until it's released or its worker is dead. A share is a portion of the space of a kind of values, for kinds
 in which clients can create any number. Stores see opaque keys, not clients.
 """
 
@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-SHARED: Final = frozenset({"session", "task", "taskcall"})
+KINDS_WITH_SHARES: Final = frozenset({"session", "task", "taskcall"})
 """Kinds of values with shares. A key has its share between the colon and the first dot."""
 PART: Final = 2
 """The divisor of a kind's space that gives the maximum for one share."""
@@ -22,7 +22,7 @@ def share_of(key: str) -> str:
     """Return the share of a key, such as ``ada`` for ``session:ada.81b5``, or an empty string if it has none."""
     kind, _, rest = key.partition(":")
     share, dot, _ = rest.partition(".")
-    return share if dot and kind in SHARED else ""
+    return share if dot and kind in KINDS_WITH_SHARES else ""
 
 
 class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):

@@ -69,7 +69,7 @@ class BackendStore:
         self.members: MapMembers = MapMembers(backend, self.workers)
         self.rates: BackendRates = BackendRates(backend, self.workers)
         self._tasks: list[asyncio.Task[None]] = []
-        self._rejoining: asyncio.Task[None] | None = None
+        self._rejoin_task: asyncio.Task[None] | None = None
         self._rejoins = False
         self._stop_watching: Callable[[], None] = lambda: None
 
@@ -118,7 +118,7 @@ class BackendStore:
         self._stop_watching()
         if self._leases is not None and self._messages is not None:
             opened, self._tasks = self._tasks, []
-            tasks = [*opened, *([self._rejoining] if self._rejoining is not None else [])]
+            tasks = [*opened, *([self._rejoin_task] if self._rejoin_task is not None else [])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -139,8 +139,8 @@ class BackendStore:
         if self._messages is not None:
             self._messages.interrupt()
         self._rejoins = True
-        if self._rejoining is None or self._rejoining.done():
-            self._rejoining = asyncio.create_task(self._rejoin())
+        if self._rejoin_task is None or self._rejoin_task.done():
+            self._rejoin_task = asyncio.create_task(self._rejoin())
 
     async def _rejoin(self) -> None:
         trouble = LogOnce(_logger, "Members can't rejoin their groups; retrying", "Members have rejoined their groups.")

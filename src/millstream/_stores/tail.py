@@ -52,8 +52,8 @@ class Tail:
     """
 
     __slots__ = (
-        "_drain", "_in_step", "_listens", "_lock", "_log", "_log_once", "_lost", "_news", "_pushed", "_stream", "_take",
-        "_waiting", "position", "stop",
+        "_drain", "_in_step", "_listens", "_lock", "_log", "_log_once", "_lost", "_news", "_pushed_offset", "_stream",
+        "_take", "_waiting", "position", "stop",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +96,7 @@ class Tail:
         """Whether the store pushes every append."""
         self._in_step = False
         """Whether every entry after `position` has been pushed."""
-        self._pushed = sys.maxsize
+        self._pushed_offset = sys.maxsize
         """The lowest offset of another epoch that was pushed since the last read."""
         self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
         """Callers of `reach`."""
@@ -159,7 +159,7 @@ class Tail:
     def _hear(self, entry: Entry) -> None:
         here, at = self.position, entry.position
         if here is not None and here.epoch != at.epoch:
-            self._pushed = min(self._pushed, at.offset)
+            self._pushed_offset = min(self._pushed_offset, at.offset)
             self._interrupt()
         elif self._lock.locked() or not self._in_step or here is None:
             self._interrupt()
@@ -181,14 +181,14 @@ class Tail:
             if here is not None and here.epoch != gap.epoch:
                 # Entries of another epoch may have been delivered already. Continue with those that are surely new.
                 after = gap.newest
-                if after is not None and self._pushed <= after.offset:
-                    after = Position(after.epoch, self._pushed - 1) if self._pushed > 1 else None
+                if after is not None and self._pushed_offset <= after.offset:
+                    after = Position(after.epoch, self._pushed_offset - 1) if self._pushed_offset > 1 else None
                 gap = Gap(gap.epoch, gap.oldest, after)
-            self._pushed = sys.maxsize
+            self._pushed_offset = sys.maxsize
             self.position = after
             self._lost(gap)
             return True
-        self._pushed = sys.maxsize
+        self._pushed_offset = sys.maxsize
         if not entries:
             return False
         self._take(entries)

@@ -13,8 +13,8 @@ from millstream._http.message import HttpRequest, Response
 from millstream._telemetry.metrics import Merge, Metrics, Reading
 
 _HEAD: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
-_LASTING: Final = ("counter", "histogram")
-_REMEMBERED: Final = 1_000
+_CUMULATIVE_KINDS: Final = ("counter", "histogram")
+_MAX_NAMES: Final = 1_000
 """Maximum number of names of ended processes to remember."""
 _PROCESS: Final = CollectorRegistry(auto_describe=False)
 ProcessCollector(registry=_PROCESS)
@@ -56,8 +56,8 @@ class EndedProcesses(Struct, array_like=True):
         """Return the counts with those of another process added."""
         if name in self.names:
             return self
-        lasting = [each for each in _decode(data) if each.kind in _LASTING]
-        return EndedProcesses([*self.names, name][-_REMEMBERED:], _add_up([self.readings, lasting]))
+        lasting = [each for each in _decode(data) if each.kind in _CUMULATIVE_KINDS]
+        return EndedProcesses([*self.names, name][-_MAX_NAMES:], _add_up([self.readings, lasting]))
 
 
 def dump(metrics: Metrics) -> bytes:

@@ -17,7 +17,7 @@ from millstream._telemetry.metrics import Labels, Series
 
 SLOT: Final = 10
 """Seconds of a slot."""
-KEPT: Final = 8_640
+MAX_SLOTS: Final = 8_640
 """Number of slots in a day."""
 STEPS: Final = {60: SLOT, 900: SLOT, 3_600: 60, 21_600: 300, 86_400: 900}
 """Available periods in seconds -> seconds per point."""
@@ -102,7 +102,7 @@ class History:
         # Configuration
         self.bounds = bounds
         # Process
-        self._ring: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
+        self._ring: deque[tuple[int, bytes]] = deque(maxlen=MAX_SLOTS)
         """The start of each slot, and its packed content."""
         self._merged: dict[tuple[int, int], bytes] = {}
         """Finished points by length and start, so each is added up only once."""

@@ -26,7 +26,7 @@ MAX_TEXT = 256
 """Maximum characters of a peer's text. Longer ones are cut."""
 MAX_KIND = 2 * MAX_TEXT
 """Maximum total characters of texts in a cached kind of line."""
-REMEMBERED = 4096
+MAX_CACHED = 4096
 
 
 Frame = tuple[str, str, str]
@@ -76,7 +76,7 @@ class _Line(Struct, gc=False):
     span_id: str = ""
 
 
-_TRACED = ("trace_id", "span_id")
+_TRACE_FIELDS = ("trace_id", "span_id")
 """The end of a line with a trace."""
 _SLACK = 1e-6
 """Tolerance for rounding errors of sums, in seconds."""
@@ -137,7 +137,7 @@ class MessageLog:
         if frame is None:
             frame = self.frame(message)
             if not message.trace_id and sum(map(len, key)) <= MAX_KIND:
-                if len(self._frames) >= REMEMBERED:
+                if len(self._frames) >= MAX_CACHED:
                     self._frames.clear()
                 self._frames[key] = frame
         self.write(frame, message.at, message.seconds, message.size)
@@ -163,7 +163,7 @@ class MessageLog:
             self._timer.cancel()
             self._timer = None
         pending, self._pending = self._pending, []
-        if not pending and not self._outlet.kept:
+        if not pending and not self._outlet.unsent:
             return
         try:
             taken = self._outlet.write("".join(pending), wait_ms=LAST_MS if last else 0)
@@ -171,7 +171,7 @@ class MessageLog:
             taken = False
         if not taken:
             self.lost += len(pending)
-        if self._outlet.kept and not last:
+        if self._outlet.unsent and not last:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
     def frame(self, message: AccessRecord) -> Frame:
@@ -180,7 +180,7 @@ class MessageLog:
         if not self._json:
             return _human_frame(line, color=self._color)
         fields = {name: _encode(value).decode() for name, value in asdict(line).items()}
-        members = [f',"{name}":{value}' for name, value in fields.items() if line.trace_id or name not in _TRACED]
+        members = [f',"{name}":{value}' for name, value in fields.items() if line.trace_id or name not in _TRACE_FIELDS]
         duration, size = (list(fields).index(name) for name in ("duration_ms", "bytes"))
         return (
             "".join(members[:duration]) + ',"duration_ms":',
@@ -226,13 +226,13 @@ class MessageLog:
         if len(clean) > MAX_TEXT:
             clean = f"{clean[:MAX_TEXT]}…"
         if len(text) <= MAX_TEXT:
-            if len(self._texts) >= REMEMBERED:
+            if len(self._texts) >= MAX_CACHED:
                 self._texts.clear()
             self._texts[text] = clean
         return clean
 
     def _hash(self, session: str) -> str:
-        if len(self._hashes) >= REMEMBERED:
+        if len(self._hashes) >= MAX_CACHED:
             self._hashes.clear()
         hashed = self._hashes[session] = session_hash(session)
         return hashed

@@ -139,7 +139,7 @@ class Series:
 class Histogram:
     """A histogram."""
 
-    __slots__ = ("_shown", "bounds", "family", "series")
+    __slots__ = ("_exposed_bounds", "bounds", "family", "series")
     kind = "histogram"
 
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
@@ -147,7 +147,7 @@ class Histogram:
         self.bounds: tuple[float, ...] = tuple(sorted({*bounds, *finer}))
         """All bounds. The export leaves out the finer ones."""
         self.series: dict[Labels, Series] = {} if family.labels else {(): Series(self.bounds)}
-        self._shown = tuple((self.bounds.index(bound) + 1, repr(bound)) for bound in sorted(bounds))
+        self._exposed_bounds = tuple((self.bounds.index(bound) + 1, repr(bound)) for bound in sorted(bounds))
 
     def of(self, labels: Labels = ()) -> Series:
         """Return the series of these label values. Create it if it's new."""
@@ -168,7 +168,7 @@ class Histogram:
         for values, series in self.series.items():
             labels = _pairs(self.family.labels, values)
             start = below = 0
-            for end, bound in self._shown:
+            for end, bound in self._exposed_bounds:
                 below += sum(series.counts[start:end])
                 start = end
                 samples[(f"{name}_bucket", *labels, "le", bound)] = below

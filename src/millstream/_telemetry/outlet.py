@@ -16,7 +16,7 @@ LAST_MS: Final = 1000
 class TextOutlet:
     """Writes to a stream and buffers what the reader doesn't take."""
 
-    __slots__ = ("_descriptor", "_poll", "_stream", "kept")
+    __slots__ = ("_descriptor", "_poll", "_stream", "unsent")
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,7 +25,7 @@ class TextOutlet:
         """None if writing doesn't block: for files and in-memory streams, and on Windows, where this can't be
         checked.
         """
-        self.kept = b""
+        self.unsent = b""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             descriptor = stream.fileno()
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -44,10 +44,10 @@ class TextOutlet:
             self._stream.flush()
             return True
         data = text.encode(errors="backslashreplace")
-        taken = len(self.kept) + len(data) <= MAX_KEPT
-        rest = memoryview(self.kept + data if taken else self.kept)
-        self.kept = b""
+        taken = len(self.unsent) + len(data) <= MAX_KEPT
+        rest = memoryview(self.unsent + data if taken else self.unsent)
+        self.unsent = b""
         while rest and self._poll.poll(wait_ms):
             rest = rest[os.write(self._descriptor, rest[:_PIECE]) :]
-        self.kept = bytes(rest)
+        self.unsent = bytes(rest)
         return taken

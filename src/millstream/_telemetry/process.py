@@ -18,7 +18,7 @@ WINDOW = 60.0
 """Seconds that `worst` and `blocked` cover."""
 LATE = 0.2
 """A delay in seconds that users notice."""
-_KEPT = round(WINDOW / INTERVAL)
+_MAX_SAMPLES = round(WINDOW / INTERVAL)
 """Maximum samples in a window. A late sample covers more time."""
 
 
@@ -39,7 +39,7 @@ class LoopLag:
         self._histogram = registry.histogram(
             "hub_event_loop_lag_seconds", "Delay of the event loop's timers.", bounds=LAG_BOUNDS
         ).of()
-        self._samples: deque[tuple[float, float]] = deque(maxlen=_KEPT)
+        self._samples: deque[tuple[float, float]] = deque(maxlen=_MAX_SAMPLES)
         """Wake-up times of the event loop, and their delays."""
 
     @property
@@ -79,11 +79,11 @@ class LoopLag:
 class ProcessFigures:
     """Measurements of the process, and its CPU use since the last read."""
 
-    __slots__ = ("_clock", "_cpu", "_looked")
+    __slots__ = ("_clock", "_cpu", "_last_read")
 
     def __init__(self, registry: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._looked = clock()
+        self._last_read = clock()
         self._cpu = time.process_time()
         registry.read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
 
@@ -92,9 +92,9 @@ class ProcessFigures:
         from millstream._telemetry.exposition import process_values  # noqa: PLC0415  pages and metrics alone need it
 
         now, cpu = self._clock(), time.process_time()
-        passed = now - self._looked
+        passed = now - self._last_read
         percent = 100 * (cpu - self._cpu) / passed if passed > 0 else 0.0
-        self._looked, self._cpu = now, cpu
+        self._last_read, self._cpu = now, cpu
         values = process_values()
         return {
             "cpu_percent": round(percent, 1),

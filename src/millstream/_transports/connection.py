@@ -298,7 +298,7 @@ class ClientConnection:
         if self.session is not None:
             self._note(SESSION_OVER)
             self._dispatcher.services.changes.follow(self.session.id, ())
-            self._dispatcher.services.held.release(self.session)
+            self._dispatcher.services.client_memory.release(self.session)
         tasks = dict(self._tasks)
         for task in tasks:
             task.cancel()

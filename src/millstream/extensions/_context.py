@@ -52,7 +52,7 @@ class ReplyStream:
             ProtocolError: the caller or the server has too many open streams.
         """
         call, services = self._call, self._call.services
-        settings, streaming = services.settings, services.streaming
+        settings, streaming = services.settings, services.open_streams
         count, limit = streaming.get(call.owner, 0), settings.max_streams
         if count >= most_streams(call, limit, settings.max_streams_per_principal) or sum(streaming.values()) >= limit:
             raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
@@ -82,11 +82,11 @@ class ReplyStream:
         services.endings.discard(self._closed_event.set)
         if self._unregister is not None:
             self._unregister()
-        remaining = services.streaming[owner] - 1
+        remaining = services.open_streams[owner] - 1
         if remaining:
-            services.streaming[owner] = remaining
+            services.open_streams[owner] = remaining
         else:
-            del services.streaming[owner]
+            del services.open_streams[owner]
 
     @property
     def closed(self) -> bool:

@@ -44,7 +44,7 @@ class AuthPart(OwnPart):
         )
         host.guard = guard = AuthGuard(methods, challenges)
         host.on_close(guard.close)
-        services.lacking = challenges.refuse
+        services.scope_error = challenges.refuse
         for each in guard.methods:
             host.shared_paths |= set(each.shared_paths())
         if host.store.shared:

@@ -45,7 +45,7 @@ class HubPart(OwnPart):
         host.stack.push_async_callback(hub.close)
         host.hub = host.services.hub = hub
         host.lives_on = True
-        host.services.streamed = ClientStreams(hub).attach
+        host.services.attach_stream = ClientStreams(hub).attach
         host.report("subscribers", lambda: hub.stats().subscribers, limit=hub.limits.max_connections)
         if host.metrics is not None:
             _measure(host.metrics, hub)

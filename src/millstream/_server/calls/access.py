@@ -30,4 +30,4 @@ def check_scopes(call: Call, needed: frozenset[str]) -> None:
     if needed:
         scopes = granted_scopes(call)
         if scopes is not None and not needed <= scopes:
-            raise call.services.lacking(needed)
+            raise call.services.scope_error(needed)

@@ -31,7 +31,7 @@ class ClientMemoryQuota:
             raise ProtocolError(FULL, OTHERS if is_full else YOURS, status=503)
 
     def give(self, owner: str, size: int) -> None:
-        """Return bytes of a caller."""
+        """Release bytes of a caller."""
         self.bytes.give(owner, size)
 
     def resize(self, session: Session, size: int) -> None:
@@ -40,15 +40,15 @@ class ClientMemoryQuota:
         Raises:
             ProtocolError: As for `take`.
         """
-        if session.held == _RELEASED:
+        if session.charged_bytes == _RELEASED:
             return
-        if size > session.held:
-            self.take(session.owner, size - session.held)
+        if size > session.charged_bytes:
+            self.take(session.owner, size - session.charged_bytes)
         else:
-            self.give(session.owner, session.held - size)
-        session.held = size
+            self.give(session.owner, session.charged_bytes - size)
+        session.charged_bytes = size
 
     def release(self, session: Session) -> None:
         """Free the bytes of a session whose connection has ended. Later changes of the session aren't counted."""
         self.resize(session, 0)
-        session.held = _RELEASED
+        session.charged_bytes = _RELEASED

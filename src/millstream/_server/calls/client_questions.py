@@ -35,8 +35,8 @@ from millstream._server.questions.questions import (
     read_answer,
 )
 
-_CANCELLED = "The call was cancelled, so the client can't answer. Let the function end when it's cancelled."
-_STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it's cancelled."
+_CALL_CANCELLED = "The call was cancelled, so the client can't answer. Let the function end when it's cancelled."
+_SERVER_STOPPING = "The server is stopping, so it can't wait for the answer. Let the function end when it's cancelled."
 
 
 async def ask_by_request(call: Call, question: Question, open_questions: PendingQuestions) -> Any:
@@ -49,7 +49,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     if call.over:
         raise ToolError(OVER)
     if call.cancelled:
-        raise ToolError(_STOPPING if call.halted else _CANCELLED)
+        raise ToolError(_SERVER_STOPPING if call.halted else _CALL_CANCELLED)
     method = method_of(question)
     revision = call.revision
     elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""

@@ -28,9 +28,9 @@ MAX_FILE: Final = 64 * 1024
 """Maximum number of characters read from a key file."""
 KEY_FILE: Final = "key"
 
-_STORED: Final = "secret:seal"
-_STORED_SECONDS: Final = 10 * 365 * 86_400.0
-_KEPT: Final = 4
+_STORE_KEY: Final = "secret:seal"
+_STORE_TTL: Final = 10 * 365 * 86_400.0
+_MAX_SECRETS: Final = 4
 """Number of secrets kept for opening, after the store has lost its data."""
 
 _ADVICE: Final = "Set MILLSTREAM_KEY to a secret shared by all workers."
@@ -41,7 +41,7 @@ class Secrets(Struct, frozen=True):
     """The secrets of this worker, and their source."""
 
     values: tuple[bytes, ...]
-    """The first seals, and all open."""
+    """The first one seals. All of them open."""
     source: str
     """``setting``, ``store``, ``file``, or ``process``."""
     warning: str | None = None
@@ -100,13 +100,13 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
         mine = own.values[0]
     kept = None
     while kept is None:
-        kept = await store.kv.get(_STORED)
-        if kept is None and await store.kv.compare_and_set(_STORED, None, mine, _STORED_SECONDS):
+        kept = await store.kv.get(_STORE_KEY)
+        if kept is None and await store.kv.compare_and_set(_STORE_KEY, None, mine, _STORE_TTL):
             kept = mine
     if len(kept) < MIN_SECRET:
-        raise LocalError(f"The store's entry {_STORED} isn't a secret. Delete it. {_ADVICE}")
+        raise LocalError(f"The store's entry {_STORE_KEY} isn't a secret. Delete it. {_ADVICE}")
     others = tuple(value for value in own.values if value != kept)
-    return Secrets((kept, *others)[:_KEPT], "store")
+    return Secrets((kept, *others)[:_MAX_SECRETS], "store")
 
 
 def state_directory(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path | None:
@@ -127,7 +127,7 @@ def _derive(secret: bytes) -> bytes:
     """Return the form of a machine's secret for a store. It's the same after a restart and doesn't reveal the secret,
     which other servers may use, too.
     """
-    return b64encode(hmac.digest(secret, _STORED.encode(), "sha256"))
+    return b64encode(hmac.digest(secret, _STORE_KEY.encode(), "sha256"))
 
 
 def _of_process(why: str) -> Secrets:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from millstream._protocol.errors import ToolError
 from millstream._server.calls.services import Services
 
-_RUNNING = b"\x00"
+_CLAIM_PREFIX = b"\x00"
 """The first byte of a claim, followed by the worker's name. No JSON value starts with it."""
 _TOPIC = "once:"
 _LOOK_AGAIN = 1.0
@@ -30,12 +30,12 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
         ToolError: Another copy of the call claimed the effect and returned no value within the time limit of calls.
     """
     kv, ttl = services.store.kv, services.settings.state_ttl
-    claim = _RUNNING + services.store.workers.me.encode()
+    claim = _CLAIM_PREFIX + services.store.workers.me.encode()
     limit = asyncio.timeout(ttl)
     try:
         async with limit:
             seen: bytes | None = None
-            while seen is None or seen[:1] == _RUNNING:
+            while seen is None or seen[:1] == _CLAIM_PREFIX:
                 if await kv.compare_and_set(name, seen, claim, ttl):
                     limit.reschedule(None)  # the tool's own time limit applies
                     return await _run(services, name, claim, run)
@@ -69,7 +69,7 @@ async def _wait_for_value(services: Services, name: str) -> bytes | None:
     try:
         while True:
             value = await store.kv.get(name)
-            if value is None or value[:1] != _RUNNING:
+            if value is None or value[:1] != _CLAIM_PREFIX:
                 return value
             worker = value[1:].decode()
             if worker != store.workers.me and not await store.workers.alive(worker):

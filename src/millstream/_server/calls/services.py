@@ -51,9 +51,9 @@ class Services:
     """The shared services of one running server."""
 
     __slots__ = (
-        "_ring", "bodies", "changes", "clock", "endings", "forwarded_extensions", "held", "hub", "lacking", "leeway",
-        "lifespan_of", "note", "notification_filters", "overrides_of", "peers", "questions", "read_resource",
-        "records", "secrets", "settings", "store", "streamed", "streaming", "tasks", "threads",
+        "_ring", "attach_stream", "bodies", "changes", "client_memory", "clock", "endings", "forwarded_extensions",
+        "hub", "leeway", "lifespan_of", "note", "notification_filters", "open_streams", "overrides_of", "peers",
+        "questions", "read_resource", "records", "scope_error", "secrets", "settings", "store", "tasks", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
@@ -77,7 +77,7 @@ class Services:
         """
         self.notification_filters: NotificationFilters | None = None
         """Filters of notifications in both directions, if an extension has one."""
-        self.streamed: Callable[[Any], None] | None = None
+        self.attach_stream: Callable[[Any], None] | None = None
         """Attaches the hub client's stream to a call, if the hub is enabled."""
         self.clock: Callable[[], float] = store.time if store.shared else time.time
         """Unix time. From the store if other workers compare times with it."""
@@ -86,7 +86,7 @@ class Services:
         self.secrets: Secrets = secrets or load_secrets(settings.key)
         """The secrets, loaded at start, so a bad key stops the start instead of the first request."""
         self._ring: KeyRing | None = None
-        self.lacking: Callable[[frozenset[str]], ProtocolError] = sign_in_required
+        self.scope_error: Callable[[frozenset[str]], ProtocolError] = sign_in_required
         """Returns the error for missing scopes."""
         # Shared state
         self.peers: Peers = Peers(store, self.secrets.values)
@@ -94,10 +94,10 @@ class Services:
         from millstream._http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
         from millstream._server.calls.client_memory_quota import ClientMemoryQuota  # noqa: PLC0415  as above
 
-        self.held: ClientMemoryQuota = ClientMemoryQuota()
+        self.client_memory: ClientMemoryQuota = ClientMemoryQuota()
         """The memory that clients use as long as they're connected."""
         self.records: SessionRecords = SessionRecords(
-            store, settings.record_ttl, self.peers, self.clock, self.held.resize
+            store, settings.record_ttl, self.peers, self.clock, self.client_memory.resize
         )
         self.questions: PendingQuestions = PendingQuestions(
             max_open=settings.max_questions,
@@ -111,7 +111,7 @@ class Services:
         self.threads: Threads = Threads(settings.max_threads)
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions of an upstream, which clients declare to it through this server."""
-        self.streaming: dict[str, int] = {}
+        self.open_streams: dict[str, int] = {}
         """`Call.owner` -> number of open replies of custom methods."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""

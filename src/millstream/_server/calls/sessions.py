@@ -48,7 +48,7 @@ NO_RECORD = SessionRecord()
 class Session:
     """A handshake session, for one request. `record` is set for sessions bound to a connection."""
 
-    __slots__ = ("client", "current", "expires_at", "held", "id", "issued_at", "owner", "record", "revision")
+    __slots__ = ("charged_bytes", "client", "current", "expires_at", "id", "issued_at", "owner", "record", "revision")
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Session:
         self.record: SessionRecord | None = record
         self.owner: str = owner
         """The owner whose share of record memory the session uses."""
-        self.held: int = 0
+        self.charged_bytes: int = 0
         """Bytes of that share, see `ClientMemoryQuota`."""
         self.current: bool = current
         """Whether its streams can be resumed. False if they belong to an older store epoch."""
@@ -96,7 +96,7 @@ _MAX_ABSENT = 16_384
 _CACHED, _CACHED_BYTES = 1_024, 4_096
 """Maximum number of decoded records of other workers to cache, and the maximum size of each."""
 _TRIES = 100
-_UNCHANGED = 10**9
+_FIRST_COUNT = 10**9
 """Change counts have a fixed number of digits, so they don't change the size of a record."""
 YOURS = "Your sessions use too much memory. End sessions that you don't need, or try again later."
 OTHERS = "Other sessions use too much memory. Try again later."
@@ -282,7 +282,7 @@ class SessionRecords:
                 record = None if present.ended else edit(present)
                 if record is None:
                     return None
-                record = msgspec.structs.replace(record, changes=max(present.changes, _UNCHANGED) + 1)
+                record = msgspec.structs.replace(record, changes=max(present.changes, _FIRST_COUNT) + 1)
                 packed = _pack(record)
                 if await kv.compare_and_set(key, raw, packed, self._ttl):
                     self._note(session.id)

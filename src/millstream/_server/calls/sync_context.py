@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_GONE = "The caller cancelled the call."
+_CALL_CANCELLED = "The caller cancelled the call."
 
 
 class Waits:
@@ -48,7 +48,7 @@ class Waits:
         """
         if self._is_over():
             needed.close()
-            raise Cancelled(_GONE)
+            raise Cancelled(_CALL_CANCELLED)
         pending = asyncio.run_coroutine_threadsafe(needed, self._loop)
         self._pending.add(pending)
         if self._is_over():  # `abandon` may have run since the check above
@@ -59,7 +59,7 @@ class Waits:
                 work(jobs)
             return pending.result()
         except CancelledError:
-            raise Cancelled(_GONE) from None
+            raise Cancelled(_CALL_CANCELLED) from None
         finally:
             self._pending.discard(pending)
 

@@ -18,7 +18,7 @@ from millstream._server.features.registry import Registry
 class ServerDescription:
     """The results of `initialize` and `server/discover` for one server."""
 
-    __slots__ = ("_discover_ttl_ms", "_info", "_instructions", "_made", "_made_of", "_registry")
+    __slots__ = ("_cached_count", "_discover_ttl_ms", "_info", "_instructions", "_made", "_registry")
 
     def __init__(self, registry: Registry, info: dict[str, Any], instructions: str, *, discover_ttl_ms: int) -> None:
         # Configuration
@@ -28,7 +28,7 @@ class ServerDescription:
         self._discover_ttl_ms = discover_ttl_ms
         # Prepared
         self._made: dict[tuple[str, str, bool], bytes] = {}
-        self._made_of = 0
+        self._cached_count = 0
         """Number of capabilities when the cache was filled."""
 
     @property
@@ -79,7 +79,7 @@ class ServerDescription:
 
     def _cache(self) -> dict[tuple[str, str, bool], bytes]:
         """Return the cache for the current capabilities."""
-        if self._made_of != self._registry.capability_count:
+        if self._cached_count != self._registry.capability_count:
             self._made.clear()
-            self._made_of = self._registry.capability_count
+            self._cached_count = self._registry.capability_count
         return self._made

@@ -59,7 +59,7 @@ class _Resolution:
         return {name: await self._value(planned) for name, planned in dependencies.items()}
 
     async def close(self, failed: BaseException | None) -> BaseException | None:
-        """Close what was opened.
+        """Close the opened dependencies.
 
         Args:
             failed: The error that ended the call, if any.

@@ -1,4 +1,4 @@
-"""Middleware: hooks around what a server does for a caller.
+"""Middleware: hooks around the work of a server for a caller.
 
 `hooks_of` finds the hooks of an object once. `wrap_with_hooks` puts those for calls around an item when it's
 registered, and `MiddlewareChain` puts those for lists and whole messages around the handlers of a server. A server
@@ -33,7 +33,7 @@ class Request:
         ``async def on_call(self, request: Request, next: Next): ...``
     """
 
-    __slots__ = ("_arguments", "_before", "_given", "context", "method", "name")
+    __slots__ = ("_arguments", "_before", "_original", "context", "method", "name")
 
     def __init__(self, method: str, name: str, given: Any, context: Context) -> None:
         self.method: str = method
@@ -42,7 +42,7 @@ class Request:
         """The tool's or prompt's name on its own server, without a mount prefix, or the resource's URI."""
         self.context: Context = context
         """The call. ``context.state`` is a dict shared by middleware and the function."""
-        self._given = given
+        self._original = given
         self._arguments: dict[str, Any] | None = None
         self._before = b""
 
@@ -50,7 +50,7 @@ class Request:
     def arguments(self) -> dict[str, Any]:
         """The arguments as JSON values. If you change them, they are validated again before the function runs."""
         if self._arguments is None:
-            given = self._given
+            given = self._original
             self._arguments = cast(
                 "dict[str, Any]",
                 msgspec.json.decode(given)
@@ -68,7 +68,7 @@ class Request:
     def final_arguments(self, read: Callable[[dict[str, Any]], Any]) -> Any:
         """Return the arguments for the function: the original ones, or read again if middleware changed them."""
         if self._arguments is None or encode(self._arguments) == self._before:
-            return self._given
+            return self._original
         return read(self._arguments)
 
 

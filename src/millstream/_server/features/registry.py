@@ -57,7 +57,7 @@ _MAPS = frozenset({"extensions", "experimental"})
 _NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
 _MAX_PAGES = 1024
 """Maximum number of cached pages, for all callers."""
-_COMPLETED = frozenset(("prompts", "templates"))
+_KINDS_WITH_ARGUMENTS = frozenset(("prompts", "templates"))
 """Kinds with arguments that clients can complete."""
 
 
@@ -165,7 +165,7 @@ class Registry:
                 raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
             self.disable(kind, key)
         del self.disabled[kind][key]
-        if kind in _COMPLETED:
+        if kind in _KINDS_WITH_ARGUMENTS:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}
 
     def disable(self, kind: str, key: str) -> None:
@@ -206,7 +206,7 @@ class Registry:
             if name not in replaced:
                 items.pop(name, None)
                 disabled.pop(name, None)
-        if kind in _COMPLETED and removed:
+        if kind in _KINDS_WITH_ARGUMENTS and removed:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] not in removed}
         for name, item in added.items():
             self._places.setdefault((kind, name), len(self._places))
@@ -226,7 +226,7 @@ class Registry:
         """Clear the cached lists of a kind. Return the kind of the change notification."""
         change = _KINDS[kind]
         self._offered_capabilities.add(change)
-        if kind in _COMPLETED and self.completes_choices:
+        if kind in _KINDS_WITH_ARGUMENTS and self.completes_choices:
             self._offered_capabilities.add("completions")
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
         return change

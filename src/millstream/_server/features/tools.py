@@ -232,7 +232,7 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
 
 
 def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
-    """Take the options about tasks."""
+    """Remove the task options from `options` and return them as rules."""
     task, ttl = options.pop("task", None), options.pop("task_ttl", None)
     retry, deferred = bool(options.pop("task_retry", False)), bool(options.pop("defer_task", False))
     if task is not None:

@@ -174,19 +174,19 @@ def has_decimals(schema: Schema) -> bool:
 class MsgspecOutput:
     """The output of a type that msgspec supports. Encoded values are decoded again as validation."""
 
-    __slots__ = ("_decode", "_exact", "_trusted", "schema")
+    __slots__ = ("_decode", "_exact", "_self_validating", "schema")
 
     def __init__(self, annotation: Any, schema: Schema) -> None:
         self.schema = schema
         self._decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
-        self._trusted = annotation if hasattr(annotation, "__post_init__") else None
+        self._self_validating = annotation if hasattr(annotation, "__post_init__") else None
         """The class whose values aren't decoded again, because it validates itself or decoding has side effects."""
         self._exact = has_decimals(schema)
 
     def encode(self, value: Any) -> bytes:
         """See `Output`."""
         data = encode(value)
-        if type(value) is not self._trusted:
+        if type(value) is not self._self_validating:
             try:
                 self._decode(data)
             except (msgspec.ValidationError, ValueError) as error:

@@ -16,7 +16,7 @@ from millstream._server.functions.annotations import UNIONS
 
 R = TypeVar("R")
 _KEPT_TYPES = 512
-STRUCTURED = frozenset(("object", "array", "integer", "number", "boolean", "null"))
+STRUCTURED_TYPES = frozenset(("object", "array", "integer", "number", "boolean", "null"))
 
 
 class Output(Protocol):
@@ -125,7 +125,7 @@ def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
 def is_structured(schema: Schema) -> bool:
     """Return whether no alternative of a schema is text, and not all are null."""
     kinds = set(_kinds(schema))
-    return kinds <= STRUCTURED and kinds != {"null"}
+    return kinds <= STRUCTURED_TYPES and kinds != {"null"}
 
 
 def _kinds(schema: Schema) -> Iterator[str | None]:

@@ -27,11 +27,11 @@ Kind = Literal["tool", "resource", "prompt"]
 WHAT_WORKS = (
     "use builtins, dataclasses, TypedDict, msgspec Structs, enums, Literal, Path, unions of these, or pydantic models"
 )
-_EVALUATING = {
+_EVALUATING_KEYWORDS = {
     *("patternProperties", "additionalProperties", "$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "then"),
     *("else", "dependentSchemas"),
 }
-_CLOSING = {"additionalProperties": {"patternProperties"}, "unevaluatedProperties": _EVALUATING}
+_CLOSING_KEYWORDS = {"additionalProperties": {"patternProperties"}, "unevaluatedProperties": _EVALUATING_KEYWORDS}
 """Keywords that, if false, exclude unlisted properties, unless one of the other keywords is present."""
 _MANY = ("items", "additionalProperties", "$defs")
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
@@ -127,7 +127,9 @@ def check_described(required: list[str], schema: Schema, name: str) -> None:
     Raises:
         TypeError: The schema excludes a required property.
     """
-    closing = [key for key, others in _CLOSING.items() if schema.get(key) is False and not others & schema.keys()]
+    closing = [
+        key for key, others in _CLOSING_KEYWORDS.items() if schema.get(key) is False and not others & schema.keys()
+    ]
     if not closing:
         return
     for wire in required:

@@ -248,7 +248,7 @@ def _is_closed(schema: Schema, parameters: list[Parameter]) -> bool:
     return schema.get("additionalProperties") is False and properties.keys() <= {each.wire for each in parameters}
 
 
-_NOTHING = (Any, object, None, NoReturn, Never)
+_WITHOUT_OUTPUT = (Any, object, None, NoReturn, Never)
 """Return annotations without an output schema."""
 
 
@@ -259,7 +259,7 @@ def _check_yields(annotation: Any, name: str) -> None:
         TypeError: The annotation isn't an iterator.
     """
     promised = get_origin(annotation) or annotation
-    if annotation in _NOTHING or not isinstance(promised, type):
+    if annotation in _WITHOUT_OUTPUT or not isinstance(promised, type):
         return
     if not issubclass(Generator, promised) and not issubclass(AsyncGenerator, promised):
         raise TypeError(
@@ -274,7 +274,7 @@ def _return_type(hints: dict[str, Any], kind: Kind, is_generator: bool) -> Any:
     annotation = hints.get("return", Any)
     if is_generator:
         annotation = (*get_args(annotation), Any)[0]
-    if kind != "tool" or annotation in _NOTHING or may_be_content(annotation, (ToolResult,)):
+    if kind != "tool" or annotation in _WITHOUT_OUTPUT or may_be_content(annotation, (ToolResult,)):
         return None
     return annotation
 

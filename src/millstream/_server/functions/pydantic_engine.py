@@ -89,16 +89,8 @@ class PydanticEngine:
     """
 
     __slots__ = (
-        "_make_lax",
-        "_validate",
-        "_validate_lax",
-        "_values",
-        "input_schema",
-        "output",
-        "slow",
-        "struct",
-        "typed",
-    )
+        "_make_lax", "_validate", "_validate_lax", "_values", "input_schema", "output", "slow", "struct", "typed",
+    )  # fmt: skip
 
     def __init__(
         self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
@@ -267,7 +259,7 @@ def _arguments_schema(model: type[pydantic.BaseModel]) -> Schema:
 
 
 def _composed_schema(parameters: list[Parameter], *, forbid_unknown: bool) -> Schema | None:
-    """Return what `_arguments_schema` returns, from schemas of types that many functions share; None if it can't."""
+    """Return the result of `_arguments_schema`, built from cached schemas of types, or None if one isn't cacheable."""
     properties: dict[str, Schema] = {}
     for parameter in parameters:
         found = _property(parameter)
@@ -324,12 +316,12 @@ def _type_schema(annotation: Any) -> Schema | None:
     except (RegistrationError, *_UNREADABLE):
         return None
     name: str = getattr(cast("Any", annotation), "__name__", "")
-    found = _clean_schema(schema, _UNNAMED.sub("_", name))
+    found = _clean_schema(schema, _INVALID_CHARACTERS.sub("_", name))
     return found if "$defs" not in found else None
 
 
-_UNNAMED = re.compile(r"[^a-zA-Z0-9.\-_]")
-"""What pydantic doesn't keep of a class name."""
+_INVALID_CHARACTERS = re.compile(r"[^a-zA-Z0-9.\-_]")
+"""Characters that pydantic removes from class names."""
 
 
 def _clean_schema(schema: Schema, name: str = "") -> Schema:
@@ -469,7 +461,7 @@ class _StructSchema:
 
 
 class _DataclassSchema:
-    """Lets pydantic read a dataclass with other annotations than its own."""
+    """Makes pydantic read a dataclass with replaced annotations."""
 
     def __init__(self, hints: Mapping[str, Any]) -> None:
         self._hints = hints

@@ -98,12 +98,12 @@ class ListenHandlers:
         mine, most = self._open.get(owner, 0), settings.max_streams
         if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(self._open.values()) >= most:
             raise ProtocolError(OVERLOADED, "Too many open subscriptions. Close some, or try again later.", status=503)
-        self._services.held.take(owner, size)
+        self._services.client_memory.take(owner, size)
         self._open[owner] = mine + 1
         try:
             return await self._serve(call, wanted, pushes, agreed)
         finally:
-            self._services.held.give(owner, size)
+            self._services.client_memory.give(owner, size)
             left = self._open[owner] - 1
             if left:
                 self._open[owner] = left

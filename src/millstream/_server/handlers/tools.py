@@ -23,7 +23,7 @@ from millstream._server.handlers.list_pages import list_page, sees
 from millstream._server.handlers.params import read, take_rounds
 
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
-_KEPT = 16 * 1024
+_MAX_KEPT_PARAMS = 16 * 1024
 """Maximum bytes of parameters that a call keeps while its tool runs."""
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -54,9 +54,9 @@ class ToolHandlers:
 
     async def _run(self, call: Call, tool: Tool) -> bytes:
         """Run a tool whose arguments are read."""
-        if self._services.streamed is not None:
-            self._services.streamed(call)
-        if len(call.params) > _KEPT:
+        if self._services.attach_stream is not None:
+            self._services.attach_stream(call)
+        if len(call.params) > _MAX_KEPT_PARAMS:
             if not call.revision.handshake:
                 call_binding(call)  # while the arguments are still available
             # The arguments have been read, and the tool can take long.
@@ -93,7 +93,7 @@ class ToolHandlers:
         raw = bytes(params.arguments) or b"{}"
         if raw == b"null":
             raw = b"{}"
-        if self._services.streamed is not None and b'"client_id"' in raw:
+        if self._services.attach_stream is not None and b'"client_id"' in raw:
             raw = _take_client_id(tool, call, raw)
         if tool.headers and call.revision.routing_headers and call.headers is not None:
             check(tool.headers, call.headers, _object(raw))

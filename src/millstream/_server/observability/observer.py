@@ -19,7 +19,7 @@ from millstream._server.calls.call import Call
 from millstream._server.observability.figures import Figures, OperationFigures
 from millstream._server.observability.tracing import Tracer
 from millstream._telemetry.active_sessions import ActiveSessions
-from millstream._telemetry.messages import MAX_KIND, REMEMBERED, AccessRecord, Frame, MessageLog
+from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
 from millstream._telemetry.process import LoopLag, ProcessFigures
 from millstream._telemetry.recent_counts import Growth, PerSecond
@@ -43,9 +43,9 @@ class Observer:
     """The metrics, access log, and spans of one server."""
 
     __slots__ = (
-        "_ahead", "_clock", "_connections", "_durations", "_growth", "_kinds", "_lag", "_log", "_looked", "_messages",
-        "_per_second", "_process", "_session_durations", "_sessions", "_since", "_started", "_tools", "_tracing",
-        "_wall", "begin", "registry",
+        "_ahead", "_clock", "_connections", "_durations", "_growth", "_kinds", "_lag", "_last_read", "_log",
+        "_messages", "_per_second", "_process", "_session_durations", "_sessions", "_since", "_started", "_tools",
+        "_tracing", "_wall", "begin", "registry",
     )  # fmt: skip
 
     def __init__(
@@ -85,7 +85,7 @@ class Observer:
         # Process
         self._started = clock()
         self._since = wall()
-        self._looked: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
+        self._last_read: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
         """Time and call counts of the last read."""
         self._kinds: dict[Labels, tuple[Series, Frame | None]] = {}
         """(method, name, outcome, revision) and other log fields -> their series, and the constant part of their log
@@ -212,7 +212,7 @@ class Observer:
         series = self._durations.of(clean)
         frame = None if log is None or self._tracing is not None else log.frame(_record(key))
         if clean == labels and labels in self._durations.series and sum(map(len, key)) <= MAX_KIND:
-            if len(self._kinds) >= REMEMBERED:
+            if len(self._kinds) >= MAX_CACHED:
                 self._kinds.clear()
             self._kinds[key] = series, frame
         return series, frame
@@ -246,8 +246,8 @@ class Observer:
         counts, errors = self._sums()
         passed, grown = self._growth.since(now, counts)
         calls = {key: sum(each) for key, each in counts.items()}
-        looked, before = self._looked
-        self._looked = now, calls
+        looked, before = self._last_read
+        self._last_read = now, calls
         past = now - looked
         operations = {
             key: OperationFigures(

@@ -22,8 +22,8 @@ from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
 from millstream._telemetry.metrics import OTHER
 
-KEPT: Final = 300
-KEPT_FAILURES: Final = 150
+MAX_CALLS: Final = 300
+MAX_FAILURES: Final = 150
 MAX_CLIENTS: Final = 200
 SPAN: Final = 30
 """Length in seconds of the spans of which the first call, `SPAN_FAILURES`, and `SPAN_SLOW` are kept longer."""
@@ -43,7 +43,7 @@ MAX_READ: Final = 64 * 1024
 READ_EACH_SECOND: Final = 40
 SLOW: Final = 0.5
 """Minimum seconds of a slow call."""
-WATCHED: Final = 10.0
+WATCH_SECONDS: Final = 10.0
 """Seconds for which one read counts as an open page."""
 
 
@@ -112,16 +112,18 @@ class WorkerCalls(Struct, array_like=True):
 class RecentCalls:
     """A bounded record of recent calls."""
 
-    __slots__ = ("_clients", "_clock", "_errors", "_failures", "_kept", "_longer", "_looked", "_read", "_second",
-                 "_span", "_span_failures", "_span_slow")  # fmt: skip
+    __slots__ = (
+        "_clients", "_clock", "_errors", "_failures", "_last_read", "_longer", "_read", "_second", "_span",
+        "_span_failures", "_span_slow", "_successes",
+    )  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         """Create an empty record. `clock` returns seconds since 1970."""
         # Configuration
         self._clock = clock
         # Process
-        self._kept: deque[tuple[Any, ...]] = deque(maxlen=KEPT)
-        self._failures: deque[tuple[Any, ...]] = deque(maxlen=KEPT_FAILURES)
+        self._successes: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)
+        self._failures: deque[tuple[Any, ...]] = deque(maxlen=MAX_FAILURES)
         """Failed calls, kept separately, so other calls don't displace them."""
         self._longer: deque[tuple[Any, ...]] = deque(maxlen=KEPT_LONGER)
         self._span: float = 0
@@ -130,7 +132,7 @@ class RecentCalls:
         self._errors: dict[tuple[str, str], ErrorCount] = {}
         """(message, outcome) -> count, most recent last."""
         self._clients: dict[tuple[str, str], ClientCalls] = {}
-        self._looked = -WATCHED
+        self._last_read = -WATCH_SECONDS
         self._second = 0
         self._read = 0
         """Number of arguments read in this second."""
@@ -151,7 +153,7 @@ class RecentCalls:
         seen.calls += 1
         seen.last, seen.transport, seen.revision = now, call.transport, revision
         arguments: str | None = None
-        if (outcome or seconds >= SLOW or now - self._looked < WATCHED) and self._may_read(int(now)):
+        if (outcome or seconds >= SLOW or now - self._last_read < WATCH_SECONDS) and self._may_read(int(now)):
             arguments = redact_arguments(call)
         error = incident = ""
         if outcome:
@@ -165,7 +167,7 @@ class RecentCalls:
             now, method, call.name, outcome, seconds * 1000, client, caller, call.transport, revision,
             len(answer), arguments, error, incident,
         )  # fmt: skip
-        (self._failures if outcome else self._kept).append(kept)
+        (self._failures if outcome else self._successes).append(kept)
         span = now // SPAN
         if span != self._span:
             self._span, self._span_failures, self._span_slow = span, SPAN_FAILURES, SPAN_SLOW
@@ -178,7 +180,7 @@ class RecentCalls:
             self._longer.append(kept)
 
     def _count_error(self, error: str, outcome: str, name: str, now: float, incident: str) -> None:
-        key = (_VARYING.sub("…", error), outcome)
+        key = (_VARIABLE_PARTS.sub("…", error), outcome)
         found = self._errors.pop(key, None)
         if found is None:
             found = ErrorCount(key[0], outcome, 0, now, now, error, [])
@@ -207,11 +209,11 @@ class RecentCalls:
             since: With `until`, the period in which the calls ended. Includes calls that are kept longer.
             until: Seconds since 1970, or 0 for the newest calls.
         """
-        self._looked = self._clock()
-        every: Iterable[tuple[Any, ...]] = (*self._failures, *self._kept)
+        self._last_read = self._clock()
+        every: Iterable[tuple[Any, ...]] = (*self._failures, *self._successes)
         if until:
             once = {id(each): each for each in (*every, *self._longer) if since <= each[0] < until}
-            every = sorted(once.values(), key=lambda each: each[0], reverse=True)[: KEPT + KEPT_FAILURES]
+            every = sorted(once.values(), key=lambda each: each[0], reverse=True)[: MAX_CALLS + MAX_FAILURES]
         clients = {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()}
         return WorkerCalls([_recent(each) for each in every], clients, list(self._errors.values()))
 
@@ -222,8 +224,8 @@ def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
     """
     every = list(workers)
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)
-    failures = [call for call in calls if call.outcome][:KEPT_FAILURES]
-    fine = [call for call in calls if not call.outcome][: KEPT - min(len(failures), KEPT // 2)]
+    failures = [call for call in calls if call.outcome][:MAX_FAILURES]
+    fine = [call for call in calls if not call.outcome][: MAX_CALLS - min(len(failures), MAX_CALLS // 2)]
     clients: dict[tuple[str, str], ClientCalls] = {}
     for each in every:
         for key, seen in each.clients.items():
@@ -231,7 +233,7 @@ def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:
     return {
         "calls": [
             msgspec.structs.asdict(call) for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
-        ][:KEPT],
+        ][:MAX_CALLS],
         "clients": [
             {"name": name, "version": version, **msgspec.structs.asdict(seen)}
             for (name, version), seen in sorted(clients.items(), key=lambda item: -item[1].calls)
@@ -274,7 +276,7 @@ def _short(text: str) -> str:
     return redact_text(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…")
 
 
-_VARYING: Final = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
+_VARIABLE_PARTS: Final = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
 """The variable parts of error messages: numbers, ids, and incidents."""
 _LINE_OF_CODE: Final = re.compile(r'^  File "(?:[^"\n]*[/\\])?([^"\n/\\]+)", line (\d+)', re.MULTILINE)
 

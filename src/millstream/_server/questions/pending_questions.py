@@ -49,12 +49,12 @@ class _PendingQuestion(NamedTuple):
 class PendingQuestions:
     """Requests to clients without an answer. Their number is bounded, and each ends with its call at the latest."""
 
-    __slots__ = ("_by_owner", "_open", "_said", "_timeout", "_workers", "max_open", "max_per_owner")
+    __slots__ = ("_by_owner", "_cancellations", "_open", "_timeout", "_workers", "max_open", "max_per_owner")
 
     def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
         self._by_owner: Counter[str] = Counter()
         self._open: dict[str, _PendingQuestion] = {}
-        self._said: set[asyncio.Future[None]] = set()
+        self._cancellations: set[asyncio.Future[None]] = set()
         """Cancellations being sent to clients."""
         self._timeout = timeout
         self.max_open: int = max_open
@@ -177,8 +177,8 @@ class PendingQuestions:
 
     def _tell(self, send: Send, question_id: str, reason: str, asked: set[str] | None = None) -> asyncio.Future[None]:
         said = asyncio.ensure_future(_give_up(send, question_id, reason, asked))
-        self._said.add(said)
-        said.add_done_callback(self._said.discard)
+        self._cancellations.add(said)
+        said.add_done_callback(self._cancellations.discard)
         return said
 
 

@@ -70,7 +70,7 @@ class ParentConnection(asyncio.Protocol):
         self._out = Frame()
         self._flushes = False
         self._waiting: dict[int, tuple[StoreCall, asyncio.Future[Any]]] = {}
-        self._heard = False
+        self._received = False
         """Whether anything was received since the last check."""
         self._watch: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] | None = None
@@ -141,7 +141,7 @@ class ParentConnection(asyncio.Protocol):
             self._flushes = True
             loop.call_soon(self._flush)
         if self._watch is None:
-            self._heard = False
+            self._received = False
             self._watch = loop.call_later(PATIENCE, self._look)
         return future
 
@@ -193,7 +193,7 @@ class ParentConnection(asyncio.Protocol):
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
+        self._received = True
         for content in self._frames.feed(data):
             for answer in read_answers(content):
                 if isinstance(answer, RawStoreReply | StoreFailure):
@@ -222,8 +222,8 @@ class ParentConnection(asyncio.Protocol):
         self._watch = None
         if not self._waiting:
             return
-        if self._heard:
-            self._heard = False
+        if self._received:
+            self._received = False
             self._watch = asyncio.get_running_loop().call_later(PATIENCE, self._look)
         else:
             self._fail()

@@ -18,11 +18,11 @@ ITEM_BYTES: Final = 200
 """Overhead of a log entry, or of a key with its value and deadline, rounded up."""
 STREAM_BYTES: Final = 600
 
-_DROPPED: Final = Entry(Position("", 0), b"")
-_INTERRUPTED: Final = "\0"
+_REMOVED: Final = Entry(Position("", 0), b"")
+_INTERRUPT_PREFIX: Final = "\0"
 """Prefix that turns a stream's name into the topic for its `interrupted` callbacks."""
 
-Lost = Callable[[str, bool], None]
+OnLoss = Callable[[str, bool], None]
 """Called with the name of a stream that lost its oldest entries to make room or, with True, was dropped."""
 
 
@@ -52,7 +52,7 @@ class Stream:
         """Drop one entry. Return its size in bytes."""
         entries, head = self.entries, self.head
         oldest = entries[head]
-        entries[head] = _DROPPED
+        entries[head] = _REMOVED
         self.floor = oldest.position.offset
         self.head = head + 1
         if self.head >= SLACK and self.head * 2 >= len(entries):
@@ -78,7 +78,7 @@ class StreamKind:
         "_clock", "_deadlines", "_epoch", "_latest", "_lost", "_max_bytes", "_ranks", "highest", "size", "streams",
     )  # fmt: skip
 
-    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, lost: Lost) -> None:
+    def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, lost: OnLoss) -> None:
         # configuration
         self._clock = clock
         self._max_bytes = max_bytes
@@ -256,7 +256,7 @@ class MemoryLog:
         clock: Callable[[], float],
         max_bytes: int,
         epoch: str,
-        lost: Lost = lambda stream, forgotten: None,
+        lost: OnLoss = lambda stream, forgotten: None,
         listeners: Topics[Entry] | None = None,
     ) -> None:
         # configuration
@@ -308,7 +308,7 @@ class MemoryLog:
         stop_hearing = self.listeners.add(stream, hear)
         if interrupted is None:
             return stop_hearing
-        stop_watching = self.listeners.add(_INTERRUPTED + stream, lambda _: interrupted())
+        stop_watching = self.listeners.add(_INTERRUPT_PREFIX + stream, lambda _: interrupted())
 
         def stop() -> None:
             stop_hearing()
@@ -322,7 +322,7 @@ class MemoryLog:
     def _drop(self, stream: str, forgotten: bool) -> None:
         self._lost(stream, forgotten)
         if forgotten:
-            self.listeners.notify(_INTERRUPTED + stream, _DROPPED)
+            self.listeners.notify(_INTERRUPT_PREFIX + stream, _REMOVED)
 
     def end_all(self) -> None:
         """Remove all listeners."""

@@ -21,9 +21,9 @@ _SLACK: Final = 1e-6
 _LOCKS: Final = 64
 _PAUSE: Final = 0.002
 
-Held = list[tuple[str, str]]
+SeatHolders = list[tuple[str, str]]
 """The (worker, holder) pair of each seat."""
-_decode_seats = msgspec.msgpack.Decoder(Held).decode
+_decode_seats = msgspec.msgpack.Decoder(SeatHolders).decode
 _encode = msgspec.msgpack.Encoder().encode
 _decode_time = msgspec.msgpack.Decoder(float).decode
 

@@ -95,9 +95,9 @@ class NatsLink:
         """Called after pushed messages may have been lost."""
         self._client: Client | None = None
         self._streams: dict[str, asyncio.Task[None]] = {}
-        self._recovering: asyncio.Task[None] | None = None
+        self._recover_task: asyncio.Task[None] | None = None
         self._offset = 0.0
-        self._measured = -_CLOCK_EVERY
+        self._measured_at = -_CLOCK_EVERY
         self._inbox = ""
         self._number = 0
         self._answers: dict[str, asyncio.Future[Msg]] = {}
@@ -164,10 +164,10 @@ class NatsLink:
     async def close(self) -> None:
         """Disconnect. Idempotent."""
         client, self._client = self._client, None
-        if self._recovering is not None:
-            self._recovering.cancel()
+        if self._recover_task is not None:
+            self._recover_task.cancel()
         self._streams.clear()
-        self._measured = -_CLOCK_EVERY
+        self._measured_at = -_CLOCK_EVERY
         batches = [batch.done for batch in self._batches.values()]
         for waiting in chain[asyncio.Future[Any]](self._answers.values(), batches):
             if not waiting.done():
@@ -188,10 +188,10 @@ class NatsLink:
         self._streams.clear()
         self.outages.notify()
         # In a separate task: the client awaits this method and can't reconnect before it returns.
-        if self._recovering is not None:
-            self._recovering.cancel()
-        self._recovering = asyncio.create_task(self._recover())
-        self._recovering.add_done_callback(_retrieve)
+        if self._recover_task is not None:
+            self._recover_task.cancel()
+        self._recover_task = asyncio.create_task(self._recover())
+        self._recover_task.add_done_callback(_retrieve)
 
     async def _recover(self) -> None:
         with suppress(LocalError):
@@ -339,8 +339,8 @@ class NatsLink:
         """Return the state of a JetStream stream. Also sync the clock with the server's."""
         began = time.time()
         reply = await self.api(f"STREAM.INFO.{name}", options or None)
-        if time.monotonic() - self._measured > _CLOCK_EVERY and "ts" in reply:
-            self._measured = time.monotonic()
+        if time.monotonic() - self._measured_at > _CLOCK_EVERY and "ts" in reply:
+            self._measured_at = time.monotonic()
             self._offset = parse_time(reply["ts"]) - (began + time.time()) / 2
         return reply
 

@@ -42,9 +42,9 @@ _TTL: Final = "Millstream-TTL"
 _INDEX_TTL: Final = "Millstream-Index-TTL"
 _ID: Final = "Nats-Msg-Id"
 _NO_INDEX: Final = "-"
-_KNOWN: Final = 10_000
+_MAX_VIEWS: Final = 10_000
 """Maximum number of streams whose expiry a worker tracks."""
-_SWEPT: Final = 1_000
+_MAX_SWEPT: Final = 1_000
 """Maximum number of streams dropped per sweep."""
 _AT_ONCE: Final = 16
 _LOOK_AGAIN: Final = 60.0
@@ -53,7 +53,7 @@ _PART: Final = 8
 """A stream is trimmed once it may exceed its maximum length by this fraction (1/8)."""
 _LAG: Final = 0.02
 """Seconds before a read from a lagging replica is repeated."""
-_SEEN: Final = 10_000
+_MAX_NEWEST: Final = 10_000
 """Maximum number of subjects whose newest sequence a worker tracks."""
 
 
@@ -99,20 +99,20 @@ class NatsLog:
 
     def __init__(self, link: NatsLink) -> None:
         self._link = link
-        self._listening = LogListeners(link, self._note)
+        self._listeners = LogListeners(link, self._note)
         self._seen: OrderedDict[str, int] = OrderedDict()
         """The newest sequence known to this worker, by the view's subject."""
-        self._known: OrderedDict[tuple[str, str], _ViewCache] = OrderedDict()
+        self._views: OrderedDict[tuple[str, str], _ViewCache] = OrderedDict()
         self._homes: dict[str, set[str]] = {}
         """Kinds of the streams that feed an index, by the kind of the index."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def close(self) -> None:
         """Stop listening and trimming, and clear the caches."""
-        self._listening.close()
+        self._listeners.close()
         for task in list(self._tasks):
             task.cancel()
-        self._known.clear()
+        self._views.clear()
         self._seen.clear()
         self._homes.clear()
 
@@ -164,22 +164,22 @@ class NatsLog:
         if seq > self._seen.get(subject, 0):
             self._seen[subject] = seq
             self._seen.move_to_end(subject)
-            if len(self._seen) > _SEEN:
+            if len(self._seen) > _MAX_NEWEST:
                 self._seen.popitem(last=False)
 
     async def _begin(self, view: View) -> _ViewCache:
         """Delete what remains of an expired stream. Return this worker's cached state of the view."""
         key = (view.name, view.kind)
-        known = self._known.get(key)
+        known = self._views.get(key)
         if known is None or known.until <= self._link.time():
             await self._ensure(view.kind)
             last = await self._link.last(view.stream, view.subject)
             if last is not None and last.seq > (await self._floor(view)).seq and not await self._lives(view, last):
                 await self._drop(view, last.seq)
-            known = self._known.setdefault(key, _ViewCache(0.0))
-        self._known.move_to_end(key)
-        while len(self._known) > _KNOWN:
-            self._known.popitem(last=False)
+            known = self._views.setdefault(key, _ViewCache(0.0))
+        self._views.move_to_end(key)
+        while len(self._views) > _MAX_VIEWS:
+            self._views.popitem(last=False)
         return known
 
     async def _is_sealed(self, view: View) -> bool:
@@ -195,7 +195,7 @@ class NatsLog:
 
     def _count(self, view: View, most: int) -> None:
         """Count an append, and trim the view in the background when due."""
-        known = self._known.setdefault((view.name, view.kind), _ViewCache(0.0))
+        known = self._views.setdefault((view.name, view.kind), _ViewCache(0.0))
         known.appended += 1
         if known.appended >= max(_TRIM_EVERY, most // _PART):
             known.appended = 0
@@ -429,28 +429,28 @@ class NatsLog:
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         view = self._main(stream)
-        return self._listening.add(view.stream, view.subject, hear, interrupted, lambda: self._ensure(view.kind))
+        return self._listeners.add(view.stream, view.subject, hear, interrupted, lambda: self._ensure(view.kind))
 
     async def wait_until_listening(self, stream: str) -> None:
-        await self._listening.ready(self._main(stream).subject)
+        await self._listeners.ready(self._main(stream).subject)
 
     # Sweeping
 
     async def sweep(self) -> None:
         """Drop streams of this worker that have expired."""
         now = self._link.time()
-        expired = [key for key, known in self._known.items() if known.until and known.until < now]
-        for start in range(0, min(len(expired), _SWEPT), _AT_ONCE):
+        expired = [key for key, known in self._views.items() if known.until and known.until < now]
+        for start in range(0, min(len(expired), _MAX_SWEPT), _AT_ONCE):
             await asyncio.gather(*(self._expire(key, now) for key in expired[start : start + _AT_ONCE]))
 
     async def _expire(self, key: tuple[str, str], now: float) -> None:
-        known = self._known.pop(key, None)
+        known = self._views.pop(key, None)
         view = self._main(key[0])
         last = await self._link.last(view.stream, view.subject)
         if known is None or last is None or last.seq <= (await self._floor(view)).seq:
             return
         if await self._lives(view, last):  # another worker has appended, or touched it
-            self._known.setdefault(key, _ViewCache(now + _LOOK_AGAIN, known.appended))
+            self._views.setdefault(key, _ViewCache(now + _LOOK_AGAIN, known.appended))
         else:
             await self._drop(view, last.seq)
             await self._is_sealed(view)

@@ -19,7 +19,7 @@ from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.nats.link import JetStreamError, NatsLink
 
 _HEARTBEAT: Final = 1.0
-_MISSED: Final = 2.5
+_MAX_MISSED: Final = 2.5
 """Heartbeat intervals without a message after which a consumer counts as failed."""
 _PAUSE: Final = 0.2
 
@@ -110,7 +110,7 @@ class _Consumer:
         while not self._broken.is_set():
             self._alive = False
             with suppress(TimeoutError):
-                async with asyncio.timeout(_HEARTBEAT * _MISSED):
+                async with asyncio.timeout(_HEARTBEAT * _MAX_MISSED):
                     await self._broken.wait()
             if not self._alive:
                 return

@@ -34,7 +34,7 @@ class NatsBackend:
         self.log = NatsLog(self._link)
         self.kv = NatsMap(self._link)
         self._limits = NatsLimits(self._link, self.kv)
-        self._sweeping: asyncio.Task[None] | None = None
+        self._sweep_task: asyncio.Task[None] | None = None
 
     @property
     def epoch(self) -> str:
@@ -63,10 +63,10 @@ class NatsBackend:
 
     async def open(self) -> None:
         await self._link.open()
-        self._sweeping = asyncio.create_task(self._sweep())
+        self._sweep_task = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
-        task, self._sweeping = self._sweeping, None
+        task, self._sweep_task = self._sweep_task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -92,7 +92,7 @@ class NatsBackend:
                     await self.log.sweep()
                     await self._limits.sweep()
                 except JetStreamError as exc:
-                    raise LocalError(f"NATS refuses: {exc}.") from exc
+                    raise LocalError(f"NATS rejected a request: {exc}.") from exc
 
 
 class NatsStore(BackendStore):

@@ -28,7 +28,7 @@ ROOM: Final = 64 * 1024 * 1024
 """Maximum bytes of one kind."""
 _TTL: Final = "Millstream-TTL"
 _GONE: Final = "Millstream-Gone"
-_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+_EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 _FRESH: Final = 1.0
 """Seconds for which the size of a kind is cached."""
 _SHARE_FRESH: Final = 30.0
@@ -83,7 +83,7 @@ class NatsMap:
                 return False
             if value is None and old is None:
                 return True
-            headers = {_EXPECTED: str(0 if found is None else found.seq)}
+            headers = {_EXPECTED_SEQUENCE: str(0 if found is None else found.seq)}
             try:
                 if value is None:
                     await self._write(key, None, ttl, lossy, headers)

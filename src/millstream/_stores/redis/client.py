@@ -48,7 +48,7 @@ ALLOW: Final = "Allow them with ACL SETUSER, or remove their rename-command."
 _OLDEST: Final = (7, 0)
 _MOST: Final = 512
 """Maximum number of commands per pipeline."""
-_QUEUED: Final = 20_000
+_MAX_QUEUED: Final = 20_000
 """Maximum number of queued commands. Further commands are rejected, because Redis can't keep up."""
 _PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 _AGAIN: Final = frozenset(
@@ -99,10 +99,10 @@ class RedisClient:
         self._opened: list[Any] = []
         """Clients to close: the main one and those of Sentinels."""
         self._queue: deque[_Request] = deque()
-        self._writing: asyncio.Task[None] | None = None
+        self._write_task: asyncio.Task[None] | None = None
         self._broken = False
         self._doubt = ""
-        self._looking: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
 
     @property
     def closed(self) -> bool:
@@ -143,15 +143,15 @@ class RedisClient:
             else:
                 break
         self._broken = False
-        self._looking = asyncio.create_task(self._watch_settings())
+        self._watch_task = asyncio.create_task(self._watch_settings())
 
     async def close(self) -> None:
         """Disconnect. Pending commands fail."""
-        tasks = [task for task in (self._writing, self._looking) if task is not None]
+        tasks = [task for task in (self._write_task, self._watch_task) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._writing = self._looking = None
+        self._write_task = self._watch_task = None
         await self._disconnect()
         while self._queue:
             self._queue.popleft().fail(_unavailable("it's closed"))
@@ -225,13 +225,13 @@ class RedisClient:
     async def _put(self, key: str, command: tuple[Argument, ...], text: bytes, *, again: bool, confirm: bool) -> Any:
         if self._redis is None:
             raise _unavailable("it's closed")
-        if len(self._queue) >= _QUEUED:
+        if len(self._queue) >= _MAX_QUEUED:
             raise _unavailable("too many commands are queued for Redis")
         deadline = asyncio.get_running_loop().time() + PATIENCE
         request = _Request(key, command, text, again=again, confirm=confirm, deadline=deadline)
         self._queue.append(request)
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
+        if self._write_task is None:
+            self._write_task = asyncio.create_task(self._write())
         return await request.reply
 
     async def _write(self) -> None:
@@ -268,7 +268,7 @@ class RedisClient:
                     for request in [each for each in waiting if each.deadline < loop.time()]:
                         request.fail(_unavailable("it can't accept commands at the moment"))
         finally:
-            self._writing = None
+            self._write_task = None
 
     def _put_back(self, batch: Sequence[_Request], failure: BaseException, *, sent: bool) -> None:
         """Requeue the commands that may be retried and have time left."""

@@ -41,10 +41,10 @@ class RedisLog:
         # process
         self._listeners = Topics[Entry]()
         self._interrupted: dict[str, Watchers] = {}
-        self._arranged: dict[str, asyncio.Task[None]] = {}
+        self._start_tasks: dict[str, asyncio.Task[None]] = {}
         """Tasks that start reading a stream for its listeners, by stream."""
         self._append = script("append")
-        self._reading = script("read")
+        self._read_script = script("read")
 
     async def append(
         self, stream: str, data: bytes, *, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
@@ -90,7 +90,7 @@ class RedisLog:
         keys, state = self._keys, self._state
         names = [keys.stream(stream), keys.meta(stream), keys.generation]
         args = [after, limit, max_bytes, order, state.epoch]
-        told, gap, found = await self._client.run(self._reading, names, args)
+        told, gap, found = await self._client.run(self._read_script, names, args)
         epoch = told.decode()
         state.adopt(epoch)
         entries = [Entry(Position(epoch, int(id)), data) for id, data in zip(found[::2], found[1::2], strict=True)]
@@ -119,7 +119,7 @@ class RedisLog:
             stop_watching()
             if stream not in self._listeners:
                 self._interrupted.pop(stream, None)
-                task = self._arranged.pop(stream, None)
+                task = self._start_tasks.pop(stream, None)
                 if task is not None:
                     task.cancel()
                 self._reader.leave(self._keys.stream(stream))
@@ -132,9 +132,9 @@ class RedisLog:
 
     def _arrange(self, stream: str) -> asyncio.Task[None]:
         """Return a task that finishes once new entries of a stream arrive here."""
-        task = self._arranged.get(stream)
+        task = self._start_tasks.get(stream)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._arranged[stream] = asyncio.create_task(self._read_along(stream))
+            task = self._start_tasks[stream] = asyncio.create_task(self._read_along(stream))
             task.add_done_callback(_retrieve)
         return task
 
@@ -154,7 +154,7 @@ class RedisLog:
         Raises:
             StoreUnavailable: the store didn't answer in time.
         """
-        for stream in tuple(self._arranged):
+        for stream in tuple(self._start_tasks):
             self._reader.rewind(self._keys.stream(stream), await self._last(stream))
 
     def interrupt(self) -> None:
@@ -166,9 +166,9 @@ class RedisLog:
         """Stop all listeners."""
         self._listeners.clear()
         self._interrupted.clear()
-        for task in self._arranged.values():
+        for task in self._start_tasks.values():
             task.cancel()
-        self._arranged.clear()
+        self._start_tasks.clear()
 
     def _taker(self, stream: str) -> Callable[[str, Fields], None]:
         def take(id: str, fields: Fields) -> None:

@@ -41,69 +41,69 @@ class StreamReader:
         self.poke: Callable[[], Any] | None = None
         """Returns a command that appends to a stream, which ends the pending read."""
         # process
-        self._wanted: dict[str, Take] = {}
+        self._callbacks: dict[str, Take] = {}
         self._places: dict[str, str] = {}
         """The last id of each stream."""
-        self._covered: frozenset[str] = frozenset()
+        self._pending_streams: frozenset[str] = frozenset()
         """The streams of the pending read."""
-        self._turned = asyncio.Event()
+        self._changed = asyncio.Event()
         self._moves = 0
         """Number of position changes. A read that began earlier is void."""
-        self._reading: asyncio.Task[Any] | None = None
+        self._read_task: asyncio.Task[Any] | None = None
 
     def follow(self, stream: str, last: str, take: Take) -> None:
         """Follow a stream after an id. Call `cover` to apply this immediately."""
         self._places[stream] = last
-        self._wanted[stream] = take
+        self._callbacks[stream] = take
         self._moves += 1
-        self._covered -= {stream}
+        self._pending_streams -= {stream}
 
     def leave(self, stream: str) -> None:
         """Stop following a stream."""
-        self._wanted.pop(stream, None)
+        self._callbacks.pop(stream, None)
         self._places.pop(stream, None)
 
     def rewind(self, stream: str, end: int) -> None:
         """Continue after offset `end` if the last entry read was later: a failover may have lost entries."""
-        if stream in self._wanted and int(self._places[stream].partition("-")[0]) > end:
+        if stream in self._callbacks and int(self._places[stream].partition("-")[0]) > end:
             self._places[stream] = f"{end}-0"
             self._moves += 1
-            self._covered = frozenset()
+            self._pending_streams = frozenset()
 
     def forget_all(self) -> None:
         """Stop following all streams."""
-        self._wanted.clear()
+        self._callbacks.clear()
         self._places.clear()
-        self._covered = frozenset()
+        self._pending_streams = frozenset()
 
     async def cover(self, stream: str) -> None:
         """Wait until the current read includes a stream, or the next one will."""
         for _ in range(_TRIES):
-            if stream in self._covered or stream not in self._wanted or self._reading is None:
+            if stream in self._pending_streams or stream not in self._callbacks or self._read_task is None:
                 return
-            self._turned.clear()
+            self._changed.clear()
             if self.poke is not None:
                 with suppress(StoreUnavailable):
                     await self.poke()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_TURN):
-                    await self._turned.wait()
+                    await self._changed.wait()
                     continue
             # The read may wait on a former primary, or may have ended by itself.
             self._cancel_reading()
 
     def _cancel_reading(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
+        if self._read_task is not None:
+            self._read_task.cancel()
 
     async def run(self) -> None:
         """Read until cancelled."""
         failures = 0
         try:
             while True:
-                self._reading = asyncio.create_task(self._read())
-                await asyncio.wait([self._reading])
-                failure = None if self._reading.cancelled() else self._reading.exception()
+                self._read_task = asyncio.create_task(self._read())
+                await asyncio.wait([self._read_task])
+                failure = None if self._read_task.cancelled() else self._read_task.exception()
                 if failure is None:
                     if failures:
                         _logger.warning("The store can be read again.")
@@ -111,21 +111,21 @@ class StreamReader:
                     continue
                 if not isinstance(failure, OSError | LocalError):
                     raise failure
-                self._covered = frozenset()
+                self._pending_streams = frozenset()
                 failures += 1
                 if failures == 1:
                     _logger.warning("The store can't be read; retrying: %s", failure)
                 await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
         finally:
-            reading, self._reading = self._reading, None
+            reading, self._read_task = self._read_task, None
             while reading is not None and not reading.done():
                 reading.cancel()  # redis-py ignores it while it connects
                 await asyncio.wait([reading], timeout=_CANCEL)
 
     async def _read(self) -> None:
-        streams = list(self._wanted)
-        self._covered = frozenset(streams)
-        self._turned.set()
+        streams = list(self._callbacks)
+        self._pending_streams = frozenset(streams)
+        self._changed.set()
         ids = [self._places[stream] for stream in streams]
         moves = self._moves
         command: list[Argument] = ["XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK, "STREAMS", *streams, *ids]
@@ -137,7 +137,7 @@ class StreamReader:
 
     def _take(self, stream: str, entries: list[tuple[bytes, Fields]]) -> None:
         for id, fields in entries:
-            take = self._wanted.get(stream)
+            take = self._callbacks.get(stream)
             if take is None:
                 return
             self._places[stream] = at = id.decode()

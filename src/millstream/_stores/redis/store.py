@@ -58,7 +58,7 @@ class RedisBackend:
         self._epochs = Watchers()
         self._hurries = asyncio.Event()
         self._again = False
-        self._restoring: asyncio.Task[None] | None = None
+        self._restore_task: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -91,11 +91,11 @@ class RedisBackend:
     async def close(self) -> None:
         if self._client.closed:
             return
-        tasks = [*self._tasks, *([self._restoring] if self._restoring is not None else [])]
+        tasks = [*self._tasks, *([self._restore_task] if self._restore_task is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks, self._restoring = [], None
+        self._tasks, self._restore_task = [], None
         await self._client.close()
         self._reader.forget_all()
         self.log.end_all()
@@ -165,8 +165,8 @@ class RedisBackend:
     def _on_new_run(self) -> None:
         _logger.warning("Redis may have lost data, because the primary or its run id changed. Readers get a gap.")
         self._again = True
-        if self._restoring is None or self._restoring.done():
-            self._restoring = asyncio.create_task(self._restore())
+        if self._restore_task is None or self._restore_task.done():
+            self._restore_task = asyncio.create_task(self._restore())
 
     async def _restore(self) -> None:
         """Apply the new epoch, then notify all subscribers."""

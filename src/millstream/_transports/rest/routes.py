@@ -201,7 +201,7 @@ class RestRoutes:
             return refuse(UNKNOWN_TOOL, f"There is no tool {name[:128]!r}.")
         scopes = scopes_of(request.principal)
         if scopes is not None and not tool.scopes <= scopes:
-            lacking = self._dispatcher.services.lacking(tool.scopes)
+            lacking = self._dispatcher.services.scope_error(tool.scopes)
             return refuse(REFUSED, lacking.message, head=lacking.head)
         if tool.requires:
             return refuse(NEEDS_ANSWERS, f"The tool requires the client capabilities {', '.join(tool.requires)}.")
