@@ -148,7 +148,7 @@ async def test_stopping_server_ends_streams_with_a_result() -> None:
         assert last["result"]["_meta"]["io.modelcontextprotocol/subscriptionId"] == last["id"]
 
 
-async def test_handshake_clients_find_events() -> None:
+async def test_handshake_clients_can_read_events() -> None:
     mcp = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", recent_events_tool=True)])
     mcp.event("order.paid")(OrderPaid)
     async with Client(mcp, revision="2025-11-25") as client:

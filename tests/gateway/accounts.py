@@ -302,6 +302,18 @@ class Browser:
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
 
 
+@asynccontextmanager
+async def run_scenario() -> AsyncIterator[tuple[World, Gateway, Browser, Browser]]:
+    """Run the upstream, a gateway, and the browsers of Alice and Bob for the duration of the block."""
+    async with (
+        run_world() as other,
+        run_gateway(other.url) as gate,
+        Browser(gate.base) as one,
+        Browser(gate.base) as two,
+    ):
+        yield other, gate, one, two
+
+
 class reject_tokens:  # noqa: N801  used like a function
     """Make a server reject all tokens for the duration of the block."""
 

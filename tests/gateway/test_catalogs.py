@@ -24,7 +24,7 @@ def make_gateway(target: Any, store: str = "", **options: Any) -> Server:
     return mcp
 
 
-async def test_lists_come_from_the_store_during_an_outage(tmp_path: Path) -> None:
+async def test_lists_are_served_from_the_store_during_an_outage(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'gateway.db'}"
     port = free_port()
     with run_server(run_command(str(SHOP), port), port, tmp_path / "first"):

@@ -138,7 +138,7 @@ CODE = """{
 }"""
 
 
-def test_application_files_are_read_as_written(tmp_path: Path) -> None:
+def test_configuration_files_of_applications_are_read(tmp_path: Path) -> None:
     files, web = load_file(write(tmp_path, CLAUDE, "mcp.json"), {"FOLDER": "/f", "KEY": "k"}).upstreams
     assert (files.target, files.env) == (["npx", "-y", "files", "/f"], {"KEY": "k"})
     assert (web.name, web.prefix, web.headers) == ("my web", "my-web", {"Authorization": "Bearer k"})

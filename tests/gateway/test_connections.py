@@ -12,7 +12,7 @@ import pytest
 
 from auth.issuing.test_sign_in_end_to_end import Person, serving
 from client.misbehaving_servers import ReceivedRequest, misbehaving
-from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_gateway, run_world
+from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_gateway, run_scenario, run_world
 from issuer_world import run_issuer
 from millstream import Server, auth
 from millstream._http.client.errors import ConnectFailed
@@ -27,12 +27,7 @@ from redis_parts import RedisServer, shared_servers
 
 
 async def test_calls_use_the_account_of_their_user() -> None:
-    async with (
-        run_world() as other,
-        run_gateway(other.url) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
+    async with run_scenario() as (other, gate, alice, bob):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.wait_for_tool("up_who")
         assert await gate.call(ALICE, "up_who") == "ada"
@@ -50,12 +45,7 @@ async def test_calls_use_the_account_of_their_user() -> None:
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 async def test_call_continues_after_its_user_connects(revision: str) -> None:
-    async with (
-        run_world() as other,
-        run_gateway(other.url) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
+    async with run_scenario() as (other, gate, alice, bob):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await bob.sign_in(BOB)
         await gate.wait_for_tool("up_who")
@@ -94,12 +84,7 @@ async def test_declining_explains_how_to_connect_later() -> None:
 
 
 async def test_call_continues_after_a_step_up() -> None:
-    async with (
-        run_world() as other,
-        run_gateway(other.url) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
+    async with run_scenario() as (other, gate, alice, bob):
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
         await gate.wait_for_tool("up_write")
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada", scope="books:read")
@@ -129,12 +114,7 @@ async def test_personal_connections_require_authentication() -> None:
 
 
 async def test_expired_tokens_are_refreshed_once_for_all_calls() -> None:
-    async with (
-        run_world() as other,
-        run_gateway(other.url) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
+    async with run_scenario() as (other, gate, alice, bob):
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
         await gate.wait_for_tool("up_who")
@@ -163,12 +143,7 @@ async def test_expired_tokens_are_refreshed_once_for_all_calls() -> None:
 
 
 async def test_authorization_server_outage_keeps_connections() -> None:
-    async with (
-        run_world() as other,
-        run_gateway(other.url) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
+    async with run_scenario() as (other, gate, alice, bob):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.wait_for_tool("up_who")
         other.accounts.expires_in = 0.001
@@ -185,12 +160,7 @@ async def test_authorization_server_outage_keeps_connections() -> None:
 
 
 async def test_refused_tokens_are_refreshed_once() -> None:
-    async with (
-        run_world() as other,
-        run_gateway(other.url) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
+    async with run_scenario() as (other, gate, alice, bob):
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
         await gate.wait_for_tool("up_who")
@@ -287,12 +257,7 @@ async def stored_values(gate: Gateway) -> tuple[list[str], list[bytes]]:
 
 
 async def test_connection_callbacks_are_bound_and_single_use() -> None:
-    async with (
-        run_world() as other,
-        run_gateway(other.url) as gate,
-        Browser(gate.base) as alice,
-        Browser(gate.base) as bob,
-    ):
+    async with run_scenario() as (other, _, alice, bob):
         accounts = other.accounts
         await alice.sign_in(ALICE)
         await bob.sign_in(BOB)

@@ -138,7 +138,7 @@ async def test_invalid_credential_options_stop_the_start(monkeypatch: pytest.Mon
             convert(given, Credentials)
 
 
-def test_how_to_file_and_program_are_equivalent() -> None:
+def test_documented_file_and_program_are_equivalent() -> None:
     file = {each.name: each.auth for each in load_file(EXAMPLES / "accounts.toml").upstreams}
     program = {each.name: each for each in run_path(str(EXAMPLES / "accounts.py"))["mcp"].definition.upstreams}
     assert file == {name: each.auth for name, each in program.items()}

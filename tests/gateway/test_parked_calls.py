@@ -266,7 +266,7 @@ async def test_missing_answers_are_requested_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("noticed", [True, False])
-async def test_calls_of_dead_workers_are_lost_with_an_error(
+async def test_calls_of_dead_workers_fail_with_an_error(
     world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.gateway._parked_calls._WAKE_TIMEOUT", 0.05)

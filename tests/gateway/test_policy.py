@@ -227,7 +227,7 @@ async def test_scopes_groups_and_claims_decide_who_sees_a_tool() -> None:
         assert "line 999" not in other.body.decode()
 
 
-async def test_middleware_runs_outside_of_the_policy() -> None:
+async def test_middleware_runs_outside_the_policy() -> None:
     seen: list[Mapping[str, Any]] = []
 
     class Watch:

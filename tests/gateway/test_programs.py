@@ -185,7 +185,7 @@ async def test_programs_work_beside_local_tools() -> None:
         assert (await client.call("theirs_old", x=1)).text == "{'x': 1}"
 
 
-async def test_guide_program_runs_alone_and_as_upstream(tmp_path: Path) -> None:
+async def test_documented_program_runs_alone_and_as_upstream(tmp_path: Path) -> None:
     page = (ROOT / "docs/how-to/run-a-program-for-another-library.md").read_text("utf-8")
     example = (ROOT / "examples/other_library.py").read_text("utf-8")
     assert example in page

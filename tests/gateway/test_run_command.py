@@ -45,7 +45,7 @@ def test_invalid_targets_are_refused_with_a_one_line_error(target: str, said: st
     assert said in done.stderr
 
 
-async def test_how_to_files_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_documented_files_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(ROOT)
     for target, own in (
