@@ -23,7 +23,7 @@ META = {
 
 
 class OrderPaid(Struct):
-    """A customer paid for an order."""
+    """A customer paid an order."""
 
     order: str
     customer: str = "ada"
