@@ -56,7 +56,7 @@ class Identity:
         """Replace all signing keys."""
         httpx2.post(f"{self.url}/rotate", timeout=WAIT)
 
-    def asked(self, path: str, at: str = "") -> int:
+    def count_requests(self, path: str, at: str = "") -> int:
         """Return how often a path was requested."""
         return int(httpx2.get(f"{at or self.url}/asked", timeout=WAIT).json().get(path, 0))
 

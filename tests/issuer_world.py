@@ -85,7 +85,7 @@ class Issuer:
     def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.asked: Counter[str] = Counter()
+        self.request_counts: Counter[str] = Counter()
         self.requests: list[bytes] = []
         self.answers: dict[str, Any] = {}
         """Path -> reply: JSON, raw bytes, or a function of the request."""
@@ -99,7 +99,7 @@ class Issuer:
             length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
             request = head + await reader.readexactly(int(length[1]) if length else 0)
             path = head.split(b" ")[1].decode()
-            self.asked[path] += 1
+            self.request_counts[path] += 1
             self.requests.append(request)
             if self.gate is not None:
                 await self.gate.wait()

@@ -1,25 +1,25 @@
-"""Each page in each state: what is checked there, in each size and scheme, and what is left out and why.
+"""Checks of each page in each state, in each size and color scheme, and exclusions with reasons.
 
-A page is loaded once for a state, and stays what it is while its window and its scheme change. Tests take the pages of
-a state from `pages_in`, so that a place in the table is either looked at or has its reason.
+A page is loaded once per state and isn't reloaded when its size or scheme changes. Tests take the pages of a state from
+`pages_in`, so each combination is either checked or excluded with a reason.
 """
 
 from collections.abc import Callable
 
 from playwright.sync_api import Page, ViewportSize
 
-from pages_world import LAYOUTS, OUTSIDE, SIZES, axe, schemes
+from pages_world import LAYOUTS, OUTSIDE, SIZES, run_axe, schemes
 from property_settings import NIGHTLY
 
 PAGES = ("connect", "inspect", "dashboard", "docs", "chat", "playground", "sign-in", "consent")
 STATES = ("empty", "busy", "500 tools", "long texts", "right-to-left", "server gone", "server back")
 
-_NO_SCRIPT = "It works without a script and has no connection: when its server is gone, the browser shows its own page."
-_SENT_ONCE = "It has no connection: nothing comes in while somebody looks at it."
-_NO_TOOLS = "It names no tool."
+_NO_SCRIPT = "It needs no script and has no connection: without its server, the browser shows an error page."
+_SENT_ONCE = "It has no connection, so it receives no updates."
+_NO_TOOLS = "It shows no tools."
 LEFT_OUT = {
     ("connect", "busy"): _SENT_ONCE,
-    ("chat", "500 tools"): "It lists channels, people and messages; many of those are its busy state.",
+    ("chat", "500 tools"): "It lists channels, people, and messages; many of those are its busy state.",
     ("sign-in", "busy"): _SENT_ONCE,
     ("sign-in", "500 tools"): _NO_TOOLS,
     ("sign-in", "server gone"): _NO_SCRIPT,
@@ -27,47 +27,47 @@ LEFT_OUT = {
     ("consent", "500 tools"): _NO_TOOLS,
     ("consent", "server gone"): _NO_SCRIPT,
 }  # fmt: skip
-"""(page, state) -> why nobody can meet them together."""
+"""(page, state) -> why the combination doesn't exist."""
 
 PRIMARY = {"inspect": "#items, .offers:has(#items[hidden])", "dashboard": ".details",
            "docs": "#index, .index:has(#index[hidden])", "chat": "#scroll", "playground": "#answers"}  # fmt: skip
-"""The list that a page is about, or its place; the other pages are cards of their own height."""
+"""Selector of a page's main list or its placeholder. Other pages are cards with their own height."""
 _WITHOUT_PALETTE = {"sign-in", "consent", "call"}
 
-_FAR = 40
+_MAX_TABS = 40
 
 
 def pages_in(state: str, *among: str) -> list[str]:
-    """The pages that have a state, or those of them that are named."""
+    """Return the pages with a state, optionally only those `among` some names."""
     assert state in STATES
     return [name for name in PAGES if (name, state) not in LEFT_OUT and name in (among or PAGES)]
 
 
-def whole(page: Page, name: str, tool: str = "") -> list[str]:
-    """What is wrong with a page as it is now: what lies outside of its box, what axe finds, a list that is too short,
-    text that runs the wrong way, and a path that the keyboard alone doesn't go.
+def find_problems(page: Page, name: str, tool: str = "") -> list[str]:
+    """Return a page's problems: overflow, axe's violations, a short main list, wrong text direction, and failures of
+    keyboard navigation.
 
     Args:
         page: the page, in its state.
-        name: which page it is.
-        tool: what the keyboard looks for in the page's list; the page shows it from then on.
+        name: the name of the page.
+        tool: a tool to find with the keyboard in the page's list. The page shows it afterward.
     """
     found: list[str] = []
     for width, height in SIZES:
         page.set_viewport_size(ViewportSize(width=width, height=height))
         for place, scheme in enumerate(schemes(width)):
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-            judged = axe(page, colors=place > 0) if width in LAYOUTS and (NIGHTLY or width > 800) else []
+            judged = run_axe(page, colors=place > 0) if width in LAYOUTS and (NIGHTLY or width > 800) else []
             found += [f"{name} {scheme} {width}: {each}" for each in [*judged, *page.evaluate(_WRONG)]]
     for width, height in reversed(SIZES):
         page.set_viewport_size(ViewportSize(width=width, height=height))
-        here = [*_walk(page, name, tool), *_low(page, name, height)]
+        here = [*_find_keyboard_problems(page, name, tool), *_find_short_list(page, name, height)]
         found += [f"{name} {width}: {each}" for each in here]
     return found
 
 
-# Text that begins with a letter of a script from right to left begins at the right. Sentences of the pages' own may
-# hold such a name, so what counts is the first strong letter of a text of its own.
+# Text that starts with a right-to-left letter must be aligned right. The pages' own sentences may contain such names,
+# so only the first strong letter of each text node counts.
 _BACKWARDS = r"""() => {
   const wrong = [];
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -86,25 +86,25 @@ _BACKWARDS = r"""() => {
 _WRONG = f"() => [...({OUTSIDE})(), ...({_BACKWARDS})()]"
 
 
-def _low(page: Page, name: str, height: int) -> list[str]:
-    """The primary list, if it has less than two fifths of the window's height."""
+def _find_short_list(page: Page, name: str, height: int) -> list[str]:
+    """Return a problem if the main list has less than 40% of the window's height."""
     if name not in PRIMARY:
         return []
     most = page.locator(PRIMARY[name]).evaluate_all(
         "(all) => Math.max(0, ...all.map((each) => each.getBoundingClientRect().height))"
     )
-    return [] if most >= 0.4 * height else [f"the list has {most} of {height} pixels"]
+    return [] if most >= 0.4 * height else [f"the main list is {most} of {height} pixels high"]
 
 
-# Keyboard only
+# Keyboard navigation
 
 
-class _Lost(Exception):
-    """The keyboard didn't get where it should."""
+class _FocusError(Exception):
+    """Raised if the keyboard focus isn't where it should be."""
 
 
-def _at(page: Page, selector: str) -> None:
-    """The focus is there, and can be seen."""
+def _assert_focus(page: Page, selector: str) -> None:
+    """Assert that an element has the focus, visibly."""
     seen = """(wanted) => {
       const node = document.activeElement;
       const { outlineStyle, boxShadow } = getComputedStyle(node);
@@ -113,85 +113,85 @@ def _at(page: Page, selector: str) -> None:
     }"""
     said = page.evaluate(seen, selector)
     if said:
-        raise _Lost(f"the focus should be at {selector}: {said}")
+        raise _FocusError(f"the focus should be at {selector}: {said}")
 
 
 def _tab_to(page: Page, selector: str) -> None:
-    """Press Tab until the focus is there; soon."""
-    for _ in range(_FAR):
+    """Press Tab until an element has the focus, at most `_MAX_TABS` times."""
+    for _ in range(_MAX_TABS):
         page.keyboard.press("Tab")
         if page.evaluate("(wanted) => document.activeElement.matches(wanted)", selector):
-            return _at(page, selector)
-    raise _Lost(f"{_FAR} steps of Tab don't lead to {selector}")
+            return _assert_focus(page, selector)
+    raise _FocusError(f"{_MAX_TABS} presses of Tab don't reach {selector}")
 
 
 def _choose(page: Page, name: str, tool: str) -> None:
-    """Find a tool in a list, and open it; a list without tools is passed."""
+    """Find a tool in the list and open it. Without tools, tab past the list."""
     page.keyboard.press("/")
-    _at(page, "#filter")
+    _assert_focus(page, "#filter")
     if not tool:
         return _tab_to(page, "#pane, #pane *, .activity *, .views *, #to-overview")
     page.keyboard.press("Control+a")
     page.keyboard.insert_text(tool)
     page.keyboard.press("Enter")
-    _at(page, "#pane")
+    _assert_focus(page, "#pane")
     _tab_to(page, "#pane input, #pane textarea, #pane button:not(#back), #pane summary")
     return None
 
 
 def _use_dashboard(page: Page, name: str, tool: str) -> None:
-    """Find a tool, show it in the charts and no more, open the log and close it."""
+    """Filter for a tool, toggle it in the charts, and open and close the log."""
     page.keyboard.press("/")
-    _at(page, "#tool-filter")
+    _assert_focus(page, "#tool-filter")
     if tool:
         page.keyboard.press("Control+a")
         page.keyboard.insert_text(tool)
         _tab_to(page, "#tools .row-name")
         for pressed in ("true", "false"):
             page.keyboard.press("Enter")
-            _at(page, f"#tools .row-name[aria-pressed={pressed}]")
+            _assert_focus(page, f"#tools .row-name[aria-pressed={pressed}]")
     else:
         _tab_to(page, "#log-toggle")
     for expanded in ("true", "false"):
         page.keyboard.press("l")
         if page.locator("#log-toggle").get_attribute("aria-expanded") != expanded:
-            raise _Lost(f"the log isn't {'open' if expanded == 'true' else 'closed'}")
+            raise _FocusError(f"the log isn't {'open' if expanded == 'true' else 'closed'}")
     page.locator("#tool-filter").fill("")
 
 
 def _talk(page: Page, name: str, tool: str) -> None:
-    """Come to the field for a message, to the button, and back to what was said."""
+    """Move to the message field, to the button, and back to the messages."""
     page.keyboard.press("/")
-    _at(page, "#text")
+    _assert_focus(page, "#text")
     page.keyboard.press("Tab")
-    _at(page, "#send")
+    _assert_focus(page, "#send")
     for _ in range(2):
         page.keyboard.press("Shift+Tab")
-    _at(page, "#scroll, #scroll *, #newer")
+    _assert_focus(page, "#scroll, #scroll *, #newer")
 
 
 def _connect(page: Page, name: str, tool: str) -> None:
-    """Choose a client, and reach what is copied for it."""
+    """Choose a client and move to its copy button."""
     _tab_to(page, "#clients [aria-selected=true]")
     for key, client in (("End", "terminal"), ("Home", "claude-code")):
         page.keyboard.press(key)
-        _at(page, f"#tab-{client}[aria-selected=true]")
+        _assert_focus(page, f"#tab-{client}[aria-selected=true]")
     _tab_to(page, "#steps button")
 
 
 def _ask(page: Page, name: str, tool: str) -> None:
-    """Come to the field for a question, and back to the answers."""
+    """Move to the question field and back to the answers."""
     page.keyboard.press("/")
-    _at(page, "#question")
+    _assert_focus(page, "#question")
     for _ in range(2):
         page.keyboard.press("Shift+Tab")
         if page.evaluate("() => document.activeElement.closest('#answers') !== null"):
             return
-    raise _Lost("Shift+Tab doesn't lead from the question to the answers")
+    raise _FocusError("Shift+Tab doesn't lead from the question to the answers")
 
 
 def _sign(page: Page, name: str, tool: str) -> None:
-    """Through the form in its order, and no further than its end."""
+    """Move through all fields of the form in order."""
     fields = page.locator("form :is(input:not([type=hidden]), button)").all() or page.locator("main a").all()
     for place, field in enumerate(fields):
         if place == 0:
@@ -199,8 +199,8 @@ def _sign(page: Page, name: str, tool: str) -> None:
         else:
             page.keyboard.press("Tab")
         if not field.evaluate("node => node === document.activeElement"):
-            raise _Lost(f"Tab passes {field.evaluate('node => node.outerHTML')}")
-        _at(page, "*")
+            raise _FocusError(f"Tab skips {field.evaluate('node => node.outerHTML')}")
+        _assert_focus(page, "*")
 
 
 _PATHS: dict[str, Callable[[Page, str, str], None]] = {
@@ -209,18 +209,18 @@ _PATHS: dict[str, Callable[[Page, str, str], None]] = {
 }  # fmt: skip
 
 
-def _walk(page: Page, name: str, tool: str) -> list[str]:
-    """What a person without a mouse can't do here."""
+def _find_keyboard_problems(page: Page, name: str, tool: str) -> list[str]:
+    """Return the failures of keyboard navigation."""
     page.evaluate("document.activeElement.blur()")
     try:
         _PATHS[name](page, name, tool)
         if name not in _WITHOUT_PALETTE:
             page.keyboard.press("Control+k")
-            _at(page, ".palette input")
+            _assert_focus(page, ".palette input")
             page.keyboard.press("Escape")
             if page.locator("dialog[open]").count():
-                raise _Lost("the palette stays open")
-    except _Lost as error:
+                raise _FocusError("the palette stays open")
+    except _FocusError as error:
         return [str(error)]
     finally:
         if name in ("inspect", "docs"):

@@ -12,7 +12,7 @@ from millstream._server.calls.call import Call, CallFailure
 from millstream._server.observability.tracing import Tracer
 from millstream._telemetry.spans import Spans
 
-TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def make_call(**given: Any) -> Call:

@@ -22,7 +22,7 @@ POST = {**HOST, "content-type": "application/json", "accept": "application/json,
 META = "io.modelcontextprotocol/"
 LATEST_HANDSHAKE = "2025-11-25"
 PER_REQUEST = "2026-07-28"
-NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAME_PARAMS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 
 Json = dict[str, Any]
 Headers = Mapping[str, str] | list[tuple[bytes, bytes]]

@@ -10,7 +10,7 @@ _DAY = 86_400
 
 
 @pytest.fixture(autouse=True)
-def unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count sign-in attempts per day, not per minute, so a slow machine doesn't regain attempts during a test.
 
     Tests with the mark `minutes` use the default.

@@ -92,7 +92,7 @@ async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.L
         look_ahead(world.runtime)
         await until(lambda: not world.runtime.sweep._pending)
         assert (await world.call(token(claims(iss=issuer.url)), "who")).status == 200
-        assert issuer.asked == {CONFIGURATION: 1, "/keys": 1}
+        assert issuer.request_counts == {CONFIGURATION: 1, "/keys": 1}
     assert "isn't available" not in caplog.text
 
 
@@ -101,7 +101,7 @@ async def test_server_stops_while_waiting_for_an_issuer() -> None:
         issuer.gate = asyncio.Event()
         async with run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
             look_ahead(world.runtime)
-            await until(issuer.asked.total)
+            await until(issuer.request_counts.total)
         issuer.gate.set()
 
 

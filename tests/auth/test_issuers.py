@@ -34,11 +34,11 @@ async def test_issuer_keys_are_discovered() -> None:
         run_issuer() as issuer,
         run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world,
     ):
-        assert issuer.asked.total() == 0
+        assert issuer.request_counts.total() == 0
         for number in range(3):
             reply = await world.call(signed(issuer, sub=f"ada{number}"), "who")
             assert reply.message["result"]["content"][0]["text"] == f"ada{number}"
-        assert issuer.asked == {CONFIGURATION: 1, "/keys": 1}
+        assert issuer.request_counts == {CONFIGURATION: 1, "/keys": 1}
 
 
 async def test_unknown_key_ids_cause_one_fetch() -> None:
@@ -47,7 +47,7 @@ async def test_unknown_key_ids_cause_one_fetch() -> None:
         assert await method.identify(signed(issuer)) is not None
         bad = [token(claims(iss=issuer.url), key=OTHER, kid=f"made-up-{number}") for number in range(1000)]
         assert set(await asyncio.gather(*map(method.identify, bad))) == {None}
-        assert issuer.asked["/keys"] == 1
+        assert issuer.request_counts["/keys"] == 1
 
 
 async def test_concurrent_callers_share_a_fetch() -> None:
@@ -55,13 +55,13 @@ async def test_concurrent_callers_share_a_fetch() -> None:
         issuer.gate = asyncio.Event()
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys")
         waiting = [asyncio.create_task(method.identify(signed(issuer, sub=f"s{n}"))) for n in range(20)]
-        await until(lambda: issuer.asked["/keys"] == 1)
+        await until(lambda: issuer.request_counts["/keys"] == 1)
         waiting[0].cancel()
         issuer.gate.set()
         found = await asyncio.gather(*waiting, return_exceptions=True)
         assert isinstance(found[0], asyncio.CancelledError)
         assert all(each is not None and not isinstance(each, BaseException) for each in found[1:])
-        assert issuer.asked["/keys"] == 1
+        assert issuer.request_counts["/keys"] == 1
 
 
 class Clock:
@@ -93,7 +93,7 @@ async def test_new_issuer_keys_are_found_after_the_pause() -> None:
         assert await keys.find("es", "ES256") == []
         clock.now += 1
         assert len(await keys.find("es", "ES256")) == 1
-        assert (issuer.asked["/keys"], keys.epoch) == (2, 2)
+        assert (issuer.request_counts["/keys"], keys.epoch) == (2, 2)
 
 
 async def test_removed_issuer_keys_invalidate_cached_tokens() -> None:
@@ -136,7 +136,7 @@ async def test_metadata_with_wrong_issuer_or_urls_is_refused(changes: dict[str, 
         issuer.answers[CONFIGURATION] |= changes
         with pytest.raises(Unavailable):
             await auth.oidc(issuer.url, audience=AUDIENCE).identify(signed(issuer))
-        assert issuer.asked["/keys"] == 0
+        assert issuer.request_counts["/keys"] == 0
 
 
 def test_metadata_is_fetched_from_the_specified_urls() -> None:
@@ -156,7 +156,7 @@ async def test_metadata_fetches_are_cached_and_failures_paused() -> None:
         for _ in range(3):
             with pytest.raises(Unavailable):
                 await discovery.metadata()
-        assert issuer.asked[CONFIGURATION] == 1
+        assert issuer.request_counts[CONFIGURATION] == 1
         issuer.answers = saved
         clock.now += 10
         assert (await discovery.metadata())["issuer"] == issuer.url
@@ -193,7 +193,7 @@ async def test_introspection_results_are_cached() -> None:
         async with run_guarded(make_server(introspected(issuer))) as world:
             for _ in range(3):
                 assert (await world.call("opaque+/=", "who")).message["result"]["content"][0]["text"] == "ada"
-            assert issuer.asked["/introspect"] == 1
+            assert issuer.request_counts["/introspect"] == 1
             head = issuer.requests[0].decode()
             assert head.startswith("POST /introspect HTTP/1.1\r\n")
             basic = head.split("authorization: Basic ")[1].split("\r\n")[0]
@@ -209,9 +209,9 @@ async def test_known_credentials_are_not_introspected() -> None:
         async with run_guarded(make_server(methods, auth_key=BOB)) as world:
             for credential in (ROOT, BOB, token()):
                 assert (await world.post(credential, PING)).status == 200
-            assert issuer.asked["/introspect"] == 0
+            assert issuer.request_counts["/introspect"] == 0
             assert (await world.post("opaque", PING)).status == 200
-            assert issuer.asked["/introspect"] == 1
+            assert issuer.request_counts["/introspect"] == 1
 
 
 @for_each("changes", [
@@ -257,10 +257,10 @@ async def test_concurrent_introspections_are_limited() -> None:
         answers(issuer, {})
         method = introspected(issuer)
         waiting = [asyncio.create_task(method.identify(f"t{number % 100}")) for number in range(200)]
-        await until(lambda: issuer.asked["/introspect"] == 64)
+        await until(lambda: issuer.request_counts["/introspect"] == 64)
         issuer.gate.set()
         found = await asyncio.gather(*waiting, return_exceptions=True)
-        assert issuer.asked["/introspect"] == 64
+        assert issuer.request_counts["/introspect"] == 64
         assert sum(isinstance(each, Unavailable) for each in found) == 72
 
 

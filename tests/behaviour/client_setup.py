@@ -75,7 +75,7 @@ async def is_healthy(process: Process, combination: Combination, capabilities: J
         return False
     finally:
         await probe.link.close()
-    return answered and not (probe.notes or probe.stray or probe.asked)
+    return answered and not (probe.notes or probe.stray or probe.questions)
 
 
 def _abort(running: RunningServer) -> None:

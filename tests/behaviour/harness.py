@@ -101,7 +101,7 @@ class Client:
         self.notes: list[Json] = []
         self.stray: list[Any] = []
         """Batches and errors without an id."""
-        self.asked: list[tuple[str, Json]] = []
+        self.questions: list[tuple[str, Json]] = []
         """Questions from the server, in order."""
         self._ids = itertools.count(1)
         self._waiting: dict[Any, tuple[str, asyncio.Future[tuple[Json, int]]]] = {}
@@ -168,7 +168,7 @@ class Client:
         await self.link.send({"jsonrpc": "2.0", "id": question["id"], **body})
 
     def _answer(self, method: str, params: Json) -> Json | None:
-        self.asked.append((method, params))
+        self.questions.append((method, params))
         self._news.set()
         assert self.answer is not None, f"an unexpected question: {method} {params}"
         return self.answer(method, params)
@@ -301,7 +301,7 @@ class Client:
         self.fail_if_broken()
         return found
 
-    async def heard(self, method: str, *, since: int = 0) -> Json:
+    async def wait_for_notification(self, method: str, *, since: int = 0) -> Json:
         """Wait for a notification and return its parameters."""
 
         def find() -> list[Json]:
@@ -338,7 +338,7 @@ class Client:
             wanted["resourceSubscriptions"] = list(uris)
         since = len(self.notes)
         sent = await self.start("subscriptions/listen", {"notifications": wanted})
-        await self.heard("notifications/subscriptions/acknowledged", since=since)
+        await self.wait_for_notification("notifications/subscriptions/acknowledged", since=since)
         return sent
 
     async def _leave_quietly(self) -> None:

@@ -28,7 +28,7 @@ Take = Callable[[Json | list[Json], "Json | None", int], None]
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORLD = "tests/behaviour/world.py"
 ACCEPT = "application/json, text/event-stream"
-NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+NAME_PARAMS = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 VERSION = "io.modelcontextprotocol/protocolVersion"
 
 
@@ -217,8 +217,8 @@ class StreamableLink:
         if isinstance(message, dict) and VERSION in message.get("params", {}).get("_meta", {}):
             method = message["method"]
             headers["mcp-method"] = method
-            if method in NAMED:
-                headers["mcp-name"] = _header_text(message["params"].get(NAMED[method], ""))
+            if method in NAME_PARAMS:
+                headers["mcp-name"] = _header_text(message["params"].get(NAME_PARAMS[method], ""))
         return headers
 
     async def post(self, message: Any, headers: Mapping[str, str] | None = None) -> Exchange:

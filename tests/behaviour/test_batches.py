@@ -97,7 +97,7 @@ async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination:
         "plain",
         "toy: yes",
     ]
-    assert len(client.asked) == 2
+    assert len(client.questions) == 2
 
 
 @every("batches", "resumption")

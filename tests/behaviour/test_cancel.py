@@ -62,7 +62,7 @@ async def test_calls_waiting_for_an_answer_can_be_cancelled(connect: Connect, co
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination, answer=lambda method, params: None)
     sent = await client.start("tools/call", {"name": "insists", "arguments": {}})
-    await client.until(lambda: client.asked)
+    await client.until(lambda: client.questions)
     await client.notify("notifications/cancelled", {"requestId": sent})
     client.answer = lambda method, params: {"action": "accept", "content": {"x": 1}}
     assert (await client.call("insists")).text == "Point(x=1, y=0)"

@@ -20,7 +20,7 @@ async def test_list_changes_are_announced(connect: Connect, combination: Combina
     subscription = await client.watch()
     since = len(client.notes)
     assert (await client.call("grow", kind=kind)).text == "grown"
-    params = await client.heard(f"notifications/{kind}/list_changed", since=since)
+    params = await client.wait_for_notification(f"notifications/{kind}/list_changed", since=since)
     assert params.get("_meta", {}).get(SUBSCRIPTION) == subscription
     assert {note["method"] for note in client.notes[since:]} == {f"notifications/{kind}/list_changed"}
 
@@ -34,7 +34,7 @@ async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combi
     since = len(client.notes)
     await client.call("touch", uri=new_order_uri())
     await client.call("touch", uri=watched)
-    params = await client.heard(UPDATED, since=since)
+    params = await client.wait_for_notification(UPDATED, since=since)
     assert params["uri"] == watched
     assert params.get("_meta", {}).get(SUBSCRIPTION) == subscription
     await client.call("touch", uri=also)
@@ -48,7 +48,7 @@ async def test_updates_of_static_resources_are_delivered(connect: Connect, combi
     client = await connect(combination)
     await client.watch("note://one")
     await client.call("touch", uri="note://one")
-    assert (await client.heard(UPDATED))["uri"] == "note://one"
+    assert (await client.wait_for_notification(UPDATED))["uri"] == "note://one"
 
 
 @every("handshake session")
@@ -61,7 +61,7 @@ async def test_updates_stop_after_unsubscribe(connect: Connect, combination: Com
     since = len(client.notes)
     await client.call("touch", uri=left)
     await client.call("touch", uri=kept)
-    assert (await client.heard(UPDATED, since=since))["uri"] == kept
+    assert (await client.wait_for_notification(UPDATED, since=since))["uri"] == kept
     assert len(client.notes) == since + 1
     await client.request("resources/unsubscribe", {"uri": kept})
     assert (await client.request("resources/unsubscribe", {"uri": kept})).result == {}
@@ -87,12 +87,12 @@ async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connec
     client = await connect(combination)
     wanted = {"toolsListChanged": True, "promptsListChanged": False, "taskIds": ["x"], "resourceSubscriptions": []}
     sent = await client.start("subscriptions/listen", {"notifications": wanted}, id="an id")
-    acknowledged = await client.heard("notifications/subscriptions/acknowledged")
+    acknowledged = await client.wait_for_notification("notifications/subscriptions/acknowledged")
     assert acknowledged == {"notifications": {"toolsListChanged": True}, "_meta": {SUBSCRIPTION: "an id"}}
     await client.call("grow", kind="prompts")
     await client.call("touch", uri="note://one")
     await client.call("grow", kind="tools")
-    await client.heard("notifications/tools/list_changed")
+    await client.wait_for_notification("notifications/tools/list_changed")
     assert {note["method"] for note in client.notes} == {
         "notifications/subscriptions/acknowledged",
         "notifications/tools/list_changed",
@@ -185,5 +185,5 @@ async def test_subscriptions_stream_even_if_calls_reply_with_json(connect: Conne
     stream = client.streamable.streams[sent]
     assert stream.exchange.streaming
     await client.call("grow", kind="tools")
-    await client.heard("notifications/tools/list_changed")
+    await client.wait_for_notification("notifications/tools/list_changed")
     assert {event.id for event in stream.events} == {None}

@@ -99,7 +99,7 @@ async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect,
     slow = await client.start(
         "tools/call", {"name": "waits", "arguments": {"key": key}}, meta={"progressToken": "slow"}
     )
-    await client.heard(PROGRESS)
+    await client.wait_for_notification(PROGRESS)
     quick = await client.call("steps", meta={"progressToken": "quick"})
     assert {note["progressToken"] for note in quick.of(PROGRESS)} == {"quick"}
     await client.call("open_gate", key=key)

@@ -34,7 +34,7 @@ async def test_forms_return_a_value_of_the_requested_type(
     content, expected = FORMS[kind]
     client = await connect(combination, answer=always({"action": "accept", "content": content}))
     assert (await client.call("asks", kind=kind)).text == expected
-    ((method, params),) = client.asked
+    ((method, params),) = client.questions
     assert method == "elicitation/create"
     assert params["message"] == "Which one?"
     assert params["requestedSchema"]["type"] == "object"
@@ -104,7 +104,7 @@ async def test_clients_without_the_capability_are_not_asked(
     missing, name = CAPABILITY[tool]
     client = await connect(combination, capabilities={})
     reply = await client.call(tool)
-    assert client.asked == []
+    assert client.questions == []
     if combination.handshake:
         assert name in reply.failure
     else:
@@ -137,7 +137,7 @@ async def test_url_elicitation_returns_consent(connect: Connect, combination: Co
     """MCP 2025-11-25, client/elicitation."""
     client = await connect(combination, answer=always({"action": "accept"}))
     assert (await client.call("asks_url")).text == "agreed"
-    ((method, params),) = client.asked
+    ((method, params),) = client.questions
     assert method == "elicitation/create"
     assert (params["mode"], params["url"], params["message"]) == ("url", "https://example.com/pay", "Please pay")
     assert ("elicitationId" in params) == combination.handshake
@@ -167,7 +167,7 @@ async def test_sampling_returns_the_response_of_the_clients_model(connect: Conne
     """MCP 2025-11-25, client/sampling."""
     client = await connect(combination, answer=always(SAMPLE))
     assert (await client.call("samples")).text == "m: word"
-    ((method, params),) = client.asked
+    ((method, params),) = client.questions
     assert method == "sampling/createMessage"
     assert params["messages"] == [{"role": "user", "content": {"type": "text", "text": "Say a word"}}]
     assert (params["maxTokens"], params["systemPrompt"], params["temperature"]) == (7, "Be brief", 0.5)
@@ -183,12 +183,12 @@ async def test_sampling_with_tools_works_if_the_revision_supports_it(
     reply = await client.call("samples_with_tools")
     if combination.revision >= "2025-11-25":
         assert reply.text == "'toolUse'"
-        params = client.asked[0][1]
+        params = client.questions[0][1]
         assert [tool["name"] for tool in params["tools"]] == ["weather"]
         assert params["toolChoice"] == {"mode": "auto"}
     else:
         assert reply.failure
-        assert client.asked == []
+        assert client.questions == []
 
 
 @every("questions", since="2025-11-25")
@@ -208,7 +208,7 @@ async def test_roots_return_the_folders_of_the_client(connect: Connect, combinat
     """MCP 2025-11-25, client/roots."""
     client = await connect(combination, answer=always(ROOTS))
     assert "file:///home" in (await client.call("lists_roots")).text
-    assert [method for method, _ in client.asked] == ["roots/list"]
+    assert [method for method, _ in client.questions] == ["roots/list"]
 
 
 @every("questions", "elicitation")
@@ -217,6 +217,6 @@ async def test_several_questions_share_one_round(connect: Connect, combination: 
     client = await connect(combination, answer=lambda method, params: answers[method])
     reply = await client.call("asks_all")
     assert reply.text == "Point(x=5, y=6) word ['file:///home']"
-    assert sorted(method for method, _ in client.asked) == sorted(answers)
+    assert sorted(method for method, _ in client.questions) == sorted(answers)
     if not combination.handshake:
         assert reply.rounds == 1

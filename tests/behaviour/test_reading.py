@@ -133,7 +133,7 @@ async def test_updates_of_mounted_servers_have_the_prefix(connect: Connect, comb
     client = await connect(combination)
     await client.watch("shelf://stock/a")
     await client.call("stock_refill")
-    assert (await client.heard("notifications/resources/updated"))["uri"] == "shelf://stock/a"
+    assert (await client.wait_for_notification("notifications/resources/updated"))["uri"] == "shelf://stock/a"
 
 
 async def test_items_registered_after_mounting_are_offered(connect: Connect) -> None:

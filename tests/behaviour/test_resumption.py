@@ -177,7 +177,7 @@ async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Com
     async with asyncio.timeout(WAIT):
         await first.over.wait()
     await client.call("touch", uri=watched)
-    await client.heard("notifications/resources/updated")
+    await client.wait_for_notification("notifications/resources/updated")
     assert len(client.notes) == 1
     assert not second.over.is_set()
 

@@ -53,7 +53,7 @@ async def test_effects_between_questions_run_once(connect: Connect, combination:
     client = await connect(combination, answer=by_message)
     key = f"once {combination} {tool}"
     assert (await client.call(tool, key=key)).text == "5 1 7"
-    assert len(client.asked) == 2
+    assert len(client.questions) == 2
     assert '["paid"]' in (await client.call("journal", key=key)).text.replace("\n", "").replace(" ", "")
     assert (await client.call(tool, key=key)).text == "5 2 7"
 
@@ -134,7 +134,7 @@ async def test_changed_questions_are_asked_again_with_later_ones(connect: Connec
     client = await connect(combination, answer=by_message)
     reply = await client.call("changes_its_mind", key=f"mind {combination}")
     assert reply.text == "5 7"
-    assert [params["message"] for _, params in client.asked] == ["Old?", "And?", "New?", "And?"]
+    assert [params["message"] for _, params in client.questions] == ["Old?", "And?", "New?", "And?"]
 
 
 @every("requests of its own")
@@ -142,7 +142,7 @@ async def test_call_with_too_many_rounds_fails(connect: Connect, combination: Co
     client = await connect(combination, answer=lambda method, params: POINT)
     reply = await client.call("never_content", key=f"never {combination}")
     assert reply.error["code"] == -32602
-    assert len(client.asked) == 64
+    assert len(client.questions) == 64
 
 
 @every("requests of its own", "our process")

@@ -33,7 +33,7 @@ async def test_unbalanced_tool_results_are_refused_in_the_function(
     text = (await client.call("samples_conversation", kind=kind)).text
     assert text.startswith("refused: ")
     assert UNBALANCED[kind] in text
-    assert client.asked == []
+    assert client.questions == []
 
 
 @every("questions")
@@ -43,10 +43,10 @@ async def test_conversations_with_tools_need_a_supporting_revision(connect: Conn
     reply = await client.call("samples_conversation", kind="balanced")
     if combination.revision < "2025-11-25":
         assert combination.revision in reply.failure
-        assert client.asked == []
+        assert client.questions == []
     else:
         assert reply.text == "word"
-        ((_, params),) = client.asked
+        ((_, params),) = client.questions
         contents = [each["content"] for each in params["messages"]]
         assert [[block["type"] for block in blocks] for blocks in contents[1:3]] == [
             ["tool_use"] * 2,
@@ -59,7 +59,7 @@ async def test_conversations_with_tools_need_a_supporting_revision(connect: Conn
 async def test_conversations_with_tools_need_the_client_capability(connect: Connect, combination: Combination) -> None:
     client = await connect(combination, capabilities={"sampling": {}}, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")
-    assert client.asked == []
+    assert client.questions == []
     if combination.handshake:
         assert "sampling.tools" in reply.failure
     else:
@@ -73,7 +73,7 @@ async def test_messages_with_several_blocks_are_split_for_older_revisions(
     """Regression: before 2025-11-25 `content` is one block, and a list broke the schema."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     assert (await client.call("samples_conversation", kind="blocks")).text == "word"
-    ((_, params),) = client.asked
+    ((_, params),) = client.questions
     sent = [(each["role"], each["content"]) for each in params["messages"]]
     if combination.revision < "2025-11-25":
         assert [(role, block["type"]) for role, block in sent] == [
@@ -91,7 +91,7 @@ async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combi
     reply = await client.call("samples_conversation", kind="audio")
     if combination.revision < "2025-03-26":
         assert "audio" in reply.failure
-        assert client.asked == []
+        assert client.questions == []
     else:
         assert reply.text == "word"
 

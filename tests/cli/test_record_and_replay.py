@@ -179,16 +179,16 @@ async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) ->
         async with Client(command("record", str(tmp_path / "f"), server.url)) as client:
             await client.tools()
             assert (await client.call("x", region=" Zürich", count=3)).text == "done"
-        last = server.asked[-1].headers
+        last = server.requests[-1].headers
         assert (last["mcp-method"], last["mcp-name"], last["mcp-param-count"]) == ("tools/call", "x", "3")
         assert last["mcp-param-region"] == "=?base64?IFrDvHJpY2g=?="
         assert last["mcp-protocol-version"] == "2026-07-28"
     async with misbehaving(with_handshake(lambda asked: asked.result(DONE), session="s1")) as server:
         async with Client(command("record", str(tmp_path / "g"), server.url), revision="2025-11-25") as client:
             assert (await client.call("x")).text == "done"
-        called = next(asked for asked in server.asked if asked.method == "tools/call")
+        called = next(asked for asked in server.requests if asked.method == "tools/call")
         assert (called.headers["mcp-session-id"], called.headers["mcp-protocol-version"]) == ("s1", "2025-11-25")
-        assert (server.asked[-1].verb, server.asked[-1].headers["mcp-session-id"]) == ("DELETE", "s1")
+        assert (server.requests[-1].verb, server.requests[-1].headers["mcp-session-id"]) == ("DELETE", "s1")
 
 
 async def test_recorder_refuses_other_http_transports(tmp_path: Path) -> None:

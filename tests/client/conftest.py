@@ -10,7 +10,7 @@ from millstream.client import _connector as connector
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_left_behind() -> AsyncIterator[None]:
+async def no_leaked_tasks() -> AsyncIterator[None]:
     """Check that closed clients leave no tasks behind."""
     connector.forget_eras()
     yield
@@ -19,6 +19,6 @@ async def nothing_is_left_behind() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the delays between reconnection attempts."""
     set_waits(monkeypatch, 0.02)

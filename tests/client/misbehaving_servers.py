@@ -83,7 +83,7 @@ class MisbehavingServer:
     """The URL of the server, and the requests it received."""
 
     url: str
-    asked: list[ReceivedRequest] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     open: int = 0
     """Number of client connections."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
@@ -105,7 +105,7 @@ async def misbehaving(behave: Behave) -> AsyncGenerator[MisbehavingServer, None]
         try:
             while True:
                 asked = await read_request(reader, writer)
-                world.asked.append(asked)
+                world.requests.append(asked)
                 await behave(asked)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass

@@ -146,7 +146,7 @@ async def test_known_token_endpoint_nonces_are_sent() -> None:
     async with authorization_server(wanting, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
         credentials = oauth()
         assert await credentials.handle_challenge(parse(urls["mcp"]), 401, "DPoP")
-        assert issuer.asked["/token"] == 2
+        assert issuer.request_counts["/token"] == 2
         assert credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
         assert credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
         assert not credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="invalid_token"')
@@ -156,7 +156,7 @@ async def test_known_token_endpoint_nonces_are_sent() -> None:
         )
         with pytest.raises(AccessDenied, match="use_dpop_nonce"):
             await oauth().handle_challenge(parse(urls["mcp"]), 401, "DPoP")
-        assert issuer.asked["/token"] == 4
+        assert issuer.request_counts["/token"] == 4
 
 
 async def test_concurrent_requests_share_a_nonce() -> None:
@@ -176,11 +176,11 @@ async def test_concurrent_requests_share_a_nonce() -> None:
         endpoint = Endpoint(url, {}, pool, credentials)
         asked = [asyncio.create_task(endpoint.send("POST", "", repeatable=True)) for _ in range(2)]
         async with asyncio.timeout(WAIT):
-            while issuer.asked["/mcp"] < 2:  # noqa: ASYNC110  nobody tells
+            while issuer.request_counts["/mcp"] < 2:  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0)
             issuer.gate.set()
             assert [(await each).status for each in asked] == [200, 200]
-        assert (issuer.asked["/mcp"], issuer.asked["/token"]) == (4, 1)
+        assert (issuer.request_counts["/mcp"], issuer.request_counts["/token"]) == (4, 1)
         await pool.close()
 
 
@@ -197,7 +197,7 @@ async def test_deeply_nested_responses_are_refused(path: str) -> None:
         issuer.answers[path] = deep
         with pytest.raises(AccessDenied):
             await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
-        assert issuer.asked[path] >= 1
+        assert issuer.request_counts[path] >= 1
 
 
 async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
@@ -245,7 +245,7 @@ async def test_invalid_grants_are_not_sent(answer: Any) -> None:
         credentials = OAuth(store=MemoryTokenStore(), client_id="desk").managed_by(identity)
         with pytest.raises(AccessDenied, match="issued no grant for"):
             await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
-        assert issuer.asked["/token"] == 0
+        assert issuer.request_counts["/token"] == 0
 
 
 async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
@@ -274,4 +274,4 @@ async def test_workload_token_is_sent_only_to_its_issuer() -> None:
         credentials = OAuth(store=MemoryTokenStore()).managed_by(WorkloadIdentity("https://login.example", token="t"))
         with pytest.raises(AccessDenied, match=r"is for https://login\.example"):
             await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
-        assert issuer.asked["/token"] == 0
+        assert issuer.request_counts["/token"] == 0

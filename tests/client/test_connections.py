@@ -74,7 +74,7 @@ async def test_refused_credentials_say_what_to_do(status: str, words: str) -> No
         assert_readable(caught.value, words)
         assert caught.value.status == int(status[:3])
         assert caught.value.challenge == 'Bearer scope="a"'
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
 
 async def test_missing_tls_is_explained() -> None:
@@ -175,7 +175,7 @@ async def test_same_origin_redirects_are_followed() -> None:
 
     async with misbehaving(behave) as server, Client(server.url) as client:
         assert (await client.call("x")).text == "done"
-        assert [asked.path for asked in server.asked] == ["/mcp", "/mcp/", "/mcp/"]
+        assert [asked.path for asked in server.requests] == ["/mcp", "/mcp/", "/mcp/"]
 
 
 async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
@@ -193,8 +193,8 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated() -> None:
 
     async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
         assert (await client.call("x")).text == "done"
-        assert [asked.method for asked in server.asked].count("initialize") == 2
-        assert "mcp-session-id" not in [asked for asked in server.asked if asked.method == "initialize"][1].headers
+        assert [asked.method for asked in server.requests].count("initialize") == 2
+        assert "mcp-session-id" not in [asked for asked in server.requests if asked.method == "initialize"][1].headers
 
 
 async def test_broken_streams_are_resumed() -> None:
@@ -239,7 +239,7 @@ async def test_many_calls_share_few_connections() -> None:
     async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
         results = await asyncio.gather(*(client.call("x") for _ in range(50)))
         assert [result.text for result in results] == ["done"] * 50
-        assert len({asked.writer for asked in server.asked}) <= 3
+        assert len({asked.writer for asked in server.requests}) <= 3
     assert most <= 3
 
 

@@ -33,7 +33,7 @@ NEVER = 100_000.0
 """Seconds for a wait that mustn't end by itself."""
 
 
-async def test_removed_resource_ends_only_its_watch(soon: None) -> None:
+async def test_removed_resource_ends_only_its_watch(short_backoff: None) -> None:
     gone = False
 
     async def calls(asked: ReceivedRequest) -> None:
@@ -149,7 +149,7 @@ ENDS: list[tuple[list[int], type[ClientError]]] = [([503, 502, 429, 403], Access
 @for_each(("statuses", "expected"), ENDS)
 @for_each("place", PLACES)
 async def test_permanent_refusal_ends_the_watch(
-    place: str, statuses: list[int], expected: type[ClientError], soon: None
+    place: str, statuses: list[int], expected: type[ClientError], short_backoff: None
 ) -> None:
     where, revision = PLACES[place]
     refusals = map(HTTPStatus, chain(statuses, repeat(statuses[-1])))
@@ -185,7 +185,7 @@ async def test_closing_during_reconnect_leaves_nothing(
             await wait_until(lambda: requests.link is None)
 
 
-async def test_revoked_credentials_end_the_watch(soon: None) -> None:
+async def test_revoked_credentials_end_the_watch(short_backoff: None) -> None:
     refusing = False
 
     async def streams(asked: ReceivedRequest) -> None:
@@ -206,7 +206,7 @@ async def test_revoked_credentials_end_the_watch(soon: None) -> None:
         assert count_handshakes(server) == 1
 
 
-async def test_watch_adapts_to_a_server_that_changed_era(soon: None) -> None:
+async def test_watch_adapts_to_a_server_that_changed_era(short_backoff: None) -> None:
     newer = False
 
     async def streams(asked: ReceivedRequest) -> None:

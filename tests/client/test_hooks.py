@@ -104,4 +104,4 @@ async def test_rounds_can_be_handled_by_the_caller() -> None:
         finally:
             await talk.close()
     assert handler.asked == []
-    assert server.asked[-1].message["params"] == {"name": "x", "_meta": {"example.com/a": 1}}
+    assert server.requests[-1].message["params"] == {"name": "x", "_meta": {"example.com/a": 1}}

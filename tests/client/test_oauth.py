@@ -259,7 +259,7 @@ async def test_remote_servers_cannot_open_loopback_urls(
                     await asking
             else:
                 assert (await asking).who.client_id == "me"
-        assert here.asked == []
+        assert here.requests == []
 
 
 async def test_every_loopback_name_is_recognized() -> None:

@@ -91,7 +91,7 @@ async def test_url_elicitation_does_not_affect_messages() -> None:
 
     async with asyncio.timeout(WAIT), misbehaving(ask) as server, Client(server.url, timeout=WAIT) as client:
         assert (await client.call("x")).text == "done"
-        assert "/docs" in [asked.path for asked in server.asked]
+        assert "/docs" in [asked.path for asked in server.requests]
 
 
 @for_each("place", ["http://[bad", "file:///etc/passwd", "javascript:alert(1)"])
@@ -228,7 +228,7 @@ async def test_polling_shares_the_timeout_of_its_call() -> None:
     async with asyncio.timeout(WAIT), misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         with pytest.raises(NoAnswer):
             await client.call("x", timeout=1)
-        assert len(server.asked) < Options().max_rounds
+        assert len(server.requests) < Options().max_rounds
 
 
 async def test_undelivered_answers_do_not_pause_the_timeout() -> None:

@@ -33,8 +33,13 @@ async def test_calls_missing_a_parameter_header_are_repeated() -> None:
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         for _ in (1, 2):
             assert (await client.call("x", region=" Zürich", count=3, fast=True)).text == "done"
-        assert [asked.method for asked in server.asked][1:] == ["tools/call", "tools/list", "tools/call", "tools/call"]
-        last = server.asked[-1].headers
+        assert [each.method for each in server.requests][1:] == [
+            "tools/call",
+            "tools/list",
+            "tools/call",
+            "tools/call",
+        ]
+        last = server.requests[-1].headers
         assert last["mcp-param-region"] == "=?base64?IFrDvHJpY2g=?="
         assert (last["mcp-param-count"], last["mcp-param-fast"]) == ("3", "true")
         assert last["mcp-name"] == "x"

@@ -134,7 +134,7 @@ async def test_http_proxy_requests_use_absolute_urls(monkeypatch: pytest.MonkeyP
             assert (await client.call("x")).text == "done"
         assert proxy.asked[0] == "POST http://mcp.test/mcp"
         assert proxy.credentials[0] == "Proxy-Authorization: Basic YWRhOnBAc3M="
-        assert server.asked[0].headers["host"] == "mcp.test"
+        assert server.requests[0].headers["host"] == "mcp.test"
 
 
 @asynccontextmanager

@@ -77,7 +77,7 @@ async def until(changes: Changes, wanted: Change) -> None:
 @pytest.mark.server
 @pytest.mark.parametrize(("scheme", "path", "revision"), WAYS)
 async def test_watchers_notice_a_restarted_server(
-    scheme: str, path: str, revision: str, tmp_path: Path, soon: None
+    scheme: str, path: str, revision: str, tmp_path: Path, short_backoff: None
 ) -> None:
     port = free_port()
     url = f"{scheme}://127.0.0.1:{port}{path}"
@@ -139,7 +139,7 @@ MORTAL = """
 
 
 @pytest.mark.server
-async def test_watched_processes_are_restarted(tmp_path: Path, soon: None) -> None:
+async def test_watched_processes_are_restarted(tmp_path: Path, short_backoff: None) -> None:
     script = tmp_path / "mortal.py"
     script.write_text(textwrap.dedent(MORTAL))
     target = [sys.executable, str(script), str(tmp_path / "lives")]
@@ -207,7 +207,7 @@ async def test_broken_connection_is_reported_once_to_watchers() -> None:
 
 
 @pytest.mark.parametrize("id", ["", "id: e1\n"], ids=["missed", "resumed"])
-async def test_resumed_stream_reports_missed_changes(id: str, soon: None) -> None:
+async def test_resumed_stream_reports_missed_changes(id: str, short_backoff: None) -> None:
     watched = asyncio.Event()
 
     async def streams(asked: ReceivedRequest) -> None:
@@ -230,7 +230,7 @@ async def test_resumed_stream_reports_missed_changes(id: str, soon: None) -> Non
         assert count_handshakes(server) == 1
 
 
-async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
+async def test_watched_streams_are_reopened_every_time(short_backoff: None) -> None:
 
     async def streams(asked: ReceivedRequest) -> None:
         if count_gets(server) in (3, 8):  # the server hasn't noticed yet that the last one broke
@@ -249,7 +249,7 @@ async def test_watched_streams_are_reopened_every_time(soon: None) -> None:
         assert count_handshakes(server) == 1
 
 
-async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
+async def test_watchers_reconnect_after_a_long_outage(short_backoff: None) -> None:
     away = False
     refusals: list[str] = []
 
@@ -286,7 +286,7 @@ async def test_watchers_reconnect_after_a_long_outage(soon: None) -> None:
         assert count_handshakes(server) > 2
 
 
-async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
+async def test_failed_calls_do_not_stop_watching(short_backoff: None) -> None:
     away = False
 
     async def calls(asked: ReceivedRequest) -> None:
@@ -307,10 +307,10 @@ async def test_failed_calls_do_not_stop_watching(soon: None) -> None:
                 await client.call("x")
             away = False
             assert await anext(changes) == AGAIN
-        assert [asked.method for asked in server.asked].count("resources/subscribe") == 2
+        assert [asked.method for asked in server.requests].count("resources/subscribe") == 2
 
 
-async def test_watch_in_an_expired_session_starts_a_new_one(soon: None) -> None:
+async def test_watch_in_an_expired_session_starts_a_new_one(short_backoff: None) -> None:
     async def calls(asked: ReceivedRequest) -> None:
         gone = count_handshakes(server) == 1
         await (asked.reply(b"", status="404 Not Found") if gone else asked.result({}))
@@ -325,7 +325,7 @@ async def test_watch_in_an_expired_session_starts_a_new_one(soon: None) -> None:
         assert count_handshakes(server) == 2
 
 
-async def test_callbacks_count_as_watchers(soon: None) -> None:
+async def test_callbacks_count_as_watchers(short_backoff: None) -> None:
     heard: asyncio.Queue[Change] = asyncio.Queue()
 
     async def streams(asked: ReceivedRequest) -> None:

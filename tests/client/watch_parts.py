@@ -54,8 +54,8 @@ def session(streams: Behave, others: Behave | None = None) -> Behave:
 
 
 def count_handshakes(server: MisbehavingServer) -> int:
-    return [asked.method for asked in server.asked].count("initialize")
+    return [asked.method for asked in server.requests].count("initialize")
 
 
 def count_gets(server: MisbehavingServer) -> int:
-    return [asked.verb for asked in server.asked].count("GET")
+    return [asked.verb for asked in server.requests].count("GET")

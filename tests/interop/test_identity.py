@@ -162,7 +162,7 @@ async def test_external_login_grants_the_allowlist_scopes(provider: Identity, de
     assert found is not None
     assert (found.principal.subject, found.principal.scopes) == ("google:ada@example.com", {"orders:write"})
     assert "You are signed in as <strong>Ada Lovelace" in (await window.open(id, prompt="consent")).text
-    assert provider.asked("/me") == 0
+    assert provider.count_requests("/me") == 0
     # Whoever isn't in the list any more ends with it; those whose entry stays don't notice.
     more = desk_with({"grace@gmail.com": [], "@example.com": ["orders:write"]})
     assert await more.who(given["access_token"]) is not None
@@ -210,7 +210,7 @@ async def test_emails_are_read_from_userinfo(provider: Identity, desk_with: Make
     found = await desk.who((await desk.token(id, reply.answer["code"])).message["access_token"])
     assert found is not None
     assert found.principal.subject == "openid:mallory@example.com"
-    assert provider.asked("/me", provider.strict) == 1
+    assert provider.count_requests("/me", provider.strict) == 1
 
 
 async def test_denied_external_login_is_reported(desk_with: Make) -> None:
@@ -241,11 +241,11 @@ async def test_consent_precedes_external_login(provider: Identity, desk_with: Ma
     window = Browser(desk)
     _, url = await away(desk, window)
     await back(window, await sign_in_at(url, "ada@example.com", URL))
-    before = provider.asked("/auth")
+    before = provider.count_requests("/auth")
     second = await desk.register(client_name="Another")
     page = await window.open(second["client_id"])
     assert (page.status, "<bdi>Another</bdi> wants to use <bdi>Book shop</bdi>" in page.text) == (200, True)
-    assert provider.asked("/auth") == before
+    assert provider.count_requests("/auth") == before
 
 
 # At the server's own pages

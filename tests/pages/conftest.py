@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from pages_world import OpenPage, Visits
+from pages_world import OpenPage, PagePool
 from patience import WAIT
 from processes import SharedServer, run_command, share_server
 
@@ -102,13 +102,13 @@ def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSer
 
 
 @pytest.fixture(scope="package")
-def visits() -> Visits:
+def visits() -> PagePool:
     """The contexts of the browser that a test has left behind, clean."""
-    return Visits()
+    return PagePool()
 
 
 @pytest.fixture
-def open_page(browser: Browser, visits: Visits) -> Iterator[OpenPage]:
+def open_page(browser: Browser, visits: PagePool) -> Iterator[OpenPage]:
     """``open_page(url, name="", lossy=False, fresh=False, **options of the context)``: a page of a browser without a
     past. It may have files of the pages in its cache, as theirs has who come again; `fresh` has nothing.
     """

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, Route, expect
 
 from millstream._web.app_frame import policy
-from pages_world import fits
+from pages_world import find_layout_problems
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -81,7 +81,7 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
         frame.get_by_role("button", name="Refresh").click()
         asked = page.get_by_role("group", name="Allow it to call refresh?")
         expect(asked).to_contain_text('"count": 2')
-        assert fits(page) == []
+        assert find_layout_problems(page) == []
         asked.get_by_role("button", name=choice).click()
         if rows:
             expect(frame.locator("#rows li")).to_have_text(rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from pages_world import OpenPage, call, fits
+from pages_world import OpenPage, call, find_layout_problems
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -356,4 +356,4 @@ def test_messages_are_found_by_their_words_and_by_their_links(hub: str, open_pag
     visitor.get_by_role("button", name="Search the messages", exact=True).tap()
     visitor.get_by_label("Search the messages of this channel").fill("number 11")
     expect(visitor.locator("#found")).to_have_text("1 message")
-    assert fits(visitor) == []
+    assert find_layout_problems(visitor) == []

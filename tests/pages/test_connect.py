@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from playwright.sync_api import Page, expect
 
-from pages_world import OpenPage, fits
+from pages_world import OpenPage, find_layout_problems
 from processes import SharedServer, free_port, run_command, run_server
 from proxies import NEEDS_NGINX, nginx
 
@@ -52,7 +52,7 @@ def test_a_finger_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage
     page = open_page(hub, has_touch=True, width=390, height=844)
     page.get_by_role("tab", name="Terminal").tap()
     expect(page.locator("#steps")).to_contain_text("millstream list")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
 
 
 def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, open_page: OpenPage) -> None:
@@ -72,7 +72,7 @@ def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, ope
         page.get_by_role("tab", name="ChatGPT").click()
         assert "signs in with OAuth only" in steps(page)
         assert KEY not in page.content()
-        assert fits(page) == []
+        assert find_layout_problems(page) == []
         page.context.close()
 
 
@@ -115,4 +115,4 @@ def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path,
 def test_long_and_foreign_names_fit(shared_crowd: SharedServer, open_page: OpenPage) -> None:
     page = open_page(f"http://127.0.0.1:{shared_crowd.port()}")
     expect(page.locator("#names")).to_contain_text("more")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from pages_world import OpenPage, call, counted
+from pages_world import OpenPage, call, count_calls
 from processes import free_port, run_command, run_server
 from workers_world import kill, run_workers
 
@@ -56,8 +56,8 @@ def test_dashboard_figures_match_the_metrics(hub: str, open_page: OpenPage) -> N
     for _ in range(2):
         for number in range(7):
             call(hub, "add_numbers", {"a": number, "b": 1})
-        expect(page.locator("#calls")).to_have_text(f"{counted(hub):,}")
-        expect(row(page, "add_numbers").get_by_role("cell").last).to_have_text(f"{counted(hub, 'add_numbers'):,}")
+        expect(page.locator("#calls")).to_have_text(f"{count_calls(hub):,}")
+        expect(row(page, "add_numbers").get_by_role("cell").last).to_have_text(f"{count_calls(hub, 'add_numbers'):,}")
     for cell in (0, 3, 4, 5):
         expect(row(page, "add_numbers").get_by_role("cell").nth(cell)).not_to_have_text("–")
     expect(page.locator("#p99")).to_contain_text("ms")

@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from pages_matrix import pages_in, whole
+from pages_matrix import find_problems, pages_in
 from pages_world import OpenPage, call
 from patience import WAIT
 from processes import SharedServer, free_port, run_command, run_server
@@ -51,7 +51,7 @@ def wrong(state: str, pages: dict[str, Page], tool: str = "") -> list[str]:
     return [
         each
         for name in pages_in(state, "connect", "inspect", "dashboard", "docs", "chat")
-        for each in whole(shown[name], name, tool)
+        for each in find_problems(shown[name], name, tool)
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from pages_world import OpenPage, axe, outside
+from pages_world import OpenPage, find_overflow, run_axe
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -82,8 +82,8 @@ def test_elicitations_can_be_answered(hub: str, open_page: OpenPage, revision: s
     run(page)
     question = page.get_by_role("dialog")
     expect(question.get_by_role("heading")).to_contain_text("a lamp")
-    assert axe(page) == []
-    assert outside(page) == []
+    assert run_axe(page) == []
+    assert find_overflow(page) == []
     switch, field = (each.bounding_box() for each in (question.get_by_role("group"), question.get_by_label("street")))
     assert switch is not None
     assert field is not None
@@ -118,8 +118,8 @@ def test_sampling_requests_can_be_answered(hub: str, open_page: OpenPage, revisi
     page.get_by_role("textbox", name="text").fill("A long text.")
     run(page)
     expect(page.get_by_role("dialog")).to_contain_text("A long text.")
-    assert axe(page) == []
-    assert outside(page) == []
+    assert run_axe(page) == []
+    assert find_overflow(page) == []
     page.get_by_label("Reply of the model").fill("It is long.")
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="JSON", exact=True).click()

@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from pages.test_inspect import choose, connected, inspect, result, run
-from pages_world import OpenPage, call, fits
+from pages_world import OpenPage, call, find_layout_problems
 from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
@@ -38,7 +38,7 @@ def test_a_call_becomes_a_task_that_is_followed_canceled_and_taken_up_again(shop
     run(page)
     expect(result(page)).to_contain_text("First page (1 of 2)")
     expect(result(page).locator(".badge")).to_have_text("Working")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(result(page)).to_contain_text("The task was canceled.")
     run(page)
@@ -53,7 +53,7 @@ def test_a_call_becomes_a_task_that_is_followed_canceled_and_taken_up_again(shop
     connected(page)
     expect(page.locator("#detail h2")).to_have_text("print_catalog")
     expect(result(page)).to_contain_text("First page (1 of 2)")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
     call(shop, "finish_catalog", {})
     expect(result(page)).to_contain_text("The catalog is printed.")
     expect(tasks.nth(0)).to_contain_text("Done")
@@ -85,7 +85,7 @@ def test_skills_are_listed_and_their_files_are_read_and_checked(shop: str, open_
     run(page, "Read")
     expect(result(page).get_by_role("heading", name="Refunds", exact=True)).to_be_visible()
     expect(result(page)).to_contain_text("as in the manifest")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
     page.get_by_label("File", exact=True).focus()
     page.get_by_label("File", exact=True).select_option("skill://refunds/templates/granted.md")
     page.keyboard.press("Control+Enter")
@@ -116,7 +116,7 @@ def test_events_are_listed_and_arrive(shop: str, open_page: OpenPage, revision: 
     expect(events.first).to_contain_text("second")
     events.first.locator("summary").press("Enter")
     expect(events.first.get_by_label("Data")).to_contain_text('"order": "second"')
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(result(page)).to_contain_text("Done")
     call(shop, "pay", {"order": "third"})

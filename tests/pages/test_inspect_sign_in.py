@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from pages_world import OpenPage, fits
+from pages_world import OpenPage, find_layout_problems
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -122,7 +122,7 @@ def test_declined_sign_in_can_be_retried(inspector: str, shop: str, open_page: O
     page.get_by_role("button", name="Deny").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("You aren't signed in")
     expect(page.get_by_role("alert")).to_contain_text("Sign in again")
-    found = fits(page)
+    found = find_layout_problems(page)
     page.get_by_role("link", name="Go back").click()
     expect(page.get_by_role("form", name="This server asks you to sign in")).to_be_visible()
     assert found == []
@@ -130,7 +130,7 @@ def test_declined_sign_in_can_be_retried(inspector: str, shop: str, open_page: O
 
 def test_sign_in_states_fit_every_size_and_pass_axe(inspector: str, shop: str, open_page: OpenPage) -> None:
     page, card = asked(inspector, shop, open_page)
-    wrong = [f"asked {each}" for each in fits(page)]
+    wrong = [f"asked {each}" for each in find_layout_problems(page)]
     page.route(
         "**/inspect/sign-in/*",
         lambda route: route.fulfill(
@@ -143,15 +143,15 @@ def test_sign_in_states_fit_every_size_and_pass_axe(inspector: str, shop: str, o
     card.get_by_role("button", name="Sign in", exact=True).click()
     expect(card.get_by_role("alert")).to_contain_text("doesn't support client registration")
     expect(card.get_by_label("Client ID")).to_be_visible()
-    wrong += [f"refused {each}" for each in fits(page)]
+    wrong += [f"refused {each}" for each in find_layout_problems(page)]
     page.unroute("**/inspect/sign-in/*")
     card.get_by_role("button", name="Sign in", exact=True).click()
     agree(page, shop)
     expect(page.locator("#state")).to_have_text("Connected")
-    wrong += [f"signed in {each}" for each in fits(page)]
+    wrong += [f"signed in {each}" for each in find_layout_problems(page)]
     ordered(page)
-    wrong += [f"for more {each}" for each in fits(page)]
+    wrong += [f"for more {each}" for each in find_layout_problems(page)]
     page.locator("#account-button").click()
     expect(page.get_by_role("dialog")).to_be_visible()
-    wrong += [f"account {each}" for each in fits(page)]
+    wrong += [f"account {each}" for each in find_layout_problems(page)]
     assert wrong == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from pages_world import LAYOUTS, SIZES, OpenPage, axe, outside, schemes
+from pages_world import LAYOUTS, SIZES, OpenPage, find_overflow, run_axe, schemes
 from patience import WAIT
 from processes import SharedServer, free_port, run_command, run_server
 from property_settings import NIGHTLY
@@ -102,12 +102,12 @@ def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenP
             page.set_viewport_size({"width": width, "height": height})
             for view in ("list", "detail", "activity") if width < 800 else ("list",):
                 page.evaluate("(view) => (document.getElementById('main').dataset.view = view)", view)
-                wrong += [f"{name}, {width}, {view}: {each}" for each in outside(page)]
+                wrong += [f"{name}, {width}, {view}: {each}" for each in find_overflow(page)]
                 if width not in LAYOUTS or (width < 800 and view != VIEWS.get(name, "detail")):
                     continue
                 for place, scheme in enumerate(schemes(width)):
                     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
-                    found = axe(page, colors=place > 0)
+                    found = run_axe(page, colors=place > 0)
                     wrong += [f"{name}, {scheme}, {width}: {each}" for each in found]
     assert wrong == []
 
@@ -187,7 +187,7 @@ def test_nested_forms_produce_valid_values(crowd: str, open_page: OpenPage) -> N
     expect(result(page)).to_contain_text("fits the schema")
     expect(result(page).get_by_label("Value", exact=True)).to_contain_text('sku: "X-1"')
     expect(result(page).get_by_label("Value", exact=True)).to_contain_text('zip: "54321"')
-    assert axe(page) == []
+    assert run_axe(page) == []
 
 
 def test_calls_can_be_edited_and_repeated(crowd: str, open_page: OpenPage) -> None:

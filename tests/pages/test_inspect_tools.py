@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from millstream._cli.commands.tokens import cost
 from millstream._protocol.messages import ToolDescription
-from pages_world import OpenPage, axe, outside
+from pages_world import OpenPage, find_overflow, run_axe
 from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
@@ -179,8 +179,8 @@ def test_panes_are_resized_by_mouse_finger_and_keys_and_stay_so(orchard: str, op
         expect(handle).to_have_attribute("aria-valuenow", str(round(first + 44)))
         handle.press("Enter")
         expect(handle).to_have_attribute("aria-valuenow", str(round(first)))
-    assert axe(page) == []
-    assert outside(page) == []
+    assert run_axe(page) == []
+    assert find_overflow(page) == []
 
 
 def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page: OpenPage) -> None:
@@ -202,7 +202,7 @@ def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page
     expect(rows.nth(1)).to_contain_text("tool error")
     page.locator("#traffic-filter").fill("failed")
     expect(rows).to_have_count(1)
-    assert axe(page) == []
+    assert run_axe(page) == []
 
 
 def test_a_list_of_objects_is_shown_once_as_a_table_that_sorts(orchard: str, open_page: OpenPage) -> None:
@@ -220,7 +220,7 @@ def test_a_list_of_objects_is_shown_once_as_a_table_that_sorts(orchard: str, ope
     result.get_by_role("button", name="JSON", exact=True).click()
     shown = json.loads(result.get_by_label("Structured content", exact=True).inner_text())
     assert [each["weight"] for each in shown] == [10, 9, 8]
-    assert axe(page) == []
+    assert run_axe(page) == []
 
 
 def test_a_failure_in_development_shows_its_source_line(orchard: str, open_page: OpenPage) -> None:
@@ -234,7 +234,7 @@ def test_a_failure_in_development_shows_its_source_line(orchard: str, open_page:
     )
     page.get_by_role("tab", name="Logs").click()
     expect(page.locator("#logs .trace summary")).to_contain_text(f"orchard.py:{line} return total / parts")
-    assert axe(page) == []
+    assert run_axe(page) == []
 
 
 def test_saved_calls_run_with_their_checks(orchard: str, open_page: OpenPage, tmp_path: Path) -> None:
@@ -266,8 +266,8 @@ def test_saved_calls_run_with_their_checks(orchard: str, open_page: OpenPage, tm
     page.get_by_role("button", name="Run all").click()
     expect(page.locator("#saved-summary")).to_have_text("1 of 2 pass")
     expect(page.get_by_role("list", name="What doesn't hold")).to_contain_text('it\'s "No order 7."')
-    assert axe(page) == []
-    assert outside(page) == []
+    assert run_axe(page) == []
+    assert find_overflow(page) == []
     form.get_by_label("Value", exact=True).fill("No order 7")
     page.reload()
     page.get_by_role("tab", name="Saved").click()

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from issuing_world import challenge
-from pages_matrix import LEFT_OUT, PAGES, STATES, pages_in, whole
+from pages_matrix import LEFT_OUT, PAGES, STATES, find_problems, pages_in
 from pages_world import OpenPage, call
 from patience import WAIT
 from processes import SharedServer, free_port, run_command, run_server
@@ -70,7 +70,7 @@ def test_pages_work_with_500_tools(crowd: str, open_page: OpenPage) -> None:
     for name in pages_in("500 tools", *ready):
         page = open_page(f"{crowd}/{name}", lossy=True)
         page.locator(ready[name]).wait_for()
-        found += whole(page, name, "tool_491")
+        found += find_problems(page, name, "tool_491")
     assert found == [], "\n".join(found)
 
 
@@ -91,14 +91,14 @@ def test_pages_work_with_long_and_right_to_left_text(crowd: str, open_page: Open
                 ran(page, tool)
             elif name == "dashboard":
                 shown_call(page, tool)
-                found += [f"{state}, a call: {each}" for each in whole(page, "call")]
+                found += [f"{state}, a call: {each}" for each in find_problems(page, "call")]
                 page.keyboard.press("Escape")
                 page.get_by_role("tab", name="Tools").click()
             elif name == "connect":
                 expect(page.locator("#names")).to_contain_text("more")
             else:
                 expect(page.locator(".bubble").get_by_text(texts[-1]).last).to_be_visible()
-            found += [f"{state}: {each}" for each in whole(page, name, tool)]
+            found += [f"{state}: {each}" for each in find_problems(page, name, tool)]
     assert found == [], "\n".join(found)
 
 
@@ -133,17 +133,17 @@ def test_sign_in_and_consent_work_with_unusual_content(tmp_path: Path, open_page
         for state, (client, scope) in states.items():
             opened = {"sign-in": f"{shop.url}/docs", "consent": shop.link(client, scope)}
             pages = {name: open_page(opened[name], fresh=True, lossy=True) for name in pages_in(state, *opened)}
-            found += [f"{state}: {each}" for name, page in pages.items() for each in whole(page, name)]
+            found += [f"{state}: {each}" for name, page in pages.items() for each in find_problems(page, name)]
     with run_server(command, shop.port, tmp_path / "second", SHOP_NAME=ARABIC_NAME, **more):
         for name in pages_in("server back", *pages):
             pages[name].get_by_label("Name").fill("ada")
             pages[name].get_by_label("Password").fill("wrong")
             pages[name].get_by_label("Password").press("Enter")
             expect(pages[name].locator("[role=status], [role=alert], h1").first).not_to_be_empty()
-            found += [f"back: {each}" for each in whole(pages[name], name)]
+            found += [f"back: {each}" for each in find_problems(pages[name], name)]
         opened = {"sign-in": f"{shop.url}/docs", "consent": shop.link("قارئ الكتب " * 6, "shop:use")}
         for name in pages_in("right-to-left", *opened):
             page = open_page(opened[name], fresh=True, lossy=True)
             expect(page.get_by_role("heading", level=1)).to_contain_text("متجر")
-            found += [f"right-to-left: {each}" for each in whole(page, name)]
+            found += [f"right-to-left: {each}" for each in find_problems(page, name)]
     assert found == [], "\n".join(found)

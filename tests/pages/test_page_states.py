@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from pages_world import SIZES, OpenPage, call, fits
+from pages_world import SIZES, OpenPage, call, find_layout_problems
 from processes import SharedServer
 
 pytestmark = pytest.mark.server
@@ -114,7 +114,7 @@ def test_every_state_fits_every_size_and_passes_axe(crowd: str, open_page: OpenP
     found: list[str] = []
     for place, act in enumerate(STATES[name]):
         act(page)
-        found += [f"{place} {each}" for each in fits(page)]
+        found += [f"{place} {each}" for each in find_layout_problems(page)]
     assert found == []
 
 

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from agent_world import KEY, Answer, ScriptedModel, calls, hangs, repeats, says
-from pages_matrix import whole
-from pages_world import OpenPage, fits
+from pages_matrix import find_problems
+from pages_world import OpenPage, find_layout_problems
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -101,13 +101,13 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
     expect(text.locator("strong")).to_have_text("Bold")
     expect(text.get_by_role("link")).to_have_attribute("href", "https://example.org/a")
     expect(text).to_contain_text("<img src=x onerror=alert(1)>")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
     for press, word in (("Decline", "Declined"), ("Approve, and don't ask again for this tool", None), (None, None)):
         ask(page, "Burn it")
         card = page.locator(".answer").last.locator(".call")
         if press == "Decline":
             expect(card.get_by_role("group", name="Allow burn to run?")).to_contain_text("Burn a book.")
-            assert fits(page) == []
+            assert find_layout_problems(page) == []
             card.get_by_role("button", name=press).tap()
         elif press:
             page.get_by_label("Ask the model", exact=True).press("Shift+Tab")
@@ -139,27 +139,27 @@ def test_the_room_fits_whatever_is_in_it(
     with crowd(*script, hangs("Once upon")) as address:
         page = open_page(address, lossy=True)
         expect(page.locator("#tool-count")).to_have_text("507")
-        found += [f"500 tools: {each}" for each in whole(page, "playground")]
+        found += [f"500 tools: {each}" for each in find_problems(page, "playground")]
         for state, text in texts.items():
             ask(page, text)
             expect(page.get_by_role("button", name="Decline")).to_be_visible()
-            found += [f"{state}, asked: {each}" for each in whole(page, "playground")]
+            found += [f"{state}, asked: {each}" for each in find_problems(page, "playground")]
             page.get_by_role("button", name="Decline").click()
             idle(page)
             page.evaluate("document.querySelectorAll('#turns details').forEach((each) => (each.open = true))")
-            found += [f"{state}: {each}" for each in whole(page, "playground")]
+            found += [f"{state}: {each}" for each in find_problems(page, "playground")]
         ask(page, "A story")
         expect(page.locator(".answer").last).to_contain_text("Once")
-        found += [f"busy: {each}" for each in whole(page, "playground")]
+        found += [f"busy: {each}" for each in find_problems(page, "playground")]
     expect(page.get_by_role("alert").filter(has_text="This conversation has ended.")).to_be_visible()
-    found += [f"server gone: {each}" for each in fits(page)]
+    found += [f"server gone: {each}" for each in find_layout_problems(page)]
     with crowd(says("Yes.")):
         expect(page.locator("#banner")).to_be_hidden()
         page.get_by_role("button", name="New conversation").click()
         ask(page, "Are you back?")
         idle(page)
         expect(page.locator(".answer")).to_contain_text("Yes.")
-        found += [f"server back: {each}" for each in whole(page, "playground")]
+        found += [f"server back: {each}" for each in find_problems(page, "playground")]
         page.context.close()
     assert found == [], "\n".join(found)
 
@@ -181,7 +181,7 @@ def test_a_form_is_filled_in_and_an_answer_stops(shop: Callable[..., str], open_
     ask(page, "Deliver it")
     form = page.get_by_role("form", name="Where to?")
     form.get_by_label("street").fill("Mill Lane")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
     form.get_by_role("button", name="Send").click()
     expect(page.locator(".answer .markdown")).to_have_text("To Mill Lane, 1")
     ask(page, "A story")
@@ -204,6 +204,6 @@ def test_without_a_model_one_screen_says_how_to_set_it(plain: str, open_page: Op
     expect(page.locator("#setup")).to_contain_text("DEFAULT_MODEL=your_model")
     expect(page.get_by_label("Ask the model", exact=True)).to_be_hidden()
     expect(page).to_have_title("Playground")
-    assert fits(page) == []
+    assert find_layout_problems(page) == []
     page.go_back()
     expect(page.get_by_label("Message", exact=True)).to_be_visible()

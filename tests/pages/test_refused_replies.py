@@ -3,7 +3,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from pages_world import OpenPage, fits
+from pages_world import OpenPage, find_layout_problems
 
 pytestmark = pytest.mark.server
 
@@ -36,7 +36,7 @@ def test_refusals_are_shown_with_their_reason(
         expect(banner).to_contain_text(re.compile(words.format(what)))
         assert banner.get_by_role("button", name="Sign in").count() == (status == 401)
     if path == "history":
-        assert fits(page) == []
+        assert find_layout_problems(page) == []
         page.unroute(asked)
         expect(banner).to_be_hidden()
     elif part:

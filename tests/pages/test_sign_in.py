@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from issuing_world import challenge
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE
-from pages_world import OpenPage, fits
+from pages_world import OpenPage, find_layout_problems
 from patience import WAIT
 from processes import free_port, run_command, run_server
 
@@ -128,24 +128,24 @@ def test_sign_in_page_is_styled_and_accessible(shop: Shop, open_page: OpenPage, 
 
 def test_sign_in_and_consent_states_pass_axe(shop: Shop, open_page: OpenPage) -> None:
     page = open_page(shop.link("تطبيق طويل الاسم " * 4), fresh=True, lossy=True)
-    wrong = [f"asked {each}" for each in fits(page)]
+    wrong = [f"asked {each}" for each in find_layout_problems(page)]
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
     page.get_by_role("button", name="Sign in and allow").click()
     expect(page.get_by_role("alert")).to_be_visible()
-    wrong += [f"refused {each}" for each in fits(page)]
+    wrong += [f"refused {each}" for each in find_layout_problems(page)]
     page.get_by_label("Password").fill("correct horse")
     page.get_by_role("button", name="Sign in and allow").click()
     assert shop.answered(page)["code"]
     page.goto(shop.link("W" * 80))
     expect(page.get_by_text("You are signed in as Ada.")).to_be_visible()
-    wrong += [f"agreed {each}" for each in fits(page)]
+    wrong += [f"agreed {each}" for each in find_layout_problems(page)]
     page.goto(f"{shop.url}/authorize?client_id=nobody")
-    wrong += [f"a wrong link {each}" for each in fits(page)]
+    wrong += [f"a wrong link {each}" for each in find_layout_problems(page)]
     page.context.clear_cookies()
     page.goto(f"{shop.url}/dashboard")
     expect(page.get_by_label("Password")).to_be_visible()
-    wrong += [f"before a page {each}" for each in fits(page)]
+    wrong += [f"before a page {each}" for each in find_layout_problems(page)]
     assert wrong == []
 
 

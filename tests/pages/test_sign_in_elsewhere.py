@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from identity_world import Identity, identity
-from pages_world import OpenPage, axe, outside
+from pages_world import OpenPage, find_overflow, run_axe
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -54,8 +54,8 @@ def sign_in_there(page: Page, login: str) -> None:
 )
 def test_pages_open_with_an_external_account(shop: str, open_page: OpenPage, button: str, who: str) -> None:
     page = open_page(f"{shop}/docs", lossy=True, width=320, java_script_enabled=True)
-    assert axe(page) == []
-    assert outside(page) == []
+    assert run_axe(page) == []
+    assert find_overflow(page) == []
     page.get_by_role("button", name=f"Continue with {button}").click()
     sign_in_there(page, "ada@example.com")
     page.wait_for_url(f"{shop}/docs")

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import Browser
 
-from pages_world import Visits
+from pages_world import PagePool
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -64,7 +64,7 @@ def test_missing_favicon_is_not_an_error_of_the_next_page(
     unlucky: tuple[str, threading.Event, threading.Event], browser: Browser
 ) -> None:
     address, _, said = unlucky
-    visits = Visits()
+    visits = PagePool()
     visits.begin(browser)
     page = visits.open(f"{address}/page")
     page.on("console", lambda each: said.set() if "404" in each.text else None)
@@ -83,7 +83,7 @@ def test_connection_errors_are_ignored_only_where_expected(
 ) -> None:
     address, left, _ = unlucky
     left.set()
-    visits = Visits()
+    visits = PagePool()
     visits.begin(browser)
     lost = visits.open(f"{address}/lost", lossy=True)
     loud = visits.open(f"{address}/loud", lossy=True)

@@ -70,7 +70,7 @@ def origin(server: MisbehavingServer) -> str:
 
 def told(server: MisbehavingServer) -> str:
     """All that a server was ever sent."""
-    return " ".join(f"{asked.path} {asked.headers} {asked.body.decode()}" for asked in server.asked)
+    return " ".join(f"{asked.path} {asked.headers} {asked.body.decode()}" for asked in server.requests)
 
 
 async def call(server: MisbehavingServer, auth: OAuth) -> None:
@@ -90,13 +90,13 @@ async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> N
         auth = OAuth(store=MemoryTokenStore(), client_id="me", client_secret=SECRET, visit=world.visit, **given)
         world.issuer = origin(good)
         await call(server, auth)
-        assert len(good.asked) >= 2
+        assert len(good.requests) >= 2
         auth._store.save(MemoryTokenStore().load())  # its tokens were revoked
         world.issuer = origin(evil)
         with pytest.raises(AccessDenied, match="these credentials are for"):
             await call(server, auth)
         assert SECRET not in told(evil)
-        assert {asked.path.partition("/oauth")[0] for asked in evil.asked} <= {"/.well-known"}
+        assert {asked.path.partition("/oauth")[0] for asked in evil.requests} <= {"/.well-known"}
 
 
 async def test_configured_issuer_cannot_be_replaced() -> None:
@@ -106,9 +106,9 @@ async def test_configured_issuer_cannot_be_replaced() -> None:
         options: dict[str, Any] = {"client_id": "me", "client_secret": SECRET, "as_itself": True}
         with pytest.raises(AccessDenied, match=r"bank\.example"):
             await call(server, OAuth(store=MemoryTokenStore(), **options).bound_to("https://bank.example"))
-        assert "me" not in [asked.headers.get("authorization") for asked in evil.asked]
+        assert "me" not in [asked.headers.get("authorization") for asked in evil.requests]
         assert SECRET not in told(evil)
-        assert "POST" not in {asked.verb for asked in evil.asked}
+        assert "POST" not in {asked.verb for asked in evil.requests}
 
 
 async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
@@ -139,7 +139,7 @@ async def test_responses_of_another_issuer_are_refused() -> None:
         world.issuer = origin(good)
         with pytest.raises(AccessDenied, match=r"evil\.example"):
             await call(server, OAuth(store=MemoryTokenStore(), visit=world.visit))
-        assert "/token" not in {asked.path for asked in good.asked}
+        assert "/token" not in {asked.path for asked in good.requests}
 
 
 async def test_tokens_are_not_sent_to_another_server() -> None:
@@ -150,4 +150,4 @@ async def test_tokens_are_not_sent_to_another_server() -> None:
         await call(server, auth)
         async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as other:
             await call(other, auth)
-            assert not any("authorization" in asked.headers for asked in other.asked)
+            assert not any("authorization" in asked.headers for asked in other.requests)

@@ -30,7 +30,7 @@ async def test_redirects_carry_nothing_to_another_origin(status: int, form: str)
             with pytest.raises(ClientError):
                 async with Client(first.url, headers=headers) as client:
                     await client.call("x", {"secret": "body"})
-        assert second.asked == []
+        assert second.requests == []
 
 
 @for_each("status", STATUSES)
@@ -45,7 +45,7 @@ async def test_token_requests_follow_no_redirect(status: int) -> None:
             reply = await post_form(first.url, {"client_secret": "x"}, {"Authorization": "Basic x"})
             assert reply.status == status
             assert (await fetch("POST", first.url, body=b"{}")).status == status
-        assert second.asked == []
+        assert second.requests == []
 
 
 async def test_redirects_to_http_or_files_are_not_followed() -> None:

@@ -63,11 +63,11 @@ async def test_unknown_key_ids_cause_one_issuer_request() -> None:
         good = token(claims(iss=issuer.url))
         async with run_guarded(make_server([method, auth.keys(ALICE)])) as world:
             assert (await world.call(good, "who")).status == 200
-            before = issuer.asked["/keys"]
+            before = issuer.request_counts["/keys"]
             guard = world.runtime.guard
             assert guard is not None
             forged = [token(claims(iss=issuer.url), key=OTHER, kid=f"made-up-{number}") for number in range(1000)]
             found = await asyncio.gather(*(guard.identify(each) for each in forged))
             assert {identity for identity, _ in found} == {None}
-            assert issuer.asked["/keys"] - before <= 1
+            assert issuer.request_counts["/keys"] - before <= 1
             assert (await world.call(good, "who")).status == 200

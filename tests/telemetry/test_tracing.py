@@ -14,7 +14,7 @@ from millstream._server.observability.tracing import load_spans
 from millstream._telemetry.messages import session_hash
 from millstream._telemetry.spans import Spans
 from patience import WAIT
-from telemetry_parts import TRACE, make_call, make_tracer
+from telemetry_parts import TRACEPARENT, make_call, make_tracer
 
 
 def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]:
@@ -89,9 +89,9 @@ def test_params_of_any_shape_produce_a_span(params: bytes) -> None:
 def test_trace_context_is_read_from_meta_and_from_headers() -> None:
     """SEP-414."""
     for given in (
-        {"params": b'{"_meta":{"traceparent":"%b"}}' % TRACE},
-        {"headers": {b"traceparent": TRACE}},
-        {"tool": object(), "origin": SimpleNamespace(body=b'{"params":{"_meta":{"traceparent":"%b"}}}' % TRACE)},
+        {"params": b'{"_meta":{"traceparent":"%b"}}' % TRACEPARENT},
+        {"headers": {b"traceparent": TRACEPARENT}},
+        {"tool": object(), "origin": SimpleNamespace(body=b'{"params":{"_meta":{"traceparent":"%b"}}}' % TRACEPARENT)},
     ):
         tracing, exporter = make_tracer()
         call = make_call(**given)
@@ -99,7 +99,7 @@ def test_trace_context_is_read_from_meta_and_from_headers() -> None:
         ids = tracing.end(call, "")
         (span,) = exporter.get_finished_spans()
         assert ids == (trace.format_trace_id(span.context.trace_id), trace.format_span_id(span.context.span_id))
-        assert ids[0] == TRACE.split(b"-")[1].decode()
+        assert ids[0] == TRACEPARENT.split(b"-")[1].decode()
 
 
 def test_calls_that_never_began_have_no_span() -> None:

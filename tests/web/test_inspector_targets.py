@@ -119,7 +119,7 @@ async def test_proxied_streams_count_toward_the_cap() -> None:
     statuses: list[int] = []
     async with misbehaving(behave) as other, inspecting(other.url, max_streams=1) as http:
         asking = [asyncio.create_task(get()) for _ in range(3)]
-        await until(lambda: len(other.asked) == 3)
+        await until(lambda: len(other.requests) == 3)
         go.set()
         await until(lambda: len(statuses) == 3)
         leave.set()
@@ -134,7 +134,7 @@ async def test_only_named_servers_are_reachable() -> None:
         for name in ("0", "3", "", "1/x", "http://127.0.0.1"):
             assert (await http.post(f"/inspect/via/{name}", json={})).status_code == 404
         redirected = await http.post("/inspect/via/1", json={})
-        assert (redirected.status_code, len(other.asked)) == (502, 1)
+        assert (redirected.status_code, len(other.requests)) == (502, 1)
         assert "redirects to http://169.254.169.254/" in redirected.text
         gone = await http.post("/inspect/via/2", json={})
         assert (gone.status_code, "There is no server at" in gone.text) == (502, True)
@@ -166,7 +166,7 @@ async def test_cross_site_pages_are_refused(method: str) -> None:
     async with misbehaving(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
         evil = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
         assert (await http.request(method, "/inspect/via/1", headers=evil)).status_code == 403
-        assert other.asked == []
+        assert other.requests == []
 
 
 async def test_remote_access_is_refused_despite_credentials() -> None:

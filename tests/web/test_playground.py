@@ -148,7 +148,7 @@ async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goe
         one("stopped", await until(socket, "idle"))
         await send(socket, type="say", text="Still there?")
         assert one("answered", await until(socket, "idle"))["text"] == "Yes."
-    assert [each["role"] for each in model.asked[-1].body["messages"]][-3:] == ["user", "assistant", "user"]
+    assert [each["role"] for each in model.requests[-1].body["messages"]][-3:] == ["user", "assistant", "user"]
 
 
 async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_server(api: Any) -> None:

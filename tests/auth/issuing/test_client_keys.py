@@ -120,13 +120,13 @@ async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
         client = auth.client("batch", jwks=f"{site.url}/jwks")
         desk = Desk(desk.services.store, clients=[client])
         assert (await prove(desk, assertion())).status == 200
-        assert site.asked["/jwks"] == 1
+        assert site.request_counts["/jwks"] == 1
         about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
         id = (await desk.register(**about, jwks_uri=f"{site.url}/jwks"))["client_id"]
         assert (
             await prove(desk, assertion(iss=id, sub=id), grant_type="refresh_token", refresh_token="x")
         ).status == 503
-        assert site.asked["/jwks"] == 1
+        assert site.request_counts["/jwks"] == 1
 
 
 async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, m
             assert (await prove(desk, assertion(iss=id, sub=id))).status == 503
         site.answers.clear()
         assert (await prove(desk, assertion())).status == 200
-        assert site.asked == {"/jwks": 1}
+        assert site.request_counts == {"/jwks": 1}
 
 
 async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

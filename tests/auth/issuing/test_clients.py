@@ -187,7 +187,7 @@ async def test_client_metadata_documents_are_fetched_once(desk: Desk) -> None:
         code = (await browser.answer(page)).answer["code"]
         given = (await desk.token(id, code)).message
         assert (await desk.refresh(id, given["refresh_token"])).status == 200
-        assert site.asked["/client.json"] == 1
+        assert site.request_counts["/client.json"] == 1
         assert await desk.services.store.kv.keys("oauth-client:") == []
 
 
@@ -203,7 +203,7 @@ async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, chang
         id = described(site, **changes)
         for _ in range(2):
             assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 400
-        assert site.asked["/client.json"] == 2
+        assert site.request_counts["/client.json"] == 2
 
 
 @for_each(("body", "head", "status"), [
@@ -235,10 +235,10 @@ async def test_metadata_documents_are_cached_by_their_headers(desk: Desk, contro
         document(site, body, b"content-type: application/json\r\n" + control)
         for _ in range(3):
             assert (await desk.ask("GET", "/authorize", query=authorization(id, resource=None))).status == 200
-        assert site.asked["/client.json"] == asked
+        assert site.request_counts["/client.json"] == asked
         clock.now += 400
         await desk.ask("GET", "/authorize", query=authorization(id))
-        assert site.asked["/client.json"] == asked + 1
+        assert site.request_counts["/client.json"] == asked + 1
 
 
 @for_each("id", [
@@ -274,7 +274,7 @@ async def test_remote_callers_cannot_trigger_loopback_fetches(desk: Desk) -> Non
             assert shown.status == 400
             form = {"grant_type": "refresh_token", "client_id": id, "refresh_token": "x"}
             assert (await desk.post("/token", form, peer="192.0.2.7")).status == 401
-        assert site.asked["/client.json"] == 0
+        assert site.request_counts["/client.json"] == 0
         assert (await desk.ask("GET", "/authorize", query=authorization(id))).status == 200
 
 
@@ -286,13 +286,13 @@ async def test_document_fetches_are_shared_and_limited_per_address(
         id = described(site)
         replies = await asyncio.gather(*(desk.ask("GET", "/authorize", query=authorization(id)) for _ in range(20)))
         assert {each.status for each in replies} == {200}
-        assert site.asked["/client.json"] == 1
+        assert site.request_counts["/client.json"] == 1
         begun = time.monotonic()
         for number in range(70):
             site.answers[f"/{number}"] = {}
             await desk.ask("GET", "/authorize", query=authorization(f"{site.url}/{number}"))
         allowed = 60 + int(time.monotonic() - begun)  # one more each second
-        assert 0 < sum(site.asked.values()) <= allowed + 1
+        assert 0 < sum(site.request_counts.values()) <= allowed + 1
 
 
 # Those that the program knows

@@ -51,7 +51,7 @@ async def test_github_users_are_identified_by_number(github: Issuer) -> None:
     asked, user = await sign_in(way(github, "octocat"))
     assert (user.subject, user.name) == ("583231", "The Octocat")
     assert (asked["redirect_uri"], asked["state"], "scope" in asked) == (CALLBACK, "st", False)
-    assert set(github.asked) == {TOKEN, USER}
+    assert set(github.request_counts) == {TOKEN, USER}
     form = dict(parse_qsl(github.requests[0].partition(b"\r\n\r\n")[2].decode()))
     assert (form["code"], form["client_secret"], form["redirect_uri"]) == ("c", "the secret", CALLBACK)
     assert challenge(form["code_verifier"]) == asked["code_challenge"]
@@ -67,7 +67,7 @@ async def test_memberships_and_emails_are_fetched_only_if_configured(
     github: Issuer, allow: str, scope: str, path: str
 ) -> None:
     asked, user = await sign_in(way(github, allow))
-    assert (asked["scope"], user.subject, github.asked[path]) == (scope, "583231", 1)
+    assert (asked["scope"], user.subject, github.request_counts[path]) == (scope, "583231", 1)
 
 
 @for_each("allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"])
@@ -97,7 +97,7 @@ async def test_invalid_upstream_responses_do_not_sign_in(github: Issuer, path: s
 async def test_denied_github_login_shows_an_error(github: Issuer) -> None:
     with pytest.raises(SignInFailed, match="allowed GitHub to identify you"):
         await sign_in(way(github, "*"), error="access_denied")
-    assert not github.asked
+    assert not github.request_counts
 
 
 async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> None:

@@ -96,7 +96,7 @@ async def test_authorization_codes_are_bound_to_this_server(world: World) -> Non
     assert (form["code"], form["redirect_uri"], "client_secret" in form) == ("c", CALLBACK, False)
     (header,) = (line for line in world.issuer.requests[-2].split(b"\r\n") if line.startswith(b"authorization"))
     assert b64decode(header.split()[-1]) == b"desk:a%20secret%3Aof%20more%20than%2032%20bytes%2C%20with%20a%20colon"
-    assert world.issuer.asked["/me"] == 0
+    assert world.issuer.request_counts["/me"] == 0
 
 
 async def test_reauthentication_is_requested_from_the_issuer(world: World) -> None:
