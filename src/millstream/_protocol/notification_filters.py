@@ -10,7 +10,7 @@ from millstream._protocol.jsonrpc import Envelope, encode, notification_message
 from millstream._protocol.principal import Principal
 
 _HEAD = b'{"jsonrpc":"2.0","method":'
-"""How each notification of ours begins. A request has its id there."""
+"""The beginning of each notification that this side sends. A request has its id there."""
 
 
 class NotificationMessage(Struct):
@@ -53,7 +53,7 @@ class NotificationFilters:
         return len(self._filters)
 
     def add(self, each: NotificationFilter) -> None:
-        """Add a filter inside of those that there are: last for what comes in, first for what goes out."""
+        """Add an innermost filter: it runs last for incoming notifications and first for outgoing ones."""
         self._filters.append(each)
 
     def remove(self, each: NotificationFilter) -> None:
@@ -61,7 +61,7 @@ class NotificationFilters:
         self._filters.remove(each)
 
     def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
-        """Return a notification of the peer as it counts, or None."""
+        """Return a notification of the peer after filtering, or None to drop it."""
         passed = self._pass(message.method, message.params, principal, incoming=True)
         if passed is None:
             return None
@@ -69,7 +69,7 @@ class NotificationFilters:
         return msgspec.structs.replace(message, method=method, params=encode(params))
 
     def filter_outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
-        """Return a notification to the peer as it's sent, or empty bytes. Requests and answers stay as they are."""
+        """Return a notification to the peer after filtering, or empty bytes to drop it. Requests and answers stay as they are."""
         if not message.startswith(_HEAD):
             return message
         sent = _decode_outgoing(message)

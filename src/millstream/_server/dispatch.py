@@ -293,7 +293,7 @@ class Dispatcher:
     def _answer_failure(self, call: Call, exc: BaseException) -> bytes:
         incident = secrets.token_hex(8)
         if not logger.isEnabledFor(logging.DEBUG):
-            exc = with_user_frames(exc, told=_EXPLAINED_ERRORS)
+            exc = with_user_frames(exc, explained=_EXPLAINED_ERRORS)
         advise(exc)
         shown = self.services.settings.show_errors
         hidden = "" if shown or call.method != "tools/call" else _HIDDEN

@@ -48,7 +48,7 @@ class Roster(Struct, array_like=True):
     dead: dict[str, float] = {}
     """Time at which each worker's lease ended. Kept for a day, so every other worker can see it."""
     unswept: list[str] = []
-    """Gone workers that may still hold members."""
+    """Dead workers that may still hold members."""
     last_renewal: float = 0.0
     """Time at which any worker last renewed its lease."""
 

@@ -1,7 +1,7 @@
 """Tracebacks of user code, without the frames of Millstream, Python, and installed packages.
 
-A user whose function failed looks for the line in their own file. The frames between the socket and that line, and
-those of libraries that it called, are noise.
+To find the failing line in their own file, users don't need the frames between the socket and that line, or those
+of libraries that it called.
 """
 
 import inspect
@@ -28,15 +28,15 @@ def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
     return own if own or isinstance(exc, SyntaxError) else shown  # a SyntaxError contains its own location
 
 
-def with_user_frames(exc: BaseException, *, told: tuple[type[BaseException], ...] = ()) -> BaseException:
+def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException], ...] = ()) -> BaseException:
     """Shorten the tracebacks of an exception, and of its causes, to the frames of user code. Return the exception.
 
-    A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in `told`,
+    A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in `explained`,
     whose texts are sufficient, it keeps none.
     """
     seen: set[int] = set()
     for each in _chain(exc, seen):
-        each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, told))
+        each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, explained))
     return exc
 
 

@@ -125,7 +125,7 @@ class Services:
         """Returns the dependency overrides of a server, set by tests."""
 
     def admit_notification(self, message: Envelope, principal: Principal | None) -> Envelope | None:
-        """Return a notification of a client as the filters of extensions leave it, or None to drop it."""
+        """Return a client's notification after the filters of extensions, or None to drop it."""
         filters = self.notification_filters
         return message if filters is None else filters.filter_incoming(message, principal)
 

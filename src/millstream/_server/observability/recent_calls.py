@@ -29,7 +29,7 @@ SPAN: Final = 30
 """Length in seconds of the spans of which the first call, `SPAN_FAILURES`, and `SPAN_SLOW` are kept longer."""
 SPAN_FAILURES: Final = 3
 SPAN_SLOW: Final = 2
-KEPT_LONGER: Final = 4_000
+MAX_SAMPLED: Final = 4_000
 """Maximum number of calls kept for all spans: a day of a quiet server, or hours with many failures."""
 MAX_ERRORS: Final = 100
 """Maximum number of distinct error messages. Above it, the least recent one is dropped."""
@@ -125,7 +125,7 @@ class RecentCalls:
         self._successes: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=MAX_FAILURES)
         """Failed calls, kept separately, so other calls don't displace them."""
-        self._longer: deque[tuple[Any, ...]] = deque(maxlen=KEPT_LONGER)
+        self._longer: deque[tuple[Any, ...]] = deque(maxlen=MAX_SAMPLED)
         self._span: float = 0
         self._span_failures = self._span_slow = 0
         """The current half minute, and how many more of its calls are kept."""

@@ -243,7 +243,7 @@ class LocalBackend:
     """A `Backend` that runs in the parent process, for one event loop."""
 
     def __init__(self, address: ParentAddress, url: str) -> None:
-        """Make a backend that isn't connected.
+        """Create a backend. `open` connects it.
 
         Args:
             address: the parent's listen address.

@@ -285,7 +285,7 @@ class MemoryLog:
     def stage(
         self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
-        """Append an entry without notifying listeners. Call `tell` to notify them."""
+        """Append an entry without notifying listeners. Call `notify_listeners` to notify them."""
         now = self._clock()
         for each in self.kinds.values():  # unused kinds must free their space, too
             each.sweep(now)
@@ -297,7 +297,7 @@ class MemoryLog:
                 )
         return position
 
-    def tell(self, stream: str, entry: Entry) -> None:
+    def notify_listeners(self, stream: str, entry: Entry) -> None:
         """Notify the listeners of an entry."""
         self.listeners.notify(stream, entry)
 

@@ -21,7 +21,7 @@ from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.store import BackendStore
 from millstream._stores.tally import Tally
 
-KEPT_BACK: Final = 16
+RESERVED_PART: Final = 16
 """The divisor of the space reserved for values of at most `MARK_BYTES`."""
 
 
@@ -140,7 +140,7 @@ class MemoryMap:
             return
         room = self.max_bytes
         if len(value) > MARK_BYTES and not lossy:
-            room -= room // KEPT_BACK
+            room -= room // RESERVED_PART
             share = share_of(key)
             if share and kind.shares[share] + growth > self.max_bytes // PART:
                 self._sweep(now, sys.maxsize)
@@ -245,7 +245,7 @@ class MemoryStore(BackendStore):
         max_value_bytes: int = 32 * 1024 * 1024,
         max_log_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        """Make an empty store.
+        """Create an empty store.
 
         Args:
             clock: monotonic clock for times to live, in seconds.

@@ -188,7 +188,7 @@ class RedisStore(BackendStore):
     backend: RedisBackend
 
     def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
-        """Make a store that isn't opened yet.
+        """Create a store. `open` connects it.
 
         Args:
             address: addresses of the servers.

@@ -10,7 +10,7 @@ from typing import Final
 
 from millstream._stores.base import ShareFull, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
-from millstream._stores.memory.store import KEPT_BACK
+from millstream._stores.memory.store import RESERVED_PART
 from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.sqlite.file import Database
 
@@ -101,7 +101,7 @@ class Items:
         """Make room for a value, or raise `StoreFull`."""
         room = self._max_bytes
         if length > MARK_BYTES and not lossy:
-            room -= room // KEPT_BACK
+            room -= room // RESERVED_PART
             if share and self._shares[kind, share] + growth > self._max_bytes // PART:
                 self._sweep(now)
                 if self._shares[kind, share] + growth > self._max_bytes // PART:
