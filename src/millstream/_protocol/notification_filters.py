@@ -69,7 +69,7 @@ class NotificationFilters:
         return msgspec.structs.replace(message, method=method, params=encode(params))
 
     def filter_outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
-        """Return a notification to the peer after filtering, or empty bytes to drop it. Requests and answers stay as they are."""
+        """Return a message after filtering, or empty bytes to drop it. Requests and answers aren't filtered."""
         if not message.startswith(_HEAD):
             return message
         sent = _decode_outgoing(message)

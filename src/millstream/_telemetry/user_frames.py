@@ -31,8 +31,8 @@ def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
 def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException], ...] = ()) -> BaseException:
     """Shorten the tracebacks of an exception, and of its causes, to the frames of user code. Return the exception.
 
-    A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in `explained`,
-    whose texts are sufficient, it keeps none.
+    A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in
+    `explained`, whose texts are sufficient, it keeps none.
     """
     seen: set[int] = set()
     for each in _chain(exc, seen):
