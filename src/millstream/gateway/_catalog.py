@@ -129,7 +129,7 @@ class StoredCatalog:
         self.time: Callable[[], float] = store.time if store.shared else time
         """Clock for `Catalog.taken_at`, in Unix time."""
         self._last_hash = b""
-        """The copy that this worker read or wrote last."""
+        """Hash of the copy that this worker last read or wrote."""
 
     async def load(self) -> Catalog | None:
         """Return the copy, or None if it's missing or the store is unavailable."""

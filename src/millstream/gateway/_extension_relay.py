@@ -56,7 +56,7 @@ class ExtensionForwarding:
         self._host.registry.find_method = None
 
     def update(self, upstreams: Collection[Upstream]) -> None:
-        """Announce the extensions that the upstreams currently announce."""
+        """Announce the extensions of the upstreams, and route their methods."""
         claims: dict[str, list[Upstream]] = {}
         for upstream in upstreams:
             for name in members(upstream.catalog.capabilities.get("extensions")):

@@ -97,7 +97,7 @@ class Document:
     """An OpenAPI document of version 3.0 or 3.1.
 
     Raises:
-        ValueError: the document is something else.
+        ValueError: it isn't an OpenAPI document of these versions.
     """
 
     def __init__(self, spec: Any) -> None:

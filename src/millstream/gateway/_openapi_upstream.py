@@ -71,7 +71,7 @@ class ApiError(Exception):
 
 
 class ApiResponse:
-    """A response of an API, with the interface that `openapi.Api` expects."""
+    """A response of an API, with the interface that `_openapi.Api` expects."""
 
     def __init__(self, status: int, headers: Mapping[bytes, bytes], content: bytes) -> None:
         self.status_code: int = status

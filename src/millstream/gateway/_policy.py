@@ -43,7 +43,7 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Rules for all kinds of items."""
 
     scopes: Texts = ()
-    """Scopes that a caller needs, all of them. The item is hidden from other callers."""
+    """Scopes that a caller needs; all are required. The item is hidden from other callers."""
     groups: Texts = ()
     """Values of the claim `groups`; a caller needs at least one. The item is hidden from other callers."""
     claims: dict[str, str | int | bool] = field(default_factory=dict[str, str | int | bool])

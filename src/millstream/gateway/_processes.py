@@ -59,7 +59,7 @@ _ERROR_BYTES_PER_SECOND = 4 * 1024 * 1024
 _MESSAGES_PER_SECOND = 5000
 """Maximum notifications and requests of a process read per second; beyond that, the process blocks."""
 _LINES_PER_SECOND = 100_000
-"""The same for lines of all kinds."""
+"""Maximum lines of all kinds read per second; beyond that, the process blocks."""
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
 """Control characters, removed before logging."""
 
@@ -467,7 +467,7 @@ class ProcessTransport(StdioTransport):
 
     @property
     def fault(self) -> ClientError | None:
-        """Why the process ended."""
+        """Error that ended the process; None while it runs."""
         return self._duplex.fault
 
     def attach(self, key: str, listener: Listener) -> None:

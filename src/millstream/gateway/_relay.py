@@ -73,7 +73,7 @@ class Recipient(Protocol):
 
     @property
     def abilities(self) -> bytes:
-        """What the client can be asked, see `questions.abilities_of`."""
+        """What the client can be asked, see `_questions.abilities_of`."""
         ...
 
     @property
@@ -276,7 +276,7 @@ class Relays:
 
         Args:
             name: name of the upstream, for the log.
-            abilities: capabilities that the connection declares, see `questions.abilities_of`.
+            abilities: capabilities that the connection declares, see `_questions.abilities_of`.
             shared: whether other settings would give each session its own connection.
         """
         self._name = name

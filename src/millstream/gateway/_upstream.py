@@ -273,7 +273,7 @@ class Upstream:
         self.has_handshake: bool = config.revision is None
         """Whether the upstream may use the handshake. Assumed until a handshake fails."""
         self.gateway: str = ""
-        """Id of the gateway, see `cycles`; set before `open`."""
+        """Id of the gateway, see `_cycles`; set before `open`."""
         self._in_cycle = False
         self.lists_ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
@@ -331,7 +331,7 @@ class Upstream:
 
         Args:
             call: the client's call.
-            abilities: what the client can be asked, see `questions.abilities_of`.
+            abilities: what the client can be asked, see `_questions.abilities_of`.
         """
         principal = call.principal.id if call.principal is not None else ""
         program = self._protected_program
