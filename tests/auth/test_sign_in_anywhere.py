@@ -229,7 +229,7 @@ WAYS: list[Callable[[World], Awaitable[None]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["four workers", "two servers with Redis"])
+@pytest.mark.parametrize("kind", ["four workers", *(["two servers with Redis"] if NIGHTLY else [])])
 async def test_login_can_continue_on_another_worker(tmp_path: Path, kind: str) -> None:
     async with servers(tmp_path, kind) as world:
         for way in WAYS * TIMES:

@@ -11,6 +11,7 @@ import pytest
 from conformance.official import PATIENT, SELECTIONS, Report, run_suite
 from patience import WAIT
 from processes import NODE, ROOT, free_port, run_command, run_server, uvicorn_command
+from property_settings import NIGHTLY
 from proxies import NEEDS_NGINX, nginx
 from redis_parts import RedisServer
 
@@ -33,7 +34,7 @@ AGAIN = {"all-2025-11-25": "scored-2025-11-25", "all-2026-07-28": "scored-2026-0
 SKILLS = [name for name in SELECTIONS if name.startswith("skills")]
 """An extension, which does nothing else in another way."""
 OURS = [(way, name) for way in WAYS for name in SELECTIONS if way == "lane" or name not in (*AGAIN, *SKILLS)]
-RUNS = [*OURS, *(pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED)]
+RUNS = [*OURS, *(pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED[0 if NIGHTLY else -1 :])]
 _OF_SEVERAL = {
     "sep-2575-server-sends-prompts-list-changed-on-subscription",
     "sep-2575-server-sends-tools-list-changed-on-subscription",
