@@ -26,7 +26,7 @@ from millstream.stores import (
 PAGE_BYTES = 4 * 2**20
 MAX_VALUES = 32 * 2**20
 MAX_ENTRIES = 64 * 2**20
-BESIDES = 100
+ENTRY_OVERHEAD = 100
 
 
 class Stream:
@@ -90,18 +90,18 @@ class Data:
         return [key for key in list(self.values) if key.startswith(prefix) and self._present(key) is not None]
 
     def _make_room(self, key: str, value: bytes, lossy: bool) -> None:
-        def taken(wanted: Callable[[str], bool]) -> int:
+        def used_bytes(wanted: Callable[[str], bool]) -> int:
             others = (held[0] for name, held in self.values.items() if name != key and wanted(name))
-            return sum(len(each) + BESIDES for each in (value, *others))
+            return sum(len(each) + ENTRY_OVERHEAD for each in (value, *others))
 
         old, share, kind = self.values.get(key), share_of(key), kind_of(key)
         if (old is not None and len(value) <= len(old[0])) or (len(value) <= MARK_BYTES and not lossy):
             return
-        if share and taken(lambda name: share_of(name) == share) > MAX_VALUES // 2:
+        if share and used_bytes(lambda name: share_of(name) == share) > MAX_VALUES // 2:
             raise ShareFull("The share is full.")
-        while taken(lambda name: kind_of(name) == kind) > MAX_VALUES:
+        while used_bytes(lambda name: kind_of(name) == kind) > MAX_VALUES:
             oldest = next((name for name, held in self.values.items() if held[2] and kind_of(name) == kind), key)
-            if not lossy or oldest == key or len(value) + BESIDES > MAX_VALUES:
+            if not lossy or oldest == key or len(value) + ENTRY_OVERHEAD > MAX_VALUES:
                 raise StoreFull("The store is full.")
             del self.values[oldest]
 
@@ -218,7 +218,7 @@ def kind_of(name: str) -> str:
 
 
 def size_of(stream: Stream) -> int:
-    return sum(len(each.data) + BESIDES for each in stream.entries)
+    return sum(len(each.data) + ENTRY_OVERHEAD for each in stream.entries)
 
 
 def void(_: object) -> None:

@@ -78,14 +78,14 @@ class EventStream:
         self.exchange = exchange
         self.status = exchange.status
         self.events: list[Event] = []
-        self.over = False
+        self.ended = False
         self._task = asyncio.get_running_loop().create_task(self._read())
 
     async def _read(self) -> None:
         with suppress(ValueError, OSError):  # a connection may break between two events
             async for event in self.exchange.events():
                 self.events.append(event)
-        self.over = True
+        self.ended = True
 
     @property
     def messages(self) -> list[Json]:
@@ -104,7 +104,7 @@ class EventStream:
 
     async def end(self) -> list[Json]:
         """Wait for the end of the stream."""
-        await until(lambda: self.over)
+        await until(lambda: self.ended)
         return self.messages
 
     def close(self) -> None:
@@ -112,10 +112,10 @@ class EventStream:
         self.exchange.close()
 
 
-async def until(fact: Callable[[], Any]) -> None:
+async def until(condition: Callable[[], Any]) -> None:
     """Wait until `fact()` is true."""
     deadline = asyncio.get_running_loop().time() + WAIT
-    while not fact():
+    while not condition():
         assert asyncio.get_running_loop().time() < deadline, "The condition didn't become true"
         await asyncio.sleep(0.001)
 

@@ -142,7 +142,7 @@ class RunningServer:
     ) -> None:
         """`source_address` returns the source address of each connection."""
         self.state: Any = state
-        self._guard = guard
+        self._connection_guard = guard
         self.port = port
         self.source_address = source_address
         self.peers: list[Peer] = []
@@ -150,13 +150,13 @@ class RunningServer:
     @property
     def is_own_server(self) -> bool:
         """True for our own server, False for plain ASGI."""
-        return self._guard is not None
+        return self._connection_guard is not None
 
     @property
     def guard(self) -> ConnectionGuard:
         """The connection guard of our own server."""
-        assert self._guard is not None
-        return self._guard
+        assert self._connection_guard is not None
+        return self._connection_guard
 
     async def connect(self, first: bytes = b"", *, small_buffer: bool = False) -> Peer:
         """Open a connection. A small receive buffer makes a slow reader.

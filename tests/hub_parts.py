@@ -147,10 +147,10 @@ class DelayedStore:
     messages do, too.
     """
 
-    def __init__(self, turns: Callable[[], int], store: MemoryStore, *, near: bool = False) -> None:
+    def __init__(self, turns: Callable[[], int], store: MemoryStore, *, immediate: bool = False) -> None:
         self.epoch = store.epoch
         self.shared = True
-        self.near = near
+        self.immediate = immediate
         """Appended entries reach listeners immediately."""
         self._turns = turns
         self.persistent = False
@@ -203,7 +203,7 @@ class DelayedStore:
 
 def second_worker(store: MemoryStore) -> DelayedStore:
     """Return another worker's view of the store, without latency."""
-    return DelayedStore(lambda: 0, store, near=True)
+    return DelayedStore(lambda: 0, store, immediate=True)
 
 
 class _Delayed:
@@ -222,13 +222,13 @@ class _Delayed:
         if not inspect.iscoroutinefunction(method):
             return method
 
-        async def far(*args: Any, **options: Any) -> Any:
+        async def delayed(*args: Any, **options: Any) -> Any:
             await self._distance.wait()
             result = await method(*args, **options)
             await self._distance.wait()
             return result
 
-        return far
+        return delayed
 
 
 class _DelayedLog(_Delayed):
@@ -257,7 +257,7 @@ class _DelayedLog(_Delayed):
 
         def hear(entry: Entry) -> None:
             nonlocal task
-            if self._distance.near:
+            if self._distance.immediate:
                 heard(entry)
                 return
             coming.append(entry)

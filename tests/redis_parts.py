@@ -64,11 +64,11 @@ def wait_until(true: Callable[[], bool]) -> None:
 class RedisServer:
     """One Redis server, without persistence unless options enable it."""
 
-    def __init__(self, *options: str, port: int = 0, before: Sequence[str] = ()) -> None:
-        """`before` is a command prefix for the server."""
+    def __init__(self, *options: str, port: int = 0, prefix: Sequence[str] = ()) -> None:
+        """`prefix` precedes the server's command."""
         assert RunState.may_serve, "Tests that start servers need the mark `server`."
         self.port = port or free_port()
-        self._before = before
+        self._prefix = prefix
         self.options = options
         self._folder = tempfile.TemporaryDirectory(prefix="millstream-redis-")
         self.folder = Path(self._folder.name)
@@ -78,7 +78,7 @@ class RedisServer:
     def start(self) -> None:
         """Start the server. After `stop`, it has the same port and files."""
         command = [
-            *self._before, redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            *self._prefix, redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--save", "", "--daemonize", "no", "--loglevel", "warning", *self.options,
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
@@ -153,13 +153,10 @@ async def open_with_retries(url: str, lease: float) -> RedisStore:
 
 
 @asynccontextmanager
-async def open_worker(url: str, lease: float = LEASE, *, insists: bool = False) -> AsyncIterator[RedisStore]:
-    """Open a store for the length of the block. `insists` retries, for tests with the mark `impatient`."""
-    if insists:
-        store = await open_with_retries(url, lease)
-    else:
-        store = RedisStore(parse_address(url), lease=lease)
-        await store.open()
+async def open_worker(url: str, lease: float = LEASE) -> AsyncIterator[RedisStore]:
+    """Open a store for the length of the block."""
+    store = RedisStore(parse_address(url), lease=lease)
+    await store.open()
     try:
         yield store
     finally:
@@ -326,11 +323,11 @@ class RedisBacking:
     def __init__(self) -> None:
         self._server: Any = None
         self._workers: list[RedisStore] = []
-        self._unhurried = mock.patch("millstream._stores.redis.client.SILENCE", WAIT)
+        self._silence_patch = mock.patch("millstream._stores.redis.client.SILENCE", WAIT)
 
     async def worker(self) -> Store:
         if self._server is None:
-            self._unhurried.start()
+            self._silence_patch.start()
             self._server = shared_servers(self.servers)
             self._server.flush()
         store = await open_with_retries(self._server.url, lease=10 * WAIT)
@@ -355,7 +352,7 @@ class RedisBacking:
         for store in self._workers:
             await store.close()
         if self._server is not None:
-            self._unhurried.stop()
+            self._silence_patch.stop()
 
 
 class SentinelBacking(RedisBacking):

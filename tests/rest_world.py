@@ -157,7 +157,7 @@ def add_failing_tools(mcp: Server) -> None:
         raise ProtocolError(INVALID_PARAMS, "Not these arguments together")
 
 
-def make_find_route(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
+def make_router(rest: RestRoutes) -> Callable[[str, str], Handler | None]:
     """Return a route lookup for REST and pages only."""
     fixed: dict[tuple[str, str], Handler] = {
         ("POST", "/mcp/tools/list"): rest.list_tools,
@@ -191,7 +191,7 @@ class RestApp:
         if self._adapter is None:
             runtime = await self.server.start(supervised=True)
             policy = HostPolicy((), (), loopback_bind=True)
-            find = make_find_route(RestRoutes(runtime.dispatcher))
+            find = make_router(RestRoutes(runtime.dispatcher))
             self._adapter = AsgiAdapter(find, limits=HttpLimits.of(self.server.settings), policy=policy)
         await self._adapter(scope, receive, send)
 

@@ -27,7 +27,7 @@ class SharedStore:
         """Latency of one direction, in event loop turns."""
         self.live: dict[str, WorkerStore] = {}
         """Workers with a lease, by name."""
-        self.gone: set[str] = set()
+        self.expired_workers: set[str] = set()
         """Workers whose lease has ended."""
 
     def worker(self) -> "WorkerStore":
@@ -58,7 +58,7 @@ class WorkerStore:
         self._awake.set()
         self.down = False
         """The store doesn't answer this worker."""
-        self.deaf = False
+        self.drops_messages = False
         """Messages to this worker are dropped."""
         self.operations = Counter[str]()
         self.kv: Any = _Map(self)
@@ -95,7 +95,7 @@ class WorkerStore:
 
     async def close(self) -> None:
         self._shared.live.pop(self.me, None)
-        self._shared.gone.add(self.me)
+        self._shared.expired_workers.add(self.me)
         for topics in (self.topics, self.lost, self.changes, self.epochs):
             topics.clear()
         if self._pump is not None:
@@ -133,7 +133,7 @@ class WorkerStore:
     def end_lease(self) -> None:
         """End the worker's lease, and notify the others."""
         self._shared.live.pop(self.me, None)
-        self._shared.gone.add(self.me)
+        self._shared.expired_workers.add(self.me)
         self._shared.changed()
 
     def miss(self) -> None:
@@ -159,7 +159,7 @@ class WorkerStore:
 
     def arrive(self, deliver: Callable[[], None]) -> None:
         """Queue a delivery after all pending ones."""
-        if not self.dead and not self.deaf:
+        if not self.dead and not self.drops_messages:
             self._arriving.put_nowait(deliver)
 
     async def _deliver(self) -> None:
@@ -210,7 +210,7 @@ class _Rates:
     async def take(self, charges: Sequence[Charge]) -> Decision:
         store, shared = self._store, self._store._shared
         await store.travel("take")
-        charged = await shared.tally.charge(store.me, charges, shared.gone)
+        charged = await shared.tally.charge(store.me, charges, shared.expired_workers)
         await store.back()
         return Decision(charged.results, max(1, len(shared.live)), charged.forgot)
 

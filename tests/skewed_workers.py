@@ -124,7 +124,7 @@ class SkewedWorkers:
         if self._kind == "redis":
             of_redis = Clocks(self.folder, f"redis{port}")
             self._clocks.append(of_redis)
-            self._redis = RedisServer(before=of_redis.command([]))
+            self._redis = RedisServer(prefix=of_redis.command([]))
         url = {"memory": "memory://", "sqlite": f"sqlite:///{self.folder}/{port}.db"}.get(self._kind)
         store = url or self._redis.url  # type: ignore[union-attr]
         return clocks.command(run_command(str(self._program), port, "--workers", "4", "--store", store))
@@ -132,7 +132,7 @@ class SkewedWorkers:
     def port(self) -> int:
         return self._shared.port()
 
-    def jump(self, seconds: int) -> None:
+    def shift_clocks(self, seconds: int) -> None:
         """Move all clocks by some seconds. The differences between workers stay."""
         for clocks in self._clocks:
             clocks.set(seconds, [each + seconds for each in CLOCK_OFFSETS])

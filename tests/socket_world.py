@@ -25,7 +25,7 @@ from millstream._transports.websocket.route import WebSocketRoute
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
 
-WAYS = ("lane", "plain")
+TRANSPORTS = ("lane", "plain")
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 UPGRADE = b"Host: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 

@@ -218,12 +218,12 @@ async def ask_asgi(
     fields: list[tuple[bytes, bytes]],
     body: bytes,
     *,
-    leave: Callable[[bytes], bool] | None = None,
+    stop_when: Callable[[bytes], bool] | None = None,
     peer: str = "127.0.0.1",
 ) -> Reply:
     """Send a request as ASGI messages.
 
-    The reply must be complete, unless `leave` returns True for the data received so far: then the client disconnects.
+    The reply must be complete. If `stop_when` returns True for the data so far, the client disconnects instead.
     """
     plain, _, query = path.partition("?")
     scope = {
@@ -247,7 +247,7 @@ async def ask_asgi(
             return
         sent.append(message)
         data.extend(message.get("body", b""))
-        if leave is not None and message.get("more_body", False) and leave(bytes(data)):
+        if stop_when is not None and message.get("more_body", False) and stop_when(bytes(data)):
             gone.set()
 
     async with asyncio.timeout(WAIT):
@@ -267,6 +267,6 @@ async def open_sse(wire: Wire) -> tuple[str, "asyncio.Task[Reply]"]:
         return False
 
     fields = encode_headers({"host": "127.0.0.1", "accept": "text/event-stream"})
-    stream = asyncio.create_task(ask_asgi(wire.server, "GET", "/sse", fields, b"", leave=heard))
+    stream = asyncio.create_task(ask_asgi(wire.server, "GET", "/sse", fields, b"", stop_when=heard))
     await wire.until(lambda: bool(path))
     return path[0], stream

@@ -69,10 +69,10 @@ def stands_still() -> str:
 """
 
 
-def until(told: Callable[[], bool], what: str = "") -> None:
+def until(condition: Callable[[], bool], what: str = "") -> None:
     """Poll until a condition is true. `what` explains a timeout."""
     deadline = time.monotonic() + WAIT
-    while not told():
+    while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
 
@@ -83,10 +83,10 @@ async def until_running(folder: Path, calls: int = 1) -> None:
     await until_async(lambda: called.exists() and called.stat().st_size >= calls)
 
 
-async def until_async(told: Callable[[], bool], what: str = "") -> None:
+async def until_async(condition: Callable[[], bool], what: str = "") -> None:
     """Poll like `until`, without blocking the event loop."""
     deadline = time.monotonic() + WAIT
-    while not told():
+    while not condition():
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.02)
 
@@ -204,7 +204,7 @@ class Client:
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
         self.connections = 0
-        self.announced = 0
+        self.announced_closes = 0
         """Number of connections that ended with ``connection: close``."""
 
     async def request(self, body: bytes = b"", path: str = "/mcp", headers: Mapping[str, str] | None = None) -> Reply:
@@ -225,7 +225,7 @@ class Client:
         self._writer.write(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
         reply = await asyncio.wait_for(self._read(), WAIT)
         if reply.closes:
-            self.announced += 1
+            self.announced_closes += 1
             await self.close()
         return reply
 

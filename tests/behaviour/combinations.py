@@ -122,7 +122,7 @@ def choose(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, .
     ]
 
 
-def every(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> Any:
+def in_combinations(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, ...] = ()) -> Any:
     """Run a test in the combinations that meet its needs.
 
     Args:

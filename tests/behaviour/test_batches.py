@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Any
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import Client, Json
 from behaviour.test_resumption import meaning, resumed, some
@@ -24,7 +24,7 @@ async def answered(client: Client, batch: list[Any]) -> Any:
     return (await client.until(lambda: client.stray[count:]))[0]
 
 
-@every("batches")
+@in_combinations("batches")
 async def test_batch_responses_are_sent_together(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog."""
     client = await connect(combination)
@@ -37,7 +37,7 @@ async def test_batch_responses_are_sent_together(connect: Connect, combination: 
     assert by_id["c"]["error"]["code"] == -32602
 
 
-@every("batches")
+@in_combinations("batches")
 async def test_invalid_batch_items_get_errors_beside_other_responses(
     connect: Connect, combination: Combination
 ) -> None:
@@ -62,7 +62,7 @@ async def streamed(client: Client, batch: list[Json]) -> dict[Any, Json]:
     return found
 
 
-@every("batches", "notifications")
+@in_combinations("batches", "notifications")
 async def test_calls_in_a_batch_report_progress(connect: Connect, combination: Combination) -> None:
     """Regression: notifications were dropped. MCP 2025-11-25, basic/transports: requests may be answered on a stream,
     batch or not.
@@ -83,7 +83,7 @@ async def test_calls_in_a_batch_report_progress(connect: Connect, combination: C
         assert [each["error"]["code"] for each in meaning(stream.events) if "error" in each] == [-32600]
 
 
-@every("batches", "questions", "notifications")
+@in_combinations("batches", "questions", "notifications")
 async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination: Combination) -> None:
 
     def answer(method: str, params: Json) -> Json:
@@ -100,7 +100,7 @@ async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination:
     assert len(client.questions) == 2
 
 
-@every("batches", "resumption")
+@in_combinations("batches", "resumption")
 async def test_batch_streams_can_be_resumed(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -116,7 +116,7 @@ async def test_batch_streams_can_be_resumed(connect: Connect, combination: Combi
     assert sorted(map(str, meaning(before + after))) == sorted(map(str, meaning(whole)))
 
 
-@every("batches")
+@in_combinations("batches")
 async def test_progress_of_a_batch_is_dropped_without_a_stream(connect: Connect, combination: Combination) -> None:
     if not combination.http:
         return
@@ -130,7 +130,7 @@ async def test_progress_of_a_batch_is_dropped_without_a_stream(connect: Connect,
     assert answers[1]["result"]["isError"]
 
 
-@every("batches")
+@in_combinations("batches")
 async def test_batches_of_notifications_get_no_response(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -139,7 +139,7 @@ async def test_batches_of_notifications_get_no_response(connect: Connect, combin
     assert client.stray == []
 
 
-@every("batches")
+@in_combinations("batches")
 async def test_invalid_batches_are_refused_as_a_whole(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic and 2026-07-28, basic/versioning."""
     client = await connect(combination)
@@ -158,7 +158,7 @@ async def test_invalid_batches_are_refused_as_a_whole(connect: Connect, combinat
             assert (await answered(client, batch))["error"]["code"] == -32600
 
 
-@every()
+@in_combinations()
 async def test_other_revisions_refuse_arrays(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog: 400 -32600 over HTTP."""
     client = await connect(combination)

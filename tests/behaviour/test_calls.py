@@ -2,7 +2,7 @@ import base64
 import json
 import re
 
-from behaviour.combinations import ALL, EXCLUSIONS, Combination, every
+from behaviour.combinations import ALL, EXCLUSIONS, Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.functions import PNG, WAV
 from cases import for_each
@@ -23,7 +23,7 @@ def test_exclusions_have_a_reason_and_match_a_combination() -> None:
         assert any(revision in ("*", each.revision) and transport in ("*", each.transport) for each in ALL), need
 
 
-@every()
+@in_combinations()
 async def test_server_info_has_name_and_version(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/lifecycle and 2026-07-28, basic."""
     client = await connect(combination)
@@ -43,14 +43,14 @@ async def test_server_info_has_name_and_version(connect: Connect, combination: C
     assert ("completions" in capabilities) == (combination.revision >= "2025-03-26")
 
 
-@every("handshake")
+@in_combinations("handshake")
 async def test_ping_returns_an_empty_result(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/ping."""
     client = await connect(combination)
     assert (await client.request("ping")).result == {}
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 @for_each("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
 async def test_removed_methods_are_not_found(connect: Connect, combination: Combination, method: str) -> None:
     """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http."""
@@ -60,7 +60,7 @@ async def test_removed_methods_are_not_found(connect: Connect, combination: Comb
     assert reply.status == (404 if combination.http else 0)
 
 
-@every("handshake")
+@in_combinations("handshake")
 async def test_methods_of_other_revisions_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
@@ -70,7 +70,7 @@ async def test_methods_of_other_revisions_are_not_found(connect: Connect, combin
         assert reply.status == (200 if combination.http else 0)
 
 
-@every()
+@in_combinations()
 async def test_text_results_are_one_text_block(connect: Connect, combination: Combination) -> None:
     result = (await (await connect(combination)).call("text")).result
     assert result["content"] == [{"type": "text", "text": "plain"}]
@@ -78,7 +78,7 @@ async def test_text_results_are_one_text_block(connect: Connect, combination: Co
     assert not result.get("isError")
 
 
-@every()
+@in_combinations()
 @for_each("tool", STRUCTURED)
 async def test_values_are_structured_if_the_revision_supports_it(
     connect: Connect, combination: Combination, tool: str
@@ -97,7 +97,7 @@ async def test_values_are_structured_if_the_revision_supports_it(
         assert structured == value
 
 
-@every()
+@in_combinations()
 async def test_a_tool_without_a_python_function_is_listed_and_called(
     connect: Connect, combination: Combination
 ) -> None:
@@ -112,14 +112,14 @@ async def test_a_tool_without_a_python_function_is_listed_and_called(
     assert text.startswith("Invalid arguments for tool 'weigh': missing 'of'; unknown 'to'.")
 
 
-@every()
+@in_combinations()
 async def test_none_results_have_empty_content(connect: Connect, combination: Combination) -> None:
     result = (await (await connect(combination)).call("nothing")).result
     assert result["content"] == []
     assert "structuredContent" not in result
 
 
-@every()
+@in_combinations()
 async def test_bytes_become_an_image_or_embedded_resource(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     picture = {"type": "image", "data": base64.b64encode(PNG).decode(), "mimeType": "image/png"}
@@ -137,7 +137,7 @@ def sound(revision: str) -> tuple[str, str]:
     return ("audio" if revision >= "2025-03-26" else "resource", base64.b64encode(WAV).decode())
 
 
-@every()
+@in_combinations()
 async def test_content_is_converted_for_older_revisions(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog."""
     client = await connect(combination)
@@ -156,7 +156,7 @@ async def test_content_is_converted_for_older_revisions(connect: Connect, combin
     assert types == ["text", "image", kind, "resource_link" if combination.revision >= "2025-06-18" else "text"]
 
 
-@every()
+@in_combinations()
 async def test_tools_may_return_explicit_results(connect: Connect, combination: Combination) -> None:
     reply = await (await connect(combination)).call("spelled_out")
     assert reply.text == "done"
@@ -164,7 +164,7 @@ async def test_tools_may_return_explicit_results(connect: Connect, combination: 
     assert reply.result.get("structuredContent") == ({"n": 1} if combination.revision >= "2025-06-18" else None)
 
 
-@every()
+@in_combinations()
 async def test_context_describes_client_and_transport(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     text = (await client.call("who")).text
@@ -173,7 +173,7 @@ async def test_context_describes_client_and_transport(connect: Connect, combinat
     assert f'"session":{str(has_session).lower()}' in text.replace(" ", "")
 
 
-@every()
+@in_combinations()
 async def test_results_carry_the_members_of_their_era(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, changelog."""
     client = await connect(combination)
@@ -188,7 +188,7 @@ async def test_results_carry_the_members_of_their_era(connect: Connect, combinat
     assert (called.get("resultType") == "complete") == new
 
 
-@every("requests of its own", "streamable http")
+@in_combinations("requests of its own", "streamable http")
 async def test_parameter_headers_must_match_their_arguments(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
     client = await connect(combination)
@@ -200,7 +200,7 @@ async def test_parameter_headers_must_match_their_arguments(connect: Connect, co
         assert (reply.error["code"], reply.status) == (-32020, 400)
 
 
-@every("handshake")
+@in_combinations("handshake")
 async def test_parameter_headers_are_not_required_of_older_clients(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)

@@ -1,6 +1,6 @@
 import asyncio
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import Client, Json
 
@@ -19,7 +19,7 @@ async def begun(client: Client, tool: str, key: str) -> int:
     return sent
 
 
-@every("explicit cancel")
+@in_combinations("explicit cancel")
 async def test_cancelled_calls_stop_without_a_response(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination)
@@ -32,7 +32,7 @@ async def test_cancelled_calls_stop_without_a_response(connect: Connect, combina
     assert not client._waiting[sent][1].done()
 
 
-@every("explicit cancel", over=("memory",))
+@in_combinations("explicit cancel", over=("memory",))
 async def test_cancellation_directly_after_the_request_counts(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination)
@@ -46,7 +46,7 @@ async def test_cancellation_directly_after_the_request_counts(connect: Connect, 
     assert not client._waiting[sent][1].done()
 
 
-@every("explicit cancel")
+@in_combinations("explicit cancel")
 async def test_threads_see_the_cancellation(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     key = f"thread {combination}"
@@ -57,7 +57,7 @@ async def test_threads_see_the_cancellation(connect: Connect, combination: Combi
     await journal_has(client, key, "cancelled")
 
 
-@every("handshake", "explicit cancel", "questions", "elicitation")
+@in_combinations("handshake", "explicit cancel", "questions", "elicitation")
 async def test_calls_waiting_for_an_answer_can_be_cancelled(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination, answer=lambda method, params: None)
@@ -69,7 +69,7 @@ async def test_calls_waiting_for_an_answer_can_be_cancelled(connect: Connect, co
     assert not client._waiting[sent][1].done()
 
 
-@every("requests of its own", "streamable http")
+@in_combinations("requests of its own", "streamable http")
 async def test_disconnect_cancels_calls_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/cancellation."""
     client = await connect(combination)
@@ -86,7 +86,7 @@ async def test_disconnect_cancels_calls_of_the_newest_revision(connect: Connect,
         await journal_has(client, key, "cancelled")
 
 
-@every("handshake session", "streamable http", "resumption")
+@in_combinations("handshake session", "streamable http", "resumption")
 async def test_disconnect_does_not_cancel_session_calls(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/cancellation."""
     client = await connect(combination)
@@ -103,7 +103,7 @@ async def test_disconnect_does_not_cancel_session_calls(connect: Connect, combin
     assert "cancelled" not in (await client.call("journal", key=key)).text
 
 
-@every("requests of its own", "streamable http")
+@in_combinations("requests of its own", "streamable http")
 async def test_cancellation_does_not_affect_other_callers(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/versioning."""
     client = await connect(combination)
@@ -114,7 +114,7 @@ async def test_cancellation_does_not_affect_other_callers(connect: Connect, comb
     assert (await client.finish(sent)).text == "waited"
 
 
-@every(over=("sse",), until="2025-11-25")
+@in_combinations(over=("sse",), until="2025-11-25")
 async def test_http_sse_sessions_end_with_their_stream(connect: Connect, combination: Combination) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse: closing the connection ends the session and its calls."""
     client = await connect(combination)

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import new_order_uri
 from patience import WAIT
@@ -12,7 +12,7 @@ SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 KINDS = ("tools", "prompts", "resources")
 
 
-@every("session")
+@in_combinations("session")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_list_changes_are_announced(connect: Connect, combination: Combination, kind: str) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
@@ -25,7 +25,7 @@ async def test_list_changes_are_announced(connect: Connect, combination: Combina
     assert {note["method"] for note in client.notes[since:]} == {f"notifications/{kind}/list_changed"}
 
 
-@every("session")
+@in_combinations("session")
 async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -42,7 +42,7 @@ async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combi
     assert client.notes[-1]["params"]["uri"] == also
 
 
-@every("session")
+@in_combinations("session")
 async def test_updates_of_static_resources_are_delivered(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -51,7 +51,7 @@ async def test_updates_of_static_resources_are_delivered(connect: Connect, combi
     assert (await client.wait_for_notification(UPDATED))["uri"] == "note://one"
 
 
-@every("handshake session")
+@in_combinations("handshake session")
 async def test_updates_stop_after_unsubscribe(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/resources."""
     client = await connect(combination)
@@ -67,21 +67,21 @@ async def test_updates_stop_after_unsubscribe(connect: Connect, combination: Com
     assert (await client.request("resources/unsubscribe", {"uri": kept})).result == {}
 
 
-@every("handshake session")
+@in_combinations("handshake session")
 async def test_subscriptions_to_unknown_resources_are_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/resources."""
     client = await connect(combination)
     assert (await client.request("resources/subscribe", {"uri": "note://none"})).error["code"] == -32002
 
 
-@every(over=("sessionless",), until="2025-11-25")
+@in_combinations(over=("sessionless",), until="2025-11-25")
 async def test_subscriptions_need_a_session(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     assert "error" in (await client.request("resources/subscribe", {"uri": "note://one"})).message
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -100,7 +100,7 @@ async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connec
     assert {note["params"]["_meta"][SUBSCRIPTION] for note in client.notes} == {sent}
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_two_subscriptions_receive_their_own_updates(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -115,7 +115,7 @@ async def test_two_subscriptions_receive_their_own_updates(connect: Connect, com
     assert heard == {one: first, two: second}
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_subscriptions_without_a_known_target_end_at_once(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -125,14 +125,14 @@ async def test_subscriptions_without_a_known_target_end_at_once(connect: Connect
     assert SUBSCRIPTION in reply.result["_meta"]
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_subscriptions_need_a_filter(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions: `notifications` is required."""
     client = await connect(combination)
     assert (await client.request("subscriptions/listen")).error["code"] == -32602
 
 
-@every("requests of its own", "our process")
+@in_combinations("requests of its own", "our process")
 async def test_stopping_server_ends_subscriptions_with_a_result(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -143,7 +143,7 @@ async def test_stopping_server_ends_subscriptions_with_a_result(connect: Connect
     assert reply.result["resultType"] == "complete"
 
 
-@every("requests of its own", "our process")
+@in_combinations("requests of its own", "our process")
 async def test_closing_the_runtime_ends_subscriptions_with_a_result(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -152,7 +152,7 @@ async def test_closing_the_runtime_ends_subscriptions_with_a_result(connect: Con
     assert (await client.finish(sent)).result["_meta"][SUBSCRIPTION] == sent
 
 
-@every("requests of its own", "streamable http")
+@in_combinations("requests of its own", "streamable http")
 async def test_subscriptions_are_refused_if_no_stream_can_carry_them(
     connect: Connect, combination: Combination
 ) -> None:
@@ -164,7 +164,7 @@ async def test_subscriptions_are_refused_if_no_stream_can_carry_them(
     assert reply.status == 406
 
 
-@every("requests of its own", "explicit cancel")
+@in_combinations("requests of its own", "explicit cancel")
 async def test_notification_cancels_a_subscription(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
@@ -177,7 +177,7 @@ async def test_notification_cancels_a_subscription(connect: Connect, combination
     assert client.notes[since:] == []
 
 
-@every("requests of its own", "streamable http")
+@in_combinations("requests of its own", "streamable http")
 async def test_subscriptions_stream_even_if_calls_reply_with_json(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)

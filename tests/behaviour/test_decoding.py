@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import Json
 from millstream._protocol import messages as ours
@@ -42,7 +42,7 @@ CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {
 ELSEWHERE = {"initialize": "the client of these tests has sent it", "subscriptions/listen": "it ends with its stream"}
 
 
-@every("session")
+@in_combinations("session")
 async def test_results_of_every_method_decode(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     methods = set(BY_DATE[combination.revision].requests) - set(ELSEWHERE)
@@ -53,7 +53,7 @@ async def test_results_of_every_method_decode(connect: Connect, combination: Com
         assert expected(decoded), f"{method}: {decoded}"
 
 
-@every("handshake")
+@in_combinations("handshake")
 async def test_discovery_results_decode(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     told = msgspec.json.decode(json.dumps(client.initialized), type=ours.InitializeResult)

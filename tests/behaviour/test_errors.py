@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from cases import for_each
 from patience import WAIT
@@ -13,7 +13,7 @@ from patience import WAIT
 BAD_ARGUMENTS = [({}, "a"), ({"a": "many"}, "a"), ({"a": 1, "b": -1}, "b"), ({"a": 1.5}, "a"), ({"a": None}, "a")]
 
 
-@every()
+@in_combinations()
 @for_each(("arguments", "named"), BAD_ARGUMENTS, ids=json.dumps)
 async def test_invalid_arguments_are_reported_to_the_model(
     connect: Connect, combination: Combination, arguments: dict[str, object], named: str
@@ -28,7 +28,7 @@ async def test_invalid_arguments_are_reported_to_the_model(
     assert re.search(rf"\b{named}\b", text), text
 
 
-@every()
+@in_combinations()
 async def test_arguments_must_be_an_object(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, changelog."""
     client = await connect(combination)
@@ -36,7 +36,7 @@ async def test_arguments_must_be_an_object(connect: Connect, combination: Combin
     assert "error" in reply.message or reply.failure
 
 
-@every()
+@in_combinations()
 async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/tools and 2025-11-25, server/prompts."""
     client = await connect(combination)
@@ -47,7 +47,7 @@ async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, c
         assert reply.status == (200 if combination.http else 0)
 
 
-@every()
+@in_combinations()
 async def test_unknown_resource_has_the_error_code_of_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/resources."""
     reply = await (await connect(combination)).request("resources/read", {"uri": "note://none"})
@@ -55,7 +55,7 @@ async def test_unknown_resource_has_the_error_code_of_the_revision(connect: Conn
     assert reply.error["data"] == {"uri": "note://none"}
 
 
-@every()
+@in_combinations()
 async def test_missing_params_are_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, schema."""
     client = await connect(combination)
@@ -64,13 +64,13 @@ async def test_missing_params_are_refused(connect: Connect, combination: Combina
     assert (await client.request("tools/call")).error["code"] == -32602
 
 
-@every()
+@in_combinations()
 async def test_a_tool_error_is_text_for_the_model(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/tools."""
     assert (await (await connect(combination)).call("fails")).failure == "Nothing left in stock."
 
 
-@every()
+@in_combinations()
 @pytest.mark.parametrize("tool", ["breaks", "lies"])
 async def test_failures_are_logged_and_callers_get_only_an_incident(
     connect: Connect, combination: Combination, tool: str, caplog: pytest.LogCaptureFixture
@@ -92,7 +92,7 @@ async def test_failures_are_logged_and_callers_get_only_an_incident(
     assert "schema" not in text
 
 
-@every()
+@in_combinations()
 async def test_failing_prompts_and_resources_return_only_an_incident(
     connect: Connect, combination: Combination
 ) -> None:
@@ -104,12 +104,12 @@ async def test_failing_prompts_and_resources_return_only_an_incident(
         assert "secret" not in json.dumps(reply.message)
 
 
-@every()
+@in_combinations()
 async def test_tool_timeout_is_an_error_for_the_model(connect: Connect, combination: Combination) -> None:
     assert "sleeps" in (await (await connect(combination)).call("sleeps")).failure
 
 
-@every()
+@in_combinations()
 async def test_timed_out_threads_keep_their_slot(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     key = f"late {combination}"
@@ -123,7 +123,7 @@ async def test_timed_out_threads_keep_their_slot(connect: Connect, combination: 
             pass
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_tool_error_names_the_missing_client_capability(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/versioning: -32021 before anything runs, status 400."""
     able = await connect(combination)
@@ -135,7 +135,7 @@ async def test_tool_error_names_the_missing_client_capability(connect: Connect, 
     assert reply.status == (400 if combination.http else 0)
 
 
-@every("handshake", "session")
+@in_combinations("handshake", "session")
 async def test_missing_capability_is_refused_in_the_handshake_era(connect: Connect, combination: Combination) -> None:
     able = await connect(combination)
     assert (await able.call("needs_sampling")).text == "sampled"

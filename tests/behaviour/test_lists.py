@@ -1,4 +1,4 @@
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import Client, Json
 
@@ -16,7 +16,7 @@ async def listed(client: Client, method: str) -> dict[str, Json]:
     return {each.get("uri") or each.get("uriTemplate") or each["name"]: each for page in pages for each in page}
 
 
-@every()
+@in_combinations()
 async def test_pages_form_the_whole_list_in_order(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/pagination: cursors are opaque; every item is listed once, in the order of
     registration.
@@ -33,7 +33,7 @@ async def test_pages_form_the_whole_list_in_order(connect: Connect, combination:
     assert again == names
 
 
-@every()
+@in_combinations()
 async def test_unknown_cursors_are_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/pagination."""
     client = await connect(combination)
@@ -43,7 +43,7 @@ async def test_unknown_cursors_are_refused(connect: Connect, combination: Combin
             assert error["code"] == -32602, (method, cursor)
 
 
-@every()
+@in_combinations()
 async def test_tool_descriptions_match_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, server/tools and 2025-11-25, changelog."""
     tools = await listed(await connect(combination), "tools/list")
@@ -64,7 +64,7 @@ async def test_tool_descriptions_match_the_revision(connect: Connect, combinatio
     assert all(tool["inputSchema"]["type"] == "object" for tool in tools.values())
 
 
-@every()
+@in_combinations()
 async def test_resource_and_prompt_descriptions_match_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog and 2025-11-25, changelog."""
     client = await connect(combination)
@@ -82,7 +82,7 @@ async def test_resource_and_prompt_descriptions_match_the_revision(connect: Conn
     assert [each.get("required", False) for each in prompts["greet"]["arguments"]] == [True, False]
 
 
-@every()
+@in_combinations()
 async def test_lists_are_the_same_for_every_client(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/tools."""
     client = await connect(combination)

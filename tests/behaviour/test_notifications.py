@@ -1,13 +1,13 @@
 from typing import Any
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from cases import for_each
 
 PROGRESS, LOG = "notifications/progress", "notifications/message"
 
 
-@every("notifications")
+@in_combinations("notifications")
 @for_each("token", [0, "", 7, "a token"], ids=repr)
 async def test_progress_carries_the_token_of_its_request_and_increases(
     connect: Connect, combination: Combination, token: Any
@@ -23,7 +23,7 @@ async def test_progress_carries_the_token_of_its_request_and_increases(
     assert ("message" in notes[0]) == (combination.revision >= "2025-03-26")
 
 
-@every()
+@in_combinations()
 async def test_progress_is_sent_only_on_request(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/progress."""
     reply = await (await connect(combination)).call("steps")
@@ -31,14 +31,14 @@ async def test_progress_is_sent_only_on_request(connect: Connect, combination: C
     assert reply.notes == []
 
 
-@every()
+@in_combinations()
 async def test_calls_without_a_stream_still_return_their_result(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     assert (await client.call("steps", meta={"progressToken": 1})).text == "stepped"
     assert (await client.call("logs")).text == "logged"
 
 
-@every("notifications", "handshake session")
+@in_combinations("notifications", "handshake session")
 async def test_sessions_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/utilities/logging."""
     client = await connect(combination)
@@ -56,7 +56,7 @@ async def test_sessions_receive_logs_from_their_level(connect: Connect, combinat
     assert (await client.request("logging/setLevel", {"level": "loud"})).error["code"] == -32602
 
 
-@every("notifications", "requests of its own")
+@in_combinations("notifications", "requests of its own")
 async def test_requests_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/utilities/logging."""
     client = await connect(combination)
@@ -67,7 +67,7 @@ async def test_requests_receive_logs_from_their_level(connect: Connect, combinat
     assert (await client.call("logs", meta={level: "loud"})).error["code"] == -32602
 
 
-@every("notifications")
+@in_combinations("notifications")
 @for_each("tool", ["counts", "counts_in_thread"])
 async def test_streaming_tools_send_each_value_and_return_the_last(
     connect: Connect, combination: Combination, tool: str
@@ -80,7 +80,7 @@ async def test_streaming_tools_send_each_value_and_return_the_last(
     assert reply.text == "at 3"
 
 
-@every()
+@in_combinations()
 @for_each("tool", ["counts", "counts_in_thread"])
 async def test_streaming_tools_without_a_token_return_the_last_value(
     connect: Connect, combination: Combination, tool: str
@@ -91,7 +91,7 @@ async def test_streaming_tools_without_a_token_return_the_last_value(
     assert (await client.call(tool, upto=0)).result["content"] == []
 
 
-@every("notifications")
+@in_combinations("notifications")
 async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -110,7 +110,7 @@ async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect,
         assert "quick" not in "".join(own)
 
 
-@every("streamable http")
+@in_combinations("streamable http")
 async def test_reply_is_json_unless_notifications_precede_it(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     plain = await client.streamable.post({"jsonrpc": "2.0", "id": 900, "method": "tools/call", "params": client.params(
@@ -130,6 +130,6 @@ async def test_reply_is_json_unless_notifications_precede_it(connect: Connect, c
         await talking.body()
 
 
-@every()
+@in_combinations()
 async def test_def_tools_run_in_a_thread(connect: Connect, combination: Combination) -> None:
     assert (await (await connect(combination)).call("thread_name")).text == "false"

@@ -1,6 +1,6 @@
 from typing import Any
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import Json, Refuse
 from cases import for_each
@@ -26,7 +26,7 @@ def always(answer: Json) -> Any:
     return lambda method, params: answer
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 @for_each("kind", FORMS)
 async def test_forms_return_a_value_of_the_requested_type(
     connect: Connect, combination: Combination, kind: str
@@ -42,13 +42,13 @@ async def test_forms_return_a_value_of_the_requested_type(
     assert params.get("mode") == ("form" if combination.revision >= "2025-11-25" else None)
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 async def test_def_tools_can_ask_questions(connect: Connect, combination: Combination) -> None:
     client = await connect(combination, answer=always(POINT))
     assert (await client.call("asks_in_thread")).text == "Point(x=5, y=6)"
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 async def test_prompts_can_ask_questions(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination, answer=always(POINT))
@@ -56,7 +56,7 @@ async def test_prompts_can_ask_questions(connect: Connect, combination: Combinat
     assert result["messages"][0]["content"]["text"] == "About 5"
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 async def test_declining_and_dismissing_are_distinguished(connect: Connect, combination: Combination) -> None:
     declining = await connect(combination, answer=always({"action": "decline"}))
     assert (await declining.call("asks", kind="point")).text == "declined"
@@ -66,7 +66,7 @@ async def test_declining_and_dismissing_are_distinguished(connect: Connect, comb
     assert "dismissed" in (await dismissing.call("insists")).failure
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 @for_each(
     "answer",
     [{"action": "accept", "content": {"x": "many"}}, {"action": "accept"}, {"action": "shrug"}, {}, {"action": 1}],
@@ -84,7 +84,7 @@ async def test_malformed_answers_do_not_reach_the_function(
         assert message["error"]["code"] == -32602
 
 
-@every("questions", "elicitation", "handshake")
+@in_combinations("questions", "elicitation", "handshake")
 async def test_client_errors_fail_the_call(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation."""
 
@@ -95,7 +95,7 @@ async def test_client_errors_fail_the_call(connect: Connect, combination: Combin
     assert "no window" in (await client.call("insists")).failure
 
 
-@every("questions")
+@in_combinations("questions")
 @for_each("tool", CAPABILITY)
 async def test_clients_without_the_capability_are_not_asked(
     connect: Connect, combination: Combination, tool: str
@@ -113,7 +113,7 @@ async def test_clients_without_the_capability_are_not_asked(
         assert reply.status == (400 if combination.http else 0)
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 async def test_empty_elicitation_capability_means_forms_only(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation: `{}` is form, never URL."""
     client = await connect(combination, capabilities={"elicitation": {}}, answer=always(POINT))
@@ -125,14 +125,14 @@ async def test_empty_elicitation_capability_means_forms_only(connect: Connect, c
         assert reply.error["data"] == {"requiredCapabilities": {"elicitation": {"url": {}}}}
 
 
-@every("questions", "handshake", until="2025-03-26")
+@in_combinations("questions", "handshake", until="2025-03-26")
 async def test_missing_elicitation_in_a_revision_is_explained(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, changelog."""
     client = await connect(combination)
     assert combination.revision in (await client.call("insists")).failure
 
 
-@every("questions", "url elicitation")
+@in_combinations("questions", "url elicitation")
 async def test_url_elicitation_returns_consent(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation."""
     client = await connect(combination, answer=always({"action": "accept"}))
@@ -145,7 +145,7 @@ async def test_url_elicitation_returns_consent(connect: Connect, combination: Co
     assert "declined" in (await client.call("asks_url")).failure
 
 
-@every("session", since="2025-11-25", until="2025-11-25", over=("json",))
+@in_combinations("session", since="2025-11-25", until="2025-11-25", over=("json",))
 async def test_url_is_sent_in_an_error_without_a_stream(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation."""
     error = (await (await connect(combination)).call("asks_url")).error
@@ -153,7 +153,7 @@ async def test_url_is_sent_in_an_error_without_a_stream(connect: Connect, combin
     assert error["data"]["elicitations"][0]["url"] == "https://example.com/pay"
 
 
-@every(over=("sessionless", "json"), until="2025-11-25")
+@in_combinations(over=("sessionless", "json"), until="2025-11-25")
 @for_each("tool", ["insists", "samples", "lists_roots", "asks_all"])
 async def test_sessionless_calls_that_ask_get_an_explanation(
     connect: Connect, combination: Combination, tool: str
@@ -162,7 +162,7 @@ async def test_sessionless_calls_that_ask_get_an_explanation(
     assert combination.transport == "sessionless" or "initialize" not in text, "the client has a session"
 
 
-@every("questions")
+@in_combinations("questions")
 async def test_sampling_returns_the_response_of_the_clients_model(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/sampling."""
     client = await connect(combination, answer=always(SAMPLE))
@@ -173,7 +173,7 @@ async def test_sampling_returns_the_response_of_the_clients_model(connect: Conne
     assert (params["maxTokens"], params["systemPrompt"], params["temperature"]) == (7, "Be brief", 0.5)
 
 
-@every("questions")
+@in_combinations("questions")
 async def test_sampling_with_tools_works_if_the_revision_supports_it(
     connect: Connect, combination: Combination
 ) -> None:
@@ -191,7 +191,7 @@ async def test_sampling_with_tools_works_if_the_revision_supports_it(
         assert client.questions == []
 
 
-@every("questions", since="2025-11-25")
+@in_combinations("questions", since="2025-11-25")
 async def test_sampling_with_tools_requires_the_capability(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination, capabilities={"sampling": {}}, answer=always(SAMPLE))
@@ -203,7 +203,7 @@ async def test_sampling_with_tools_requires_the_capability(connect: Connect, com
         assert reply.error["data"] == {"requiredCapabilities": {"sampling": {"tools": {}}}}
 
 
-@every("questions")
+@in_combinations("questions")
 async def test_roots_return_the_folders_of_the_client(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/roots."""
     client = await connect(combination, answer=always(ROOTS))
@@ -211,7 +211,7 @@ async def test_roots_return_the_folders_of_the_client(connect: Connect, combinat
     assert [method for method, _ in client.questions] == ["roots/list"]
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 async def test_several_questions_share_one_round(connect: Connect, combination: Combination) -> None:
     answers = {"elicitation/create": POINT, "sampling/createMessage": SAMPLE, "roots/list": ROOTS}
     client = await connect(combination, answer=lambda method, params: answers[method])

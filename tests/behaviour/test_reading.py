@@ -1,6 +1,6 @@
 import base64
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.functions import WAV
 from behaviour.harness import Client, Json
@@ -25,7 +25,7 @@ async def completed(client: Client, ref: Json, name: str, value: str, **known: s
     return completion["values"]
 
 
-@every()
+@in_combinations()
 async def test_resources_return_text_or_bytes(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/resources."""
     client = await connect(combination)
@@ -36,7 +36,7 @@ async def test_resources_return_text_or_bytes(connect: Connect, combination: Com
     }  # fmt: skip
 
 
-@every()
+@in_combinations()
 async def test_template_variables_are_converted(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     assert (await read(client, "book://111/6"))["text"] == "111 page 7"
@@ -47,14 +47,14 @@ async def test_template_variables_are_converted(connect: Connect, combination: C
     assert reply.error["data"] == {"uri": "book://111/six"}
 
 
-@every()
+@in_combinations()
 async def test_non_ascii_uris_can_be_read(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     assert (await client.request("resources/read", {"uri": "note://é"})).error["data"] == {"uri": "note://é"}
 
 
-@every()
+@in_combinations()
 async def test_prompts_receive_their_arguments(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/prompts."""
     client = await connect(combination)
@@ -63,7 +63,7 @@ async def test_prompts_receive_their_arguments(connect: Connect, combination: Co
     assert result["messages"] == [{"role": "user", "content": text}]
 
 
-@every()
+@in_combinations()
 @for_each("arguments", [{}, {"name": "Ada", "tone": "loud"}], ids=repr)
 async def test_invalid_prompt_arguments_are_a_protocol_error(
     connect: Connect, combination: Combination, arguments: Json
@@ -75,7 +75,7 @@ async def test_invalid_prompt_arguments_are_a_protocol_error(
     assert ("tone" if arguments else "name") in reply.error["message"]
 
 
-@every()
+@in_combinations()
 async def test_prompt_messages_match_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog."""
     result = (await (await connect(combination)).request("prompts/get", {"name": "show"})).result
@@ -87,7 +87,7 @@ async def test_prompt_messages_match_the_revision(connect: Connect, combination:
     assert link["content"]["type"] == ("resource_link" if combination.revision >= "2025-06-18" else "text")
 
 
-@every()
+@in_combinations()
 async def test_completion_uses_a_function_or_the_type(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/completion and 2025-06-18, changelog."""
     client = await connect(combination)
@@ -101,7 +101,7 @@ async def test_completion_uses_a_function_or_the_type(connect: Connect, combinat
     assert await completed(client, book, "page", "1") == []
 
 
-@every()
+@in_combinations()
 async def test_completion_of_unknown_references_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/completion."""
     client = await connect(combination)
@@ -115,7 +115,7 @@ async def test_completion_of_unknown_references_is_refused(connect: Connect, com
         assert (await client.request("completion/complete", params)).error["code"] == -32602
 
 
-@every()
+@in_combinations()
 async def test_mounted_servers_respond_under_their_prefix(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     assert (await client.call("stock_count", item="nails")).text == "7 nails"
@@ -128,7 +128,7 @@ async def test_mounted_servers_respond_under_their_prefix(connect: Connect, comb
     assert (await client.call("count", item="nails")).error["code"] == -32602
 
 
-@every("session")
+@in_combinations("session")
 async def test_updates_of_mounted_servers_have_the_prefix(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     await client.watch("shelf://stock/a")

@@ -1,7 +1,7 @@
 import asyncio
 import json
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.exchanges import WAIT, Event, Exchange
 from behaviour.harness import Client, Json, new_order_uri
@@ -39,7 +39,7 @@ def meaning(events: list[Event]) -> list[Json]:
     return [json.loads(event.data) for event in events if event.data]
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_resume_continues_after_any_event(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -57,7 +57,7 @@ async def test_resume_continues_after_any_event(connect: Connect, combination: C
         assert [(event.id, event.data) for event in again] == [(event.id, event.data) for event in after], cut
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_resume_of_a_running_call_receives_later_events(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     for late in (False, True):
@@ -77,7 +77,7 @@ async def test_resume_of_a_running_call_receives_later_events(connect: Connect, 
         assert response["result"]["content"][0]["text"] == "waited"
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_resuming_a_stream_ends_the_older_connection(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -92,7 +92,7 @@ async def test_resuming_a_stream_ends_the_older_connection(connect: Connect, com
     assert meaning(await some(older)) == []
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_resume_after_the_last_event_is_empty(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
@@ -101,7 +101,7 @@ async def test_resume_after_the_last_event_is_empty(connect: Connect, combinatio
     assert await some(stream) == []
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_unknown_and_foreign_event_ids_are_refused(connect: Connect, combination: Combination) -> None:
     client, stranger = await connect(combination), await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
@@ -115,7 +115,7 @@ async def test_unknown_and_foreign_event_ids_are_refused(connect: Connect, combi
     assert (await client.request("ping")).result == {}
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -139,7 +139,7 @@ async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, co
     assert all(event.retry is None for event in first)
 
 
-@every("requests of its own", "streamable http", "notifications")
+@in_combinations("requests of its own", "streamable http", "notifications")
 async def test_streams_of_the_newest_revision_cannot_be_resumed(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -150,7 +150,7 @@ async def test_streams_of_the_newest_revision_cannot_be_resumed(connect: Connect
     assert "dropped False" in (await client.call("journal", key=key)).text
 
 
-@every("resumption", since="2025-11-25")
+@in_combinations("resumption", since="2025-11-25")
 async def test_lost_questions_are_sent_again_on_the_new_stream(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     exchange = await client.streamable.post(request("insists"))
@@ -166,7 +166,7 @@ async def test_lost_questions_are_sent_again_on_the_new_stream(connect: Connect,
     assert response["result"]["content"][0]["text"] == "Point(x=1, y=0)"
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     watched = new_order_uri()
@@ -182,7 +182,7 @@ async def test_newest_stand_alone_stream_wins(connect: Connect, combination: Com
     assert not second.over.is_set()
 
 
-@every("resumption")
+@in_combinations("resumption")
 async def test_resumed_stand_alone_stream_receives_missed_messages(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     await client.request("resources/subscribe", {"uri": "orders://3"})

@@ -11,7 +11,7 @@ import msgspec
 import pydantic
 import pytest
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.functions import JOURNAL
 from behaviour.harness import Client, Json, Reply
@@ -47,7 +47,7 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
     return await client.request("tools/call", params, rounds=False)
 
 
-@every("questions", "elicitation")
+@in_combinations("questions", "elicitation")
 @for_each("tool", ["asks_twice", "asks_twice_in_thread"])
 async def test_effects_between_questions_run_once(connect: Connect, combination: Combination, tool: str) -> None:
     client = await connect(combination, answer=by_message)
@@ -58,7 +58,7 @@ async def test_effects_between_questions_run_once(connect: Connect, combination:
     assert (await client.call(tool, key=key)).text == "5 2 7"
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_questions_of_a_round_have_their_keys(connect: Connect, combination: Combination) -> None:
     """A question's key is its `key=`; unknown answers are ignored (MCP 2026-07-28, basic/patterns/mrtr)."""
     client = await connect(combination)
@@ -69,7 +69,7 @@ async def test_questions_of_a_round_have_their_keys(connect: Connect, combinatio
     assert list(second.result["inputRequests"]) == ["second"]
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_missing_answers_are_requested_again(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
@@ -78,7 +78,7 @@ async def test_missing_answers_are_requested_again(connect: Connect, combination
     assert again.result["inputRequests"] == questions
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_answers_count_without_a_state(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     questions, _ = await first_round(client, "insists")
@@ -86,7 +86,7 @@ async def test_answers_count_without_a_state(connect: Connect, combination: Comb
     assert reply.text == "Point(x=5, y=6)"
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_changed_state_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
@@ -101,7 +101,7 @@ async def test_changed_state_is_refused(connect: Connect, combination: Combinati
     assert (await resend(client, "insists", answers, state)).text == "Point(x=5, y=6)"
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     _, state = await first_round(client, "asks_twice", key="one")
@@ -116,7 +116,7 @@ async def test_state_of_another_call_is_refused(connect: Connect, combination: C
     assert list(same.result["inputRequests"]) == ["second"]
 
 
-@every("requests of its own", "our process")
+@in_combinations("requests of its own", "our process")
 async def test_expired_state_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
@@ -129,7 +129,7 @@ async def test_expired_state_is_refused(connect: Connect, combination: Combinati
     assert "xpired" in reply.error["message"]
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_changed_questions_are_asked_again_with_later_ones(connect: Connect, combination: Combination) -> None:
     client = await connect(combination, answer=by_message)
     reply = await client.call("changes_its_mind", key=f"mind {combination}")
@@ -137,7 +137,7 @@ async def test_changed_questions_are_asked_again_with_later_ones(connect: Connec
     assert [params["message"] for _, params in client.questions] == ["Old?", "And?", "New?", "And?"]
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_call_with_too_many_rounds_fails(connect: Connect, combination: Combination) -> None:
     client = await connect(combination, answer=lambda method, params: POINT)
     reply = await client.call("never_content", key=f"never {combination}")
@@ -145,7 +145,7 @@ async def test_call_with_too_many_rounds_fails(connect: Connect, combination: Co
     assert len(client.questions) == 64
 
 
-@every("requests of its own", "our process")
+@in_combinations("requests of its own", "our process")
 async def test_state_is_encrypted(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     key = f"hidden {combination}"
@@ -158,7 +158,7 @@ async def test_state_is_encrypted(connect: Connect, combination: Combination) ->
     assert list(JOURNAL[key]) == ["paid"]
 
 
-@every("requests of its own")
+@in_combinations("requests of its own")
 async def test_only_three_methods_can_return_input_required(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)

@@ -3,7 +3,7 @@
 https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints
 """
 
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.functions import CONVERSATIONS
 from behaviour.harness import Json
@@ -24,7 +24,7 @@ UNBALANCED = {
 }
 
 
-@every("questions")
+@in_combinations("questions")
 @for_each("kind", UNBALANCED)
 async def test_unbalanced_tool_results_are_refused_in_the_function(
     connect: Connect, combination: Combination, kind: str
@@ -36,7 +36,7 @@ async def test_unbalanced_tool_results_are_refused_in_the_function(
     assert client.questions == []
 
 
-@every("questions")
+@in_combinations("questions")
 async def test_conversations_with_tools_need_a_supporting_revision(connect: Connect, combination: Combination) -> None:
     """Regression: before 2025-11-25, messages can't contain tool uses."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
@@ -55,7 +55,7 @@ async def test_conversations_with_tools_need_a_supporting_revision(connect: Conn
         assert [block["text"] for block in contents[::3]] == ["How is the weather?", "And tomorrow?"]
 
 
-@every("questions", since="2025-11-25")
+@in_combinations("questions", since="2025-11-25")
 async def test_conversations_with_tools_need_the_client_capability(connect: Connect, combination: Combination) -> None:
     client = await connect(combination, capabilities={"sampling": {}}, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")
@@ -66,7 +66,7 @@ async def test_conversations_with_tools_need_the_client_capability(connect: Conn
         assert reply.error["data"] == {"requiredCapabilities": {"sampling": {"tools": {}}}}
 
 
-@every("questions")
+@in_combinations("questions")
 async def test_messages_with_several_blocks_are_split_for_older_revisions(
     connect: Connect, combination: Combination
 ) -> None:
@@ -84,7 +84,7 @@ async def test_messages_with_several_blocks_are_split_for_older_revisions(
         assert sent[2] == ("user", {"type": "text", "text": "three"})
 
 
-@every("questions")
+@in_combinations("questions")
 async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combination: Combination) -> None:
     """Regression: 2024-11-05 only has text and images."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
@@ -96,7 +96,7 @@ async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combi
         assert reply.text == "word"
 
 
-@every()
+@in_combinations()
 async def test_prompt_messages_have_one_block(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     told = (await client.request("prompts/get", {"name": "in_blocks"})).result["messages"]

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from behaviour import world
-from behaviour.combinations import Combination, every
+from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.exchanges import Exchange, serve_http
 from behaviour.harness import Client, Json
@@ -29,7 +29,7 @@ async def code(reply: Exchange) -> tuple[int, int]:
     return reply.status, json.loads(await reply.body())["error"]["code"]
 
 
-@every("handshake session", over=(*STREAMS, "json"), since="2025-03-26")
+@in_combinations("handshake session", over=(*STREAMS, "json"), since="2025-03-26")
 async def test_session_ids_are_visible_ascii_and_unique(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25."""
     first, second = await connect(combination), await connect(combination)
@@ -40,7 +40,7 @@ async def test_session_ids_are_visible_ascii_and_unique(connect: Connect, combin
         assert all("!" <= character <= "~" for character in each)
 
 
-@every("handshake session", over=STREAMS)
+@in_combinations("handshake session", over=STREAMS)
 async def test_deleted_sessions_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client, other = await connect(combination), await connect(combination)
@@ -59,7 +59,7 @@ async def test_deleted_sessions_are_not_found(connect: Connect, combination: Com
     assert (await client.request("ping")).result == {}
 
 
-@every("handshake session", over=STREAMS)
+@in_combinations("handshake session", over=STREAMS)
 async def test_unknown_session_ids_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -70,7 +70,7 @@ async def test_unknown_session_ids_are_not_found(connect: Connect, combination: 
     assert (await raw(client, "POST", PING, mcp_session_id=good)).status == 200
 
 
-@every("handshake session", over=STREAMS)
+@in_combinations("handshake session", over=STREAMS)
 async def test_requests_without_a_session_id_are_refused(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     reply = await raw(client, "POST", PING, mcp_protocol_version=combination.revision)
@@ -78,7 +78,7 @@ async def test_requests_without_a_session_id_are_refused(connect: Connect, combi
     assert (await raw(client, "POST", PING)).status == 200
 
 
-@every("handshake session", over=STREAMS)
+@in_combinations("handshake session", over=STREAMS)
 async def test_version_header_must_match_the_session(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports: an unsupported `MCP-Protocol-Version` is 400."""
     client = await connect(combination)
@@ -89,7 +89,7 @@ async def test_version_header_must_match_the_session(connect: Connect, combinati
     assert (await raw(client, "POST", PING, mcp_session_id=session)).status == 200
 
 
-@every("handshake", "session")
+@in_combinations("handshake", "session")
 async def test_second_initialize_is_refused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
@@ -98,7 +98,7 @@ async def test_second_initialize_is_refused(connect: Connect, combination: Combi
     assert (await client.request("ping")).result == {}
 
 
-@every("handshake", "session")
+@in_combinations("handshake", "session")
 async def test_ids_in_flight_cannot_be_reused(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic."""
     client = await connect(combination)
@@ -118,7 +118,7 @@ async def test_ids_in_flight_cannot_be_reused(connect: Connect, combination: Com
     assert (await client.finish(sent)).text == "waited"
 
 
-@every("handshake session", over=("lane",))
+@in_combinations("handshake session", over=("lane",))
 async def test_sessions_survive_a_restart_with_the_same_key(connect: Connect, combination: Combination) -> None:
     client = await connect(combination, server=world.build())
     headers = {**JSON, **client.streamable.headers()}
@@ -147,7 +147,7 @@ async def opened(client: Client, params: Any, **headers: str) -> tuple[Exchange,
     return reply, json.loads(await reply.body())
 
 
-@every("streamable http", since="2025-11-25", over=STREAMS)
+@in_combinations("streamable http", since="2025-11-25", over=STREAMS)
 async def test_initialize_tolerates_listed_deviations(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/lifecycle."""
     client = await connect(combination)
@@ -167,7 +167,7 @@ async def test_initialize_tolerates_listed_deviations(connect: Connect, combinat
     assert "mcp-session-id" not in reply.headers
 
 
-@every(over=("sessionless",), until="2025-11-25")
+@in_combinations(over=("sessionless",), until="2025-11-25")
 async def test_sessionless_servers_announce_no_session_features(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     capabilities = (await connect(combination)).initialized["capabilities"]
@@ -182,7 +182,7 @@ async def test_short_keys_stop_the_start() -> None:
             pass
 
 
-@every("requests of its own", "streamable http")
+@in_combinations("requests of its own", "streamable http")
 async def test_newest_revision_has_no_sessions(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)

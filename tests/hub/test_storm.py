@@ -19,7 +19,7 @@ class CountedStore(DelayedStore):
     """Takes turns, and counts what is read."""
 
     def __init__(self, store: MemoryStore) -> None:
-        super().__init__(lambda: 1, store, near=True)
+        super().__init__(lambda: 1, store, immediate=True)
         self.reads = Counter[str]()
         for name in ("read", "newest"):
             setattr(self.log, name, self._counted(name))

@@ -33,7 +33,7 @@ class World:
 
     def ask(self, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
         """One request; a stream is left when it has begun."""
-        reply: Reply = self.run(ask_asgi(self.wire.server, method, path, fields, body, leave=bool))
+        reply: Reply = self.run(ask_asgi(self.wire.server, method, path, fields, body, stop_when=bool))
         return reply
 
     def check(self) -> None:

@@ -68,7 +68,7 @@ async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cu
 
     method, fields, content = "POST", session, body
     while True:
-        reply = await ask_asgi(wire.server, method, "/mcp", encode_headers(fields), content, leave=leave)
+        reply = await ask_asgi(wire.server, method, "/mcp", encode_headers(fields), content, stop_when=leave)
         assert reply.status == 200, reply
         heard += events_of(reply.body)
         if any('"result"' in event.data for event in heard):

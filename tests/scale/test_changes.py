@@ -226,10 +226,10 @@ async def test_watchers_are_notified_after_an_interruption() -> None:
         alone = await second.get(headers)
         listening = await listen(second, resourceSubscriptions=[SIGN, "shop://other"])
         await settle()
-        second.store.deaf = True
+        second.store.drops_messages = True
         await first.server.resource_updated(SIGN)
         await settle()
-        second.store.deaf = False
+        second.store.drops_messages = False
         second.store.miss()
         assert [each["params"]["uri"] for each in (await listening.until(3))[1:]] == ["shop://other", SIGN]
         assert [each["params"]["uri"] for each in await alone.until(1)] == [SIGN]
@@ -241,12 +241,12 @@ async def test_watchers_are_notified_after_an_interruption() -> None:
 
 async def test_changes_during_an_interruption_are_applied_later() -> None:
     async with fleet(make_shop, 3) as (first, second, third):
-        third.store.deaf = True
+        third.store.drops_messages = True
         first.server.remove_tool("add")
         first.server.disable("resource", SIGN)
         await until(lambda: SIGN in second.server.registry.disabled["resources"])
         assert SIGN in third.server.registry.resources
-        third.store.deaf = False
+        third.store.drops_messages = False
         third.store.miss()
         await until(lambda: SIGN in third.server.registry.disabled["resources"])
         assert "add" not in await tools(third)
@@ -268,10 +268,10 @@ async def test_last_switch_wins_over_late_messages() -> None:
     async with fleet(make_shop, 3, store=shared) as (first, second, third):
         first.server.disable("tool", "add")
         await until(lambda: "add" not in third.server.registry.tools)
-        third.store.deaf = True
+        third.store.drops_messages = True
         second.server.enable("tool", "add")
         await until(lambda: "add" in first.server.registry.tools)
-        third.store.deaf = False
+        third.store.drops_messages = False
         async with one_worker(make_shop, shared) as late:  # told of both
             await settle()
             assert all("add" in each.server.registry.tools for each in (first, second, third, late))

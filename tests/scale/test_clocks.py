@@ -35,7 +35,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[SkewedWorkers]:
 async def four(shared: SkewedWorkers) -> AsyncIterator[list[PinnedWorker]]:
     """Those four, each with a way to it: the first and the third are ahead, the others behind."""
     port = shared.port()
-    shared.jump(0)
+    shared.shift_clocks(0)
     yield (workers := await find_workers(port))
     for worker in workers:
         worker.http.pinned.drop_connections()
@@ -102,7 +102,7 @@ async def test_records_and_tombstones_are_shared(four: list[PinnedWorker]) -> No
     headers = await four[0].initialize()
     older = await four[1].get(headers)
     stream = await four[2].get(headers)
-    await until(lambda: older.over)
+    await until(lambda: older.ended)
     await asyncio.gather(
         *(each.ask("resources/subscribe", {"uri": f"shelf://{n}"}, headers, n) for n, each in enumerate(four))
     )
@@ -145,11 +145,11 @@ async def test_calls_continue_on_another_worker(
     headers = await four[0].initialize()
     line = await talk(four[0], headers, str(tmp_path / "gate"))
     older = await four[1].get(headers, line.last_id)
-    await until(lambda: line.over)
+    await until(lambda: line.ended)
     (tmp_path / "gate0").touch()
     await older.until(1)
     newer = await four[3].get(headers, older.last_id)
-    await until(lambda: older.over)
+    await until(lambda: older.ended)
     (tmp_path / "gate1").touch()
     (tmp_path / "gate2").touch()
     messages = line.messages + older.messages + await newer.end()
@@ -240,7 +240,7 @@ async def test_clock_jumps_change_nothing(four: list[PinnedWorker], shared: Skew
     counted = 0
     for seconds in (-90, 90, 0):
         opened = [await question(each, headers, 100 + number) for number, each in enumerate(four[:2])]
-        shared.jump(seconds)
+        shared.shift_clocks(seconds)
         for number, (stream, id) in enumerate(opened):
             for worker in four:
                 said.append(f"{seconds} {number} {worker.pid}")
@@ -254,7 +254,7 @@ async def test_clock_jumps_change_nothing(four: list[PinnedWorker], shared: Skew
             for worker in four:
                 await until_seen(worker, seconds, headers)
     again = await four[2].get(headers, line.last_id)
-    await until(lambda: line.over)
+    await until(lambda: line.ended)
     for number in range(3):
         (tmp_path / f"gate{number}").touch()
     words = [each["params"]["data"] for each in line.messages + (await again.end())[:-1]]

@@ -148,10 +148,10 @@ async def test_workers_find_each_other_after_an_interruption() -> None:
 async def test_workers_started_during_an_interruption_are_found() -> None:
     shared = SharedStore()
     async with fleet(make_shop, 1, store=shared) as (first,):
-        first.store.deaf = True
+        first.store.drops_messages = True
         async with one_worker(make_shop, shared) as second:
             await settle()
-            first.store.deaf = False
+            first.store.drops_messages = False
             first.store.miss()
             await until(lambda: first.runtime.shared and second.runtime.shared)
 

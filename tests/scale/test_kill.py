@@ -81,5 +81,5 @@ async def test_calls_of_killed_workers_fail_with_a_retry_error(tmp_path: Path) -
             (error,) = await followed.end()
             assert error["id"] == number
             assert "Try again" in error["error"]["message"]
-        assert not any(calls[number].over for pid in others for number in by_pid[pid])
+        assert not any(calls[number].ended for pid in others for number in by_pid[pid])
         clients.close()

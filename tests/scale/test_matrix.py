@@ -120,7 +120,7 @@ async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None
         headers = await second.initialize()
         line = await start_talking(first, headers)
         followed = await second.get(headers, line.last_id)
-        await until(lambda: line.over)
+        await until(lambda: line.ended)
         await backing.kill(first.store.real)
         (error,) = await followed.end()
         assert error["id"] == 5

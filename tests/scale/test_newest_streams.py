@@ -29,10 +29,10 @@ async def test_newest_stream_of_a_session_stays(backing: Backing) -> None:
     async with real_fleet(make_shop, backing) as workers:
         headers = await workers[0].initialize()
         streams = await asyncio.gather(*(each.get(headers) for each in workers))
-        await until(lambda: [stream.over for stream in streams].count(True) == 3)
+        await until(lambda: [stream.ended for stream in streams].count(True) == 3)
         newest = await workers[1].get(headers)
-        await until(lambda: all(stream.over for stream in streams))
-        assert not newest.over
+        await until(lambda: all(stream.ended for stream in streams))
+        assert not newest.ended
         newest.close()
 
 
@@ -59,7 +59,7 @@ async def test_one_of_several_simultaneous_streams_stays(backing: Backing, monke
         line = await start_talking(workers[0], headers)
         for last_id in (None, line.last_id):
             streams = await asyncio.gather(*(each.get(headers, last_id) for each in workers))
-            await until(lambda: [stream.over for stream in streams].count(True) == 3)  # noqa: B023
+            await until(lambda: [stream.ended for stream in streams].count(True) == 3)  # noqa: B023
             for stream in streams:
                 stream.close()
 
@@ -77,11 +77,11 @@ async def test_replayed_store_messages_close_no_stream(backing: Backing, monkeyp
         headers = await first.initialize()
         older = await first.get(headers)
         newer = await second.get(headers)
-        await until(lambda: older.over)
+        await until(lambda: older.ended)
         for peers, data in tuple(heard):
             receive(peers, data)
         await settle()
-        assert not newer.over
+        assert not newer.ended
         newer.close()
 
 
@@ -99,8 +99,8 @@ async def test_streams_start_after_other_workers_are_notified(
         go.set()
         older = await opening
         newer = await second.get(headers)
-        await until(lambda: older.over)
-        assert not newer.over
+        await until(lambda: older.ended)
+        assert not newer.ended
         newer.close()
 
 
@@ -124,11 +124,11 @@ async def test_broken_streams_resume_on_another_worker(backing: Backing) -> None
         headers = await first.initialize()
         line = await start_talking(first, headers)
         older = await second.get(headers, line.last_id)
-        await until(lambda: line.over)
+        await until(lambda: line.ended)
         first.server.go.release()  # type: ignore[attr-defined]
         await older.until(1)
         newer = await third.get(headers, older.last_id)
-        await until(lambda: older.over)
+        await until(lambda: older.ended)
         for _ in range(2):
             first.server.go.release()  # type: ignore[attr-defined]
         messages = line.messages + older.messages + await newer.end()

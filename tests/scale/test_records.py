@@ -226,7 +226,7 @@ async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
         await settle()
         assert len(stream.messages) == 1
         assert await third.delete(headers) == 204
-        await until(lambda: stream.over)
+        await until(lambda: stream.ended)
 
 
 async def test_updates_use_the_newest_record() -> None:

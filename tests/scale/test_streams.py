@@ -59,7 +59,7 @@ async def test_newest_stand_alone_stream_wins_on_any_worker() -> None:
         for each in (*workers, workers[0]):
             streams.append(await each.get(headers))
             await settle()
-        assert [stream.over for stream in streams] == [True, True, True, False]
+        assert [stream.ended for stream in streams] == [True, True, True, False]
 
 
 @for_each("turns", [0, 1, 7])
@@ -69,7 +69,7 @@ async def test_one_of_several_concurrent_streams_stays(turns: int) -> None:
             headers = await workers[0].initialize()
             streams = await asyncio.gather(*(each.get(headers) for each in workers))
             await settle(1000)
-            assert [stream.over for stream in streams].count(False) == 1
+            assert [stream.ended for stream in streams].count(False) == 1
             for stream in streams:
                 stream.close()
             await until(lambda: not any(len(each.runtime.streams) for each in workers))
@@ -101,9 +101,9 @@ async def test_resuming_elsewhere_ends_older_connections() -> None:
         headers = await first.initialize()
         line = await talk(first, headers)
         older = await second.get(headers, line.last_id)
-        await until(lambda: line.over)
+        await until(lambda: line.ended)
         newer = await third.get(headers, line.last_id)
-        await until(lambda: older.over)
+        await until(lambda: older.ended)
         allow(first, 3)
         assert len(await newer.end()) == 3
         assert len(line.messages) == 1
@@ -118,7 +118,7 @@ async def test_streams_of_dead_workers_end_with_a_retry_error() -> None:
         followed = await second.get(headers, broken.last_id)
         assert followed.status == 200
         await settle()
-        assert not followed.over, "its lease is not over: it may live"
+        assert not followed.ended, "its lease is not over: it may live"
         first.store.end_lease()
         (message,) = await followed.end()
         assert message["id"] == "the call"
@@ -147,7 +147,7 @@ async def test_worker_with_an_expired_lease_is_fenced() -> None:
         allow(first, 1)
         await until(lambda: first.server.ended)  # type: ignore[attr-defined]
         await until(lambda: not first.runtime.dispatcher.calls)
-        await until(lambda: line.over)
+        await until(lambda: line.ended)
         assert len(line.messages) == 1
         assert not first.runtime.streams.lines
         again = await second.get(headers, line.last_id)

@@ -10,7 +10,7 @@ from four_workers import ON_FOUR
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpRequest
 from millstream._protocol.principal import Principal
-from socket_world import TEXT, UPGRADE, WAYS, RawSocket, World, frame, recv_json, world
+from socket_world import TEXT, TRANSPORTS, UPGRADE, RawSocket, World, frame, recv_json, world
 
 EVIL = [
     b"https://evil.example",
@@ -40,7 +40,7 @@ async def refusal(app: World, extra: bytes, head: bytes = UPGRADE) -> tuple[int,
     return status, body
 
 
-@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
+@pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 @for_each("origin", EVIL)
 async def test_foreign_pages_are_refused_before_the_socket_opens(origin: bytes, way: str) -> None:
     """RFC 6455 §10.2."""
@@ -50,7 +50,7 @@ async def test_foreign_pages_are_refused_before_the_socket_opens(origin: bytes, 
         assert b"allowed_origins" in body
 
 
-@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
+@pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 @for_each("origin", FINE)
 async def test_loopback_pages_may_connect_to_a_loopback_bind(origin: bytes, way: str) -> None:
     async with world(way) as app:
@@ -74,7 +74,7 @@ async def test_loopback_pages_are_foreign_on_a_public_bind() -> None:
             assert (await app.opened(peer))[0] == expected, origin
 
 
-@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
+@pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 @for_each("host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"localhost.evil.co"])
 async def test_rebound_names_are_refused(host: bytes, way: str) -> None:
     async with world(way) as app:
@@ -84,7 +84,7 @@ async def test_rebound_names_are_refused(host: bytes, way: str) -> None:
         assert b"allowed_hosts" in body
 
 
-@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
+@pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 async def test_duplicate_origins_are_refused(way: str) -> None:
     async with world(way) as app:
         status, _ = await refusal(app, b"Origin: http://127.0.0.1\r\nOrigin: https://evil.example\r\n")
@@ -98,7 +98,7 @@ async def test_cross_site_requests_without_origin_are_refused(way: str) -> None:
         assert status == 403
 
 
-@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
+@pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 async def test_subprotocol_does_not_bypass_the_checks(way: str) -> None:
     async with world(way) as app:
         status, _ = await refusal(app, b"Origin: https://evil.example\r\nSec-WebSocket-Protocol: mcp\r\n")

@@ -11,7 +11,7 @@ from four_workers import FOUR, ON_FOUR
 from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
 from patience import WAIT
-from socket_world import PING, TEXT, WAYS, RawSocket, World, frame, world
+from socket_world import PING, TEXT, TRANSPORTS, RawSocket, World, frame, world
 
 ASK = b'{"type":"ping"}'
 
@@ -23,7 +23,7 @@ async def still_serves(app: World) -> None:
     assert await other.message() == {"type": "pong"}
 
 
-@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
+@pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 async def test_compressed_frames_are_protocol_errors(way: str) -> None:
     """CVE-2026-77528, CVE-2026-116579."""
     packer = zlib.compressobj(wbits=-15)
@@ -60,7 +60,7 @@ async def test_messages_with_the_maximum_of_fragments_are_accepted(way: str) -> 
         assert (await socket.wait_for_close())[0] == 1008
 
 
-@pytest.mark.parametrize("way", [*WAYS, ON_FOUR])
+@pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 @for_each("size", [2**20 + 1, 2**31, 2**62])
 async def test_oversized_frame_lengths_are_refused_at_once(size: int, way: str) -> None:
     async with world(way) as app:

@@ -224,7 +224,7 @@ async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -
         for _ in range(3):
             if wire.running is None:
                 await ask_asgi(
-                    server, "POST", "/mcp", encode_headers(headers), body, leave=lambda data: b"data: {" in data
+                    server, "POST", "/mcp", encode_headers(headers), body, stop_when=lambda data: b"data: {" in data
                 )
             else:
                 peer = await wire.running.connect()

@@ -7,7 +7,7 @@ from http_peer import ToyApp, request, serve
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
 from patience import WAIT
-from socket_world import UPGRADE, WAYS, world
+from socket_world import TRANSPORTS, UPGRADE, world
 
 
 def send_and_reset(port: int, data: bytes) -> None:
@@ -17,7 +17,7 @@ def send_and_reset(port: int, data: bytes) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
     owners: list[str] = []
 
@@ -36,7 +36,7 @@ async def test_reset_connections_do_not_bypass_limits(way: str) -> None:
         await asyncio.wait_for(running.state.connections.shrink(0), WAIT)  # type: ignore[attr-defined]
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_reset_handshakes_are_dropped(way: str) -> None:
     peers: list[str] = []
 

@@ -9,7 +9,7 @@ from websockets.exceptions import InvalidStatus
 from cases import for_each
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
-from socket_world import WAIT, WAYS, ask, recv_json, send_json, world
+from socket_world import TRANSPORTS, WAIT, ask, recv_json, send_json, world
 from wire import LATEST_HANDSHAKE, per_request, request
 
 MCP: Any = "mcp"
@@ -26,7 +26,7 @@ def call(tool: str, id: int = 1, **arguments: Any) -> dict[str, Any]:
     return request("tools/call", {"name": tool, "arguments": arguments}, id)
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_handshake_client_works_over_the_subprotocol(way: str) -> None:
     async with world(way) as app, app.client(MCP) as socket:
         assert socket.subprotocol == "mcp"
@@ -38,7 +38,7 @@ async def test_handshake_client_works_over_the_subprotocol(way: str) -> None:
         assert (await ask(socket, call("add", 2, a=1, b=2)))["result"]["content"][0]["text"] == "3"
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_handshake_tools_ask_on_the_same_socket(way: str) -> None:
     async with world(way) as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))
@@ -48,7 +48,7 @@ async def test_handshake_tools_ask_on_the_same_socket(way: str) -> None:
         assert "Ada" in (await ask(socket, answer))["result"]["content"][0]["text"]
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_per_request_tools_ask_in_their_result(way: str) -> None:
     async with world(way) as app, app.client(MCP) as socket:
         first = (await ask(socket, per_request("tools/call", {"name": "name", "arguments": {}}, 1, **FORM)))["result"]
@@ -142,7 +142,7 @@ async def test_credentials_are_checked_before_accepting_the_socket() -> None:
             assert (await recv_json(socket))["type"] == "connected"
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_excess_sockets_get_503_with_retry_after(way: str) -> None:
     async with world(way, max_streams=4) as app:
         async with app.client(), app.client(MCP):

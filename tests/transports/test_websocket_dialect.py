@@ -6,11 +6,11 @@ from typing import Any
 from cases import for_each
 from millstream._protocol.principal import Principal
 from millstream.hub import HubLimits
-from socket_world import WAYS, ask, recv_json, send_json, world
+from socket_world import TRANSPORTS, ask, recv_json, send_json, world
 from wire import per_request
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_seed_snippet_gets_its_response(way: str) -> None:
     async with world(way) as app, app.client() as socket:
         hello = await recv_json(socket)
@@ -115,7 +115,7 @@ async def test_json_rpc_works_beside_the_dialect() -> None:
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_published_events_reach_other_sockets(way: str) -> None:
     async with world(way) as app, app.client() as one, app.client() as other:
         await recv_json(one), await recv_json(other)
@@ -156,7 +156,7 @@ async def test_reconnect_with_last_id_misses_nothing() -> None:
             assert [(await recv_json(socket))["type"] for _ in range(2)] == ["position", "subscribed"]
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_overlapping_subscriptions_deliver_each_event_once(way: str) -> None:
     async with world(way) as app, app.client() as socket:
         await recv_json(socket)

@@ -13,7 +13,7 @@ from millstream._http.websocket.direct_socket import DirectSocket, text_frame
 from millstream._http.websocket.socket import SLOW, TRY_AGAIN_LATER
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
-from socket_world import CLOSE, PING, PONG, TEXT, WAIT, WAYS, World, frame, world
+from socket_world import CLOSE, PING, PONG, TEXT, TRANSPORTS, WAIT, World, frame, world
 
 SUBSCRIBE = b'{"type":"subscribe"}'
 
@@ -110,7 +110,7 @@ async def test_nothing_is_written_after_a_close_frame() -> None:
         assert await socket.peer.rest() == b""
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_pending_large_replies_do_not_mark_the_reader_slow(way: str) -> None:
     async with world(way, limits=HubLimits(max_buffered=100_000)) as app:
         socket = await app.raw(small_buffer=True)

@@ -14,7 +14,7 @@ from millstream._http.websocket.socket import GOING_AWAY, SLOW, TRY_AGAIN_LATER
 from millstream._protocol.sse import COMMENT
 from millstream._transports.websocket.route import carry
 from millstream.hub import HubLimits
-from socket_world import GATES, TEXT, WAIT, WAYS, World, ask, frame, recv_json, send_json, wait_for_close, world
+from socket_world import GATES, TEXT, TRANSPORTS, WAIT, World, ask, frame, recv_json, send_json, wait_for_close, world
 from wire import LATEST_HANDSHAKE, per_request, request
 
 EVENT = "x" * 200_000
@@ -80,7 +80,7 @@ async def publish_until_cut(app: World, listener: Any) -> None:
     raise AssertionError("nobody was cut")
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_slow_readers_are_closed_with_a_reason(way: str) -> None:
     async with world(way, limits=HubLimits(max_buffered=400_000)) as app, app.client(max_size=None) as listener:
         await send_json(listener, {"type": "subscribe"})
@@ -103,7 +103,7 @@ async def test_stalled_readers_are_dropped() -> None:
 
 
 @pytest.mark.many
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_pipelined_requests_are_all_answered(way: str) -> None:
     async with world(way) as app:
         socket = await app.raw(small_buffer=True)
@@ -195,7 +195,7 @@ async def test_hub_closes_slow_outboxes_as_slow_and_others_as_going_away() -> No
 # Stopping
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_stopping_server_replies_before_closing(way: str) -> None:
     async with world(way) as app, app.client() as busy, app.client("mcp") as idle:  # type: ignore[arg-type]
         await recv_json(busy)
@@ -215,7 +215,7 @@ async def test_stopping_server_replies_before_closing(way: str) -> None:
         assert refused.value.response.status_code == 503
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str) -> None:
     stopped = "The server stopped before the call was complete. Try again."
     async with world(way) as app, app.client() as plain, app.client("mcp") as mcp:  # type: ignore[arg-type]
@@ -234,7 +234,7 @@ async def test_calls_that_outlast_shutdown_are_answered_before_closing(way: str)
         assert (await wait_for_close(plain))[0] == (await wait_for_close(mcp))[0] == GOING_AWAY
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> None:
     """MCP 2026-07-28, subscriptions."""
     async with world(way) as app, app.client("mcp") as socket:  # type: ignore[arg-type]
@@ -252,7 +252,7 @@ async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> 
         assert (await wait_for_close(socket))[0] == GOING_AWAY
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
     async with world(way, stream_age=1e-6) as app, app.client() as socket:
         await recv_json(socket)

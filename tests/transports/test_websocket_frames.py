@@ -10,7 +10,7 @@ import struct
 from cases import for_each
 from http_peer import HEAD
 from millstream._http.message import HttpRequest
-from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, WAYS, RawSocket, frame, world
+from socket_world import BINARY, CLOSE, PING, PONG, TEXT, TRANSPORTS, UPGRADE, RawSocket, frame, world
 
 ASK = b'{"type":"ping","id":"\xc3\xa9"}'
 PONG_MESSAGE = {"type": "pong", "id": "é"}
@@ -45,7 +45,7 @@ GOOD = {
 }
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 @for_each("frames", GOOD.values(), ids=GOOD.keys())
 async def test_valid_messages_are_answered(frames: list[bytes], way: str) -> None:
     """RFC 6455 §5.4 and §5.2; Autobahn 1, 5, 9."""
@@ -55,7 +55,7 @@ async def test_valid_messages_are_answered(frames: list[bytes], way: str) -> Non
         assert await socket.message() == PONG_MESSAGE
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_messages_may_arrive_byte_by_byte(way: str) -> None:
     async with world(way) as app:
         socket = await app.raw()
@@ -188,7 +188,7 @@ WRONG = {
 }
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 @for_each(("frames", "expected"), WRONG.values(), ids=WRONG.keys())
 async def test_invalid_frame_closes_with_its_code(frames: bytes, expected: int, way: str) -> None:
     """RFC 6455 §5, §7.4.1, §8.1; Autobahn 3, 4, 6, 7."""
@@ -220,7 +220,7 @@ async def test_close_frames_without_a_code_are_echoed_without_one() -> None:
         assert (await socket.wait_for_close())[0] == 1005
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_broken_connection_leaves_nothing_behind(way: str) -> None:
     async with world(way) as app:
         socket = await app.raw()
@@ -248,7 +248,7 @@ async def test_deflate_is_not_negotiated() -> None:
 VERSION_12 = UPGRADE.replace(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Version: 12")
 
 
-@for_each("way", WAYS)
+@for_each("way", TRANSPORTS)
 async def test_unsupported_version_is_refused_with_the_supported_one(way: str) -> None:
     """RFC 6455 §4.2.2."""
     async with world(way) as app:

@@ -232,9 +232,9 @@ async def test_cancellation_reaches_a_worker_that_missed_the_message() -> None:
         one, two = map(client_of, workers)
         task_id = (await one.call("once", word="Dune"))["taskId"]
         await until(lambda: shop.runs("Dune") == 1)
-        workers[0].store.deaf = True
+        workers[0].store.drops_messages = True
         await two.cancel(task_id)
-        workers[0].store.deaf = False
+        workers[0].store.drops_messages = False
         assert workers[0].runtime.dispatcher.calls
         workers[0].store.miss()
         await until(lambda: not workers[0].runtime.dispatcher.calls)
