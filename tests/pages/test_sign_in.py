@@ -154,7 +154,7 @@ def test_sign_in_page_works_by_keyboard_and_without_scripts(shop: Shop, open_pag
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
     page.get_by_label("Password").press("Enter")
-    expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
+    expect(page.get_by_role("alert")).to_have_text("The name or password is wrong.")
     assert page.get_by_label("Name").input_value() == "ada"
     page.get_by_label("Password").fill("correct horse")
     page.get_by_label("Password").press("Enter")
@@ -186,7 +186,7 @@ def test_pages_open_with_name_and_password(shop: Shop, open_page: OpenPage) -> N
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("wrong")
     page.get_by_label("Password").press("Enter")
-    expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
+    expect(page.get_by_role("alert")).to_have_text("The name or password is wrong.")
     expect(page.get_by_role("heading", level=1)).to_have_text(asked)
     page.get_by_label("Name").fill("ada")
     page.get_by_label("Password").fill("correct horse")

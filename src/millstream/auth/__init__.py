@@ -1,7 +1,6 @@
 """Authentication methods: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
-Each function creates a method (`auth._method`) and imports only what that needs; a server without ``auth`` imports
-none of it.
+Each function returns an `AuthMethod` and imports only the modules for it. A server without ``auth`` imports none.
 """
 
 import time
@@ -39,13 +38,13 @@ def keys(
     """Accept API keys, sent as ``Authorization: Bearer KEY``.
 
     Args:
-        given: keys with full access; read them from the environment, not from source code.
-        named: name -> key, or -> key and scopes. The name is the principal's `subject`.
-        file: a file managed by ``millstream keys``. Added and revoked keys take effect at once.
+        given: keys with full access. Read them from the environment; don't write them in source code.
+        named: mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
+        file: a file managed by ``millstream keys``. Changes to it take effect within a second.
 
     Raises:
-        ValueError: there's no key at all, or a key, name, or scope is invalid.
-        LocalError: the file can't be used.
+        ValueError: no keys are passed, or a key, name, or scope is invalid.
+        LocalError: the file can't be read.
 
     Example:
         ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
@@ -77,17 +76,17 @@ def jwt(
     scopes: "Names" = (),
     implied: "Mapping[str, Names] | None" = None,
 ) -> "AuthMethod":
-    """Accept signed tokens (JSON Web Tokens) of an issuer.
+    """Accept signed tokens (JSON Web Tokens) from an issuer.
 
     Args:
-        issuer: its exact identifier, the claim ``iss``.
-        audience: this server's own URL, as clients know it: ``https://mcp.example.com/mcp``. Tokens for any other URL
-            are refused, even if it begins the same way.
+        issuer: the issuer's exact identifier, as in the claim ``iss``.
+        audience: this server's public URL, such as ``https://mcp.example.com/mcp``. Tokens for any other URL are
+            refused, even if it starts with this one.
         jwks: URL of the issuer's public keys, or the key set itself.
-        secret: a secret shared with the issuer, of at least 32 bytes, instead of public keys.
+        secret: a secret shared with the issuer, at least 32 bytes long, instead of public keys.
         algorithms: accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
         scopes: scopes that every caller needs.
-        implied: scope -> further scopes that it includes.
+        implied: mapping of a scope to the scopes that it includes.
 
     Raises:
         ValueError: an argument is missing or invalid.
@@ -107,11 +106,11 @@ def jwt(
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     if bool(jwks) == bool(secret):
-        raise ValueError("auth.jwt() requires either the issuer's keys, jwks=, or a shared secret, secret=")
+        raise ValueError("auth.jwt() requires either jwks=, the issuer's keys, or secret=, a shared secret")
     allowed = several("algorithms", algorithms) or (("HS256",) if secret else ASYMMETRIC)
     possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
     if unknown := [each for each in allowed if each not in possible]:
-        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Use some of {', '.join(possible)}")
+        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Supported: {', '.join(possible)}")
     keys: GivenKeys | FetchedKeys
     if secret:
         keys = GivenKeys([shared_secret(secret)])
@@ -138,7 +137,7 @@ def oidc(
     client_id: str = "",
     client_secret: str = "",
 ) -> "AuthMethod | Unbound":
-    """Accept signed tokens of an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
+    """Accept signed tokens from an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
 
     Args:
         issuer: as for `jwt`.
@@ -146,10 +145,10 @@ def oidc(
         algorithms: as for `jwt`.
         scopes: as for `jwt`.
         implied: as for `jwt`.
-        client_id: this server's client id at the issuer, so that people can sign in to its pages there. Register it
-            with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must issue signed tokens for
+        client_id: this server's client id at the issuer, which lets people sign in to the server's pages. Register it
+            with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must return signed tokens for
             `audience` when it's requested as ``resource`` (RFC 8707).
-        client_secret: secret for `client_id`; public clients don't have one.
+        client_secret: secret for `client_id`; public clients have none.
 
     Raises:
         ValueError: an argument is missing or invalid.
@@ -169,7 +168,7 @@ def oidc(
     keys = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
     allowed = several("algorithms", algorithms) or ASYMMETRIC
     if client_secret and not client_id:
-        raise ValueError("auth.oidc() has a client_secret, but no client_id")
+        raise ValueError("auth.oidc() requires client_id= with client_secret=")
     if not client_id:
         return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
     from millstream.auth._oidc_pages import OidcAtPages  # noqa: PLC0415
@@ -192,14 +191,14 @@ def introspection(
     """Accept tokens that the issuer verifies at its introspection endpoint (RFC 7662).
 
     Args:
-        issuer: its exact identifier.
-        audience: as for `jwt`; the endpoint must return it.
+        issuer: the issuer's exact identifier.
+        audience: as for `jwt`; the endpoint's response must contain it.
         endpoint: URL of the introspection endpoint.
-        client: this server's client id there.
+        client: this server's client id at the issuer.
         secret: secret for `client`.
-        client_tokens: whether a token without a user (neither ``sub`` nor ``username``) belongs to its client. Set this
-            only if the issuer always names the user when there is one; otherwise all users of a client would be one
-            caller.
+        client_tokens: whether a token without a user (neither ``sub`` nor ``username``) belongs to its client. Set it
+            only if the issuer includes the user in every user's token; otherwise all users of a client would share
+            one identity.
         scopes: as for `jwt`.
         implied: as for `jwt`.
 
@@ -222,9 +221,7 @@ def introspection(
 
     url = check_url(endpoint).geturl()
     if not (client and secret):
-        raise ValueError(
-            "auth.introspection() requires the client and secret with which it authenticates at the endpoint"
-        )
+        raise ValueError("auth.introspection() requires client= and secret=, this server's credentials at the endpoint")
 
     async def post(form: bytes, authorization: str) -> "FetchedDocument":
         return await fetch(url, form=form, headers={"authorization": authorization}, judge=allow_any)
@@ -249,22 +246,22 @@ def issuer(
 ) -> "Issuer":
     """Make this server an OAuth authorization server that issues its own tokens.
 
-    Any MCP client can sign in: it describes itself at a URL or registers, the user signs in and consents in a browser,
+    Any MCP client can connect: it describes itself at a URL or registers, the user signs in and consents in a browser,
     and the client gets a token. Users come from a file managed by ``millstream users``, from an upstream, or from an
     organization's identity provider.
 
     Args:
-        url: the server's own URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the
+        url: the server's public URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the
             exact issuer identifier.
         users: who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
         clients: clients that don't need to register, from `client`.
         audience: URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
-        resources: URLs of other servers that tokens can be for.
+        resources: URLs of other servers for which it may issue tokens.
         scopes: scopes that every user gets, and that every caller needs.
-        described: scope -> description for users: ``{"orders:write": "order books"}``.
-        implied: scope -> further scopes that it includes.
+        described: descriptions of scopes for users: ``{"orders:write": "order books"}``.
+        implied: mapping of a scope to the scopes that it includes.
         registration: whether clients may register themselves. Clients with a metadata document don't need to.
-        provider: your own decisions; see `millstream.auth.providers`.
+        provider: custom decisions; see `millstream.auth.providers`.
 
     Raises:
         ValueError: an argument is invalid.
@@ -289,7 +286,7 @@ def issuer(
 def google(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """Return an `issuer` whose users sign in with Google. `more` is for `issuer`; the others are for `upstream`.
+    """Return an `issuer` whose users sign in with Google. `more` goes to `issuer`; the other arguments to `upstream`.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
@@ -303,7 +300,7 @@ def google(
 def github(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """Return an `issuer` whose users sign in with GitHub. `more` is for `issuer`; the others are for `upstream`.
+    """Return an `issuer` whose users sign in with GitHub. `more` goes to `issuer`; the other arguments to `upstream`.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``

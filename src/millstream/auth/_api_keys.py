@@ -1,4 +1,4 @@
-"""API keys as an auth method: fixed keys, and those of a file that can change while the server runs."""
+"""API keys as an auth method: fixed keys, and keys from a file that can change while the server runs."""
 
 import logging
 import time
@@ -14,9 +14,9 @@ from millstream.auth._method import AuthMethod, Identity
 logger = logging.getLogger("millstream")
 
 _BELIEVED = 3600.0
-"""Seconds for which a verdict about a key is valid; revocations take effect within a second (`refresh`)."""
+"""Seconds that a verdict on a key is cached. Revocations take effect within a second (`AuthGuard.refresh`)."""
 _TOLD = 10.0
-"""Seconds for the revocation to reach every guard with this method."""
+"""Seconds after which every guard with this method has polled `epoch` and seen a revocation."""
 
 
 class KeyMethod(AuthMethod):
@@ -28,7 +28,7 @@ class KeyMethod(AuthMethod):
         """Create the method and read the file.
 
         Raises:
-            LocalError: the file can't be used.
+            LocalError: the file can't be read.
         """
         self._given = given
         self._file = file
@@ -36,15 +36,15 @@ class KeyMethod(AuthMethod):
         self._epoch = 0
         """Counter of changes to the file or to the set of valid keys."""
         self._names = frozenset[str]()
-        """Digests of the keys that were valid at the last check."""
+        """Names with a valid key at the last check."""
         self._taken: dict[str, float] = {}
-        """Names of recently removed or expired keys -> when. The name may have another key."""
+        """Name of a recently removed key -> time of removal. The name may have another key."""
         if file is not None:
             file.load()
         self.epoch()
 
     async def identify(self, credential: str) -> Identity | None:
-        """Return the owner of a key. Compares all keys in constant time."""
+        """Return the owner of a key. Compares it with all keys in constant time."""
         digest, now = digest_of(credential), self._clock()
         found: StoredKey | None = None
         for each in self._all():
@@ -60,14 +60,13 @@ class KeyMethod(AuthMethod):
         return self._given if self._file is None else (*self._given, *self._file.keys)
 
     def holds(self, id: str) -> bool:
-        """Return whether this name has a valid key. If one of several was revoked, everything opened under the name
-        ends;
-        holders of the other keys reconnect.
+        """Return whether this name has a valid key. After one of its keys is revoked, return False for a moment, which
+        closes all streams of the name; clients with its other keys reconnect.
         """
         return id in self._names and id not in self._taken
 
     def epoch(self) -> int:
-        """Return a number that changes with the file, and when a key expires."""
+        """Return a number that changes when the file changes or a key expires."""
         file, now = self._file, self._clock()
         self._taken = {name: at for name, at in self._taken.items() if abs(now - at) < _TOLD}
         if file is not None and file.has_changed():
@@ -82,12 +81,12 @@ class KeyMethod(AuthMethod):
 
     @staticmethod
     def _read(file: KeyFile) -> bool:
-        """Read the file again. If it's unreadable, its keys stop working, because they may have been revoked."""
+        """Reload the file, and return whether its keys changed. An unreadable file has no valid keys."""
         try:
             file.load()
         except LocalError as exc:
             if not file.keys:
                 return False
-            logger.error("%s Until then, none of its keys work.", exc)
+            logger.error("%s Its keys don't work until this is fixed.", exc)
             file.keys = ()
         return True

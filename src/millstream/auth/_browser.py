@@ -1,11 +1,12 @@
-"""Request headers that browsers set themselves: the origin of a request, and cookies."""
+"""Headers that only the browser sets: the origin of a request, and cookies."""
 
 from millstream._http.message import HttpRequest
 
 
 def is_own(request: HttpRequest) -> bool:
-    """Return whether a page of this origin sent the request, according to the browser. Only the browser knows the
-    page's scheme, because a proxy may terminate TLS.
+    """Return whether a page of this origin sent the request.
+
+    `Sec-Fetch-Site` takes precedence: a proxy may terminate TLS, so this server can't compare the scheme of `Origin`.
     """
     headers = request.headers
     origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
@@ -15,7 +16,7 @@ def is_own(request: HttpRequest) -> bool:
 
 
 def cookie_of(request: HttpRequest, name: str) -> str:
-    """Return a cookie; empty if it's missing or repeated, because a sibling domain may have set the other.
+    """Return a cookie; empty if it's missing or repeated, because a sibling domain may have set one of them.
 
     Only spaces may surround a name (RFC 6265 §4.2.1). Accepting Python's other white space would let a sibling domain
     set a cookie that evades the rules of ``__Host-``.

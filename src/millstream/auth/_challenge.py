@@ -1,6 +1,6 @@
 """Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people.
 
-All responses of one kind are identical, whatever was sent, so that they reveal nothing.
+Responses don't depend on the credential, so they reveal nothing about it.
 """
 
 from collections.abc import Callable, Collection
@@ -15,7 +15,7 @@ _NO_STORE = b"cache-control: no-store\r\n"
 
 
 class ChallengeResponses:
-    """The refusals of one server."""
+    """The challenges and refusals of one server."""
 
     __slots__ = ("_metadata", "_oauth", "_resource", "form", "scopes")
 
@@ -29,20 +29,19 @@ class ChallengeResponses:
         """Prepare the responses.
 
         Args:
-            resource: URL that tokens are for, if they come from an authorization server.
-            oauth: whether clients can get tokens from such a server. Invalid tokens then get a 401, so clients request
-                another.
+            resource: audience of tokens, if they come from an authorization server.
+            oauth: whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another.
             scopes: scopes that every caller needs.
         """
         self._resource = resource
         self._metadata = metadata_url(resource) if resource else ""
         self._oauth = oauth
         self.form: Callable[[HttpRequest], Response | None] = lambda request: None
-        """Adds a link to the sign-in page for browsers."""
+        """Returns the sign-in form for browsers; None for other clients."""
         self.scopes: frozenset[str] = frozenset(scopes)
 
     def set_mount_path(self, root: str) -> None:
-        """Record that the server is mounted below this path of an application, which doesn't serve our well-known
+        """Set the path at which an application mounts the server, since the application doesn't serve our well-known
         paths.
         """
         if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
@@ -50,7 +49,7 @@ class ChallengeResponses:
 
     def for_missing(self, request: HttpRequest) -> Response:
         """Respond to a request without a credential."""
-        text = "Sign in: send Authorization: Bearer and your key or token."
+        text = "Sign in: send the header Authorization: Bearer, followed by your key or token."
         page = self.form(request)
         head = self._challenge("", self.scopes)
         return (
@@ -58,8 +57,8 @@ class ChallengeResponses:
         )
 
     def wrong(self) -> Response:
-        """Respond to an invalid credential. With API keys only, the status is 403, because the user has to find the
-        right key.
+        """Respond to an invalid credential. The status is 403 if there are only API keys, because clients can't request
+        a new one.
         """
         if self._oauth:
             return plain_problem(401, "The token is invalid or has expired.", self._head("invalid_token", ()))
@@ -76,14 +75,16 @@ class ChallengeResponses:
     @staticmethod
     def slow(head: bytes) -> Response:
         """Respond to an address with too many invalid credentials."""
-        return plain_problem(429, "Too many failed sign-ins from your address. Wait, then try again.", head + _NO_STORE)
+        return plain_problem(
+            429, "Too many failed sign-ins from your address. Wait a minute, then try again.", head + _NO_STORE
+        )
 
     def insufficient(self, needed: Collection[str]) -> Response:
         """Respond to a valid credential with insufficient scope."""
         return plain_problem(403, _missing_scope_text(needed), self._head("insufficient_scope", needed))
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
-        """Return the same error for one MCP method, with all scopes that a client should request now."""
+        """Return the error for one MCP method, with all scopes that the client should request."""
         wanted = " ".join(sorted(self.scopes.union(needed)))
         return ProtocolError(
             INSUFFICIENT_SCOPE,
@@ -104,12 +105,12 @@ class ChallengeResponses:
 
 def _missing_scope_text(needed: Collection[str]) -> str:
     names = " and ".join(sorted(needed))
-    return f"Your key or token doesn't cover this. It needs the scope {names}."
+    return f"Your key or token lacks a required scope: {names}."
 
 
 def metadata_url(resource: str, root: str = "") -> str:
-    """Return the URL of a resource's metadata: the well-known path goes before the resource's path (RFC 9728 §3), and
-    after `root` for a mounted server.
+    """Return the URL of a resource's metadata. The well-known path precedes the resource's path (RFC 9728 §3), and
+    follows `root` for a mounted server.
     """
     parts = urlsplit(resource)
     return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"

@@ -10,30 +10,30 @@ from millstream._protocol.principal import EVERYTHING, Principal
 from millstream.auth._method import Identity
 
 LEEWAY = 60.0
-"""Seconds by which two clocks may differ."""
+"""Allowed clock skew in seconds."""
 _MAX_TEXT = 512
 
 
 class TokenRules(Struct, frozen=True):
-    """Required claims of a token."""
+    """Claims that a token must have."""
 
     issuer: str
     audience: str
     implied: Mapping[str, Collection[str]] = {}
     """Scope -> the scopes that it includes."""
     believed: float = 60.0
-    """Seconds for which a verdict is valid."""
+    """Seconds that a verdict is cached."""
 
 
 def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity | None:
-    """Return the identity in a token's claims; None if they break a rule. Doesn't check the signature."""
+    """Return the identity in a token's claims; None if they break a rule. The caller verifies the signature."""
     subject, expires = claims.get("sub"), claims.get("exp")
     if (
         claims.get("iss") != rules.issuer
         or not _is_for(claims.get("aud"), rules.audience)
         or not _is_text(subject)
         or not is_time(expires)
-        # Bound to a key (RFC 7800). Without the proof of possession, which isn't checked here, anyone could use it.
+        # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
         or claims.get("cnf") is not None
         or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
     ):
@@ -54,7 +54,7 @@ def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity 
 
 
 def scopes_of(claims: Mapping[str, Any], implied: Mapping[str, Collection[str]]) -> frozenset[str]:
-    """Return the scopes of a token, including implied ones, from `scope` (RFC 8693) or `scp`, as some issuers use."""
+    """Return the scopes of a token and the scopes they imply, from `scope` (RFC 8693) or its common variant `scp`."""
     given = claims.get("scope", claims.get("scp", ""))
     names: list[Any] = given.split() if isinstance(given, str) else given if is_array(given) else []
     found = {each for each in names if isinstance(each, str)}
@@ -76,7 +76,7 @@ def _is_text(value: Any) -> bool:
 
 
 def is_time(value: Any) -> TypeGuard[int | float]:
-    """Return whether a claim is a finite number of seconds; JSON allows others."""
+    """Return whether a claim is a plausible number of seconds."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 

@@ -51,7 +51,7 @@ class Discovery:
         """Return the issuer's metadata.
 
         Raises:
-            Unavailable: the issuer doesn't respond, or its metadata is for another issuer.
+            Unavailable: the issuer doesn't respond, or the metadata is for another issuer.
         """
         now = self._clock()
         if now - self._fetched > _KEPT and (self._flight.runs("metadata") or now - self._tried >= _PAUSE):
@@ -74,16 +74,16 @@ class Discovery:
                 said.append(f"{url}: {str(exc).rstrip('.')}")
                 continue
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                said.append(f"{url}: not the metadata of an issuer")
+                said.append(f"{url}: not issuer metadata")
                 continue
-            # RFC 8414 §3.3: another name would be another server's metadata.
+            # RFC 8414 §3.3: otherwise it's the metadata of another server.
             if found.get("issuer") == self.issuer:
                 self._metadata, self._fetched = found, self._clock()
                 return
             named = str(found.get("issuer"))[:200]
-            said.insert(0, f"{url}: the issuer is {named!r}. Configure exactly that URL")
+            said.insert(0, f"{url}: the issuer is {named!r}. Configure that exact URL")
         self._why = (
-            f"{said[0]}. Check the issuer {self.issuer}, and whether this machine can reach it. The next sign-in "
+            f"{said[0]}. Check the issuer's URL, {self.issuer}, and that this machine can reach it. The next sign-in "
             "retries."
         )
 
@@ -91,12 +91,14 @@ class Discovery:
         """Return the URL of the issuer's keys.
 
         Raises:
-            Unavailable: the metadata doesn't contain it.
+            Unavailable: the metadata can't be fetched, or contains no valid URL.
         """
         url = (await self.metadata()).get("jwks_uri")
         if not isinstance(url, str):
-            text = "The authorization server doesn't say where its keys are."
-            raise Unavailable(text, f"The metadata of {self.issuer} has no jwks_uri. Check that it is an issuer.")
+            text = "The authorization server doesn't publish its keys."
+            raise Unavailable(
+                text, f"The metadata of {self.issuer} has no jwks_uri. Check that the URL is an OpenID Connect issuer."
+            )
         try:
             check_url(url)
         except OutboundError as exc:

@@ -1,7 +1,8 @@
-"""The guard in front of every handler: credentials become `HttpRequest.principal`, or the response is a challenge.
+"""The guard in front of every handler: sets `HttpRequest.principal` from the credential, or responds with a challenge.
 
 Verdicts are cached under the raw value of the ``Authorization`` header, so later requests cost one dictionary lookup.
-Handlers behind the guard see only the principal. An invalid credential never makes an anonymous caller.
+Handlers behind the guard see only the principal. A request with an invalid credential is refused, never treated as
+anonymous.
 """
 
 import re
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from millstream.auth._signed_out import SignedOut
 
 Ambient = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
-"""Returns the principal of an ambient credential, such as a cookie; None if there's none that applies."""
+"""Returns the principal of an ambient credential, such as a cookie; None without one that applies."""
 
 MAX_CREDENTIAL = 16 * 1024
 _FAILURES = Rate(30, 60)
 """Maximum invalid credentials per address; an IPv6 network counts as one address."""
 _AT_ONCE = 8
-"""Maximum concurrent verifications per address. The others wait, so parallel guesses don't all get verified before the
-first failure counts.
+"""Maximum concurrent verifications per address. Others wait, so that parallel guesses aren't all verified before the
+first failure is counted.
 """
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
 
@@ -65,15 +66,15 @@ class AuthGuard:
     ) -> None:
         # Configuration
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
-        """Ordered so that credentials known here aren't sent elsewhere."""
+        """Methods that verify locally come first, so that their credentials aren't sent elsewhere."""
         self.on_failure: Callable[[str], None] | None = None
         """Called with the address of every invalid credential."""
         self.pool: StoreLimiter | None = None
         """Limiter that shares failures between workers."""
         self.ambient: Ambient | None = None
-        """Used without an ``Authorization`` header."""
+        """Authenticates requests without an ``Authorization`` header."""
         self.signed_out: SignedOut | None = None
-        """Sign-outs from the pages, if there are any."""
+        """Sign-outs from the pages; None without pages."""
         self.clock: Callable[[], float] = clock
         self.challenges: ChallengeResponses = challenges
         # State
@@ -103,7 +104,7 @@ class AuthGuard:
             return await handler(request)
 
         def authenticate(request: HttpRequest) -> Awaitable[Response | Sink | None]:
-            # Ordinary calls take this path: no extra coroutine, one lookup.
+            # Fast path: one lookup, no extra coroutine.
             headers = request.headers
             verdict = known(headers.get(b"authorization", b""))
             if verdict is None or verdict[1] <= clock() or len(headers) != len(request.raw_headers):
@@ -114,7 +115,7 @@ class AuthGuard:
         return ask if needed else authenticate
 
     async def __call__(self, request: HttpRequest) -> Principal | Response:
-        """Return the principal, or the response that refuses."""
+        """Return the principal, or the response that refuses the request."""
         if request.root_path:
             self.challenges.set_mount_path(request.root_path)
         if _is_repeated(request):
@@ -132,7 +133,9 @@ class AuthGuard:
         if scheme.lower() != b"bearer":
             return self.challenges.for_missing(request)
         if not _CREDENTIAL.fullmatch(credential):
-            return self.challenges.for_malformed("The Authorization header has no token. Write Bearer and the token.")
+            return self.challenges.for_malformed(
+                "The Authorization header has no valid token. Send Bearer, a space, and the token."
+            )
         # Normalize the header, so that variants don't fill the cache.
         key = b"%b %b" % (scheme if scheme == b"bearer" else b"Bearer", credential)
         verdict, lacking = self._cached_verdict(key), frozenset[str]()
@@ -156,7 +159,7 @@ class AuthGuard:
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
     async def _look(self, key: bytes, credential: bytes) -> tuple[Verdict | None, frozenset[str]]:
-        """Return the verdict on a credential, from the cache or its method, and the method's required scopes."""
+        """Return the verdict on a credential, and the scopes that its method requires but it lacks."""
         verdict = self._cached_verdict(key)
         if verdict is not None:
             return verdict, frozenset()
@@ -170,18 +173,18 @@ class AuthGuard:
         return verdict, lacking
 
     def turn(self, address: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a turn to verify a credential from an address; call `slow` and `record_failure` inside.
+        """Wait for a slot to verify a credential from an address; call `slow` and `record_failure` inside.
 
         Raises:
-            Unavailable: earlier verifications take too long.
+            Unavailable: no slot was free in time.
         """
         return self._checks.hold(peer_network(address))
 
     async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
-        """Return the owner of a credential from the first method that accepts it, and the method's required scopes.
+        """Return a credential's owner from the first method that accepts it, and the required scopes that it lacks.
 
         Raises:
-            Unavailable: no method accepts it, and one couldn't be reached.
+            Unavailable: no method accepted the credential, and at least one wasn't available.
         """
         nothing = frozenset[str]()
         if len(credential) > MAX_CREDENTIAL:
@@ -200,13 +203,13 @@ class AuthGuard:
         return None, nothing
 
     def slow(self, address: str) -> Response | None:
-        """Return the refusal for an address with too many invalid credentials; None if it may try."""
+        """Return the refusal for an address with too many invalid credentials; None if it may try again."""
         key = peer_network(address)
         wait = self._failures.wait(key)
         return None if wait <= 0 else self.challenges.slow(report_headers(self._failures, key, wait))
 
     def record_failure(self, address: str) -> None:
-        """Record an invalid credential of an address."""
+        """Count an invalid credential from an address."""
         if self.on_failure is not None:
             self.on_failure(address)
         key, failures = peer_network(address), self._failures
@@ -216,7 +219,7 @@ class AuthGuard:
             self.pool.report(pace, lambda wait: failures.block(key, wait))
 
     def tell(self, told: Callable[[str], None]) -> None:
-        """Call `on_failure` with the address of every invalid credential from now on."""
+        """Call `told` with the address of every invalid credential from now on."""
         self.on_failure = told
         for method in self.methods:
             method.tell(told)
@@ -237,7 +240,7 @@ class AuthGuard:
         return False
 
     async def prefetch(self) -> None:
-        """Fetch issuers' metadata and keys before they're needed, and log failures."""
+        """Fetch issuers' metadata and keys before the first token, and log failures."""
         await prefetch_all(self.methods)
 
     def close(self) -> None:
@@ -248,11 +251,11 @@ class AuthGuard:
             self.signed_out.stop()
 
     def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
-        """Drop cached verdicts if a credential may have been revoked. Call once a second. Return whether they were
-        dropped.
+        """Drop cached verdicts if a credential may have been revoked, and return whether they were dropped. Call once
+        a second.
 
         Args:
-            opened: called for sign-outs whose streams have to end, with their expiry.
+            opened: closes the streams of a user who has signed out; receives the owner and the expiry.
         """
         if self.signed_out is not None:
             self.signed_out.end(opened)
@@ -268,7 +271,7 @@ class AuthGuard:
 
 
 def _is_repeated(request: HttpRequest) -> bool:
-    """Return whether the header is repeated, because two parsers could each use a different one."""
+    """Return whether the header is repeated; another parser could use the other value."""
     return (
         len(request.headers) != len(request.raw_headers)
         and sum(name == b"authorization" for name, _ in request.raw_headers) > 1

@@ -41,7 +41,7 @@ class IntrospectedMethod(AuthMethod):
         # Configuration
         self._rules = rules
         self._post = post
-        # RFC 6749 §2.3.1: both are encoded as in a form first.
+        # RFC 6749 §2.3.1: form-encode both first.
         pair = f"{quote(client, safe='')}:{quote(secret, safe='')}"
         self._authorization = f"Basic {b64encode(pair.encode()).decode()}"
         self._client_tokens = client_tokens
@@ -64,17 +64,17 @@ class IntrospectedMethod(AuthMethod):
         try:
             claims = _decode((await self._post(form, self._authorization)).body)
         except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            raise Unavailable("The issuer didn't say whether the token is valid. Try again later.") from exc
+            raise Unavailable("The issuer couldn't verify the token. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")
         if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":
             return None
         if self._client_tokens and "sub" not in claims and "username" not in claims and "client_id" in claims:
-            # The client acts for itself, as in signed tokens (RFC 9068 §2.2). `sub` is optional here (RFC 7662 §2.2),
-            # so an issuer could omit it for users as well; only the operator knows that this one doesn't.
+            # The client acts for itself, as in signed tokens (RFC 9068 §2.2). Introspection may omit `sub` for users,
+            # too (RFC 7662 §2.2), so this is off by default.
             claims["sub"] = claims["client_id"]
         # The endpoint belongs to the issuer, so a missing `iss` means this one.
         return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())
 
     def holds(self, id: str) -> bool:
-        """Return True for all owners of this issuer's tokens."""
+        """Return True for every owner of this issuer's tokens; it reports no revocations."""
         return id.startswith(f"{self._rules.issuer} ")

@@ -22,7 +22,7 @@ def users(*, file: str | Path) -> "UserFile":
         file: the file that ``millstream users`` writes. Running servers read changes within a second.
 
     Raises:
-        LocalError: the file can't be used.
+        LocalError: the file can't be read.
     """
     from millstream.auth._authorization_server.user_file import UserFile  # noqa: PLC0415
 
@@ -42,21 +42,21 @@ def upstream(
     title: str = "",
     at: str = "",
 ) -> "UpstreamLogin":
-    """Return an upstream for `issuer`, with which users sign in: Google, GitHub, or any OpenID provider.
+    """Return an upstream for `issuer`: users sign in with Google, GitHub, or any OpenID provider.
 
-    Register this server there as a web application with the redirect URI ``URL/sign-in/callback/NAME``.
+    Register this server with it as a web application with the redirect URI ``URL/sign-in/callback/NAME``.
 
     Args:
         who: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
         allow: who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
-            for everyone with an account there. For GitHub also a login, ``"octocat"``, and an organization,
-            ``"org:example"``. To let users grant scopes to clients: ``{"@example.com": ["orders:write"]}``; the first
-            matching entry applies.
+            for everyone with an account there. For GitHub, also a login, ``"octocat"``, or an organization,
+            ``"org:example"``. To let users grant scopes to clients, map entries to scopes:
+            ``{"@example.com": ["orders:write"]}``. The first matching entry applies.
         client_id: client id of the registration; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
-        client_secret: secret for it; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
+        client_secret: secret for `client_id`; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
         name: name in the redirect URI and in subjects; by default ``google``, ``github``, or ``openid``.
         title: name on the button; by default the issuer's host.
-        at: another URL of the service: a GitHub Enterprise server, or a replacement for Google in tests.
+        at: base URL, for a GitHub Enterprise server or a test double of Google.
 
     Raises:
         ValueError: an argument is missing or invalid.
@@ -73,14 +73,14 @@ def upstream(
 
 @suggest_keywords
 def identity_provider(issuer: str, *, scopes: "Names" = ()) -> "TrustedIdentityProvider":
-    """Return an identity provider for `issuer`, with which an organization admits its members without a login page.
+    """Return an identity provider for `issuer`: an organization admits its members without a login page.
 
-    It issues a grant (ID-JAG) to a client in which a user has signed in, and your server exchanges the grant for a
-    token. The client needs a secret or keys here. The provider decides which users may use which client.
+    The provider issues a grant (ID-JAG) to a client that a user has signed in to, and your server exchanges the grant
+    for a token. The client needs a secret or keys at your server. The provider decides who may use which client.
 
     Args:
-        issuer: its exact identifier. Its keys are found through its metadata.
-        scopes: maximum scopes of its grants, in addition to the default ones; ``["*"]`` for all that a grant names.
+        issuer: the provider's exact identifier. Its metadata must name its keys.
+        scopes: maximum scopes of its grants, in addition to the default ones; ``["*"]`` allows any.
 
     Raises:
         ValueError: an argument is invalid.
@@ -107,11 +107,11 @@ def client(
 
     Args:
         id: client id.
-        name: name for users.
-        redirect_uris: allowed redirect URIs; without any, the client only acts for itself.
+        name: name shown to users.
+        redirect_uris: allowed redirect URIs; a client without any only acts for itself.
         secret: client secret of at least 32 bytes; read it from the environment.
         jwks: public keys as a set, the URL of a set, or one key as PEM, instead of a secret (``private_key_jwt``).
-        scopes: scopes it may have when it acts for itself (client credentials), which requires a secret or keys.
+        scopes: allowed scopes when it acts for itself (client credentials), which requires a secret or keys.
 
     Raises:
         ValueError: an argument is invalid.

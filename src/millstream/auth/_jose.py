@@ -1,7 +1,7 @@
 """Signatures of JSON Web Tokens (RFC 7515, 7519), with joserfc.
 
-A token is opened in two steps: first its header, then its payload with a key that was selected independently of the
-token. Keys that a token contains or references (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
+A token is read in two steps: first its header, then its payload with one of the issuer's keys. Keys that a token
+contains or references (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
 """
 
 from base64 import urlsafe_b64decode
@@ -22,19 +22,19 @@ ASYMMETRIC = ("ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "
 _KEY_TYPES = {"ES": "EC", "Ed": "OKP", "PS": "RSA", "RS": "RSA", "HS": "oct"}
 _PUBLIC = ("kty", "crv", "x", "y", "n", "e")
 _MAX_KEYS = 256
-"""Maximum keys of a set. Parsing that many takes up to 25 ms, when the issuer's keys change."""
+"""Maximum keys of a set. Parsing that many takes up to 25 ms, each time an issuer's keys change."""
 _MAX_OWN_KEYS = 64
-"""Maximum keys of a client's set, which is parsed for each of its assertions."""
+"""Maximum keys of a client's set, which is parsed for each assertion."""
 _MIN_RSA_BITS = 2048
 _MAX_EXPONENT_BITS = 32
-"""Maximum public exponent of an RSA key. One as long as the modulus makes verification forty times slower."""
+"""Maximum public exponent of an RSA key. An exponent as long as the modulus makes verification 40 times slower."""
 _MIN_SECRET = 32
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class InvalidToken(Exception):
-    """The token is malformed, or isn't valid here."""
+    """The token is malformed, or its signature is wrong."""
 
 
 class Header(Struct, frozen=True):
@@ -66,7 +66,7 @@ def read_header(token: str) -> Header:
     """Return the unverified header of a token.
 
     Raises:
-        InvalidToken: it isn't a signed token, or has critical header parameters, none of which are supported.
+        InvalidToken: it isn't a signed token, or has critical header parameters, which aren't supported.
     """
     parts = token.split(".")
     if len(parts) != 3:
@@ -84,7 +84,7 @@ def read_header(token: str) -> Header:
 
 
 def read_payload(token: str) -> dict[str, Any]:
-    """Return the unverified claims of a token, only for selecting the key that verifies it.
+    """Return the unverified claims of a token. Use them only to select the key that verifies it.
 
     Raises:
         InvalidToken: it has no claims.
@@ -109,7 +109,7 @@ def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
 
 
 def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
-    """Return the keys of a set (RFC 7517) that verify signatures, without unsupported and weak ones.
+    """Return the keys of a set (RFC 7517) that can verify signatures, without unsupported and weak keys.
 
     Raises:
         ValueError: it isn't a key set, or has too many keys.
@@ -123,7 +123,7 @@ def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
 
 
 def public_set(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a key set with public members only, and nothing nested.
+    """Return a key set with only the public string members of each key.
 
     Raises:
         ValueError: it isn't a key set, or has too many keys.
@@ -137,7 +137,7 @@ def public_set(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_number(given: Sequence[Any], most: int) -> None:
-    """Reject a set with too many keys. Reading only some would make tokens of the others fail without explanation."""
+    """Reject a set with too many keys. Reading only some of them would make other tokens fail for no visible reason."""
     if len(given) > most:
         raise ValueError(f"The set has {len(given)} keys, but at most {most} are supported. Remove old ones.")
 
@@ -152,7 +152,7 @@ def _read_key(raw: Any) -> PublicKey | None:
     if kind == "OKP" and values.get("crv") not in ("Ed25519", "Ed448"):
         return None
     try:
-        # Drop private members, and those that would make the library refuse an operation we don't use.
+        # Drop private members, and members that restrict what the library may do with the key.
         kept = {name: value for name, value in values.items() if name in _PUBLIC}
         key = JWKRegistry.import_key(cast("Any", kept))
         if kind == "RSA" and not _is_usual(cast("Any", key).public_key):
@@ -175,12 +175,12 @@ def from_pem(text: str) -> dict[str, Any]:
         with suppress(JoseError, ValueError, TypeError):
             return dict(kind.import_key(text).as_dict(private=False))
     raise ValueError(
-        "The public key must be in PEM, beginning with -----BEGIN PUBLIC KEY-----, and be EC, RSA, or Ed25519."
+        "The public key must be an EC, RSA, or Ed25519 key in PEM, starting with -----BEGIN PUBLIC KEY-----."
     )
 
 
 def _is_usual(key: Any) -> bool:
-    """Return whether an RSA key is strong, and fast to verify with."""
+    """Return whether an RSA key is strong enough and fast to verify with."""
     return bool(key.key_size >= _MIN_RSA_BITS and key.public_numbers().e.bit_length() <= _MAX_EXPONENT_BITS)
 
 

@@ -16,7 +16,7 @@ from millstream._protocol.errors import LocalError
 from millstream.auth._locked_file import Stamp, lock, read_file, replace_file, stamp_of
 
 PREFIX = "ms_"
-"""Prefix by which scanners for leaked secrets recognize keys."""
+"""Prefix that lets secret scanners recognize leaked keys."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 """Syntax of a scope: scope-token of RFC 6749 §3.3."""
@@ -51,7 +51,7 @@ def digest_of(key: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return a valid name of a key.
+    """Return the name if it's a valid key name.
 
     Raises:
         ValueError: the name is invalid.
@@ -62,23 +62,23 @@ def check_name(name: str) -> str:
 
 
 def check_key(name: str, key: str) -> None:
-    """Check that a key can be sent in a header.
+    """Raise an error if a key can't be sent in a header.
 
     Raises:
         TypeError: the key isn't a string.
         ValueError: the key is empty or has invalid characters.
     """
-    if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get gives None
+    if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get returns None
         raise TypeError(
-            f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from the environment, "
-            "its variable is not set."
+            f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from an environment variable, "
+            "set the variable."
         )
     if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"The key {name!r} is empty, or contains spaces or characters that headers can't hold.")
+        raise ValueError(f"The key {name!r} is empty or has invalid characters. Use printable ASCII without spaces.")
 
 
 def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
-    """Return valid scopes (RFC 6749).
+    """Return the scopes as a tuple if all are valid (RFC 6749).
 
     Raises:
         ValueError: a scope is invalid.
@@ -89,7 +89,7 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
     for scope in scopes:
         if not _SCOPE.fullmatch(scope):
             raise ValueError(
-                f"{scope!r} isn't a valid scope. Use letters, digits, and signs, without spaces and quotes."
+                f"{scope!r} isn't a valid scope. Use letters, digits, and punctuation, without spaces or quotes."
             )
     return tuple(scopes)
 
@@ -100,7 +100,7 @@ class KeyFile:
     __slots__ = ("_seen", "keys", "path")
 
     def __init__(self, path: Path) -> None:
-        """Create it without reading; see `load`."""
+        """Create the object; `load` reads the file."""
         self.path = path
         self.keys: tuple[StoredKey, ...] = ()
         self._seen: Stamp | None = None
@@ -110,7 +110,7 @@ class KeyFile:
         """Read the file.
 
         Raises:
-            LocalError: the file is missing or malformed, or others may write to it.
+            LocalError: the file is missing or malformed, or other users may write to it.
         """
         raw, stamp = read_file(self.path, "key file", "millstream keys add NAME")
         try:
@@ -120,11 +120,11 @@ class KeyFile:
         self._seen = stamp
 
     def has_changed(self) -> bool:
-        """Return whether the file has changed since it was read. A missing file has changed."""
+        """Return whether the file has changed since the last read. A missing file counts as changed."""
         return self._seen is None or self._seen != stamp_of(self.path)
 
     def add(self, name: str, scopes: tuple[str, ...], now: float, expires: float | None) -> str:
-        """Create and return a key. It's shown once, and never stored.
+        """Create and return a key. The file stores only its hash.
 
         Raises:
             ValueError: the name or a scope is invalid, or the name is taken.
@@ -143,7 +143,7 @@ class KeyFile:
         return key
 
     def revoke(self, name: str) -> None:
-        """Revoke a key, along with those that it replaced.
+        """Revoke a key and the keys that it replaced.
 
         Raises:
             ValueError: the key doesn't exist.
@@ -159,7 +159,7 @@ class KeyFile:
         self._change(take)
 
     def rotate(self, name: str, now: float, grace: float) -> str:
-        """Replace a key with a new one for the same caller and scopes. The old one works for another `grace` seconds.
+        """Replace a key with a new one for the same caller and scopes. The old key works for another `grace` seconds.
 
         Raises:
             ValueError: the key doesn't exist.

@@ -1,8 +1,8 @@
 """The public keys of an issuer: fixed, or fetched and cached.
 
-A set is fetched on first use, when it's old, and when a token has an unknown key id, because issuers rotate keys; but
-at most every half minute. Concurrent callers share one fetch. While the issuer is unavailable, cached keys stay valid
-for a day.
+A set is fetched on first use, after ten minutes, and when a token has an unknown key id, because issuers rotate keys;
+but at most every 30 seconds. Concurrent callers share one fetch. While the issuer is unavailable, cached keys stay
+valid for a day.
 """
 
 import logging
@@ -25,11 +25,11 @@ Get = Callable[[str], Awaitable[FetchedDocument]]
 _OLD = 600.0
 _TOO_OLD = 86_400.0
 _MAX_TRIED = 8
-"""Maximum keys tried per token: each costs a verification, and clients supply their own sets."""
+"""Maximum keys tried per token. Each costs a verification, and clients supply their own sets."""
 _PAUSE = 30.0
 """Minimum seconds between two fetches."""
 
-_NO_KEYS = "Sign-in with an issuer's tokens isn't available, because its keys can't be fetched. %s"
+_NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -61,7 +61,7 @@ class FetchedKeys:
         retry: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Create the set. `url` returns the URL of the keys; after `retry`, it retries discovery at once."""
+        """Create the set. `url` returns the URL of the keys; `retry` allows it to repeat a failed discovery at once."""
         # Configuration
         self._url = url
         self._get = get
@@ -74,10 +74,10 @@ class FetchedKeys:
         self._tried = float("-inf")
         self._flight = SingleFlight[None]()
         self.epoch = 0
-        """Number of changes of the keys."""
+        """Number of times the keys have changed."""
 
     async def prefetch(self) -> None:
-        """Fetch the keys before the first token. If the issuer isn't up yet, the first token triggers the fetch."""
+        """Fetch the keys before the first token. If that fails, the first token triggers another fetch."""
         try:
             await self.find("", "")
         except Unavailable:
@@ -119,7 +119,5 @@ class FetchedKeys:
 
 
 def select_keys(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:
-    """Return the keys with an id, or all if the token names none, that support an algorithm, up to the maximum
-    tried.
-    """
+    """Return the keys that support an algorithm and have the id `kid`, or any id if it's None; at most `_MAX_TRIED`."""
     return [each for each in keys if (kid is None or each.kid == kid) and each.fits(algorithm)][:_MAX_TRIED]

@@ -1,4 +1,4 @@
-"""A semaphore for each key. Waiting is fair and bounded, so a silent issuer can't block every caller."""
+"""A semaphore for each key. Waits are fair and bounded, so an unresponsive issuer can't block every caller."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -8,7 +8,7 @@ from typing import Final
 from millstream.auth._method import Unavailable
 
 PATIENCE: Final = 10.0
-"""Seconds a caller waits for its key."""
+"""Maximum seconds that a caller waits."""
 
 
 class KeyedSemaphore:
@@ -19,7 +19,7 @@ class KeyedSemaphore:
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
         self._keys: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
-        """Key -> its semaphore and its users; an entry without users is removed."""
+        """Key -> its semaphore and users. Entries without users are removed."""
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -13,19 +13,19 @@ from pathlib import Path
 from millstream._protocol.errors import LocalError
 
 Stamp = tuple[int, int, int]
-"""Modification time, size, and inode: a different stamp means that the file was written."""
+"""Modification time, size, and inode. A different stamp means that the file was written."""
 
 
 def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
-    """Return the content of the file, and its stamp.
+    """Return a file's content and stamp.
 
     Args:
         path: path of the file.
-        kind: name of the kind of file, such as ``key file``.
+        kind: what the file is, for error messages, such as ``key file``.
         remedy: command that creates one.
 
     Raises:
-        LocalError: the file is missing, or others may write to it.
+        LocalError: the file is missing, or other users may write to it.
     """
     try:
         with path.open("rb") as file:
@@ -41,7 +41,7 @@ def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Return the current stamp of the file; None if it's gone."""
+    """Return the current stamp of a file; None if it's missing."""
     try:
         status = path.stat()
     except OSError:
@@ -51,7 +51,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Generator[None, None, None]:
-    """Lock the file for one writer, on systems with locks."""
+    """Hold an exclusive lock on a file; without effect on Windows."""
     try:
         import fcntl  # noqa: PLC0415  not on Windows
     except ImportError:

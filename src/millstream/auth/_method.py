@@ -1,7 +1,7 @@
 """The interface of auth methods: keys, signed tokens, or an introspection endpoint.
 
-A method knows one kind of credential, and nothing about HTTP. The guard asks the methods of a server in order, and
-caches their verdicts.
+A method verifies one kind of credential, independently of HTTP. The guard tries a server's methods in order, and caches
+their verdicts.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ class Identity(Struct, frozen=True):
 
     principal: Principal
     seconds: float
-    """Seconds for which the verdict may be cached."""
+    """Maximum seconds to cache the verdict."""
 
 
 class Unavailable(Exception):
-    """A credential can't be verified now, because a dependency doesn't respond. The caller may retry."""
+    """A credential can't be verified at the moment, because a dependency doesn't respond. The caller may retry."""
 
     def __init__(self, text: str, why: str = "") -> None:
         """Create the error.
@@ -47,7 +47,7 @@ class NotAdmitted(Exception):
         Args:
             text: message for the user.
             status: status of the response.
-            wrong: whether the name or password was wrong, which counts as a failed sign-in of the address.
+            wrong: whether the name or password was wrong; counts as a failed sign-in from the address.
         """
         super().__init__(text)
         self.status = status
@@ -59,32 +59,32 @@ class Prefetchable(Protocol):
     """An object that depends on an issuer's metadata or keys."""
 
     async def prefetch(self) -> None:
-        """Fetch them before they're needed. Failures are logged, and retried later."""
+        """Fetch the metadata and keys before the first token. Failures are logged, and retried later."""
 
 
 async def prefetch_all(those: Iterable[Prefetchable]) -> None:
-    """Prefetch all at once. A failure doesn't stop the others.
+    """Prefetch all objects concurrently. A failure doesn't stop the others.
 
     Raises:
-        ExceptionGroup: some failed for another reason than an unavailable issuer.
+        ExceptionGroup: unexpected errors, other than an unavailable issuer.
     """
     found = await asyncio.gather(*(each.prefetch() for each in those), return_exceptions=True)
     failed = [each for each in found if isinstance(each, Exception)]
     if failed:
-        raise ExceptionGroup("Metadata or keys of issuers can't be read", failed)
+        raise ExceptionGroup("Failed to prefetch issuers' metadata or keys", failed)
 
 
 class AuthMethod:
-    """One kind of credential. Subclasses override `identify` and `holds`, and whatever else they need."""
+    """One kind of credential. Subclasses override at least `identify` and `holds`."""
 
     resource: str = ""
-    """URL that tokens of this kind are for; empty for credentials without an audience."""
+    """Audience of the tokens; empty for credentials without one."""
     issuers: tuple[str, ...] = ()
-    """Authorization servers that issue these tokens; empty if clients can't be sent to one."""
+    """Authorization servers where clients can get a token; empty without one."""
     scopes: tuple[str, ...] = ()
     """Scopes that every caller needs."""
     shows: bool = False
-    """Whether `identify` sends the credential elsewhere, in which case it's asked after all other methods."""
+    """Whether `identify` sends the credential to another server. The guard tries such methods last."""
 
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a credential, or None if it isn't valid here.
@@ -95,40 +95,40 @@ class AuthMethod:
         raise NotImplementedError
 
     def holds(self, id: str) -> bool:
-        """Return whether a principal with this id may still have a credential. If not, their streams are closed."""
+        """Return whether a principal with this id may still have a valid credential. If not, its streams are closed."""
         raise NotImplementedError
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return what `is_revoked` needs later about the present credential of a principal; empty if it can't tell."""
+        """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early."""
         return ""
 
     async def is_revoked(self, revocation_id: str) -> bool:
         """Return whether a credential was revoked before its expiry.
 
         Raises:
-            StoreUnavailable: the store doesn't answer.
+            StoreUnavailable: the store doesn't respond.
         """
         return False
 
     def epoch(self) -> int:
-        """Return a number that changes when a credential may have been revoked. Every guard with this method calls it
-        once a second; it may check a file.
+        """Return a number that changes when a credential may have been revoked. Each guard calls it once a second, so
+        it may check a file.
         """
         return 0
 
     async def prefetch(self) -> None:
-        """Fetch metadata and keys of issuers before they're needed. Failures are logged, and retried later."""
+        """Fetch issuers' metadata and keys before the first token. Failures are logged, and retried later."""
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Return handlers by path and method, for paths in front of the guard."""
+        """Return handlers by path and method that don't require authentication."""
         return {}
 
     def shared_paths(self) -> frozenset[str]:
-        """Return the paths that pages of any origin may use, because they ignore cookies."""
+        """Return the paths that pages of any origin may request, because they ignore cookies."""
         return frozenset()
 
     def share(self, pool: StoreLimiter) -> None:
-        """Count attempts in `pool` from now on, together with all workers."""
+        """Count attempts in `pool`, which all workers share, from now on."""
 
     def tell(self, refused: Callable[[str], None]) -> None:
         """Call `refused` with the address of every invalid credential at the method's own paths."""
@@ -138,15 +138,15 @@ class AuthMethod:
 
 
 class PageLanding(Protocol):
-    """The server's own pages, for users who return from a login elsewhere."""
+    """The last step of an external login to the server's own pages."""
 
     def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = ...) -> Response:
-        """Sign a user in, and redirect them to the page that they wanted.
+        """Sign a user in, and continue to the requested page.
 
         Args:
             request: request of the callback.
             page: page to open.
-            kept: content of the cookie: see `PageMethod.admit`; for other methods, the credential.
+            kept: content of the cookie, as from `PageMethod.admit`; for other methods, the credential.
             seconds: maximum lifetime of the cookie.
         """
         ...
@@ -157,19 +157,19 @@ class PageLanding(Protocol):
 
 
 class PageMethod(AuthMethod):
-    """A method with which people sign in to the server's own pages."""
+    """A method that people can use to sign in to the server's own pages."""
 
     logins: Mapping[str, str] = {}
-    """Name -> label of the button, for logins at other sites."""
+    """Name -> button label of each external login."""
     by_password: bool = False
     """Whether people have a name and password here."""
     recalls: bool = False
     """Whether this method's cookie identifies a user (`recall`) instead of holding a credential (`identify`)."""
     landing: PageLanding | None = None
-    """Where users return to; None without pages."""
+    """Completes external logins; None without pages."""
 
     async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
-        """Return the page that redirects a browser to a login, to return to a page.
+        """Return the page that redirects a browser to an external login, which returns to `page`.
 
         Raises:
             NotAdmitted: the login isn't available.
@@ -177,7 +177,7 @@ class PageMethod(AuthMethod):
         raise NotImplementedError
 
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
-        """Return the content of a user's cookie, which the caller seals, and header lines for the response.
+        """Return the content of a user's cookie, for the caller to seal, and header lines for the response.
 
         Raises:
             NotAdmitted: the name or password is wrong, or there were too many attempts.
@@ -185,13 +185,13 @@ class PageMethod(AuthMethod):
         raise NotImplementedError
 
     async def recall(self, kept: bytes) -> Identity | None:
-        """Return the user; None if they were removed or changed their password."""
+        """Return the user of a cookie's content; None if they were removed or changed their password."""
         raise NotImplementedError
 
 
 @runtime_checkable
 class Unbound(Protocol):
-    """A method with state in the server's store, which is bound when a server starts."""
+    """A method that needs the services of a server, such as its store, and is bound when the server starts."""
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> AuthMethod:
         """Return the method of a running server.

@@ -1,7 +1,7 @@
-"""Logins to the pages with an external issuer, which returns a token that any client could have.
+"""Logins to the pages with an external issuer.
 
-That token gives the same access as elsewhere: the same checks and scopes, until it expires. The cookie holds the sealed
-token, as if the user had entered it.
+The issuer returns an access token, which gets the same checks and scopes as in an API request. The cookie contains the
+sealed token, as if the user had entered it in the sign-in form.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -26,7 +26,7 @@ NAME = "oidc"
 
 
 class OidcAtPages:
-    """The method before a server runs. Created by ``auth.oidc(…, client_id=…)``."""
+    """The method before the server starts. Created by ``auth.oidc(…, client_id=…)``."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class OidcAtPages:
         scopes: Collection[str],
         client: tuple[str, str],
     ) -> None:
-        """Create it. `client` is this server's client id and secret at the issuer; a public client has no secret."""
+        """Create the method. `client` is this server's client id and secret at the issuer; the secret may be empty."""
         self._rules = rules
         self._keys = keys
         self._algorithms = algorithms
@@ -53,7 +53,7 @@ class OidcAtPages:
 
 
 class RunningOidc(TokenMethod, PageMethod):
-    """The method of a running server: tokens like `TokenMethod`, and logins to the pages."""
+    """The method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages."""
 
     def __init__(
         self, rules: TokenRules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str],
@@ -85,7 +85,7 @@ class RunningOidc(TokenMethod, PageMethod):
     # HTTP
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Return the callback: below the path of the server, and at the root."""
+        """Return the callback's handler, below the server's path and at the root."""
         handler = self._pending_logins.callback_handler(NAME, self._handle_callback)
         prefixes = {"", urlsplit(self._base).path}
         return {f"{prefix}{CALLBACK}{NAME}": {"GET": handler} for prefix in prefixes}
@@ -93,7 +93,7 @@ class RunningOidc(TokenMethod, PageMethod):
     # At the server's own pages
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Return where to redirect the browser, requesting the scopes of our metadata."""
+        """Return the redirect, with the scopes of our metadata."""
         wanted = ("openid", *self.scopes, *sorted(self._known()))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
@@ -116,7 +116,7 @@ class RunningOidc(TokenMethod, PageMethod):
         return landing.land(request, pending.page, token.encode(), seconds)
 
     async def _token(self, callback: Callback) -> tuple[str, float]:
-        """Return the token of the user who came back, and its remaining lifetime.
+        """Return the user's token and its remaining lifetime.
 
         Raises:
             SignInFailed: the token isn't valid here.
@@ -127,7 +127,7 @@ class RunningOidc(TokenMethod, PageMethod):
         except Unavailable as exc:
             raise SignInFailed(str(exc)) from None
         if found is None or not isinstance(token, str):
-            raise SignInFailed(f"The token from {self._title} isn't valid for this server. Ask its operator.")
+            raise SignInFailed(f"The token from {self._title} isn't valid for this server. Contact its operator.")
         if not found.principal.has(self.scopes):
-            raise SignInFailed("Your account lacks permissions that this server requires. Ask its operator.")
+            raise SignInFailed("Your account lacks permissions that this server requires. Contact its operator.")
         return token, float(found.principal.claims["exp"]) - self._clock()

@@ -42,17 +42,17 @@ class ConsentPage(Struct, frozen=True):
     authorization: AuthorizationRequest
     ticket: str
     words: Mapping[str, str]
-    """Scope -> description, of those that the client can get."""
+    """Scope -> description, for the scopes that the client can get."""
     user: User | None = None
-    """User who is signed in in this browser."""
+    """User already signed in in this browser."""
     passwords: bool = False
     upstreams: tuple[UpstreamLogin, ...] = ()
     notice: str = ""
-    """Previous error."""
+    """Error of the previous attempt."""
     typed: str = ""
-    """Name that was entered before."""
+    """Name from the previous attempt."""
     elsewhere: tuple[str, ...] = ()
-    """Servers that the token is for, unless it's just this one."""
+    """Resources of the token; empty if it's only for this server."""
 
 
 class LoginOptions(Struct, frozen=True):
@@ -67,14 +67,14 @@ class LoginOptions(Struct, frozen=True):
     credentials: bool = True
     """Whether keys or tokens are accepted."""
     unknown: tuple[str, ...] = ()
-    """Issuers of tokens that have no login for these pages."""
+    """Issuers without a login for these pages."""
 
 
 # The authorization server
 
 
 def consent(shown: ConsentPage, status: int = 200, head: bytes = b"") -> Response:
-    """Return the page that asks a user to sign in, and to approve a client."""
+    """Return the page where a user signs in and approves a client."""
     client, uri = shown.client, shown.authorization.redirect_uri
     facts = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
     if shown.elsewhere:
@@ -98,12 +98,12 @@ def _warning(client: OAuthClient, uri: str) -> str:
 
 
 def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response:
-    """Return an error page. It has no link, because the client would choose its target."""
+    """Return an error page. It has no link, because its target would come from the client."""
     return render("message.html", status, root=up, title=title, text=text)
 
 
 def stop(answer: Response, host: str, text: str) -> Response:
-    """Return a page in place of a redirect to an unverified address, so that the user decides."""
+    """Return a page that shows the target of a redirect to an unverified address and lets the user decide."""
     url = answer.head.partition(b"location: ")[2].partition(b"\r\n")[0].decode("ascii")
     title = "This request can't be granted"
     return render("message.html", 400, title=title, text=text, href=url, label=f"Go back to {host}")
@@ -112,7 +112,7 @@ def stop(answer: Response, host: str, text: str) -> Response:
 def lead_on(url: str, label: str, head: bytes = b"") -> Response:
     """Return the page that redirects to an upstream.
 
-    A direct redirect would count as the target of the form, which the page's policy doesn't allow.
+    The page's policy would block a direct redirect after a form, because it applies to the form's target.
     """
     return render("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
 
@@ -134,9 +134,9 @@ def sign_in(
         request: request of the page, or of the form.
         offered: login methods.
         page: page to open afterwards.
-        notice: previous error.
+        notice: error of the previous attempt.
         status: status of the response.
-        typed: name that was entered before.
+        typed: name from the previous attempt.
     """
     purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
     unknown = [urlsplit(each).netloc for each in offered.unknown]
@@ -147,10 +147,9 @@ def sign_in(
 
 
 def continue_page(request: HttpRequest, page: str, head: bytes) -> Response:
-    """Return the page that continues to the one that the user wanted.
+    """Return the page that continues to the requested page after an external login.
 
-    For browsers that come from another site: they send a cookie with `SameSite=Strict` only when our own page links
-    there, and a redirect would still count as the other site's.
+    A redirect would still count as coming from the other site, and browsers would omit the cookie (`SameSite=Strict`).
     """
     root, href = f"{request.root_path}/", request.root_path + page
     title = "You are signed in"
@@ -169,7 +168,7 @@ def continue_page(request: HttpRequest, page: str, head: bytes) -> Response:
 
 
 def continue_at(request: HttpRequest, page: str) -> Response:
-    """Return a page of ours that continues to another one, so that a browser from another site sends its cookies."""
+    """Return a page that continues to another one, so that a browser coming from another site sends its cookies."""
     root, href = f"{request.root_path}/", request.root_path + page
     return render(
         "message.html", 200, images=IMAGES, root=root, title="One moment", leads_to=href, href=href, label="Continue",
@@ -178,7 +177,7 @@ def continue_at(request: HttpRequest, page: str) -> Response:
 
 
 def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Response:
-    """Return the page for a user who returns from another site without being signed in."""
+    """Return the page for a user who returns from another site without a session."""
     root, href = f"{request.root_path}/", request.root_path + page
     title = "You aren't signed in"
     return render(
@@ -196,7 +195,7 @@ def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Re
 
 @cache
 def _environment() -> "Environment":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  only for those who see a page
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  loaded with the first page
 
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     return Environment(
@@ -213,7 +212,7 @@ def _template(name: str | Path) -> "Template":
 
 
 IMAGES = "img-src 'self'; "
-"""The pages of the server itself may have an icon."""
+"""Image policy of the server's own pages, which may have an icon."""
 _DEFAULTS: Mapping[str, Any] = {
     "root": "", "title": "", "text": "", "notice": "", "leads_to": "", "href": "", "label": "", "primary": False,
 }  # fmt: skip
@@ -225,19 +224,19 @@ def render(
     """Return a page.
 
     Args:
-        template: The name of a template in this package, or the path of a template that extends one of them.
-        status: The status of the reply.
-        head: Further header lines.
-        target: Where forms lead besides this server.
-        images: The policy for images.
-        values: The values for the template.
+        template: name of a template in this package, or path of a template that extends one.
+        status: status of the response.
+        head: additional header lines.
+        target: another allowed target of forms, besides this server.
+        images: image directive of the content security policy.
+        values: variables of the template.
     """
     forms = f"'self' {target}".strip()
     lines = (
         "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
         f"content-security-policy: default-src 'none'; style-src 'self'; font-src 'self'; {images}"
         f"form-action {forms}; base-uri 'none'; "
-        # Without an Origin, which other referrer policies take away, the server couldn't tell whose form this is.
+        # Stricter referrer policies remove Origin, and the server needs it to recognize its own forms.
         "frame-ancestors 'none'\r\nreferrer-policy: same-origin\r\ncross-origin-opener-policy: same-origin\r\n"
     ).encode("ascii")
     text = _template(template).render({**_DEFAULTS, **values})

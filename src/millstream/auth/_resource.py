@@ -1,7 +1,7 @@
 """Protected resource metadata: where clients get a token for this server (RFC 9728).
 
-Clients of 2025-03-26 don't know it, and look for the authorization server's metadata at this server's own origin; they
-get a copy of that server's metadata. Both are public, for all origins.
+Clients of revision 2025-03-26 instead request the authorization server's metadata at this server's origin, and get a
+copy. Both documents are public, for all origins.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,7 +31,7 @@ class ResourceMetadata:
 
         Args:
             methods: auth methods; at least one has an issuer.
-            name: name of the server, for people.
+            name: display name of the server.
             known: returns all scopes that the server currently uses.
             get: fetches the authorization server's metadata.
         """
@@ -42,8 +42,8 @@ class ResourceMetadata:
         self._discovery = Discovery(self._methods[0].issuers[0], get)
 
     def paths(self, endpoint: str) -> Mapping[str, Handler]:
-        """Return the GET handlers by path for an MCP endpoint: at the root, and with its path, internal and
-        external.
+        """Return the GET handlers by path: at the root, and with the internal and the external path of the MCP
+        endpoint.
         """
         outside = urlsplit(self._resource).path.rstrip("/")
         places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}

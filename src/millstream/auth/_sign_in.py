@@ -1,10 +1,10 @@
 """Sign-in to the pages: a form accepts a key, a token, or a name and password once, and sets a cookie.
 
-The cookie holds the sealed credential, so it works with any number of workers and expires with the credential. For a
-name and password it holds the identity, and ends when the account is removed or its password changes. Logins elsewhere,
-such as with Google, set the same cookie; see `PageMethod`. Browsers send cookies automatically, so it's accepted only
-for the pages and their requests, and only from a page of this origin (`Sec-Fetch-Site` or `Origin`). Scripts can't read
-it, and other sites can't send it.
+The cookie contains the sealed credential, so any worker can verify it, and it expires with the credential. After a
+login with name and password it contains the identity, and ends when the account is removed or its password changes.
+External logins, such as with Google, set the same cookie; see `PageMethod`. Browsers send cookies automatically, so
+it's accepted only for the pages and their requests, and only from a page of this origin (`Sec-Fetch-Site` or `Origin`).
+Scripts can't read it, and other sites can't send it.
 """
 
 import time
@@ -31,7 +31,7 @@ PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
 _OUTS = Rate(60, 60)
-"""Maximum sign-outs per user, because each is remembered for the lifetime of the cookie. Others at the same address
+"""Maximum sign-outs per user, because each is stored for the lifetime of the cookie. Other users at the same address
 aren't affected.
 """
 _CALLED = (
@@ -41,19 +41,19 @@ _CALLED = (
     "/dashboard/calls", "/dashboard/history", "/dashboard/readers", "/gateway/items", "/gateway/upstreams",
     "/tools/", "/mcp/sse/", "/inspect/servers", "/inspect/app", "/inspect/sign-in/", "/inspect/via/", "/connections",
 )  # fmt: skip
-"""Paths that the pages request, or with a trailing slash, their prefixes."""
+"""Paths that the pages request. A trailing slash makes it a prefix."""
 _SECURE, _PLAIN = "__Host-millstream", "millstream"
 _KIND, _PERSON = b"page sign-in", b"page person"
-"""Kinds of sealed cookies: a credential and an identity never open as one another."""
+"""Kinds of sealed cookies, so that a credential is never read as an identity, or the reverse."""
 _MAX_CREDENTIAL = 2048
-"""Maximum size of a cookie in browsers is 4 KiB."""
-_FOREIGN = refusal(403, "This form has to be sent from this server's own page.")
+"""Maximum bytes of a credential in a cookie; browsers limit the sealed cookie to 4 KiB."""
+_FOREIGN = refusal(403, "This form must be sent from this server's own page.")
 _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https. Over plain http, others on the network could read the key.")
 
 _FIRST = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
-"""Pages in the order in which a server opens them by default."""
+"""Pages to open by default, in order of preference."""
 
 
 class SignIn:
@@ -99,7 +99,7 @@ class SignIn:
         return self._form(request, query_value("next", request.query), "", 200)
 
     async def take(self, request: HttpRequest) -> Response:
-        """Handle `POST /sign-in`: the form."""
+        """Handle `POST /sign-in`, the form."""
         if not is_own(request):
             return _FOREIGN
         if not _is_safe(request):
@@ -134,14 +134,14 @@ class SignIn:
         return _go(request, self.target(wanted), seal, LIFETIME, head)
 
     async def _lead(self, request: HttpRequest, login: str, wanted: str) -> Response:
-        """Redirect the user to an external login."""
+        """Redirect the browser to an external login."""
         method = self._leading.get(login)
         if method is None:
             raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
         return await method.lead(request, login, self.target(wanted))
 
     def target(self, wanted: str) -> str:
-        """Return the requested page if it's one of ours, or else the default page."""
+        """Return the requested page if it's one of ours, or the default page."""
         if wanted in self._pages:
             return wanted
         return next((each for each in _FIRST if each in self._pages), min(self._pages))
@@ -161,11 +161,11 @@ class SignIn:
         credential = given.get("key", [""])[-1].strip()
         found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
         if found is None:
-            raise NotAdmitted("This key or token is invalid or no longer valid.", 403, wrong=True)
+            raise NotAdmitted("This key or token is invalid or has expired.", 403, wrong=True)
         return _KIND, credential.encode(), b"", b""
 
     async def leave(self, request: HttpRequest) -> Response:
-        """Handle `POST /sign-out`: delete the cookie, and invalidate all copies of it."""
+        """Handle `POST /sign-out`: delete the cookie and invalidate its copies."""
         if not is_own(request):
             return _FOREIGN
         seal = _cookie(request)
@@ -185,7 +185,7 @@ class SignIn:
                 await self._out.add(sealed, id, until, left)
 
     async def ambient(self, request: HttpRequest) -> Principal | Response | None:
-        """Return the principal of a request's cookie; None if there's none, or it doesn't apply."""
+        """Return the principal of a request's cookie; None without a cookie that applies."""
         seal = _cookie(request)
         if not seal or not self._counts(request):
             return None
@@ -219,11 +219,11 @@ class SignIn:
         else:
             found, lacking = await self._guard.identify(kept.decode("latin-1"))
             found = None if lacking else found
-        # They may have signed out in the meantime, and this result is cached for a while.
+        # The user may have signed out in the meantime, and the result is cached.
         return (None, 0) if self._out.was_notified(sealed) else (found, left)
 
     def _counts(self, request: HttpRequest) -> bool:
-        """Return whether a request may be authenticated by a cookie at all."""
+        """Return whether a cookie may authenticate this request."""
         path = request.path
         if path in self._pages and request.method in ("GET", "HEAD"):
             return request.headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
@@ -234,12 +234,12 @@ class SignIn:
         return sign_in(request, self._offered, wanted if wanted in self._pages else "", said, status, typed=typed)
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
-        """Return the form for a user who returned from elsewhere and was refused."""
+        """Return the form for a user whose external login was refused."""
         return self._form(request, page, text, 403)
 
 
 class _SignInLanding:
-    """The pages as the landing of one method: see `Landing`."""
+    """The last step of one method's logins; see `PageLanding`."""
 
     __slots__ = ("_bound", "_kind", "_sign_in")
 
@@ -249,22 +249,24 @@ class _SignInLanding:
         self._bound = bound
 
     def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
-        """See `Landing.land`."""
+        """See `PageLanding.land`."""
         if not _is_safe(request):
             return _INSECURE
         if len(kept) > _MAX_CREDENTIAL:
-            return self.refuse(request, page, "Your identity is too long for a cookie. Use a key or token instead.")
+            return self.refuse(
+                request, page, "Your identity doesn't fit in a cookie. Sign in with a key or token instead."
+            )
         seconds = int(min(seconds, LIFETIME))
         sealed = self._sign_in.seal(self._kind, kept, self._bound, seconds)
         return continue_page(request, self._sign_in.target(page), _cookie_line(request, sealed, seconds))
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
-        """See `Landing.refuse`."""
+        """See `PageLanding.refuse`."""
         return self._sign_in.refuse(request, page, text)
 
 
 def _login_options(server: str, methods: Collection[AuthMethod]) -> LoginOptions:
-    """Return the login methods to offer."""
+    """Return the login options of the form."""
     at_home = [each for each in methods if isinstance(each, PageMethod)]
     foreign = [each for each in methods if each not in at_home]
     return LoginOptions(
@@ -277,7 +279,7 @@ def _login_options(server: str, methods: Collection[AuthMethod]) -> LoginOptions
 
 
 def _cookie_binding(host: AuthMethod) -> bytes:
-    """Return the binding of cookies to a host, because another server with the same key has other users."""
+    """Return the context that seals cookies to an issuer, because another server with the same key has other users."""
     return " ".join(host.issuers).encode()
 
 
@@ -292,12 +294,12 @@ def _is_safe(request: HttpRequest) -> bool:
 
 
 def _cookie_name(request: HttpRequest) -> str:
-    """Return the cookie's name. Over plain http on this machine, browsers don't keep `Secure` cookies."""
+    """Return the cookie's name. Browsers reject `Secure` cookies over plain http on this machine."""
     return _SECURE if request.scheme in ("https", "wss") else _PLAIN
 
 
 def _cookie(request: HttpRequest) -> str:
-    """Return the cookie; empty if it's missing or repeated, because a sibling domain may have set the other."""
+    """Return the cookie; empty if it's missing, repeated, or not acceptable over this connection."""
     name = _cookie_name(request)
     if name == _PLAIN and not _is_here(request):
         return ""

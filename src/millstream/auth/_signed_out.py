@@ -1,9 +1,9 @@
-"""Cookies whose users have signed out: invalid on every worker, and everything they opened is closed.
+"""Sign-outs from the pages: the cookie becomes invalid on every worker, and its streams are closed.
 
-The store keeps them for the cookie's lifetime. A worker queries it for cookies that are new to it, and again each
-minute; requests without a cookie cost nothing. While the store is unavailable, a worker relies on earlier
-announcements; afterwards it checks every cookie again, and closes what they opened, since browsers reconnect. A store
-that doesn't survive a restart forgets them, but so do the cookies, unless ``MILLSTREAM_KEY`` is set.
+The store records a sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute;
+requests without a cookie cost nothing. While the store is unavailable, a worker relies on earlier announcements.
+Afterward it checks all cookies again and closes their streams; browsers reconnect. An in-memory store loses sign-outs
+on restart, but a restart also invalidates all cookies, unless ``MILLSTREAM_KEY`` is set.
 """
 
 import logging
@@ -27,15 +27,15 @@ class SignedOut:
     __slots__ = ("_ended", "_heard", "_met", "_store", "_verdicts", "stop")
 
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
-        """Create it. `verdicts` holds the verdicts on cookies, by `kept_as`."""
+        """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `kept_as`."""
         self._store = store
         self._verdicts = verdicts
         self._heard: dict[str, None] = {}
-        """Digests of cookies; the oldest are dropped first."""
+        """Digests of signed-out cookies; the oldest are dropped first."""
         self._ended: dict[tuple[str, float], None] = {}
-        """Owners and expiries since the last check; the oldest are dropped first."""
+        """Owners and expiries of streams to close; the oldest are dropped first."""
         self._met: dict[tuple[str, int], float] = {}
-        """Owners with expiry, rounded to a second and exact. The oldest are dropped first."""
+        """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
         self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._hear, interrupted=self._on_gap)
         """Unsubscribes from announcements."""
 
@@ -45,7 +45,7 @@ class SignedOut:
         Args:
             cookie: the user's cookie.
             id: id of the principal.
-            until: expiry of what the cookie opened.
+            until: expiry of the streams opened with the cookie.
             seconds: remaining lifetime of the cookie.
         """
         name = _digest(cookie)
@@ -55,7 +55,7 @@ class SignedOut:
             await self._store.kv.put(f"signed-out:{name}", b"1", max(1.0, seconds))
             await self._store.bus.publish(_TOPIC, said)
         except LocalError as exc:
-            logger.warning("A user has signed out of the pages, but the other workers can't be notified: %s", exc)
+            logger.warning("A user signed out of the pages, but the other workers can't be notified: %s", exc)
 
     async def has(self, cookie: str) -> bool:
         """Return whether the user of a cookie has signed out."""
@@ -67,15 +67,15 @@ class SignedOut:
             return False
 
     def was_notified(self, cookie: str) -> bool:
-        """Return whether this worker was notified recently, for example while it was checking the cookie."""
+        """Return whether this worker has received the cookie's sign-out, perhaps while checking the cookie."""
         return _digest(cookie) in self._heard
 
     def note_use(self, id: str, until: float) -> None:
-        """Record that a cookie is in use here; see `add` for the arguments."""
+        """Record that a cookie is in use on this worker; see `add` for the arguments."""
         _note(self._met, (id, round(until)), until)
 
     def end(self, opened: Callable[[str, float], None]) -> None:
-        """Close what signed-out cookies opened: call `opened` with owner and expiry, once for each."""
+        """Call `opened` once with the owner and expiry of each signed-out cookie, to close its streams."""
         found, self._ended = list(self._ended), {}
         for owner, until in found:
             opened(owner, until)
@@ -88,9 +88,7 @@ class SignedOut:
             del self._verdicts[known]
 
     def _on_gap(self) -> None:
-        """Handle possibly missed announcements: everything opened by cookies is closed, and the store is queried
-        again.
-        """
+        """Handle possibly missed announcements: close all streams opened with cookies, and query the store again."""
         for (id, _), until in self._met.items():
             _note(self._ended, (id, until))
         self._met.clear()
@@ -99,17 +97,17 @@ class SignedOut:
 
 
 def kept_as(cookie: str) -> bytes:
-    """Return the key of a verdict on a cookie."""
+    """Return the cache key of a cookie's verdict."""
     return _key(_digest(cookie))
 
 
 def _key(digest: str) -> bytes:
-    # Headers can't contain a zero byte, so the name can't be sent as a credential.
+    # Headers can't contain a zero byte, so no credential equals this key.
     return _MARK + digest.encode()
 
 
 def _digest(cookie: str) -> str:
-    # A sealed value has only one valid spelling.
+    # A sealed value has only one valid encoding.
     return sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
 
 

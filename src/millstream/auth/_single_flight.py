@@ -1,4 +1,4 @@
-"""Deduplication of concurrent work with the same key, separately for each event loop."""
+"""Deduplication of concurrent calls with the same key, per event loop."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """The work in progress."""
+    """Calls in progress, by key."""
 
     __slots__ = ("_tasks",)
 
@@ -19,12 +19,12 @@ class SingleFlight(Generic[T]):
         return len(self._tasks)
 
     def runs(self, key: str) -> bool:
-        """Return whether work for this key is running in this loop."""
+        """Return whether a call with this key is running in this event loop."""
         return (asyncio.get_running_loop(), key) in self._tasks
 
     async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Return the result of the work, starting it if necessary. Canceling a caller doesn't cancel it for the
-        others.
+        """Return the result of `work`, started only if none is running for the key. Canceling one caller doesn't cancel
+        the work for the others.
         """
         loop = asyncio.get_running_loop()
         task = self._tasks.get((loop, key))
@@ -36,4 +36,4 @@ class SingleFlight(Generic[T]):
     def _settle(self, loop: asyncio.AbstractEventLoop, key: str, task: "asyncio.Task[T]") -> None:
         del self._tasks[loop, key]
         if not task.cancelled():
-            task.exception()  # avoids a warning if no caller is left
+            task.exception()  # prevents a warning when no caller is left

@@ -9,7 +9,7 @@ from millstream.auth._jose import InvalidToken, PublicKey, read_header, verify
 from millstream.auth._method import AuthMethod, Identity
 
 TYPES = frozenset(("at+jwt", "jwt", ""))
-"""RFC 9068 requires the first; most issuers send the second, or none."""
+"""RFC 9068 requires ``at+jwt``; most issuers send ``jwt`` or nothing."""
 
 
 class Keys(Protocol):
@@ -69,11 +69,11 @@ class TokenMethod(AuthMethod):
             return None
 
     def holds(self, id: str) -> bool:
-        """Return True for all owners of this issuer's tokens: it doesn't report revocations, and tokens expire soon."""
+        """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
         return id.startswith(f"{self._rules.issuer} ")
 
     def epoch(self) -> int:
-        """Return a number that changes with the keys, because tokens of a removed key are no longer valid."""
+        """Return a number that changes with the keys, because removing a key invalidates its tokens."""
         return self._keys.epoch
 
     async def prefetch(self) -> None:

@@ -1,8 +1,7 @@
-"""Cached verdicts on credentials. A lookup is a dictionary access; all bookkeeping happens on insertion.
+"""A cache of verdicts on credentials. A lookup is one dictionary access; all bookkeeping happens on insertion.
 
-A principal with many valid credentials can fill the cache, and then only displaces its own entries. Otherwise others'
-credentials would be verified again on each request: a signature check or a request to the issuer, queued behind
-guesses from the same address.
+A principal with many valid credentials can fill the cache, but then evicts only its own entries. Otherwise it could
+force a signature check or a request to the issuer for each request of other callers.
 """
 
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from millstream._protocol.principal import Principal
 
 _MAX = 4096
 _SHARE = 256
-"""Maximum entries of one principal once the cache is full; unlimited until then."""
+"""Maximum entries of one principal when the cache is full."""
 
 
 class Verdict(NamedTuple):
@@ -32,7 +31,7 @@ class Verdicts(dict[bytes, Verdict]):
         """`Principal.id` -> its entries, in the same order."""
 
     def keep(self, value: bytes, verdict: Verdict) -> None:
-        """Cache a verdict. A full cache drops the oldest one: of this principal if it has its share or more."""
+        """Cache a verdict. A full cache drops the oldest one, or the principal's oldest if it has its `_SHARE`."""
         if value in self:
             del self[value]
         id = verdict.principal.id

@@ -1,4 +1,4 @@
-"""Base classes for customizing sign-in: ``auth.issuer(…, provider=Mine())`` and ``users=``."""
+"""Base classes for customizing sign-in with ``auth.issuer(…, provider=…, users=…)``."""
 
 from millstream.auth._authorization_server.login_methods import (
     AuthorizationRedirect,

@@ -1,4 +1,4 @@
-"""The compatibility layer: programs for the official SDK 1.x run after a change of imports."""
+"""The compatibility layer: programs for the official SDK 1.x run after changing their imports."""
 
 from importlib.util import find_spec
 

@@ -1,7 +1,7 @@
 # ruff: noqa: N815  the SDK's names
-"""The protocol's values under the names of the official SDK's ``mcp.types``, as pydantic models.
+"""The protocol's types as pydantic models, with the names of the official SDK's ``mcp.types``.
 
-Values of an installed ``mcp.types`` work in their place.
+Objects of an installed ``mcp.types`` also work.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Union
@@ -18,7 +18,7 @@ PARSE_ERROR: int = errors.PARSE_ERROR
 Role = Literal["user", "assistant"]
 LoggingLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
 Url = Annotated[str, BeforeValidator(str)]
-"""A URL as text; pydantic's URLs are accepted and converted."""
+"""A URL as a string. Pydantic's URL objects are converted."""
 
 
 class Wire(BaseModel):
@@ -32,7 +32,7 @@ class _WithMeta(Wire):
 
 
 class Annotations(Wire):
-    """Hints for the client about a value."""
+    """Hints for clients about a value."""
 
     audience: list[Role] | None = None
     priority: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -99,7 +99,7 @@ class ResourceLink(_Block):
 
 
 class TextResourceContents(_WithMeta):
-    """Text of a resource."""
+    """The text of a resource."""
 
     uri: Url
     mimeType: str | None = None
@@ -107,7 +107,7 @@ class TextResourceContents(_WithMeta):
 
 
 class BlobResourceContents(_WithMeta):
-    """Bytes of a resource, as base64."""
+    """The bytes of a resource, as base64."""
 
     uri: Url
     mimeType: str | None = None
@@ -115,13 +115,13 @@ class BlobResourceContents(_WithMeta):
 
 
 class EmbeddedResource(_Block):
-    """A resource inside a result."""
+    """A resource embedded in a result."""
 
     type: Literal["resource"] = "resource"
     resource: TextResourceContents | BlobResourceContents
 
 
-ContentBlock = Union[TextContent, ImageContent, AudioContent, ResourceLink, EmbeddedResource]  # noqa: UP007  `isinstance` and pydantic read it
+ContentBlock = Union[TextContent, ImageContent, AudioContent, ResourceLink, EmbeddedResource]  # noqa: UP007  for `isinstance` and pydantic
 
 
 class PromptMessage(Wire):
@@ -132,14 +132,14 @@ class PromptMessage(Wire):
 
 
 class SamplingMessage(_WithMeta):
-    """One message of a conversation with the client's model."""
+    """One message of a sampling request."""
 
     role: Role
     content: Any
 
 
 class CallToolResult(_WithMeta):
-    """The complete result of a tool."""
+    """The complete result of a tool call."""
 
     content: list[ContentBlock] = Field(default_factory=list[ContentBlock])
     structuredContent: dict[str, Any] | None = None
@@ -183,7 +183,7 @@ class ListRootsResult(_WithMeta):
 
 
 class Implementation(Wire):
-    """Name and version of a program."""
+    """The name and version of a client or server."""
 
     name: str
     version: str = ""
@@ -264,7 +264,7 @@ class CompletionContext(Wire):
 
 
 class Completion(Wire):
-    """Values for an argument."""
+    """Suggested values for an argument."""
 
     values: list[str]
     total: int | None = None
@@ -295,13 +295,13 @@ class ErrorData(Wire):
 
 
 class RootsCapability(Wire):
-    """The client offers roots."""
+    """The client supports roots."""
 
     listChanged: bool | None = None
 
 
 class SamplingCapability(Wire):
-    """The client offers sampling."""
+    """The client supports sampling."""
 
     context: dict[str, Any] | None = None
     tools: dict[str, Any] | None = None
@@ -315,7 +315,7 @@ class ElicitationCapability(Wire):
 
 
 class ClientCapabilities(Wire):
-    """For `ServerSession.check_client_capability`."""
+    """Capabilities of a client, for `ServerSession.check_client_capability`."""
 
     experimental: dict[str, dict[str, Any]] | None = None
     roots: RootsCapability | None = None

@@ -48,7 +48,7 @@ async def test_wrong_password_shows_an_error_and_allows_a_retry(desk: Desk, name
     browser = Browser(desk)
     page = await browser.answer(await browser.open(id), name=name, password=password, answer="allow")
     assert page.status == 403
-    assert "The name or the password is wrong." in page.text
+    assert "The name or password is wrong." in page.text
     assert f'value="{name}"' in page.text
     assert not password or f'value="{password}"' not in page.text
     assert (await browser.answer(page)).status == 303

@@ -145,7 +145,7 @@ async def test_passwords_that_are_not_utf_8_are_wrong(desk: Desk, path: Path) ->
     body = f"{urlencode({'ticket': page.ticket, 'answer': 'allow', 'name': 'ada'})}&password=%ff".encode()
     tries = [await browser.ask("POST", "/authorize", body=body, content_type=FORM, origin=URL) for _ in range(11)]
     assert [each.status for each in tries] == [403] * 10 + [429]
-    assert "The name or the password is wrong." in tries[0].text
+    assert "The name or password is wrong." in tries[0].text
 
 
 @pytest.mark.usefixtures("quick_hashes")

@@ -1,4 +1,4 @@
-"""User accounts: who has signed in, with which login method, and which scopes they may grant to clients."""
+"""User accounts: the login method, current state, and grantable scopes of each user."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from millstream.auth._authorization_server.login_methods import Selective, Upstr
 from millstream.auth._authorization_server.records import Grant, OAuthClient
 
 LOCAL = ""
-"""The login method of users with a password on this server."""
+"""Login method of users who have a password on this server."""
 
 
 class Accounts:
@@ -25,7 +25,7 @@ class Accounts:
         return None if self.passwords is None else await self.passwords.check(name, password)
 
     def still(self, user: User, login: str) -> User | None:
-        """Return the current state of a user; None if they may no longer sign in."""
+        """Return a user's current state; None if they may no longer sign in."""
         if login in self._config.identities:
             return user if user.since == self._config.identities[login].number else None
         if login != LOCAL:
@@ -36,11 +36,11 @@ class Accounts:
         return found if found is not None and found.since == user.since else None
 
     def again(self, grant: Grant) -> User | None:
-        """Return the user who approved a grant. Scopes of an upstream's users were decided at login."""
+        """Return the user who approved a grant, with the scopes at that time; None if they may no longer sign in."""
         return self.still(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the scopes that the client can have: the default ones, and those that the user may grant."""
+        """Return the scopes that the client can get: the default ones, and the ones that the user may grant."""
         allowed = {*self._config.scopes, *await self._config.provider.grantable(user, client, scopes)}
         return tuple(each for each in scopes if each in allowed)
 

@@ -1,7 +1,7 @@
 """The operator's list of upstream users who may sign in: ``allow=["@example.com"]``, or ``["*"]`` for everyone.
 
 An upstream returns verified names, such as an e-mail address, its domain, or a login. The first entry that equals one
-of them applies. Names are compared whole, in ASCII lower case.
+of them applies. Only whole names match, without regard to ASCII case.
 """
 
 import re
@@ -18,10 +18,10 @@ from millstream.auth._key_file import check_scopes
 EVERYBODY = "*"
 _DOMAIN = r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+"
 EMAIL = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_DOMAIN}|@{_DOMAIN}"
-"""An e-mail address, or all addresses of a domain."""
+"""Pattern of an e-mail address, or of a domain after ``@``."""
 
 Allow = Names | Mapping[str, Names]
-"""Entries of the list, with or without the scopes that these users may grant to a client."""
+"""Entries of the list, or a mapping of entries to the scopes that their users may grant to clients."""
 
 
 class AllowlistEntry(Struct, frozen=True):
@@ -29,14 +29,14 @@ class AllowlistEntry(Struct, frozen=True):
 
     scopes: tuple[str, ...]
     number: float
-    """Number that changes with the entry, its scopes, or the upstream."""
+    """Hash of the entry, its scopes, and the upstream."""
 
 
 class Allowlist:
     """The users who may sign in."""
 
     def __init__(self, given: Allow, at: str, *, form: str, examples: str) -> None:
-        """Parse the list. `at` is the upstream, `form` the pattern of an entry, and `examples` describes valid entries.
+        """Parse the list. `at` is the upstream's URL, `form` the pattern of an entry; `examples` is for error messages.
 
         Raises:
             ValueError: the list is empty, or an entry can't match any user of the upstream.
@@ -45,7 +45,7 @@ class Allowlist:
         if isinstance(cast("object", given), str):
             raise TypeError(f"allow must be a list: allow=[{given!r}]")
         if not given:
-            raise ValueError(f"List who may sign in: {examples}.")
+            raise ValueError(f"allow must list who may sign in: {examples}.")
         pairs = cast("Mapping[str, Names]", given if isinstance(given, Mapping) else dict.fromkeys(given, ()))
         self._entries: dict[str, AllowlistEntry] = {}
         for name, scopes in pairs.items():
@@ -57,7 +57,7 @@ class Allowlist:
         self._numbers = {each.number for each in self._entries.values()}
 
     def find(self, names: Collection[str], shown: str) -> AllowlistEntry:
-        """Return the first entry that equals one of the names; `shown` is the user's name for error messages.
+        """Return the first entry that equals one of the names. `shown` is the user's name in error messages.
 
         Raises:
             SignInFailed: no entry matches.
@@ -66,14 +66,16 @@ class Allowlist:
         for name, entry in self._entries.items():
             if name in known:
                 return entry
-        raise SignInFailed(f"{shown} may not sign in here. Use another account, or ask the operator of this server.")
+        raise SignInFailed(
+            f"{shown} may not sign in here. Use another account, or contact the operator of this server."
+        )
 
     def still(self, number: float) -> bool:
         """Return whether the entry with this number still exists, with the same scopes."""
         return number in self._numbers
 
     def some(self, beginning: str = "", containing: str = "") -> bool:
-        """Return whether there are entries that begin and contain these texts."""
+        """Return whether an entry starts with `beginning` and contains `containing`."""
         return any(each.startswith(beginning) and containing in each for each in self._entries)
 
 
@@ -83,5 +85,5 @@ def _entry(at: str, name: str, scopes: tuple[str, ...]) -> AllowlistEntry:
 
 
 def lower(name: str) -> str:
-    """Return a name in the form that is compared. Only ASCII is lowercased, because some other letters become ASCII."""
+    """Return a name in the form for comparison. Only ASCII is lowercased, because some other letters become ASCII."""
     return name.lower() if name.isascii() else name

@@ -40,10 +40,10 @@ class Parameters:
     __slots__ = ("_values", "repeated")
 
     def __init__(self, raw: bytes) -> None:
-        """Parse them. Bytes that aren't UTF-8 survive as surrogates.
+        """Parse the parameters. Bytes that aren't UTF-8 become surrogates.
 
         Raises:
-            OAuthError: there are too many.
+            OAuthError: there are too many parameters.
         """
         text = raw.decode("utf-8", "surrogateescape")
         try:
@@ -58,7 +58,7 @@ class Parameters:
         )
 
     def get(self, name: str) -> str:
-        """Return the only value, or an empty string: parameters without a value count as omitted (RFC 6749 §3.1)."""
+        """Return a parameter's value; empty if it's missing or repeated (RFC 6749 §3.1)."""
         values = self._values.get(name, [])
         return values[0] if len(values) == 1 else ""
 
@@ -66,11 +66,11 @@ class Parameters:
         return name in self._values
 
     def values(self) -> dict[str, str]:
-        """Return all parameters that aren't repeated."""
+        """Return the parameters that aren't repeated."""
         return {name: values[0] for name, values in self._values.items() if len(values) == 1}
 
     def all(self, name: str) -> tuple[str, ...]:
-        """Return all values that aren't empty."""
+        """Return all nonempty values of a parameter."""
         return tuple(value for value in self._values.get(name, []) if value)
 
 
@@ -78,11 +78,11 @@ def form_of(request: HttpRequest) -> Parameters:
     """Parse the form in a request's body.
 
     Raises:
-        OAuthError: there's no form, it's too large, or a parameter is repeated.
+        OAuthError: the body isn't a form, is too large, or has a repeated parameter.
     """
     kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/x-www-form-urlencoded":
-        raise OAuthError("invalid_request", "Send a form: application/x-www-form-urlencoded.", 415)
+        raise OAuthError("invalid_request", "Send a form as application/x-www-form-urlencoded.", 415)
     if len(request.body) > MAX_FORM:
         raise OAuthError("invalid_request", "The form is too large.", 413)
     form = Parameters(request.body)
@@ -92,7 +92,7 @@ def form_of(request: HttpRequest) -> Parameters:
 
 
 def way_back(redirect_uri: str, values: Mapping[str, str | None]) -> Response:
-    """Redirect the browser to the client with an answer, keeping the URI's own query (RFC 6749 §3.1.2)."""
+    """Redirect the browser to the client with a response, keeping the URI's own query (RFC 6749 §3.1.2)."""
     said = "&".join(
         f"{name}={quote(value.encode('utf-8', 'surrogateescape'), safe='')}"
         for name, value in values.items()
@@ -103,6 +103,6 @@ def way_back(redirect_uri: str, values: Mapping[str, str | None]) -> Response:
 
 
 def see(url: str, head: bytes = b"") -> Response:
-    """Redirect the browser to GET a URL, whatever its current method (RFC 9700 §4.12)."""
+    """Redirect the browser to GET a URL, whatever the current method (RFC 9700 §4.12)."""
     lines = b"location: %b\r\n%breferrer-policy: no-referrer\r\n" % (url.encode("ascii"), NO_STORE)
     return Response(b"", 303, lines + head)

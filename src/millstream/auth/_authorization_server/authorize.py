@@ -1,9 +1,9 @@
 """`/authorize` and the callback of upstreams (OAuth 2.1 §4.1.1, RFC 7636, RFC 8707): check the request, sign the user
 in, ask for consent, and redirect to the client.
 
-Until the redirect URI is known to belong to the client, errors are shown to the user. After that they go to the client,
-with `state` and `iss`. Nothing is stored before the user has answered. The consent page is always shown to new clients,
-and to those whose redirects another program on the user's device could intercept (RFC 8252 §8.6).
+Errors are shown to the user until the redirect URI is verified; then they're sent to the client, with `state` and
+`iss`. Nothing is stored before the user submits the form. The consent page is always shown for new clients, and for
+clients whose redirects another program on the user's device could intercept (RFC 8252 §8.6).
 """
 
 import re
@@ -37,11 +37,11 @@ _PROMPTS = {"none", "login", "consent", "select_account"}
 
 
 class NotAClient(Exception):
-    """The client doesn't exist, or the redirect URI isn't its own. Only the user sees this error."""
+    """The client is unknown, or the redirect URI isn't its own. Shown only to the user."""
 
 
 class NotGranted(Exception):
-    """The request can't be granted, and the client receives an error response."""
+    """The request can't be granted. The client receives an error response."""
 
     def __init__(self, client: OAuthClient, redirect: str, answer: Response, text: str) -> None:
         super().__init__(text)
@@ -52,7 +52,7 @@ class NotGranted(Exception):
 
 
 class Targets:
-    """The resources that tokens can be for, and the scopes that exist."""
+    """The resources and scopes that tokens can have."""
 
     def __init__(self, config: IssuerConfig, own: str, known: Callable[[], frozenset[str]]) -> None:
         self._required = config.scopes
@@ -66,25 +66,25 @@ class Targets:
         return self._known() | self._described | frozenset(self._required)
 
     def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the resources that a request names, or this server for clients that don't name any.
+        """Return the requested resources; this server if none are named.
 
         Raises:
-            OAuthError: a resource isn't served here.
+            OAuthError: no tokens are issued for a resource.
         """
         found = tuple(
             dict.fromkeys(self._resources.get(canonical(each) if "://" in each else "", "") for each in asked)
         )
         if "" in found:
             raise OAuthError(
-                "invalid_target", "resource must be the URL of a server that this issuer issues tokens for."
+                "invalid_target", "resource must be the URL of a server for which this server issues tokens."
             )
         return found or (self.own,)
 
     def requested_scopes(self, text: str) -> tuple[str, ...]:
-        """Return the known scopes of a request, with the default scopes.
+        """Return the default scopes and the requested scopes that exist.
 
         Raises:
-            OAuthError: none of the requested scopes exists, or one of them is malformed.
+            OAuthError: none of the requested scopes exist, or one is malformed.
         """
         names = text.split(" ") if text else []
         if len(names) > _MAX_SCOPES or not all(_SCOPE.fullmatch(each) for each in names):
@@ -92,7 +92,7 @@ class Targets:
         there = self.scopes()
         found = [each for each in names if each in there]
         if names and not found:
-            raise OAuthError("invalid_scope", "This server has none of these scopes.")
+            raise OAuthError("invalid_scope", "None of these scopes exist on this server.")
         return tuple(dict.fromkeys((*self._required, *found)))
 
 
@@ -108,8 +108,8 @@ class AuthorizationRequests:
         """Return the client and its authorization request.
 
         Raises:
-            NotAClient: with a message for the user.
-            NotGranted: with an error response for the client.
+            NotAClient: the client or its redirect URI is invalid; the message is for the user.
+            NotGranted: the request is invalid; contains the response for the client.
         """
         client, redirect, named = await self._client(given, may_fetch)
         raw = given.get("state")
@@ -117,7 +117,7 @@ class AuthorizationRequests:
         try:
             if self._config.identities and self._config.passwords is None and not self._config.upstreams:
                 raise OAuthError(
-                    "access_denied", ("There is no sign-in page on this server. Use a grant of an identity provider.")
+                    "access_denied", ("This server has no sign-in page. Use a grant from an identity provider.")
                 )
             return client, self._parse_request(given, client, redirect, state, named)
         except OAuthError as exc:
@@ -126,7 +126,7 @@ class AuthorizationRequests:
             raise NotGranted(client, redirect, answer, str(exc)) from None
 
     def elsewhere(self, authorization: AuthorizationRequest) -> tuple[str, ...]:
-        """Return the resources of a request, unless it's just this server."""
+        """Return the resources of a request; empty if it's only this server."""
         return () if authorization.resources == (self._targets.own,) else authorization.resources
 
     def refuse(self, redirect: str, state: str | None, error: str, text: str) -> Response:
@@ -134,13 +134,15 @@ class AuthorizationRequests:
         return self.answer(redirect, state, {"error": error, "error_description": text})
 
     def answer(self, redirect: str, state: str | None, values: dict[str, str]) -> Response:
-        """Redirect the browser to the client with an answer and the parameters common to all."""
+        """Redirect the browser to the client with a response and the common parameters."""
         echoed = None if state is None else state.encode("latin-1").decode("utf-8", "surrogateescape")
         return way_back(redirect, {**values, "state": echoed, "iss": self._config.url})
 
     async def _client(self, given: Parameters, may_fetch: Callable[[], bool]) -> tuple[OAuthClient, str, bool]:
         if {"client_id", "redirect_uri"} & set(given.repeated):
-            raise NotAClient("The program that sent you here sent its name or its address twice.")
+            raise NotAClient(
+                "The program that sent you here repeated its id or its address. Report this to its developer."
+            )
         try:
             client = await self._clients.find(given.get("client_id"), may_fetch)
         except Unavailable as exc:
@@ -152,7 +154,7 @@ class AuthorizationRequests:
             return client, client.redirect_uris[0], False
         if not named_by(client.redirect_uris, redirect):
             raise NotAClient(
-                "The program that sent you here wants to send you back to an address that isn't its own. Close "
+                "The program that sent you here isn't registered for the address that it would send you back to. Close "
                 "this page, or connect again if you trust the program."
             )
         return client, redirect, True
@@ -172,7 +174,7 @@ class AuthorizationRequests:
         if CODE not in client.grant_types:
             raise OAuthError("unauthorized_client", "This client acts for itself, and can't sign in users.")
         if state is not None and len(state) > _MAX_STATE:
-            raise OAuthError("invalid_request", "state must have at most 4096 bytes.")
+            raise OAuthError("invalid_request", "state can have up to 4096 bytes.")
         if given.get("code_challenge_method") != "S256" or not CHALLENGE.fullmatch(given.get("code_challenge")):
             raise OAuthError("invalid_request", "Send a code_challenge with code_challenge_method=S256 (PKCE).")
         prompt = tuple(given.get("prompt").split())
@@ -221,7 +223,7 @@ class AuthorizationEndpoint:
     # The browser arrives
 
     async def get(self, request: HttpRequest) -> Response:
-        """Handle `GET /authorize`: show the consent page, or redirect if there's nothing to ask."""
+        """Handle `GET /authorize`: show the consent page, or redirect if the user has already consented."""
         found = await self._read(request)
         if isinstance(found, NotGranted):
             return await self._refuse(request, found)
@@ -253,11 +255,10 @@ class AuthorizationEndpoint:
             return exc
 
     async def _refuse(self, request: HttpRequest, refused: NotGranted) -> Response:
-        """Send the error to the client. The redirect is automatic only if the operator or the URL's owner vouches for
-        the client.
+        """Send the error to the client.
 
-        Anyone can register a redirect URI, and could otherwise use this server as an open redirector (RFC 9700
-        §4.11.2).
+        For a client that's neither configured by the operator nor approved by the user, show a page instead of an
+        automatic redirect to a web site, so this server isn't an open redirector (RFC 9700 §4.11.2).
         """
         user, _ = self._signed_in(request)
         if refused.client.source == "given" or not is_identified(refused.redirect):
@@ -281,7 +282,7 @@ class AuthorizationEndpoint:
         return await self._config.provider.remembers(user, client, scopes)
 
     async def _agreed_to(self, user: User, client: OAuthClient) -> dict[str, tuple[str, ...]]:
-        """Return resource -> scopes that the user has granted the client there."""
+        """Return the scopes that the user has granted the client, by resource."""
         return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
 
     async def _page(
@@ -299,12 +300,12 @@ class AuthorizationEndpoint:
         )  # fmt: skip
         return pages.consent(shown, status, cookie + head)
 
-    # The user answers
+    # The user submits the form
 
     async def post(self, request: HttpRequest) -> Response:
-        """Handle `POST /authorize`: the form of our own page, from the browser that it was shown to."""
+        """Handle `POST /authorize`: the form of the consent page, from the browser that it was shown in."""
         if not is_own(request):
-            return pages.wrong("Not from here", "This form has to be sent from this server's own page.", 403)
+            return pages.wrong("Not from here", "This form must be sent from this server's own page.", 403)
         try:
             form = form_of(request)
         except OAuthError as exc:
@@ -314,7 +315,7 @@ class AuthorizationEndpoint:
             return pages.wrong("Start again", TOO_OLD, 403)
         client = await self._still_there(request, authorization)
         if client is None:
-            return pages.wrong("Start again", "The program is no longer known. Start again from there.")
+            return pages.wrong("Start again", "The program is no longer registered. Go back to it and connect again.")
         if form.get("answer") == "deny":
             return self._requests.refuse(
                 authorization.redirect_uri, authorization.state, "access_denied", "The user declined."
@@ -362,7 +363,7 @@ class AuthorizationEndpoint:
         """Complete the consent."""
         if await self._agreed.take(user.subject) > 0:
             return pages.wrong(
-                "Wait a little", "You have approved many requests in the last hour. Try again later.", 429
+                "Wait a little", "You have approved too many requests in the last hour. Try again later.", 429
             )
         scopes = await self._accounts.grantable(user, client, authorization.scopes)
         agreed = await self._agreed_to(user, client)
@@ -395,10 +396,12 @@ class AuthorizationEndpoint:
     async def handle_callback(
         self, request: HttpRequest, pending: PendingLogin, authorization: AuthorizationRequest, callback: Callback
     ) -> Response:
-        """Handle a browser that returns from an upstream after consent."""
+        """Handle the callback of an upstream after consent."""
         client = await self._still_there(request, authorization)
         if client is None:
-            return pages.wrong("Start again", "The program is no longer known. Start again from there.", up="../../")
+            return pages.wrong(
+                "Start again", "The program is no longer registered. Go back to it and connect again.", up="../../"
+            )
         try:
             user = await self._accounts.upstreams[pending.login].finish(callback)
         except SignInFailed as exc:
@@ -410,8 +413,8 @@ class AuthorizationEndpoint:
 
 
 def _agreed_key(user: User, client: OAuthClient) -> str:
-    """Return the key for consents of this account. Another account of the same name, or a new password, doesn't inherit
-    them.
+    """Return the store key for this account's consents. A later account of the same name doesn't inherit them, and a
+    new password drops them.
     """
     who = f"{len(user.subject)}:{user.subject}{user.since}"
     return f"oauth-agreed:{digest(f'{len(who)}:{who}{client.id}')}"

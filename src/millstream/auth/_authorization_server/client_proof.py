@@ -1,6 +1,6 @@
 """Client authentication at the token endpoint (RFC 6749 §2.3, RFC 7523).
 
-A client that has a secret or keys must use them; its name alone is refused. Combining several methods is refused, too.
+A client with a secret or keys must use them; its id alone isn't enough. A request with several methods is refused.
 """
 
 from base64 import b64decode
@@ -30,15 +30,14 @@ from millstream.auth._method import Unavailable
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
-"""Accepted types: a signature made for another purpose, such as a DPoP proof, doesn't authenticate (RFC 8725 §3.11)."""
+"""Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
 _LONGEST = 600.0
-"""Maximum seconds for which an assertion may be valid."""
+"""Maximum lifetime of an assertion in seconds."""
 _FAILURES = Rate(30, 60)
 _AT_ONCE = 8
 """Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
 _PROOFS = Rate(600, 60)
-"""Maximum assertions per address from self-registered clients. Each one is remembered, and must leave space for others.
-"""
+"""Maximum assertions per address from clients that the operator hasn't configured, because each use is stored."""
 _MAX_KEYS = 256
 MayFetch = Callable[[], bool]
 
@@ -52,7 +51,7 @@ class ClientProof:
         self._clients = clients
         self._vault = vault
         self._judges: dict[str, Judge] = {
-            # Only the operator may name a URL in a private network.
+            # Only the operator may configure a URL on a private network.
             "given": allow_any,
             "document": judge_of(here=not config.secure),
             "registered": is_public,
@@ -62,13 +61,13 @@ class ClientProof:
         self._checks = KeyedSemaphore(_AT_ONCE)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
-        """By URL and source. The oldest are dropped first, except those of the operator's clients."""
+        """Keys by URL and source. The oldest are dropped first, except keys of configured clients."""
 
     async def client(self, request: HttpRequest, form: Parameters) -> OAuthClient:
         """Return the authenticated client.
 
         Raises:
-            OAuthError: the client is unknown, or not authenticated.
+            OAuthError: the client is unknown or fails authentication.
         """
         try:
             async with self._checks.hold(peer_network(request.peer)):
@@ -95,7 +94,7 @@ class ClientProof:
     async def _client(self, header: bytes | None, form: Parameters, may_fetch: MayFetch, address: str) -> OAuthClient:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
-            raise OAuthError("invalid_request", "The client uses more than one authentication method. Use one.")
+            raise OAuthError("invalid_request", "The client uses more than one authentication method. Use only one.")
         if header is not None:
             return await self._by_secret(*_basic(header, form), may_fetch, "Basic")
         if assertion:
@@ -135,7 +134,7 @@ class ClientProof:
             raise _invalid_client("The assertion is a JWT of another type.")
         client = await self._find(form.get("client_id") or claimed, may_fetch)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
-            raise _invalid_client("The assertion is not from this client.")
+            raise _invalid_client("The assertion isn't from this client.")
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
             raise _slow("Too many assertions from your address.", report_headers(self._proofs, address, wait))
         for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
@@ -155,13 +154,13 @@ class ClientProof:
         if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
             raise _invalid_client("The assertion has another subject, issuer, or audience.")
         if not _is_number(until) or not now - LEEWAY < until < now + _LONGEST + LEEWAY:
-            raise _invalid_client("The assertion has expired, or is valid for longer than ten minutes.")
+            raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
         begins = (claims.get("nbf"), claims.get("iat"))
         if any(_is_number(each) and each > now + LEEWAY for each in begins):
-            raise _invalid_client("The assertion is not valid yet.")
+            raise _invalid_client("The assertion isn't valid yet.")
         if not isinstance(jti, str) or not jti:
             raise _invalid_client("The assertion has no jti, so it could be replayed.")
-        # RFC 7523 §3, 7: each assertion is valid once.
+        # RFC 7523 §3, §7: single use.
         if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
             raise _invalid_client("The assertion has already been used.")
 
@@ -187,7 +186,7 @@ class ClientProof:
         if keys is None:
             if client.source != "given" and not may_fetch():
                 raise Unavailable(TOO_MANY)
-            # Keep those of the operator's clients: there are few, and others can't cause them to be fetched again.
+            # Keep keys of configured clients, so that other clients can't cause them to be fetched again.
             others = [each for each in self._keys if each[1] != "given"]
             for each in others[: max(0, len(others) + 1 - _MAX_KEYS)]:
                 del self._keys[each]
@@ -217,17 +216,17 @@ def _one_header(request: HttpRequest) -> None:
 
 
 def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
-    """Return name and secret, decoded twice (RFC 6749 §2.3.1)."""
+    """Return the client's id and secret, decoded from Base64 and then form-decoded (RFC 6749 §2.3.1)."""
     scheme, _, value = header.partition(b" ")
     if scheme.lower() != b"basic":
-        raise _invalid_client("The token endpoint requires the Basic scheme in the Authorization header.", "Basic")
+        raise _invalid_client("The Authorization header must use the Basic scheme.", "Basic")
     try:
         name, mark, secret = b64decode(value.strip(), validate=True).decode().partition(":")
     except ValueError:
         raise _invalid_client("The Authorization header is malformed.", "Basic") from None
     name, secret = unquote_plus(name), unquote_plus(secret)
     if not mark or form.get("client_id") not in ("", name):
-        raise _invalid_client("The Authorization header and the form name different clients.", "Basic")
+        raise _invalid_client("The Authorization header and client_id in the form name different clients.", "Basic")
     return name, secret
 
 

@@ -18,7 +18,7 @@ class Clients:
     """All clients."""
 
     def __init__(self, config: IssuerConfig, vault: Vault, documents: Documents | None) -> None:
-        """Create it. `documents` is None if metadata documents aren't supported."""
+        """Create the lookup. `documents` is None if metadata documents aren't supported."""
         self.lookups: Lookups = Lookups(here=not config.secure, pool=lambda: vault.pool)
         self._config = config
         self._vault = vault
@@ -29,10 +29,10 @@ class Clients:
 
         Args:
             client_id: the client's id.
-            may_fetch: whether its metadata document may be fetched now, if it has one.
+            may_fetch: returns whether the client's metadata document may be fetched now.
 
         Raises:
-            Unavailable: its document can't be fetched; the error says why.
+            Unavailable: the client's document can't be fetched; the message gives the reason.
         """
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None
@@ -40,7 +40,7 @@ class Clients:
         if found is not None:
             return found
         if self._documents is None:
-            return None  # the provider knows all of them
+            return None  # the provider finds all clients
         if is_document(client_id):
             return await self._documents.find(client_id, may_fetch)
         for kind in ("oauth-client", "oauth-new"):
@@ -50,11 +50,11 @@ class Clients:
         return None
 
     async def add(self, client: OAuthClient) -> None:
-        """Store a new registration. Floods of unused ones displace only each other."""
+        """Store a new registration. A flood of registrations displaces only unused ones."""
         await self._vault.put(f"oauth-new:{client.id}", client, UNUSED, lossy=True)
 
     async def renew(self, client: OAuthClient) -> None:
-        """Keep a client for longer, because a user has approved it or it refreshes a token."""
+        """Extend a registration that a user has approved, or that refreshes a token."""
         if client.source == "registered":
             await self._vault.put(f"oauth-client:{client.id}", client, USED)
             await self._vault.delete(f"oauth-new:{client.id}")

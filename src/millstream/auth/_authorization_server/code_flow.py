@@ -1,7 +1,8 @@
-"""The code flow of OpenID Connect with PKCE, as a client of an issuer.
+"""The authorization code flow of OpenID Connect with PKCE, as a client of an issuer.
 
-The issuer's metadata provides the endpoints. The ID token's signature, issuer, audience, nonce, and times are checked
-(OpenID Connect Core §3.1.3.7), and `iss` in the response (RFC 9207). Whether the user may sign in is decided elsewhere.
+The issuer's metadata provides the endpoints. The flow checks `iss` in the response (RFC 9207), and the ID token's
+signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user may sign
+in.
 """
 
 import hmac
@@ -32,7 +33,7 @@ _TYPES = frozenset(("jwt", ""))
 
 
 class _FlowState(Struct, frozen=True):
-    """State kept until the browser returns."""
+    """State of a pending login, for the callback."""
 
     nonce: str
     verifier: str
@@ -61,7 +62,7 @@ class CodeFlow:
         parameters: Mapping[str, str] | None = None,
         also: Mapping[str, str] | None = None,
     ) -> None:
-        """Create the flow. `parameters` go to the authorization endpoint, `also` to that and to the token endpoint."""
+        """Create the flow. `parameters` go to the authorization endpoint; `also` goes to it and the token endpoint."""
         # Configuration
         self._title = title
         self._issuer = issuer
@@ -81,13 +82,13 @@ class CodeFlow:
         except Unavailable as exc:
             self._discovery.retry()
             logger.warning(
-                "Sign-in with %s isn't available, because its issuer doesn't respond. %s", self._title, exc.why
+                "Users can't sign in with %s at the moment, because it doesn't respond. %s", self._title, exc.why
             )
 
     # Redirect
 
     async def begin(self, callback: str, state: str, scope: str, prompt: str = "") -> AuthorizationRedirect:
-        """Return the redirect. `prompt` applies if the flow's own parameters don't set one.
+        """Return the redirect. `prompt` applies unless the flow's own parameters set one.
 
         Raises:
             SignInFailed: the issuer isn't available.
@@ -116,22 +117,22 @@ class CodeFlow:
         """Return the URL of an endpoint.
 
         Raises:
-            SignInFailed: the issuer has no usable one.
+            SignInFailed: the metadata has no valid URL for it.
         """
         url = metadata.get(name)
         try:
             return check_url(url if isinstance(url, str) else "").geturl()
         except OutboundError as exc:
-            logger.error("%s has no usable %s: %s", self._issuer, name, exc)
+            logger.error("The metadata of %s has no usable %s: %s", self._issuer, name, exc)
             raise SignInFailed(f"{self._title} isn't available. Try again later.") from None
 
     # Callback
 
     async def finish(self, callback: Callback) -> CodeResult:
-        """Exchange the code that the browser returned with.
+        """Exchange the code of a callback for tokens.
 
         Raises:
-            SignInFailed: the exchange failed, or the response isn't trustworthy.
+            SignInFailed: the exchange failed, or the response failed verification.
         """
         metadata = await self.metadata()
         self._check_issuer(metadata, callback.query)
@@ -141,7 +142,7 @@ class CodeFlow:
         return CodeResult(await self._open(given.get("id_token"), kept.nonce), given.get("access_token"), metadata)
 
     def _check_issuer(self, metadata: Mapping[str, Any], query: Mapping[str, str]) -> None:
-        """Check `iss` (RFC 9207 §2.4): a response of another server must not be used for this request."""
+        """Check `iss`, so that another server's response isn't accepted for this request (RFC 9207 §2.4)."""
         said = query.get("iss")
         if said is None and metadata.get("authorization_response_iss_parameter_supported") is not True:
             return
@@ -159,7 +160,7 @@ class CodeFlow:
         if not self._client_secret:
             form["client_id"] = self._client_id
         elif not is_array(methods) or "client_secret_basic" in methods:
-            # RFC 6749 §2.3.1: both are form-encoded first.
+            # RFC 6749 §2.3.1: form-encode both first.
             pair = f"{quote(self._client_id, safe='')}:{quote(self._client_secret, safe='')}"
             headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
         else:
@@ -180,7 +181,7 @@ class CodeFlow:
             or not hmac.compare_digest(text(claims.get("nonce")).encode("utf-8", "replace"), nonce.encode())
         ):
             logger.error("%s returned an ID token that failed verification.", self._issuer)
-            raise SignInFailed(f"The response of {self._title} could not be verified. Start again.")
+            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
         return claims
 
     def _is_ours(self, claims: Mapping[str, Any]) -> bool:

@@ -25,9 +25,9 @@ from millstream.auth._key_file import check_scopes
 from millstream.auth._rules import inclusions, rules_of, several
 
 ACCESS_SECONDS = 900
-"""Lifetime of an access token in seconds."""
+"""Seconds for which an access token is valid."""
 REFRESH_SECONDS = 30 * 86_400
-"""Seconds before an unused refresh token expires; each use restarts them."""
+"""Seconds before an unused refresh token expires."""
 
 
 class IssuerConfig(Struct, frozen=True):
@@ -36,11 +36,11 @@ class IssuerConfig(Struct, frozen=True):
     url: str
     """Exact issuer identifier, as in ``iss``."""
     audience: str
-    """URL of the MCP endpoint that its tokens are for; empty for that of the server it runs in."""
+    """URL of the MCP endpoint for which it issues tokens; empty for its own server's endpoint."""
     resources: tuple[str, ...]
-    """Other servers that tokens can be for."""
+    """URLs of other servers for which it may issue tokens."""
     scopes: tuple[str, ...]
-    """Scopes that every grant has, and that access requires."""
+    """Scopes of every grant, which every caller needs."""
     described: Mapping[str, str]
     """Scope -> description for users."""
     implied: Mapping[str, Collection[str]]
@@ -55,7 +55,7 @@ class IssuerConfig(Struct, frozen=True):
 
     @property
     def secure(self) -> bool:
-        """Whether browsers use https. Otherwise this is a development server on their own machine."""
+        """Whether browsers use https. If not, this is a development server on the user's machine."""
         return self.url.startswith("https:")
 
     @property
@@ -65,12 +65,12 @@ class IssuerConfig(Struct, frozen=True):
 
     @property
     def base(self) -> str:
-        """Base URL of its endpoints."""
+        """Base URL of the endpoints."""
         return self.url.rstrip("/")
 
 
 def canonical(resource: str) -> str:
-    """Return a resource in the form that is compared: lowercase scheme and host, no trailing slash (MCP,
+    """Return a resource in the form for comparison: lowercase scheme and host, no trailing slash (MCP,
     basic/authorization).
     """
     parts = urlsplit(resource)
@@ -117,13 +117,13 @@ def issuer_config(
         if isinstance(each, str) or not known:
             raise TypeError("users must be auth.users(file=…), auth.upstream(…), or a list of them.")
     if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
-        raise TypeError(f"clients must be a list of auth.client(…), and {strange[0]!r} isn't one.")
+        raise TypeError(f"clients must be a list of auth.client(…), but {strange[0]!r} isn't one.")
     upstreams = [each for each in logins if isinstance(each, UpstreamLogin)]
     passwords = [each for each in logins if not isinstance(each, UpstreamLogin | TrustedIdentityProvider)]
     if not logins or len(passwords) > 1:
-        raise ValueError("auth.issuer() needs a login method, and at most one file of users: users=auth.users(file=…)")
+        raise ValueError("auth.issuer() requires login methods, with up to one user file: users=auth.users(file=…)")
     for each in upstreams:
-        if not _UPSTREAM.fullmatch(each.name) or each.name in ("http", "https"):  # subjects would look like URLs
+        if not _UPSTREAM.fullmatch(each.name) or each.name in ("http", "https"):  # would make subjects look like URLs
             raise ValueError(
                 f"{each.name!r} isn't a valid name for an upstream. Use lower-case letters, digits, and dashes."
             )
@@ -151,7 +151,7 @@ def provider_config(issuer: str, scopes: Collection[str]) -> TrustedIdentityProv
     Raises:
         ValueError: an argument is invalid.
     """
-    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and a subject is the issuer, #, and the provider's own subject
+    if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and "#" separates the issuer in a subject
         raise ValueError("The issuer of an identity provider must be a URL without a query or fragment.")
     rules_of(issuer, issuer, (), None)
     names = check_scopes(several("scopes", scopes))
@@ -166,7 +166,7 @@ def _identities(own: str, logins: Sequence[LoginMethod]) -> dict[str, TrustedIde
             continue
         if each.issuer.rstrip("/") == own.rstrip("/"):
             raise ValueError(
-                "A server can't be its own identity provider, because its tokens could be exchanged "
+                "A server can't be its own identity provider, because a client could exchange its tokens "
                 "for new ones forever."
             )
         if each.issuer in found:
@@ -200,7 +200,9 @@ def client_config(
         check_redirect(each)
     itself = bool(secret or jwks)
     if not (itself or redirect_uris):
-        raise ValueError(f"The client {id} needs redirect_uris for signing in users, or a secret or keys.")
+        raise ValueError(
+            f"The client {id} needs redirect_uris to sign in users, or a secret or keys to act for itself."
+        )
     keys = _keys(id, jwks) if jwks else None
     return OAuthClient(
         id,
@@ -216,13 +218,13 @@ def client_config(
 
 
 def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the keys of a client; None if they are at a URL."""
+    """Return a client's key set; None if `jwks` is a URL."""
     if isinstance(jwks, str) and not jwks.lstrip().startswith("-----BEGIN"):
         check_url(jwks)
         return None
     keys = {"keys": [from_pem(jwks)]} if isinstance(jwks, str) else jwks
     if not read_keys(keys):
-        raise ValueError(f"The keys of the client {id} include none that can verify signatures.")
+        raise ValueError(f"None of the keys of the client {id} can verify signatures.")
     return keys
 
 
@@ -243,7 +245,7 @@ _OWN = ("url", "allow", "client_id", "client_secret")
 
 
 def check_options(where: str, given: Collection[str]) -> None:
-    """Check that all options exist.
+    """Check the names of options.
 
     Raises:
         TypeError: an option is unknown; the message suggests a similar one.

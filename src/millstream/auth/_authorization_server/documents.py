@@ -1,8 +1,8 @@
 """Client ID metadata documents: the client id is the URL of a document that describes the client.
 
-draft-ietf-oauth-client-id-metadata-document. Documents are fetched with the outbound fetcher: https to public
-addresses, no redirects, a small size limit. A development server on this machine may fetch from this machine, too.
-Documents are cached for as long as they allow; failures aren't cached.
+draft-ietf-oauth-client-id-metadata-document. Documents are fetched over https from public addresses, without redirects
+and with a small size limit. A development server may also fetch from its own machine.
+Documents are cached according to their Cache-Control; failures aren't cached.
 """
 
 import re
@@ -33,7 +33,7 @@ _LONGEST = 86_400.0
 _MAX_KEPT = 512
 _AT_ONCE = 16
 _LOOKUPS = Rate(60, 60)
-"""Maximum fetches of documents, and of key sets they name, caused by one address."""
+"""Maximum fetches of documents and their key sets caused by one address."""
 TOO_MANY = "Too many client documents are being looked up. Try again in a minute."
 MAX_REDIRECTS = 16
 MAX_NAME = 80
@@ -42,12 +42,12 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def is_document(client_id: str) -> bool:
-    """Return whether a client id is a URL rather than a name."""
+    """Return whether a client id is the URL of a document."""
     return "://" in client_id
 
 
 def judge_of(*, here: bool) -> Callable[[str], bool]:
-    """Return a check for fetchable addresses: public ones, and in development those of this machine."""
+    """Return a predicate for allowed addresses: public ones, and loopback if `here` is set."""
     return (
         (lambda address: is_public(address) or ip_address(address.partition("%")[0]).is_loopback) if here else is_public
     )
@@ -57,19 +57,19 @@ class Lookups:
     """Rate limits for fetching documents."""
 
     def __init__(self, *, here: bool, pool: Callable[[], StoreLimiter | None]) -> None:
-        """Create the limits. With `here`, this machine may be fetched from, but only by callers on it."""
+        """Create the limits. With `here`, only callers on this machine may cause a fetch."""
         self._here = here
         self._limiter = GlobalLimiter("client-lookup", _LOOKUPS, pool)
 
     def by(self, request: HttpRequest) -> Callable[[], bool]:
-        """Return a function that counts a lookup by this request, and returns whether it's allowed."""
+        """Return a function that counts a fetch for this request and returns whether it's allowed."""
         return lambda: (
             not (self._here and not is_loopback(request.peer)) and self._limiter.report(peer_network(request.peer)) <= 0
         )
 
 
 class Documents:
-    """The documents known to one worker."""
+    """The cached documents of one worker."""
 
     def __init__(self, clock: Callable[[], float], *, here: bool) -> None:
         # Configuration
@@ -110,10 +110,10 @@ class Documents:
 
 
 def check_id(url: str) -> None:
-    """Check that a URL can be a client id.
+    """Check that a URL is a valid client id.
 
     Raises:
-        Unavailable: it can't.
+        Unavailable: the URL isn't valid.
     """
     try:
         parts = check_url(url)
@@ -142,7 +142,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
     if said.get("client_id") != url:
         raise Unavailable("The client's metadata document describes another client.")
     if "client_secret" in said or "client_secret_expires_at" in said:
-        raise Unavailable("The client's metadata document contains a secret, which is public there. Remove it.")
+        raise Unavailable("The client's metadata document is public, but contains a secret. Remove it.")
     try:
         return client_of(url, said, "document", methods=("none", "private_key_jwt"), default="none")
     except ValueError as exc:
@@ -155,7 +155,7 @@ def client_of(
     """Return a client from its metadata (RFC 7591 §2).
 
     Raises:
-        ValueError: the metadata is invalid. `RedirectRefused` for a redirect URI.
+        ValueError: the metadata is invalid; `RedirectRefused` for a redirect URI.
     """
     method = said.get("token_endpoint_auth_method", default)
     if method not in methods:
@@ -164,7 +164,7 @@ def client_of(
     native = {"native": True, "web": False}.get(kind) if isinstance(kind, str) else None
     uris = said.get("redirect_uris")
     if not is_array(uris) or not 0 < len(uris) <= MAX_REDIRECTS:
-        raise RedirectRefused(f"redirect_uris must be a list of 1 to {MAX_REDIRECTS}.")
+        raise RedirectRefused(f"redirect_uris must be a list of 1 to {MAX_REDIRECTS} URIs.")
     for each in uris:
         try:
             check_redirect(each if isinstance(each, str) else "", native=native)
@@ -172,7 +172,7 @@ def client_of(
             raise RedirectRefused(str(exc)) from None
     grants = said.get("grant_types", [CODE])
     if not is_array(grants) or CODE not in grants:
-        raise ValueError("grant_types must include authorization_code, because users sign in.")
+        raise ValueError("grant_types must include authorization_code.")
     keys, keys_url = _keys_of(said) if method == "private_key_jwt" else (None, "")
     name = said.get("client_name")
     if said.get("dpop_bound_access_tokens", False) is not False:
@@ -208,7 +208,7 @@ def _keys_of(said: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
 
 
 def _plain(name: str) -> str:
-    """Return a name without characters that hide or reverse text."""
+    """Return a name without control characters and characters that reverse text."""
     return " ".join("".join(each if each.isprintable() else " " for each in name).split())[:MAX_NAME]
 
 

@@ -1,9 +1,9 @@
-"""Grants: what a user has allowed a client. Codes become grants, and grants issue tokens until they're revoked.
+"""Grants: what a user has allowed a client. A code is exchanged for a grant, which issues tokens until it's revoked.
 
-A code is valid once. Using it again ends its grant, because one of the two clients stole it. A refresh token is sealed
-with its grant and generation, so old ones are recognized. The previous generation works for another minute and returns
-the current one, because its response may have been lost, and some clients refresh on several nodes at once. After
-that it's refused, but only an older generation ends the grant.
+A code is valid once. Using it again revokes its grant, because one of the two uses was a theft. A refresh token
+contains its grant's id and its generation, so reuse is detected. The previous generation works for another minute and
+returns the current token, because its response may have been lost, and some clients refresh on several nodes at once.
+After that it's refused, but only an older generation revokes the grant.
 """
 
 from collections.abc import Mapping
@@ -30,28 +30,28 @@ from millstream.auth._authorization_server.vault import TOMBSTONE, Vault, read
 
 CODE_SECONDS = 60.0
 GRACE = 60.0
-"""Seconds for which the previous refresh token still works."""
+"""Seconds for which a replaced refresh token still works."""
 ENDED = "oauth-ended"
-"""Topic for ended grants between workers: the grant's id, a space, and the subject."""
+"""Topic for revocations between workers: the grant's id, a space, and the subject."""
 _USED_SECONDS = 3600.0
 _TRIES = 8
 _PREFIX = "mr_"
-"""Prefix by which scanners for leaked secrets recognize refresh tokens."""
+"""Prefix that lets secret scanners recognize leaked refresh tokens."""
 _REFRESH_KIND = b"oauth refresh token"
 _RESERVED = frozenset(("iss", "sub", "aud", "exp", "nbf", "iat", "jti", "client_id", "scope", "grant_id", "cnf"))
 
 
 class TokenReuse(OAuthError):
-    """A code or refresh token was reused, possibly by a thief."""
+    """A code or refresh token was reused, possibly by an attacker."""
 
     def __init__(self, text: str, *, ended: bool) -> None:
         super().__init__("invalid_grant", text)
         self.ended = ended
-        """Whether this reuse ended the grant: True once per grant, even for concurrent reuses."""
+        """Whether this reuse revoked the grant: True once per grant, even for concurrent reuses."""
 
 
 class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
-    """The content sealed in a refresh token."""
+    """The sealed content of a refresh token."""
 
     grant: str
     generation: int
@@ -72,7 +72,7 @@ class Grants:
     async def make_code(
         self, authorization: AuthorizationRequest, user: User, login: str, scopes: tuple[str, ...]
     ) -> str:
-        """Create a code for what a user has just approved."""
+        """Create a code for a request that a user has approved."""
         code = new_secret()
         until = self._vault.clock() + CODE_SECONDS
         kept = Code(authorization, new_secret()[:22], user.subject, user.name, login, user.since, scopes, until)
@@ -80,13 +80,13 @@ class Grants:
         return code
 
     async def peek(self, code: str) -> tuple[Code, bytes] | None:
-        """Return the record of a code, and its stored bytes; None for an unknown code."""
+        """Return a code's record and its stored bytes; None for an unknown code."""
         raw = await self._vault.raw(_code_key(code))
         kept = read(raw, Code)
         return None if raw is None or kept is None else (kept, raw)
 
     async def redeem(self, code: str, kept: Code, raw: bytes) -> tuple[str, Grant, str]:
-        """Exchange a code for its grant: return its id, the grant, and a refresh token if the client uses them.
+        """Exchange a code for its grant: return the grant's id, the grant, and a refresh token if the client uses them.
 
         Args:
             code: the code.
@@ -94,7 +94,7 @@ class Grants:
             raw: its stored bytes.
 
         Raises:
-            Reused: the code was used before, which ends the grant.
+            TokenReuse: the code was used before, which revokes the grant.
             OAuthError: the code has expired.
         """
         used = msgspec.structs.replace(kept, used=True)
@@ -123,21 +123,21 @@ class Grants:
     # Refresh tokens
 
     async def find(self, token: str) -> tuple[RefreshToken, Grant] | None:
-        """Return the grant of a refresh token of any generation; None if it's not ours, or has ended."""
+        """Return the content and grant of a refresh token of any generation; None if it's unknown or revoked."""
         said = self._vault.open(_REFRESH_KIND, token.removeprefix(_PREFIX), RefreshToken)
         grant = await self.get(said.grant) if said is not None else None
         return None if said is None or grant is None or not fits(said.secret, grant.proof) else (said, grant)
 
     async def get(self, id: str) -> Grant | None:
-        """Return a grant; None if it has ended."""
+        """Return a grant; None if it was revoked or has expired."""
         return await self._vault.get(_grant_key(id), Grant)
 
     async def rotate(self, said: RefreshToken) -> str:
         """Return the successor of a refresh token.
 
         Raises:
-            Reused: it's older than the previous one, which ends the grant.
-            OAuthError: it's the previous one after its grace period, or the grant has ended.
+            TokenReuse: the token is older than the previous one, which revokes the grant.
+            OAuthError: the token was replaced and its grace period is over, or the grant was revoked.
         """
         for _ in range(_TRIES):
             raw, now = await self._vault.raw(_grant_key(said.grant)), self._vault.clock()
@@ -147,9 +147,9 @@ class Grants:
             if said.generation == grant.generation - 1:
                 if now - grant.rotated_at <= GRACE:
                     return self._refresh_token(said.grant, grant.generation, said.secret)
-                raise OAuthError("invalid_grant", "A newer refresh token has replaced this one. Use that one.")
+                raise OAuthError("invalid_grant", "This refresh token was replaced. Use the newer one.")
             if said.generation != grant.generation:
-                text = "The refresh token has already been used. Its grant and all of its tokens are revoked."
+                text = "The refresh token has already been used. Its grant and all tokens are revoked. Sign in again."
                 raise await self._handle_reuse(said.grant, grant.subject, text)
             after = msgspec.structs.replace(grant, generation=grant.generation + 1, rotated_at=now)
             if await self._vault.exchange(_grant_key(said.grant), raw, after, REFRESH_SECONDS):
@@ -169,12 +169,12 @@ class Grants:
         return TokenReuse(text, ended=ended)
 
     def tell(self, address: str) -> None:
-        """Report the address that reused a code or token."""
+        """Report the address that reused a code or refresh token."""
         self._vault.refused(address)
 
     async def end(self, id: str, subject: str) -> None:
-        """End a grant. Its tokens become invalid on all workers within a second."""
-        # Write a tombstone instead of deleting, so that a concurrent redemption of the code fails.
+        """Revoke a grant. Its tokens become invalid on all workers within a second."""
+        # A tombstone makes a concurrent redemption of the code fail.
         await self._vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
         await self._vault.tell(ENDED, f"{id} {subject}".encode())
 
@@ -193,7 +193,7 @@ class Grants:
         self, client: OAuthClient, subject: str, scopes: tuple[str, ...], resources: tuple[str, ...], *,
         grant: str = "", more: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Return the access token part of a token response (RFC 6749 §5.1, RFC 9068)."""
+        """Issue an access token, and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
         now = int(self._vault.clock())
         claims: dict[str, Any] = {name: value for name, value in (more or {}).items() if name not in _RESERVED}
         claims |= {

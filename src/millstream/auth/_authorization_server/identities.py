@@ -1,8 +1,8 @@
-"""Grants of identity providers: an organization lets its members use a client here without a login page.
+"""Grants from identity providers: members of an organization use a client here without a login page.
 
 draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
 https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx. A grant is
-a JWT signed by a configured provider, for this issuer, for one client, valid once within a few minutes.
+a JWT signed by a configured provider for this issuer and one client, valid once within a few minutes.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from millstream.auth._method import Unavailable, prefetch_all
 
 _TYPE = "oauth-id-jag+jwt"
 _LONGEST = 600.0
-"""Maximum seconds for which a grant may be valid."""
+"""Maximum lifetime of a grant in seconds."""
 _MAX_TEXT = 255
 
 
@@ -37,9 +37,9 @@ class IdentityGrant(Struct, frozen=True):
     name: str
     scopes: tuple[str, ...]
     resources: tuple[str, ...]
-    """Resources as the provider names them; empty if it doesn't."""
+    """Resources that the grant names; may be empty."""
     once: str
-    """Store key that records the use of the grant."""
+    """Store key that records that the grant was used."""
     until: float
 
 
@@ -57,11 +57,11 @@ class Identities:
             self._keys[issuer] = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
 
     async def prefetch(self) -> None:
-        """See `Fetching.prefetch`."""
+        """See `Prefetchable.prefetch`."""
         await prefetch_all(self._keys.values())
 
     async def read(self, assertion: str, client: OAuthClient) -> IdentityGrant:
-        """Return the content of a grant for a client.
+        """Verify a grant and return its content.
 
         Args:
             assertion: the grant.
@@ -82,10 +82,10 @@ class Identities:
         return _read_grant(issuer, claims)
 
     async def count(self, granted: IdentityGrant) -> None:
-        """Use up a grant, which is valid once.
+        """Mark a grant as used.
 
         Raises:
-            OAuthError: it was already used.
+            OAuthError: the grant was already used.
         """
         seconds = granted.until - self._vault.clock() + 2 * LEEWAY
         if not await self._vault.exchange(granted.once, None, b"1", seconds):
@@ -120,9 +120,9 @@ class Identities:
         if not _is_text(claims.get("sub")):
             raise _invalid_grant("The grant has no subject.")
         if "tenant" in claims:
-            # Its subjects are unique only within the tenant, and anyone can create one at such a provider.
+            # Subjects are unique only within a tenant, and anyone can create a tenant at such a provider.
             raise _invalid_grant(
-                "The grant names a tenant. Only providers with a separate issuer per organization are accepted here."
+                "The grant names a tenant. Use a provider that has a separate issuer for each organization."
             )
 
 
@@ -131,11 +131,11 @@ def _check_time(claims: Mapping[str, Any], now: float) -> None:
     if not (is_time(begins) and is_time(until)):
         raise _invalid_grant("The grant has no validity period.")
     if not all(is_time(each) and each <= now + LEEWAY for each in (begins, claims.get("nbf", begins))):
-        raise _invalid_grant("The grant is not valid yet.")
+        raise _invalid_grant("The grant isn't valid yet.")
     if until <= now - LEEWAY:
         raise _invalid_grant("The grant has expired.")
     if until - begins > _LONGEST:
-        raise _invalid_grant("The grant is valid for longer than ten minutes.")
+        raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
 
 
 def _read_grant(issuer: str, claims: Mapping[str, Any]) -> IdentityGrant:

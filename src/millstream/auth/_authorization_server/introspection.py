@@ -15,7 +15,7 @@ from millstream.auth._jose import InvalidToken, read_header, verify
 
 
 class Introspection:
-    """The introspection endpoint, and the guard's check of this server's tokens."""
+    """The introspection endpoint, and the guard's check of our own tokens."""
 
     def __init__(
         self, config: IssuerConfig, proof: ClientProof, grants: Grants, signing: TokenSigner, accounts: Accounts,
@@ -29,7 +29,7 @@ class Introspection:
         self._clock = clock
 
     async def grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """Return the grant of an access token; True for a token without a grant; False if it was revoked."""
+        """Return the grant of an access token, True for a token without one, or False if it was revoked."""
         id = claims.get("grant_id")
         if id is not None:
             grant = await self._grants.get(str(id))
@@ -39,7 +39,7 @@ class Introspection:
         return known is not None and not await self._grants.is_revoked(str(claims.get("jti")))
 
     async def introspect(self, request: HttpRequest) -> Response:
-        """Return whether a token is active: any token to a configured client, and to other clients only their own."""
+        """Return whether a token is active. Configured clients may query any token, others only their own."""
         try:
             form = form_of(request)
             client = await self._proof.client(request, form)
@@ -68,7 +68,7 @@ class Introspection:
         return {**claims, "token_type": "Bearer"}
 
     async def claims(self, token: str) -> dict[str, Any] | None:
-        """Return the claims of our access token; None for any other text. It may have expired."""
+        """Return the claims of one of our access tokens, expired or not; None for any other text."""
         try:
             header = read_header(token)
             if header.alg != "ES256" or header.typ != "at+jwt":

@@ -1,14 +1,13 @@
-"""The interface of login methods: how the authorization server finds out who is signing in.
+"""The interface of login methods, which identify the user who signs in to the authorization server.
 
 A login method either checks a name and password from our own page (`Passwords`, such as `user_file`), or redirects the
-browser to an `UpstreamLogin`: OpenID Connect, Google, GitHub.
+browser to another site (`UpstreamLogin`: OpenID Connect, Google, GitHub).
 
 To implement an upstream, write a class with `name`, `label`, `begin`, and `finish`. The authorization server does the
-rest: it asks for consent before it calls `begin`, creates `state` (random, single use, valid for ten minutes, bound to
-the browser by a cookie), serves the callback at ``ISSUER/sign-in/callback/NAME``, checks `state` there, and calls
-`finish`. Whatever `begin` has to remember, such as a nonce and a PKCE verifier, goes into
-`AuthorizationRedirect.state_data`, which `finish` receives. An upstream keeps no state of its own, because another
-worker may call `finish`. ::
+rest: it asks for consent, creates `state` (random, single use, valid for ten minutes, bound to the browser by a
+cookie), calls `begin`, serves the callback at ``ISSUER/sign-in/callback/NAME``, checks `state` there, and calls
+`finish`. Return data such as a nonce and a PKCE verifier in `AuthorizationRedirect.state_data`, which is passed to
+`finish`. Don't store state in the object, because another worker may call `finish`. ::
 
     class Example:
         name, label = "example", "Continue with Example"
@@ -20,8 +19,8 @@ worker may call `finish`. ::
             person = await exchange(callback.query["code"], callback.url)  # raises SignInFailed
             return User(person.id, person.name)
 
-Then pass ``auth.issuer(URL, users=Example())``, or a list of login methods. The `User.subject` from `finish` becomes
-``example:SUBJECT``, so that subjects of different methods never clash.
+Then pass it to ``auth.issuer(URL, users=Example())``, alone or in a list of login methods. The `User.subject` from
+`finish` becomes ``example:SUBJECT``, so that subjects of different methods never collide.
 """
 
 from collections.abc import Mapping
@@ -38,30 +37,30 @@ class User(Struct, frozen=True, omit_defaults=True):
     """A user who has signed in."""
 
     subject: str
-    """Permanent identifier, never reused for another user."""
+    """Permanent identifier, never reassigned to another user."""
     name: str = ""
     """Name shown on our pages."""
     scopes: tuple[str, ...] = ()
     """Scopes that the user may grant to a client in addition to the default ones; ``*`` for all."""
     since: float = 0.0
-    """Number that changes when earlier consents must no longer apply: for a later account of the same name, or after a
-    new password.
+    """Number that changes when earlier consents must no longer apply: for a new account of the same name, and after a
+    password change.
     """
 
 
 class AuthorizationRedirect(Struct, frozen=True):
-    """Where to redirect the browser."""
+    """A redirect to an upstream."""
 
     url: str
     state_data: bytes = b""
-    """State for `finish`, at most 2 KiB; stored sealed."""
+    """State for `finish`, up to 2 KiB. It's stored sealed."""
 
 
 class Callback(Struct, frozen=True):
     """The redirect back from an upstream."""
 
     query: Mapping[str, str]
-    """Query parameters: ``code`` or ``error``. No parameter is repeated, and `state` has been checked."""
+    """Query parameters, such as ``code`` or ``error``. None are repeated, and `state` has been checked."""
     url: str
     """URL of the callback, as passed to `begin`."""
     state_data: bytes
@@ -78,7 +77,7 @@ class UpstreamLogin(Protocol):
     """Label of the button, such as ``Continue with Google``."""
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Return where to redirect the browser, so that it comes back to `callback` with `state`.
+        """Return the redirect to the upstream, which must redirect back to `callback` with `state`.
 
         Raises:
             SignInFailed: the upstream isn't available.
@@ -96,23 +95,23 @@ class UpstreamLogin(Protocol):
 
 @runtime_checkable
 class UpstreamWithPrompt(UpstreamLogin, Protocol):
-    """An upstream that supports a client's `prompt`: the user has to sign in again, or to select an account."""
+    """An upstream that supports a client's `prompt`, which makes the user sign in again or select an account."""
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
-        """Return where to redirect a user who has to sign in again or select an account.
+        """Return the redirect for a user who has to sign in again or select an account.
 
-        `prompt` is ``login``, ``select_account``, or both separated by a space. Otherwise like `begin`.
+        `prompt` is ``login``, ``select_account``, or both separated by a space. Apart from that, see `begin`.
         """
         ...
 
 
 @runtime_checkable
 class Selective(UpstreamLogin, Protocol):
-    """An upstream that can stop admitting a user who has signed in before."""
+    """An upstream that can revoke the access of a user who has signed in before."""
 
     def still(self, user: User) -> bool:
-        """Return whether the user may still sign in, without I/O. `user` has the `name`, `scopes`, and `since` of
-        `finish`.
+        """Return whether the user may still sign in, without I/O. `user` has the `name`, `scopes`, and `since` that
+        `finish` returned.
         """
         ...
 
@@ -121,7 +120,7 @@ class Passwords(Protocol):
     """Accounts with a name and password on this server."""
 
     async def check(self, name: str, password: str) -> User | None:
-        """Return the user; None for a wrong name or password, after the same time.
+        """Return the user; None for a wrong name or password. Takes the same time in all cases.
 
         Raises:
             SignInFailed: the check isn't possible at the moment.
@@ -138,13 +137,13 @@ class Passwords(Protocol):
 
 
 class TrustedIdentityProvider(Struct, frozen=True):
-    """An organization's identity provider, which issues grants to clients of its members without a login page."""
+    """An organization's identity provider, which issues grants to its members' clients without a login page."""
 
     issuer: str
     scopes: tuple[str, ...]
     """Maximum scopes of its grants, in addition to the default ones."""
     number: float
-    """Number that changes with the scopes, which ends earlier grants."""
+    """Hash of the issuer and scopes; a change revokes earlier grants."""
 
 
 LoginMethod = UpstreamLogin | Passwords | TrustedIdentityProvider

@@ -1,8 +1,8 @@
 """Limits on failed logins with a name and password.
 
 Attempts in progress count as failures until they finish, so parallel guesses get no more tries than sequential ones.
-An attempt takes one of as many slots as there are failures left, waiting for one if necessary. A correct password
-releases the slot. Workers that share a store count together; while the store is unavailable, each worker counts alone.
+There is one slot for each remaining failure. An attempt takes a slot, waiting for one if necessary, and a correct
+password releases it. Workers that share a store count together; while it's unavailable, each worker counts alone.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._keyed_semaphore import PATIENCE
 
 _MAX_WAITING: Final = 256
-"""Maximum waiting attempts per key; more are not from a person."""
+"""Maximum waiting attempts per key; people don't make more."""
 _LOOK_AGAIN: Final = 0.05, 0.5
-"""Minimum and maximum seconds between polls for a free slot in the store, which sends no notifications."""
+"""Initial and maximum seconds between polls for a free slot in the store, which sends no notifications."""
 
 
 class _May(Enum):
@@ -34,13 +34,13 @@ class _May(Enum):
 
     NOW = 1
     LATER = 2
-    """Allowed if the attempts in progress don't fail."""
+    """It depends on whether the attempts in progress fail."""
     NOT = 3
     """There were too many failures."""
 
 
 class FailureLimiter:
-    """Several failure rates, each counted per key. An attempt counts for one key of each."""
+    """Limits the rate of failures per key, for several rates. An attempt has one key for each rate."""
 
     __slots__ = ("_done", "_failures", "_patience", "_trying", "_vault", "_waiting")
 
@@ -59,8 +59,8 @@ class FailureLimiter:
 
     @asynccontextmanager
     async def attempt(self, *keys: str) -> AsyncGenerator[bool, None]:
-        """Yield whether an attempt is allowed, even if all attempts in progress fail. Waits for those, within
-        limits.
+        """Yield whether an attempt is allowed. Waits for attempts in progress if their failures would exceed a
+        limit.
         """
         tries = frozenset((limiter.name, key) for limiter, key in zip(self._failures, keys, strict=True))
         loop = asyncio.get_running_loop()
@@ -88,7 +88,7 @@ class FailureLimiter:
     # In this worker
 
     async def _begin(self, keys: Sequence[str], tries: frozenset[tuple[str, str]], until: float) -> bool:
-        """Start an attempt as soon as it's allowed. Return False if it isn't."""
+        """Start an attempt as soon as it's allowed; return False if it's refused."""
         may = self._may(keys)
         if may is _May.LATER and all(self._waiting[each] < _MAX_WAITING for each in tries):
             self._waiting.update(tries)
@@ -138,7 +138,7 @@ class FailureLimiter:
     # In the store
 
     async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
-        """Return whether other workers leave an attempt for each key. Slots taken are added to `seats`."""
+        """Return whether the store has a free slot for each key. Adds the slots taken to `seats`."""
         loop, (pause, most) = asyncio.get_running_loop(), _LOOK_AGAIN
         me = token_hex(8)
         while (may := await self._take_seats(pool, keys, seats, me)) is _May.LATER:
@@ -162,7 +162,7 @@ class FailureLimiter:
             return _May.NOW
         if any(taken.wait > 0 for taken in decision.results):
             return _May.LATER
-        # An attempt that failed since the first poll released its slot, but there are fewer left now.
+        # Another attempt may have failed since the first poll, which leaves fewer slots.
         decision = await pool.take(charges)
         if decision is not None and any(
             int(taken.remaining + 1e-3) < count for taken, count in zip(decision.results, left, strict=True)
@@ -181,16 +181,16 @@ def _less(counts: Counter[tuple[str, str]], tries: frozenset[tuple[str, str]]) -
 
 
 def _pace(limiter: Limiter, key: str, *, cost: float = 1.0) -> Pace:
-    """Return the charge for the store; a cost of 0 only reads."""
+    """Return the charge for the store; with a cost of 0, it only reads."""
     return Pace(hash_key(limiter.name, key), limiter.rate.count, limiter.rate.seconds, cost, cost)
 
 
 SLOW = "Too many attempts. Wait a minute, then try again."
-WRONG = "The name or the password is wrong."
+WRONG = "The name or password is wrong."
 _FAILURES = Rate(10, 60)
 """Failed passwords per network."""
 _FROM_NETWORK = Rate(10, 300)
-"""Failed passwords per name and network, below `_NAMED`, so that a single network can't lock an account."""
+"""Failed passwords per name and network. Less than `_NAMED`, so that a single network can't lock an account."""
 _NAMED = Rate(30, 300)
 """Failed passwords per name, from all networks together."""
 _FROM_DEVICE = Rate(10, 300)
@@ -200,8 +200,8 @@ _FROM_DEVICE = Rate(10, 300)
 class LoginThrottle:
     """Checks names and passwords at a limited rate, shared by all pages that ask for them.
 
-    A known device, a browser in which the user has logged in before, is counted separately, so attackers elsewhere
-    can't lock the user out.
+    Known devices, which are browsers in which the user has logged in before, have their own limit, so attackers
+    elsewhere can't lock the user out.
     """
 
     def __init__(self, accounts: Accounts, vault: Vault) -> None:
@@ -211,7 +211,7 @@ class LoginThrottle:
         self._devices = FailureLimiter({"sign-in-device": _FROM_DEVICE}, vault)
 
     async def check(self, peer: str, name: str, password: str, *, device: str = "") -> User | str:
-        """Return the user of a name and password, or the text of a refusal: `SLOW`, `WRONG`, or another one.
+        """Return the user with a name and password, or an error message: `SLOW`, `WRONG`, or another one.
 
         Args:
             peer: address of the browser.

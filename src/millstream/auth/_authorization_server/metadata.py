@@ -14,11 +14,11 @@ CALLBACK = "/sign-in/callback/"
 OAUTH, OPENID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
 PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
 SHARED = (TOKEN, REGISTER, REVOKE, KEYS, OPENID, OAUTH)
-"""Paths that pages of any origin may use, because they ignore cookies."""
+"""Paths that pages of any origin may request, because they ignore cookies."""
 
 
 def places(config: IssuerConfig) -> list[str]:
-    """Return the paths where clients look for the metadata of an issuer, with or without a path."""
+    """Return the paths where clients look for this issuer's metadata."""
     path = config.path
     return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
 

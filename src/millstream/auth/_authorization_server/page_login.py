@@ -1,8 +1,8 @@
 """Logins to the server's own pages, by name and password or with an upstream. Users get the scopes that they could
 grant to a client.
 
-The cookie identifies the account and its state at login, like a grant. Whether the account still exists, and its
-scopes, are looked up again each time.
+Like a grant, the cookie identifies the account and its state at login. The account and its scopes are looked up again
+for each verdict.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ class PageLogin:
         self._rules = rules
         self._there = there
         """All current scopes."""
-        # For providers that check the client: no other client has the issuer's identifier as its id.
+        # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
 
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
@@ -64,7 +64,7 @@ class PageLogin:
     async def handle_callback(
         self, request: HttpRequest, pending: PendingLogin, callback: Callback, landing: PageLanding
     ) -> Response:
-        """Sign in a user who returns from an upstream to open a page. Without a client, no consent is needed."""
+        """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
         try:
             user = await self._accounts.upstreams[pending.login].finish(callback)
         except SignInFailed as exc:
@@ -74,14 +74,14 @@ class PageLogin:
         return landing.land(request, pending.page, pack(grant))
 
     async def recall(self, kept: bytes) -> tuple[Identity, Grant] | None:
-        """Return the user and the login method now; None if the user may no longer sign in."""
+        """Return the identity and the grant in a cookie's content; None if the user may no longer sign in."""
         grant = read(kept, Grant)
         user = self._accounts.again(grant) if grant is not None else None
         if grant is None or user is None:
             return None
         scopes = await self._scopes(user)
         claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
-        # The account may have been removed in the meantime, and this result is cached.
+        # The account may have been removed in the meantime, and the result is cached.
         if self._accounts.again(grant) != user:
             return None
         said = {**claims, "iss": self._config.url, "sub": user.subject}
@@ -93,17 +93,15 @@ class PageLogin:
         wanted = self._there().union(user.scopes)
         granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
         found = scopes_of({"scope": list(granted)}, self._config.implied)
-        # A user gets everything only if nothing was denied.
+        # A user gets `*` only if no scope was denied.
         return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
 
 
 def check_here(request: HttpRequest, base: str, page: str) -> None:
-    """Check that the browser is on the host of the redirect, since its cookies are valid only there.
+    """Check that the browser uses the host of the callback, because cookies are bound to the host.
 
     Raises:
-        NotAdmitted: it's on another host, such as another name of this machine.
+        NotAdmitted: the browser uses another host, such as another name of this machine.
     """
     if request.headers.get(b"host", b"").decode("latin-1").lower() != urlsplit(base).netloc.lower():
-        raise NotAdmitted(
-            f"Open {base}{page} to sign in this way: the login only works at that address.", 400, wrong=False
-        )
+        raise NotAdmitted(f"This login only works at {base}{page}. Open that address.", 400, wrong=False)

@@ -1,7 +1,7 @@
 """Password hashes with Argon2id (RFC 9106), in the PHC string format.
 
-A check takes about 50 ms of a core and 64 MiB, so checks run in threads, two at a time. An unknown name takes as long
-as a wrong password.
+A check takes about 50 ms of CPU time and 64 MiB, so checks run in threads, two at a time. Unknown names and wrong
+passwords take the same time.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from millstream.auth._authorization_server.login_methods import SignInFailed
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 _ITERATIONS, _MEMORY, _LANES = 3, 64 * 1024, 1
-"""Cost of a hash; memory in KiB."""
+"""Cost parameters of a hash; memory in KiB."""
 _AT_ONCE = 2
 _MAX_WAITING = 64
 
@@ -59,7 +59,7 @@ def _bytes_of(password: str) -> bytes:
 
 
 class Checks:
-    """Checks passwords, a few at a time."""
+    """Checks passwords in threads, with limited concurrency."""
 
     def __init__(self) -> None:
         self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}

@@ -1,7 +1,7 @@
-"""Pending logins: a browser is redirected to an upstream with a state, and comes back with it once.
+"""Pending logins: the browser is redirected to an upstream with a `state`, and the callback returns it once.
 
-The state is random, valid once within ten minutes, and bound to the browser by a cookie. This stops login CSRF, where
-a user is tricked into finishing someone else's login in another browser.
+The state is random, valid once within ten minutes, and bound to the browser by a cookie. This prevents login CSRF:
+tricking a user into completing an attacker's login.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,11 +24,11 @@ _PENDING_SECONDS = 600.0
 _MAX_KEPT = 2048
 _PENDING_KIND = b"oauth pending login"
 _LEAVING = Rate(200, 60)
-"""Maximum redirects per address. Each stores a record, and a flood would displace those of others."""
+"""Maximum redirects per address. Each stores a record, and a flood would displace the records of others."""
 
 
 class PendingLogin(Struct, frozen=True, omit_defaults=True):
-    """A browser that was redirected."""
+    """A login in progress at an upstream."""
 
     browser: str
     login: str
@@ -46,7 +46,7 @@ class RedirectTarget(Protocol):
     label: str
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """See `Upstream.begin`."""
+        """See `UpstreamLogin.begin`."""
         ...
 
 
@@ -54,10 +54,10 @@ Arrive = Callable[[HttpRequest, PendingLogin, Callback], Awaitable[Response]]
 
 
 class PendingLogins:
-    """Redirects browsers to upstreams, and recognizes those that come back."""
+    """Redirects browsers to upstreams, and matches callbacks to pending logins."""
 
     def __init__(self, vault: Vault, tickets: Tickets, base: str) -> None:
-        """Create the table. `base` is the base URL of the callbacks."""
+        """Create the object. `base` is the base URL of the callbacks."""
         self._vault = vault
         self._tickets = tickets
         self._base = base
@@ -72,7 +72,7 @@ class PendingLogins:
         authorization: AuthorizationRequest | None = None,
         page: str = "",
     ) -> Response:
-        """Return the page that redirects a browser.
+        """Return the page that redirects a browser to an upstream.
 
         Raises:
             SignInFailed: the upstream isn't available.
@@ -89,7 +89,7 @@ class PendingLogins:
             redirect = await target.begin(callback, state)
         if len(redirect.state_data) > _MAX_KEPT:
             raise ValueError(
-                f"{target.name} stores {len(redirect.state_data)} bytes, but only {_MAX_KEPT} are allowed."
+                f"state_data of {target.name} has {len(redirect.state_data)} bytes; the maximum is {_MAX_KEPT}."
             )
         pending = PendingLogin(name_of(browser), target.name, redirect.state_data, authorization, page)
         sealed = self._vault.seal(_PENDING_KIND, pending)
@@ -97,7 +97,7 @@ class PendingLogins:
         return pages.lead_on(redirect.url, target.label, cookie)
 
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
-        """Return the handler of a callback, which passes browsers with a valid state to `arrive`."""
+        """Return the handler of a callback, which calls `arrive` for a valid state."""
 
         async def handle(request: HttpRequest) -> Response:
             try:

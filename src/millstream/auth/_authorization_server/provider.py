@@ -24,12 +24,10 @@ class RegistrationDenied(Exception):
 
 
 class Provider:
-    """Default decisions of the authorization server."""
+    """Decisions of the authorization server, with defaults."""
 
     async def find_client(self, client_id: str) -> OAuthClient | None:
-        """Return a client from elsewhere, or None to look among those of ``auth.issuer(clients=…)``, metadata
-        documents, and registrations.
-        """
+        """Return a client, or None to look in ``auth.issuer(clients=…)``, metadata documents, and registrations."""
         return None
 
     async def check_registration(self, client: OAuthClient) -> None:
@@ -40,16 +38,16 @@ class Provider:
         """
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return which of these scopes a user may grant to a client. Called at consent and at each refresh."""
+        """Return the subset of `scopes` that a user may grant to a client. Called at consent and at each refresh."""
         return scopes if EVERYTHING in user.scopes else tuple(each for each in scopes if each in user.scopes)
 
     async def remembers(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> bool:
         """Return whether an earlier consent may be reused. If not, the consent page is shown.
 
-        Called only if the redirect can't be intercepted, and the user has consented to these scopes.
+        Called only if the redirect can't be intercepted and the user has consented to these scopes.
         """
         return True
 
     async def claims(self, user: User, client: OAuthClient) -> Mapping[str, object]:
-        """Return additional claims for access tokens; those of the protocol can't be replaced."""
+        """Return additional claims for access tokens. Protocol claims can't be overridden."""
         return {}

@@ -1,7 +1,7 @@
 """The stored records of the authorization server: clients, codes, and grants.
 
-Records contain no secrets: secrets of clients, codes, and refresh tokens are stored as SHA-256. They are made from 32
-random bytes, so a plain hash is sufficient.
+Client secrets, codes, and refresh tokens are stored only as SHA-256 hashes. They consist of 32 random bytes, so a plain
+hash is sufficient.
 """
 
 import hmac
@@ -15,7 +15,7 @@ from msgspec import Struct
 CODE, REFRESH, CLIENT = "authorization_code", "refresh_token", "client_credentials"
 """Grant types (RFC 6749 §1.3)."""
 ASSERTED = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-"""The grant type of identity providers (RFC 7523 §2.1)."""
+"""Grant type for grants from identity providers (RFC 7523 §2.1)."""
 
 
 class OAuthClient(Struct, frozen=True, omit_defaults=True):
@@ -30,11 +30,11 @@ class OAuthClient(Struct, frozen=True, omit_defaults=True):
     secret_hash: str = ""
     grant_types: tuple[str, ...] = (CODE, REFRESH)
     scopes: tuple[str, ...] = ()
-    """Scopes it may have when it acts for itself."""
+    """Allowed scopes when the client acts for itself."""
     keys: Mapping[str, Any] | None = None
-    """Its public keys as a set (RFC 7517), for ``private_key_jwt``."""
+    """Public key set (RFC 7517), for ``private_key_jwt``."""
     keys_url: str = ""
-    """URL of its public keys, alternatively."""
+    """URL of the key set, instead of `keys`."""
     source: str = "given"
     """Source of the client: configured by the operator (``given``), described at its URL (``document``), or
     ``registered``.
@@ -42,7 +42,7 @@ class OAuthClient(Struct, frozen=True, omit_defaults=True):
 
 
 class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
-    """A checked authorization request."""
+    """A valid authorization request."""
 
     client: str
     redirect_uri: str
@@ -50,9 +50,9 @@ class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
     resources: tuple[str, ...]
     scopes: tuple[str, ...] = ()
     state: str | None = None
-    """State, byte for byte, as latin-1."""
+    """The bytes of `state`, decoded as latin-1."""
     named_redirect: bool = True
-    """Whether the request named the redirect URI, so that the token request must not name another."""
+    """Whether the request named the redirect URI. If so, the token request must not name another one."""
     prompt: tuple[str, ...] = ()
 
     @property
@@ -68,7 +68,7 @@ class Code(Struct, frozen=True, omit_defaults=True):
 
     authorization: AuthorizationRequest
     grant: str
-    """Id of the grant that it becomes."""
+    """Id of the grant that it can be exchanged for."""
     subject: str
     name: str
     login: str
@@ -89,16 +89,16 @@ class Grant(Struct, frozen=True, omit_defaults=True):
     scopes: tuple[str, ...]
     resources: tuple[str, ...]
     proof: str = ""
-    """Hash of the secret in its refresh tokens; empty if there are none."""
+    """Hash of the secret in the refresh tokens; empty without refresh tokens."""
     since: float = 0.0
-    """`User.since` of the user."""
+    """`User.since` at the time of the grant."""
     generation: int = 0
     """Generation of the current refresh token."""
     rotated_at: float = 0.0
 
 
 def new_secret() -> str:
-    """Return 256 random bits."""
+    """Return a new secret with 256 random bits."""
     return secrets.token_urlsafe(32)
 
 

@@ -1,10 +1,10 @@
-"""Redirect URIs: which ones a client may have, and which of them a request names (RFC 8252, RFC 9700 §2.1).
+"""Redirect URIs: which ones a client may register, and which ones a request may use (RFC 8252, RFC 9700 §2.1).
 
-URIs are compared as strings. Only the port of a loopback address may vary, because programs listen on any free port.
+URIs are compared as strings. Only the port of a loopback address may differ, because programs listen on any free port.
 
-An app's private scheme should be a reversed domain name (RFC 8252 §7.1), but editors register a plain word followed by
-a host: ``cursor://anysphere.cursor-mcp/oauth/callback``, ``vscode://publisher.extension/callback``. Neither proves
-ownership, so both are treated the same: the user is always asked, and PKCE makes an intercepted code useless.
+An app's private-use scheme should be a reversed domain name (RFC 8252 §7.1), but editors use a plain word followed by a
+host: ``cursor://anysphere.cursor-mcp/oauth/callback``, ``vscode://publisher.extension/callback``. Neither proves
+ownership, so the user is always asked for consent, and PKCE makes an intercepted code useless.
 """
 
 import re
@@ -17,7 +17,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")
 _WORD = re.compile(r"[a-z][a-z0-9+-]{2,39}")
 """A private-use scheme that is a plain word, as used by editors."""
 _LIKE_WEB = re.compile(r"s?h[tx]+ps?([^a-z].*)?|https?.*|.*https?|www\..*")
-"""Schemes that resemble or lead to web pages: some browsers open ``x-safari-https://host`` as a page."""
+"""Schemes that look like or open web pages: some browsers open ``x-safari-https://host`` as a page."""
 _BROWSERS = frozenset((
     "about", "blob", "brave", "chrome", "chrome-extension", "content", "data", "devtools", "edge", "feed",
     "feeds", "file", "filesystem", "firefox", "firefox-focus", "firefox-private", "ftp", "ftps",
@@ -25,7 +25,7 @@ _BROWSERS = frozenset((
     "mocha", "moz-extension", "opera", "res", "resource", "safari-extension", "vbscript", "view-source", "vivaldi",
     "ws", "wss", "wyciwyg",
 ))  # fmt: skip
-"""Schemes that browsers handle themselves: they run, show, or fetch something, or open a page of any host."""
+"""Schemes that browsers handle themselves, by running, showing, or fetching something."""
 _SYSTEMS = frozenset((
     "afp", "android-app", "app-prefs", "app-settings", "apt", "bitcoin", "callto", "cid", "cifs", "dav", "ethereum",
     "facetime", "geo", "git", "hcp", "help", "imap", "intent", "ipp", "irc", "ircs", "itms", "jdbc", "jnlp", "jnlps",
@@ -35,23 +35,23 @@ _SYSTEMS = frozenset((
     "telnet", "telnets", "tftp", "tn3270", "udp", "upi", "urn", "vnc", "webcal", "wsl", "x-man-page",
     "xmpp",
 ))  # fmt: skip
-"""Schemes that make the system or another program act on the URI."""
+"""Schemes that the operating system or other well-known programs handle."""
 _BEGINNINGS = ("ms-", "microsoft-", "web+", "ext+", "itms", "x-apple", "res+", "view-")
 """Prefixes of system and browser schemes."""
 _ANSWERS = frozenset(("code", "state", "iss", "error", "error_description", "error_uri", "response"))
-"""Parameters of a response. In the client's own query they would be repeated, and many programs use the first."""
+"""Response parameters. A client's query must not contain them, because many programs read the first of two values."""
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 def check_redirect(uri: str, *, native: bool | None = None) -> None:
-    """Check that a client may have a redirect URI.
+    """Check that a client may register a redirect URI.
 
     Args:
         uri: redirect URI.
-        native: whether the client says that it runs on the user's device; None if it doesn't say.
+        native: whether the client's metadata says that it runs on the user's device; None if unknown.
 
     Raises:
-        ValueError: the URI isn't allowed; the message says why.
+        ValueError: the URI isn't allowed; the message gives the reason.
     """
     parts = _split(uri)
     if _ANSWERS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:
@@ -95,25 +95,25 @@ def _split(uri: str) -> SplitResult:
 
 
 def is_loopback(uri: str) -> bool:
-    """Return whether a URI leads to a program on the user's own machine over http."""
+    """Return whether a URI is an http URL on the user's own machine."""
     parts = urlsplit(uri)
     return parts.scheme == "http" and _host(parts) in LOOPBACK
 
 
 def is_identified(uri: str) -> bool:
-    """Return whether only the owner of a name receives redirects. Any program can listen on a port or claim a
-    scheme.
+    """Return whether only the owner of a domain receives the redirect. Any local program can listen on a port or
+    register a scheme.
     """
     return urlsplit(uri).scheme == "https"
 
 
 def named_by(registered: tuple[str, ...], asked: str) -> bool:
-    """Return whether a request may use this URI."""
+    """Return whether a request may use this redirect URI."""
     return any(asked == each or _portless(asked) == _portless(each) != "" for each in registered)
 
 
 def _portless(uri: str) -> str:
-    """Return a loopback URI without its port; empty for others."""
+    """Return a loopback URI without its port; empty for other URIs."""
     try:
         check_redirect(uri)
     except ValueError:
@@ -130,7 +130,7 @@ def _host(parts: SplitResult) -> str:
 
 
 def form_target(uri: str) -> str:
-    """Return the source expression of a form's target for the Content-Security-Policy."""
+    """Return the Content-Security-Policy source expression for a form that redirects to a URI."""
     parts = urlsplit(uri)
     # Policies have no syntax for IPv6 addresses.
     web = parts.scheme in ("http", "https") and not parts.netloc.startswith("[")
@@ -143,7 +143,7 @@ def is_app(uri: str) -> bool:
 
 
 def shown_host(uri: str) -> str:
-    """Return a short description of where the user is sent."""
+    """Return the host or scheme of a URI, to show to the user."""
     parts = urlsplit(uri)
     if not is_app(uri):
         return parts.netloc

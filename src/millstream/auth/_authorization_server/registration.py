@@ -1,6 +1,6 @@
-"""`POST /register`: dynamic client registration (RFC 7591). Registered clients are unverified, and get few rights.
+"""`POST /register`: dynamic client registration (RFC 7591). Registered clients are unverified.
 
-Unused registrations are dropped after a day, or when others need the space. Registrations are limited per address.
+Unused registrations expire after a day, or earlier when storage is full. Registrations are rate-limited per address.
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ class RegistrationEndpoint:
         wait = await self._limiter.take(key)
         if wait > 0:
             raise OAuthError(
-                "temporarily_unavailable", "Too many registrations from your address. Wait, then try again.", 429,
+                "temporarily_unavailable", "Too many registrations from your address. Try again later.", 429,
                 self._limiter.report_headers(key, wait),
             )  # fmt: skip
         said = read_metadata(request)
@@ -68,16 +68,16 @@ class RegistrationEndpoint:
 
 
 def read_metadata(request: HttpRequest) -> dict[str, Any]:
-    """Return the metadata in a request.
+    """Return the client metadata in a request.
 
     Raises:
-        OAuthError: it isn't a JSON object, or is too large.
+        OAuthError: the body isn't a JSON object, or is too large.
     """
     kind = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json":
-        raise OAuthError("invalid_client_metadata", "Send JSON: application/json.", 415)
+        raise OAuthError("invalid_client_metadata", "Send the metadata as application/json.", 415)
     if len(request.body) > _MAX_BODY:
-        raise OAuthError("invalid_client_metadata", "A client's metadata must have at most 16 KiB.", 413)
+        raise OAuthError("invalid_client_metadata", "Client metadata can have up to 16 KiB.", 413)
     try:
         return _decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -85,7 +85,7 @@ def read_metadata(request: HttpRequest) -> dict[str, Any]:
 
 
 def _describe(client: OAuthClient, secret: str, now: int, said: dict[str, Any]) -> dict[str, Any]:
-    """Return the response to a registration (RFC 7591 §3.2.1). The secret is shown only now."""
+    """Return the response to a registration (RFC 7591 §3.2.1), which is the only one with the secret."""
     kind = said.get("application_type")
     members: dict[str, Any] = {
         "client_id": client.id,

@@ -1,4 +1,4 @@
-"""`POST /revoke` (RFC 7009): end a token and the grant it came from."""
+"""`POST /revoke` (RFC 7009): revoke a token and its grant."""
 
 from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.answers import OAuthError, form_of, reply
@@ -17,7 +17,7 @@ class Revocation:
         self._introspection = introspection
 
     async def revoke(self, request: HttpRequest) -> Response:
-        """Revoke a token, and the grant that it came from. Unknown tokens count as revoked."""
+        """Revoke a token and its grant. Succeeds for unknown tokens, too."""
         try:
             form = form_of(request)
             client = await self._proof.client(request, form)

@@ -1,7 +1,7 @@
-"""The authorization server: `Issuer` is its configuration, and `RunningIssuer` the server in one event loop.
+"""The authorization server: `Issuer` is its configuration, `RunningIssuer` the server in one event loop.
 
-The running issuer is also an auth method of the guard. It verifies its own tokens without network requests, and checks
-once a minute, and after revocations on other workers, whether the grant of a token is still valid.
+The running issuer is also an auth method of the guard. It verifies its own tokens without network requests. It checks
+once a minute, and after each revocation, that the grant of a token is still valid.
 """
 
 import logging
@@ -58,10 +58,10 @@ logger = logging.getLogger("millstream")
 
 _TRIES = 8
 _REVOCABLE = ("grant_id", "jti", "client_id")
-"""Claims that tell whether a token was revoked."""
+"""Claims that identify a token or grant for a revocation check."""
 _MAX_MET = 20_000
 _ANYBODY = ""
-"""Placeholder instead of an id: something was revoked, but it's unknown whose."""
+"""Stands for all principals, when announcements of revocations may have been lost."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 
@@ -135,13 +135,13 @@ class RunningIssuer(PageMethod):
         )
         # State
         self._ended: set[str] = set()
-        """Ids of principals whose grants or tokens were revoked since the last check."""
+        """Ids of principals with grants or tokens revoked since the last `epoch` call."""
         self._just_ended: set[str] = set()
         self._met: OrderedDict[str, Grant | None] = OrderedDict()
-        """Id of a principal -> the grant that they used last; None for clients that act for themselves."""
+        """Principal id -> the most recently used grant; None for clients that act for themselves."""
         self._changes = 0
         self._words = 0
-        """Number of revocations announced."""
+        """Number of announced revocations."""
         self._stop = vault.hear(ENDED, self._on_announcement, self._on_gap)
 
     async def prefetch(self) -> None:
@@ -161,7 +161,7 @@ class RunningIssuer(PageMethod):
         """Unsubscribe from announcements."""
         self._stop()
 
-    # As a method of the guard
+    # AuthMethod
 
     async def identify(self, credential: str) -> Identity | None:
         """Return the principal of one of our tokens."""
@@ -179,7 +179,7 @@ class RunningIssuer(PageMethod):
         return found
 
     async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """See `Introspection.grant_of`. Repeats the check after a concurrent revocation, which could make it stale."""
+        """See `Introspection.grant_of`. Repeats the check if a revocation was announced while it ran."""
         for _ in range(_TRIES):
             words = self._words
             grant = await self._introspection.grant_of(claims)
@@ -190,15 +190,15 @@ class RunningIssuer(PageMethod):
     def _meet(self, id: str, grant: Grant | None) -> None:
         before = self._met.pop(id, None)
         if before is not None and self._accounts.again(before) is None:
-            # The password has changed, so everything opened earlier ends, even if the user signs in again at once.
+            # The password has changed, so close earlier streams, even if the user has already signed in again.
             self._ended.add(id)
         while len(self._met) >= _MAX_MET:
             self._met.popitem(last=False)
         self._met[id] = grant
 
     def holds(self, id: str) -> bool:
-        """Return whether a principal may still have a token. When one was revoked, all their streams end; those with
-        other valid tokens reconnect.
+        """Return whether a principal may still have a valid token. After one is revoked, return False for a moment,
+        which closes all streams; clients with other valid tokens reconnect.
         """
         if not self._just_ended.isdisjoint((id, _ANYBODY)) or id not in self._met:
             return False
@@ -214,7 +214,7 @@ class RunningIssuer(PageMethod):
         return self._changes + self.signing.epoch + (0 if passwords is None else passwords.epoch())
 
     def revocation_id(self, principal: Principal) -> str:
-        """See `AuthMethod.revocation_id`: the grant of the token, or the token itself if it has none."""
+        """Return the id of the token's grant, or of the token itself if it has none. See `AuthMethod.revocation_id`."""
         if principal.issuer != self._config.url:
             return ""
         named = {name: principal.claims[name] for name in _REVOCABLE if name in principal.claims}
@@ -235,7 +235,7 @@ class RunningIssuer(PageMethod):
         self._words += 1
         self._ended.add(_ANYBODY)
 
-    # At the server's own pages
+    # PageMethod
 
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
@@ -264,7 +264,7 @@ class RunningIssuer(PageMethod):
     # HTTP
 
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
-        """Return handlers by path and method: below the issuer's path, and at the root for proxies that strip it."""
+        """Return handlers by path and method, below the issuer's path and, for proxies that strip it, at the root."""
         ends: dict[str, Mapping[str, Handler]] = {
             AUTHORIZE: {"GET": self._authorize.get, "POST": self._authorize.post},
             TOKEN: {"POST": self._token.post},
@@ -284,7 +284,7 @@ class RunningIssuer(PageMethod):
         }
 
     def shared_paths(self) -> frozenset[str]:
-        """Return the paths that pages of any origin may use."""
+        """See `AuthMethod.shared_paths`."""
         below = {self._config.path + each for each in SHARED}
         return frozenset({*SHARED, *below, *places(self._config)})
 
@@ -302,7 +302,7 @@ def _guard_store(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except LocalError as exc:
-            logger.error("%s %s can't be handled: %s", request.method, request.path, exc)
-            return plain_problem(503, "This isn't possible at the moment. Try again later.", b"retry-after: 5\r\n")
+            logger.error("%s %s failed: %s", request.method, request.path, exc)
+            return plain_problem(503, "The server's store isn't available. Try again later.", b"retry-after: 5\r\n")
 
     return answer

@@ -1,8 +1,8 @@
 """Token signing keys: created on first use, shared in the store, and rotated every month.
 
-A new key is published a day before it signs, and an old one for as long as its tokens are valid, so resource servers
-that cache the public keys for hours never see an unknown key. In the store they're sealed with the server's key ring;
-access to the store alone isn't enough to sign.
+A new key is published a day before its first use, and an old one until its tokens have expired, so resource servers can
+cache the public keys for hours. Stored keys are sealed with the server's key ring, so access to the store isn't enough
+to sign.
 """
 
 import logging
@@ -20,13 +20,13 @@ from millstream.auth._single_flight import SingleFlight
 logger = logging.getLogger("millstream")
 
 SIGNS = 30 * 86_400.0
-"""Seconds for which a key signs."""
+"""Seconds for which a key signs tokens."""
 AHEAD = 86_400.0
-"""Seconds for which it's published before."""
+"""Seconds for which a key is published before it signs."""
 AFTER = 7200.0
-"""Seconds for which it's published after, longer than the lifetime of any token."""
+"""Seconds for which a key is published after it stops signing; exceeds the lifetime of a token."""
 _FRESH = 60.0
-"""Seconds between checks for keys that another worker has changed."""
+"""Seconds between checks for changes by other workers."""
 _PAUSE = 1.0
 _KEY, _KIND = "oauth-keys:signing", b"oauth signing keys"
 _TTL = 10 * 365 * 86_400.0
@@ -40,11 +40,11 @@ class SigningKey(Struct, frozen=True):
     key: Mapping[str, Any]
     """Private key (RFC 7517)."""
     begins: float
-    """When it begins to sign, until the next one does."""
+    """Time from which it signs, until the next key's."""
 
 
 class TokenSigner:
-    """The keys known to one worker."""
+    """Signs tokens with the current key."""
 
     def __init__(self, vault: Vault) -> None:
         # Configuration
@@ -62,7 +62,7 @@ class TokenSigner:
         """Return a signed token."""
         await self._refresh(_FRESH)
         now = self._vault.clock()
-        # If another worker's clock is ahead and it has just created the first key, no key has begun yet.
+        # No key may have begun yet, if a worker whose clock is ahead has just created the first one.
         key = ([each for each in self._keys if each.begins <= now] or self._keys[:1])[-1]
         private = self._loaded.get(key.kid)
         if private is None:
@@ -70,7 +70,7 @@ class TokenSigner:
         return sign(claims, private, key.kid, typ)
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """Return the public keys that may have made a signature. An unknown id may be another worker's key."""
+        """Return the public keys that may have made a signature. Checks for new keys if the id is unknown."""
         await self._refresh(_FRESH)
         found = select_keys(self._public, kid, algorithm)
         if not found:
@@ -94,8 +94,8 @@ class TokenSigner:
             kept = self._vault.open(_KIND, raw.decode("latin-1"), tuple[SigningKey, ...]) if raw else None
             if raw and not kept:
                 logger.warning(
-                    "The keys that sign tokens were sealed with another MILLSTREAM_KEY. New keys are created, "
-                    "and issued tokens become invalid."
+                    "The token signing keys were sealed with another MILLSTREAM_KEY. Created new keys; issued tokens "
+                    "become invalid. To keep tokens valid, don't change MILLSTREAM_KEY."
                 )
             keys = advance(kept or (), now)
             if keys == kept:
@@ -105,7 +105,7 @@ class TokenSigner:
             if await self._vault.exchange(_KEY, raw, sealed, _TTL):
                 self._use(keys, now)
                 return
-        raise RuntimeError("The keys that sign tokens change faster than they can be read.")
+        raise RuntimeError("The token signing keys change too fast to be read.")
 
     def _use(self, keys: tuple[SigningKey, ...], now: float) -> None:
         self._looked = now
@@ -119,7 +119,7 @@ class TokenSigner:
 
 
 def advance(keys: tuple[SigningKey, ...], now: float) -> tuple[SigningKey, ...]:
-    """Return the keys that should exist now, in the order in which they sign."""
+    """Return the keys for the time `now`, in the order in which they sign: drop expired keys, and add new ones."""
     following = (*keys[1:], None)[: len(keys)]
     kept = tuple(
         each for each, after in zip(keys, following, strict=True) if after is None or after.begins + AFTER > now

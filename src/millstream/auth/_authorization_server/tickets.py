@@ -1,7 +1,7 @@
-"""Cookies and sealed forms of the authorization server: browser ids, logins, known devices, and pending questions.
+"""Cookies and sealed form fields of the authorization server: browser ids, logins, known devices, and requests.
 
-All of them are sealed, so merely opening a page stores nothing. A question is bound to the browser that it was shown
-to; forms from other browsers are refused.
+They're sealed instead of stored, so opening a page needs no storage. A form is bound to the browser that it was shown
+in; other browsers can't submit it.
 """
 
 import hmac
@@ -30,7 +30,7 @@ class ConsentQuestion(Struct, frozen=True):
 
 
 class BrowserLogin(Struct, frozen=True):
-    """A user who has signed in in this browser."""
+    """The user signed in in a browser."""
 
     user: User
     login: str
@@ -50,7 +50,7 @@ class Tickets:
     """Creates and opens tickets."""
 
     def __init__(self, vault: Vault, *, secure: bool) -> None:
-        """Create it. `secure` says that browsers use https."""
+        """Create the object. `secure` means that browsers use https."""
         self._vault = vault
         prefix, self._flags = ("__Host-", "; Secure") if secure else ("", "")
         self._browser_name = f"{prefix}millstream-browser"
@@ -58,7 +58,7 @@ class Tickets:
         self._device_name = f"{prefix}millstream-device"
 
     def browser(self, request: HttpRequest) -> tuple[str, bytes]:
-        """Return the id of this browser, and the header line that sets one if it had none."""
+        """Return the browser's id, and the header line that sets a new one if it had none."""
         name = cookie_of(request, self._browser_name)
         if len(name) == 43:
             return name, b""
@@ -66,29 +66,29 @@ class Tickets:
         return name, self._cookie(self._browser_name, name, PERSON_SECONDS)
 
     def known_browser(self, request: HttpRequest) -> str:
-        """Return the id of this browser; empty if it has none."""
+        """Return the browser's id; empty if it has none."""
         return cookie_of(request, self._browser_name)
 
     def seal_request(self, browser: str, authorization: AuthorizationRequest) -> str:
-        """Seal a request for this browser."""
+        """Seal a request for a browser."""
         question = ConsentQuestion(authorization, self._vault.clock() + QUESTION_SECONDS)
         return self._vault.seal(_QUESTION, question, browser.encode())
 
     def open_request(self, browser: str, sealed: str) -> AuthorizationRequest | None:
-        """Return the sealed request; None if it's for another browser or has expired."""
+        """Return a sealed request; None if it's for another browser or has expired."""
         if not browser or len(sealed) > _MAX:
             return None
         question = self._vault.open(_QUESTION, sealed, ConsentQuestion, browser.encode())
         return question.authorization if question is not None and question.until > self._vault.clock() else None
 
     def person(self, request: HttpRequest) -> BrowserLogin | None:
-        """Return who has signed in in this browser."""
+        """Return the user signed in in the browser, if any."""
         sealed = cookie_of(request, self._person_name)
         found = self._vault.open(_PERSON, sealed, BrowserLogin) if 0 < len(sealed) <= _MAX else None
         return found if found is not None and found.until > self._vault.clock() else None
 
     def keep(self, user: User, login: str) -> bytes:
-        """Return the header line that stores who has signed in."""
+        """Return the header line that stores a login in the browser."""
         person = BrowserLogin(user, login, self._vault.clock() + PERSON_SECONDS)
         return self._cookie(self._person_name, self._vault.seal(_PERSON, person), PERSON_SECONDS)
 
@@ -97,9 +97,7 @@ class Tickets:
         return self._cookie(self._person_name, "", 0)
 
     def device(self, request: HttpRequest, name: str) -> str:
-        """Return the id of the known device that sent a request; empty if no one has logged in there under this
-        name.
-        """
+        """Return the device id of the browser; empty if the user with this name hasn't logged in there before."""
         sealed = cookie_of(request, self._device_name)
         found = self._vault.open(_DEVICE, sealed, Device) if 0 < len(sealed) <= _MAX else None
         known = found is not None and found.name == name.casefold() and found.until > self._vault.clock()
@@ -111,7 +109,7 @@ class Tickets:
         return self._cookie(self._device_name, self._vault.seal(_DEVICE, device), DEVICE_SECONDS)
 
     def _cookie(self, name: str, value: str, seconds: float) -> bytes:
-        # Lax, because users arrive from the pages of clients and upstreams.
+        # Lax, because users come from pages of clients and upstreams.
         flags = f"Path=/; Max-Age={seconds:.0f}; HttpOnly; SameSite=Lax{self._flags}"
         return f"set-cookie: {name}={value}; {flags}\r\n".encode("ascii")
 

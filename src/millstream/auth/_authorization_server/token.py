@@ -19,7 +19,7 @@ from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Grant, OAuthClient
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-"""Syntax of a code verifier, RFC 7636 §4.1."""
+"""Syntax of a code verifier (RFC 7636 §4.1)."""
 _Answer = Mapping[str, object]
 
 
@@ -59,7 +59,7 @@ class TokenEndpoint:
                 raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
             return reply(await give(client, form))
         except OAuthError as exc:
-            # Once per grant, so that repeated attempts don't fill the log.
+            # Log once per grant, so that repeated attempts don't fill the log.
             if isinstance(exc, TokenReuse) and exc.ended:
                 self._grants.tell(request.peer)
             return exc.response()
@@ -67,7 +67,7 @@ class TokenEndpoint:
     async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:
         code = form.get("code")
         if not code or not _VERIFIER.fullmatch(form.get("code_verifier")):
-            raise OAuthError("invalid_request", "Send code, and code_verifier of 43 to 128 characters.")
+            raise OAuthError("invalid_request", "Send code, and a code_verifier of 43 to 128 characters.")
         found = await self._grants.peek(code)
         if found is None or found[0].authorization.client != client.id:
             raise OAuthError("invalid_grant", "The code is unknown.")
@@ -82,7 +82,7 @@ class TokenEndpoint:
     async def _from_refresh_token(self, client: OAuthClient, form: Parameters) -> _Answer:
         found = await self._grants.find(form.get("refresh_token"))
         if found is None or found[1].client != client.id:
-            raise OAuthError("invalid_grant", "The refresh token is unknown, or no longer valid. Sign in again.")
+            raise OAuthError("invalid_grant", "The refresh token is unknown or no longer valid. Sign in again.")
         said, grant = found
         user = self._accounts.again(grant)
         if user is None:
@@ -107,7 +107,7 @@ class TokenEndpoint:
     async def _from_identity(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
             raise OAuthError(
-                "unauthorized_client", ("Only a client with a secret or keys can use grants of identity providers.")
+                "unauthorized_client", ("Only a client with a secret or keys can use grants from identity providers.")
             )
         assertion = form.get("assertion")
         if not assertion:
@@ -127,8 +127,9 @@ class TokenEndpoint:
         return await self._answer(client, await self._grants.add(grant), grant, scopes, resources, refresh="")
 
     def _grantable_scopes(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the allowed scopes of a request, plus the default ones; all of them if the request names none. Clients
-        often request every scope that a server lists, and the response says what they got (RFC 6749 §3.3).
+        """Return the default scopes and the requested ones that are allowed, or all allowed ones if none are requested.
+
+        Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
         """
         wanted = self._targets.requested_scopes(asked) if asked else allowed
         most = {*self._config.scopes, *allowed}
@@ -148,12 +149,12 @@ class TokenEndpoint:
         return {**token, "refresh_token": refresh} if refresh else token
 
     def _select_resources(self, form: Parameters, granted: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the resources of the token: all granted ones, or those that the request names (RFC 8707 §2.2)."""
+        """Return the resources of the token: the requested ones, or all granted ones (RFC 8707 §2.2)."""
         if not form.all("resource"):
             return granted
         asked = self._targets.resources(form.all("resource"))
         if not set(asked) <= set(granted):
-            raise OAuthError("invalid_target", "The grant is not for this resource.")
+            raise OAuthError("invalid_target", "The grant isn't valid for this resource.")
         return asked
 
 
@@ -172,10 +173,10 @@ def check_verifier(form: Parameters, challenge: str) -> None:
 
 
 def check_redirect(kept: str, form: Parameters, *, named: bool) -> None:
-    """Check that a redirect URI, if sent, is the one of the authorization request. OAuth 2.1 clients leave it out.
+    """Check that a redirect URI, if sent, equals the one in the authorization request. OAuth 2.1 clients omit it.
 
     Raises:
-        OAuthError: it's another one.
+        OAuthError: the URIs differ.
     """
     given = form.get("redirect_uri")
     if given and (given != kept or not named):

@@ -1,7 +1,7 @@
 """Login with GitHub, which supports OAuth but not OpenID Connect: its API identifies the user.
 
-Users are identified by their numeric id, which GitHub never reuses; logins can change owners. The access token requests
-no more than `allow` needs, and is discarded after the login.
+Users are identified by their numeric id, which GitHub never reuses; logins can change owners. The access token has only
+the scopes that `allow` needs, and is discarded after the login.
 """
 
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ class GitHubUpstream:
         self._scope = " ".join(scope for scope, is_wanted in wanted if is_wanted)
 
     def still(self, user: User) -> bool:
-        """Return whether the `allow` entry that admitted the user still does."""
+        """Return whether the user's `allow` entry still exists."""
         return self._allowlist.still(user.since)
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Return where to redirect the browser."""
+        """Return the redirect to GitHub."""
         verifier = new_secret()
         asked = {
             "client_id": self._client_id, "redirect_uri": callback, "scope": self._scope, "state": state,
@@ -51,13 +51,13 @@ class GitHubUpstream:
         return AuthorizationRedirect(link(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
 
     async def finish(self, callback: Callback) -> User:
-        """Return the user who came back."""
+        """Return the user who signed in."""
         form = {
             "client_id": self._client_id, "client_secret": self._client_secret, "redirect_uri": callback.url,
             "code": code_of(callback.query, _TITLE), "code_verifier": callback.state_data.decode(),
         }  # fmt: skip
         given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
-        # Errors have status 200 as well.
+        # GitHub returns errors with status 200, too.
         token = text(given.get("access_token")) if is_object(given) else ""
         if not token:
             code_of({"error": text(given.get("error")) if is_object(given) else ""}, _TITLE)
@@ -69,7 +69,7 @@ class GitHubUpstream:
         return User(str(number), text(person.get("name")) or login, entry.scopes, entry.number)
 
     async def _more(self, token: str) -> set[str]:
-        """Return organizations and verified addresses, if `allow` contains any."""
+        """Return the user's organizations and verified e-mail addresses, if `allow` needs them."""
         found: set[str] = set()
         if self._wants_organizations:
             for each in await self._list("/user/memberships/orgs?state=active&per_page=100", token):
@@ -95,7 +95,7 @@ class GitHubUpstream:
 
 
 def _api_of(at: str) -> str:
-    """Return the API URL: for github.com, for tenants of ghe.com, or below the path of your own server."""
+    """Return the API's base URL, for github.com, a tenant of ghe.com, or a GitHub Enterprise Server."""
     parts = urlsplit(at)
     if at == HERE or parts.netloc.endswith(".ghe.com"):
         return f"{parts.scheme}://api.{parts.netloc}"

@@ -1,6 +1,6 @@
-"""HTTP requests of all upstreams: redirects, callbacks, and JSON requests.
+"""HTTP helpers for upstreams: redirects, callbacks, and JSON requests.
 
-URLs come from the operator or from the upstream's metadata, so they may be in the operator's own network.
+URLs come from the operator or the upstream's metadata, so they may be on a private network.
 """
 
 import logging
@@ -34,13 +34,13 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     """Return the JSON at a URL, or the response to a form.
 
     Raises:
-        SignInFailed: the request failed. The reason is logged; `title` is the upstream's name for the user.
+        SignInFailed: the request failed. The reason is logged; the message contains only `title`, the upstream's name.
     """
     body = None if form is None else urlencode(form).encode()
     try:
         return _decode((await fetch(url, form=body, headers=headers, judge=allow_any)).body)
     except (OutboundError, UnicodeError, msgspec.DecodeError, RecursionError) as exc:
-        logger.error("The login at %s failed: %s", url, exc)
+        logger.error("A login request to %s failed: %s", url, exc)
         raise SignInFailed(f"{title} isn't responding as expected. Try again later.") from None
 
 
@@ -55,21 +55,21 @@ def challenge_of(verifier: str) -> str:
 
 
 def code_of(query: Mapping[str, str], title: str) -> str:
-    """Return the code that the browser returned with.
+    """Return the code in a callback's query.
 
     Raises:
-        SignInFailed: there's no code.
+        SignInFailed: the query has an error, or no code.
     """
     error, code = query.get("error", ""), query.get("code", "")
     if error == "access_denied":
-        raise SignInFailed(f"You haven't allowed {title} to identify you. Start again to sign in.")
+        raise SignInFailed(f"You didn't allow {title} to identify you. Start again to sign in.")
     if error or not code:
         said = error if _ERROR.fullmatch(error) else "no code"
-        logger.error("%s didn't sign in a user: %s", title, said)
-        raise SignInFailed(f"{title} didn't sign you in ({said}). Start again, or ask the operator of this server.")
+        logger.error("A login with %s failed: %s", title, said)
+        raise SignInFailed(f"{title} didn't sign you in ({said}). Start again, or contact the operator of this server.")
     return code
 
 
 def text(value: object) -> str:
-    """Return untrusted text; empty if it isn't a string or is too long, because truncation could change its meaning."""
+    """Return an untrusted string; empty if it isn't a string or is too long. Truncation could change its meaning."""
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT else ""

@@ -1,6 +1,6 @@
-"""Login with OpenID Connect: the code flow, trusting only the ID token.
+"""Login with OpenID Connect, based on the ID token of the code flow.
 
-The access token is used only for the userinfo endpoint, if the ID token lacks required claims, and then discarded.
+The access token is used only to get claims that the ID token lacks from the userinfo endpoint, and then discarded.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,19 +19,19 @@ NamesOf = Callable[[Mapping[str, Any]], frozenset[str]]
 
 
 def verified_names(claims: Mapping[str, Any]) -> frozenset[str]:
-    """Return a verified e-mail address and its domain."""
+    """Return the verified e-mail address and its domain, if any."""
     email = text(claims.get("email"))
-    # Some issuers send a string. Without the claim, users may have entered any address.
+    # Some issuers send a string. Without the claim, the address may be unverified.
     if "@" not in email or claims.get("email_verified") not in (True, "true"):
         return frozenset()
     return frozenset((email, f"@{email.rpartition('@')[2]}"))
 
 
 def google_names(claims: Mapping[str, Any]) -> frozenset[str]:
-    """Return the verified names of a Google account, which are only reliable for Gmail and managed accounts.
+    """Return the verified names of a Gmail or managed Google account.
 
-    Anyone can create a Google account with an address of another domain, and keep it after losing that address. The
-    domain is therefore that of the organization that manages the account, in `hd`.
+    Anyone can create a Google account with an address of another domain, and keep it after losing that address.
+    Therefore the domain is taken from `hd`, the organization that manages the account.
     """
     names = {each for each in verified_names(claims) if not each.startswith("@")}
     if names and (organization := text(claims.get("hd"))):
@@ -64,15 +64,15 @@ class OpenIdUpstream:
         )
 
     async def prefetch(self) -> None:
-        """See `Fetching.prefetch`."""
+        """See `Prefetchable.prefetch`."""
         await self._flow.prefetch()
 
     def still(self, user: User) -> bool:
-        """Return whether the `allow` entry that admitted the user still does."""
+        """Return whether the user's `allow` entry still exists."""
         return self._allowlist.still(user.since)
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Return where to redirect the browser."""
+        """Return the redirect to the provider."""
         return await self._flow.begin(callback, state, _SCOPE)
 
     async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
@@ -80,7 +80,7 @@ class OpenIdUpstream:
         return await self._flow.begin(callback, state, _SCOPE, prompt)
 
     async def finish(self, callback: Callback) -> User:
-        """Return the user who came back."""
+        """Return the user who signed in."""
         found = await self._flow.finish(callback)
         claims = found.claims
         subject = str(claims["sub"])
@@ -95,7 +95,7 @@ class OpenIdUpstream:
             raise SignInFailed(f"{self._title} didn't identify you. Try again later.")
         headers = {"authorization": f"Bearer {token}"}
         found = await ask(self._flow.endpoint(metadata, "userinfo_endpoint"), self._title, headers=headers)
-        # OpenID Connect Core §5.3.4: it could describe another user.
+        # OpenID Connect Core §5.3.4: the response could be about another user.
         if not is_object(found) or found.get("sub") != subject:
-            raise SignInFailed(f"The response of {self._title} could not be verified. Start again.")
+            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
         return found

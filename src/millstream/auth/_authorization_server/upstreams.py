@@ -16,7 +16,7 @@ _EMAILS = "['ada@example.com'], ['@example.com'] for a whole domain"
 
 
 class KnownService(Struct, frozen=True):
-    """A service that is configured by its name alone."""
+    """The built-in configuration of a service."""
 
     title: str
     at: str
@@ -27,7 +27,7 @@ class KnownService(Struct, frozen=True):
 
 
 KNOWN = {
-    # Users with several accounts would otherwise return with the same disallowed one each time.
+    # Otherwise users with several accounts can't switch from one that isn't allowed.
     "google": KnownService(
         "Google",
         "https://accounts.google.com",
@@ -69,8 +69,8 @@ def upstream_of(
 
 
 def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tuple[str, str]:
-    """Return this server's client id and secret there, by default from the environment for known services."""
-    said = "pass client_id= and client_secret=, the secret from the environment"
+    """Return this server's client id and secret at an upstream; for known services, by default from the environment."""
+    said = "pass client_id= and client_secret=, read from the environment"
     if who in KNOWN:
         id_name, secret_name = f"{who.upper()}_CLIENT_ID", f"{who.upper()}_CLIENT_SECRET"
         client_id = client_id or os.environ.get(id_name, "")
@@ -80,5 +80,5 @@ def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tup
         return client_id, client_secret
     title = KNOWN[who].title if who in KNOWN else who
     raise ValueError(
-        f"Register this server with {title}, with the redirect URI YOUR-SERVER{CALLBACK}{name}. Then {said}."
+        f"Register this server with {title}, using the redirect URI YOUR-SERVER{CALLBACK}{name}. Then {said}."
     )

@@ -1,6 +1,6 @@
 """A file of user accounts: names, scopes, and Argon2 password hashes.
 
-``millstream users`` manages it. Servers read changes within a second, and a removed user's tokens become invalid.
+``millstream users`` manages it. Servers apply changes within a second. A removed user's tokens become invalid.
 """
 
 import logging
@@ -29,7 +29,7 @@ class StoredUser(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=
     password: str
     """Argon2id hash in the PHC string format."""
     since: float
-    """When the account was added, or its password last changed: Unix time in seconds."""
+    """Time of the account's creation or last password change, in Unix seconds."""
     scopes: tuple[str, ...] = ()
 
 
@@ -41,10 +41,10 @@ _decode = msgspec.json.Decoder(_Users).decode
 
 
 class UserFile:
-    """The file, as a login method (`login_methods.Passwords`)."""
+    """The file as a login method (`login_methods.Passwords`)."""
 
     def __init__(self, path: Path) -> None:
-        """Create it without reading; see `load`."""
+        """Create the object; `load` reads the file."""
         self.path = path
         self.users: dict[str, StoredUser] = {}
         self._seen: Stamp | None = None
@@ -55,7 +55,7 @@ class UserFile:
         """Read the file.
 
         Raises:
-            LocalError: the file is missing or malformed, or others may write to it.
+            LocalError: the file is missing or malformed, or other users may write to it.
         """
         raw, stamp = read_file(self.path, "user file", "millstream users add NAME")
         try:
@@ -82,14 +82,14 @@ class UserFile:
         )
 
     def epoch(self) -> int:
-        """Return the number of changes to the file. If it's unreadable, its users are locked out, as if removed."""
+        """Return the number of changes to the file. While the file is unreadable, its users count as removed."""
         if self._seen != stamp_of(self.path) or self._seen is None:
             try:
                 self.load()
                 self._epoch += 1
             except LocalError as exc:
                 if self.users:
-                    logger.error("%s Until then, no one can sign in.", exc)
+                    logger.error("%s Users can't sign in until this is fixed.", exc)
                     self._epoch += 1
                 self.users = {}
         return self._epoch
@@ -117,7 +117,7 @@ class UserFile:
         self._change(put)
 
     def remove(self, name: str) -> None:
-        """Remove a user. Their grants end.
+        """Remove a user and revoke their grants.
 
         Raises:
             ValueError: the user doesn't exist.
@@ -131,7 +131,7 @@ class UserFile:
         self._change(take)
 
     def set_password(self, name: str, password: str, now: float) -> None:
-        """Change a user's password. Their grants end.
+        """Change a user's password and revoke their grants.
 
         Raises:
             ValueError: the user doesn't exist, or the password is invalid.

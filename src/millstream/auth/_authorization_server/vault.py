@@ -1,7 +1,7 @@
 """Typed state of the authorization server in the server's store.
 
-Each kind of value has its own space. Values that anyone can create without signing in are `lossy`, so a flood displaces
-only its own kind. What a user has granted is never lost early.
+Values that anyone can create without signing in are `lossy`: when the store is full, a flood displaces only values of
+the same kind, and never a user's grants.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from millstream._limits.store_limiter import StoreLimiter
 from millstream._server.calls.services import Services
 
 TOMBSTONE = b"ended"
-"""Value of entries that have ended for good."""
+"""Value that replaces a revoked entry."""
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Vault:
         self.pool: StoreLimiter | None = None
         """Limiter shared between workers; None with a single worker."""
         self.refused: Callable[[str], None] = _nobody_hears
-        """Called with the address of every failed password or client authentication."""
+        """Called with the address after each failed password or client authentication."""
 
     async def get(self, key: str, kind: type[T]) -> T | None:
         """Return a value; None if it's missing or malformed."""
@@ -44,11 +44,11 @@ class Vault:
         await self._services.store.kv.put(key, pack(value), ttl, lossy=lossy)
 
     async def exchange(self, key: str, before: bytes | None, value: Any, ttl: float, *, lossy: bool = False) -> bool:
-        """Replace a value if it still equals `before`; return False if not."""
+        """Replace a value if it still equals `before`; return whether it did."""
         return await self._services.store.kv.compare_and_set(key, before, pack(value), ttl, lossy=lossy)
 
     async def take(self, key: str) -> bytes | None:
-        """Remove and return a value's stored bytes, for one caller only."""
+        """Remove a value and return its stored bytes. Only one of several concurrent callers gets it."""
         raw = await self.raw(key)
         taken = raw is not None and await self._services.store.kv.compare_and_set(key, raw, None, 1)
         return raw if taken else None
@@ -58,20 +58,20 @@ class Vault:
         await self._services.store.kv.delete(key)
 
     def seal(self, kind: bytes, value: Any, bound: bytes = b"") -> str:
-        """Return a value as text that only this server can create and read."""
+        """Encode a value as text that only this server can create and read."""
         return self._services.ring.seal(kind, pack(value), self._services.nonce(), bound)
 
     def open(self, kind: bytes, text: str, want: type[T], bound: bytes = b"") -> T | None:
-        """Return the value that `seal` encoded for the same `kind` and `bound`; None for any other text."""
+        """Decode a value that `seal` encoded with the same `kind` and `bound`; return None for any other text."""
         return read(self._services.ring.open(kind, text, bound), want)
 
     async def tell(self, topic: str, data: bytes) -> None:
-        """Send a message to all workers."""
+        """Publish a message to all workers."""
         await self._services.store.bus.publish(topic, data)
 
     def hear(self, topic: str, receive: Callable[[bytes], None], missed: Callable[[], None]) -> Callable[[], None]:
-        """Call `receive` with messages of all workers, and `missed` when some may be lost. Return the unsubscribe
-        function.
+        """Call `receive` with messages from all workers, and `missed` when some may be lost. Return a function that
+        unsubscribes.
         """
         return self._services.store.bus.subscribe(topic, receive, interrupted=missed)
 
@@ -86,7 +86,7 @@ def pack(value: Any) -> bytes:
 
 
 def read(raw: bytes | None, kind: type[T]) -> T | None:
-    """Decode a value; None if the bytes have another type."""
+    """Decode a value; return None if it's missing or has another type."""
     if raw is None:
         return None
     try:

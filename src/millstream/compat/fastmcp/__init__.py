@@ -1,7 +1,7 @@
-"""`FastMCP` and the names beside it in the official SDK, version 1.
+"""`FastMCP` and related names of the official SDK, version 1.
 
-In a program for the SDK, replace ``mcp.server.fastmcp`` with ``millstream.compat.fastmcp`` in the imports. Names of
-``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitation``, and ``mcp.shared`` are here, too; those of
+To port a program, replace ``mcp.server.fastmcp`` with ``millstream.compat.fastmcp`` in its imports. This module also
+has the names of ``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitation``, and ``mcp.shared``. The names of
 ``mcp.types`` are in `millstream.compat.types`.
 """
 

@@ -1,4 +1,4 @@
-"""Sign-in as the official SDK configures it: settings, token verifiers, and providers that issue tokens."""
+"""Authentication with the official SDK's interface: settings, token verifiers, and providers that issue tokens."""
 
 import logging
 import time
@@ -18,12 +18,12 @@ from millstream.compat.types import Url
 logger = logging.getLogger("millstream")
 
 _SECONDS = 10.0
-"""Seconds for which a verifier's answer is valid, unless the token expires earlier."""
+"""Maximum seconds that a verifier's result is cached."""
 
 
 @dataclass(frozen=True)
 class AuthorizeError(Exception):
-    """An error from `authorize`: the client receives ``error`` (RFC 6749 §4.1.2.1)."""
+    """An error from `authorize`. The client receives ``error`` (RFC 6749 §4.1.2.1)."""
 
     error: str
     error_description: str | None = None
@@ -76,7 +76,7 @@ class OAuthClientInformationFull(OAuthClientMetadata):
 
 
 def construct_redirect_uri(redirect_uri_base: str, **params: str | None) -> str:
-    """Return a URI with parameters added to its query; those that are None are left out."""
+    """Return a URI with parameters added to its query, without those that are None."""
     parts = urlsplit(redirect_uri_base)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     pairs += [(name, value) for name, value in params.items() if value is not None]
@@ -135,7 +135,7 @@ class OAuthToken(BaseModel):
     """The response of the token endpoint."""
 
     access_token: str
-    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  the name of a kind of token
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  not a secret
     expires_in: int | None = None
     scope: str | None = None
     refresh_token: str | None = None
@@ -172,7 +172,7 @@ class TokenVerifier(Protocol):
     """Verifies tokens."""
 
     async def verify_token(self, token: str) -> Any:
-        """Return the `AccessToken`; None for an invalid one."""
+        """Return the `AccessToken`; None for an invalid token."""
         ...
 
 
@@ -182,7 +182,7 @@ AccessT_co = TypeVar("AccessT_co", covariant=True)
 
 
 class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, AccessT_co]):
-    """Issues tokens. Without `authorize`, a provider only verifies them."""
+    """Issues tokens. A provider without `authorize` only verifies them."""
 
     async def get_client(self, client_id: str) -> Any:
         """Return a registered client; None for an unknown one."""
@@ -195,21 +195,21 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         ...
 
     async def load_authorization_code(self, client: Any, authorization_code: str) -> CodeT | None:
-        """Return a code that was issued."""
+        """Return an issued code; None for an unknown one."""
 
     async def exchange_authorization_code(self, client: Any, authorization_code: CodeT) -> OAuthToken:
         """Return tokens for a code."""
         ...
 
     async def load_refresh_token(self, client: Any, refresh_token: str) -> RefreshT | None:
-        """Return a refresh token that was issued."""
+        """Return an issued refresh token; None for an unknown one."""
 
     async def exchange_refresh_token(self, client: Any, refresh_token: RefreshT, scopes: list[str]) -> OAuthToken:
-        """Return new tokens."""
+        """Return new tokens for a refresh token."""
         ...
 
     async def load_access_token(self, token: str) -> AccessT_co | None:
-        """Return an access token that was issued and is valid."""
+        """Return a valid access token; None for any other."""
 
     async def revoke_token(self, token: Any) -> None:
         """Revoke a token."""
@@ -227,7 +227,7 @@ class ProviderTokenVerifier:
 
 
 class VerifierMethod(AuthMethod):
-    """A verifier as a method of the authentication guard."""
+    """A verifier as an auth method of the guard."""
 
     shows = True
 
@@ -263,7 +263,7 @@ class VerifierMethod(AuthMethod):
         return Identity(principal, seconds)
 
     def holds(self, id: str) -> bool:
-        """Return True: verifiers don't report revocations, so their answers are valid only for seconds."""
+        """Return True: verifiers report no revocations, so their results are only cached for seconds."""
         return True
 
 

@@ -1,7 +1,7 @@
 """The OAuth endpoints of a program whose own `OAuthAuthorizationServerProvider` issues tokens.
 
-The provider decides which clients get tokens. Components of our own authorization server validate each request:
-redirect URIs, PKCE, client secrets, and the rate of failures per address.
+The provider decides which clients get tokens. Parts of our own authorization server check each request: redirect URIs,
+PKCE, client secrets, and the rate of failures per address.
 """
 
 import logging
@@ -48,31 +48,31 @@ _REVOKED = "oauth-revoked"
 """Topic of revocations between workers: the id of the principal, or `_UNKNOWN`."""
 _UNKNOWN = ""
 _CODE_SECONDS = 3600.0
-"""Seconds for which a used code is remembered."""
+"""Seconds for which a used code is stored."""
 
 
 class ServedProvider:
     """A provider whose endpoints this server serves."""
 
     def __init__(self, provider: Any, settings: Any) -> None:
-        """Check the issuer.
+        """Check the issuer's URL.
 
         Raises:
-            ValueError: its URL isn't a valid issuer.
+            ValueError: `issuer_url` isn't a valid issuer.
         """
         issuer = str(settings.issuer_url).rstrip("/")
         parts = urlsplit(issuer)
         if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
-            raise ValueError(f"issuer_url must be https, or http of this machine, not {issuer!r}")
+            raise ValueError(f"issuer_url must be https, or http on this machine, not {issuer!r}")
         if "?" in issuer or "#" in issuer:
-            raise ValueError(f"issuer_url must have no query and no fragment: {issuer!r}")
+            raise ValueError(f"issuer_url can't have a query or fragment: {issuer!r}")
         self._provider = provider
         self._settings = settings
         self.issuer = issuer
         self.outer_paths: tuple[str, ...] = tuple(
             prefix + each for prefix in {"", parts.path} for each in (AUTHORIZE, TOKEN, REGISTER, REVOKE)
         )
-        """Paths of the endpoints, for applications that serve only some paths."""
+        """Paths of the endpoints, for applications that mount the server at single paths."""
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningProvider":
         """Return the endpoints of one running server."""
@@ -82,7 +82,7 @@ class ServedProvider:
         plan = IssuerConfig(
             url=self.issuer,
             audience=str(settings.resource_server_url or origin).rstrip("/"),
-            # Clients may use the URL that they connect to instead of the audience.
+            # Clients may send the URL that they connect to instead of the audience.
             resources=tuple(origin + path.rstrip("/") for path in services.settings.mcp_paths),
             scopes=tuple(settings.required_scopes or ()),
             described=dict.fromkeys(getattr(registration, "valid_scopes", None) or (), ""),
@@ -97,7 +97,7 @@ class ServedProvider:
 
 
 class RunningProvider(VerifierMethod):
-    """A provider whose endpoints are served, as a method of the guard."""
+    """A provider with its endpoints, as an auth method of the guard."""
 
     def __init__(self, provider: Any, settings: Any, plan: IssuerConfig, vault: Vault) -> None:
         super().__init__(ProviderTokenVerifier(provider), settings)
@@ -116,9 +116,9 @@ class RunningProvider(VerifierMethod):
         # State
         self._registrations = GlobalLimiter("register", RATE, lambda: vault.pool)
         self._changes = 0
-        """Number of revocations at all workers."""
+        """Number of `epoch` calls that found revocations, from any worker."""
         self._ended: set[str] = set()
-        """Principals with a revoked token since the last `epoch`; `_UNKNOWN` if the provider doesn't say whose."""
+        """Principals with a token revoked since the last `epoch`; `_UNKNOWN` if the owner isn't known."""
         self._just_ended: set[str] = set()
         self._stop = vault.hear(
             _REVOKED, lambda data: self._ended.add(data.decode("utf-8", "replace")), lambda: self._ended.add(_UNKNOWN)
@@ -131,7 +131,7 @@ class RunningProvider(VerifierMethod):
         return self._changes
 
     def holds(self, id: str) -> bool:
-        """Return False once after a revocation, so that streams close; clients with another token reconnect."""
+        """Return False once after a revocation, which closes streams; clients with another valid token reconnect."""
         return self._just_ended.isdisjoint((id, _UNKNOWN))
 
     def share(self, pool: StoreLimiter) -> None:
@@ -157,7 +157,7 @@ class RunningProvider(VerifierMethod):
         return {path: {method: _catch_errors(each) for method, each in by.items()} for path, by in found.items()}
 
     def shared_paths(self) -> frozenset[str]:
-        """Return the paths that pages of any origin may use."""
+        """See `AuthMethod.shared_paths`."""
         return frozenset(path for path in self.paths() if not path.endswith(AUTHORIZE))
 
     async def _metadata(self, request: HttpRequest) -> Response:
@@ -184,7 +184,7 @@ class RunningProvider(VerifierMethod):
         except NotAClient as exc:
             raise OAuthError("invalid_request", str(exc)) from None
         except NotGranted as exc:
-            # Registration is open, so this server must not redirect to a registered address without confirmation.
+            # Anyone can register, so an automatic redirect would make this server an open redirector.
             if self._plan.registration and is_identified(exc.redirect):
                 return pages.stop(exc.answer, shown_host(exc.redirect), str(exc))
             return exc.answer
@@ -194,9 +194,9 @@ class RunningProvider(VerifierMethod):
         scopes = given.get("scope").split() or None
         registered = str(getattr(theirs, "scope", None) or "").split()
         if not set(scopes or ()) <= set(registered):
-            return refuse("invalid_scope", "The client was not registered with all of these scopes.")
+            return refuse("invalid_scope", "The client isn't registered for all of these scopes.")
         if state is not None and not state.isprintable():
-            return refuse("invalid_request", "state must be printable text.")
+            return refuse("invalid_request", "state must contain only printable characters.")
         params = AuthorizationParams(
             state=state, scopes=scopes, code_challenge=asked.challenge, redirect_uri=asked.redirect_uri,
             redirect_uri_provided_explicitly=asked.named_redirect, resource=given.get("resource") or None,
@@ -209,7 +209,7 @@ class RunningProvider(VerifierMethod):
                 raise
             return refuse(refusal.error, str(refusal))
         if not url.isascii() or not url.isprintable():
-            raise ValueError("authorize() returned no URL")
+            raise ValueError("authorize() must return a URL in printable ASCII")
         return see(url)
 
     # Clients
@@ -245,7 +245,7 @@ class RunningProvider(VerifierMethod):
         check_verifier(form, found.code_challenge)
         resource = getattr(found, "resource", None)
         if resource and any(canonical(each) != canonical(str(resource)) for each in form.all("resource")):
-            raise OAuthError("invalid_target", "The code is not for this resource.")
+            raise OAuthError("invalid_target", "The code isn't valid for this resource.")
         # Two concurrent requests may both find the code, but only one may exchange it.
         if not await self._vault.exchange(f"oauth-spent:{digest(code)}", None, b"1", _CODE_SECONDS, lossy=True):
             raise OAuthError("invalid_grant", "The code has already been used.")
@@ -275,7 +275,7 @@ class RunningProvider(VerifierMethod):
         if found is not None and found.client_id == client.id:
             await self._provider.revoke_token(found)
             subject = getattr(found, "subject", None)
-            # A provider may revoke more than this token, and only its access tokens name their owner.
+            # A provider may revoke related tokens, too, and a refresh token may not name its owner.
             await self._vault.tell(_REVOKED, str(subject or (client.id if accessed else _UNKNOWN)).encode())
         return reply({})
 
@@ -285,7 +285,7 @@ class RunningProvider(VerifierMethod):
         if wait > 0:
             head = self._registrations.report_headers(key, wait)
             raise OAuthError(
-                "temporarily_unavailable", "Too many registrations from your address. Wait, then try again.", 429, head
+                "temporarily_unavailable", "Too many registrations from your address. Try again later.", 429, head
             )
         said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
         options = self._settings.client_registration_options
@@ -306,13 +306,15 @@ class RunningProvider(VerifierMethod):
         if "code" not in theirs.response_types:
             raise OAuthError("invalid_client_metadata", "response_types must include code.")
         if options.valid_scopes is not None and not set((theirs.scope or "").split()) <= set(options.valid_scopes):
-            raise OAuthError("invalid_client_metadata", f"The valid scopes are {' '.join(options.valid_scopes)}.")
+            raise OAuthError(
+                "invalid_client_metadata", f"A scope isn't valid. Valid scopes: {' '.join(options.valid_scopes)}."
+            )
         await self._provider.register_client(theirs)
         return reply(theirs.model_dump(mode="json", exclude_none=True), 201)
 
 
 class _Targets(Targets):
-    """Leaves scopes to the client's registration."""
+    """Accepts all scopes; the caller compares them with the client's registration."""
 
     def requested_scopes(self, text: str) -> tuple[str, ...]:
         return tuple(text.split())
@@ -325,7 +327,7 @@ class _ProviderClients(Provider):
         self._provider = provider
 
     async def find_client(self, client_id: str) -> OAuthClient | None:
-        """Return a client for our checks; None if it's unknown or its secret has expired."""
+        """Return the provider's client as an `OAuthClient`; None if it's unknown or its secret has expired."""
         theirs = await self._provider.get_client(client_id)
         if theirs is None:
             return None
@@ -334,7 +336,7 @@ class _ProviderClients(Provider):
         if secret and until and until < time.time():
             return None
         if secret or method != "none":
-            method = "client_secret_post"  # a client without a secret never matches
+            method = "client_secret_post"  # without a secret, authentication always fails
         return OAuthClient(
             client_id,
             name=theirs.client_name or "",
@@ -363,7 +365,7 @@ def _credentials(client: OAuthClient, options: Any) -> dict[str, Any]:
 
 
 def _refusal(exc: Exception) -> OAuthError | None:
-    """Return the OAuth error of a provider's exception, ours or the SDK's; None for any other."""
+    """Return the OAuth error for a provider's exception, ours or the SDK's; None for other exceptions."""
     error = getattr(exc, "error", None)
     return OAuthError(error, getattr(exc, "error_description", None) or "") if isinstance(error, str) else None
 
@@ -377,8 +379,8 @@ def _catch_errors(handler: Callable[[HttpRequest], Awaitable[Response]]) -> Hand
         except Exception as exc:
             refusal = _refusal(exc)
             if refusal is None:
-                logger.exception("%s %a: the provider failed", request.method, request.path)
-                refusal = OAuthError("server_error", "This isn't possible at the moment. Try again later.", 500)
+                logger.exception("%s %a failed: the provider raised an exception", request.method, request.path)
+                refusal = OAuthError("server_error", "The server failed to process the request. Try again later.", 500)
             return refusal.response()
 
     return answer

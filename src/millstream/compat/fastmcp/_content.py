@@ -1,6 +1,6 @@
 """`Image` and `Audio`, and the conversion of values that functions return to content blocks.
 
-Blocks are recognized by the names of their classes, so those of an installed ``mcp.types`` work as ours do.
+Blocks are recognized by class name, so blocks of an installed ``mcp.types`` work, too.
 """
 
 import base64
@@ -34,8 +34,8 @@ class _Media:
 
     Args:
         path: the file, read for each result.
-        data: the bytes instead.
-        format: the subtype, such as ``png``; by default the suffix of the path says it.
+        data: the content, instead of `path`.
+        format: the media subtype, such as ``png``; by default from the suffix of `path`.
 
     Raises:
         ValueError: neither `path` nor `data` is given.
@@ -65,24 +65,24 @@ class _Media:
 
 
 class Image(_Media):
-    """A picture: ``Image(path="chart.png")`` or ``Image(data=png, format="png")``."""
+    """An image: ``Image(path="chart.png")`` or ``Image(data=png, format="png")``."""
 
     kind = "image"
     default = "image/png"
 
     def to_image_content(self) -> types.ImageContent:
-        """Return the picture as a content block."""
+        """Return the image as a content block."""
         return types.ImageContent(data=self._base64(), mimeType=self._mime_type)
 
 
 class Audio(_Media):
-    """A sound: ``Audio(path="ping.wav")`` or ``Audio(data=wav, format="wav")``."""
+    """An audio clip: ``Audio(path="ping.wav")`` or ``Audio(data=wav, format="wav")``."""
 
     kind = "audio"
     default = "audio/wav"
 
     def to_audio_content(self) -> types.AudioContent:
-        """Return the sound as a content block."""
+        """Return the audio clip as a content block."""
         return types.AudioContent(data=self._base64(), mimeType=self._mime_type)
 
 
@@ -97,7 +97,7 @@ def is_content(value: Any) -> bool:
 
 
 def to_wire(value: Any) -> Any:
-    """Return a protocol value as JSON data."""
+    """Convert a protocol object to JSON data."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True, exclude_none=True)
     if isinstance(value, msgspec.Struct):
@@ -106,7 +106,7 @@ def to_wire(value: Any) -> Any:
 
 
 def to_blocks(value: Any) -> list[Any]:
-    """Return the content blocks of a function's value: one for each item of a list."""
+    """Convert a function's return value to content blocks, one for each item of a list."""
     if value is None:
         return []
     if isinstance(value, list | tuple):
@@ -119,7 +119,7 @@ def to_blocks(value: Any) -> list[Any]:
 
 
 def to_text(value: Any) -> str:
-    """Return a value as text: a `str` unchanged, and anything else as indented JSON."""
+    """Convert a value to text: a `str` unchanged, anything else as indented JSON."""
     return value if isinstance(value, str) else to_json(value, fallback=str, indent=2).decode()
 
 

@@ -1,4 +1,4 @@
-"""`Context`: the current call as functions see it, and `ServerSession`: its client."""
+"""`Context`, the current call, and `ServerSession`, its client."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,7 +32,7 @@ RequestT = TypeVar("RequestT", default=Any)
 
 
 class AcceptedElicitation(BaseModel, Generic[T]):
-    """The user answered; `data` is the answer."""
+    """The user accepted; `data` contains the answer."""
 
     action: Literal["accept"] = "accept"
     data: T
@@ -57,13 +57,13 @@ class AcceptedUrlElicitation(BaseModel):
 
 
 ElicitationResult = AcceptedElicitation[T] | DeclinedElicitation | CancelledElicitation
-"""What `Context.elicit` returns."""
+"""Return type of `Context.elicit`."""
 _Action = Literal["accept", "decline", "cancel"]
 _REFUSALS: dict[_Action, type[BaseModel]] = {"decline": DeclinedElicitation, "cancel": CancelledElicitation}
 
 
 class Meta(types.Wire):
-    """`_meta` of a request, as attributes."""
+    """`_meta` of a request."""
 
     progressToken: str | int | None = None  # noqa: N815  the SDK's name
 
@@ -116,7 +116,7 @@ class ServerSession:
         message: str | None = None,
         related_request_id: Any = None,
     ) -> None:
-        """Report progress of the call. The token is always that of its request."""
+        """Report progress of the call. Always uses the request's own token."""
         await self._engine.progress(progress, total, message)
 
     async def send_tool_list_changed(self) -> None:
@@ -136,7 +136,7 @@ class ServerSession:
         self._emit(ServerChange("updated", str(uri)))
 
     async def send_elicit_complete(self, elicitation_id: str, related_request_id: Any = None) -> None:
-        """Notify the client that the user has finished at a URL (2025-11-25)."""
+        """Notify the client that the user has completed a URL elicitation (2025-11-25)."""
         if self._call.revision.elicitation_ids:
             params = {"elicitationId": elicitation_id}
             await self._call.send_to_caller(notification_message("notifications/elicitation/complete", params))
@@ -202,7 +202,7 @@ def _blocks(value: Any) -> Any:
 
 
 class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
-    """The current call. A parameter annotated with this class receives it."""
+    """The current call. Annotate a parameter with this class to receive it."""
 
     def __init__(self, fastmcp: Any = None, call: Call | None = None) -> None:
         self._fastmcp = fastmcp
@@ -211,7 +211,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
-        """Support `pydantic.validate_call` around functions that take a context."""
+        """Support `pydantic.validate_call` for functions with a context parameter."""
         return is_instance_schema(Context)
 
     @property
@@ -250,7 +250,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         headers = self._engine.headers
         if not headers:
             return None
-        from starlette.requests import Request  # noqa: PLC0415  few functions use it
+        from starlette.requests import Request  # noqa: PLC0415  rarely used
 
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw})
@@ -262,7 +262,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     @property
     def client_id(self) -> str | None:
-        """`client_id` of the request's `_meta`, or the client of the caller's token."""
+        """The client id from the request's `_meta`, or else from the caller's token."""
         principal = self._engine.principal
         named = getattr(self._meta, "client_id", None)
         return named or (None if principal is None else principal.client or None)
@@ -285,7 +285,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     async def log(
         self, level: types.LoggingLevel, message: Any, *, logger_name: str | None = None, extra: Any = None
     ) -> None:
-        """Send a log message. With `extra`, it's an object with `message` and the members of `extra`."""
+        """Send a log message. With `extra`, send an object with `message` and the members of `extra`."""
         if self._engine_context is not None:
             data = message if extra is None else {"message": message, **extra}
             await self._engine_context.log(level, data, logger_name)
@@ -307,12 +307,12 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         await self.log("error", message, **extra)
 
     async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, if the client asked for it."""
+        """Report progress, if the client requested it."""
         if self._engine_context is not None:
             await self._engine_context.progress(progress, total, message)
 
     async def close_sse_stream(self) -> None:
-        """Close the call's connection, but not the call; the client reconnects for the rest."""
+        """Close the call's connection. The call continues, and the client reconnects for its result."""
         await self._engine.close_stream()
 
     # Questions
@@ -328,7 +328,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
             `AcceptedElicitation` with `data`, `DeclinedElicitation`, or `CancelledElicitation`.
 
         Raises:
-            TypeError: the model has fields that no form can ask for.
+            TypeError: the model has fields of a type that forms don't support.
         """
         action, data = await _ask(self._engine.elicit(message, schema))
         return AcceptedElicitation[Any](data=data) if action == "accept" else _REFUSALS[action]()
@@ -357,7 +357,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
 
 async def _ask(question: Awaitable[T]) -> tuple[_Action, T | None]:
-    """Return what the user did, and the answer if there's one."""
+    """Return the user's action, and the answer if they accepted."""
     try:
         return "accept", await question
     except Declined:

@@ -1,4 +1,4 @@
-"""Errors that programs raise and catch."""
+"""Exceptions that programs raise and catch."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from millstream.compat import types
 
 
 class FastMCPError(Exception):
-    """Base class of the errors."""
+    """Base class of these errors."""
 
 
 class ValidationError(FastMCPError):
@@ -53,16 +53,14 @@ class UrlElicitationRequiredError(McpError):
 
 
 def requires_url(error: BaseException) -> bool:
-    """Return whether an error asks the user to open URLs: ours, or that of an installed SDK."""
+    """Return whether an error is a `UrlElicitationRequiredError`, ours or an installed SDK's."""
     return hasattr(error, "error") and any(
         each.__name__ == "UrlElicitationRequiredError" for each in type(error).__mro__
     )
 
 
 def as_protocol_error(error: Any, code: int) -> ProtocolError:
-    """Convert an error to a protocol error. An `McpError`, including that of an installed SDK, keeps its code and
-    data.
-    """
+    """Convert an error to a protocol error. An `McpError`, ours or an installed SDK's, keeps its code and data."""
     if hasattr(error, "error") and any(each.__name__ == "McpError" for each in type(error).__mro__):
         return ProtocolError(error.error.code, str(error), error.error.data)
     return ProtocolError(code, str(error))
@@ -94,7 +92,7 @@ def protocol_errors(code: int = INTERNAL_ERROR) -> Generator[None]:
 
 @contextmanager
 def prefixed_errors(what: str) -> Generator[None]:
-    """Convert errors inside the block to a ValueError whose message begins with `what`."""
+    """Convert errors inside the block to a ValueError whose message starts with `what`."""
     try:
         yield
     except (ProtocolError, Declined, Cancelled):

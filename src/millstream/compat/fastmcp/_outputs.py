@@ -1,4 +1,4 @@
-"""The output schema of a tool's return annotation, and how values become structured content."""
+"""The output schema of a tool's return annotation, and the conversion of values to structured content."""
 
 import inspect
 from typing import Annotated, Any, ClassVar, Final, get_args, get_origin, get_type_hints, is_typeddict
@@ -16,7 +16,7 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
 class Output(Struct, frozen=True):
-    """The output of a tool, encoded by our type engine."""
+    """The output type of a tool."""
 
     output: outputs.Output
     wrapped: bool
@@ -28,22 +28,22 @@ class Output(Struct, frozen=True):
         return self.output.schema
 
     def structure(self, value: Any) -> dict[str, Any]:
-        """Return the structured content of a value. Raises LocalError if it doesn't fit."""
+        """Convert a value to structured content. Raises LocalError if it doesn't match the schema."""
         return msgspec.json.decode(
             self.output.encode({"result": value} if self.wrapped else value), type=dict[str, Any]
         )
 
 
 def output_of(returns: Any, name: str, *, structured: bool | None = None) -> Output | None:
-    """Return the output of a return annotation; None if it has none.
+    """Return the output type for a return annotation; None for unstructured output.
 
     Args:
-        returns: the annotation; `inspect.Signature.empty` for none.
+        returns: the annotation; `inspect.Signature.empty` if it's missing.
         name: name of the function.
-        structured: whether an output is required (True) or unwanted (False); None leaves it to the annotation.
+        structured: whether structured output is required (True) or disabled (False); None lets the annotation decide.
 
     Raises:
-        InvalidSignature: an output is required, and the annotation has none.
+        InvalidSignature: structured output is required, but the annotation doesn't support it.
     """
     if structured is False:
         return None
@@ -90,7 +90,7 @@ def _is_result(annotation: Any) -> bool:
 
 
 def _described_class(annotation: type[Any]) -> Any:
-    """Return the type that describes the values of a class: itself, or a model of its annotations; None without any."""
+    """Return the type for a class's schema: itself, or a model of its annotations; None without annotations."""
     if issubclass(annotation, BaseModel) or is_typeddict(annotation):
         return annotation
     hints = get_type_hints(annotation, include_extras=True) if annotation is not object else {}

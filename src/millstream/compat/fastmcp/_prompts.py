@@ -32,13 +32,13 @@ class Message(BaseModel):
 
 
 class UserMessage(Message):
-    """A message of the user."""
+    """A message from the user."""
 
     role: Literal["user", "assistant"] = "user"
 
 
 class AssistantMessage(Message):
-    """A message of the model."""
+    """A message from the model."""
 
     role: Literal["user", "assistant"] = "assistant"
 
@@ -78,7 +78,7 @@ class Prompt:
         """Create a prompt from a function.
 
         Raises:
-            InvalidSignature, ValueError: the function can't be a prompt.
+            InvalidSignature, ValueError: the function's signature isn't supported.
         """
         return cls(signature_of(fn, name), title=title, description=description, icons=icons)
 
@@ -98,7 +98,7 @@ class Prompt:
             return [_message(each) for each in items]
 
     def describe(self) -> dict[str, Any]:
-        """Return what clients see."""
+        """Return the prompt as listed to clients."""
         members: dict[str, Any] = {
             "name": self.name,
             "title": self.title,

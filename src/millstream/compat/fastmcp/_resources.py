@@ -26,7 +26,7 @@ _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
 class ReadResourceContents(Struct, frozen=True):
-    """The content of a resource, as `read_resource` returns it."""
+    """The content of a resource, from `read_resource`."""
 
     content: str | bytes
     mime_type: str | None = None
@@ -34,7 +34,7 @@ class ReadResourceContents(Struct, frozen=True):
 
 
 class _Description:
-    """Base class of resources and templates: the description that clients see."""
+    """Base class of resources and templates, with the fields that are listed to clients."""
 
     name: Any
     title: Any
@@ -81,7 +81,7 @@ class Resource(_Description, BaseModel, abc.ABC):
         return _to_content(await self.read())
 
     def describe(self) -> dict[str, Any]:
-        """Return what clients see."""
+        """Return the resource as listed to clients."""
         return self._describe(uri=str(self.uri))
 
     def item(self, server: Any) -> "ResourceItem":
@@ -115,7 +115,7 @@ class BinaryResource(Resource):
 
 
 class FunctionResource(Resource):
-    """A resource with the value of a function: text, bytes, a resource, or a value for JSON."""
+    """A resource whose content a function returns: text, bytes, a resource, or a value for JSON."""
 
     fn: Callable[..., Any] = Field(exclude=True)
 
@@ -123,7 +123,7 @@ class FunctionResource(Resource):
     def from_function(
         cls, fn: Callable[..., Any], uri: str, name: str | None = None, **options: Any
     ) -> "FunctionResource":
-        """Create a resource from a function whose only parameter may be the context.
+        """Create a resource from a function without parameters other than the context.
 
         Raises:
             ValueError: the function is a lambda without a name.
@@ -135,11 +135,11 @@ class FunctionResource(Resource):
         )
 
     async def read(self) -> Any:
-        """Return the function's value. Raises ValueError if it raises."""
+        """Return the content. Raises ValueError if the function fails."""
         return await self.read_for(Context())
 
     async def read_for(self, context: Any) -> str | bytes:
-        """Return the content for one call. Raises ValueError if the function raises."""
+        """Return the content for one call. Raises ValueError if the function fails."""
         with prefixed_errors(f"Error reading resource {self.uri}"):
             return await _read_value(signature_of(self.fn, self.name), {}, context)
 
@@ -151,7 +151,7 @@ class FileResource(Resource):
     is_binary: bool = False
 
     def model_post_init(self, context: Any, /) -> None:
-        """Use bytes for media types other than text. Raises ValueError for a relative path."""
+        """Read media types other than text as bytes. Raises ValueError for a relative path."""
         if not self.path.is_absolute():
             raise ValueError("Path must be absolute")
         self.is_binary = self.is_binary or not self.mime_type.startswith("text/")
@@ -165,7 +165,7 @@ class FileResource(Resource):
 
 
 class DirectoryResource(Resource):
-    """The names of the files in a folder, as JSON. `path` must be absolute."""
+    """The list of files in a directory, as JSON. `path` must be absolute."""
 
     path: Path
     recursive: bool = False
@@ -178,13 +178,13 @@ class DirectoryResource(Resource):
             raise ValueError("Path must be absolute")
 
     def list_files(self) -> list[Path]:
-        """Return the content of the folder. Raises NotADirectoryError if it isn't one."""
+        """Return the paths in the directory. Raises NotADirectoryError for another file."""
         if not self.path.is_dir():
             raise NotADirectoryError(f"Not a directory: {self.path}")
         return list((self.path.rglob if self.recursive else self.path.glob)(self.pattern or "*"))
 
     async def read(self) -> str:
-        """Return the list. Raises ValueError if the folder can't be read."""
+        """Return the list. Raises ValueError if the directory can't be read."""
         try:
             files = await to_thread(self.list_files)
         except OSError as error:
@@ -194,7 +194,7 @@ class DirectoryResource(Resource):
 
 
 class ResourceTemplate(_Description):
-    """A family of resources: the variables of its URI are the arguments of its function."""
+    """A resource template: the variables in its URI are the arguments of its function."""
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class ResourceTemplate(_Description):
         return made
 
     def describe(self) -> dict[str, Any]:
-        """Return what clients see."""
+        """Return the template as listed to clients."""
         return self._describe(uriTemplate=self.uri_template)
 
     def matches(self, uri: str) -> dict[str, Any] | None:
@@ -243,7 +243,7 @@ class ResourceTemplate(_Description):
         return self._pattern.match(uri)
 
     async def read_for(self, variables: Mapping[str, Any], context: Any) -> str | bytes:
-        """Return the content for these values. Raises ValueError if the function raises."""
+        """Return the content for variables' values. Raises ValueError if the function fails."""
         with prefixed_errors("Error creating resource from template"):
             return await _read_value(self.signature, self.signature.read(variables), context)
 
@@ -273,8 +273,8 @@ class UriPattern:
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the decoded values of the variables.
 
-        Returns None for a URI that doesn't match, and for values that would leave a folder as a file name on any
-        system, because functions use them that way.
+        Returns None for a URI that doesn't match, and for path traversal in a value, because functions often use
+        values as file names.
         """
         found = self._regex.fullmatch(uri)
         if found is None:

@@ -47,23 +47,23 @@ class FastMCP(Generic[LifespanT]):
     """A server with the interface of the official SDK's version 1.
 
     Args:
-        name: name that clients show.
+        name: name of the server, which clients show.
         instructions: instructions for the client's model on how to use the server.
         website_url: URL of a page about the server.
         icons: icons of the server.
-        auth_server_provider: issues tokens; requires ``auth=AuthSettings(…)``.
-        token_verifier: verifies tokens; requires ``auth=AuthSettings(…)``.
-        event_store: accepted and unused, because streams can be resumed without it.
-        retry_interval: accepted and unused.
+        auth_server_provider: object that issues tokens; requires ``auth=AuthSettings(…)``.
+        token_verifier: object that verifies tokens; requires ``auth=AuthSettings(…)``.
+        event_store: ignored, because streams can be resumed without it.
+        retry_interval: ignored.
         tools: `Tool` objects to register.
-        options: members of `Settings`, such as `host`, `port`, `auth`, or `lifespan`.
+        options: fields of `Settings`, such as `host`, `port`, `auth`, or `lifespan`.
 
     Raises:
         TypeError: an option is unknown.
         ValueError: the auth settings are incomplete.
     """
 
-    def __init__(  # noqa: PLR0917  in the order of the SDK
+    def __init__(  # noqa: PLR0917  the SDK's order
         self,
         name: str | None = None,
         instructions: str | None = None,
@@ -92,11 +92,11 @@ class FastMCP(Generic[LifespanT]):
             auth=_method_of(options.get("auth"), token_verifier, auth_server_provider),
             settings=EngineSettings.load(None, **self.settings.ours()),
         )
-        """The server that runs the program."""
+        """The underlying server."""
         registry = self.engine.registry
-        registry.completes_choices = False  # only the program's handler completes
+        registry.completes_choices = False  # only the program's handler completes arguments
         for capability in ("tools", "resources", "prompts"):
-            registry.offer(capability)  # the SDK announces them on an empty server, too
+            registry.offer(capability)  # the SDK announces them even on an empty server
         self._tools: dict[str, Tool] = {}
         self._resources: dict[str, Resource] = {}
         self._templates: dict[str, ResourceTemplate] = {}
@@ -108,13 +108,13 @@ class FastMCP(Generic[LifespanT]):
 
     @property
     def __millstream_server__(self) -> Server:
-        """The server that ``millstream run`` serves."""
+        """The server that ``millstream run`` starts."""
         self._configure()
         return self.engine
 
     @property
     def name(self) -> str:
-        """Name that clients show."""
+        """Name of the server."""
         return self.engine.name
 
     @property
@@ -128,7 +128,7 @@ class FastMCP(Generic[LifespanT]):
     # Registration
 
     def _add(self, kind: str, key: str, item: Any, items: dict[str, Any]) -> Any:
-        """Register an item; of two with the same name, the first stays."""
+        """Register an item, unless one with the same name exists."""
         if key in items:
             if getattr(self.settings, f"warn_on_duplicate_{'resources' if kind == 'templates' else kind}"):
                 logger.warning("%s already exists: %s", kind.capitalize().removesuffix("s"), key)
@@ -137,7 +137,7 @@ class FastMCP(Generic[LifespanT]):
         self.engine.definition.add(kind, key, item.item(self))
         return item
 
-    def tool(  # noqa: PLR0917  in the order of the SDK
+    def tool(  # noqa: PLR0917  the SDK's order
         self,
         name: Any = None,
         title: str | None = None,
@@ -165,7 +165,7 @@ class FastMCP(Generic[LifespanT]):
         return _decorate(name, register)
 
     def add_tool(self, fn: Callable[..., Any], name: str | None = None, *args: Any, **options: Any) -> None:
-        """Register a function as a tool. The arguments are those of `tool`."""
+        """Register a function as a tool. Takes the same arguments as `tool`."""
         tool = Tool.from_function(fn, name, *args, **options)
         self._add("tools", tool.name, tool, self._tools)
 
@@ -210,7 +210,7 @@ class FastMCP(Generic[LifespanT]):
         description: str | None = None,
         icons: Sequence[Any] | None = None,
     ) -> Any:
-        """Register a function as a prompt. See `tool` for the forms."""
+        """Register a function as a prompt. `tool` shows the forms of the decorator."""
 
         def register(function: Any, name: str | None) -> Any:
             self.add_prompt(Prompt.from_function(function, name, title, description, icons))
@@ -223,7 +223,7 @@ class FastMCP(Generic[LifespanT]):
         self._add("prompts", prompt.name, prompt, self._prompts)
 
     def completion(self) -> Callable[[Any], Any]:
-        """Register the completion handler: ``async def f(ref, argument, context)`` returns a `Completion` or None."""
+        """Register the completion handler, ``async def f(ref, argument, context) -> Completion | None``."""
 
         def decorate(function: Any) -> Any:
             registry = self.engine.registry
@@ -241,9 +241,9 @@ class FastMCP(Generic[LifespanT]):
     def custom_route(
         self, path: str, methods: Sequence[str], name: str | None = None, include_in_schema: bool = True
     ) -> Callable[[Any], Any]:
-        """Serve a path of the program: ``async def f(request: starlette.requests.Request) -> Response``.
+        """Add an HTTP route: ``async def f(request: starlette.requests.Request) -> Response``.
 
-        The route doesn't require sign-in.
+        The route doesn't require authentication.
 
         Raises:
             ValueError: the path or HTTP method is invalid.
@@ -261,30 +261,30 @@ class FastMCP(Generic[LifespanT]):
     # Used by the program
 
     def get_context(self) -> Context[Any, Any, Any]:
-        """Return the context of the current call; outside of calls, one without a request."""
+        """Return the context of the current call; outside a call, a context without a request."""
         return current.get(None) or Context(self)
 
     async def list_tools(self) -> list[types.Tool]:
-        """Return the tools as clients see them."""
+        """Return the tools as listed to clients."""
         return [types.Tool.model_validate(each.describe()) for each in self._tools.values()]
 
     async def list_resources(self) -> list[types.Resource]:
-        """Return the resources as clients see them."""
+        """Return the resources as listed to clients."""
         return [types.Resource.model_validate(each.describe()) for each in self._resources.values()]
 
     async def list_resource_templates(self) -> list[types.ResourceTemplate]:
-        """Return the resource templates as clients see them."""
+        """Return the resource templates as listed to clients."""
         return [types.ResourceTemplate.model_validate(each.describe()) for each in self._templates.values()]
 
     async def list_prompts(self) -> list[types.Prompt]:
-        """Return the prompts as clients see them."""
+        """Return the prompts as listed to clients."""
         return [types.Prompt.model_validate(each.describe()) for each in self._prompts.values()]
 
     async def call_tool(self, name: str, arguments: dict[str, Any]) -> Any:
-        """Call a tool, and return its content, or content and structured content if it has an output schema.
+        """Call a tool. Return its content, or content and structured content if it has an output schema.
 
         Raises:
-            ToolError: the tool doesn't exist, or failed.
+            ToolError: the tool doesn't exist or failed.
         """
         tool = self._tools.get(name)
         if tool is None:
@@ -296,7 +296,7 @@ class FastMCP(Generic[LifespanT]):
         """Return the contents of a resource.
 
         Raises:
-            ResourceError: the resource doesn't exist, or can't be read.
+            ResourceError: the resource doesn't exist or can't be read.
         """
         text, context = str(uri), self.get_context()
         try:
@@ -317,7 +317,7 @@ class FastMCP(Generic[LifespanT]):
         """Return the messages of a prompt.
 
         Raises:
-            ValueError: the prompt doesn't exist, or failed.
+            ValueError: the prompt doesn't exist or failed.
         """
         prompt = self._prompts.get(name)
         if prompt is None:
@@ -386,7 +386,10 @@ class FastMCP(Generic[LifespanT]):
         if transport == "stdio":
             return "stdio"
         if not is_loopback(self.settings.host) and not self.engine.definition.protected:
-            logger.warning("Other machines can reach %s, and no sign-in is required.", self.settings.host)
+            logger.warning(
+                "Other machines can reach %s, and the server requires no authentication. To require it, set auth=",
+                self.settings.host,
+            )
         return "http"
 
     async def _run_async(self, transport: str, mount_path: str | None = None) -> None:
@@ -407,7 +410,7 @@ class FastMCP(Generic[LifespanT]):
 
 
 class SessionManager:
-    """Runs the server inside ``async with mcp.session_manager.run():``. Several blocks may be open at once."""
+    """Runs the server inside ``async with mcp.session_manager.run():``. Blocks may overlap."""
 
     def __init__(self, engine: Server) -> None:
         self._engine = engine
@@ -431,7 +434,7 @@ class SessionManager:
 
 
 class _PathRestorer:
-    """The server below a path of its own: restores the part that Starlette removed from the path."""
+    """The server mounted at a path: restores the prefix that Starlette removed from the path."""
 
     def __init__(self, engine: Server) -> None:
         self._engine = engine
@@ -442,7 +445,7 @@ class _PathRestorer:
 
 
 def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
-    """Return the auth method for a server's configuration; None for none.
+    """Return the auth method for a server's arguments; None without authentication.
 
     Raises:
         ValueError: the configuration is incomplete, or the issuer is invalid.
@@ -459,14 +462,14 @@ def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
         return VerifierMethod(verifier, auth)
     if not hasattr(provider, "authorize"):
         return VerifierMethod(ProviderTokenVerifier(provider), auth)
-    # Imported here because few programs issue tokens.
+    # Imported here, because few programs issue tokens.
     from millstream.compat.fastmcp._authorization_server import ServedProvider  # noqa: PLC0415
 
     return ServedProvider(provider, auth)
 
 
 def _decorate(first: Any, register: Callable[[Any, str | None], Any]) -> Any:
-    """Return a decorator, or apply it if it was written without parentheses."""
+    """Return a decorator; if `first` is a function, apply it at once."""
     if first is not None and not isinstance(first, str):
         return register(first, None)
 

@@ -1,4 +1,4 @@
-"""Settings of a server with the official SDK's names, and their conversion to ours."""
+"""Settings with the official SDK's names, and their conversion to ours."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ MAX_BODY = 4 * 1024 * 1024
 
 @dataclass
 class TransportSecuritySettings:
-    """The allowed Host and Origin headers: ``example.com``, ``127.0.0.1:*``."""
+    """Allowed Host and Origin headers, such as ``example.com`` or ``127.0.0.1:*``."""
 
     enable_dns_rebinding_protection: bool = True
     allowed_hosts: list[str] = field(default_factory=list[str])
@@ -22,7 +22,7 @@ class TransportSecuritySettings:
 
 @dataclass
 class Settings:
-    """Settings of one server. A program may change them until the server runs."""
+    """Settings of one server. A program may change them until the server starts."""
 
     debug: bool = False
     log_level: str = "INFO"
@@ -46,7 +46,7 @@ class Settings:
     transport_security: Any = None
 
     def ours(self) -> dict[str, Any]:
-        """Return the settings of `millstream.Settings`, by name."""
+        """Return the corresponding fields of `millstream.Settings`."""
         made: dict[str, Any] = {
             "path": self.streamable_http_path,
             "sse_path": self.sse_path,
@@ -66,7 +66,7 @@ class Settings:
         if security is None and is_loopback(self.host):
             return {}
         if security is None or not security.enable_dns_rebinding_protection:
-            # In this case the SDK accepts every header, and lets no page read the response.
+            # Like the SDK: accept every header, but let no page read the response.
             return {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
         return {
             "allowed_hosts": tuple(dict.fromkeys(map(_without_port, security.allowed_hosts))),
@@ -88,7 +88,7 @@ _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
-    """Return the settings for these options; `FASTMCP_HOST`, `_PORT`, `_LOG_LEVEL`, and `_DEBUG` are the defaults.
+    """Return the settings for these options, with defaults from `FASTMCP_HOST`, `_PORT`, `_LOG_LEVEL`, and `_DEBUG`.
 
     Raises:
         TypeError: an option is unknown.

@@ -1,4 +1,4 @@
-"""Signatures of functions: the type engine that decodes the arguments, and the parameter for the context."""
+"""Signatures of functions: the type engine that decodes arguments, and the context parameter."""
 
 import functools
 import inspect
@@ -28,7 +28,7 @@ class WrongArguments(ValueError):
 
 
 class Signature(Struct, frozen=True):
-    """How one function is called."""
+    """The signature of a registered function."""
 
     function: Callable[..., Any]
     name: str
@@ -37,7 +37,7 @@ class Signature(Struct, frozen=True):
     context: str | None
     """Name of the parameter that receives the context."""
     returns: Any
-    """The return annotation; `inspect.Signature.empty` for none."""
+    """The return annotation; `inspect.Signature.empty` if it's missing."""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -46,13 +46,13 @@ class Signature(Struct, frozen=True):
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters, without the context."""
+        """Names of the parameters, except the context."""
         return self.engine.struct.__struct_fields__
 
     def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of the function.
+        """Convert arguments to the function's keyword arguments.
 
-        Some hosts send lists and objects as JSON text, so text is decoded where the type isn't text.
+        Some hosts send lists and objects as JSON strings, so strings are decoded if the type isn't a string.
 
         Raises:
             WrongArguments: the arguments don't match.
@@ -68,7 +68,7 @@ class Signature(Struct, frozen=True):
         return {name: getattr(made, name) for name in self.parameters}
 
     async def call(self, values: dict[str, Any], context: Any) -> Any:
-        """Call the function, in a worker thread if it isn't a coroutine function."""
+        """Call the function. Plain functions run in a worker thread."""
         if self.context is not None:
             values[self.context] = context
         token = current.set(context)
@@ -82,14 +82,14 @@ class Signature(Struct, frozen=True):
 
 
 def signature_of(function: Callable[..., Any], name: str | None = None) -> Signature:
-    """Inspect a function once.
+    """Return the signature of a function.
 
     Args:
         function: any callable.
-        name: name to use instead of the function's own.
+        name: name to use instead of the function's name.
 
     Raises:
-        TypeError: a parameter can't be filled in by clients.
+        TypeError: clients can't send a value for a parameter.
         ValueError: the function is a lambda without a name.
     """
     own = name or name_of(function)

@@ -31,7 +31,7 @@ class ToolOutput(Struct, frozen=True):
     meta: dict[str, Any] | None = None
 
     def members(self) -> dict[str, Any]:
-        """Return the members of the encoded result."""
+        """Return the members of the result as JSON data."""
         made: dict[str, Any] = {"content": [to_wire(each) for each in self.content]}
         if self.structured is not None:
             made["structuredContent"] = self.structured
@@ -79,7 +79,7 @@ class Tool:
         """Create a tool from a function.
 
         Raises:
-            InvalidSignature, ValueError: the function can't be a tool.
+            InvalidSignature, ValueError: the function's signature isn't supported.
         """
         signature = signature_of(fn, name)
         output = output_of(signature.returns, signature.name, structured=structured_output)
@@ -112,12 +112,12 @@ class Tool:
         """Run the function.
 
         Args:
-            arguments: arguments as a client sends them.
+            arguments: JSON data for the arguments.
             context: value of the context parameter.
             convert_result: whether to return a `ToolOutput` instead of the function's own value.
 
         Raises:
-            ToolError: the arguments are invalid, or the function raised.
+            ToolError: the arguments are invalid, or the function failed.
         """
         context = context or Context()
         try:
@@ -136,7 +136,7 @@ class Tool:
         """Convert a function's value to a result.
 
         Raises:
-            LocalError: the value doesn't match the annotation.
+            LocalError: the value doesn't match the output schema.
         """
         if is_result(value):
             wire = to_wire(value)
@@ -147,7 +147,7 @@ class Tool:
         return ToolOutput(to_blocks(value), None if self.output is None else self.output.structure(value))
 
     def describe(self) -> dict[str, Any]:
-        """Return what clients see."""
+        """Return the tool as listed to clients."""
         members = {
             "name": self.name,
             "title": self.title,
@@ -185,7 +185,7 @@ class ToolItem(tools.Tool):
         self._described = tool.describe()
 
     def encode(self, value: Any, call: Call) -> bytes:
-        """Return the members of the result for the call's revision."""
+        """Encode the members of the result for the call's revision."""
         result: ToolOutput = value
         call.meta = result.meta
         members = encode(result.members())[1:-1]
