@@ -1,4 +1,4 @@
-"""Fixtures for the tests of users and passwords."""
+"""Fixtures for tests with user accounts and passwords."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hash passwords at a thousandth of the usual cost."""
+    """Reduce the cost of password hashes."""
     monkeypatch.setattr(passwords, "_ITERATIONS", 1)
     monkeypatch.setattr(passwords, "_MEMORY", 64)
     quick = passwords._hash("nobody")

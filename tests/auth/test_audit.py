@@ -19,7 +19,7 @@ from wire import request
 
 
 def written(path: Path, *methods: str) -> AuditLog:
-    """A log with some lines, closed."""
+    """Write a closed log with some lines."""
     log = AuditLog(path)
     for method in methods:
         log.write(AuditEntry("2026-01-01T00:00:00.000Z", method))
@@ -75,7 +75,7 @@ def test_two_processes_share_the_audit_log(tmp_path: Path) -> None:
 
 
 def change(lines: list[bytes], what: str) -> list[bytes]:
-    """Somebody who can write to the file, and knows no trick."""
+    """Return the lines with a change that keeps the hashes."""
     kinds = {
         "a word": lambda: [*lines[:1], lines[1].replace(b"two", b"six"), *lines[2:]],
         "a line is gone": lambda: [lines[0], *lines[2:]],

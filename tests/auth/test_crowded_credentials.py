@@ -11,11 +11,11 @@ from wire import POST, Wire, request, run_wire
 
 PING = request("ping", id=5)
 MANY = 4200
-"""Credentials of one principal: more than are remembered of all together."""
+"""Credentials of one principal, more than the cache holds."""
 
 
 class Counting(AuthMethod):
-    """A method whose credentials are ``NAME.NUMBER``, and which counts how often it's asked about whom."""
+    """A method with credentials ``NAME.NUMBER`` that counts its calls by name."""
 
     def __init__(self) -> None:
         self.asked = Counter[str]()
@@ -33,7 +33,7 @@ class Counting(AuthMethod):
 
 
 async def ping(wire: Wire, credential: str) -> None:
-    """A plain request with a credential."""
+    """Send a ping with a credential."""
     headers = {**POST, "authorization": f"Bearer {credential}"}
     assert (await wire.post(PING, headers)).status == 200
 

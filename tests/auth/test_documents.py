@@ -24,7 +24,7 @@ AUDIENCE = "https://mcp.example.com/mcp"
 
 
 def protect(server: Server, *methods: Any) -> Server:
-    """The server of an example, behind these ways to sign in."""
+    """Return the server of an example with these auth methods."""
     server.definition.auth = check_auth(methods)
     server.definition.configure()
     return server
@@ -87,7 +87,7 @@ async def test_authorization_server_page_commands_work(
 
 
 def json_answer(value: Any) -> bytes:
-    """A whole HTTP reply."""
+    """Return a complete HTTP response."""
     body = json.dumps(value).encode()
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 

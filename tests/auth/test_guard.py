@@ -20,13 +20,13 @@ from wire import encode_headers, encode_request, request
 
 PING = request("ping", id=5)
 OPEN = ("/health", "/livez", "/readyz", "/assets/", "/sign-in", "/sign-out", "/inspect/callback", "/inspect/app")
-"""The callback knows its browser by a cookie of its own (tests/web/test_inspect_sign_in.py); the frame of apps is an
+"""The callback identifies its browser by another cookie (tests/web/test_inspect_sign_in.py); the frame of apps is an
 empty document.
 """
 
 
 def paths(world: GuardedServer) -> list[tuple[str, str]]:
-    """Every method and path that is served, an example for those that begin so."""
+    """Return all methods and paths, with an example for each prefix."""
     served = world.runtime.serve_http().paths
     return [(method, path.replace("*", "x")) for path, methods in served.items() for method in methods]
 
@@ -74,7 +74,7 @@ async def test_wrong_keys_get_403_and_are_never_anonymous(lane: bool) -> None:
 async def test_functions_see_the_principal_on_every_transport(lane: bool) -> None:
     async with run_guarded(lane=lane) as world:
         for key, name in ((ALICE, "alice"), (BOB, "bob"), (ROOT, "key")):
-            for _ in range(3):  # cold, warm, and by what the lane remembers of heads
+            for _ in range(3):  # cold, warm, and with cached headers
                 reply = await world.call(key, "who")
                 assert reply.message["result"]["content"][0]["text"] == name
             reply = await world.post(key, request("tools/call", {"name": "who", "arguments": {}}))
@@ -174,7 +174,7 @@ async def test_wrong_keys_throttle_the_address_but_not_known_callers() -> None:
 
 
 class Asks(AuthMethod):
-    """A method that has to ask somebody, which takes as long as the test wants."""
+    """A method whose verification takes as long as the test wants."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -224,9 +224,7 @@ async def test_concurrent_valid_credentials_are_all_accepted() -> None:
 
 
 async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regression: guesses that the issuer didn't answer blocked other callers of the address, even after the guesser
-    had disconnected.
-    """
+    """Regression: pending guesses blocked other callers at the address, even after the client had disconnected."""
     method = Asks()
     said = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "same-origin"}
     async with run_guarded(make_server([method, auth.keys(named={"ada": "ada-" + "k" * 40})])) as world:

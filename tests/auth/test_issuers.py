@@ -1,4 +1,4 @@
-"""Keys, metadata and answers that are fetched from an issuer: kept, shared by those who wait, and seldom asked for."""
+"""An issuer's keys, metadata, and introspection responses: cached, shared by concurrent callers, and rarely fetched."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ CONFIGURATION = "/.well-known/openid-configuration"
 
 
 def signed(issuer: Issuer, **changes: Any) -> str:
-    """A token of the issuer."""
+    """Return a token of the issuer."""
     return token(claims(iss=issuer.url, **changes))
 
 
@@ -65,7 +65,7 @@ async def test_concurrent_callers_share_a_fetch() -> None:
 
 
 class Clock:
-    """Time that stands still."""
+    """A clock that only the test moves."""
 
     now = 1000.0
 
@@ -74,7 +74,7 @@ class Clock:
 
 
 async def kept_keys(issuer: Issuer) -> tuple[FetchedKeys, Clock]:
-    """Fetched keys by a clock of the test's own."""
+    """Return the issuer's fetched keys, and their clock."""
     clock = Clock()
 
     async def where() -> str:
@@ -169,14 +169,14 @@ async def test_metadata_fetches_are_cached_and_failures_paused() -> None:
 
 
 def introspected(issuer: Issuer, **options: Any) -> Any:
-    """A method that asks the issuer."""
+    """Return an introspection method for the issuer."""
     given = {"issuer": issuer.url, "audience": AUDIENCE, "endpoint": f"{issuer.url}/introspect",
              "client": "mill:stream", "secret": "s%cret/"}  # fmt: skip
     return auth.introspection(**{**given, **options})
 
 
 def answers(issuer: Issuer, tokens: dict[str, Any]) -> None:
-    """What the endpoint says of tokens."""
+    """Set the endpoint's responses for tokens."""
 
     def answer(asked: bytes) -> bytes:
         body = asked.partition(b"\r\n\r\n")[2].decode()
@@ -264,7 +264,7 @@ async def test_concurrent_introspections_are_limited() -> None:
         assert sum(isinstance(each, Unavailable) for each in found) == 72
 
 
-# What the server says about itself
+# Metadata of the server
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])

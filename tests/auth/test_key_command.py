@@ -25,7 +25,7 @@ async def who(ctx: Context) -> str:
 
 
 def keys(folder: Path, *arguments: str, fails: bool = False) -> tuple[str, str]:
-    """Run the command in a folder: what it printed, and what it said on standard error."""
+    """Run the command in a folder, and return its output and its error output."""
     start = "from millstream._cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", start, "keys", *arguments], cwd=folder, capture_output=True, timeout=WAIT, check=False
@@ -35,7 +35,7 @@ def keys(folder: Path, *arguments: str, fails: bool = False) -> tuple[str, str]:
 
 
 def status(port: int, key: str | None, body: bytes = CALL) -> tuple[int, str]:
-    """The status of a call, and what it answered."""
+    """Return the status and the response of a call."""
     headers = {"content-type": "application/json", **({} if key is None else {"authorization": f"Bearer {key}"})}
     asked = urllib.request.Request(f"http://127.0.0.1:{port}/mcp", body, headers)
     try:
@@ -48,7 +48,7 @@ def status(port: int, key: str | None, body: bytes = CALL) -> tuple[int, str]:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> str:
-    """A program."""
+    """Write a program, and return its path."""
     (tmp_path / "shop.py").write_text(PROGRAM, "utf-8")
     return str(tmp_path / "shop.py")
 
@@ -90,7 +90,7 @@ def test_key_commands_work_beside_a_running_server(shop: str, tmp_path: Path) ->
 
 
 def until(port: int, key: str, wanted: int) -> None:
-    """Ask until the server has heard of it. A key that is not known yet is slow to be tried again, so wait for that."""
+    """Repeat a call until it gets a status. Unknown keys are throttled, so wait for that, too."""
     deadline = time.monotonic() + WAIT
     while status(port, key)[0] != wanted:
         assert time.monotonic() < deadline

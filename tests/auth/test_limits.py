@@ -22,7 +22,7 @@ from wire import request, run_wire
 
 
 class Clock:
-    """Time that the test moves."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -120,7 +120,7 @@ def test_ipv6_addresses_count_as_their_network(address: str, counted: str) -> No
 
 
 def limited(**options: Any) -> Server:
-    """A server of several people, with a tool that has a limit of its own."""
+    """Return a server with several callers, and tools with limits of their own."""
     server = make_server(**options)
 
     @server.tool(limit="2/minute")
@@ -137,7 +137,7 @@ def limited(**options: Any) -> Server:
 
 
 def check(reply: Any, policy: str, count: int) -> None:
-    """A refusal as clients know it."""
+    """Check a refusal's status, headers, and body."""
     assert reply.status == 429
     error = reply.message["error"]
     assert error["code"] == -31429
@@ -192,7 +192,7 @@ async def test_tool_cost_counts_and_refused_calls_are_free() -> None:
 
 
 async def ask_pings(world: GuardedServer, key: str, number: int) -> list[int]:
-    """The statuses of so many requests."""
+    """Return the statuses of several pings."""
     return [(await world.post(key, request("ping"))).status for _ in range(number)]
 
 

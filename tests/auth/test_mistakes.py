@@ -10,12 +10,12 @@ from millstream import Server, auth
 ISSUER, AUDIENCE = "https://id.example.com", "https://mcp.example.com/mcp"
 URL = "https://mcp.example.com"
 anything: Any = auth
-"""`auth`, as a program without a type checker sees it."""
+"""`auth` without type checks."""
 PEOPLE = auth.upstream(ISSUER, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
 
 
 def with_jwt(**more: Any) -> Any:
-    """The function that most people use, and what they wrote besides."""
+    """Call `auth.jwt` with valid arguments and these."""
     return anything.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=f"{ISSUER}/keys", **more)
 
 
@@ -44,9 +44,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "jwt implied list": (
         lambda: with_jwt(implied=["read"]),
-        "implied maps a scope to the scopes that it includes",
+        "implied must map scopes to the scopes that they include",
     ),
-    "jwt scopes of numbers": (lambda: with_jwt(scopes=[1]), "scopes must be a list of strings, and 1 isn't one."),
+    "jwt scopes of numbers": (lambda: with_jwt(scopes=[1]), "scopes must be a list of strings, but 1 isn't a string."),
     "oidc algorithms": (
         lambda: anything.oidc(ISSUER, audience=AUDIENCE, algorithms="ES256"),
         "algorithms must be a list: algorithms=['ES256']",

@@ -16,7 +16,7 @@ PING = request("ping", id=5)
 
 
 def application() -> Starlette:
-    """Books and news."""
+    """Return an application with two mounted servers, books and news."""
 
     def one(name: str) -> Any:
         method = auth.jwt(issuer=ISSUER, audience=f"{ORIGIN}/{name}/mcp", jwks=key_set())
@@ -26,7 +26,7 @@ def application() -> Starlette:
 
 
 async def ask(app: Any, method: str, path: str, credential: str | None = None) -> Reply:
-    """A request from outside."""
+    """Send a request with the public host name."""
     fields = [HOST, (b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream")]
     if credential is not None:
         fields.append((b"authorization", f"Bearer {credential}".encode()))

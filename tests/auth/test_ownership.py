@@ -14,7 +14,7 @@ BOTH = "text/event-stream, application/json"
 
 
 def same(stolen: Reply, unknown: Reply) -> None:
-    """Two replies that tell the same, which is nothing."""
+    """Check that two replies are indistinguishable."""
     assert (stolen.status, stolen.body) == (unknown.status, unknown.body)
     assert stolen.headers.keys() == unknown.headers.keys()
 
@@ -26,7 +26,7 @@ async def test_sessions_are_bound_to_their_owner_on_every_method(method: str) ->
         session = await world.initialize(ALICE)
         body = json.dumps(PING).encode() if method == "POST" else b""
         for _ in range(2):
-            assert (await world.post(ALICE, PING, mcp_session_id=session)).status == 200  # remembered now
+            assert (await world.post(ALICE, PING, mcp_session_id=session)).status == 200  # caches the session
             headers = {"content_type": "application/json", "accept": BOTH}
             stolen = await world.ask(BOB, method, "/mcp", body, mcp_session_id=session, **headers)
             unknown = await world.ask(BOB, method, "/mcp", body, mcp_session_id="Q" * len(session), **headers)
@@ -75,14 +75,14 @@ async def test_messages_to_foreign_sse_sessions_get_404() -> None:
 
 
 async def first_of(peer: Any, text: bytes) -> bytes:
-    """The chunk with a text; others before it are dropped."""
+    """Return the first chunk that contains a text."""
     while text not in (chunk := await peer.chunk()):
         assert chunk
     return bytes(chunk)
 
 
 async def streamed(world: GuardedServer, key: str, client_id: str) -> None:
-    """A call whose progress and result also go to a client's stream."""
+    """Make a call whose progress and result also go to a client's stream."""
     body = b'{"stream":true}'
     reply = await world.ask(key, "POST", "/tools/counts", body, content_type="application/json", x_client_id=client_id)
     assert reply.status == 200
@@ -96,7 +96,7 @@ async def test_mailboxes_are_separate_for_each_caller() -> None:
         owner = await world.send(ALICE, "GET", "/mcp/sse/desk", **STREAM)
         assert (await owner.head())[0] == 200
         assert b'"result"' in await first_of(owner, b'"result"')
-        await streamed(world, ALICE, "desk")  # goes to whoever listens now
+        await streamed(world, ALICE, "desk")  # goes to the open stream
         await first_of(owner, b'"result"')
         await streamed(world, BOB, "desk")
         heard = await first_of(thief, b'"result"')
@@ -145,7 +145,7 @@ async def test_questions_are_answered_only_by_their_session() -> None:
         question = json.loads((await first_of(peer, b"elicitation/create")).split(b"data: ")[1])
         answer = {"jsonrpc": "2.0", "id": question["id"], "result": {"action": "accept", "content": {"n": 6}}}
         assert (await world.post(BOB, answer, mcp_session_id=session)).status == 404
-        assert (await world.post(BOB, answer, mcp_session_id=other)).status == 202  # too late, as far as it can know
+        assert (await world.post(BOB, answer, mcp_session_id=other)).status == 202  # like an answer that is too late
         assert len(world.runtime.services.questions) == 1
         assert (await world.post(ALICE, answer, mcp_session_id=session)).status == 202
         assert b"asked" in await first_of(peer, b'"result"')

@@ -17,7 +17,7 @@ from wire import Reply
 
 
 class Elsewhere:
-    """An upstream that knows everybody by their code, and lets `allowed` in."""
+    """An upstream that identifies users by their code, and admits those in `allowed`."""
 
     name, label = "elsewhere", "Continue with Elsewhere"
 
@@ -26,13 +26,13 @@ class Elsewhere:
         self.works = True
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Where browsers are sent."""
+        """Return the redirect."""
         if not self.works:
             raise SignInFailed("Elsewhere isn't responding. Try again later.")
         return AuthorizationRedirect(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}", b"nonce-7")
 
     async def finish(self, callback: Callback) -> User:
-        """Who came back."""
+        """Return the user."""
         assert callback.state_data == b"nonce-7"
         code = callback.query.get("code", "")
         if code not in self.allowed:
@@ -40,12 +40,12 @@ class Elsewhere:
         return User(code, code.title(), ("*",) if code == "grace" else ("orders:write",), 7.0)
 
     def still(self, user: User) -> bool:
-        """Whether they still may."""
+        """Return whether the user is still allowed."""
         return user.name.lower() in self.allowed
 
 
 class World:
-    """A server at a URL that its issuer knows, and a browser, which keeps cookies and says where requests come from."""
+    """A server at its issuer's URL, and a browser that keeps cookies and sends Fetch Metadata."""
 
     def __init__(self, guarded: GuardedServer, upstream: Elsewhere, url: str) -> None:
         self.guarded = guarded
@@ -55,7 +55,7 @@ class World:
         self.jar: dict[str, str] = {}
 
     async def ask(self, method: str, path: str, form: dict[str, str] | None = None, **headers: str) -> Reply:
-        """One request of the browser."""
+        """Send one request of the browser."""
         given = {"host": self.host, "accept": "text/html", **headers}
         if self.jar:
             given["cookie"] = "; ".join(f"{name}={value}" for name, value in self.jar.items())
@@ -68,22 +68,22 @@ class World:
         return reply
 
     async def away(self, page: str = "/docs", way: str = "elsewhere") -> Reply:
-        """Press the button."""
+        """Press a login's button."""
         return await self.ask("POST", "/sign-in", {"way": way, "next": page})
 
     async def back(self, away: Reply, code: str = "grace", **more: str) -> Reply:
-        """The upstream sends the browser back, across sites."""
+        """Follow the upstream's cross-site redirect back."""
         state = parse_qs(urlsplit(led_to(away)).query)["state"][0]
         query = urlencode({"state": state, "code": code, **more})
         return await self.ask("GET", f"/sign-in/callback/elsewhere?{query}", sec_fetch_site="cross-site")
 
     async def opened(self, page: str = "/docs") -> int:
-        """What the browser gets when a page of ours leads it to another."""
+        """Return the status of a page opened from another one of ours."""
         return (await self.ask("GET", page, sec_fetch_site="same-origin")).status
 
 
 def led_to(reply: Reply) -> str:
-    """Where a page leads on."""
+    """Return the page's redirect target."""
     found = re.search(r'content="0;url=([^"]+)"', reply.body.decode())
     assert found, reply.body
     return unescape(found[1])
@@ -91,7 +91,7 @@ def led_to(reply: Reply) -> str:
 
 @pytest.fixture
 async def world() -> Any:
-    """The server, with people of its own, those of an upstream, and a key."""
+    """Yield a server with local users, an upstream, and a key."""
     upstream, port = Elsewhere(), free_port()
     url = f"http://127.0.0.1:{port}"
     methods = [auth.issuer(url, users=[KnownUsers(), upstream]), auth.keys(ROOT)]
@@ -137,7 +137,7 @@ async def test_callbacks_are_bound_to_the_browser(world: World) -> None:
     await world.away()
     assert "millstream" not in world.jar
     world.jar = mine
-    assert (await world.back(away)).status == 400  # a state counts once
+    assert (await world.back(away)).status == 400  # a state is valid once
 
 
 async def test_login_buttons_work_only_on_our_page(world: World) -> None:
@@ -169,7 +169,7 @@ async def test_removed_users_and_expired_cookies_are_signed_out(world: World) ->
     world.upstream.allowed.discard("grace")
     guard = world.guarded.runtime.guard
     assert guard is not None
-    guard.verdicts.clear()  # what was found is believed for a minute
+    guard.verdicts.clear()  # verdicts are cached for a minute
     assert await world.opened() == 401
     await world.back(await world.away(), "eve")
     assert await world.opened() == 200
@@ -192,7 +192,7 @@ async def test_form_on_another_host_name_links_to_the_right_one(world: World) ->
     reply = await world.ask(
         "POST", "/sign-in", {"way": "elsewhere", "next": "/docs"}, host=other, origin=f"http://{other}"
     )
-    assert (reply.status, f"Open {world.url}/docs to sign in".encode() in reply.body) == (400, True)
+    assert (reply.status, f"only works at {world.url}/docs. Open that address.".encode() in reply.body) == (400, True)
 
 
 async def test_issuer_and_external_page_login_can_be_combined() -> None:
@@ -204,5 +204,5 @@ async def test_issuer_and_external_page_login_can_be_combined() -> None:
     with pytest.raises(ValueError, match="their paths would be the same"):
         async with run_guarded(make_server([first, second])):
             pass
-    with pytest.raises(ValueError, match="no client_id"):
+    with pytest.raises(ValueError, match="requires client_id="):
         auth.oidc("https://id.example.com", audience="http://127.0.0.1:8000/mcp", client_secret="b")

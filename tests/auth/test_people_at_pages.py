@@ -24,34 +24,34 @@ OWN = {"origin": "http://127.0.0.1", "sec_fetch_site": "same-origin"}
 
 
 def issuing(users: Any, **options: Any) -> Any:
-    """The method."""
+    """Return the auth method."""
     return auth.issuer(ISSUER, users=users, **options)
 
 
 async def send(world: GuardedServer, form: dict[str, str], **headers: str) -> Reply:
-    """Send the form."""
+    """Submit the form."""
     body = urlencode({**form, "next": "/docs"}).encode()
     given = {"content_type": "application/x-www-form-urlencoded", **(headers or OWN)}
     return await world.ask(None, "POST", "/sign-in", body, **given)
 
 
 async def jar(world: GuardedServer, form: dict[str, str]) -> str:
-    """The cookie of somebody who has signed in."""
+    """Sign in, and return the cookie."""
     reply = await send(world, form)
     assert (reply.status, reply.headers[b"location"]) == (303, b"/docs"), reply
     return reply.headers[b"set-cookie"].split(b";")[0].decode()
 
 
 async def status(world: GuardedServer, page: str, cookie: str) -> int:
-    """What a page says to the holder of a cookie."""
+    """Return a page's status with a cookie."""
     return (await world.ask(None, "GET", page, cookie=cookie)).status
 
 
 async def asked(methods: Any) -> tuple[bool, bool, bool, bool]:
-    """Whether the form has a name and password, a button, a key or token, and says who can't come."""
+    """Return whether the form has a password field, a login button, a key field, and a note about other issuers."""
     async with run_guarded(make_server(methods)) as world:
         page = (await world.ask(None, "GET", "/docs", accept="text/html")).body
-        return b'name="password"' in page, b'name="way"' in page, b'name="key"' in page, b"can't sign in" in page
+        return b'name="password"' in page, b'name="way"' in page, b'name="key"' in page, b"has no login for" in page
 
 
 async def test_login_form_matches_the_auth_methods() -> None:

@@ -1,4 +1,4 @@
-"""What issuers say is fetched from all of them at once: one that doesn't answer holds up none of the others."""
+"""Issuers' metadata and keys are fetched concurrently: an unresponsive issuer doesn't delay the others."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,7 @@ ISSUERS = ["https://one.example", "https://two.example", "https://three.example"
 
 
 class Meeting:
-    """Those who fetch: nobody is done before all have begun."""
+    """Fetches that finish only after all of them have started."""
 
     def __init__(self, *fails: Exception | None) -> None:
         self.fails = fails
@@ -28,7 +28,7 @@ class Meeting:
         self.everybody = asyncio.Event()
 
     async def fetch(self) -> None:
-        """One of them."""
+        """Run one fetch."""
         failure = self.fails[self.came]
         self.came += 1
         if self.came == len(self.fails):
@@ -40,20 +40,20 @@ class Meeting:
 
 
 def of_identities() -> Any:
-    """An authorization server that takes the grants of several providers of identities."""
+    """Return an authorization server with several identity providers."""
     return Desk(
         MemoryStore(), people=[KnownUsers(), *(auth.identity_provider(each, scopes=()) for each in ISSUERS)]
     ).running
 
 
 def of_tokens() -> Any:
-    """A server that takes the tokens of several issuers."""
+    """Return a server that accepts tokens of several issuers."""
     return [auth.jwt(issuer=each, audience=AUDIENCE, jwks=f"{each}/keys") for each in ISSUERS]
 
 
 @pytest.fixture
 def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Meeting]:
-    """Have those who fetch keys meet."""
+    """Return a function that replaces the fetching of keys with a `Meeting`."""
 
     def start(*fails: Exception | None) -> Meeting:
         meeting = Meeting(*fails)

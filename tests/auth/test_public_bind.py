@@ -83,7 +83,7 @@ async def test_mounting_does_not_remove_authentication(depth: int) -> None:
         above = Server(f"outer{number}", settings=Settings())
         above.mount(outer, prefix=f"p{number}")
         outer = above
-    async with outer.running() as runtime:  # over stdio and in memory nobody else is there
+    async with outer.running() as runtime:  # stdio and in-memory connections need no authentication
         with pytest.raises(LocalError, match="'inner' has auth=…, but is mounted on 'outer0', which has none"):
             runtime.serve_http()
     guarded = Server("guarded", auth=auth.keys(LONG), settings=Settings())

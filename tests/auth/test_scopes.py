@@ -20,7 +20,7 @@ REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 
 
 async def listed(world: GuardedServer, key: str, method: str, *, modern: bool) -> tuple[set[str], dict[str, Any]]:
-    """The names of a list, and the whole result."""
+    """Return the names in a list, and the whole result."""
     member, name, _ = LISTS[method]
     reply = await world.modern(key, method) if modern else await world.post(key, request(method))
     result = reply.message["result"]

@@ -16,13 +16,13 @@ PING = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
 
 async def sign_in(world: GuardedServer, key: str = ROOT, wanted: str = "/dashboard", **headers: str) -> Reply:
-    """Send the form."""
+    """Submit the form."""
     body = urlencode({"key": key, "next": wanted}).encode()
     return await world.ask(None, "POST", "/sign-in", body, **{**FORM, **OWN, **headers})
 
 
 async def cookie(world: GuardedServer, key: str = ROOT) -> str:
-    """The cookie of somebody who has signed in, as a browser sends it."""
+    """Sign in, and return the cookie header."""
     reply = await sign_in(world, key)
     assert reply.status == 303, reply
     return reply.headers[b"set-cookie"].split(b";")[0].decode()
@@ -59,7 +59,7 @@ async def test_login_sets_a_strict_http_only_cookie() -> None:
             for site in ({}, {"sec_fetch_site": "none"}, {"sec_fetch_site": "same-origin"}):
                 assert (await world.ask(None, "GET", page, cookie=f"other=1; {jar}", **site)).status == 200
         secure = await sign_in(world, x_forwarded_proto="https")
-        if b"__Host-" in secure.headers[b"set-cookie"]:  # by a proxy that is trusted
+        if b"__Host-" in secure.headers[b"set-cookie"]:  # through a trusted proxy
             assert b"; Secure" in secure.headers[b"set-cookie"]
 
 
@@ -85,7 +85,7 @@ async def test_form_does_not_repeat_submitted_values(wanted: str) -> None:
 FOREIGN: list[dict[str, str]] = [
     {"origin": "http://localhost"}, {"origin": "http://127.0.0.1:9"}, {"sec_fetch_site": "same-site"},
     {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "none"}, {},
-    # A page of the same name by plain http, which anybody on the way can have made.
+    # The same host over plain http, where a network attacker can forge pages.
     {"origin": "http://127.0.0.1", "sec_fetch_site": "cross-site"},
     {"origin": "http://127.0.0.1", "sec_fetch_site": "same-site"},
 ]  # fmt: skip

@@ -46,19 +46,19 @@ async def greet() -> str:
     return "hello"
 """
 TIMES = 4 if NIGHTLY else 1
-"""Each way is gone so often: not always by one worker."""
+"""Repetitions of each flow, so that different workers handle its steps."""
 BACK = "http://127.0.0.1:5555/back"
 CALL = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 
 
 class Next(httpx2.AsyncBaseTransport):
-    """Sends each request to the next server, whatever address it's for."""
+    """Sends each request to the next server, whatever its URL."""
 
     def __init__(self, ports: list[int]) -> None:
         self._ports = cycle(ports)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """One request, on a connection of its own."""
+        """Send one request on a new connection."""
         request.url = request.url.copy_with(port=next(self._ports))
         async with httpx2.AsyncHTTPTransport(verify=NO_TRUST) as transport:
             reply = await transport.handle_async_request(request)
@@ -67,7 +67,7 @@ class Next(httpx2.AsyncBaseTransport):
 
 
 class World:
-    """The servers, what stands for others there, and a browser that keeps cookies."""
+    """The servers, fake external services, and a browser that keeps cookies."""
 
     def __init__(self, ports: list[int], issuer: Issuer, other: Guarded) -> None:
         self.url = f"http://127.0.0.1:{ports[0]}"
@@ -76,14 +76,14 @@ class World:
         self._ports = ports
 
     def browser(self) -> httpx2.AsyncClient:
-        """A new one, that opens pages."""
+        """Return a new browser."""
         headers = {"origin": self.url, "accept": "text/html"}
         return httpx2.AsyncClient(base_url=self.url, transport=Next(self._ports), headers=headers, timeout=WAIT)
 
 
 @asynccontextmanager
 async def servers(folder: Path, kind: str) -> AsyncIterator[World]:
-    """Four workers of one server, or two servers with Redis that have two each."""
+    """Run four workers of one server, or two servers with two workers each on Redis."""
     UserFile(folder / "users.json").add("ada", "correct horse", ("*",), time.time())
     (folder / "shop.py").write_text(PROGRAM)
     ports = [free_port() for _ in range(1 if kind == "four workers" else 2)]
@@ -105,12 +105,14 @@ async def servers(folder: Path, kind: str) -> AsyncIterator[World]:
             for port in ports:
                 command = run_command(str(folder / "shop.py"), port, *options)
                 served = start_program(command, port, folder / f"{port}.log")
-                await asyncio.to_thread(stack.enter_context, served)  # it may ask the issuer, which is in this loop
+                await asyncio.to_thread(
+                    stack.enter_context, served
+                )  # in a thread, because it may contact the issuer in this loop
             yield world
 
 
 async def by_password(world: World) -> None:
-    """The form, for people of this server, and for keys."""
+    """Sign in with a password, and with a key."""
     for form in ({"name": "ada", "password": "correct horse"}, {"key": "k" * 20}):
         async with world.browser() as browser:
             reply = await browser.post("/sign-in", data={**form, "next": "/dashboard"})
@@ -119,7 +121,7 @@ async def by_password(world: World) -> None:
 
 
 async def out_again(world: World) -> None:
-    """A copy of the cookie stops counting at every worker, also where it was known; another sign-in goes on."""
+    """Sign out: a copy of the cookie becomes invalid on every worker; another session stays valid."""
     for form in ({"name": "ada", "password": "correct horse"}, {"key": "k" * 20}):
         async with world.browser() as thief, world.browser() as other, world.browser() as browser:
             for each in (browser, other):
@@ -134,7 +136,7 @@ async def out_again(world: World) -> None:
 
 
 async def by_an_upstream(world: World) -> None:
-    """There and back: the state was made elsewhere, and counts once anywhere."""
+    """Sign in with an upstream: the state comes from another worker, and is valid once."""
     async with world.browser() as browser:
         away = await browser.post("/sign-in", data={"way": "elsewhere", "next": "/dashboard"})
         query = {"state": queried(led_to(away))["state"], "code": "grace"}
@@ -144,7 +146,7 @@ async def by_an_upstream(world: World) -> None:
 
 
 async def by_another_issuer(world: World) -> None:
-    """What our server has to remember of its own question are the nonce and the verifier."""
+    """Sign in with an external issuer: nonce and verifier come from another worker."""
     async with world.browser() as browser:
         away = await browser.post("/sign-in", data={"way": "oidc", "next": "/docs"})
         asked = queried(led_to(away))
@@ -164,7 +166,7 @@ async def by_another_issuer(world: World) -> None:
 
 
 async def for_a_client(world: World) -> None:
-    """From the registration to a renewed token; each step may be at another worker."""
+    """Register, sign in, and refresh a token, each step on any worker."""
     async with world.browser() as browser, world.browser() as client:
         about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
                  "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
@@ -188,7 +190,7 @@ async def for_a_client(world: World) -> None:
 
 
 async def at_another_server(world: World) -> None:
-    """The inspector's: what it asked, whom it registered, and the tokens are for all workers."""
+    """Sign in with the inspector: requests, registrations, and tokens are shared by all workers."""
     async with world.browser() as browser:
         browser.headers["authorization"] = "Bearer " + "k" * 20
         begun = await browser.post("/inspect/sign-in/1", json={"challenge": 'Bearer scope="books:read"'})
@@ -197,7 +199,7 @@ async def at_another_server(world: World) -> None:
         landed, again = [await browser.get("/inspect/callback", params=query) for _ in range(2)]
         assert (landed.status_code, again.status_code) == (200, 403), landed.text
         asked = len(world.other.forms)
-        world.other.valid.clear()  # so that one of them renews the token, and the others wait for that
+        world.other.valid.clear()  # so that one worker refreshes the token while the others wait
         replies = await asyncio.gather(*(browser.post("/inspect/via/1", json=CALL) for _ in range(6)))
         assert {each.status_code for each in replies} == {200}
         assert [each["grant_type"] for each in world.other.forms[asked:]] == ["refresh_token"]
@@ -206,19 +208,19 @@ async def at_another_server(world: World) -> None:
 
 
 def led_to(reply: httpx2.Response) -> str:
-    """Where a page leads on."""
+    """Return the page's redirect target."""
     found = re.search(r'content="0;url=([^"]+)"', reply.text)
     assert found, reply.text
     return unescape(found[1])
 
 
 def queried(url: str) -> dict[str, str]:
-    """The query of a URL."""
+    """Return the query of a URL."""
     return {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
 
 
 async def opened(browser: httpx2.AsyncClient, page: str = "/dashboard") -> int:
-    """What the browser gets, at every server."""
+    """Return a page's status, the same on every server."""
     found = {(await browser.get(page)).status_code for _ in range(TIMES)}
     assert len(found) == 1
     return found.pop()

@@ -14,7 +14,7 @@ from store_parts import BACKINGS, Backing, backings
 
 
 def ended(known: SignedOut) -> list[tuple[str, float]]:
-    """Whose streams have to end, since the last look."""
+    """Return the streams to close since the last check."""
     found: list[tuple[str, float]] = []
     known.end(lambda owner, until: found.append((owner, until)))
     return found
@@ -29,7 +29,7 @@ async def test_sign_out_applies_to_all_workers(kind: str) -> None:
     await here.add("jar", "https://id.example ada lovelace", 1000.5, 60)
     for each in [here, *there]:
         async with asyncio.timeout(WAIT):
-            while kept_as("jar") in each._verdicts:  # noqa: ASYNC110  nobody tells
+            while kept_as("jar") in each._verdicts:  # noqa: ASYNC110  no notification
                 await asyncio.sleep(0)
         assert [ended(each), ended(each)] == [[("https://id.example ada lovelace", 1000.5)], []]
         assert [await each.has("jar"), await each.has("other"), await each.has("")] == [True, False, False]

@@ -20,19 +20,19 @@ SCOPES = "orders:write millstream:watch"
 
 @asynccontextmanager
 async def world_of_tokens() -> AsyncIterator[GuardedServer]:
-    """A server that takes tokens."""
+    """Yield a server that accepts tokens."""
     server = make_server(auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256")))
     async with run_guarded(server) as world:
         yield world
 
 
 def lasting(seconds: float) -> str:
-    """A token."""
+    """Return a token that is valid for some seconds."""
     return token(claims(exp=int(time.time() + seconds), scope=SCOPES))
 
 
 async def open_stream(world: GuardedServer, key: str, kind: str) -> Peer:
-    """A stream that listens, of one of the kinds."""
+    """Open a stream of one kind."""
     if kind == "subscriptions/listen":
         headers = {name.replace("-", "_"): value for name, value in routing(kind).items()}
         body = json.dumps(per_request(kind, {"notifications": {"toolsListChanged": True}})).encode()
@@ -46,7 +46,7 @@ async def open_stream(world: GuardedServer, key: str, kind: str) -> Peer:
 
 
 async def rest_of(peer: Peer) -> bytes:
-    """What comes until the proper end of the stream."""
+    """Return the rest of a stream, up to its proper end."""
     body = b""
     while chunk := await peer.chunk():
         body += chunk
@@ -54,7 +54,7 @@ async def rest_of(peer: Peer) -> bytes:
 
 
 def pass_time(world: GuardedServer, seconds: float) -> None:
-    """It is later than it was, for the streams of a server."""
+    """Advance the clock of a server's streams."""
     world.runtime.streams.wall = lambda: time.time() + seconds
 
 

@@ -43,11 +43,11 @@ async def order() -> str:
 """
 SCOPES = "orders:write millstream:watch"
 TIMES = 3
-"""Streams of each kind at each server. With so many, it's not one worker that has them all."""
+"""Streams of each kind at each server, enough to involve several workers."""
 
 
 class World:
-    """The servers of one store, and who may come there."""
+    """Servers that share a store, and their users."""
 
     def __init__(self, folder: Path, servers: int) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class World:
             self.users.add(name, "correct horse", ("*",), time.time())
 
     def tokens(self) -> tuple[str, Any]:
-        """A client, and what it gets when Ada signs in."""
+        """Sign Ada in; return a client and its tokens."""
         about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
                  "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
         client = self.shop.json("/register", about)["client_id"]
@@ -69,7 +69,7 @@ class World:
 
     @asynccontextmanager
     async def asked(self) -> AsyncIterator[list[GuardedServer]]:
-        """Each server; any of its workers may get a connection."""
+        """Yield each server; any worker may get a connection."""
         there = [RunningServer(ServerState(), port, source_address=next_address) for port in self.ports]
         try:
             yield [GuardedServer(cast("Any", None), cast("Any", None), each) for each in there]
@@ -80,7 +80,7 @@ class World:
 
 @pytest.fixture(scope="module", params=["four workers", "two servers with Redis"][not NIGHTLY :])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Four workers that share a store of this machine, or two servers that share Redis, with two workers each."""
+    """Yield four workers with a local store, or two servers with two workers each on Redis."""
     apart = request.param != "four workers"
     world = World(tmp_path_factory.mktemp("shop"), 2 if apart else 1)
     (world.folder / "shop.py").write_text(PROGRAM)
@@ -101,12 +101,12 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 class Listening:
-    """Streams and sockets, at every server."""
+    """Streams and sockets at every server."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
         self.ends: list[tuple[str, asyncio.Task[Any]]] = []
-        """What is open, and what ends with it."""
+        """Open streams, and the tasks that wait for their end."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,7 +118,7 @@ class Listening:
         await self._stack.aclose()
 
     async def open(self, servers: list[GuardedServer], credential: str, kinds: list[str] = KEPT) -> None:
-        """Some of each kind, with a key or token."""
+        """Open streams of each kind with a key or token."""
         for server in servers * TIMES:
             for kind in kinds:
                 self._hear(kind, await open_stream(server, credential, kind))
@@ -127,7 +127,7 @@ class Listening:
                 self._ends(f"socket {speaks}", socket.wait_closed())
 
     async def open_as_page(self, servers: list[GuardedServer], jar: str) -> None:
-        """What pages open, with their cookie."""
+        """Open a page's streams with its cookie."""
         for server in servers * TIMES:
             for kind in ("/events", "/dashboard/events"):
                 peer = await server.send(None, "GET", kind, **{**STREAM, **OWN, "cookie": jar})
@@ -144,18 +144,18 @@ class Listening:
         self.ends.append((kind, asyncio.create_task(end)))
 
     async def left(self) -> list[str]:
-        """What is open after the time in which everything must end."""
+        """Return the streams that are still open after the time limit."""
         await asyncio.wait([task for _, task in self.ends], timeout=WAIT)
         return self.open_now()
 
     def open_now(self) -> list[str]:
-        """What is open."""
+        """Return the open streams."""
         return [kind for kind, task in self.ends if not task.done()]
 
 
 @asynccontextmanager
 async def listening(world: World) -> AsyncIterator[tuple[list[GuardedServer], Listening]]:
-    """The servers, and what is opened there for the length of the block. The streams of somebody else go on."""
+    """Yield the servers, and the streams opened there. Another user's streams must stay open."""
     async with world.asked() as servers, Listening() as others, Listening() as opened:
         await others.open(servers, world.key["other"], ["/events"])
         yield servers, opened

@@ -26,7 +26,7 @@ from processes import free_port, run_command, run_server
 from workers_world import PROGRAM, kill, run_workers, until
 
 ASYNCIOS = 60.0
-"""Seconds that asyncio gives a handshake by itself."""
+"""Default timeout of a TLS handshake in asyncio."""
 SLOW_TO_START = """
 while (HERE / "held").exists():
     import time
@@ -36,7 +36,7 @@ while (HERE / "held").exists():
 
 
 def make(folder: Path, name: str, *, passphrase: bytes = b"") -> tuple[str, str]:
-    """A certificate of its own for localhost, and its key."""
+    """Create a self-signed certificate for localhost and its key; return their paths."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -56,7 +56,7 @@ def make(folder: Path, name: str, *, passphrase: bytes = b"") -> tuple[str, str]
 
 @contextmanager
 def shop(folder: Path, *options: str, **environment: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """A program that speaks https: its port and its process."""
+    """Run a program that serves https; yield its port and process."""
     cert, key = make(folder, "x")
     (folder / "shop.py").write_text(PROGRAM)
     port = free_port()
@@ -66,7 +66,7 @@ def shop(folder: Path, *options: str, **environment: str) -> Iterator[tuple[int,
 
 
 def secured(port: int) -> ssl.SSLSocket:
-    """A connection to a server, whatever certificate it shows."""
+    """Connect to a server without checking its certificate."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -75,7 +75,7 @@ def secured(port: int) -> ssl.SSLSocket:
 
 
 def shown(port: int) -> tuple[str, str, bytes]:
-    """The name in the certificate that a server shows, the version of TLS, and what it answers to a probe."""
+    """Return the name in a server's certificate, the TLS version, and the response to a probe."""
     with secured(port) as secure:
         secure.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b""

@@ -29,7 +29,7 @@ METADATA = "https://mcp.example.com/.well-known/oauth-protected-resource/mcp"
 
 
 def method(**options: Any) -> Any:
-    """Tokens of the issuer, whose keys are given."""
+    """Return a method for the issuer with fixed keys."""
     return auth.jwt(**{"issuer": ISSUER, "audience": AUDIENCE, "jwks": key_set(), **options})
 
 
@@ -275,7 +275,7 @@ async def test_token_cache_lasts_at_most_a_minute() -> None:
         assert verdict.until - time.monotonic() <= 30
         value = f"Bearer {brief}".encode()
         guard.verdicts[value] = verdict._replace(until=time.monotonic() - 1)
-        assert (await world.post(brief, PING)).status == 200  # looked at again, and still valid
+        assert (await world.post(brief, PING)).status == 200  # verified again, and still valid
         assert guard.verdicts[value].until > time.monotonic()
 
 

@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Dict, TypedDict  # noqa: UP035  programs use it
+from typing import Any, Dict, TypedDict  # noqa: UP035  as in programs
 
 import httpx2
 import msgspec
@@ -110,7 +110,7 @@ async def test_values_become_content_and_structured_content() -> None:
         return {"top": 3}
 
     @mcp.tool()
-    def found() -> Dict:  # type: ignore[type-arg]  # noqa: UP006  programs write it so
+    def found() -> Dict:  # type: ignore[type-arg]  # noqa: UP006  as in programs
         return {"top": 3}
 
     class Clerk:
@@ -150,7 +150,7 @@ async def test_media_and_explicit_results_are_returned_unchanged(tmp_path: Path)
     mcp = FastMCP("pictures")
 
     @mcp.tool()
-    def show() -> list:  # type: ignore[type-arg]  # a list of content has no schema
+    def show() -> list:  # type: ignore[type-arg]  # for content, without a schema
         return ["a dot", Image(path=picture), Audio(data=b"RIFF", format="wav"), types.TextContent(text="done")]
 
     @mcp.tool()

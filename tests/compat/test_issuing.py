@@ -1,4 +1,4 @@
-"""A program's provider issues tokens: clients sign in through it, and what must not be accepted is refused."""
+"""A program's provider issues tokens: clients sign in through it, and invalid requests are refused."""
 
 import asyncio
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ __all__ = ["programs"]
 
 
 class Person:
-    """Somebody at a browser, which goes where it is sent until it would leave the server."""
+    """A browser that follows redirects until they leave the server."""
 
     visits = 0
 
@@ -42,7 +42,7 @@ class Person:
 
 @pytest.fixture(scope="module")
 def url(programs: Path) -> Iterator[str]:
-    """The program, running."""
+    """Run the program, and yield its URL."""
     with started(programs, "issues_tokens.py") as port:
         yield f"http://127.0.0.1:{port}"
 
@@ -58,7 +58,7 @@ async def test_client_signs_in(url: str) -> None:
 
 async def test_official_client_signs_in_and_refreshes(url: str) -> None:
     program = Program(url)
-    program.person = Person()  # type: ignore[assignment]  another page, the same visit
+    program.person = Person()  # type: ignore[assignment]  the same interface for another page
     async with program.connected() as client:
         assert text(await client.call_tool("secret", {})) == "You may know it."
     first, registered = program.kept.tokens, program.kept.client
@@ -77,8 +77,8 @@ async def test_official_client_signs_in_and_refreshes(url: str) -> None:
         assert (await http.post("/revoke", data={**form, "token": second.access_token})).json() == {}
         again = {**form, "grant_type": "refresh_token", "refresh_token": second.refresh_token}
         assert (await http.post("/token", data=again)).json()["error"] == "invalid_grant"
-        async with asyncio.timeout(WAIT):  # the server's sweep ends the token, about once a second
-            while (await http.post("/mcp", json={}, headers=bearer)).status_code != 401:  # noqa: ASYNC110  nobody tells
+        async with asyncio.timeout(WAIT):  # the server drops cached verdicts about once a second
+            while (await http.post("/mcp", json={}, headers=bearer)).status_code != 401:  # noqa: ASYNC110  no notification
                 await asyncio.sleep(0.05)
 
 
@@ -87,7 +87,7 @@ CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "http://localhost:8787
 
 @pytest.fixture(scope="module")
 def registered(url: str) -> dict[str, Any]:
-    """A client of the program."""
+    """Register a client, and return its metadata."""
     answer = httpx2.post(f"{url}/register", json={"redirect_uris": [BACK]}, timeout=WAIT)
     assert answer.status_code == 201, answer.text
     found: dict[str, Any] = answer.json()
@@ -96,7 +96,7 @@ def registered(url: str) -> dict[str, Any]:
 
 
 def asking(registered: dict[str, Any], **changes: str | None) -> dict[str, str]:
-    """An authorization request."""
+    """Return the parameters of an authorization request."""
     asked = {
         "client_id": registered["client_id"], "redirect_uri": BACK, "response_type": "code", "state": "s+1 &",
         "code_challenge": challenge(), "code_challenge_method": "S256", "scope": "myscope", **changes,
@@ -180,7 +180,7 @@ async def test_codes_are_single_use_and_bound(url: str, registered: dict[str, An
         refresh = {**form, "grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
         wider = await http.post("/token", data={**refresh, "scope": "myscope myotherscope"})
         assert wider.json()["error"] == "invalid_scope"
-        # A client can't end what another one has.
+        # A client can't revoke another client's token.
         await http.post("/revoke", data={"client_id": other["client_id"], "token": tokens["access_token"]})
         assert "access_token" in (await http.post("/token", data=refresh)).json()
 

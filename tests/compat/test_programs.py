@@ -21,13 +21,13 @@ PROGRAMS = Path(__file__).resolve().parent / "programs"
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the programs, in a folder that takes their logs."""
+    """Copy the programs to a folder for their logs, and return it."""
     return shutil.copytree(PROGRAMS, tmp_path_factory.mktemp("compat") / "programs")
 
 
 @contextmanager
 def started(folder: Path, name: str, *arguments: str, by_command: bool = False) -> Iterator[int]:
-    """Run a program for the length of the block, itself or by `millstream run`; gives its port."""
+    """Run a program, directly or with `millstream run`, and yield its port."""
     port, log = free_port(), folder / f"{name}.log"
     environment = {**os.environ, "FASTMCP_PORT": str(port)}
     command = run_command(name, port) if by_command else [sys.executable, name, *arguments]

@@ -25,7 +25,7 @@ from wire import request
 
 
 class Failing:
-    """A verifier whose database is away."""
+    """A verifier whose database is unavailable."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -51,7 +51,7 @@ async def test_verifier_errors_are_logged_and_not_returned(
 
 
 class Issuing:
-    """A provider in memory, of one client that needs no secret."""
+    """An in-memory provider with one public client."""
 
     def __init__(self) -> None:
         self.access = {"a": AccessToken(token="a", client_id="desk", scopes=[], subject="ada")}

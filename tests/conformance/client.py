@@ -1,6 +1,6 @@
-"""The client that the official suite drives: ``client.py URL``, with the scenario's name in the environment.
+"""The client for the official suite: ``client.py URL``, with the scenario's name in the environment.
 
-Each scenario is what a program would do with `millstream.Client`; nothing here knows what the suite looks for.
+Each scenario does what a program would do with `millstream.Client`, without knowledge of the suite's checks.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from millstream.client._questions import Question
 
 
 def fill_in(question: Question) -> dict[str, Any]:
-    """Confirm whatever is asked, and leave the rest as the form has it."""
+    """Confirm all booleans, and use the defaults of other fields."""
     fields = (question.requested_schema or {}).get("properties", {})
     confirmed = {name: True for name, field in fields.items() if field.get("type") == "boolean"}
     return confirmed | question.defaults
@@ -100,17 +100,17 @@ SCENARIOS: dict[str, Callable[[Client], Awaitable[None]]] = {
 
 
 async def visit(url: str) -> str:
-    """The person, who agrees to everything: where the browser is sent back to."""
+    """Approve the request, and return the redirect."""
     return (await fetch("GET", url)).header(b"location")
 
 
 def identity(given: dict[str, str]) -> IdentityProvider:
-    """Where the organization's people sign in."""
+    """Return the organization's identity provider."""
     return IdentityProvider(given["idp_issuer"], id_token=given["idp_id_token"], client_id=given["idp_client_id"])
 
 
 def credentials() -> OAuth:
-    """Those that a scenario gives, else whatever the server wants."""
+    """Return the scenario's credentials; without any, those that the server requires."""
     given = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}"))
     found = OAuth(
         store=MemoryTokenStore(),

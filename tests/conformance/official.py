@@ -1,8 +1,7 @@
-"""Runs the official conformance suite (an npm package) against a server and reads what it writes.
+"""Runs the official conformance suite (an npm package) against a server, and reads its results.
 
-It knows the suite's command line and its `checks.json` files, and nothing of our server but a URL. How to read the
-results: a scenario fails when one of its checks is a FAILURE; a suite that ran fewer scenarios than it has is no
-proof, which is why a selection says how many there are.
+A scenario fails if one of its checks is a FAILURE. A selection includes its number of scenarios, because a run with
+fewer scenarios proves nothing.
 """
 
 import json
@@ -18,14 +17,14 @@ from processes import NODE
 FOLDER = Path(__file__).resolve().parent
 SUITE = FOLDER / "node_modules" / "@modelcontextprotocol" / "conformance" / "dist" / "index.js"
 KEEP_ALIVE = FOLDER / "keep_alive.cjs"
-"""What Node loads first, so that servers keep idle connections for `KEEP_ALIVE_MS`."""
+"""Module that Node loads first, so that servers keep idle connections for `KEEP_ALIVE_MS`."""
 PATIENT = FOLDER / "patient.cjs"
-"""What Node loads first, so that the suite's own bounds hold on a machine that stands still for some seconds."""
+"""Module that Node loads first, so that the suite's timeouts tolerate a stalled machine."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """One command of the suite, and how many scenarios it has."""
+    """A command of the suite, and its number of scenarios."""
 
     arguments: tuple[str, ...]
     scenarios: int
@@ -33,7 +32,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a scenario's `checks.json`."""
+    """One entry of a scenario's `checks.json`."""
 
     scenario: str
     id: str
@@ -43,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What one run of the suite found."""
+    """The results of one run of the suite."""
 
     exit_code: int
     printed: str
@@ -54,7 +53,7 @@ class Report:
         return {check.scenario for check in self.checks}
 
     def having(self, *statuses: str) -> list[Check]:
-        """The checks that have one of the statuses."""
+        """Return the checks with one of the statuses."""
         return [check for check in self.checks if check.status in statuses]
 
 
@@ -72,7 +71,7 @@ SELECTIONS = {
 
 
 def run_suite(url: str, selection: Selection, output: Path) -> Report:
-    """Run the suite to its end and read every scenario's checks from `output`."""
+    """Run the suite, and read all scenarios' checks from `output`."""
     suite = [NODE, "--require", str(PATIENT), str(SUITE)]
     patience = f"{WAIT * 1000:.0f}"
     command = [*suite, "server", "--url", url, *selection.arguments, "--timeout", patience, "-o", str(output)]
@@ -85,7 +84,7 @@ def run_suite(url: str, selection: Selection, output: Path) -> Report:
 
 
 def read_checks(output: Path) -> list[Check]:
-    """The checks of all scenarios; a scenario's folder is `server-NAME-TIME`."""
+    """Return all scenarios' checks; a scenario's folder is `server-NAME-TIME`."""
     found: list[Check] = []
     for file in sorted(output.glob("server-*/checks.json")):
         scenario = re.sub(r"-\d{4}-\d\d-\d\dT[\d-]+Z$", "", file.parent.name).removeprefix("server-")

@@ -21,14 +21,14 @@ SCENARIOS = {"authorization-server-metadata-endpoint", "authorization-code-grant
 
 
 class Stay(HTTPRedirectHandler):
-    """A browser that shows where it is sent instead of going there."""
+    """A browser that doesn't follow redirects."""
 
     def redirect_request(self, *_: object) -> None:
-        """Stay."""
+        """Don't follow the redirect."""
 
 
 def person(page: str, cookie: str, url: str) -> str:
-    """Sign in and agree; where the browser is sent."""
+    """Sign in and consent; return the redirect."""
     ticket = re.search(r'name="ticket" value="([^"]+)"', page)
     assert ticket, page
     form = {"ticket": ticket[1], "name": "ada", "password": "correct horse", "answer": "allow"}
@@ -43,12 +43,12 @@ def person(page: str, cookie: str, url: str) -> str:
 
 
 def browser() -> OpenerDirector:
-    """One without a past."""
+    """Return a new browser."""
     return build_opener(Stay)
 
 
 def read(output: Path) -> list[Check]:
-    """The checks of all scenarios."""
+    """Return all scenarios' checks."""
     found: list[Check] = []
     for file in sorted(output.rglob("checks.json")):
         for check in json.loads(file.read_text("utf-8")):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.server
 
 
 def of_four(target: str, port: int) -> list[str]:
-    """The command of four workers, any of which gets the next request."""
+    """Return the command of a server with four workers."""
     return run_command(target, port, "--workers", "4")
 
 
@@ -30,9 +30,9 @@ WAYS = {
 }
 SCORED = [name for name in SELECTIONS if name.startswith("scored")]
 AGAIN = {"all-2025-11-25": "scored-2025-11-25", "all-2026-07-28": "scored-2026-07-28"}
-"""Selections that look at nothing that another doesn't look at, too."""
+"""Selections whose scenarios are all in another one."""
 SKILLS = [name for name in SELECTIONS if name.startswith("skills")]
-"""An extension, which does nothing else in another way."""
+"""An extension that works the same on every server."""
 OURS = [(way, name) for way in WAYS for name in SELECTIONS if way == "lane" or name not in (*AGAIN, *SKILLS)]
 RUNS = [*OURS, *(pytest.param("nginx", name, marks=NEEDS_NGINX) for name in SCORED[0 if NIGHTLY else -1 :])]
 _OF_SEVERAL = {
@@ -40,14 +40,14 @@ _OF_SEVERAL = {
     "sep-2575-server-sends-tools-list-changed-on-subscription",
 }
 REFUSED = {"workers": _OF_SEVERAL, "nginx": _OF_SEVERAL}
-"""Warnings for what a way refuses: several workers take no new tool or prompt from a call of one of them."""
+"""Expected warnings: with several workers, a call can't add a tool or prompt to all of them."""
 AT_ONCE = 3
 PAGE = ROOT / "docs" / "reference" / "conformance.md"
 
 
 @contextmanager
 def behind_nginx(folder: Path) -> Iterator[int]:
-    """Two servers of two workers each; gives the port of what is in front of them."""
+    """Run two servers with two workers each behind nginx; yield the port of nginx."""
     folder.mkdir()
     with ExitStack() as stack:
         redis = stack.enter_context(closing(RedisServer()))
@@ -59,7 +59,7 @@ def behind_nginx(folder: Path) -> Iterator[int]:
 
 
 class Runs:
-    """The runs of the suite, each against a server of its own; each is started once, when first named."""
+    """Runs of the suite, each against a new server, started on first use."""
 
     def __init__(self, pool: ThreadPoolExecutor, folder: Path) -> None:
         self._pool = pool
@@ -88,7 +88,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The runs that the collected tests will ask for, already under way."""
+    """Yield the runs for the collected tests, already started."""
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
@@ -100,7 +100,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def explained() -> dict[tuple[str, str], str]:
-    """(scenario, check) to reason, from the table of the page."""
+    """Return the reasons in the table of the page, by scenario and check."""
     row = re.compile(r"^\| `([^`|]+)` \| `([^`|]+)` \| (?:WARNING|SKIPPED) \| (.+?) \|$", re.MULTILINE)
     return {(scenario, check): reason for scenario, check, reason in row.findall(PAGE.read_text("utf-8"))}
 
@@ -149,7 +149,7 @@ setTimeout(() => { while (performance.now() - started < 2000); }, 10);
         command, env={**os.environ, "PATIENCE_MS": "2800"}, capture_output=True, text=True, timeout=WAIT, check=True
     ).stdout
     took = {name: float(milliseconds) for name, milliseconds in map(str.split, printed.splitlines())}
-    granularity = 1  # of Node's timers, which count in whole milliseconds
+    granularity = 1  # Node's timers have a resolution of a millisecond
     assert took["request"] >= 2_500 - granularity
     assert took["pause"] >= 2_600 - granularity
     assert took["stream"] >= 2_800 - granularity

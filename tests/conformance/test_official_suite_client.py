@@ -39,13 +39,13 @@ UNSCORED = (
     "json-schema-2020-12-preservation", "auth/client-credentials-basic", "auth/client-credentials-jwt", "auth/dpop",
     "auth/dpop-nonce", "auth/enterprise-managed-authorization", "auth/wif-jwt-bearer",
 )  # fmt: skip
-"""What the suite runs with both revisions and scores for none."""
+"""Scenarios that the suite runs with both revisions and scores for neither."""
 SKILLS = ("client-no-prefetch", "client-verify-digest", "client-verify-size", "client-verify-frontmatter")
-"""What the suite has for the skills extension, which belongs to no revision that it scores."""
+"""Scenarios of the skills extension, which no scored revision includes."""
 OLDER = ("auth/2025-03-26-oauth-metadata-backcompat", "auth/2025-03-26-oauth-endpoint-fallback")
-"""What belongs to no revision that it scores."""
+"""Scenarios that no scored revision includes."""
 NOT_EXERCISED = {"initialize", "notifications_initialized"}
-"""Methods of the other era, whose headers `http-standard-headers` would look at."""
+"""Methods of the other era, which `http-standard-headers` also checks."""
 
 
 def test_all_scored_client_scenarios_run() -> None:
@@ -70,11 +70,11 @@ def test_authorization_extension_scenarios_are_unscored() -> None:
 
 
 Checks = list[dict[str, Any]]
-"""What the suite says of one scenario."""
+"""The checks of one scenario."""
 
 
 def found(output: Path, *options: str) -> dict[str, Checks]:
-    """What one run of the suite finds, by scenario; the folder of one is `NAME-TIME`."""
+    """Run the suite, and return the checks by scenario; a scenario's folder is `NAME-TIME`."""
     client = shlex.join([sys.executable, str(FOLDER / "client.py")])
     wait = str(int(WAIT * 1000))
     node = [NODE, "--require", str(KEEP_ALIVE), str(SUITE)]
@@ -92,12 +92,12 @@ def found(output: Path, *options: str) -> dict[str, Checks]:
 
 @pytest.fixture(scope="module")
 def of_revision(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Checks]]:
-    """What the run for a revision finds; it begins when it's first asked for."""
+    """Return a function that runs the suite once for each revision."""
     return cache(lambda revision: found(tmp_path_factory.mktemp("suite"), "--requirements", revision))
 
 
 def judge(checks: Checks) -> None:
-    """Neither a failure nor a warning, and something was looked at."""
+    """Check that there were successes, and neither failures nor warnings."""
     assert any(check["status"] == "SUCCESS" for check in checks)
     odd = [check for check in checks if check["status"] in ("FAILURE", "WARNING")]
     assert [check for check in odd if not any(check["name"].endswith(method) for method in NOT_EXERCISED)] == []

@@ -1,6 +1,6 @@
-"""The last 1.x line of the official Python SDK against a server: client_one.py TRANSPORT HUB EVERYTHING HEALTH.
+"""The last 1.x release of the official Python SDK against a server: client_one.py TRANSPORT HUB EVERYTHING HEALTH.
 
-Run by the interpreter of its own environment; prints one JSON report. HUB and EVERYTHING are URLs, or files for stdio.
+Runs in an environment of its own, and prints a JSON report. HUB and EVERYTHING are URLs, or files for stdio.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ async def stop(session: Any, task: asyncio.Task[Any], number: int) -> None:
 
 
 async def resume(url: str) -> dict[str, Any]:
-    """Lose the connection in the middle of a call and read the rest on another one."""
+    """Disconnect during a call, and read the rest on another connection."""
     tokens: list[str] = []
     begun = asyncio.Event()
 

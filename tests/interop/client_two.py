@@ -1,6 +1,6 @@
 """The 2.x line of the official Python SDK against a server: client_two.py TRANSPORT HUB EVERYTHING HEALTH MODE.
 
-Prints one JSON report. HUB and EVERYTHING are URLs, or files for stdio; MODE is `legacy`, `auto` or a revision.
+Prints a JSON report. HUB and EVERYTHING are URLs, or files for stdio; MODE is `legacy`, `auto`, or a revision.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import steps
 from mcp import Client, StdioServerParameters
 from mcp.client.sse import sse_client
 
-warnings.simplefilter("ignore")  # of methods that the newest revision has no longer
+warnings.simplefilter("ignore")  # for methods that the newest revision has removed
 
 
 async def elicit(context: Any, params: Any) -> types.ElicitResult:

@@ -1,7 +1,7 @@
-"""What a client of the official Python SDK does with our examples, the same for both of its lines.
+"""The steps of a client of the official Python SDK with our examples, for both lines of the SDK.
 
-It knows the method names that the lines share and no type of either: results are read as their JSON. `hub` walks
-through every feature of `examples/hub.py`, `everything` through what only `examples/everything.py` has.
+Uses only method names that both lines have, and reads results as JSON. `hub` uses every feature of `examples/hub.py`,
+`everything` the additional ones of `examples/everything.py`.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ ADDRESS = {"street": "1 Mill Lane", "city": "Bath", "speed": "express"}
 MODEL_TEXT = "In short: all is well."
 ROOT_URI = "file:///work"
 HEARD = 1.0
-"""How long an attempt of `updates` listens; the next one hears what a stream that opened late has missed."""
+"""Seconds that an attempt of `updates` waits; the next attempt gets updates that a late stream has missed."""
 
 Stop = Callable[[Any, asyncio.Task[Any], int], Awaitable[None]]
-"""Cancel a running call: the client, the task that waits for it, the number of the request."""
+"""Cancels a running call: receives the client, the task that waits for it, and the number of the request."""
 
 
 def read(result: Any) -> dict[str, Any]:
-    """A result as its JSON."""
+    """Return a result as JSON."""
     return dict(result.model_dump(by_alias=True, mode="json", exclude_none=True))
 
 
 def text(result: Any) -> str:
-    """The first text of a tool's result."""
+    """Return the first text of a tool's result."""
     return str(read(result)["content"][0]["text"])
 
 
 async def hub(client: Any, types: Any, stop: Stop, health: str) -> dict[str, Any]:
-    """One answer for every feature."""
+    """Return one result for each feature."""
     steps: list[list[Any]] = []
 
     async def progress(value: float, total: float | None, message: str | None) -> None:
@@ -69,16 +69,16 @@ async def hub(client: Any, types: Any, stop: Stop, health: str) -> dict[str, Any
 
 
 async def failure(call: Awaitable[Any]) -> Any:
-    """The code of a protocol error, or whether a result says that it is one."""
+    """Return the code of a protocol error, or whether a result is an error."""
     try:
         result = read(await call)
-    except Exception as exc:  # both lines have an error class of their own
+    except Exception as exc:  # each line has its own error class
         return getattr(exc, "error", exc).code  # type: ignore[attr-defined]
     return {"isError": result.get("isError", False)}
 
 
 async def cancel(client: Any, stop: Stop, health: str) -> str:
-    """Cancel a long call after its first progress; the server forgets it and answers the next."""
+    """Cancel a long call after its first progress; the server drops it and serves the next."""
     begun = asyncio.Event()
 
     async def progress(value: float, total: float | None, message: str | None) -> None:
@@ -96,7 +96,7 @@ async def cancel(client: Any, stop: Stop, health: str) -> str:
 
 
 def until_idle(health: str) -> None:
-    """Return when the server runs no call; an open subscription is one as well."""
+    """Wait until the server runs no call; open subscriptions count as calls."""
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         with urllib.request.urlopen(health, timeout=WAIT) as reply:  # noqa: S310  a loopback address of the test
@@ -107,7 +107,7 @@ def until_idle(health: str) -> None:
 
 
 async def everything(client: Any) -> dict[str, Any]:
-    """What the hub example has no tool for."""
+    """Return the results for features that the hub example doesn't have."""
     mixed = read(await client.call_tool("test_multiple_content_types", {}))
     return {
         "roots": text(await client.call_tool("test_input_required_result_list_roots", {})),
@@ -121,7 +121,7 @@ async def everything(client: Any) -> dict[str, Any]:
 
 
 async def updates(client: Any, wait: Callable[[str], Awaitable[bool]]) -> bool:
-    """Order until the update of a subscribed order arrives: the stream for it may open late."""
+    """Order until the update of a subscribed order arrives, because its stream may open late."""
     for _ in range(20):
         number = json.loads(text(await client.call_tool("order_parcel", {"item": "salt"})))["order"]
         if await wait(f"orders://{int(number) + 1}"):

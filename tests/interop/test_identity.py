@@ -1,4 +1,4 @@
-"""An OpenID provider of others, oidc-provider: in front of our server, and where the people of our issuer sign in."""
+"""A third-party OpenID provider, oidc-provider, as the issuer of tokens and as an upstream of our issuer."""
 
 import runpy
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,12 +36,12 @@ AUDIENCE, OPAQUE = "https://mcp.example.com/mcp", "https://mcp.example.com/opaqu
 
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Identity]:
-    """The provider, one for all tests."""
+    """Run the provider for all tests."""
     with identity(tmp_path_factory.mktemp("identity")) as running:
         yield running
 
 
-# In front of our server
+# As the issuer of tokens
 
 
 async def test_foreign_issuer_tokens_are_checked_for_audience(provider: Identity) -> None:
@@ -106,7 +106,7 @@ async def test_client_discovers_and_registers_with_the_issuer(provider: Identity
     assert visits[0].startswith(f"{provider.url}/auth?")
 
 
-# As Google, and as any other issuer, behind our own
+# As an upstream of our issuer
 
 
 Make = Callable[..., Any]
@@ -114,7 +114,7 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 async def desk_with(provider: Identity) -> Any:
-    """Makes an authorization server on one store whose people sign in at the provider."""
+    """Return a function that creates an authorization server with the provider as its upstream."""
     backing = BACKINGS["memory"]()
     store = await backing.worker()
     clients: dict[str, tuple[str, str]] = {}
@@ -133,7 +133,7 @@ async def desk_with(provider: Identity) -> Any:
 
 
 async def away(desk: Desk, window: Browser, way: str = "google", **asked: Any) -> tuple[str, str]:
-    """A person agrees and is sent away: the client, and where to."""
+    """Consent and select the upstream; return the client, and the redirect's URL."""
     id = (await desk.register())["client_id"]
     page = await window.open(id, **asked)
     reply = await window.answer(page, way=way)
@@ -142,7 +142,7 @@ async def away(desk: Desk, window: Browser, way: str = "google", **asked: Any) -
 
 
 async def back(window: Browser, url: str) -> Reply:
-    """The browser follows the provider's redirect to us."""
+    """Follow the provider's redirect back."""
     parts = urlsplit(url)
     return await window.ask("GET", parts.path, query=parts.query)
 
@@ -163,7 +163,7 @@ async def test_external_login_grants_the_allowlist_scopes(provider: Identity, de
     assert (found.principal.subject, found.principal.scopes) == ("google:ada@example.com", {"orders:write"})
     assert "You are signed in as <strong>Ada Lovelace" in (await window.open(id, prompt="consent")).text
     assert provider.count_requests("/me") == 0
-    # Whoever isn't in the list any more ends with it; those whose entry stays don't notice.
+    # Grants of removed entries end, others stay valid.
     more = desk_with({"grace@gmail.com": [], "@example.com": ["orders:write"]})
     assert await more.who(given["access_token"]) is not None
     given = (await more.refresh(id, given["refresh_token"])).message
@@ -248,11 +248,11 @@ async def test_consent_precedes_external_login(provider: Identity, desk_with: Ma
     assert provider.count_requests("/auth") == before
 
 
-# At the server's own pages
+# Logins to the server's own pages
 
 
 async def at_the_page(url: str, login: str, way: str, page: str = "/docs") -> tuple[httpx2.Response, httpx2.Response]:
-    """A person presses the button of a page and signs in there: where they land, and the page behind that."""
+    """Press the button on a page and sign in; return the callback's response, and the page."""
     async with browser() as window:
         shown = await window.get(f"{url}{page}", headers={"accept": "text/html"})
         assert (shown.status_code, f'name="way" value="{way}"' in shown.text) == (401, True)
@@ -305,7 +305,7 @@ async def test_external_users_open_the_pages_as_themselves(provider: Identity, p
 
 
 def example(name: str) -> Server:
-    """The server of an example, which reads its environment now."""
+    """Load the server of an example with the current environment."""
     server = runpy.run_path(str(ROOT / "examples" / name))["mcp"]
     assert isinstance(server, Server)
     return server
@@ -313,7 +313,7 @@ def example(name: str) -> Server:
 
 @asynccontextmanager
 async def connected(url: str, visitor: Visitor) -> AsyncIterator[Client]:
-    """A client whose person signs in at the provider."""
+    """Yield a client whose user signs in at the provider."""
     oauth = OAuth(store=MemoryTokenStore(), visit=visitor.visit)
     async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
         yield client
@@ -321,7 +321,7 @@ async def connected(url: str, visitor: Visitor) -> AsyncIterator[Client]:
 
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch, provider: Identity) -> str:
-    """Where an example will be. Google is our provider, and nobody is registered at GitHub."""
+    """Return the URL of an example. The provider replaces Google; GitHub has no client id."""
     url = f"http://127.0.0.1:{free_port()}"
     id, secret = provider.register(f"{url}/sign-in/callback/google")
     staff, password = provider.register(f"{url}/sign-in/callback/staff", at=provider.strict)

@@ -31,7 +31,7 @@ RUNS = [
     *[(client, transport, mode) for client in SECOND for transport in ("http", "stdio") for mode in MODES],
     *[(client, "sse", "legacy") for client in SECOND],
 ]
-"""Client, transport, and how it negotiates: HTTP+SSE has no per-request mode."""
+"""Client, transport, and negotiation mode; HTTP+SSE has no per-request mode."""
 
 EXPECTED: dict[str, Any] = {
     "resources": ["hub://about"],
@@ -60,7 +60,7 @@ EXPECTED: dict[str, Any] = {
 
 
 class Servers:
-    """Where the two examples are, for each transport, and what each client has reported of them."""
+    """Targets of the two examples by transport, and each client's reports."""
 
     def __init__(self, running: dict[str, SharedServer]) -> None:
         self._running = running
@@ -70,20 +70,20 @@ class Servers:
         return f"http://127.0.0.1:{self._running[example].port()}"
 
     def target(self, transport: str, example: str) -> str:
-        """A URL, or the command of a stdio server."""
+        """Return the URL, or the command of a stdio server."""
         if transport == "stdio":
             program = ROOT / ".venv" / "bin" / "millstream"
             return f"{program} run {ROOT / 'examples' / example}.py --transport stdio"
         return self._url(example) + PATHS[transport]
 
     def health(self, transport: str) -> str:
-        """Where the hub says how many calls it runs; stdio has no such place."""
+        """Return the URL with the number of running calls; empty for stdio."""
         return "" if transport == "stdio" else self._url("hub") + "/health"
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Both examples, up for all tests of this file."""
+    """Run both examples for all tests of this file."""
     with ExitStack() as stack:
         commands = {example: partial(run_command, f"examples/{example}.py") for example in EXAMPLES}
         folder = tmp_path_factory.mktemp("interop")
@@ -91,7 +91,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, Any]:
-    """The report of one client's program, which runs when it's first asked for."""
+    """Return a client's report; runs its program on first use."""
     if (known := servers.reports.get((client, transport, mode))) is not None:
         return known
     command = [*CLIENTS[client], transport, *(servers.target(transport, example) for example in EXAMPLES)]
@@ -99,7 +99,7 @@ def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, 
     own = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "WAIT": str(WAIT)}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=5 * WAIT, check=False, env=own
-    )  # many waits
+    )  # the program waits often
     assert done.returncode == 0, done.stderr[-4000:]
     report = servers.reports[client, transport, mode] = dict(json.loads(done.stdout))
     return report
@@ -113,9 +113,9 @@ def test_official_clients_can_use_everything(servers: Servers, client: str, tran
 
     assert {key: report[key] for key in EXPECTED} == EXPECTED
     assert report["revision"] == report["structured"]["revision"] == revision
-    adopted = (client, mode) == ("python-2", "2026-07-28")  # without asking, so without a name
+    adopted = (client, mode) == ("python-2", "2026-07-28")  # adopted without a handshake, so without a name
     assert report["server"] == ("" if adopted else "hub")
-    # The 2.x TypeScript client gives the new code for the old one, which is on the wire all the same.
+    # The 2.x TypeScript client translates the old code on the wire to the new one.
     assert report["unknown_resource"] == (-32602 if per_request or client == "typescript-2" else -32002)
     assert json.loads(report["order"])["status"] == "flour to 1 Mill Lane, Bath (express)"
     assert report["about"].startswith("# hub")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.server
 
 HERE = Path(__file__).resolve().parent
 LINES = {"1": ROOT / "tests" / "conformance", "2": HERE}
-"""Line -> the folder that it is installed in."""
+"""Line of the SDK -> folder of its installation."""
 BACK = "http://127.0.0.1:8765/callback"
 __all__ = ["trusted"]
 SIGN_IN = "Please authorize this client by visiting:"
@@ -28,7 +28,7 @@ SIGN_IN = "Please authorize this client by visiting:"
 
 @asynccontextmanager
 async def document_of_a_client(context: ssl.SSLContext) -> AsyncIterator[str]:
-    """The URL where a client describes itself."""
+    """Serve a client's metadata document, and yield its URL."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -50,7 +50,7 @@ async def document_of_a_client(context: ssl.SSLContext) -> AsyncIterator[str]:
 
 
 async def signed_in(line: str, *arguments: str) -> Any:
-    """What the program of that line prints."""
+    """Run a line's program, and return its output."""
     command = (NODE, str(HERE / "sign_in.mjs"), str(LINES[line]), line, *arguments)
     program = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -76,7 +76,7 @@ async def test_typescript_client_signs_in_refreshes_and_steps_up(
 
 
 class Remote:
-    """mcp-remote as a desktop program starts it: MCP on stdin and stdout, and a link for the person on stderr."""
+    """mcp-remote as a desktop program starts it: MCP on stdin and stdout, links for the user on stderr."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -86,7 +86,7 @@ class Remote:
         self._more = asyncio.Condition()
 
     async def heard(self) -> None:
-        """Read what it says on stderr, to its end."""
+        """Read stderr to its end."""
         assert self._process.stderr is not None
         while line := (await self._process.stderr.readline()).decode():
             self._said.append(line)
@@ -94,7 +94,7 @@ class Remote:
                 self._more.notify_all()
 
     async def link(self) -> str:
-        """The next link that it has the person open."""
+        """Return the next link for the user."""
         async with asyncio.timeout(WAIT), self._more:
             while True:
                 for at in range(self._read, len(self._said) - 1):
@@ -104,7 +104,7 @@ class Remote:
                 await self._more.wait()
 
     async def ask(self, method: str, **params: Any) -> Any:
-        """The result of a request."""
+        """Return the result of a request."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         id = next(self._ids)
@@ -127,16 +127,16 @@ class Remote:
         await self.ask("initialize", protocolVersion="2025-11-25", capabilities={}, clientInfo=about)
 
     async def call(self, tool: str) -> str:
-        """What a tool says."""
+        """Return the text of a tool's result."""
         return str((await self.ask("tools/call", name=tool, arguments={}))["content"][0]["text"])
 
 
 @asynccontextmanager
 async def remote(url: str, port: int, folder: Path) -> AsyncIterator[Remote]:
-    """mcp-remote, whose browser is the program `true`: it opens nothing, and says that all is well.
+    """Run mcp-remote with the program `true` as its browser, which opens nothing and exits without an error.
 
-    The port is where it wants to be called back. Left to itself, it takes one from the range of outgoing connections,
-    and when it doesn't get the same one the next time, it registers and asks the person again.
+    The port is for its callback. By default it takes one from the range for outgoing connections, and if it doesn't get
+    the same one again, it registers anew and asks the user again.
     """
     script = HERE / "node_modules" / "mcp-remote" / "dist" / "proxy.js"
     process = await asyncio.create_subprocess_exec(
@@ -157,7 +157,7 @@ async def remote(url: str, port: int, folder: Path) -> AsyncIterator[Remote]:
 
 
 async def opened(link: str, person: Person) -> None:
-    """The person opens a link, and the browser goes back to mcp-remote, which may listen only after it has printed."""
+    """Open a link as the user; mcp-remote may start listening for the redirect only after printing the link."""
     back = await person.visit(link)
     async with browser() as window, asyncio.timeout(WAIT):
         while True:
@@ -170,7 +170,7 @@ async def opened(link: str, person: Person) -> None:
 
 
 def spoiled(folder: Path) -> str:
-    """What mcp-remote keeps gets an access token that isn't valid; its refresh token."""
+    """Invalidate the stored access token of mcp-remote, and return the refresh token."""
     (kept,) = folder.rglob("*_tokens.json")
     tokens = json.loads(kept.read_text("utf-8"))
     kept.write_text(json.dumps({**tokens, "access_token": "no.longer.valid"}), "utf-8")

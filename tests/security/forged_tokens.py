@@ -1,4 +1,4 @@
-"""Tokens that must not get anybody in; what each one is, tests/auth/test_tokens.py judges case by case."""
+"""Forged tokens that every server must refuse; tests/auth/test_tokens.py tests each kind."""
 
 from typing import Any
 
@@ -21,5 +21,5 @@ FORGED = {
 
 
 def judging() -> Any:
-    """What judges them."""
+    """Return the auth method that verifies the tokens."""
     return auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())

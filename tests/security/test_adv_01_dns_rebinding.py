@@ -1,6 +1,6 @@
 """DNS rebinding (CVE-2025-66416, CVE-2025-66414, CVE-2026-34742, CVE-2026-63118): Host and Origin, by default settings.
 
-A page at a name that the attacker points to 127.0.0.1 sends that name as Host and its own Origin.
+A page on a name that the attacker points to 127.0.0.1 sends that name as Host, and its own Origin.
 """
 
 from collections.abc import AsyncIterator
@@ -22,9 +22,7 @@ ENDPOINTS = [
 
 @pytest.fixture(params=["lane", "asgi", ON_FOUR])
 async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, RunningServer]]:
-    """The default server by either way, as bound to loopback and as bound to every address; four workers are bound to
-    loopback only.
-    """
+    """Yield the default server, bound to loopback or to all addresses; four workers are bound to loopback only."""
     servers: dict[bool, RunningServer] = {}
     if request.param == FOUR:
         servers[True] = connect_to_four()
@@ -37,13 +35,13 @@ async def running(request: pytest.FixtureRequest) -> AsyncIterator[dict[bool, Ru
             app.runtimes.bind = Bind(loopback=loopback)
             servers[loopback] = await stack.enter_async_context(serve(app, lane=request.param == "lane"))
             stack.push_async_callback(app.stop)
-            # The first request opens the server; connections after it take the short cut.
+            # The first request starts the server; later connections take the fast path.
             assert await ask(servers[loopback], "GET", "/livez", b"Host: localhost\r\n") == 200
         yield servers
 
 
 async def ask(server: RunningServer, method: str, path: str, fields: bytes) -> int:
-    """The status of one request on its own connection."""
+    """Return the status of one request on a new connection."""
     peer = await server.connect()
     head = f"{method} {path} HTTP/1.1\r\n".encode()
     body = b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"

@@ -1,6 +1,6 @@
-"""Cross-site POST without a preflight (CVE-2026-33252): a form or a script of another page reaches no tool.
+"""Cross-site POST without a preflight (CVE-2026-33252): no form or script on another page can call a tool.
 
-A page can send three content types without asking first; a browser marks what it sends with `Sec-Fetch-Site`.
+Pages can send three content types without a preflight; browsers mark their requests with `Sec-Fetch-Site`.
 """
 
 import pytest
@@ -16,7 +16,7 @@ CALL = {"name": "add", "arguments": {"a": 1, "b": 2}}
 
 
 async def calls(wire: Wire) -> list[tuple[object, dict[str, str], str]]:
-    """A call in each era, and a message of the oldest transport."""
+    """Return a call of each era, and a message of the HTTP+SSE transport."""
     return [
         (request("tools/call", CALL), dict(POST), "/mcp"),
         (request("tools/call", CALL), await wire.initialize(), "/mcp/"),

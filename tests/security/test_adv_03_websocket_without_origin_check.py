@@ -1,4 +1,4 @@
-"""Advisory 3: a WebSocket without Host and Origin check (CVE-2026-59950): any page could drive the local server."""
+"""Advisory 3: WebSockets without a Host and Origin check (CVE-2026-59950), which let any page use a local server."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ FINE = [b"http://127.0.0.1:3000", b"http://localhost", b"https://[::1]:8443", b"
 
 
 async def refusal(app: World, extra: bytes, head: bytes = UPGRADE) -> tuple[int, bytes]:
-    """Status and text of a handshake that is refused; nothing was accepted, opened or counted."""
+    """Return status and text of a refused handshake, and check that no socket was accepted or counted."""
     peer = await app.handshake(extra, head)
     status, headers = await app.opened(peer)
     body = await peer.reader.readexactly(int(headers[b"content-length"]))

@@ -1,7 +1,4 @@
-"""Session hijack (CVE-2026-52869, CVE-2026-33946): a session id in other hands is an unknown id, on every transport.
-
-Two principals, told apart by a header that stands for their credentials, through the real handlers on a socket.
-"""
+"""Session hijacking (CVE-2026-52869, CVE-2026-33946): other principals can't use a session id on any transport."""
 
 import json
 from collections.abc import AsyncIterator
@@ -32,13 +29,13 @@ FORGED = "Q" * 120
 
 
 async def authenticate(request: HttpRequest) -> Principal | None:
-    """The header `x-user` stands for a credential."""
+    """Identify the caller by the header `x-user`."""
     user = request.headers.get(b"x-user")
     return None if user is None else Principal(user.decode())
 
 
 class Front:
-    """A server that knows who asks."""
+    """A server that identifies its callers."""
 
     def __init__(
         self, server: Server, runtime: Runtime, running: RunningServer, keys: dict[str, str] | None = None
@@ -47,17 +44,17 @@ class Front:
         self.runtime = runtime
         self.running = running
         self.keys = keys
-        """User -> key, where these are what people sign in with; else the header `x-user` is."""
+        """User -> API key; without keys, the header `x-user` identifies users."""
 
     async def ask(self, user: str, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
-        """One request of a user on its own connection."""
+        """Send a request of a user on a new connection, and return the reply."""
         peer = await self.send(user, method, path, body, **headers)
         reply = Reply(*await peer.reply())
         peer.close()
         return reply
 
     async def send(self, user: str, method: str, path: str, body: bytes = b"", **headers: str) -> Peer:
-        """Send a request; the reply is the caller's to read."""
+        """Send a request of a user; the caller reads the reply."""
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         who = {"x-user": user} if user else {}
         if self.keys is not None:
@@ -67,7 +64,7 @@ class Front:
         return peer
 
     async def initialize(self, user: str) -> str:
-        """A session of a user."""
+        """Return the id of a new session."""
         params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
         reply = await self.ask(user, "POST", "/mcp", json.dumps(request("initialize", params)).encode())
         return reply.headers[b"mcp-session-id"].decode()
@@ -75,7 +72,7 @@ class Front:
 
 @asynccontextmanager
 async def fronted(way: str = "lane") -> AsyncIterator[Front]:
-    """The handlers of the server with credentials in front, or the server of four workers."""
+    """Yield one server with authentication, or a server with four workers."""
     if way == FOUR:
         running, missing = connect_to_four(), cast("Any", None)
         yield Front(missing, missing, running, {"alice": ALICE, **dict.fromkeys(THIEVES, BOB), "": ADMIN_KEY})
@@ -155,7 +152,7 @@ async def test_http_sse_streams_accept_only_their_owner(way: str) -> None:
             assert (stolen.status, stolen.body) == (404, unknown.body)
         assert (await front.ask("alice", "POST", path, PING)).status == 202
         while b"data: " not in (event := await stream.chunk()):
-            pass  # a heartbeat, where much time has passed
+            pass  # skip heartbeats on a slow machine
         assert json.loads(event.split(b"data: ")[1]) == {"jsonrpc": "2.0", "id": 5, "result": {}}
 
 

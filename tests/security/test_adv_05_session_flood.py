@@ -1,6 +1,6 @@
-"""Session flood (CVE-2026-59951, CVE-2026-67430): handshakes that are never used leave nothing behind.
+"""Session floods (CVE-2026-59951, CVE-2026-67430): unused handshakes leave nothing behind.
 
-Counts of what the server holds; `tests/test_memory.py` weighs the process. A session that opens nothing is its id.
+These tests count objects in the server; `tests/test_memory.py` measures the memory of the process.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ SIGN = {"uri": "shop://sign"}
 
 
 def held(wire: Wire) -> dict[str, int]:
-    """What a session could leave behind; in four other processes, nobody sees it from here."""
+    """Count the objects that a session could leave behind; empty for workers in other processes."""
     if wire.runtime is None:  # pyright: ignore[reportUnnecessaryComparison]
         return {}
     gc.collect()
@@ -81,7 +81,7 @@ async def test_tombstones_are_capped_with_503() -> None:
 
 
 def declaring(size: int) -> dict[str, object]:
-    """Capabilities that the session id cannot hold."""
+    """Return client capabilities that don't fit in the session id."""
     return {"sampling": {}, "experimental": {"x": {"y": "y" * size}}}
 
 

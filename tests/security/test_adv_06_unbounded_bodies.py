@@ -1,4 +1,4 @@
-"""Unbounded bodies (CVE-2026-109527, CVE-2026-54283): every body has a cap, by either way to the handler."""
+"""Unbounded bodies (CVE-2026-109527, CVE-2026-54283): the size of every body is limited, natively and over ASGI."""
 
 import asyncio
 import resource
@@ -21,7 +21,7 @@ async def _size(request: HttpRequest) -> Response:
 
 @pytest.fixture(params=["lane", "asgi", ON_FOUR])
 async def server(request: pytest.FixtureRequest) -> AsyncIterator[RunningServer]:
-    """Default settings: 4 MiB."""
+    """Yield a server with the default limit, 4 MiB."""
     if request.param == FOUR:
         running = connect_to_four()
         yield running
@@ -55,7 +55,7 @@ async def test_endless_chunked_body_gets_413_within_memory(server: RunningServer
     piece = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     sending = asyncio.create_task(_pour(peer, piece, 1024))
     answer = await peer.rest()
-    # Plain ASGI cannot read on for a moment, so the reply may be lost with the unread input.
+    # ASGI can't drain the input before closing, so the reply may be lost.
     assert answer.startswith(b"HTTP/1.1 413 ") or (answer == b"" and not server.is_own_server)
     await asyncio.wait_for(sending, WAIT)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

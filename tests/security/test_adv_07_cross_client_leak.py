@@ -1,6 +1,6 @@
-"""Cross-client leak (CVE-2026-25536, CVE-2023-28858): each reply carries its own caller's words, whatever others do.
+"""Cross-client leaks (CVE-2026-25536, CVE-2023-28858): each reply contains only its own caller's data.
 
-Many clients use the same request ids on their own connections; some go away in the middle of a call.
+Many clients use the same request ids on their own connections; some disconnect during a call.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ CLIENTS, CALLS = 30, 40
 
 
 def make_server() -> tuple[Server, asyncio.Event]:
-    """An echo that waits a little, in three ways, and one that never comes back by itself."""
+    """Return a server with the tools of `add_echo`, and their event."""
     mcp = Server("echo", settings=Settings(key="a secret of the tests that is long enough"))
     return mcp, add_echo(mcp)
 
 
 def add_echo(mcp: Server) -> asyncio.Event:
-    """Its tools; the event lets go whoever is stuck."""
+    """Add an echo tool, and one that never returns; the event releases its calls."""
     stuck = asyncio.Event()
 
     @mcp.tool
     async def echo(word: str, turns: int, ctx: Context) -> str:
-        """Give back a word after some turns of the loop."""
+        """Return a word after some iterations of the event loop."""
         for turn in range(turns):
             await asyncio.sleep(0)
             if turn == 2:
@@ -47,7 +47,7 @@ def add_echo(mcp: Server) -> asyncio.Event:
 
 
 def message(era: str, name: str, number: int, word: str, turns: int) -> bytes:
-    """One request: ids repeat over all clients."""
+    """Return one request. All clients use the same ids."""
     arguments = {"word": word, "turns": turns} if name == "echo" else {"word": word}
     params = {"name": name, "arguments": arguments}
     build = per_request if era == "2026-07-28" else request
@@ -59,14 +59,14 @@ def message(era: str, name: str, number: int, word: str, turns: int) -> bytes:
 
 
 def heard(body: bytes) -> list[dict[str, object]]:
-    """The messages of a reply, single or streamed."""
+    """Return the messages of a single or streamed reply."""
     if body.startswith(b"{"):
         return [json.loads(body)]
     return [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
 
 
 async def client(running: RunningServer, era: str, number: int, dice: random.Random) -> int:
-    """Call, compare, sometimes pipeline, sometimes go away; gives the number of replies compared."""
+    """Make calls, some pipelined or abandoned; return the number of replies compared."""
     peer: Peer | None = None
     compared = 0
     for turn in range(CALLS):
@@ -103,5 +103,5 @@ async def test_replies_never_reach_another_caller(era: str, way: str) -> None:
         if way == FOUR:
             return
         if era == "2025-03-26":
-            stuck.set()  # a handshake-era call belongs to the server, not to the connection
+            stuck.set()  # a handshake-era call survives its connection
         await wire.until(lambda: not wire.runtime.dispatcher.calls)

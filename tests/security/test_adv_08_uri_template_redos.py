@@ -1,4 +1,4 @@
-"""Advisory 8: ReDoS in URI templates (CVE-2026-0621). A matcher with a fixed number of steps has nothing to exploit."""
+"""Advisory 8: ReDoS in URI templates (CVE-2026-0621). Matching takes a bounded number of steps."""
 
 import sys
 from collections.abc import Callable
@@ -34,7 +34,7 @@ DECODED = [
 
 
 def lines_run(function: Callable[[], object]) -> int:
-    """Lines of Python that a call executes, those of the standard library included."""
+    """Return the number of Python lines that a call executes, including the standard library."""
     count = 0
 
     def trace(_frame: FrameType, event: str, _arg: Any) -> Any:

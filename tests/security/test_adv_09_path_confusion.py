@@ -1,6 +1,6 @@
-"""Path and URL confusion (CVE-2026-48710 and PYSEC-2026-248): what is not one of our paths reaches no handler.
+"""Path and URL confusion (CVE-2026-48710, PYSEC-2026-248): only the server's exact paths reach a handler.
 
-Both ways to the handlers must read every spelling alike, or a check on one would not hold on the other.
+The native and the ASGI path must parse all spellings alike, so that a check in one also holds in the other.
 """
 
 import json
@@ -15,10 +15,10 @@ from wire import POST, Wire, encode_headers, encode_request, request, run_wire
 
 SOCKETS = pytest.mark.parametrize("way", ["lane", ON_FOUR])
 SIGN_IN = {"authorization": f"Bearer {ADMIN_KEY}"}
-"""Says nothing to a server where nobody signs in."""
+"""Ignored by servers without authentication."""
 PING = json.dumps(request("ping")).encode()
 OURS = ["/mcp", "/mcp/", "/%6dcp", "/mc%70/", "/mcp%2f", "/mcp?x=/secret", "/mcp?"]
-"""ASGI decodes a path once; what that gives is compared."""
+"""ASGI decodes a path once, and the decoded path is compared."""
 OTHERS = [
     "//mcp", "///mcp", "/mcp//", "/./mcp", "/mcp/.", "/x/../mcp", "/mcp/..", "/mcp/../mcp", "/mcp;x", "/mcp;/", "/MCP",
     "/mcp%00", "/mcp%2F..", "/%2e/mcp", "/%2e%2e/mcp", "/mcp%20", "/mcp%3fx", "/@google.com", "/mcp@evil",
@@ -36,7 +36,7 @@ TARGETS = [
 
 
 async def status(wire: Wire, target: str, **headers: str) -> int:
-    """The status of a POST with this request target, on its own connection; 0 when the server only hangs up."""
+    """Return the status of a POST to a request target on a new connection; 0 if it's closed without a reply."""
     assert wire.running is not None
     peer = await wire.running.connect()
     await peer.send(encode_request("POST", target, encode_headers({**POST, **SIGN_IN, **headers}), PING))

@@ -1,4 +1,4 @@
-"""Advisory 10: injection into event streams by CR, LF and NUL (CVE-2026-43968, CVE-2026-44214)."""
+"""Advisory 10: injection into event streams with CR, LF, and NUL (CVE-2026-43968, CVE-2026-44214)."""
 
 import random
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_line_ends_in_data_stay_data(payload: str) -> None:
 
 @for_each("payload", [*PAYLOADS, "\u2028", "\x85"])
 def test_json_messages_are_always_one_line(payload: str) -> None:
-    """HTML, server-sent events: JSON without pretty-printing is safe."""
+    """WHATWG HTML §9.2: JSON without pretty-printing is safe."""
     message = msgspec.json.encode({payload: payload})
     events = Decoder().feed(sse.encode_message(message, "7"))
     assert events == [SseEvent(message.decode(), "message", "7")]

@@ -1,7 +1,7 @@
-"""JSON-RPC confusion (CVE-2026-27896, GO-2026-4770): one body has one meaning, and no request is dropped in silence.
+"""JSON-RPC confusion (CVE-2026-27896, GO-2026-4770): a body has one meaning, and no request is dropped silently.
 
-Keys are compared exactly, of duplicates the last counts everywhere, and an id that is no id is told. Two official
-servers answer 202 to a request whose id is NaN, null, true or an object; the client then waits for ever.
+Keys are compared exactly, the last duplicate counts everywhere, and invalid ids get an error. Two official servers
+respond with 202 to a request whose id is NaN, null, true, or an object, and the client waits forever.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Header and body disagree (2026-07-28): what acts on a request acts on the body that was verified against its headers.
+"""Header and body disagree (2026-07-28): requests are processed by the body, after checking it against the headers.
 
-A gateway in front may route, limit or refuse by `Mcp-Method` and `Mcp-Name`; a body that says something else must not
-get through, and our own gate must never see the header's word for it.
+A gateway may route, limit, or refuse requests by `Mcp-Method` and `Mcp-Name`. A body that disagrees is refused, and our
+own gate uses only the body.
 """
 
 import pytest
@@ -25,7 +25,7 @@ METHODS = {
 
 
 def watch(wire: Wire) -> list[tuple[str, str]]:
-    """What the gate was asked; nobody hears that from four other processes."""
+    """Return the list of calls that the gate checks; it stays empty for workers in other processes."""
     asked: list[tuple[str, str]] = []
     if wire.runtime is None:  # pyright: ignore[reportUnnecessaryComparison]
         return asked

@@ -1,6 +1,6 @@
-"""A token for another server (CVE-2026-116684, CVE-2025-69196): each server takes only tokens that name it.
+"""Tokens for another server (CVE-2026-116684, CVE-2025-69196): each server accepts only tokens with its own audience.
 
-Which claims count in detail: tests/auth/test_tokens.py.
+tests/auth/test_tokens.py tests the claims in detail.
 """
 
 import pytest

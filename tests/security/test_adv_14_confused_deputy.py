@@ -1,6 +1,6 @@
-"""Confused deputies: CVE-2026-27124 (consent that another client rides on) and unvalidated redirect URIs (CWE-601).
+"""Confused deputies: CVE-2026-27124 (another client uses a user's consent) and unvalidated redirect URIs (CWE-601).
 
-MCP, security best practices: consent for each client before anything is forwarded, bound to the browser that gave it.
+MCP, security best practices: users consent to each client before a redirect, and consent is bound to the browser.
 """
 
 import json
@@ -19,28 +19,28 @@ EVIL = "https://evil.example/back"
 
 
 class Elsewhere:
-    """An upstream where the person has agreed to this server once and for all: it asks nobody any more."""
+    """An upstream that signs the user in without asking, because they agreed earlier."""
 
     name, label = "elsewhere", "Continue with Elsewhere"
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Send the browser there."""
+        """Return the redirect."""
         return AuthorizationRedirect(f"https://id.example/go?redirect_uri={quote(callback)}&state={state}")
 
     async def finish(self, callback: Callback) -> User:
-        """Whoever it is."""
+        """Return the user."""
         return User("victim", "Victim")
 
 
 @pytest.fixture(params=STORE_KINDS)
 async def desk(request: pytest.FixtureRequest) -> AsyncIterator[Desk]:
-    """An authorization server with that upstream."""
+    """Yield an authorization server with that upstream."""
     async with desk_on(request.param, people=[KnownUsers(), Elsewhere()]) as desk:
         yield desk
 
 
 async def away(desk: Desk, browser: Browser, **about: Any) -> str:
-    """The URL of the upstream, for a client that this browser's person has agreed to."""
+    """Return the upstream's URL for a client that the user of this browser has approved."""
     id = (await desk.register(**about))["client_id"]
     page = await browser.open(id, redirect_uri=about.get("redirect_uris", [BACK])[0])
     leads = await browser.answer(page, way="elsewhere")
@@ -48,7 +48,7 @@ async def away(desk: Desk, browser: Browser, **about: Any) -> str:
 
 
 async def back_from(browser: Browser, upstream: str) -> Reply:
-    """The upstream sends a browser back at once."""
+    """Follow the upstream's redirect back."""
     state = parse_qs(urlsplit(upstream).query)["state"][0]
     query = urlencode({"state": state, "code": "x"})
     return await browser.ask("GET", "/sign-in/callback/elsewhere", query=query)
@@ -127,9 +127,7 @@ async def test_intercepted_codes_are_useless(desk: Desk) -> None:
 
 async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None:
     for worker in desk.workers:
-        worker.running._pending_logins._leaving.clock = lambda: (
-            0.0
-        )  # while the machine stands still, more of them may go
+        worker.running._pending_logins._leaving.clock = lambda: 0.0  # on a slow machine, the limiter may allow more
     victim, flooder = Browser(desk), Browser(desk)
     link = await away(desk, victim)
     id = (await desk.register())["client_id"]
@@ -145,8 +143,8 @@ async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None
 
 @for_each("name", ["code", "state", "iss", "error", "c%6fde", "code=x&a", "error_description"])
 async def test_return_urls_contain_no_response_parameters(desk: Desk, name: str) -> None:
-    """Regression: a redirect URI with a code or `iss` in its query led to repeated parameters, of which many programs
-    use the first (RFC 6749 §3.1).
+    """Regression: a redirect URI with `code` or `iss` in its query led to repeated parameters, and many programs use
+    the first (RFC 6749 §3.1).
     """
     about = {"token_endpoint_auth_method": "none", "redirect_uris": [f"{BACK}?{name}=evil"]}
     reply = await desk.ask("POST", "/register", body=json.dumps(about).encode(), content_type="application/json")

@@ -1,5 +1,5 @@
-"""Clients that send credentials to an attacker's authorization server (CVE-2026-104850, CVE-2026-115563): what a client
-has of one issuer never reaches another one, whatever a server says about who gives its tokens.
+"""Clients that send credentials to an attacker's authorization server (CVE-2026-104850, CVE-2026-115563): credentials
+of one issuer are never sent to another, whatever issuer a server's metadata names.
 """
 
 import json
@@ -21,15 +21,15 @@ SECRET = "the-secret-that-only-one-issuer-knows"
 
 
 class World:
-    """A server whose metadata can be changed, and an issuer; both note what they are asked."""
+    """A server with variable metadata, and an issuer. Both record their requests."""
 
     def __init__(self) -> None:
         self.issuer = ""
         self.authorize: dict[str, str] = {}
-        """What the issuer adds to its answer."""
+        """Parameters that the issuer adds to its response."""
 
     async def resource(self, asked: ReceivedRequest) -> None:
-        """The server."""
+        """Serve the MCP server."""
         if asked.path.startswith("/.well-known/"):
             url = f"http://{asked.headers['host']}/mcp"
             await asked.reply(json.dumps({"resource": url, "authorization_servers": [self.issuer]}).encode())
@@ -39,7 +39,7 @@ class World:
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
 
     async def issue(self, asked: ReceivedRequest) -> None:
-        """An authorization server."""
+        """Serve the authorization server."""
         origin = f"http://{asked.headers['host']}"
         path = asked.path.partition("?")[0]
         if path.startswith("/.well-known/"):
@@ -57,24 +57,24 @@ class World:
             await asked.reply(b'{"access_token": "good", "refresh_token": "renews", "token_type": "Bearer"}')
 
     async def visit(self, url: str) -> str:
-        """A person who agrees."""
+        """Approve a request, and return the redirect."""
         query = parse_qs(urlsplit(url).query)
         more = "".join(f"&{name}={value}" for name, value in self.authorize.items())
         return f"{query['redirect_uri'][0]}?code=c&state={query['state'][0]}{more}"
 
 
 def origin(server: MisbehavingServer) -> str:
-    """Where a server is."""
+    """Return a server's origin."""
     return server.url.removesuffix("/mcp")
 
 
 def told(server: MisbehavingServer) -> str:
-    """All that a server was ever sent."""
+    """Return everything that was sent to a server."""
     return " ".join(f"{asked.path} {asked.headers} {asked.body.decode()}" for asked in server.requests)
 
 
 async def call(server: MisbehavingServer, auth: OAuth) -> None:
-    """Sign in and call."""
+    """Sign in and call a tool."""
     async with Client(server.url, options=Options(auth=auth)) as client:
         await client.call("x")
 
@@ -91,7 +91,7 @@ async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> N
         world.issuer = origin(good)
         await call(server, auth)
         assert len(good.requests) >= 2
-        auth._store.save(MemoryTokenStore().load())  # its tokens were revoked
+        auth._store.save(MemoryTokenStore().load())  # as after a revocation of its tokens
         world.issuer = origin(evil)
         with pytest.raises(AccessDenied, match="these credentials are for"):
             await call(server, auth)

@@ -1,5 +1,5 @@
-"""Redirects that leak headers and bodies (CVE-2026-116685, CVE-2026-111769): nothing that was meant for one origin
-reaches another one, by whatever status and spelling. What the server itself asks: test_adv_17_ssrf.py.
+"""Redirects that leak headers and bodies (CVE-2026-116685, CVE-2026-111769): clients send nothing meant for one origin
+to another. test_adv_17_ssrf.py tests the server's own requests.
 """
 
 import pytest

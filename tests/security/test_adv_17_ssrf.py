@@ -1,7 +1,7 @@
-"""Requests that a server makes for others (CVE-2026-116686, CVE-2026-77822, CVE-2026-79747 and their kind).
+"""Server-side request forgery (CVE-2026-116686, CVE-2026-77822, CVE-2026-79747).
 
-One fetcher makes them all: https, addresses judged after they were looked up and connected to as judged, no redirects,
-caps on size and time. Redirects that take credentials along are CVE-2026-116685 and CVE-2026-111769.
+One fetcher makes all outbound requests: https only, addresses checked after DNS resolution and connected to as checked,
+no redirects, limits on size and time. Redirects that leak credentials are CVE-2026-116685 and CVE-2026-111769.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ def test_forbidden_urls_are_refused_before_dns(url: str) -> None:
 
 
 def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
-    """Make a name resolve to something else each time; gives what was asked."""
+    """Make a name resolve to different addresses in turn; return the names that were looked up."""
     asked: list[str] = []
 
     def resolve(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
@@ -67,11 +67,11 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
 
 
 class _Connected(Exception):
-    """With the address."""
+    """Raised with the address instead of connecting."""
 
 
 def connects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tell what would be connected to, instead."""
+    """Raise `_Connected` instead of connecting."""
 
     async def connect(make: object, host: str, port: int, **options: Any) -> Any:
         raise _Connected(host, port, options.get("server_hostname"))
@@ -99,7 +99,7 @@ async def test_slow_dns_lookups_do_not_exhaust_threads(monkeypatch: pytest.Monke
     lookups = [asyncio.create_task(fetch(f"https://{number}.slow.example/client")) for number in range(64)]
     try:
         async with asyncio.timeout(WAIT):
-            await asyncio.sleep(0)  # each has begun
+            await asyncio.sleep(0)  # lets each lookup start
             assert await asyncio.to_thread(lambda: "checked") == "checked"
             while sum(each.done() for each in lookups) < 48:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

@@ -1,5 +1,5 @@
-"""A credential that is not valid makes nobody anonymous (CVE-2026-59822), and no header stands in for another
-(CVE-2026-110279). On every path: tests/auth/test_guard.py.
+"""Requests with an invalid credential are never anonymous (CVE-2026-59822), and no other header replaces the credential
+(CVE-2026-110279). tests/auth/test_guard.py tests every path.
 """
 
 import pytest
@@ -28,7 +28,7 @@ async def test_invalid_authorization_is_never_anonymous(value: str, way: str) ->
                                   "x-original-authorization"])  # fmt: skip
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 async def test_proxy_identity_headers_are_ignored(way: str, name: str) -> None:
-    refused = 403 if way == "lane" else 401  # where tokens count, too, a client is told to get another one
+    refused = 403 if way == "lane" else 401  # with tokens, too, clients are asked to get another one
     async with run_guarded(way=way) as world:
         for value in ("alice", ALICE, f"Bearer {ALICE}"):
             assert (await world.post(None, request("ping"), **{name.replace("-", "_"): value})).status == 401

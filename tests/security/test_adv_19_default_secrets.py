@@ -1,6 +1,6 @@
-"""Default secrets and open doors (CVE-2026-53709, CVE-2026-78573): there is no key that everybody knows.
+"""Default secrets and missing authentication (CVE-2026-53709, CVE-2026-78573): there is no well-known key.
 
-Which addresses are served without any: tests/auth/test_public_bind.py.
+tests/auth/test_public_bind.py tests which addresses need authentication.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""Paths that leave their folder (CVE-2026-77825, a check by `startswith`): what is served stands in a table, so no
-spelling of a path opens a file.
+"""Path traversal (CVE-2026-77825, a check with `startswith`): served files are listed in a table, so no path can open
+another file.
 """
 
 import pytest
@@ -30,7 +30,7 @@ async def test_no_path_spelling_reaches_a_file(before: str, way: str) -> None:
             await peer.send(f"GET {before}{name} HTTP/1.1\r\n{HEAD}\r\n".encode())
             status, headers = await peer.head()
             if headers.get(b"content-type", b"").startswith(b"text/event-stream"):
-                assert before == "/mcp/sse/"  # the rest of the path is a client's name there, and no file's
+                assert before == "/mcp/sse/"  # there, the rest of the path is a client's name
                 peer.writer.transport.abort()
                 continue
             said = await peer.reader.read()
@@ -44,7 +44,7 @@ async def test_no_path_spelling_reaches_a_file(before: str, way: str) -> None:
 
 
 async def test_served_files_are_fixed_at_start() -> None:
-    from millstream._web.pages import pages  # noqa: PLC0415  the table itself
+    from millstream._web.pages import pages  # noqa: PLC0415  the table of files
 
     assert all(path.count("..") == 0 and path.startswith(("/assets/", "/")) for path in pages())
     assert not any(path.endswith(".py") for path in pages())

@@ -1,5 +1,5 @@
-"""Commands by HTTP (CVE-2025-49596, CVE-2025-6514): no request makes a process, no shell reads anything, and a client
-opens nothing in a browser but pages of the web.
+"""Command execution over HTTP (CVE-2025-49596, CVE-2025-6514): no request starts a process, no command runs in a shell,
+and clients open only web pages in a browser.
 """
 
 import ast
@@ -28,10 +28,10 @@ COMMAND = "touch owned; $(id) `id` | sh & calc.exe"
 
 
 class Started:
-    """What was started while somebody watches: audit hooks can't be taken away again."""
+    """Processes that were started. Audit hooks can't be removed, so there's one hook per process."""
 
     watching = False
-    events: list[str] = []  # noqa: RUF012  one for the process, as the hook is
+    events: list[str] = []  # noqa: RUF012  shared, like the hook
 
 
 def _hook(event: str, arguments: Any) -> None:
@@ -44,7 +44,7 @@ sys.addaudithook(_hook)
 
 @pytest.fixture
 def started() -> Iterator[list[str]]:
-    """Whatever the process starts from now on."""
+    """Yield the list of processes that start during the test."""
     Started.events.clear()
     Started.watching = True
     yield Started.events
@@ -104,7 +104,7 @@ async def test_client_opens_only_web_pages(page: str, monkeypatch: pytest.Monkey
 
 
 def dotted(function: ast.expr) -> str:
-    """What is called, if that is a name, or a name of a module's."""
+    """Return the dotted name of a called function, if it has one."""
     if isinstance(function, ast.Attribute):
         return f"{dotted(function.value)}.{function.attr}"
     return function.id if isinstance(function, ast.Name) else ""

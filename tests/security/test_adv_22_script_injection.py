@@ -1,5 +1,5 @@
-"""Scripts that strangers write (CVE-2025-62800): no page is made of anything that a peer said, nothing but a page is
-HTML, and no page runs a script that isn't a file of ours. In a browser: tests/pages/test_script_injection.py.
+"""Script injection (CVE-2025-62800): pages contain no input from peers, only pages are HTML, and pages run only scripts
+from our own files. tests/pages/test_script_injection.py tests this in a browser.
 """
 
 import re
@@ -25,7 +25,7 @@ REFERER = PAYLOADS[0].encode()
 
 
 class Marks(HTMLParser):
-    """Whatever could run a script in a page."""
+    """Collects everything in a page that could run a script."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Marks(HTMLParser):
 
 
 def policy(headers: dict[bytes, bytes]) -> dict[str, str]:
-    """What a page may load."""
+    """Return the content security policy as a mapping."""
     parts = headers[b"content-security-policy"].decode().split(";")
     return {name: rest for name, _, rest in (part.strip().partition(" ") for part in parts)}
 

@@ -1,4 +1,4 @@
-"""Scripts in what clients say of themselves, on the pages where people sign in: CVE-2025-62800 and its kind."""
+"""Script injection through client metadata on the sign-in pages (CVE-2025-62800)."""
 
 import re
 from html.parser import HTMLParser
@@ -22,7 +22,7 @@ ALLOWED = {"html", "head", "meta", "title", "link", "body", "main", "h1", "h2", 
 
 
 class Elements(HTMLParser):
-    """Every element of a page, and its attributes."""
+    """Collects the elements of a page and their attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Elements(HTMLParser):
 
 
 def check(page: Any) -> None:
-    """Nothing that runs is on the page, and its policy would not let it."""
+    """Check that a page contains nothing executable, and that its policy forbids scripts."""
     found = Elements()
     found.feed(page.text)
     assert {tag for tag, _ in found.seen} <= ALLOWED
@@ -51,7 +51,7 @@ def check(page: Any) -> None:
 
 
 class Elsewhere:
-    """An upstream with an ugly label, which fails with an ugly text."""
+    """An upstream whose label and error message contain a payload."""
 
     name = "elsewhere"
 
@@ -59,11 +59,11 @@ class Elsewhere:
         self.label = payload
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Send the browser there."""
+        """Return the redirect."""
         return AuthorizationRedirect(f'https://id.example/?state={state}&x="><script>alert(1)</script>')
 
     async def finish(self, callback: Callback) -> User:
-        """Nobody."""
+        """Fail with the payload."""
         raise SignInFailed(self.label)
 
 
@@ -107,11 +107,11 @@ async def test_redirect_uris_cannot_extend_the_policy(uri: str, kind: str) -> No
 
 
 async def register_and_look(desk: Desk, uri: str) -> None:
-    """What the page's policy says, if there is a page."""
+    """Check the policy of the page, if the registration succeeds."""
     try:
         id = (await desk.register(redirect_uris=[uri]))["client_id"]
     except AssertionError as refused:
-        assert "invalid_redirect_uri" in str(refused)  # noqa: PT017  one of two good ends
+        assert "invalid_redirect_uri" in str(refused)  # noqa: PT017  one of two valid outcomes
         return
     page = await Browser(desk).open(id, redirect_uri=uri)
     policy = page.headers["content-security-policy"]

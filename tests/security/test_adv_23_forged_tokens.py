@@ -1,6 +1,6 @@
-"""Forged tokens (CVE-2026-32597, CVE-2025-59420, CVE-2024-37568, CVE-2025-62706): the list of them on every transport.
+"""Forged tokens on every transport (CVE-2026-32597, CVE-2025-59420, CVE-2024-37568, CVE-2025-62706).
 
-The list and what each one is: tests/auth/test_tokens.py, where it is judged case by case.
+tests/auth/test_tokens.py tests each kind of token.
 """
 
 import pytest

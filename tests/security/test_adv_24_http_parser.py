@@ -1,7 +1,6 @@
-"""Request smuggling (CVE-2025-43859 and its kind): what two parsers could read in two ways is refused.
+"""Request smuggling (such as CVE-2025-43859): messages that two parsers could read differently are refused.
 
-The corpus is sent to both ways to the handler; each message ends the connection, so that nothing behind it is read as a
-request of its own.
+The corpus is sent natively and over ASGI. Each message ends the connection, so nothing after it is read as a request.
 """
 
 from collections.abc import AsyncIterator
@@ -18,26 +17,26 @@ SMUGGLED = b"GET /admin HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 class Record:
-    """What the handlers saw."""
+    """Records the requests of the handlers."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
 
     async def __call__(self, request: HttpRequest) -> Response:
-        """Note the path."""
+        """Record the path."""
         self.paths.append(request.path)
         return Response(body=b"ok")
 
 
 @pytest.fixture
 def record() -> Record:
-    """A handler that remembers."""
+    """Return a handler that records its requests."""
     return Record()
 
 
 @pytest.fixture(params=["lane", "asgi", ON_FOUR])
 async def server(request: pytest.FixtureRequest, record: Record) -> AsyncIterator[RunningServer]:
-    """Two paths: one that the attacker may call, one that a proxy would have refused."""
+    """Yield a server with two paths: a public one, and one that a proxy would refuse."""
     if request.param == FOUR:
         running = connect_to_four()
         yield running
@@ -50,7 +49,7 @@ async def server(request: pytest.FixtureRequest, record: Record) -> AsyncIterato
 
 
 def post(fields: bytes, body: bytes = b"") -> bytes:
-    """A POST with these framing fields, and the smuggled request behind its body."""
+    """Return a POST with these framing headers, followed by the smuggled request."""
     return b"POST /mcp HTTP/1.1\r\n" + HEAD + fields + b"\r\n" + body + SMUGGLED
 
 
@@ -101,7 +100,7 @@ async def test_ambiguous_framing_ends_the_connection_and_smuggles_nothing(
             for piece in pieces:
                 await peer.send(piece)
         except ConnectionError:
-            # Refused before it was sent.
+            # The server closed the connection while the request was being sent.
             pass
         answer = await peer.rest()
         assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), answer

@@ -17,7 +17,7 @@ ASK = b'{"type":"ping"}'
 
 
 async def still_serves(app: World) -> None:
-    """Somebody else is answered."""
+    """Check that other clients still get replies."""
     other = await app.raw()
     await other.send(frame(TEXT, ASK))
     assert await other.message() == {"type": "pong"}

@@ -1,5 +1,5 @@
-"""A reader of event streams without a bound (CVE-2026-53965): of what a server sends without ever ending it, our client
-keeps so much and no more. Bodies and heads of that kind: tests/client/test_faults.py.
+"""Unbounded event streams (CVE-2026-53965): the client limits how much it buffers of an endless line or event.
+tests/client/test_faults.py tests endless bodies and headers.
 """
 
 import asyncio

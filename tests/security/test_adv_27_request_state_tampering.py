@@ -1,6 +1,6 @@
-"""Tampering with `requestState` (2026-07-28): sealed, bound to its call and its owner, and over after its time.
+"""Tampering with `requestState` (2026-07-28): it is sealed, bound to its call and owner, and expires.
 
-The conformance scenario `input-required-result-tampered-state` changes one state once; here every place is changed.
+The conformance scenario `input-required-result-tampered-state` makes one change; these tests change every position.
 """
 
 import json
@@ -23,7 +23,7 @@ HEADERS = routing("tools/call", "ask")
 
 
 def body(state: str = "", responses: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
-    """One round of the call."""
+    """Return one round of the call."""
     params: dict[str, Any] = {"name": "ask", "arguments": arguments}
     if responses is not None:
         params |= {"requestState": state, "inputResponses": responses}
@@ -31,14 +31,14 @@ def body(state: str = "", responses: dict[str, Any] | None = None, **arguments: 
 
 
 async def first_round(wire: Wire, **arguments: Any) -> tuple[str, dict[str, Any]]:
-    """The state, and the answer to its question."""
+    """Return the state, and the answer to its question."""
     result = (await wire.post(body(**arguments), HEADERS)).message["result"]
     answer = {"action": "accept", "content": {"name": "Ada"}}
     return result["requestState"], dict.fromkeys(result["inputRequests"], answer)
 
 
 def refused(reply: Reply) -> bool:
-    """The one answer to a state that is not good."""
+    """Check for the error that every invalid state gets."""
     return reply.error == (200, -32602, 7)
 
 

@@ -1,5 +1,5 @@
-"""Scripts in Redis (CVE-2025-49844 and others): what a peer says is an argument of a script and never part of one, and
-the documented user may do nothing beside what Millstream needs.
+"""Redis scripts (CVE-2025-49844 and others): input is passed as an argument and never becomes part of a script, and the
+documented Redis user can only do what Millstream needs.
 """
 
 import re
@@ -25,7 +25,7 @@ EVIL = [
 
 @pytest.fixture
 def server() -> RedisServer:
-    """A server of real Redis."""
+    """Yield a server on a real Redis."""
     server: RedisServer = shared_servers(RedisServer)
     server.flush()
     server.ask("CONFIG", "RESETSTAT")
@@ -34,7 +34,7 @@ def server() -> RedisServer:
 
 
 def used(server: RedisServer) -> set[str]:
-    """The commands that were run since then."""
+    """Return the commands that have run on a server."""
     return set(re.findall(r"cmdstat_([\w|]+):", server.ask("INFO", "commandstats").decode()))
 
 

@@ -24,7 +24,7 @@ HERE_ONLY = ["/dashboard", "/chat", "/inspect", "/metrics", "/dashboard/audit", 
 
 @contextmanager
 def nginx(folder: Path, site: str, backend: int) -> Iterator[int]:
-    """nginx with a site of the example's shape; gives its port."""
+    """Start nginx with the site of the example; yield its port."""
     port = free_port()
     site = site.replace("127.0.0.1:8000", f"127.0.0.1:{backend}").replace("listen 80;", f"listen 127.0.0.1:{port};")
     folder.mkdir()
@@ -47,11 +47,11 @@ def nginx(folder: Path, site: str, backend: int) -> Iterator[int]:
 
 
 def status(port: int, path: str, body: bytes | None = None) -> int:
-    """Of a request as a client on the public name sends it."""
+    """Return the status of a request to the public name."""
     headers = {"host": "mcp.example.com", "content-type": "application/json", "accept": "application/json"}
     asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, headers)
     try:
-        with urllib.request.urlopen(asked, timeout=WAIT) as reply:  # noqa: S310  our own address
+        with urllib.request.urlopen(asked, timeout=WAIT) as reply:  # noqa: S310  a loopback address
             return int(reply.status)
     except urllib.error.HTTPError as refused:
         with refused:

@@ -8,7 +8,7 @@ from four_workers import ON_FOUR
 
 NEARLY = [b"\xa0", b"\x85", b"\xc2\xa0", "\u2000".encode(), "\ufeff".encode(), b"\x1c", b"\x0b", b'"', b"=", b",",
           b"$Version=1,", b"%20", b"+"]  # fmt: skip
-"""In front of a name. Python takes the first two, in Latin-1, for white space."""
+"""Prefixes of a name. Python treats the first two, in Latin-1, as white space."""
 
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])

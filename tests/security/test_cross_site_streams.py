@@ -1,7 +1,7 @@
-"""A page of another site opens no stream: an image, a frame or a link is a GET, and a GET of a stream does something.
+"""Cross-site streams: an image, frame, or link on another site sends a GET, and opening a stream has side effects.
 
-It takes over the mailbox of a client, or announces a member who isn't there. Browsers say where a request comes from
-(Fetch Metadata Request Headers, W3C, §2.4), and a page cannot forge that.
+It could take over a client's mailbox, or announce a false member. Fetch Metadata headers (W3C, §2.4) show the origin of
+a request, and pages can't forge them.
 """
 
 import json
@@ -19,12 +19,12 @@ STREAMS = ["/events?channel=a", "/mcp/sse/alice", "/sse", "/mcp", "/mcp/", "/das
 
 
 def make_server() -> Server:
-    """Everything that streams, for one origin more than its own."""
+    """Return a server with all streams and an additional allowed origin."""
     return Server("streams", serve="all", settings=Settings(allowed_origins=(ALLOWED_ORIGIN,)))
 
 
 async def status(wire: Wire, path: str, fields: dict[str, str]) -> int:
-    """What a GET is answered; a stream that begins is left at once."""
+    """Return the status of a GET, and close the stream if one opens."""
     headers = {**POST, "accept": "text/event-stream", "authorization": f"Bearer {ADMIN_KEY}", **fields}
     if wire.running is None:
         return await _begun_over_asgi(wire, path, headers)

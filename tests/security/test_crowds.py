@@ -13,9 +13,9 @@ from patience import WAIT
 from wire import request
 
 BETWEEN = 0.05
-"""Seconds between two drops of a slow sender."""
+"""Seconds between two pieces from a slow sender."""
 LIMIT = 0.5
-"""Seconds that the server gives everybody for a head, and for a body."""
+"""Seconds that the server waits for a head, and for a body."""
 CROWD = 150
 HALF = b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n"
 BODY = (
@@ -35,7 +35,7 @@ async def test_slow_senders_are_dropped_while_others_are_served(begin: bytes, dr
                     peer.writer.write(drop)
                     await asyncio.wait([reading], timeout=BETWEEN)
                 return reading.result()
-            except ConnectionError:  # the end came while it was writing
+            except ConnectionError:  # the server closed the connection during a write
                 return b""
             finally:
                 peer.close()
@@ -44,7 +44,7 @@ async def test_slow_senders_are_dropped_while_others_are_served(begin: bytes, dr
             begun, status = monotonic(), 0
             with suppress(ConnectionError, EOFError, AssertionError):
                 status = (await world.post(ALICE, request("ping"))).status
-            # Where the machine stood still in the middle of it, it was too slow, too.
+            # On a stalled machine, a normal client may also be too slow.
             assert status == 200 or monotonic() - begun > LIMIT
             return status == 200
 

@@ -19,7 +19,7 @@ HERE = ("127.0.0.1", 1)
 
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
-    """A server with everything."""
+    """Yield a server with all features."""
     mcp = Server("everywhere", serve="all")
     mcp.upstream("small", Server("small"))
     yield mcp
@@ -27,7 +27,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 def client(app: Any, peer: tuple[str, int]) -> httpx2.AsyncClient:
-    """A client at an address."""
+    """Yield a client with a certain address."""
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=peer), base_url="http://127.0.0.1")
 
 
@@ -106,7 +106,7 @@ async def test_peer_decides_on_loopback_origins_under_other_servers(
 
 
 async def dialect(app: Any, message: str, peer: tuple[str, int] = OUTSIDE, *fields: tuple[bytes, bytes]) -> list[str]:
-    """What a socket is sent: the greeting, and the answer to one message; nothing where it is refused."""
+    """Return the greeting of a socket and the reply to one message; empty if it's refused."""
     incoming = [
         {"type": "websocket.connect"},
         {"type": "websocket.receive", "text": message},

@@ -7,7 +7,7 @@ from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._transports.memory import MemoryPipe
 from wire import per_request, request, run_wire
 
-BULK = {f"{number:040}": {} for number in range(40_000)}  # within the bound of objects in one message
+BULK = {f"{number:040}": {} for number in range(40_000)}  # within the limit on nested objects
 WIDE = {**BULK, "roots": {"listChanged": True}, "elicitation": BULK, "sampling": {}}
 
 

@@ -27,7 +27,7 @@ PING = json.dumps(request("ping", id=5)).encode()
 
 
 class Sockets(LaneHttp):
-    """Sends each request by a connection of its own."""
+    """Sends each request on a new connection."""
 
     async def fetch(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
@@ -38,7 +38,7 @@ class Sockets(LaneHttp):
 
 @asynccontextmanager
 async def processes() -> AsyncIterator[list[Any]]:
-    """The four that `millstream run` starts; the kernel says which of them is asked."""
+    """Yield the four workers of `millstream run`; the kernel selects one for each connection."""
     running = connect_to_four()
     yield [SimpleNamespace(http=Sockets(running))] * 4
     running.drop_connections()
@@ -46,7 +46,7 @@ async def processes() -> AsyncIterator[list[Any]]:
 
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server), ON_FOUR])
 async def workers(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
-    """One worker, or four."""
+    """Yield one worker, or four."""
     if request.param == FOUR:
         async with processes() as workers:
             yield workers
@@ -69,7 +69,7 @@ class Turns:
         return self._workers[self._next % len(self._workers)]
 
     async def ask(self, key: str, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> Any:
-        """Status, names of headers, and body; a stream that opens has none."""
+        """Return the status, header names, and body of a reply; the body is empty for a stream."""
         given = {**headers, "authorization": f"Bearer {key}"}
         reply = await self.worker().http.fetch(method, path, given, body)
         if reply.streaming and reply.status == 200 and method == "GET":
@@ -82,7 +82,7 @@ class Turns:
         return EventStream(await self.worker().http.fetch("GET", path, given))
 
     async def session(self, key: str) -> dict[str, str]:
-        """The headers of a session."""
+        """Return the headers of a new session."""
         about = {"name": "t", "version": "1"}
         params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {"elicitation": {}}, "clientInfo": about}
         body = json.dumps(request("initialize", params, 0)).encode()
@@ -205,7 +205,7 @@ async def test_replies_never_cross_between_callers(workers: list[Worker]) -> Non
 
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server), ON_FOUR])
 async def judges(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
-    """One worker that takes tokens, or four."""
+    """Yield one worker that accepts tokens, or four."""
     if request.param == FOUR:
         async with processes() as workers:
             yield workers

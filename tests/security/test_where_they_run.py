@@ -21,7 +21,7 @@ ELSEWHERE = {
     "adv_27": ("test_state_is_bound_to_its_principal", "test_theft_anywhere"),
     "adv_13": ("test_servers_on_one_origin_refuse_each_others_tokens", "test_adv_13"),
 }
-"""It runs on one worker in the shape it has; the same attack on four is in another test of the file that is named."""
+"""Tests that run on one worker; another test in the named file makes the same attack on four."""
 
 ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "adv_03": {"test_loopback_pages_are_foreign": GIVEN, "test_frames_after_a_refused": INSIDE,
@@ -46,11 +46,11 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},
     "kept_capabilities": {"": INSIDE},
 }  # fmt: skip
-"""Beginning of a file's name -> beginning of a test's name -> why it runs on one worker only."""
+"""Prefix of a file -> prefix of a test -> reason to run on one worker only."""
 
 
 def alone(path: Path) -> Iterator[str]:
-    """The tests of a file that never reach four workers, by themselves, by a fixture or by what they call."""
+    """Return the tests of a file that never use four workers, directly, in a fixture, or in a helper."""
     text = path.read_text("utf-8")
     lines = text.splitlines()
     parts: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Authorization servers for tests: in memory, or with `every_store` on each store."""
+"""The authorization server of each test: in memory, or with `every_store` on each kind of store."""
 
 from collections.abc import AsyncIterator
 
@@ -11,7 +11,7 @@ from store_parts import BACKINGS, Backing, backings
 
 @pytest.fixture
 async def desk() -> AsyncIterator[Desk]:
-    """An authorization server in memory."""
+    """Yield an authorization server in memory."""
     backing = BACKINGS["memory"]()
     yield Desk(await backing.worker())
     await backing.close()
@@ -19,7 +19,7 @@ async def desk() -> AsyncIterator[Desk]:
 
 @pytest.fixture(params=backings(["memory", "sqlite", "local", "redis"]))
 async def every_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """Each store."""
+    """Yield each kind of store."""
     backing = BACKINGS[request.param]()
     yield await backing.worker()
     await backing.close()
@@ -27,7 +27,7 @@ async def every_store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
 
 @pytest.fixture(params=backings(["local", "redis"]))
 async def shared(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
-    """Each store that workers can share."""
+    """Yield each kind of store that workers can share."""
     backing = BACKINGS[request.param]()
     yield backing
     await backing.close()

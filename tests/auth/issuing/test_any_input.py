@@ -36,12 +36,12 @@ FEW = settings(max_examples=examples(5), deadline=None, suppress_health_check=li
 
 
 def encoded(pairs: Any) -> str:
-    """As a form has it."""
+    """Return pairs as a form."""
     return "&".join(f"{name}={quote_from_bytes(value)}" for name, value in pairs)
 
 
 class Loop:
-    """An authorization server in a loop that stands still between inputs."""
+    """An authorization server in an event loop that runs only during requests."""
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
@@ -53,7 +53,7 @@ class Loop:
         return str((await self.desk.register())["client_id"])
 
     def ask(self, *arguments: Any, **options: Any) -> Reply:
-        """One request."""
+        """Send one request."""
         return self.runner.run(self.desk.ask(*arguments, **options))
 
 

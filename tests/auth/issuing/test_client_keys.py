@@ -1,4 +1,4 @@
-"""Clients that prove themselves by signatures (`private_key_jwt`, RFC 7523): each proof counts once."""
+"""Client authentication with `private_key_jwt` (RFC 7523); each assertion is valid once."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ JWKS = {"keys": [KEY.as_dict(private=False)]}
 def assertion(
     *, key: Any = KEY, alg: str = "ES256", kid: str | None = "k", typ: str | None = None, **changes: Any
 ) -> str:
-    """A client's proof (RFC 7523)."""
+    """Return a client assertion (RFC 7523)."""
     now = time.time()
     claims = {
         "iss": "batch",
@@ -44,14 +44,14 @@ def assertion(
 
 
 async def prove(desk: Desk, proof: str, **more: str) -> Any:
-    """Ask for a token."""
+    """Request a token with an assertion."""
     form = {"grant_type": "client_credentials", "client_assertion_type": ASSERTION, "client_assertion": proof, **more}
     return await desk.post("/token", form)
 
 
 @pytest.fixture
 def batch(desk: Desk) -> Desk:
-    """One that knows a client with keys."""
+    """Return an authorization server with a configured client that has keys."""
     return Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS, scopes=["orders:read"])])
 
 
@@ -106,8 +106,8 @@ async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: st
 
 @for_each(("pem", "words"), [
     (KEY.as_pem(private=True).decode(), "private key"),
-    ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "beginning with"),
-    (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "none that can verify"),
+    ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "starting with"),
+    (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "None of the keys of the client batch can verify"),
 ])  # fmt: skip
 def test_unusable_pem_keys_are_refused_in_the_configuration(pem: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -21,7 +21,7 @@ JSON = "application/json"
 
 
 async def register(desk: Desk, said: Any, peer: str = "192.0.2.1", kind: str = JSON) -> Any:
-    """What `/register` says."""
+    """Return the response of `/register`."""
     body = said if isinstance(said, bytes) else json.dumps(said).encode()
     return await desk.ask("POST", "/register", body=body, content_type=kind, peer=peer)
 
@@ -88,7 +88,7 @@ async def test_excess_registrations_are_throttled_and_keep_used_clients(desk: De
     replies = [await register(desk, {"redirect_uris": [BACK]}) for _ in range(101)]
     assert (replies[-1].status, "retry-after" in replies[-1].headers) == (429, True)
     assert (await register(desk, {"redirect_uris": [BACK]}, peer="203.0.113.5")).status == 201
-    kinds = desk.services.store.kv.kinds  # type: ignore[attr-defined]  in memory
+    kinds = desk.services.store.kv.kinds  # type: ignore[attr-defined]  a memory store
     assert set(kinds["oauth-new"].lossy) == set(kinds["oauth-new"].values)
     assert not kinds["oauth-client"].lossy
 
@@ -151,13 +151,13 @@ async def test_providers_can_refuse_and_have_their_own_clients(desk: Desk) -> No
     )
 
 
-# Clients that describe themselves
+# Client ID metadata documents
 
 HERE = "http://127.0.0.1:8000"
 
 
 def described(issuer: Issuer, **changes: Any) -> str:
-    """A document at a server of this machine; its URL."""
+    """Serve a metadata document on this machine, and return its URL."""
     url = f"{issuer.url}/client.json"
     said = {"client_id": url, "client_name": "Reader", "redirect_uris": [BACK], **changes}
     document(issuer, json.dumps({name: value for name, value in said.items() if value is not None}).encode())
@@ -167,7 +167,7 @@ def described(issuer: Issuer, **changes: Any) -> str:
 def document(
     issuer: Issuer, body: bytes, head: bytes = b"content-type: application/json\r\n", status: str = "200 OK"
 ) -> None:
-    """What the server answers."""
+    """Return the server's response."""
     issuer.answers["/client.json"] = b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
         status.encode(),
         head,
@@ -291,11 +291,11 @@ async def test_document_fetches_are_shared_and_limited_per_address(
         for number in range(70):
             site.answers[f"/{number}"] = {}
             await desk.ask("GET", "/authorize", query=authorization(f"{site.url}/{number}"))
-        allowed = 60 + int(time.monotonic() - begun)  # one more each second
+        allowed = 60 + int(time.monotonic() - begun)  # the limit allows one more each second
         assert 0 < sum(site.request_counts.values()) <= allowed + 1
 
 
-# Those that the program knows
+# Configured clients
 
 
 @for_each("options", [

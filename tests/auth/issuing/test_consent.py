@@ -109,7 +109,7 @@ async def test_concurrent_guesses_are_throttled(desk: Desk) -> None:
     browser = Browser(desk)
     page = await browser.open(id)
     forms = [{"name": "ada", "password": f"{number}", "answer": "allow"} for number in range(40)]
-    desk.running._authorize._throttle._attempts._patience = WAIT  # a slow machine isn't the subject
+    desk.running._authorize._throttle._attempts._patience = WAIT  # for slow machines
     guesses = [asyncio.create_task(browser.answer(page, **form)) for form in forms]
     await until(lambda: looked == 10)
     gate.set()
@@ -118,7 +118,7 @@ async def test_concurrent_guesses_are_throttled(desk: Desk) -> None:
 
 
 async def consented(desk: Desk, **about: Any) -> tuple[str, Browser]:
-    """A client that Ada has agreed to, and her browser, which knows her."""
+    """Return a client that Ada has approved, and her browser with the session."""
     id = (await desk.register(**about))["client_id"]
     browser = Browser(desk)
     await browser.answer(
@@ -156,14 +156,14 @@ async def test_unknown_clients_always_get_the_consent_page(desk: Desk) -> None:
 
 @for_each("uri", [NATIVE, "com.example.app:/back"])
 async def test_clients_with_insecure_redirects_need_consent_each_time(desk: Desk, uri: str) -> None:
-    """RFC 8252 §8.6: its identity cannot be assured."""
+    """RFC 8252 §8.6: the client's identity can't be assured."""
     id, browser = await consented(desk, redirect_uris=[uri])
     assert (await browser.open(id, redirect_uri=uri, scope="orders:read")).status == 200
 
 
 CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.com/agents/mcp/oauth/callback",
           "http://localhost:8787/callback"]  # fmt: skip
-"""What Cursor registers, all at once (github.com/makeplane/plane-mcp-server/issues/159 and others)."""
+"""The redirect URIs that Cursor registers (github.com/makeplane/plane-mcp-server/issues/159 and others)."""
 
 
 @for_each(
@@ -243,7 +243,7 @@ async def test_providers_can_require_consent_each_time(desk: Desk) -> None:
     assert (await browser.open(id, scope="orders:read")).status == 200
 
 
-# Whose answer counts
+# Protection of the form
 
 
 async def test_consent_is_bound_to_the_browser(desk: Desk) -> None:
@@ -307,7 +307,7 @@ async def test_opening_pages_stores_nothing(desk: Desk) -> None:
 
 
 async def test_redirects_to_clients_use_303_without_referrer(desk: Desk) -> None:
-    """RFC 9700 §4.12: a 307 would send the password along."""
+    """RFC 9700 §4.12: a 307 would forward the password."""
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
     reply = await browser.answer(await browser.open(id))

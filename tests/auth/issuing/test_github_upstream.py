@@ -19,7 +19,7 @@ ORGANIZATIONS, EMAILS = "/api/v3/user/memberships/orgs?state=active&per_page=100
 
 @pytest.fixture
 async def github() -> AsyncIterator[Issuer]:
-    """A GitHub Enterprise server."""
+    """Yield a fake GitHub Enterprise server."""
     async with run_issuer() as server:
         server.answers[TOKEN] = {"access_token": "gho_1", "scope": "", "token_type": "bearer"}
         server.answers[USER] = {"id": 583231, "login": "Octocat", "name": "The Octocat", "email": "octo@example.com"}
@@ -35,12 +35,12 @@ async def github() -> AsyncIterator[Issuer]:
 
 
 def way(github: Issuer, *allow: str) -> UpstreamLogin:
-    """Our way to sign in there."""
+    """Return our upstream for that server."""
     return auth.upstream("github", allow=allow, client_id="Iv1.0", client_secret="the secret", at=f"{github.url}/")
 
 
 async def sign_in(upstream: UpstreamLogin, **query: str) -> tuple[dict[str, str], User]:
-    """Somebody goes there and comes back: what the browser asked, and who it is."""
+    """Sign in with the upstream; return the parameters of the redirect, and the user."""
     away = await upstream.begin(CALLBACK, "st")
     return dict(parse_qsl(urlsplit(away.url).query)), await upstream.finish(
         Callback(query or {"code": "c"}, CALLBACK, away.state_data)
@@ -95,7 +95,7 @@ async def test_invalid_upstream_responses_do_not_sign_in(github: Issuer, path: s
 
 
 async def test_denied_github_login_shows_an_error(github: Issuer) -> None:
-    with pytest.raises(SignInFailed, match="allowed GitHub to identify you"):
+    with pytest.raises(SignInFailed, match="didn't allow GitHub to identify you"):
         await sign_in(way(github, "*"), error="access_denied")
     assert not github.request_counts
 

@@ -20,7 +20,7 @@ JAG = "urn:ietf:params:oauth:token-type:id-jag"
 
 
 class Login:
-    """The provider's token endpoint: it exchanges ID tokens for grants (RFC 8693)."""
+    """The provider's token endpoint, which exchanges ID tokens for grants (RFC 8693)."""
 
     def __init__(self, provider: Issuer) -> None:
         self.provider = provider
@@ -30,7 +30,7 @@ class Login:
         provider.answers[ROOT] = {**about, "token_endpoint": f"{provider.url}/token"}
 
     def exchange(self, request: bytes) -> Any:
-        """Give a grant to whoever has an ID token of Ada's."""
+        """Return a grant for Ada's ID token."""
         form = {name: values[0] for name, values in parse_qs(request.partition(b"\r\n\r\n")[2].decode()).items()}
         self.forms.append(form)
         if form["subject_token"] != "ada's id token":
@@ -40,7 +40,7 @@ class Login:
                 "issued_token_type": JAG, "token_type": "N_A", "expires_in": 300}  # fmt: skip
 
     def grant(self, audience: str, resource: str, scope: str) -> str:
-        """The grant."""
+        """Return a signed grant."""
         now = int(time.time())
         said = {"iss": self.provider.url, "aud": audience, "sub": "ada", "client_id": "desk", "iat": now,
                 "exp": now + 300, "jti": f"{time.time_ns()}", "resource": resource, "scope": scope}  # fmt: skip

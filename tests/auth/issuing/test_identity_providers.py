@@ -24,25 +24,25 @@ ROOT = "/.well-known/oauth-authorization-server"
 
 
 class World:
-    """A provider, and a server that counts its grants."""
+    """A provider, and an authorization server that accepts its grants."""
 
     def __init__(self, provider: Issuer, desk: Desk) -> None:
         self.provider = provider
         self.desk = desk
 
     def said(self, **changes: Any) -> dict[str, Any]:
-        """What a good grant says, but for the changes; None takes a claim away."""
+        """Return the claims of a valid grant with changes; None removes a claim."""
         now = int(time.time())
         good = {"iss": self.provider.url, "aud": URL, "sub": "ada", "client_id": "desk", "iat": now, "exp": now + 300,
                 "jti": f"{time.time_ns()}", "resource": RESOURCE, "scope": "orders:read orders:write"}  # fmt: skip
         return {name: value for name, value in {**good, **changes}.items() if value is not None}
 
     def grant(self, *, header: Any = None, **changes: Any) -> str:
-        """A grant, but for the changes."""
+        """Return a valid grant with changes."""
         return token(self.said(**changes), **{"typ": "oauth-id-jag+jwt", **(header or {})})
 
     async def bring(self, assertion: str, **more: Any) -> Any:
-        """A client brings a grant; the reply."""
+        """Exchange a grant as the client, and return the reply."""
         form = {"grant_type": ASSERTED, "assertion": assertion}
         headers = {"authorization": BASIC, **more.pop("headers", {})}
         return await self.desk.post("/token", {**form, **more}, **headers)
@@ -50,7 +50,7 @@ class World:
 
 @asynccontextmanager
 async def world(store: Store | None = None, *, scopes: Any = ("orders:read",), **options: Any) -> AsyncIterator[World]:
-    """A provider and a server, for the length of the block."""
+    """Yield a provider and a server."""
     async with run_issuer() as provider:
         given = {"clients": [CLIENT], **options}
         ways = [KnownUsers(), auth.identity_provider(provider.url, scopes=scopes)]
@@ -85,10 +85,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an end in words": ({"exp": "soon"}, "no validity period"),
     "an end that is true": ({"exp": True}, "no validity period"),
     "over": ({"iat": 1000, "exp": 1300}, "has expired"),
-    "not valid yet": ({"iat": 9e12, "exp": 9e12 + 1}, "not valid yet"),
-    "not yet": ({"nbf": 9e12}, "not valid yet"),
-    "a beginning in words": ({"nbf": "now"}, "not valid yet"),
-    "for an hour": ({"exp": time.time() + 3600}, "longer than ten minutes"),
+    "not valid yet": ({"iat": 9e12, "exp": 9e12 + 1}, "isn't valid yet"),
+    "not yet": ({"nbf": 9e12}, "isn't valid yet"),
+    "a beginning in words": ({"nbf": "now"}, "isn't valid yet"),
+    "for an hour": ({"exp": time.time() + 3600}, "exceeds ten minutes"),
     "no id": ({"jti": None}, "no jti"),
     "an id that is a number": ({"jti": 7}, "no jti"),
     "an empty id": ({"jti": ""}, "no jti"),
@@ -175,7 +175,7 @@ async def test_grants_are_accepted_once_across_workers(kind: str) -> None:
 async def test_granted_scopes_are_the_intersection(
     allowed: list[str], granted: str | None, asked: str, given: str | None
 ) -> None:
-    """The extension, §7.2.1: the intersection, and never more."""
+    """The extension, §7.2.1."""
     async with world(scopes=allowed) as there:
         reply = await there.bring(there.grant(scope=granted), **({"scope": asked} if asked else {}))
         assert (reply.message["scope"] if reply.status == 200 else None) == given
@@ -298,4 +298,4 @@ async def test_provider_only_servers_show_no_password_form() -> None:
         desk = Desk(ServerStore(), people=only, clients=[CLIENT, auth.client("web", redirect_uris=[BACK])])
         answer = (await Browser(desk).open("web")).answer
         assert (answer["error"], answer["state"]) == ("access_denied", "st")
-        assert "There is no sign-in page on this server" in answer["error_description"]
+        assert "This server has no sign-in page" in answer["error_description"]

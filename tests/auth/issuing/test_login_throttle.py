@@ -8,18 +8,18 @@ from redis_parts import until
 
 
 class NoStore:
-    """A vault of one worker."""
+    """The vault of a single worker."""
 
     pool = None
 
 
 def three(**options: Any) -> FailureLimiter:
-    """Three failures a day, of an address and for a name."""
+    """Return a limiter of three failures a day per address and per name."""
     return FailureLimiter({"a": Rate(3, 86400), "b": Rate(30, 86400)}, cast("Vault", NoStore()), **options)
 
 
 class Crowd:
-    """Those who try at the same time; each is done when it is let go."""
+    """Concurrent attempts that finish when released."""
 
     def __init__(self, attempts: FailureLimiter) -> None:
         self.attempts = attempts
@@ -28,7 +28,7 @@ class Crowd:
         self.gate = asyncio.Event()
 
     async def one(self, address: str = "x", name: str = "ada", *, right: bool = True) -> bool:
-        """Try; whether it was let."""
+        """Make an attempt, and return whether it was allowed."""
         async with self.attempts.attempt(address, name) as may:
             if may:
                 self.inside += 1
@@ -40,7 +40,7 @@ class Crowd:
         return may
 
     def send(self, count: int, **how: Any) -> list[asyncio.Task[bool]]:
-        """So many."""
+        """Start several attempts."""
         return [asyncio.create_task(self.one(**how)) for _ in range(count)]
 
 

@@ -24,7 +24,7 @@ BACK = "http://127.0.0.1:8765/callback"
 
 
 class Kept:
-    """What the client remembers."""
+    """The client's storage."""
 
     def __init__(self) -> None:
         self.tokens: OAuthToken | None = None
@@ -44,7 +44,7 @@ class Kept:
 
 
 class Program:
-    """A program that uses the official client, and the person in front of it."""
+    """A program that uses the official client, and its user."""
 
     def __init__(self, url: str, document: str | None = None) -> None:
         self.kept = Kept()
@@ -65,7 +65,7 @@ class Program:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Client]:
-        """The client."""
+        """Yield the connected client."""
         async with (
             httpx2.AsyncClient(auth=self.auth, follow_redirects=True, timeout=WAIT) as http,
             Client(streamable_http_client(f"{self.url}/mcp", http_client=http)) as client,
@@ -74,7 +74,7 @@ class Program:
 
 
 def text(result: Any) -> str:
-    """What a tool said."""
+    """Return the text of a tool's result."""
     return str(result.content[0].text)
 
 
@@ -102,13 +102,13 @@ async def test_official_client_registers_steps_up_and_refreshes() -> None:
             form["client_secret"] = program.kept.client.client_secret or ""
             assert (await http.post(f"{url}/revoke", data=form)).status_code == 200
         async with program.connected() as client, asyncio.timeout(WAIT):
-            while program.person.visits == visits:  # within a second, the token counts no more
+            while program.person.visits == visits:  # the token becomes invalid within a second
                 assert text(await client.call_tool("who", {})).startswith("ada")
 
 
 @pytest.fixture
 def trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A certificate for localhost that this process trusts."""
+    """Return a certificate for localhost that this process trusts."""
     cert, key = make(tmp_path, "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", cert)
     fetch.tls.cache_clear()

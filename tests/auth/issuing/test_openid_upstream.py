@@ -1,4 +1,4 @@
-"""An OpenID provider that lies, or is lied about: nobody is signed in."""
+"""OpenID providers with forged, wrong, or missing responses sign no user in."""
 
 import hmac
 import json
@@ -35,14 +35,14 @@ CONFIGURATION = "/.well-known/openid-configuration"
 
 
 class World:
-    """An issuer, and our way to sign in there."""
+    """An issuer, and our upstream for it."""
 
     def __init__(self, issuer: Issuer, **more: Any) -> None:
         self.issuer = issuer
         self.said: dict[str, Any] = {}
-        """What the ID token says otherwise."""
+        """Changes to the claims of the ID token."""
         self.given: dict[str, Any] = {}
-        """What the token endpoint says otherwise."""
+        """Changes to the response of the token endpoint."""
         self.make: Callable[[dict[str, Any]], str] = signed
         self.forms: list[dict[str, str]] = []
         self.about: dict[str, Any] = {
@@ -64,20 +64,20 @@ class World:
         return {"id_token": self.make(claims), "access_token": "at", "token_type": "Bearer", **self.given}
 
     async def begin(self) -> AuthorizationRedirect:
-        """The person goes there."""
+        """Return the redirect to the issuer."""
         away = await self.way.begin(CALLBACK, "st")
         self.nonce = parse_qs(urlsplit(away.url).query)["nonce"][0]
         return away
 
     async def sign_in(self, **query: str) -> User:
-        """The person goes there and comes back."""
+        """Complete a login, and return the user."""
         away = await self.begin()
         return await self.way.finish(Callback({"code": "c", **query}, CALLBACK, away.state_data))
 
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """An issuer. It may take its time: the machine stands still now and then."""
+    """Yield an issuer without time limits, for slow machines."""
     monkeypatch.setattr(upstream_http, "fetch", partial(fetch, seconds=WAIT))
     async with run_issuer() as issuer:
         yield World(issuer)
@@ -144,19 +144,19 @@ async def test_id_tokens_with_wrong_claims_are_refused(world: World, lie: str) -
 
 
 def signed(said: dict[str, Any], **header: Any) -> str:
-    """A good ID token."""
+    """Return a valid ID token."""
     return token(said, **{"typ": "JWT", **header})
 
 
 def with_secret(said: dict[str, Any], secret: bytes, **header: str) -> str:
-    """One that is signed with a secret, by hand: no good library does that with a public key."""
+    """Sign an ID token with a secret by hand, because JWT libraries refuse public keys as secrets."""
     unsigned = craft_token({"alg": "HS256", "typ": "JWT", **header}, said)[:-1]
     signature = hmac.digest(secret, unsigned.encode(), "sha256")
     return f"{unsigned}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
 
 
 def critical(said: dict[str, Any]) -> str:
-    """One that wants something to be understood which nobody knows."""
+    """Return an ID token with an unknown critical header."""
     signing = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
     key = KEYS["ES256"]
     unsigned = craft_token({"alg": "ES256", "kid": "es", "typ": "JWT", "crit": ["x"], "x": 1}, said)[:-1]
@@ -287,7 +287,7 @@ CLIENT_OPTIONS = {"client_id": "a", "client_secret": "b"}
         ("google", {"allow": ["*"]}, ValueError, "set GOOGLE_CLIENT_ID and GOOGLE_CLIENT_SECRET"),
         ("github", {"allow": ["*"], "client_id": "a"}, ValueError, "set GITHUB_CLIENT_ID and GITHUB_CLIENT_SECRET"),
         ("https://id.example", {"allow": ["*"]}, ValueError, "pass client_id= and client_secret="),
-        ("google", {"allow": [], **CLIENT_OPTIONS}, ValueError, "List who may sign in"),
+        ("google", {"allow": [], **CLIENT_OPTIONS}, ValueError, "allow must list who may sign in"),
         ("google", {"allow": "@example.com", **CLIENT_OPTIONS}, TypeError, "allow must be a list"),
         ("google", {"allow": ["example.com"], **CLIENT_OPTIONS}, ValueError, "can't contain 'example.com'"),
         ("google", {"allow": ["octocat"], **CLIENT_OPTIONS}, ValueError, "can't contain 'octocat'"),

@@ -22,7 +22,7 @@ REFUSED = [
         "JavaScript", "javascript", "data", "file", "vbscript", "blob", "about", "view-source", "filesystem", "ws",
         "ftp", "httpx", "https-app", "http+app", "hxxps", "htp", "shttp", "https.example.app", "ms-msdt", "search-ms",
         "web+app", "mailto", "ssh", "intent", "chrome-extension", "ab", "1app", "my_app",
-        # Fixed defects: each was taken for an app's own.
+        # Regressions: each was accepted as an app's scheme.
         "googlechrome", "GoogleChromes", "x-safari-https", "touch-http", "firefox", "brave", "res", "www.example.com",
         "jnlp", "x-man-page", "itms-services", "shortcuts", "afp", "cifs", "gopher",
     )),
@@ -95,7 +95,7 @@ def _named(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def knows(desk: Desk) -> Desk:
-    """One that knows a client, whose address the program vouches for."""
+    """Return an authorization server with a configured client."""
     return Desk(desk.services.store, clients=[auth.client("ours", redirect_uris=[BACK])])
 
 

@@ -21,7 +21,7 @@ INACTIVE = {"active": False}
 
 
 def office(store: Store, **options: Any) -> Desk:
-    """An authorization server that knows a client with a secret."""
+    """Return an authorization server with a configured client that has a secret."""
     return Desk(store, clients=[auth.client("office", secret=SECRET, redirect_uris=[BACK])], **options)
 
 
@@ -110,17 +110,17 @@ async def test_introspection_requires_authentication_and_ownership(
     assert (await desk.post("/introspect", {**shown, "token": own})).message["active"] is True
 
 
-# How soon
+# Propagation between workers
 
 
 def guard_of(desk: Desk) -> AuthGuard:
-    """The guard of one worker."""
+    """Return one worker's guard."""
     challenges = ChallengeResponses(resource=RESOURCE, oauth=True)
     return AuthGuard([desk.running], challenges)
 
 
 async def asks(guard: AuthGuard, token: str) -> Principal | Response:
-    """One request."""
+    """Return the result of one request with a token."""
     raw = [(b"host", b"mcp.example.com"), (b"authorization", f"Bearer {token}".encode())]
     return await guard(HttpRequest("POST", "/mcp", raw, dict(raw), peer="192.0.2.1"))
 
@@ -137,8 +137,8 @@ async def test_revocation_reaches_other_workers_at_their_next_sweep(shared: Back
     await one.post("/revoke", {"client_id": id, "token": given["access_token"]})
     async with asyncio.timeout(WAIT):
         for guard in guards:
-            while not guard.refresh():  # noqa: ASYNC110  nobody else tells
-                await asyncio.sleep(0.01)  # as the server's own tick does
+            while not guard.refresh():  # noqa: ASYNC110  no notification
+                await asyncio.sleep(0.01)  # like the server's sweep
     for guard in guards:
         refused = await asks(guard, given["access_token"])
         assert isinstance(refused, Response)
@@ -227,7 +227,7 @@ async def test_tokens_revoked_during_a_lookup_are_refused(desk: Desk) -> None:
     assert asked == 2
 
 
-# What is kept
+# The store
 
 
 async def test_store_contains_no_secrets(every_store: Store) -> None:

@@ -22,7 +22,7 @@ WAYS = pytest.mark.parametrize("lane", [True, False], ids=["lane", "asgi"])
 
 
 def shop(url: str = f"https://{HOST}", *more: Any, **options: Any) -> Server:
-    """A server on the Internet, as its proxy sees it."""
+    """Return a server with a public URL, as behind a proxy."""
     methods = [auth.issuer(url, users=KnownUsers(), scopes=["shop:use"], **options), *more]
     server = Server("shop", auth=methods, settings=Settings(allowed_hosts=[HOST]))
 
@@ -125,7 +125,7 @@ async def test_oauth_paths_refuse_other_methods() -> None:
 
 
 async def signed_in(world: GuardedServer, **asked: Any) -> str:
-    """Ada's token, over the network."""
+    """Sign Ada in over HTTP, and return her token."""
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none", "grant_types": ["authorization_code"]}
     reply = await world.ask(
         None, "POST", "/register", json.dumps(about).encode(), host=HOST, content_type="application/json"
@@ -191,7 +191,7 @@ async def test_wrong_passwords_and_clients_are_audited(tmp_path: Path) -> None:
             "/sign-in": {"name": "ada", "password": "wrong"},
         }
         for number, (where, said) in enumerate(sent.items(), 1):
-            host = "127.0.0.1" if where == "/sign-in" else HOST  # its form takes no password over http of elsewhere
+            host = "127.0.0.1" if where == "/sign-in" else HOST  # the form refuses passwords over remote http
             own = {"host": host, "origin": f"https://{host}", "content_type": FORM, "cookie": cookie}
             reply = await world.ask(None, "POST", where, urlencode(said).encode(), **own)
             assert reply.status in (401, 403), where

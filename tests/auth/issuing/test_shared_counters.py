@@ -15,22 +15,22 @@ from store_parts import BACKINGS, backings
 
 @pytest.fixture(params=backings(name for name, each in BACKINGS.items() if each.shared))
 async def stores(request: pytest.FixtureRequest) -> AsyncIterator[list[Store]]:
-    """Those of two workers."""
+    """Yield the stores of two workers."""
     backing = BACKINGS[request.param]()
     yield [await backing.worker(), await backing.worker()]
     await backing.close()
 
 
 async def desks_on(stores: list[Store]) -> list[Desk]:
-    """The authorization servers of two workers, as a running server connects them."""
+    """Return the authorization servers of two workers, connected as in a running server."""
     desks = [Desk(store) for store in stores]
     for desk in desks:
-        desk.running.share(StoreLimiter(desk.services.store.rates, patience=WAIT))  # a slow machine isn't the subject
+        desk.running.share(StoreLimiter(desk.services.store.rates, patience=WAIT))  # for slow machines
     return desks
 
 
 async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | User:
-    """Somebody tries a password."""
+    """Try a password, and return the result."""
     return await desk.running._authorize._throttle.check(peer, name, word)
 
 
@@ -53,7 +53,7 @@ async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Sto
 async def test_many_valid_passwords_wait_without_refusal(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     for desk in desks:
-        desk.running._authorize._throttle._attempts._patience = WAIT  # a slow machine isn't the subject
+        desk.running._authorize._throttle._attempts._patience = WAIT  # for slow machines
     tries = [guess(desks[number % 2], "192.0.2.1", "ada", "correct horse") for number in range(32)]
     assert {type(each) for each in await asyncio.gather(*tries)} == {User}
     assert not any(len(desk.running._authorize._throttle._attempts) for desk in desks)

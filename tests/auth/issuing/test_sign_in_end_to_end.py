@@ -20,12 +20,12 @@ from processes import free_port
 
 
 def shop(url: str, people: KnownUsers, **options: Any) -> Server:
-    """A server that gives out its own tokens."""
+    """Return a server that issues its own tokens."""
     server = Server("shop", auth=auth.issuer(url, users=people, **options), settings=Settings())
 
     @server.tool
     async def who(ctx: Context) -> str:
-        """Who asks, and by which program."""
+        """Return the caller's subject and client."""
         assert ctx.principal is not None
         return f"{ctx.principal.subject} {' '.join(sorted(ctx.principal.scopes))}"
 
@@ -39,7 +39,7 @@ def shop(url: str, people: KnownUsers, **options: Any) -> Server:
 
 @asynccontextmanager
 async def serving(people: KnownUsers | None = None, **options: Any) -> AsyncIterator[str]:
-    """The URL of a running shop."""
+    """Run the shop, and yield its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with run_guarded(shop(url, people or KnownUsers(), **options), port=port):
@@ -47,14 +47,14 @@ async def serving(people: KnownUsers | None = None, **options: Any) -> AsyncIter
 
 
 class Person:
-    """Ada at her browser."""
+    """Ada's browser."""
 
     def __init__(self) -> None:
         self.visits = 0
         self.cookies: dict[str, str] = {}
 
     async def visit(self, url: str) -> str:
-        """Open a link, sign in, agree; where the browser is sent back to."""
+        """Open a link, sign in, and consent; return the redirect."""
         self.visits += 1
         page = await fetch("GET", url, headers=self._headers())
         if page.status == 303:
@@ -83,7 +83,7 @@ class Person:
 
 
 def said(result: Any) -> str:
-    """The text of a tool's answer."""
+    """Return the text of a tool's result."""
     return str(result.content[0].text)
 
 
@@ -104,5 +104,5 @@ async def test_client_registers_signs_in_steps_up_and_refreshes() -> None:
             form = {"client_id": kept.load().registrations[url].client_id, "token": renewed.refresh_token}
             assert (await post_form(f"{url}/revoke", form, {})).status == 200
             async with asyncio.timeout(WAIT):
-                while person.visits == 2:  # within a second, the token counts no more
+                while person.visits == 2:  # the token becomes invalid within a second
                     assert said(await client.call("who")) == "ada orders:write shop:use"

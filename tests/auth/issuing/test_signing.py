@@ -16,7 +16,7 @@ DAY = 86_400.0
 
 
 def kids(found: Any) -> list[str]:
-    """The ids of a set."""
+    """Return the key ids of a set."""
     return [each["kid"] for each in found["keys"]]
 
 

@@ -99,7 +99,7 @@ async def test_concurrent_reuse_of_a_code_ends_the_grant(every_store: Store) -> 
 
 
 async def used(desk: Desk, clock: Clock, kind: str) -> Callable[[], Awaitable[Reply]]:
-    """Use a code, and the refresh token that it gave; what uses one of them again, later than a repeated request is."""
+    """Use a code or a refresh token, and return a function that reuses it after the grace period."""
     id = (await desk.register())["client_id"]
     code = (await desk.sign_in(id))["code"]
     given = (await desk.token(id, code)).message
@@ -294,13 +294,13 @@ SECRET = "s%cret:" + "x" * 32
 
 
 def machine(desk: Desk) -> Desk:
-    """One that knows a client with a secret, which acts for itself."""
+    """Return an authorization server with a client that has a secret and acts for itself."""
     client = auth.client("nightly", secret=SECRET, scopes=["orders:read"], redirect_uris=[BACK])
     return Desk(desk.services.store, clients=[client])
 
 
 def basic(name: str, secret: str) -> str:
-    """As RFC 6749 §2.3.1 has it: both are encoded before."""
+    """Return the Basic credentials, form-encoded first (RFC 6749 §2.3.1)."""
     return "Basic " + b64encode(f"{quote(name, safe='')}:{quote(secret, safe='')}".encode()).decode()
 
 

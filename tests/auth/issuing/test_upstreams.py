@@ -9,7 +9,7 @@ from millstream.auth._authorization_server.login_methods import AuthorizationRed
 
 
 class Elsewhere:
-    """An upstream that knows everybody by their code."""
+    """An upstream that identifies users by their code."""
 
     name = "elsewhere"
     label = "Continue with Elsewhere"
@@ -36,19 +36,19 @@ def elsewhere() -> Elsewhere:
 
 @pytest.fixture
 def desk_of(desk: Desk, elsewhere: Elsewhere) -> Desk:
-    """An authorization server with passwords and an upstream."""
+    """Return an authorization server with passwords and an upstream."""
     return Desk(desk.services.store, people=[KnownUsers(), elsewhere])
 
 
 async def sent_away(desk: Desk, browser: Browser, **asked: Any) -> tuple[str, Reply]:
-    """A person agrees and is led to the upstream: the client, and the page that leads on."""
+    """Consent and select the upstream; return the client, and the page that redirects."""
     id = (await desk.register())["client_id"]
     page = await browser.open(id, **asked)
     return id, await browser.answer(page, way="elsewhere")
 
 
 async def come_back(browser: Browser, state: str, **more: str) -> Reply:
-    """The upstream sends the browser back."""
+    """Follow the upstream's redirect back."""
     return await browser.ask("GET", "/sign-in/callback/elsewhere", query=urlencode({"state": state, **more}))
 
 

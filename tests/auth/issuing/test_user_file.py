@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def users(path: Path, *arguments: str, typed: str = "") -> str:
-    """The command; what it prints."""
+    """Run `millstream users`, and return its output."""
     done = CliRunner().invoke(program("users"), ["users", *arguments, "--file", str(path)], input=typed)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -38,12 +38,12 @@ def test_missing_input_is_not_reported_as_a_short_password(path: Path) -> None:
 
 
 def seen(path: Path) -> tuple[int, str]:
-    """A file's mode and text."""
+    """Return a file's mode and text."""
     return stat.S_IMODE(path.stat().st_mode), path.read_text()
 
 
 def write(path: Path, text: str) -> None:
-    """In place of what is there."""
+    """Overwrite a file."""
     path.write_text(text)
 
 

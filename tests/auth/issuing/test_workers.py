@@ -20,7 +20,7 @@ BACK = "http://127.0.0.1:5555/back"
 
 
 class Shop:
-    """The running server, asked over a new connection each time, which either worker may get."""
+    """A running server with two workers, with a new connection for each request."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -38,7 +38,7 @@ class Shop:
             return json.load(reply)
 
     def code(self, client: str, scope: str = "orders:write") -> str:
-        """Ada signs in and agrees."""
+        """Sign Ada in with consent, and return the code."""
         asked = {"response_type": "code", "client_id": client, "redirect_uri": BACK, "scope": scope,
                  "code_challenge": challenge(), "code_challenge_method": "S256"}  # fmt: skip
         page = browser().open(f"{self.url}/authorize?{urlencode(asked)}", timeout=WAIT)
@@ -46,7 +46,7 @@ class Shop:
         return parse_qs(urlsplit(where).query)["code"][0]
 
     def statuses(self, token: str, times: int = 8) -> set[int]:
-        """What several calls get."""
+        """Return the statuses of several calls."""
         found: set[int] = set()
         body = json.dumps(message("ping")).encode()
         for _ in range(times):
@@ -86,6 +86,6 @@ def test_two_workers_share_the_authorization_server(tmp_path: Path, monkeypatch:
         assert shop.statuses(again["access_token"]) == {200}
         shop.form("/revoke", client_id=client, token=again["refresh_token"])
         until = time.monotonic() + WAIT
-        # Each worker looks once a second by itself. 401, and 429 for whoever goes on asking.
+        # Each worker checks once a second. Repeated attempts get 429 instead of 401.
         while 200 in shop.statuses(again["access_token"]) | shop.statuses(given["access_token"]):
             assert time.monotonic() < until

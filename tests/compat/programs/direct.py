@@ -1,4 +1,4 @@
-"""The direct execution of a page about Streamable HTTP servers; the import is that of the official SDK."""
+"""The direct execution example of a page about Streamable HTTP servers, with the import of the official SDK."""
 
 from millstream.compat.fastmcp import FastMCP
 

@@ -1,4 +1,4 @@
-"""A server that issues its own tokens: a provider in memory, whose sign-in page is a route of the program."""
+"""A server that issues its own tokens, with an in-memory provider and a sign-in page as a custom route."""
 
 import os
 import secrets
@@ -71,7 +71,7 @@ class InMemory(OAuthAuthorizationServerProvider[AuthorizationCode, RefreshToken,
     async def exchange_authorization_code(
         self, client: OAuthClientInformationFull, authorization_code: AuthorizationCode
     ) -> OAuthToken:
-        return self.issue(client.client_id, authorization_code.scopes)  # it forgets to take the code away
+        return self.issue(client.client_id, authorization_code.scopes)  # doesn't delete the code
 
     async def load_refresh_token(self, client: OAuthClientInformationFull, refresh_token: str) -> RefreshToken | None:
         return self.refresh.get(refresh_token)

@@ -1,4 +1,4 @@
-"""A server whose own middleware asks for a key, in front of HTTP+SSE."""
+"""A server whose own middleware requires a key for HTTP+SSE."""
 
 import argparse
 from datetime import UTC, datetime

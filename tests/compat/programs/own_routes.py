@@ -1,4 +1,4 @@
-"""A server with a page and a webhook of its own; the page has a path that Millstream has, too."""
+"""A server with its own page and webhook. Millstream has a page at the same path."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

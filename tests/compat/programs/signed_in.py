@@ -1,4 +1,4 @@
-"""A server whose provider issues and verifies tokens, with the settings of the page."""
+"""A server whose provider issues and verifies tokens, with the page's settings."""
 
 from millstream.compat.fastmcp import (
     AccessToken,

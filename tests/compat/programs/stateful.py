@@ -1,4 +1,4 @@
-"""A server that keeps sessions, as the page starts it."""
+"""A server with sessions, started as on the page."""
 
 from millstream.compat.fastmcp import FastMCP
 

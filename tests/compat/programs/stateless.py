@@ -1,4 +1,4 @@
-"""A server without sessions and streams, as the page starts it."""
+"""A server without sessions and streams, started as on the page."""
 
 from millstream.compat.fastmcp import FastMCP
 
