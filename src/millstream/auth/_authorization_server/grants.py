@@ -193,7 +193,7 @@ class Grants:
         self, client: OAuthClient, subject: str, scopes: tuple[str, ...], resources: tuple[str, ...], *,
         grant: str = "", more: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Issue an access token, and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
+        """Create an access token, and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
         now = int(self._vault.clock())
         claims: dict[str, Any] = {name: value for name, value in (more or {}).items() if name not in _RESERVED}
         claims |= {
