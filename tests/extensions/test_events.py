@@ -24,7 +24,7 @@ async def test_list_contains_only_visible_events() -> None:
             "order.refunded",
         ]
         paid = listed["events"][2]
-        assert paid["description"] == "A customer paid for an order."
+        assert paid["description"] == "A customer paid an order."
         assert paid["delivery"] == ["poll", "push"]
         assert paid["payloadSchema"]["required"] == ["order"]
         assert set(paid["inputSchema"]["properties"]) == {"order", "customer", "total"}

@@ -245,13 +245,13 @@ class ServerHost:
             ValueError: MCP or another extension already defines the notification.
             TypeError: the handler has parameters other than params and a context.
         """
-        run, chosen = with_decoded_params(handler, CallContext), self._effective_revisions(revisions)
+        run, dates = with_decoded_params(handler, CallContext), self._effective_revisions(revisions)
 
-        async def hear(call: Call) -> None:
-            if call.revision.date in chosen:
+        async def handle(call: Call) -> None:
+            if call.revision.date in dates:
                 await run(call.params, CallContext(call))
 
-        self._host.extend(Registered("", {}, {}, chosen, notifications={name: hear}))
+        self._host.extend(Registered("", {}, {}, dates, notifications={name: handle}))
 
     def filter_notifications(self, each: NotificationFilter) -> None:
         """Add ``each(message)`` as a filter of notifications. See `Extension.filter_notification`."""
@@ -280,9 +280,9 @@ class ServerHost:
             revisions: dates of the revisions that announce it; by default the extension's.
         """
         key = name or self._name
-        chosen = self._effective_revisions(revisions)
+        dates = self._effective_revisions(revisions)
         self._host.extend(
-            Registered(member, {key: value}, {}, chosen) if member else Registered(key, {**value}, {}, chosen)
+            Registered(member, {key: value}, {}, dates) if member else Registered(key, {**value}, {}, dates)
         )
 
     def serves(self, method: str, revision: str = NEWEST.date) -> bool:

@@ -733,7 +733,7 @@ def _convert_url_error(state: _State, exc: Failure, abilities: bytes) -> BaseExc
         and declares(declare(abilities, call.revision), {"elicitation": {"url": {}}})
     ):
         try:
-            asked = {
+            converted = {
                 f"url{number}": project_question(
                     "elicitation/create", encode({**each, "mode": "url"}), abilities, call.revision, call.revision
                 )
@@ -741,7 +741,7 @@ def _convert_url_error(state: _State, exc: Failure, abilities: bytes) -> BaseExc
             }
         except ProtocolError:
             return no_response_error(call, upstream, exc)
-        questions = {key: {"method": each.method, "params": each.params} for key, each in asked.items()}
+        questions = {key: {"method": each.method, "params": each.params} for key, each in converted.items()}
         return state.ask("urls", questions, encode(questions))
     addresses = " ".join(str(each.get("url", "")) for each in urls)
     return _make_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())

@@ -41,12 +41,12 @@ def identity(secret: bytes, server: str, targets: Sequence[tuple[str, str]]) -> 
     return hmac.new(secret, encode([server, targets]), hashlib.sha256).hexdigest()[:16]
 
 
-def extend_path(raw: Raw | None, own: str) -> Raw:
+def extend_path(raw: Raw | None, gateway_id: str) -> Raw:
     """Append this gateway's id to the path of a call.
 
     Args:
         raw: path of the incoming call, as JSON.
-        own: id of this gateway.
+        gateway_id: id of this gateway.
 
     Raises:
         Cycle: the call has already passed this gateway, or the path is too long.
@@ -55,9 +55,9 @@ def extend_path(raw: Raw | None, own: str) -> Raw:
         path = [] if raw is None else _decode_path(raw)
     except (msgspec.DecodeError, RecursionError):
         path = []
-    if own in path or len(path) >= MAX_HOPS:
+    if gateway_id in path or len(path) >= MAX_HOPS:
         raise Cycle
-    return Raw(encode([*(each[:32] for each in path), own]))
+    return Raw(encode([*(each[:32] for each in path), gateway_id]))
 
 
 def announced_ids(capabilities: Mapping[str, Any]) -> list[str]:

@@ -251,7 +251,7 @@ class Document:
         if not definitions:
             return converted
         converted = {**converted, "$defs": definitions}
-        flat = inline(converted, most=_MAX_INLINED_NODES)
+        flat = inline(converted, max_nodes=_MAX_INLINED_NODES)
         return converted if "$defs" in flat else flat
 
 
@@ -296,19 +296,19 @@ def _content_of(holder: dict[str, Any], other_types: tuple[str, ...]) -> tuple[s
     return "", {}
 
 
-def inline(schema: dict[str, Any], *, most: float = float("inf")) -> dict[str, Any]:
+def inline(schema: dict[str, Any], *, max_nodes: float = float("inf")) -> dict[str, Any]:
     """Return a schema with its definitions inlined. Recursive ones stay definitions.
 
     Args:
         schema: the schema, returned unchanged if the result would be too large.
-        most: maximum nodes of the result.
+        max_nodes: maximum nodes of the result.
     """
     definitions: dict[str, Any] = schema.get("$defs", {})
     recursive: dict[str, Any] = {}
     parts = count(1)
 
     def put(node: Any, inside: tuple[str, ...]) -> Any:
-        if next(parts) > most:
+        if next(parts) > max_nodes:
             raise OverflowError
         if is_array(node):
             return [put(each, inside) for each in node]

@@ -346,8 +346,8 @@ class ApiUpstream(Upstream):
                 data = await asyncio.to_thread(Path(document).read_bytes)
             if len(data) > self.config.max_catalog_bytes:
                 raise ApiError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
-            if why := exceeds_limits(data, MAX_DEPTH):
-                raise ApiError(f"The document has {why}.")
+            if reason := exceeds_limits(data, MAX_DEPTH):
+                raise ApiError(f"The document has {reason}.")
             try:
                 document = msgspec.json.decode(data)
             except msgspec.DecodeError as exc:

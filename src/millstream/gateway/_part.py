@@ -316,9 +316,11 @@ class GatewayPart:
         """Replace the items of an upstream in the registry. Return whether anything has changed."""
         registry = self._host.registry
         current = {
-            name: made for (each, name), (owner, made) in self._items.items() if owner is upstream and each == kind
+            name: item_key
+            for (each, name), (owner, item_key) in self._items.items()
+            if owner is upstream and each == kind
         }
-        removed = [name for name, made in current.items() if wanted.get(name) != made]
+        removed = [name for name, item_key in current.items() if wanted.get(name) != item_key]
         added: dict[str, Any] = {}
         for name, (own_name, description) in wanted.items():
             if current.get(name) == (own_name, description):
@@ -426,16 +428,16 @@ class GatewayPart:
             self._subscriptions[owner] = frozenset(uris)
         everything = frozenset[str]().union(*self._subscriptions.values())
         for upstream in self.upstreams.values():
-            mine = {own for uri in everything if (own := self._own_uri(upstream, uri))}
-            if mine or any(self._own_uri(upstream, uri) for uri in before):
-                upstream.watches.set_resources(frozenset(mine), handshake=upstream.revision.handshake)
+            uris_of_upstream = {own_uri for uri in everything if (own_uri := self._own_uri(upstream, uri))}
+            if uris_of_upstream or any(self._own_uri(upstream, uri) for uri in before):
+                upstream.watches.set_resources(frozenset(uris_of_upstream), handshake=upstream.revision.handshake)
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
         for upstream in self.upstreams.values():
-            mine = [own for uri in uris if (own := self._own_uri(upstream, uri))]
-            if mine:
-                await upstream.watches.wait_until_settled(mine, upstream.config.connect_timeout)
+            uris_of_upstream = [own_uri for uri in uris if (own_uri := self._own_uri(upstream, uri))]
+            if uris_of_upstream:
+                await upstream.watches.wait_until_settled(uris_of_upstream, upstream.config.connect_timeout)
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
         """Return the upstream's own URI of a resource, if it can be watched there."""

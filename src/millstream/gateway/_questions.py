@@ -115,9 +115,9 @@ def declare(abilities: bytes, revision: Revision) -> Json:
     """Return abilities as client capabilities of an upstream's revision."""
     declared: Json = dict(_decode_abilities(abilities))
     modes = members(declared.pop("elicitation", None))
-    known: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
-    if known and "elicitation/create" in revision.asks:
-        declared["elicitation"] = known if "url" in revision.elicitation_modes else {}
+    supported: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}
+    if supported and "elicitation/create" in revision.asks:
+        declared["elicitation"] = supported if "url" in revision.elicitation_modes else {}
     if "sampling" in declared and not revision.sampling_tools:
         declared["sampling"] = {}
     return declared

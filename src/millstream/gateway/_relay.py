@@ -321,9 +321,9 @@ class Relays:
             recipient = self.find(request_id)
             if recipient is None:
                 raise self._unknown_client_error()
-            asked = project_question(method, params, recipient.abilities, source, recipient.revision)
+            question = project_question(method, params, recipient.abilities, source, recipient.revision)
             try:
-                return project_answer(asked, await recipient.ask(asked), source)
+                return project_answer(question, await recipient.ask(question), source)
             except ProtocolError:
                 if request_id or not recipient.session or recipient in self.recipients.values():
                     raise

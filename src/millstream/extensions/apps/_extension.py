@@ -107,9 +107,9 @@ class Apps(Extension):
         else:
             raise ValueError(f"There is no file or folder {source!r} in {Path.cwd()}")
 
-    def _serve(self, place: Path, uri: str, meta: dict[str, Any], options: AppOptions) -> None:
+    def _serve(self, file: Path, uri: str, meta: dict[str, Any], options: AppOptions) -> None:
         check_uri(uri)
-        path = place.resolve()
+        path = file.resolve()
         read_view(path)
         labels: dict[str, Any] = {key: value for key, value in options.items() if key in ("title", "description")}
         self._server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(_make_reader(path))

@@ -90,10 +90,10 @@ async def select_events(client: Client, names: Sequence[str], arguments: Mapping
             raise ClientError(
                 f"The server has no event {name!r}. Its events: {', '.join(sorted(events_by_name)) or 'none'}."
             )
-    chosen = [events_by_name[name] for name in names or sorted(events_by_name)]
-    if not chosen:
+    selected = [events_by_name[name] for name in names or sorted(events_by_name)]
+    if not selected:
         raise ClientError("The server has no events.")
-    known_arguments = {name for each in chosen for name in each.input_schema.get("properties", {})}
+    known_arguments = {name for each in selected for name in each.input_schema.get("properties", {})}
     for name in arguments:
         if name not in known_arguments:
             raise ClientError(
@@ -104,5 +104,5 @@ async def select_events(client: Client, names: Sequence[str], arguments: Mapping
             each.name,
             {name: value for name, value in arguments.items() if name in each.input_schema.get("properties", {})},
         )
-        for each in chosen
+        for each in selected
     ]

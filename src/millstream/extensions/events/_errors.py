@@ -14,9 +14,9 @@ UNSUPPORTED_OPTION = -32026
 CALLBACK_ENDPOINT_ERROR = -32027
 
 
-def invalid(why: str) -> ProtocolError:
+def invalid(reason: str) -> ProtocolError:
     """Return the error for an invalid request."""
-    return ProtocolError(INVALID_PARAMS, f"Invalid params: {why}")
+    return ProtocolError(INVALID_PARAMS, f"Invalid params: {reason}")
 
 
 def unknown_event(name: str) -> ProtocolError:

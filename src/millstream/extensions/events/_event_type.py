@@ -126,22 +126,22 @@ class EventType:
         if text == b"null":
             text = b"{}"
         try:
-            given = _decode_object(text)
-            canonical = _encode_canonical(given)
+            values = _decode_object(text)
+            canonical = _encode_canonical(values)
         except (msgspec.MsgspecError, RecursionError) as error:
             raise invalid("arguments must be an object") from error
         if len(canonical) > MAX_ARGUMENTS:
             raise invalid(f"arguments must not exceed {MAX_ARGUMENTS} bytes")
         if self._arguments is None:
-            unknown = sorted(given.keys() - self._fields)
+            unknown = sorted(values.keys() - self._fields)
             if unknown:
                 raise invalid(f"{self.name} has no field {shorten(unknown[0])!r} to filter by")
-            return Arguments(given, given, canonical)
+            return Arguments(values, values, canonical)
         try:
             value = self._arguments.read(text)
         except ValueError as error:
             raise invalid(f"arguments: {shorten(str(error))}") from error
-        return Arguments(value, given, canonical)
+        return Arguments(value, values, canonical)
 
     # Payloads
 

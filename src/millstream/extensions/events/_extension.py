@@ -243,8 +243,8 @@ class Events(Extension):
                 leaving = asyncio.create_task(reply.wait_closed())
                 leaving.add_done_callback(lambda _: stream.end())
                 try:
-                    async for method, given in stream:
-                        await reply.send(method, {**given, **mark})
+                    async for method, notification in stream:
+                        await reply.send(method, {**notification, **mark})
                 finally:
                     leaving.cancel()
         finally:

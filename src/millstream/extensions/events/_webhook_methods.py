@@ -258,10 +258,10 @@ class WebhookMethods:
         if answer.reason:
             raise callback_failed(answer.reason if not answer.status else "challenge_failed")
         try:
-            echoed = _decode_echo(answer.body).challenge
+            echo = _decode_echo(answer.body).challenge
         except (msgspec.DecodeError, RecursionError):
-            echoed = ""
-        if not hmac.compare_digest(echoed.encode(), challenge.encode()):
+            echo = ""
+        if not hmac.compare_digest(echo.encode(), challenge.encode()):
             raise callback_failed("challenge_failed")
 
 

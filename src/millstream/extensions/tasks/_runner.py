@@ -86,8 +86,8 @@ class _Run:
 
     def owns(self, record: TaskRecord) -> bool:
         """Return whether the record still belongs to this run."""
-        mine = self.record
-        return record.worker == mine.worker and record.attempts == mine.attempts and record.status == WORKING
+        own = self.record
+        return record.worker == own.worker and record.attempts == own.attempts and record.status == WORKING
 
 
 class TaskRunner:
@@ -506,7 +506,7 @@ class TaskRunner:
         me = self._me
         attempts = record.attempts + (worker != HANDED_OVER)
         await self._records.mark(name, msgspec.structs.replace(record, worker=me))
-        claimed = await self._records.update(
+        updated = await self._records.update(
             name,
             lambda record: (
                 msgspec.structs.replace(record, worker=me, attempts=attempts, message="")
@@ -514,12 +514,12 @@ class TaskRunner:
                 else None
             ),
         )
-        if claimed is None:
+        if updated is None:
             if name not in self._running:
                 await self._records.unmark(name, me)
             return
         logger.info("A task of %s runs again, because its worker stopped", saved.tool)
-        self._run(name, claimed, saved, None)
+        self._run(name, updated, saved, None)
 
 
 def _set_message(run: _Run, text: str, record: TaskRecord) -> TaskRecord | None:

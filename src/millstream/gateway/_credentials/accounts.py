@@ -228,7 +228,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # Questions
 
-    async def _ask(self, call: "Call", owner: str, before: StoredGrant | None, why: str) -> None:
+    async def _ask(self, call: "Call", owner: str, before: StoredGrant | None, reason: str) -> None:
         """Ask the user to connect, and wait until they have.
 
         Raises:
@@ -236,23 +236,27 @@ class PersonalCredentials(UpstreamCredentials):
             InputRequired: the client will ask, and then repeat the call.
         """
         page = self.page_of(call)
-        how = f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
+        instruction = (
+            f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
+        )
         revision = call.revision
         if not page or "url" not in revision.elicitation_modes or not declares(call.client.capabilities, _URL_MODE):
-            raise refusal(call, f"{why} {how} Then call again.")
+            raise refusal(call, f"{reason} {instruction} Then call again.")
         id = secrets.token_urlsafe(16)
         event = asyncio.Event()
         waiting = self._waiting.setdefault(owner, set())
         waiting.add(event)
         try:
             try:
-                await Context(call).elicit_url(f"{why} {how}", page, id=id, key=f"millstream.connect.{self.upstream}")
+                await Context(call).elicit_url(
+                    f"{reason} {instruction}", page, id=id, key=f"millstream.connect.{self.upstream}"
+                )
             except (Declined, Cancelled):
-                raise refusal(call, f"{why} You haven't connected it. {how}") from None
+                raise refusal(call, f"{reason} You haven't connected it. {instruction}") from None
             seconds = self._services.settings.ask_timeout
             limit = seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)
             if not await self._has_changed(owner, before, event, limit):
-                raise refusal(call, f"{why} It isn't connected yet. {how} Then call again.")
+                raise refusal(call, f"{reason} It isn't connected yet. {instruction} Then call again.")
             if revision.elicitation_ids:
                 await call.send_to_caller(
                     notification_message("notifications/elicitation/complete", {"elicitationId": id})

@@ -113,7 +113,7 @@ class ConnectionsPage:
         handle = query_value("finish", request.query)
         if handle and request.method == "GET":
             return await self._finish(request, handle)
-        return await self._page(request, wanted=query_value("connect", request.query))
+        return await self._page(request, first=query_value("connect", request.query))
 
     async def submit(self, request: HttpRequest) -> Response:
         """Handle `POST /connections`: connect or disconnect an upstream."""
@@ -222,17 +222,17 @@ class ConnectionsPage:
         tickets = Tickets(self._vault, secure=pending.base.startswith("https://"))
         return same_browser(pending.browser, tickets.known_browser(request))
 
-    async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, wanted: str = "") -> Response:
+    async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, first: str = "") -> Response:
         principal = request.principal
         if principal is None:
             text = "Sign in to this server first: a connection belongs to a user."
             return pages.turned_back(request, "/sign-in", text, 403)
         owner = owner_of(principal.id)
         rows = [await self._row(name, each, owner) for name, each in self._connections.items()]
-        rows.sort(key=lambda row: row.name != wanted)
+        rows.sort(key=lambda row: row.name != first)
         return pages.render(
             _TEMPLATE, status, root=f"{request.root_path}/", images=pages.IMAGES, server=self._server, notice=notice,
-            rows=rows, wanted=wanted, who=_name(principal.claims.get("name")) or principal.subject,
+            rows=rows, wanted=first, who=_name(principal.claims.get("name")) or principal.subject,
         )  # fmt: skip
 
     async def _row(self, name: str, connection: PersonalCredentials, owner: str) -> _Row:

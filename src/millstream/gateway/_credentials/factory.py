@@ -43,9 +43,9 @@ def open_credentials(
         return None
     url = _url_of(target)
     if url is None:
-        what = "auth" if auth is not None else "forward_headers"
+        option = "auth" if auth is not None else "forward_headers"
         raise LocalError(
-            f"The upstream {name!r} has {what}, which requires a URL. Pass the secrets of a command in env=…"
+            f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…"
         )
     configured = dict(headers)
     if isinstance(auth, StaticHeaders):

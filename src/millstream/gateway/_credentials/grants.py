@@ -68,9 +68,9 @@ class _TokenCredentials(UpstreamCredentials):
         await self._tokens.close()
 
     def _read(self) -> None:
-        options, whose = self._options, f"the upstream {self.upstream!r}"
-        secret = options.client_secret.read(whose) if options.client_secret is not None else ""
-        key = options.private_key.read(whose) if options.private_key is not None else ""
+        options, owner = self._options, f"the upstream {self.upstream!r}"
+        secret = options.client_secret.read(owner) if options.client_secret is not None else ""
+        key = options.private_key.read(owner) if options.private_key is not None else ""
         method = ""
         if key:
             from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
@@ -78,7 +78,7 @@ class _TokenCredentials(UpstreamCredentials):
             try:
                 check_key(key)
             except ValueError as exc:
-                raise LocalError(f"The private_key of {whose} can't sign. {exc}") from None
+                raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
             method = SIGNED
         elif secret:
             method = "client_secret_post" if options.secret_in_form else "client_secret_basic"

@@ -61,11 +61,11 @@ class Secret(
         if sum((bool(self.env), bool(self.file), self.text is not None)) != 1:
             raise ValueError("A secret requires either env, the name of a variable, or file, the path of a file.")
 
-    def read(self, whose: str) -> str:
+    def read(self, owner: str) -> str:
         """Return the secret, stripped of whitespace.
 
         Args:
-            whose: owner for error messages, such as ``the upstream 'shop'``.
+            owner: owner for error messages, such as ``the upstream 'shop'``.
 
         Raises:
             LocalError: the secret is missing, or can't be sent in a header.
@@ -80,11 +80,11 @@ class Secret(
                 with Path(self.file).open(encoding="utf-8") as file:
                     value = file.read(_MAX_SECRET)
             except (OSError, UnicodeDecodeError) as exc:
-                why = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8"
-                raise LocalError(f"{where}, which holds a secret of {whose}, can't be read: {why}.") from None
+                reason = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8"
+                raise LocalError(f"{where}, which holds a secret of {owner}, can't be read: {reason}.") from None
         value = value.strip()
         if not value:
-            raise LocalError(f"{where} has no secret for {whose}. Set it before the server starts.")
+            raise LocalError(f"{where} has no secret for {owner}. Set it before the server starts.")
         return value
 
 

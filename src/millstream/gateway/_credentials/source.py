@@ -84,14 +84,14 @@ class UpstreamCredentials:
         headers = self._forwarded_headers(call)
         owner, caller = self._identify(call)
         key = f"{owner}\n{_digest(headers)}" if headers else owner
-        known = self._callers.get(key)
-        if known is None:
+        existing = self._callers.get(key)
+        if existing is None:
             self._callers[key] = caller
             caller.headers = headers
             if len(self._callers) > _MAX_CALLERS:
                 self._callers.popitem(last=False)
-        elif caller.until > known.until or caller.token != known.token:
-            known.token, known.until = caller.token, caller.until
+        elif caller.until > existing.until or caller.token != existing.token:
+            existing.token, existing.until = caller.token, caller.until
         return key
 
     def caller(self, link_key: str) -> LinkCaller | None:
@@ -225,12 +225,12 @@ class FixedCredentials(UpstreamCredentials):
         self._headers = self._read()
 
     def _read(self) -> dict[str, str]:
-        whose = f"the upstream {self.upstream!r}"
-        found = {name: self._prefix + each.read(whose) for name, each in self._secrets.items()}
+        owner = f"the upstream {self.upstream!r}"
+        found = {name: self._prefix + each.read(owner) for name, each in self._secrets.items()}
         try:
             check_headers(found)
         except TargetError as exc:
-            raise LocalError(f"The credentials of {whose} can't be sent: {exc}") from None
+            raise LocalError(f"The credentials of {owner} can't be sent: {exc}") from None
         return found
 
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
