@@ -57,6 +57,7 @@ def place(hub: Hub, offset: int) -> str:
     return position_id(hub._journal.epoch, offset)
 
 
+@pytest.mark.many
 async def test_reconnect_storm_reads_each_journal_page_once() -> None:
     store = CountedStore(MemoryStore())
     async with open_hub(store) as hub:
@@ -102,6 +103,7 @@ async def test_events_after_a_shared_read_are_delivered() -> None:
         assert [event.data for event in await hub.history("news", 1)] == [b"later 4"]
 
 
+@pytest.mark.many
 @for_each("kept", [700, 1_234])
 async def test_oldest_page_of_a_trimmed_journal_is_shared(kept: int) -> None:
     store = CountedStore(MemoryStore())

@@ -3,6 +3,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import pytest
@@ -72,17 +73,15 @@ async def test_delete_returns_whether_the_key_existed(store: Store) -> None:
     assert await store.kv.delete("key") is False
 
 
-@pytest.mark.parametrize("present", [None, b"", b"one", b"two"])
-@pytest.mark.parametrize("expected", [None, b"", b"one"])
-@pytest.mark.parametrize("value", [None, b"", b"new"])
-async def test_compare_and_set_requires_the_expected_value(
-    store: Store, present: bytes | None, expected: bytes | None, value: bytes | None
-) -> None:
-    if present is not None:
-        await store.kv.put("key", present, TTL)
-    done = await store.kv.compare_and_set("key", expected, value, TTL)
-    assert done is (present == expected)
-    assert await store.kv.get("key") == (value if done else present)
+async def test_compare_and_set_requires_the_expected_value(store: Store) -> None:
+    cases = product([None, b"", b"one", b"two"], [None, b"", b"one"], [None, b"", b"new"])
+    for number, (present, expected, value) in enumerate(cases):
+        key = f"key {number}"
+        if present is not None:
+            await store.kv.put(key, present, TTL)
+        done = await store.kv.compare_and_set(key, expected, value, TTL)
+        assert done is (present == expected), (present, expected, value)
+        assert await store.kv.get(key) == (value if done else present), (present, expected, value)
 
 
 async def test_one_of_many_compare_and_sets_wins(store: Store) -> None:
