@@ -39,7 +39,7 @@ def add_features(server: Server) -> None:
 
     @server.tool
     async def who(ctx: Context) -> str:
-        """Who asks."""
+        """Return the caller."""
         principal = ctx.principal
         return "nobody" if principal is None else principal.subject
 
@@ -50,12 +50,12 @@ def add_features(server: Server) -> None:
 
     @server.tool
     async def asks(ctx: Context) -> str:
-        """Ask the person."""
+        """Ask the user."""
         return await ctx.elicit("How many?", {"type": "object", "properties": {"n": {"type": "integer"}}}) and "asked"
 
     @server.tool
     async def counts(ctx: Context, stream: bool = False) -> int:
-        """Count, and say so."""
+        """Count, and report progress."""
         await ctx.progress(1, 2, "half")
         return 2
 

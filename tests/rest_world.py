@@ -67,7 +67,7 @@ def add_typed_tools(mcp: Server) -> None:
 
     @mcp.tool
     async def greet(name: str = "world") -> str:
-        """Greet somebody."""
+        """Greet a person."""
         return f"Hello, {name}!"
 
     @mcp.tool
@@ -91,7 +91,7 @@ def add_typed_tools(mcp: Server) -> None:
 
     @mcp.tool
     async def loose(value: Any = None) -> Any:
-        """Whatever was given, as a structured value."""
+        """Return the argument as a structured value."""
         return ToolResult(structured=value)
 
 
@@ -100,12 +100,12 @@ def add_unusual_tools(mcp: Server) -> None:
 
     @mcp.tool(input_schema=PARCEL)
     async def parcel(arguments: dict[str, Any]) -> int:
-        """Count what its hand-written schema let pass."""
+        """Count the arguments that the handwritten schema accepts."""
         return len(arguments["items"])
 
     @mcp.tool
     async def refuse(reason: str = "closed") -> str:
-        """Never possible."""
+        """Always fail."""
         raise ToolError(f"Not today: {reason}")
 
     @mcp.tool
@@ -115,19 +115,19 @@ def add_unusual_tools(mcp: Server) -> None:
 
     @mcp.tool
     async def whisper(ctx: Context) -> str:
-        """Reports progress and logs, which nobody hears; tells the revision."""
+        """Report progress and log, which REST discards, and return the revision."""
         await ctx.progress(1, 2, "half")
         await ctx.info("done")
         return f"{ctx.revision} {ctx.headers.get('x-from', '')}"
 
     @mcp.tool
     async def region(name: Annotated[str, Field(header="Region")]) -> str:
-        """Its argument is also a header over MCP."""
+        """Take an argument that is also an MCP header."""
         return name
 
     @mcp.tool(timeout=0.01)
     async def sleep() -> str:
-        """Never ends by itself."""
+        """Wait forever."""
         await Event().wait()
         return "awake"
 
@@ -142,18 +142,18 @@ def add_failing_tools(mcp: Server) -> None:
 
     @mcp.tool
     async def crash() -> str:
-        """Fails with a secret in its message."""
+        """Fail with a secret in the message."""
         raise RuntimeError("the password is hunter2")
 
     @mcp.tool
     async def lie() -> int:
-        """Does not keep its promise."""
+        """Return a value that doesn't match the output type."""
         answer: Any = "many"
         return answer
 
     @mcp.tool
     async def object_() -> str:
-        """Refuses with an error of the protocol."""
+        """Raise a protocol error."""
         raise ProtocolError(INVALID_PARAMS, "Not these arguments together")
 
 

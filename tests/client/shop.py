@@ -9,7 +9,7 @@ mcp = Server("shop", instructions="Sell books.")
 
 @dataclass
 class Order:
-    """What was bought."""
+    """An order."""
 
     isbn: str
     copies: int
@@ -17,7 +17,7 @@ class Order:
 
 @dataclass
 class Address:
-    """Where it goes."""
+    """A shipping address."""
 
     street: str
     copies: int = 3
@@ -83,7 +83,7 @@ async def book(isbn: str) -> str:
 
 @mcp.resource("shop://news")
 async def news() -> str:
-    """What is new."""
+    """The news."""
     return "Nothing"
 
 

@@ -32,7 +32,7 @@ async def count(steps: int, ctx: Context) -> str:  # type: ignore[type-arg]
 
 @mcp.tool()
 async def ask(ctx: Context) -> str:  # type: ignore[type-arg]
-    """Ask the person, the model and for the roots."""
+    """Ask the user, the model, and for the roots."""
     person = await ctx.elicit("Who?", Person)
     message = SamplingMessage(role="user", content=TextContent(type="text", text="Say something."))
     said = await ctx.session.create_message([message], max_tokens=7)
