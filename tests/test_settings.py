@@ -70,9 +70,9 @@ def test_unknown_variables_suggest_the_nearest_name() -> None:
 
 
 def test_workers_variable_is_refused_naming_the_option() -> None:
-    what = "How many processes serve isn't a setting: use --workers or mcp.run(workers=…)."
+    what = "The number of worker processes isn't a setting: use --workers or mcp.run(workers=…)."
     assert refusal(WORKERS="4") == f"Unknown setting MILLSTREAM_WORKERS. {what}"
-    with pytest.raises(TypeError, match="How many processes serve isn't a setting"):
+    with pytest.raises(TypeError, match="The number of worker processes isn't a setting"):
         Settings(workers=4)  # type: ignore[call-arg]
 
 

@@ -67,7 +67,7 @@ _HOMES = {
     "ToolResultBlock": "_protocol.content",
     "ToolUse": "_protocol.content",
 }
-"""Public name -> module. Loaded at first use, so that a program pays for what it uses."""
+"""Public name -> module, imported on first use, so that programs load only what they use."""
 
 _NEW = "For a new program: from millstream import Server."
 _CLIENT = "Import it from millstream.client."
@@ -76,10 +76,10 @@ _ELSEWHERE = {
     **dict.fromkeys(("BlockingClient", "ClientError", "Failure", "Options", "Question", "ToolFailed"), _CLIENT),
     "FastMCP": f"{_NEW} For a program of the official SDK: from millstream.compat.fastmcp import FastMCP.",
     "MCPServer": _NEW,
-    "McpError": "The error of a method is ProtocolError, and the error of a tool is ToolError.",
+    "McpError": "Use ProtocolError for methods and ToolError for tools.",
     "Millstream": _NEW,
 }
-"""Name that people look for here -> what to write."""
+"""Names that aren't here -> what to write instead."""
 
 __all__ = [
     "Annotations",

@@ -1,4 +1,4 @@
-"""``python -m millstream``: the command, for where only the interpreter is known."""
+"""``python -m millstream``: the command line, if its script isn't on the PATH."""
 
 from millstream._cli import main
 

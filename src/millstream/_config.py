@@ -20,7 +20,7 @@ _NEVER_EMPTY = {"auth_key", "auth_keys"}
 _ADDRESS = (PREFIX + "HOST", PREFIX + "PORT")
 """The listen address, which belongs to the start command and isn't a server setting. See `address`."""
 _OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
-"""Kubernetes sets these, and ``…_PORT`` with an address, for every service whose name starts with our prefix."""
+"""Variables that Kubernetes sets for a service named like our prefix. It also sets ``…_PORT`` to an address."""
 
 # The descriptions complete the sentence "must be …" in error messages.
 Switch = Annotated[bool, Meta(description="true or false")]
@@ -55,7 +55,7 @@ LogLevel = Annotated[
 
 
 class VariableError(ValueError):
-    """An unusable environment variable. It must be fixed by the operator, not in the program."""
+    """An environment variable is invalid. The operator has to fix it, not the program."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -65,13 +65,13 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """
 
     _ELSEWHERE: ClassVar[Mapping[str, str]] = {
-        name: f"Where to listen isn't a setting: use --{name}, MILLSTREAM_{name.upper()} or mcp.run({name}=…)."
+        name: f"The listen address isn't a setting: use --{name}, MILLSTREAM_{name.upper()} or mcp.run({name}=…)."
         for name in ("host", "port")
-    } | {"workers": "How many processes serve isn't a setting: use --workers or mcp.run(workers=…)."}
+    } | {"workers": "The number of worker processes isn't a setting: use --workers or mcp.run(workers=…)."}
     store: str = ""
     """The store for streams and records, unless the program sets one. Empty means memory://."""
     sessions: Switch = True
-    """Whether handshake clients get a session id. If False, every request is served on its own."""
+    """Whether handshake clients get a session id. If False, requests are independent."""
     json_only: Switch = False
     """Never answer a call with an event stream, except subscriptions/listen."""
     path: UrlPath = "/mcp"
@@ -90,9 +90,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     them.
     """
     key: str = ""
-    """Secrets for session ids and sealed state, separated by commas. The first seals, and all open."""
+    """Secrets for session ids and sealed state, separated by commas. The first one encrypts; any of them decrypts."""
     auth_key: str = ""
-    """A key that callers must send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` sets it, too."""
+    """A key that callers must send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` also sets it."""
     auth_keys: str = ""
     """The key file managed by ``millstream keys``."""
     limit_requests: RateText = ""
@@ -116,17 +116,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     consul: str = ""
     """The URL of a Consul agent that lists the server while it accepts new work: ``http://127.0.0.1:8500``."""
     card_url: str = ""
-    """The public URL of the MCP endpoint: serve a server card and a catalog, as the draft SEP-2127 has them."""
+    """The public URL of the MCP endpoint. If set, the server publishes a server card and a catalog (draft SEP-2127)."""
     card_name: str = ""
-    """The server's name there; by default the host of `card_url` backwards and the server's own name."""
+    """The server's name in the card. Defaults to the reversed host of `card_url`, a slash, and the server's name."""
     public_without_auth: Switch = False
-    """Listen on an address that other machines can reach, even if no sign-in is required."""
+    """Allow other machines to connect even if no sign-in is required."""
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024
     max_unfinished: Size = 256 * 1024 * 1024
     """Maximum bytes of all request bodies being received, half of it per address. Requests above it get 503."""
     max_unsent: Size = 256 * 1024 * 1024
-    """Maximum bytes of unread replies for all clients. Above it, the slowest connection is cut."""
+    """Maximum bytes of unread replies for all clients. Above it, the slowest connection is closed."""
     max_message: Size = 1024 * 1024
     """Maximum size of a WebSocket message."""
     max_depth: Size = 64
@@ -173,9 +173,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     task_ttl: Annotated[float, Meta(ge=1, le=365 * 86400, description="a number of seconds from 1 to 31,536,000")] = (
         3600.0
     )
-    """Seconds from the call until a task and its result are deleted, unless the tool has a time of its own."""
+    """Seconds from the call until a task and its result are deleted, unless the tool sets its own."""
     task_poll: Annotated[float, Meta(ge=0.001, le=3600, description="a number of seconds from 0.001 to 3600")] = 1.0
-    """How long clients should wait before they ask for a task again."""
+    """Seconds that clients should wait between polls of a task."""
     max_rounds: Size = 64
     """Maximum question rounds of a 2026-07-28 call."""
     max_deletes: Size = 10_000
@@ -183,7 +183,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     stream_age: Seconds = 24 * 3600.0
     """Maximum age of an open stream. Clients then reconnect."""
     stream_buffer: Size = 1024 * 1024
-    """Maximum unread bytes of a stream before it's cut."""
+    """Maximum unread bytes of a stream before it's closed."""
     session_ttl: Seconds = 24 * 3600.0
     record_ttl: Seconds = 24 * 3600.0
     log_ttl: Seconds = 300.0
@@ -200,7 +200,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     hub_journal: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
-    """Subscribers of the hub; 0 means no cap besides `max_connections`. ``MAX_CONNECTIONS`` sets it, too."""
+    """Subscribers of the hub; 0 means no cap besides `max_connections`. ``MAX_CONNECTIONS`` also sets it."""
     hub_subscribers_per_channel: Cap = 0
     """0 means no cap besides `max_connections`."""
     hub_history: Size = 1_000
@@ -233,16 +233,16 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Show callers your code's errors, with tracebacks. For development only, because it reveals code."""
 
     def __post_init__(self) -> None:
-        """Hold what the types say, however the value came: a list for a tuple and 1 for 1.0 are what they stand for.
+        """Validate the values, and convert a list to a tuple or 1 to 1.0.
 
         Raises:
             ValueError: a value is of the wrong type or out of range.
         """
         for name, kind in _types().items():
             value = getattr(self, name)
-            held = _convert(name, value, kind, strict=True)
-            if held is not value:
-                msgspec.structs.force_setattr(self, name, held)
+            converted = _convert(name, value, kind, strict=True)
+            if converted is not value:
+                msgspec.structs.force_setattr(self, name, converted)
 
     @property
     def mcp_paths(self) -> tuple[str, ...]:
@@ -251,11 +251,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: object) -> "Settings":
-        """Settings from ``MILLSTREAM_…`` variables, then from keywords.
+        """Return the settings from ``MILLSTREAM_…`` variables, overridden by keywords.
 
         Raises:
             VariableError: a variable has an unknown name, or a value of the wrong type or out of range.
-            ValueError: a keyword has.
+            ValueError: the same for a keyword.
         """
         types = _types()
         source = os.environ if environ is None else environ
@@ -279,16 +279,17 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
 
 
 def address(host: str | None, port: int | None, environ: Mapping[str, str] | None = None) -> tuple[str, int]:
-    """Where to listen: as given, else as ``MILLSTREAM_HOST`` and ``MILLSTREAM_PORT`` say, else on 127.0.0.1:8000.
+    """Return the listen address: the arguments, or else ``MILLSTREAM_HOST`` and ``MILLSTREAM_PORT``, or else
+    127.0.0.1:8000.
 
     Raises:
-        VariableError: the variable that counts can't be used.
+        VariableError: a variable is invalid.
     """
     source = os.environ if environ is None else environ
     if host is None:
         host = source.get("MILLSTREAM_HOST", "127.0.0.1").strip()
         if not host:
-            raise VariableError("MILLSTREAM_HOST is empty. Give it an address such as 0.0.0.0, or unset it.")
+            raise VariableError("MILLSTREAM_HOST is empty. Set it to an address such as 0.0.0.0, or unset it.")
     if port is None:
         text = source.get("MILLSTREAM_PORT", "")
         if not text or _is_foreign("MILLSTREAM_PORT", text):
@@ -299,7 +300,7 @@ def address(host: str | None, port: int | None, environ: Mapping[str, str] | Non
     return host, port
 
 
-DEVELOPING: Mapping[str, object] = MappingProxyType({"show_errors": True, "access_log": True})
+DEV_SETTINGS: Mapping[str, object] = MappingProxyType({"show_errors": True, "access_log": True})
 """Settings of ``--dev``, for development."""
 
 
@@ -311,7 +312,7 @@ def _types() -> dict[str, Any]:
 def _read_variable(variable: str, text: str, name: str) -> Any:
     kind, value = _types()[name], cast("object", text)
     if name in _NEVER_EMPTY and not text.strip():
-        raise VariableError(f"{variable} is empty, and would protect nothing. Give it a value, or unset it.")
+        raise VariableError(f"{variable} is empty, so it wouldn't protect anything. Set a value, or unset it.")
     if kind == tuple[str, ...]:
         value = tuple(part.strip() for part in text.split(","))
     try:
@@ -321,9 +322,9 @@ def _read_variable(variable: str, text: str, name: str) -> Any:
 
 
 def _convert(name: str, value: object, kind: Any, *, strict: bool = False) -> Any:
-    held = value.lower() if kind == LogLevel and isinstance(value, str) else value
+    normalized = value.lower() if kind == LogLevel and isinstance(value, str) else value
     try:
-        return msgspec.convert(held, kind, strict=strict)
+        return msgspec.convert(normalized, kind, strict=strict)
     except msgspec.ValidationError as exc:
         expected = next((f"It must be {meta.description}." for meta in getattr(kind, "__metadata__", ())), f"{exc}.")
         if kind == tuple[str, ...]:

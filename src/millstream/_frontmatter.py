@@ -1,7 +1,7 @@
-"""The YAML at the beginning of a Markdown file, as JSON values: what a `SKILL.md` says about itself.
+"""YAML frontmatter of Markdown files such as `SKILL.md`, as JSON values.
 
-ruamel.yaml reads it, as YAML 1.2. The text may come from the network, so it's bounded, and it has no anchors: those
-could make a small text a huge value.
+ruamel.yaml parses it as YAML 1.2. The text may come from the network, so its size is limited, and aliases, which could
+expand a small text to a huge value, are rejected.
 """
 
 import math
@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.
 
 
 class FrontmatterError(ValueError):
-    """The text has no frontmatter, or frontmatter that can't be read. The message says what is wrong."""
+    """The text has no valid frontmatter. The message says what's wrong."""
 
 
 def read_frontmatter(text: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _load(raw: str) -> Any:
         raise MissingExtra("Reading the frontmatter of skills", "skills") from exc
 
     class Constructor(SafeConstructor):
-        """Leaves dates as text, as JSON has none."""
+        """Keeps dates as text, because JSON has no dates."""
 
     constructor: Any = Constructor  # ruamel.yaml has no complete types
     constructor.add_constructor("tag:yaml.org,2002:timestamp", constructor.construct_yaml_str)
@@ -58,7 +58,7 @@ def _load(raw: str) -> Any:
     loader.Constructor = constructor
     parser: Any = YAML(typ="safe", pure=True)
     try:
-        # The time grows with the square of the depth, so the events are looked at before anything is built of them.
+        # Construction takes quadratic time in the depth, so the depth is checked first.
         _check_events(parser.parse(raw))
         return loader.load(raw)
     except (YAMLError, ValueError, RecursionError) as exc:
@@ -82,7 +82,7 @@ def _check(value: Any) -> None:
     if isinstance(value, dict):
         for name, inner in cast("dict[object, object]", value).items():
             if not isinstance(name, str):
-                raise FrontmatterError(f"its frontmatter has the key {name!r}, which isn't a text")
+                raise FrontmatterError(f"its frontmatter has the key {name!r}, which isn't a string")
             _check(inner)
     elif isinstance(value, list):
         for inner in cast("list[object]", value):
@@ -90,4 +90,4 @@ def _check(value: Any) -> None:
     elif not (
         value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
     ):
-        raise FrontmatterError(f"its frontmatter has a value that JSON doesn't: {value!r}")
+        raise FrontmatterError(f"its frontmatter has a value that JSON can't represent: {value!r}")

@@ -93,10 +93,10 @@ def take(text: str, path: Sequence[str]) -> str:
     line = text.rfind("\n", 0, start) + 1
     alone = not text[line:start].strip()
     if place + 1 < len(names) or node.comma >= 0:
-        end = text.index(",", _BLANK.match(text, end).end()) + 1  # type: ignore[union-attr]  # it matches anything
+        end = text.index(",", _BLANK.match(text, end).end()) + 1  # type: ignore[union-attr]  # always matches
     elif place:
         before = node.members[names[place - 1]].node.end
-        comma = text.index(",", _BLANK.match(text, before).end())  # type: ignore[union-attr]  # it matches anything
+        comma = text.index(",", _BLANK.match(text, before).end())  # type: ignore[union-attr]  # always matches
         text = text[:comma] + text[comma + 1 :]
         start, end, line = start - 1, end - 1, line - 1
     if not alone:
@@ -121,8 +121,8 @@ def _insert(text: str, root: Node, node: Node, name: str, value: Any) -> str:
     margin = style.margin(members[-1].start) if members else outer + style.unit
     line = f"{style.end}{margin}{json.dumps(name, ensure_ascii=False)}: {style.render(value, margin)}"
     if not members:
-        kept = text[node.start + 1 : node.end - 1].rstrip()  # comments
-        return f"{text[: node.start + 1]}{kept}{line}{style.end}{outer}{text[node.end - 1 :]}"
+        comments = text[node.start + 1 : node.end - 1].rstrip()
+        return f"{text[: node.start + 1]}{comments}{line}{style.end}{outer}{text[node.end - 1 :]}"
     last = members[-1].node.end
     spot = node.comma + 1 if node.comma >= 0 else last
     rest = _REST_OF_LINE.match(text, spot)
@@ -149,7 +149,7 @@ class _Style:
     def margin(self, place: int) -> str:
         """Return the indentation of the line at a position."""
         line = self._text.rfind("\n", 0, place) + 1
-        return re.compile(r"[ \t]*").match(self._text, line)[0]  # type: ignore[index]  # it matches anything
+        return re.compile(r"[ \t]*").match(self._text, line)[0]  # type: ignore[index]  # always matches
 
     def render(self, value: Any, margin: str | None) -> str:
         """Return the value in the document's style; without a margin, on one line."""
@@ -172,11 +172,11 @@ class _Reader:
         node = self._value(0)
         self._skip()
         if self._at < len(self._text):
-            raise self._error("something behind its end")
+            raise self._error("text after the end of the document")
         return node
 
     def _skip(self) -> None:
-        self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]  # it matches anything
+        self._at = _BLANK.match(self._text, self._at).end()  # type: ignore[union-attr]  # always matches
 
     def _peek(self) -> str:
         return self._text[self._at : self._at + 1]
@@ -186,7 +186,7 @@ class _Reader:
 
     def _value(self, depth: int) -> Node:
         if depth > _MAX_DEPTH:
-            raise self._error("too many levels")
+            raise self._error("too many nested levels")
         start, first = self._at, self._peek()
         if first == "{":
             return self._object(depth)
@@ -197,7 +197,7 @@ class _Reader:
             return Node(start, self._at, value)
         found = _SCALAR.match(self._text, start)
         if found is None:
-            raise self._error("no value where one is expected" if first else "no end of what began before")
+            raise self._error("no value where one is expected" if first else "an unexpected end of the document")
         self._at = found.end()
         return Node(start, self._at, json.loads(found[0]))
 
@@ -224,7 +224,7 @@ class _Reader:
                 raise self._error("a name without a colon")
             self._at += 1
             self._skip()
-            members.pop(name, None)  # of two, the last one wins
+            members.pop(name, None)  # the last of duplicate names wins
             members[name] = JsonMember(place, self._value(depth + 1))
             comma = self._comma()
         self._at += 1

@@ -66,7 +66,7 @@ class Part(Protocol):
         """Register the part's features."""
 
     async def close(self) -> None:
-        """Release what `open` took. Runs only after `open` succeeded."""
+        """Release the resources that `open` acquired. Runs only if `open` succeeded."""
 
 
 class Route(Struct, frozen=True):
@@ -75,7 +75,7 @@ class Route(Struct, frozen=True):
     handlers: Mapping[str, Handler]
     """HTTP method -> handler."""
     stream: bool = False
-    """Whether a GET opens a stream. HEAD isn't answered, and pages of other sites and WebSockets can't reach it."""
+    """Whether a GET opens a stream. HEAD requests, pages of other sites, and WebSockets are refused."""
     public: bool = False
     """Whether callers need no sign-in."""
     scope: str = ""
@@ -85,7 +85,7 @@ class Route(Struct, frozen=True):
     local: bool = False
     """Whether only programs on this machine can reach it, even with sign-in."""
     gated: bool = False
-    """Whether request gates run before the handler. Gates of calls cover MCP and REST."""
+    """Whether request gates run before the handler. Call gates cover MCP and REST."""
     message: str = ""
     """The message log's name for a request refused because it came from another machine."""
     reserved: bool = False
@@ -117,7 +117,7 @@ class RouteRegistry:
         self.patterns: list[tuple[re.Pattern[str], Route]] = []
         """Patterns of paths with parameters, matched after exact paths and before prefixes."""
         self.home: tuple[str, Handler] | None = None
-        """A page, and the handler that shows it or redirects there from ``/`` where nothing else has that path."""
+        """A page, and the handler that serves it at ``/`` or redirects there, unless that path is taken."""
 
     def add(self, path: str, route: Route) -> None:
         """Serve a path.
@@ -128,7 +128,7 @@ class RouteRegistry:
         self._add(self.exact, path, route)
 
     def add_prefix(self, prefix: str, route: Route) -> None:
-        """Serve every path below a prefix that no exact route has.
+        """Serve all paths with a prefix, except those with an exact route.
 
         Raises:
             ValueError: another part serves it.
@@ -164,22 +164,22 @@ class Host:
         self.streams: OpenStreams = streams
         self.sweep: Sweep = sweep
         self.policy: HostPolicy
-        """Which Host and Origin are served; set before the functions of `on_http` run."""
+        """Allowed hosts and origins. Set before the callbacks of `on_http` run."""
         self.is_local: Callable[[str, Mapping[bytes, bytes]], bool]
-        """Whether a peer address and headers belong to a program on this machine; set at the same time."""
+        """Whether a peer address and headers belong to a program on this machine. Set with `policy`."""
         self.own_server: bool
-        """Millstream's own HTTP server serves it, and not another one through ASGI; set at the same time."""
+        """Whether Millstream's own HTTP server is used, rather than another ASGI server. Set with `policy`."""
         self.draining: Callable[[], bool] = draining
         """Whether the server has stopped accepting new work."""
         self.stack: AsyncExitStack = AsyncExitStack()
-        """Closes the parts and what they opened."""
+        """Closes the parts and their resources."""
         self._pool: StoreLimiter | None = None
         # What parts offer to other parts
         self.metrics: Metrics | None = None
         """The registry of metrics, or None if none are served."""
         self.hub: Hub | None = None
         self.guard: AuthGuard | None = None
-        """The guard of every path, if callers sign in."""
+        """Authentication for every path, or None without sign-in."""
         self.observer: Observer | None = None
         self.gateway: UpstreamReports | None = None
         """Describes the upstreams, or None without upstreams."""
@@ -189,10 +189,10 @@ class Host:
         """Path -> ASGI application that serves the WebSocket there. It checks Host and Origin by `policy`, and
         credentials by `guard`.
         """
-        self.lives_on: bool = False
-        """What a part holds must outlive a minute without requests: an idle server isn't closed by itself."""
+        self.runs_while_idle: bool = False
+        """Whether the server keeps running while idle, because a part holds state that must survive."""
         self.shared_paths: set[str] = set()
-        """Paths that pages of any origin may use, because no cookie counts there."""
+        """Paths that pages of any origin may use, because cookies are ignored there."""
         self.request_gates: list[RequestGate] = []
         self.http: list[Callable[[], None]] = []
         self.sweeps: list[Callable[[float], None]] = []
@@ -201,7 +201,7 @@ class Host:
         self.reports: dict[str, Callable[[], Any]] = {}
         self.limits: dict[str, int] = {}
         """Figure of `/health` -> its limit."""
-        self.doubts: list[Callable[[], str]] = []
+        self.readiness_checks: list[Callable[[], str]] = []
         self._gates: list[Gate] = []
         self._observers: list[Observe] = []
 
@@ -211,7 +211,7 @@ class Host:
         """Answer a JSON-RPC method that MCP doesn't have: ``host.method("shop/stock", stock)``.
 
         Args:
-            name: of the method.
+            name: name of the method.
             handler: returns the members of the result; raises `ProtocolError` to refuse.
             revisions: dates of the revisions that have the method.
 
@@ -235,9 +235,9 @@ class Host:
         """Announce a capability: ``host.capability("example.com/stock", {})``.
 
         Args:
-            name: of the capability.
-            value: what clients read there.
-            member: of the server's capabilities, ``extensions`` or ``experimental``.
+            name: name of the capability.
+            value: value for clients.
+            member: member of the server's capabilities: ``extensions`` or ``experimental``.
             revisions: dates of the revisions that announce it.
         """
         self.extend(RegisteredExtension(member, {name: value}, {}, frozenset(revisions)))
@@ -254,13 +254,13 @@ class Host:
     # Calls
 
     def gate(self, gate: Gate) -> None:
-        """Ask `gate` before each call runs: it raises `ProtocolError` to refuse, at once or when it's awaited."""
+        """Run `gate` before each call. It raises `ProtocolError` to refuse the call, directly or when awaited."""
         self._gates.append(gate)
         self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
 
     def gate_requests(self, gate: RequestGate) -> None:
-        """Ask `gate` before the handler of each route that is `gated`, and before messages of WebSockets that use the
-        hub: it raises `ProtocolError` to refuse.
+        """Run `gate` before handlers of routes that are `gated`, and before each WebSocket message of the hub. It
+        raises `ProtocolError` to refuse.
         """
         self.request_gates.append(gate)
 
@@ -272,7 +272,7 @@ class Host:
     # HTTP
 
     def on_http(self, register: Callable[[], None]) -> None:
-        """Call `register` once before HTTP is served. Routes that need modules of their own are added there."""
+        """Call `register` once before HTTP is served. Import modules there that only HTTP needs."""
         self.http.append(register)
 
     # Time
@@ -282,15 +282,15 @@ class Host:
         self.sweeps.append(work)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine beside the server until the server closes."""
+        """Run a coroutine in the background until the server closes."""
         self.stack.callback(asyncio.get_running_loop().create_task(work).cancel)
 
-    def on_change(self, hear: Callable[[str], None]) -> None:
-        """Call ``hear(kind)`` when a list changes: tools, resources, or prompts. Any thread may do so."""
-        self.changes.append(hear)
+    def on_change(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback(kind)``, from any thread, when a list changes: tools, resources, or prompts."""
+        self.changes.append(callback)
 
     def on_drain(self, drain: Callable[[float], Awaitable[None]]) -> None:
-        """Await ``drain(seconds)`` when the server stops: end what is open within that time."""
+        """Await ``drain(seconds)`` when the server stops. It has to end open work within that time."""
         self.drains.append(drain)
 
     def on_close(self, close: Callable[[], object]) -> None:
@@ -300,24 +300,24 @@ class Host:
     # Probes
 
     def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
-        """Show a figure in `/health` unless it's None, and its limit."""
+        """Show a figure and its limit in `/health`, unless the figure is None."""
         self.reports[name] = read
         if limit is not None:
             self.limits[name] = limit
 
     def check_ready(self, check: Callable[[], str]) -> None:
         """Report the server as degraded while ``check()`` returns a reason. `/readyz` and `/health` show the reason."""
-        self.doubts.append(check)
+        self.readiness_checks.append(check)
 
     def degraded_reasons(self) -> list[str]:
-        """Return the reasons that readiness checks give now."""
-        return [reason for check in self.doubts if (reason := check())]
+        """Return why the server is degraded, from all readiness checks."""
+        return [reason for check in self.readiness_checks if (reason := check())]
 
     # Shared services
 
     @property
     def pool(self) -> "StoreLimiter":
-        """The way to the rates in the store, opened when first needed."""
+        """The limiter whose rates are in the store, created on first use."""
         if self._pool is None:
             from millstream._limits.store_limiter import StoreLimiter  # noqa: PLC0415  only where something is limited
 
@@ -326,24 +326,24 @@ class Host:
 
     @property
     def open_pool(self) -> "StoreLimiter | None":
-        """That way, if something needed it."""
+        """The same limiter, or None if it hasn't been created."""
         return self._pool
 
     async def close(self) -> None:
-        """Give back what calls held. The runtime calls this after every part has closed."""
+        """Release the limits that calls hold. The runtime calls this after closing every part."""
         if self._pool is not None:
             await self._pool.close()
 
 
 def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) -> list[Part]:
-    """Return the parts so that each one comes after those it needs, otherwise in the given order.
+    """Sort the parts so that each comes after the parts it needs, and keep their order otherwise.
 
     Args:
-        parts: to open.
-        selectable: names that ``serve=`` takes, for the error.
+        parts: parts to open.
+        selectable: names that ``serve=`` accepts, for the error.
 
     Raises:
-        ValueError: two have the same name, one needs a part that isn't there, or some need each other.
+        ValueError: two parts have the same name, a needed part is missing, or parts need each other.
     """
     named: dict[str, Part] = {}
     for part in parts:
@@ -374,16 +374,16 @@ def _chain_gates(gates: tuple[Gate, ...]) -> Gate:
     async def wait(first: Awaitable[None], rest: tuple[Gate, ...], call: Call) -> None:
         await first
         for gate in rest:
-            if (asked := gate(call)) is not None:
-                await asked
+            if (decision := gate(call)) is not None:
+                await decision
 
-    def ask(call: Call) -> Awaitable[None] | None:
+    def run(call: Call) -> Awaitable[None] | None:
         for number, gate in enumerate(gates, 1):
-            if (asked := gate(call)) is not None:
-                return wait(asked, gates[number:], call)
+            if (decision := gate(call)) is not None:
+                return wait(decision, gates[number:], call)
         return None
 
-    return ask
+    return run
 
 
 def _chain_observers(observers: tuple[Observe, ...]) -> Observe:

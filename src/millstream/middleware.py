@@ -1,4 +1,4 @@
-"""Middleware: hooks around what a server does for a caller. See `Middleware`, and ``Server(middleware=[…])``."""
+"""Middleware: hooks around requests. See `Middleware`, and ``Server(middleware=[…])``."""
 
 from millstream._server.features.hooks import ListRequest, MessageRequest, Middleware, Next, Request
 

@@ -1,8 +1,8 @@
-"""Write a store of your own: a `Backend` with a `Log`, a `Map`, and `charge`.
+"""Write your own store: a `Backend` with a `Log`, a `Map`, and `charge`.
 
-The docstrings of these three are the contract. `Tally` is a `charge` for a process that holds all data itself. A
-package offers its store as an entry point of the group ``millstream.stores``; its name is the scheme of the URL, and it
-takes the URL and returns a backend.
+The docstrings of these three are the contract. `Tally` implements `charge` for a process that holds all data itself. A
+package registers its store as an entry point in the group ``millstream.stores``. The entry point's name is the URL's
+scheme, and its function takes the URL and returns a backend.
 
 Example:
     >>> def open_shelf(url: str) -> Backend:  # "shelf" in the entry points: Server(store="shelf://…")

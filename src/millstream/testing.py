@@ -1,7 +1,7 @@
 """A test client for your server: in memory, with any revision, and with simulated users and models.
 
 ``async with connect(mcp, revision=..., elicit=...) as client: await client.call("add", a=1, b=2)``. It's
-`millstream.Client` without a network: everything passes through the real encoder, ladder, and dispatcher.
+`millstream.Client` without a network: everything passes through the real encoder, decoder, and dispatcher.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -46,19 +46,19 @@ class TestClient(Client):
         """All questions of the server, in order: ``{"method": …, "params": …}``."""
         self.conversation.incoming.observer = self._note
         questions = self.conversation.questions
-        assert isinstance(questions, Questions)  # noqa: S101  a `Client` makes no others
-        questions.noted = self._note_question
-        self._progress = _pass_over
+        assert isinstance(questions, Questions)  # noqa: S101  always true for a `Client`
+        questions.observer = self._note_question
+        self._progress = _ignore_progress
 
     def _note(self, notification: Notification) -> None:
         params = msgspec.json.decode(notification.params)
         self.notifications.append({"jsonrpc": "2.0", "method": notification.method, "params": params})
 
-    def _note_question(self, asked: ObservedQuestion) -> None:
-        self.questions.append({"method": asked.method, "params": msgspec.json.decode(asked.params)})
+    def _note_question(self, question: ObservedQuestion) -> None:
+        self.questions.append({"method": question.method, "params": msgspec.json.decode(question.params)})
 
 
-def _pass_over(value: float, total: float | None, message: str | None) -> None:
+def _ignore_progress(value: float, total: float | None, message: str | None) -> None:
     """Ignore progress, whose notification is already recorded."""
 
 
@@ -84,14 +84,14 @@ async def connect(
         ValueError: the revision is unknown.
     """
     if revision not in BY_DATE:
-        raise ValueError(f"There is no revision {revision!r}; {suggest(revision, list(BY_DATE))}")
+        raise ValueError(f"Unknown revision {revision!r}; {suggest(revision, list(BY_DATE))}")
 
     def fill_in(question: Question) -> Any:
-        assert elicit is not None  # noqa: S101  else the client has no handler
+        assert elicit is not None  # noqa: S101  otherwise, there's no handler
         return elicit(question.message, question.requested_schema or {})
 
     def complete(params: CreateMessageRequestParams) -> SampleResult:
-        assert sample is not None  # noqa: S101  else the client has no handler
+        assert sample is not None  # noqa: S101  otherwise, there's no handler
         return SampleResult("assistant", Text(sample(msgspec.to_builtins(params))), "test")
 
     client = TestClient(

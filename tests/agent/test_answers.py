@@ -346,7 +346,7 @@ async def test_transcript_is_json_lines(tmp_path: Any) -> None:
                 agent.transcript.save(tmp_path / "no" / "folder")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["type"] for line in lines] == [
-        "said", "asking", "calling", "returned", "asking", "answered", "finished"
+        "user_message", "round_start", "tool_start", "tool_end", "round_start", "assistant_message", "answer_end"
     ]  # fmt: skip
     assert all(line["at"].endswith("+00:00") for line in lines)
     assert path.stat().st_mode & 0o777 == 0o600

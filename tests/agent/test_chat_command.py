@@ -76,10 +76,10 @@ def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
     done = chat(SHOP, "-m", "Burn @shop:book://1", "--json", "--yes", folder=tmp_path, script=script)
     events = [json.loads(line) for line in done.out.splitlines()]
     assert [each["type"] for each in events if each["type"] != "delta"] == [
-        "said", "asking", "calling", "returned", "asking", "answered", "finished"
+        "user_message", "round_start", "tool_start", "tool_end", "round_start", "assistant_message", "answer_end"
     ]  # fmt: skip
     assert events[0]["context"] == ["@shop:book://1"]
-    assert next(each["text"] for each in events if each["type"] == "returned") == "1 is gone"
+    assert next(each["text"] for each in events if each["type"] == "tool_end") == "1 is gone"
 
 
 def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_errors_can_be_printed_as_json(tmp_path: Path) -> None:
 
 
 def test_empty_pipe_asks_nothing(tmp_path: Path) -> None:
-    said = "There's no question, and no terminal to type one on. Ask with -m TEXT, or send text through a pipe."
+    said = "There's no question, and no terminal to ask for one. Use -m TEXT, or send text through a pipe."
     done = chat(SHOP, folder=tmp_path)
     assert (done.status, done.out, done.err) == (2, "", f"Error: {said}\n")
     done = chat(SHOP, "--json", folder=tmp_path)

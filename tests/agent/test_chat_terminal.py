@@ -167,7 +167,7 @@ def test_slash_commands_work(chat: Chat, tmp_path: Path) -> None:
     shown.type("/quit")
     shown.until("ended with 0")
     kinds = [json.loads(line)["type"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
-    assert kinds.count("finished") == 3
+    assert kinds.count("answer_end") == 3
 
 
 def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def test_configuration_files_of_applications_are_read(tmp_path: Path) -> None:
             '{"mcpServers": {\n"a": {"comand": "x"}}}',
             "line 2: mcpServers.a: .* neither .did you mean command instead of comand",
         ),
-        ('{"mcpServers": {"a": \n', "line 2 has no end of what began before"),
+        ('{"mcpServers": {"a": \n', "line 2 has an unexpected end of the document"),
         ('{"other": 1}', "neither mcpServers nor servers"),
         ('{"mcpServers": {"a": {"command": 3}}}', r"line 1: mcpServers\.a\.command"),
     ):

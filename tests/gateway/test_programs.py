@@ -255,4 +255,4 @@ async def test_missing_sdk_import_uses_our_compatibility_layer(tmp_path: Path) -
     async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
         assert (client.revision, (await client.call("add", a=2, b=3)).text) == ("2026-07-28", "5")
         said = str(getattr(client.conversation.transport, "last_stderr", ""))
-    assert said.count("isn't installed, so Millstream's compatibility layer runs the program") == 1
+    assert said.count("isn't installed, so the program runs on Millstream's compatibility layer") == 1

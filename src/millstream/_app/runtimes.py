@@ -82,7 +82,7 @@ class Runtimes:
         except BaseException:
             self._forget(runtime)
             raise
-        if runtime.host.lives_on:
+        if runtime.host.runs_while_idle:
             runtime.on_idle = None
         self._by_loop[loop] = runtime
         definition.listeners.add(runtime)

@@ -1,7 +1,7 @@
 """The ``millstream`` command.
 
-`main` imports only what the requested command needs, because a desktop client waits for a stdio server, and a person
-for help. It examines the first words itself, without a command-line library.
+`main` imports only what the requested command needs, so that stdio servers and help start quickly. It parses the first
+words itself, without a command-line library.
 """
 
 import sys
@@ -31,7 +31,7 @@ def main() -> None:
             with nullcontext() if arguments[:1] in _SERVING else ending_in_order():
                 _obey(arguments)
         finally:
-            sys.stdout.flush()  # here, where a full disk can still be reported
+            sys.stdout.flush()  # while a full disk can still be reported
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except OSError as exc:
@@ -40,7 +40,7 @@ def main() -> None:
             raise
         sys.exit(status)
     except Exception as exc:
-        from millstream._app.server_process.errors import CommandError, report  # noqa: PLC0415 - who raises it has loaded it
+        from millstream._app.server_process.errors import CommandError, report  # noqa: PLC0415 - already loaded
 
         if not isinstance(exc, CommandError):
             raise

@@ -17,7 +17,7 @@ from millstream.client._errors import BadAnswer, ClientError
 _RATE = 50
 """Maximum broadcasts per second."""
 _AT_A_TIME = 50
-"""Listeners that are opened at once."""
+"""Listeners that are opened concurrently."""
 _SETTLE = 5.0
 """Seconds for the last broadcast to arrive."""
 _MARK = b"bench "
@@ -95,8 +95,8 @@ class Broadcasts:
         self.cut += 1
 
     async def _publish(self, seconds: float) -> None:
-        begun = time.perf_counter()
-        while self.broadcasts == 0 or time.perf_counter() < begun + seconds:
+        started = time.perf_counter()
+        while self.broadcasts == 0 or time.perf_counter() < started + seconds:
             text = _MARK + str(self.broadcasts).encode()
             self._sent[text] = time.perf_counter()
             self.broadcasts += 1
@@ -107,7 +107,7 @@ class Broadcasts:
                 raise _refusal(
                     "publish", reply, "POST /publish is for this machine, or for callers with a key: --auth."
                 )
-            await asyncio.sleep(max(0.0, begun + self.broadcasts / _RATE - time.perf_counter()))
+            await asyncio.sleep(max(0.0, started + self.broadcasts / _RATE - time.perf_counter()))
 
     async def _settle(self) -> None:
         try:
@@ -126,17 +126,17 @@ class Broadcasts:
         return int(float(found[0].split()[1])) if reply.status == 200 and found else None
 
     async def _send(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> HttpReply:
-        given = {**self._headers, **headers} | ({"content-length": str(len(body))} if method == "POST" else {})
-        head = f"{method} {path} HTTP/1.1\r\nhost: {self._url.authority}\r\n{lines(given)}\r\n"
+        fields = {**self._headers, **headers} | ({"content-length": str(len(body))} if method == "POST" else {})
+        head = f"{method} {path} HTTP/1.1\r\nhost: {self._url.authority}\r\n{lines(fields)}\r\n"
         return await self._pool.send(head.encode("latin-1") + body, repeatable=method == "GET")
 
 
 def _refusal(what: str, reply: HttpReply, remedy: str) -> BadAnswer:
-    return BadAnswer(f"The server doesn't let this command {what}: it responded with {reply.status}.", remedy=remedy)
+    return BadAnswer(f"The server refused to {what}: it responded with {reply.status}.", remedy=remedy)
 
 
 def percentiles(delays: list[float], shares: tuple[float, ...]) -> dict[str, float]:
-    """Return the latency percentiles, by ``p50`` and so on."""
+    """Return latency percentiles by name: ``p50``, ``p99``."""
     ordered = sorted(delays)
     return {
         f"p{share:g}": ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] for share in shares if ordered
@@ -144,7 +144,7 @@ def percentiles(delays: list[float], shares: tuple[float, ...]) -> dict[str, flo
 
 
 def summary(found: Broadcasts, took: float) -> dict[str, Any]:
-    """Return the measurements, as `--json` prints them."""
+    """Return the measurements for `--json`."""
     counts = Counter(delivered=len(found.delays))
     memory = found.memory
     return {

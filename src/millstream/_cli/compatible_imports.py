@@ -17,12 +17,12 @@ _SOURCES = dict.fromkeys((f"mcp.server.fastmcp{each}" for each in _FASTMCP), "mi
     "mcp.server.auth.provider": "millstream.compat.fastmcp",
     "mcp.shared.auth": "millstream.compat.fastmcp",
 }
-"""Name of the SDK -> module with its public names."""
+"""Module of the SDK -> module with the same public names."""
 _NAMES = {*_PACKAGES, *_SOURCES, "mcp.server.auth", "mcp.shared"}
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds modules that no other finder has found."""
+    """Finds the SDK's modules if no other finder does."""
 
     def __init__(self) -> None:
         self._told = False
@@ -42,7 +42,7 @@ class _Finder(MetaPathFinder, Loader):
         if not self._told:
             self._told = True
             print(
-                f"{module.__name__} isn't installed, so Millstream's compatibility layer runs the program.",
+                f"{module.__name__} isn't installed, so the program runs on Millstream's compatibility layer.",
                 file=sys.stderr,
             )
 
@@ -51,7 +51,7 @@ class _Finder(MetaPathFinder, Loader):
 def compatible_imports() -> Generator[None]:
     """Provide ``mcp.server.fastmcp`` while the block imports a program, if no package named ``mcp`` is installed."""
     finder = _Finder()
-    sys.meta_path.append(finder)  # the last one, so that a real package is found first
+    sys.meta_path.append(finder)  # last, so that an installed package takes precedence
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Shared by commands that use a server: their options, the connection, and the handling of errors."""
+"""Options, connections, and error handling of the commands that use a server."""
 
 import asyncio
 import difflib
@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from millstream._cli.errors import UsageError, as_json, tell
 from millstream._cli.numbers import more_than_nothing
-from millstream._cli.output import nobody_reads
+from millstream._cli.output import close_stderr
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, one_line, safe
 from millstream._http.client.url import parse
@@ -75,13 +75,13 @@ Key = Annotated[
         name="--auth",
         metavar="KEY",
         group=CONNECTION,
-        help='Send "Authorization: Bearer KEY". MCP_SERVER_AUTH_KEY does this for this machine and MCP_SERVER_URL.',
+        help='Send "Authorization: Bearer KEY". Defaults to MCP_SERVER_AUTH_KEY on this machine and at MCP_SERVER_URL.',
     ),
 ]
 Login = Annotated[
     bool,
     Parameter(
-        name="--login", group=CONNECTION, help="Log in with a browser if the server requires it; the login is stored."
+        name="--login", group=CONNECTION, help="Log in with a browser if the server requires it, and store the login."
     ),
 ]
 Env = Annotated[
@@ -116,7 +116,7 @@ Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
 class ConnectOptions(Struct, frozen=True, kw_only=True):
-    """How to reach the server. Each field is an option of the same name."""
+    """Options to connect to a server. Each field is an option of the same name."""
 
     target: Target = ""
     header: Header = None
@@ -137,14 +137,14 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
 
     @property
     def variables(self) -> dict[str, str]:
-        """Environment variables of a server that is started."""
+        """Environment variables of a server that the command starts."""
         return pairs(self.env or [], "=", "--env must be NAME=VALUE")
 
     def auth(self) -> Auth | None:
-        """Login, if requested."""
+        """Return the login, if requested."""
         if not self.login:
             return None
-        from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+        from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only for logins
 
         return OAuth()
 
@@ -160,7 +160,7 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
             elicit=elicit,
             options=Options(
                 env=self.variables,
-                # The developer reads it, even in a pipe; a command's is for terminals.
+                # Developers want the output of their program even in a pipe.
                 stderr=_ServerOutput.print if _is_program(self.target) or sys.stderr.isatty() else None,
                 log_level=log_level,
                 auth=self.auth(),
@@ -173,16 +173,16 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
 
 
 class _ServerOutput:
-    """What the standard error of the server that this command started has said so far."""
+    """State of the standard error of the server that this command started."""
 
     shown = False
-    """Whether there was any."""
+    """Whether there was any output."""
     explained = False
-    """Whether `millstream run` has reported an error, and what to do."""
+    """Whether `millstream run` reported an error with a remedy."""
 
     @classmethod
     def print(cls, line: str) -> None:
-        """Print a line of it."""
+        """Print a line of output."""
         cls.shown = True
         cls.explained = cls.explained or line.startswith("  Do:   ")
         print_line(line)
@@ -207,15 +207,15 @@ def connects(*, server: bool = True, timeout: float = 60) -> Callable[[Callable[
         json = [each for each in own if each.name == "json"]
 
         @wraps(command)
-        def run(*words: Any, **given: Any) -> None:
+        def run(*words: Any, **keywords: Any) -> None:
             positional = list(words)
-            said = {each.name: given.pop(each.name, each.default) for each in shared}
+            fields = {each.name: keywords.pop(each.name, each.default) for each in shared}
             if server:
-                said["target"] = positional.pop(0)
-            command(ConnectOptions(**said), *positional, **given)
+                fields["target"] = positional.pop(0)
+            command(ConnectOptions(**fields), *positional, **keywords)
 
         shown = [*first, *arguments, *options, *shared, *json]
-        run.__signature__ = Signature(shown)  # type: ignore[attr-defined]  # what cyclopts reads
+        run.__signature__ = Signature(shown)  # type: ignore[attr-defined]  # read by cyclopts
         run.__annotations__ = {each.name: each.annotation for each in shown}
         return run
 
@@ -230,31 +230,29 @@ def _key_for(target: str) -> str:
     key = os.environ.get("MCP_SERVER_AUTH_KEY", "")
     if not key or "://" not in target:
         return ""
-    home = os.environ.get("MCP_SERVER_URL", "")
+    default = os.environ.get("MCP_SERVER_URL", "")
     try:
         url = parse(target)
-        own = is_loopback(url.host) or ("://" in home and parse(home).origin == url.origin)
+        own = is_loopback(url.host) or ("://" in default and parse(default).origin == url.origin)
     except TargetError:
         return ""
     return key if own else ""
 
 
 def _is_program(target: str) -> bool:
-    """Return whether a target is a Python file, or a server in one: ``shop.py:admin``."""
+    """Return whether a target is a Python file, optionally with an object: ``shop.py:admin``."""
     return target.endswith(".py") or target.rpartition(":")[0].endswith(".py")
 
 
 def version_of(client: Client) -> str:
-    """Return the version of the server; empty for "0", which servers without one send because the protocol requires
-    one.
-    """
+    """Return the server's version. "0" counts as none, because servers without a version have to send something."""
     return "" if client.server.version == "0" else client.server.version
 
 
-def pairs(given: Sequence[str], mark: str, usage: str) -> dict[str, str]:
+def pairs(words: Sequence[str], mark: str, usage: str) -> dict[str, str]:
     """Parse ``NAME=VALUE`` words into a dict."""
     found: dict[str, str] = {}
-    for word in given:
+    for word in words:
         name, sign, value = word.partition(mark)
         if not sign or not name.strip():
             raise UsageError(f"{usage}, not {word!r}.")
@@ -263,7 +261,7 @@ def pairs(given: Sequence[str], mark: str, usage: str) -> dict[str, str]:
 
 
 def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine[Any, Any, int | None]]) -> None:
-    """Connect, do the work, and exit: with the status that the work returns, or that of the error."""
+    """Connect, do the work, and exit with its status or that of an error."""
 
     async def run_with_client() -> int | None:
         async with client() as opened:
@@ -273,17 +271,17 @@ def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine
 
 
 def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
-    """Run the work of a command. An error of the client becomes one line, or one JSON object, never a traceback."""
+    """Run the work of a command. Errors of the client become one line or JSON object instead of a traceback."""
     try:
         status = carry_out(work()) or 0
     except ClientError as exc:
         status = status_of(exc)
         _fail(text_of(exc), status)
-    except UnicodeEncodeError:  # bytes of the command line, or a lone surrogate in JSON
+    except UnicodeEncodeError:  # undecodable bytes in the command line, or a lone surrogate in JSON
         status = MISUSED
-        _fail("The arguments contain something that can't be encoded as UTF-8.", status)
+        _fail("The arguments contain characters that can't be encoded as UTF-8.", status)
     except BrokenPipeError:  # `millstream list … | head`
-        nobody_reads()
+        close_stderr()
         status = 0
     if status:
         raise SystemExit(status)
@@ -297,15 +295,15 @@ def _fail(text: str, status: int) -> None:
 
 
 def text_of(error: ClientError) -> str:
-    """Return the message of an error, with what to do on the command line."""
+    """Return the message of an error, with a remedy for the command line."""
     if isinstance(error, AccessDenied) and error.remedy:
         return f"{error.message} Log in with --login, or send a key: --auth KEY."
     if isinstance(error, AccessDenied) and re.search(r"\(403\): .*\b(key|token)\b", error.message, re.IGNORECASE):
-        return f"{error.message} Send another one with --auth KEY."
+        return f"{error.message} Send another key with --auth KEY."
     if isinstance(error, AccessDenied) and error.status == _FORBIDDEN:
         return f"{error.message} Send other credentials with --auth KEY, or try millstream doctor."
     if isinstance(error, TlsFailed) and error.remedy:
-        return f"{error.message} If it is your own, set the file that contains it: SSL_CERT_FILE=FILE millstream …"
+        return f"{error.message} To trust your own certificate: SSL_CERT_FILE=FILE millstream …"
     if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
         return _cannot(error)
     if isinstance(error, ConnectionLost) and _ServerOutput.shown and not as_json.get():
@@ -318,13 +316,13 @@ class _MissingCapabilities(Struct):
 
 
 def _cannot(error: Failure) -> str:
-    """Return what the server requires of a client that this command doesn't support."""
+    """Return the message for missing client capabilities."""
     try:
         names = list(msgspec.convert(error.data, _MissingCapabilities).needed)
     except msgspec.ValidationError:
         names = []
     if names == ["elicitation"]:
-        return "The server wants to ask the user, but there's no terminal. Run this on a terminal."
+        return "The server has a question for the user, but there's no terminal. Run this command on a terminal."
     return (
         f"The server requires a client with {' and '.join(names) or 'more capabilities'}, which this command "
         "doesn't support."
@@ -332,7 +330,7 @@ def _cannot(error: Failure) -> str:
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
-    """Return the error for an unknown name, with the closest known one; None if it's known."""
+    """Return the error for an unknown name, with the closest known one, or None if the name is known."""
     if name in known:
         return None
     near = difflib.get_close_matches(name, known, n=1)
@@ -352,19 +350,19 @@ def status_of(error: ClientError) -> int:
 
 
 def person() -> Elicit | None:
-    """Return a handler that asks on the terminal; None without one."""
+    """Return a handler that asks on the terminal, or None without a terminal."""
     return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
 async def _ask(question: Question) -> Any:
-    """Ask in a daemon thread, so that Ctrl-C ends the command during a question."""
+    """Ask in a daemon thread, so that Ctrl-C can end the command."""
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[Any] = loop.create_future()
 
     def ask() -> None:
         try:
             answer = _fill_in(question)
-        except (EOFError, OSError):  # Ctrl-D, or the terminal is gone
+        except (EOFError, OSError):  # Ctrl-D, or a closed terminal
             answer = "cancel"
         with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(lambda: None if answered.done() else answered.set_result(answer))
@@ -376,7 +374,7 @@ async def _ask(question: Question) -> Any:
 def _fill_in(question: Question) -> Any:
     print(f"The server asks: {safe(one_line(question.message))}", file=sys.stderr)
     if question.url:
-        return _prompt(f"Open {safe(one_line(question.url))} yourself, and go on? [y/N]").strip().lower() in (
+        return _prompt(f"Open {safe(one_line(question.url))} in your browser. Done? [y/N]").strip().lower() in (
             "y",
             "yes",
         )
@@ -409,7 +407,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def wrong_answer(value: Any, field: dict[str, Any]) -> str:
-    """Return why a value doesn't fit a field of a form; empty if it does."""
+    """Return why a value is invalid for a field of a form, or an empty string."""
     kinds, words = _KINDS.get(str(field.get("type")), ((), ""))
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
         return f"This must be {words}."
@@ -430,7 +428,7 @@ def wrong_answer(value: Any, field: dict[str, Any]) -> str:
 
 
 def _prompt(prompt: str) -> str:
-    """Read a line from the terminal. Not with `input`: newer C libraries would wait for its thread at exit."""
+    """Read a line from the terminal. With `input`, newer C libraries would wait for the thread at exit."""
     sys.stderr.write(f"{prompt}: ")
     sys.stderr.flush()
     line = os.read(sys.stdin.fileno(), _MAX_LINE)
@@ -440,8 +438,8 @@ def _prompt(prompt: str) -> str:
 
 
 def value_of(text: str, schema: Any) -> Any:
-    """Convert a word of the command line to the type in a schema."""
-    import json  # noqa: PLC0415 - few commands need it
+    """Convert a command-line argument to the type in a schema."""
+    import json  # noqa: PLC0415 - rarely needed
 
     kind = members(schema).get("type")
     if kind == "string":

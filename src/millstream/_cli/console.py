@@ -1,4 +1,4 @@
-"""Questions of a command on the terminal. They go to standard error, because standard output is for results."""
+"""Questions of commands on the terminal, on standard error because standard output is for results."""
 
 import sys
 from getpass import getpass
@@ -7,7 +7,7 @@ from millstream._cli.signals import interrupt_reads
 
 
 def confirm(question: str) -> bool:
-    """Ask until the answer is yes or no; an empty answer is no.
+    """Ask until the answer is yes or no. An empty answer means no.
 
     Raises:
         EOFError: the input has ended.
@@ -37,7 +37,7 @@ def ask(prompt: str) -> str:
 
 
 def ask_password() -> str:
-    """Ask for a password twice, without showing it, until both match.
+    """Ask for a password twice, without echo, until both match.
 
     Raises:
         EOFError: the input has ended.

@@ -1,7 +1,7 @@
-"""Reports of failed commands: a sentence on standard error, or with ``--json`` one object on standard output.
+"""Reports of failed commands: a sentence on standard error, or an object on standard output with ``--json``.
 
 The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are optional,
-and `status` is the exit status. `chat` and `doctor` use objects of their own.
+and `status` is the exit status. `chat` and `doctor` use other objects.
 """
 
 import shlex
@@ -20,7 +20,7 @@ _OTHER_JSON = frozenset(("run", "dev"))
 
 
 as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
-"""Whether the caller of the command expects JSON."""
+"""Whether the command was called with ``--json``."""
 
 
 def command_names() -> set[str]:
@@ -36,10 +36,10 @@ def wants_json(arguments: Sequence[str]) -> bool:
 
 def tell(error: str, status: int, *, why: str = "", remedy: str = "") -> None:
     """Print a failure as JSON."""
-    from millstream._cli.tables import print_json  # noqa: PLC0415  loaded only by who fails
+    from millstream._cli.tables import print_json  # noqa: PLC0415  only for errors
 
-    said: dict[str, Any] = {"error": error, "why": why, "remedy": remedy}
-    print_json({"ok": False, **{name: text for name, text in said.items() if text}, "status": status})
+    texts: dict[str, Any] = {"error": error, "why": why, "remedy": remedy}
+    print_json({"ok": False, **{name: text for name, text in texts.items() if text}, "status": status})
 
 
 _OTHER_NAMES = {
@@ -48,20 +48,20 @@ _OTHER_NAMES = {
     "prompts": "list", "proxy": "run", "resources": "list", "serve": "run", "start": "run", "test": "doctor",
     "tools": "list",
 }  # fmt: skip
-"""Name of another program's command -> ours."""
+"""Command of other programs -> ours."""
 _OTHER_SUBCOMMANDS = {
     "keys": {"create": "add", "delete": "revoke", "generate": "add", "new": "add", "remove": "revoke", "rm": "revoke"},
     "users": {"create": "add", "delete": "remove", "new": "add", "rm": "remove"},
 }
-"""The same for the commands of a command."""
+"""The same for subcommands."""
 _SERVERS = (".py", ".js", ".mjs", ".cjs", ".json", ".toml")
-"""Extensions of files that contain a server, or lead to one."""
+"""Extensions of files with servers or configurations."""
 _LISTED = ("call", "prompt", "read")
 """Commands whose second argument is in the output of ``millstream list``."""
 
 
 class UsageError(Exception):
-    """The arguments of a command are inconsistent; the message says what to write."""
+    """The arguments of a command are invalid or inconsistent; the message says what to write."""
 
 
 def run_command(program: "App", arguments: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: with the status of the command, unless it's 0.
     """
-    from cyclopts import (  # noqa: PLC0415  `program` has loaded it
+    from cyclopts import (  # noqa: PLC0415  loaded by `program`
         CycloptsError,
         MissingArgumentError,
         UnknownCommandError,
@@ -99,7 +99,7 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
 
 
 def _unknown(arguments: Sequence[str]) -> str:
-    """Return the error for a command that doesn't exist, with ours; empty if there's none to name."""
+    """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
     word, other = arguments[0], _OTHER_NAMES.get(arguments[0])
     if word in _OTHER_SUBCOMMANDS and len(arguments) > 1:
         command, word = word, arguments[1]
@@ -113,7 +113,7 @@ def _unknown(arguments: Sequence[str]) -> str:
 
 
 def _missing_argument(error: "MissingArgumentError") -> str:
-    """Return the error for a missing argument; empty if it's the value of an option."""
+    """Return the error for a missing argument, or an empty string for a missing value of an option."""
     if error.keyword is not None or error.argument is None or not error.command_chain:
         return ""
     return f"Missing argument: {error.argument.name}."

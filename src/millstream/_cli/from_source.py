@@ -1,7 +1,7 @@
-"""Imports of a changing program from its sources, ignoring compiled code.
+"""Imports of a changing program from source, ignoring compiled code.
 
-Python treats compiled code as fresh if the file has the recorded size and modification second, so code that was
-compiled moments ago would hide an edit of the same length. Installed packages still use theirs.
+Python reuses compiled code if the file's size and modification second are unchanged. A quick edit of the same length
+would therefore be ignored. Installed packages still use compiled code.
 """
 
 import sys
@@ -30,13 +30,13 @@ class _Finder:
 
 
 def ignore_compiled(folder: Path) -> None:
-    """Import modules in and below this folder from their sources from now on."""
+    """Import modules in and below this folder from source from now on."""
     _folders.append(folder.resolve())
     sys.meta_path.insert(0, _Finder)
 
 
 def from_source(spec: ModuleSpec) -> ModuleSpec:
-    """Return the spec, without compiled code if its file is one that changes."""
+    """Return the spec, with a loader that ignores compiled code if the file may change."""
     if type(spec.loader) is SourceFileLoader and spec.origin and _changes(Path(spec.origin)):
         spec.loader = _FromSource(spec.name, spec.origin)
     return spec

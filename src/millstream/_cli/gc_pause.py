@@ -1,4 +1,4 @@
-"""Imports without the garbage collector, for commands that people wait for."""
+"""Imports without garbage collection, for a faster start."""
 
 import gc
 from collections.abc import Generator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Generator[None]:
-    """Pause the garbage collector in the block, and exclude what was imported from later collections.
+    """Pause the garbage collector in the block, and exclude the imported objects from later collections.
 
-    Hundreds of modules are 65,000 objects. Scanning them repeatedly takes a fifth of a server's start-up time, and
-    finds almost nothing. Use it only for our own modules, because a program may create garbage during its import.
+    Repeated scans of 65,000 objects take a fifth of a server's start-up time, and find almost no garbage. Use it only
+    for our own modules, because other programs may create garbage during their import.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,33 +1,33 @@
-"""The output of ``millstream --help``: all commands by purpose. It imports nothing, so it's instant."""
+"""The output of ``millstream --help``: all commands by purpose. Imports nothing, so that it's instant."""
 
 import sys
 
 COMMANDS = {
     "Serve": {
-        "init": "Make a new project: a server, a test, and what they need.",
+        "init": "Create a new project: a server, a test, and their dependencies.",
         "run": "Serve the MCP server in a file or module.",
         "gateway": "Serve other MCP servers and APIs at one address.",
-        "dev": "Serve it while you write it, with its inspector open.",
-        "install": "Write a server into the configuration of an application.",
-        "publish": "Print the entry of a server for the MCP registry.",
+        "dev": "Serve a file while you write it, with an inspector.",
+        "install": "Add a server to the configuration of an application.",
+        "publish": "Print a server's entry for the MCP registry.",
         "keys": "Create, list, revoke, and rotate API keys.",
         "users": "Add, list, and remove users.",
         "audit": "Check audit logs.",
     },
-    "Use a server (a URL, a command, a script or a configuration file)": {
-        "list": "Show its tools, resources and prompts.",
+    "Use a server (a URL, a command, a script, or a configuration file)": {
+        "list": "Show its tools, resources, and prompts.",
         "call": "Call a tool.",
         "read": "Print a resource.",
         "prompt": "Print the messages of a prompt.",
         "tasks": "Show, wait for, or cancel the tasks that you started.",
         "watch": "Print changes and log messages as they happen.",
-        "channel": "Forward its events to a session of Claude Code.",
+        "channel": "Forward its events to a Claude Code session.",
         "chat": "Talk to a model that uses its tools.",
     },
-    "Look into a server": {
+    "Inspect a server": {
         "info": "Show its identity, protocol, items, and response time.",
         "ping": "Check whether it responds, and how fast.",
-        "doctor": "Find out why a connection fails, and what to do.",
+        "doctor": "Diagnose why a connection fails.",
         "tokens": "Show the cost of its tools in tokens.",
         "bench": "Call it over many connections, and show its response times.",
         "record": "Record the messages between a client and a server.",
@@ -36,7 +36,7 @@ COMMANDS = {
     "Millstream": {
         "completion": "Complete commands and options in your shell.",
         "version": "Print the version.",
-        "help": "Print this, or the help of a command.",
+        "help": "Print this help, or that of a command.",
     },
 }
 """Heading -> command -> description."""
@@ -53,11 +53,11 @@ Examples
 
 
 def print_overview() -> None:
-    """Print every command: in boxes like a command's help on a terminal, or else as plain text."""
+    """Print all commands, in panels on a terminal or else as plain text."""
     if not sys.stdout.isatty():
         sys.stdout.write(overview())
         return
-    from rich.console import Console  # noqa: PLC0415  only a terminal needs it
+    from rich.console import Console  # noqa: PLC0415  only on a terminal
     from rich.panel import Panel  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -74,7 +74,7 @@ def print_overview() -> None:
             table.add_row(name, Text(what))
         console.print(Panel(table, title=heading, title_align="left"))
     console.print(Text(_EXAMPLES.rstrip(), style=""))
-    console.print("\nEach command explains itself: [bold]millstream COMMAND --help[/bold]")
+    console.print("\nFor details of a command: [bold]millstream COMMAND --help[/bold]")
 
 
 def overview() -> str:
@@ -86,4 +86,4 @@ def overview() -> str:
         lines.append(heading)
         lines += [f"  {name.ljust(width)}{what}" for name, what in group.items()]
         lines.append("")
-    return "\n".join(lines) + "\n" + _EXAMPLES + "\nEach command explains itself: millstream COMMAND --help\n"
+    return "\n".join(lines) + "\n" + _EXAMPLES + "\nFor details of a command: millstream COMMAND --help\n"

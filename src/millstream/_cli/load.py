@@ -1,7 +1,7 @@
 """Finds the server for a target: ``shop.py``, ``shop.py:mcp``, ``shop``, or ``shop:mcp``.
 
-A file is imported under a special name, so that ``if __name__ == "__main__"`` doesn't run and a file called
-``logging.py`` hides nothing. Errors refer to the user's code, not to the import system.
+A file is imported under a special name, so that ``if __name__ == "__main__"`` doesn't run, and a file such as
+``logging.py`` doesn't hide another module. Errors refer to the user's code, not to the import system.
 """
 
 import difflib
@@ -76,7 +76,7 @@ def is_elsewhere(target: str) -> bool:
 def _check_source(source: str) -> None:
     if not source.strip() or source.startswith(":") or source.endswith(":"):
         raise CommandError(
-            f"{source!r} doesn't name a file.", fix="Name a file, and optionally an object in it: shop.py:mcp"
+            f"{source!r} isn't a file name.", fix="Name a file, and optionally an object in it: shop.py:mcp"
         )
 
 
@@ -93,9 +93,7 @@ def folder_of(target: str) -> Path:
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """Split ``"shop.py:mcp"`` into ``("shop.py", "mcp")``; a colon that isn't followed by a name belongs to the
-    path.
-    """
+    """Split ``"shop.py:mcp"`` into ``("shop.py", "mcp")``. Other colons belong to the path."""
     source, colon, name = target.rpartition(":")
     return (source, name) if colon and source and name.isidentifier() else (target, "")
 
@@ -106,13 +104,13 @@ def load_file(path: Path) -> ModuleType:
     path = path.resolve()
     if path.stem == "millstream":
         sys.stderr.write(
-            "Warning: Rename millstream.py. `python millstream.py` and other files of its folder import it instead of "
-            "the package.\n"
+            "Warning: Rename millstream.py. Otherwise, `python millstream.py` and other files in the folder import it "
+            "instead of the package.\n"
         )
     name = f"_served_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise CommandError(f"{path.name} is not a Python file.", fix="Use a file that ends in .py, or a module name.")
+        raise CommandError(f"{path.name} isn't a Python file.", fix="Use a file that ends in .py, or a module name.")
     module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
@@ -128,7 +126,7 @@ def load_file(path: Path) -> ModuleType:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise CommandError(f"{path} is a folder.", fix=f"Give the file in it: millstream run {path / 'server.py'}")
+        raise CommandError(f"{path} is a folder.", fix=f"Name a file in it: millstream run {path / 'server.py'}")
     if not path.is_file():
         raise CommandError(
             f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=_nearest_file(path)
@@ -165,17 +163,17 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
     raise CommandError(
         f"{source} has no millstream.Server.",
-        why="It was imported, but none of its global names is a server.",
+        why="The file was imported, but none of its global names is a server.",
         fix=_mount_hint(source, hosts[0])
         if hosts
-        else f'Run it as a command, because a function makes its server: millstream run "python {source}"'
+        else f'If a function creates its server, run it as a command: millstream run "python {source}"'
         if any(_is_of_other_library(value) for value in namespace.values())
         else 'Create one at the top level of the file: mcp = Server("my-server")',
     )
 
 
 def _is_of_other_library(value: object) -> bool:
-    """Return whether a name was imported from another MCP library."""
+    """Return whether a value belongs to another MCP library."""
     return str(getattr(value, "__module__", "")).partition(".")[0] in ("mcp", "mcp_types", "fastmcp")
 
 
@@ -189,23 +187,23 @@ def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str
             return servers[customary]
     raise CommandError(
         f"{source} has several servers: {', '.join(servers)}.",
-        why="It is not clear which one to run.",
+        why="It isn't clear which one to run.",
         fix=f"Name it: millstream run {source}:{next(iter(servers))}",
     )
 
 
 def _adopt(value: object, source: str) -> Server:
-    """Return a server that offers the items of another library's server object."""
-    from millstream._app.program_server import server_of  # noqa: PLC0415  only programs of other libraries need it
+    """Return a server with the items of another library's server object."""
+    from millstream._app.program_server import server_of  # noqa: PLC0415  only for other libraries
 
     try:
         return server_of(value)
     except ProgramError as exc:
-        raise CommandError(f"{source} can't be run as it is.", why=str(exc)) from exc
+        raise CommandError(f"{source} can't be run.", why=str(exc)) from exc
 
 
 def _load_upstream(target: str) -> Server:
-    from millstream._app.gateway_server import server_of_upstream  # noqa: PLC0415  only gateways need it
+    from millstream._app.gateway_server import server_of_upstream  # noqa: PLC0415  only for gateways
 
     program = target.split(maxsplit=1)[0]
     if "://" not in target and Path(target).suffix not in _SCRIPTS and shutil.which(program) is None:
@@ -219,7 +217,7 @@ def _load_upstream(target: str) -> Server:
 
 
 def _load_gateway(path: Path) -> Server:
-    from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only gateways need it
+    from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only for gateways
     from millstream.gateway._config import ConfigError  # noqa: PLC0415  as above
 
     _check_file(path)
@@ -232,7 +230,7 @@ def _load_gateway(path: Path) -> Server:
 
 
 def _server(value: object) -> Server | None:
-    """Return a server, or the one behind an object of `millstream.compat`."""
+    """Return a server, or the server of an object of `millstream.compat`, or None."""
     if not isinstance(value, Server) and not isinstance(value, type):
         value = getattr(value, "__millstream_server__", None)
     return value if isinstance(value, Server) else None
@@ -274,30 +272,30 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, VariableError):
         return CommandError(
             str(exc),
-            why="It is an environment variable, read when the server is created.",
+            why="Environment variables are read when the server is created.",
             fix="Correct it or unset it; help(millstream.Settings) lists all settings.",
         )
     frames = user_frames(exc)
     if isinstance(exc, MissingExtra):
-        return CommandError(exc.what, why=f"{_sentence(place_of(exc, frames))} asks for it.", fix=f"Run: {exc.remedy}")
+        return CommandError(exc.what, why=f"{_sentence(place_of(exc, frames))} requires it.", fix=f"Run: {exc.remedy}")
     if isinstance(exc, LocalError):
         return CommandError(str(exc), why=f"{_sentence(place_of(exc, frames))} needs it.")
     detail = show_failure(exc, frames)
     if isinstance(exc, ModuleNotFoundError) and exc.name:
         return CommandError(
-            f"{source} needs the module {exc.name}, which is not installed.",
-            why=f"It is not in the environment of millstream: {sys.executable}",
+            f"{source} needs the module {exc.name}, which isn't installed.",
+            why=f"Millstream's environment doesn't contain it: {sys.executable}",
             fix="Install its package into that environment, for example with pip or uv.",
             detail=detail,
         )
     if isinstance(exc, SystemExit):
         return CommandError(
-            f"{source} ended the program while it was being imported.",
-            why="It calls sys.exit(), or runs a program, at its top level.",
-            fix='Put that under: if __name__ == "__main__":',
+            f"{source} exited during its import.",
+            why="It calls sys.exit(), or runs a program, at the top level.",
+            fix='Move that below: if __name__ == "__main__":',
             detail=detail,
         )
-    what = f"{source} cannot be imported: {type(exc).__name__}."
+    what = f"{source} can't be imported: {type(exc).__name__}."
     return CommandError(what, fix=f"Correct {place_of(exc, frames)}.", detail=detail)
 
 

@@ -1,4 +1,4 @@
-"""Validators for numbers. Python accepts ``nan`` and ``inf``, but no option supports them."""
+"""Validators for numbers. Python parses ``nan`` and ``inf``, but no option supports them."""
 
 import math
 
@@ -10,7 +10,7 @@ def finite(_: type, number: float) -> None:
         ValueError: the number isn't finite.
     """
     if not math.isfinite(number):
-        raise ValueError(f"{number} is not a finite number.")
+        raise ValueError(f"{number} isn't a finite number.")
 
 
 def more_than_nothing(kind: type, number: float) -> None:
@@ -21,4 +21,4 @@ def more_than_nothing(kind: type, number: float) -> None:
     """
     finite(kind, number)
     if number <= 0:
-        raise ValueError(f"{number:g} is not more than 0.")
+        raise ValueError(f"{number:g} isn't greater than 0.")

@@ -1,4 +1,4 @@
-"""Standard output in unusual states: closed, full, a pipe without a reader, or with a limited encoding."""
+"""Standard output that is closed, on a full disk, a pipe without a reader, or limited by its encoding."""
 
 import errno
 import os
@@ -9,23 +9,23 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def open_streams() -> None:
-    """Open all three streams, and print a ? for characters that the output's encoding lacks."""
+    """Open streams that are closed, and print ``?`` for characters outside of the encoding."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # the caller of the command has closed it
+        if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="replace")
 
 
-def nobody_reads() -> None:
-    """Close the input as well when the reader of the output is gone (`millstream list … | head`)."""
-    with suppress(OSError):  # this one may be the broken pipe
+def close_stderr() -> None:
+    """Close standard error if the output's reader has exited, as in ``millstream list … | head``."""
+    with suppress(OSError):  # standard error may be the broken pipe
         sys.stderr.close()
 
 
 def status_without_output(exc: OSError) -> int | None:
-    """Return the exit status if printing failed, after reporting it; None for other errors."""
+    """Report a failed write to standard output, and return the exit status, or None for other errors."""
     broken = isinstance(exc, BrokenPipeError)
     if exc.filename is not None or not (broken or exc.errno in _NO_ROOM):
         return None

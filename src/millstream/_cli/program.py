@@ -1,4 +1,4 @@
-"""The ``millstream`` program: all commands, or only the one that is needed."""
+"""The ``millstream`` program, with all commands or only the requested one."""
 
 from importlib import import_module
 from inspect import signature
@@ -41,7 +41,7 @@ OPTIONS = Group("Options")
 
 
 def program(only: str = "") -> App:
-    """Return the program. With the name of a command, it contains and imports only that one."""
+    """Return the program. With `only`, it contains and imports only that command."""
     app = App(
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",
@@ -67,7 +67,7 @@ def program(only: str = "") -> App:
 
 
 def _usage(name: str, command: Any) -> str | None:
-    """Return the usage of a command with optional arguments, which would otherwise be called ARGS."""
+    """Return the usage of a command with optional arguments, which cyclopts would show as ARGS."""
     arguments = [each for each in signature(command).parameters.values() if each.kind is not each.KEYWORD_ONLY]
     if all(each.default is each.empty and each.kind is not each.VAR_POSITIONAL for each in arguments):
         return None
@@ -85,5 +85,5 @@ def _group(name: str) -> str:
 
 
 def _show_default(default: Any) -> str | None:
-    """Return a default only if it's informative."""
+    """Return the text of a default, or None if it's not worth showing."""
     return str(default) if default not in (None, False, "", ()) else None

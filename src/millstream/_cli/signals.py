@@ -1,8 +1,7 @@
 """Handling of Ctrl-C, SIGTERM, and a closed terminal in commands that use a server.
 
-All three cancel the work, so that connections close and started servers exit. Work that can't be canceled because it
-blocks outside of the event loop (mostly on a full pipe) is interrupted. `run` and `dev` handle signals themselves, and
-let calls finish.
+They cancel the work, so that connections close and started servers exit. Work that blocks the event loop, usually on a
+full pipe, is interrupted instead. `run` and `dev` handle signals themselves, and let calls finish.
 
 Python runs handlers between steps of the main thread. A signal that arrives just before that thread blocks in a system
 call, or in another thread, doesn't interrupt the call. So a thread sends SIGALRM to the main thread after each signal.
@@ -21,20 +20,20 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 _STUCK = 0.5
-"""Seconds after a signal before an unresponsive event loop counts as blocked."""
+"""Seconds after a signal until an unresponsive event loop counts as blocked."""
 _AGAIN = 0.1
-"""Seconds after a signal before SIGALRM, and between two of them."""
+"""Seconds between a signal and SIGALRM, and between repetitions of SIGALRM."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 
 class TerminationSignal(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: like Ctrl-C, but it always ends the command, not only an answer."""
+    """SIGTERM or SIGHUP. Unlike Ctrl-C, it always ends the whole command."""
 
 
 class _Signals:
-    """The signals received by this process; one instance per process."""
+    """The signals received by this process. There's one instance per process."""
 
     __slots__ = ("_handled", "_loop", "_since", "_task", "_telling", "heard", "number", "reading")
 
@@ -43,14 +42,14 @@ class _Signals:
         self._task: Any = None
         self._telling: Any = None
         self._handled = False
-        """Whether handlers have run since the last signal."""
+        """Whether a handler has run since the last signal."""
         self._since = 0.0
         self.heard = False
         """Whether the handlers are installed."""
         self.number = 0
-        """Last signal that ended work or a wait; 0 for none."""
+        """The last signal, or 0."""
         self.reading = False
-        """Whether the main thread reads from the terminal."""
+        """Whether the main thread is reading from the terminal."""
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal that ends the command."""
@@ -67,7 +66,7 @@ class _Signals:
             self._task.cancel()
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGALRM: interrupt a blocked event loop, or a read that has swallowed the exception of a signal."""
+        """Handle SIGALRM: interrupt a blocked event loop, or a read that swallowed a signal's exception."""
         self._handled = True
         if not self._has_pending() or time.monotonic() - self._since < _STUCK:
             return
@@ -78,12 +77,12 @@ class _Signals:
         raise self.as_error()
 
     def _has_pending(self) -> bool:
-        """Return whether the last signal hasn't ended anything yet."""
+        """Return whether the last signal has had no effect yet."""
         return self._telling is not None or (self.reading and self.number != 0)
 
     def repeat(self, pipe: int, main: int, over: threading.Event) -> None:
-        """Send SIGALRM to the main thread after each signal in the pipe, until its handlers have run. Runs in a thread
-        until the pipe is closed.
+        """Send SIGALRM to the main thread after each signal in the pipe until it's handled. Runs in a thread, until the
+        pipe closes.
         """
         while received := os.read(pipe, 4096):
             if set(received) == {signal.SIGALRM}:
@@ -97,8 +96,8 @@ class _Signals:
         return KeyboardInterrupt() if self.number == signal.SIGINT else TerminationSignal()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Let signals cancel this task. Threads that it leaves behind aren't awaited."""
-        import asyncio  # noqa: PLC0415  `millstream --help` needs none
+        """Run work that signals cancel. Don't wait for its threads after a signal."""
+        import asyncio  # noqa: PLC0415  not needed for `millstream --help`
 
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         try:
@@ -116,7 +115,7 @@ _signals = _Signals()
 
 @contextmanager
 def ending_in_order() -> Generator[None, None, None]:
-    """End this process gracefully on signals inside the block. Ignored signals (`nohup`) stay ignored."""
+    """Exit gracefully on signals inside the block. Ignored signals (`nohup`) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -129,7 +128,7 @@ def ending_in_order() -> Generator[None, None, None]:
         try:
             yield
         except (KeyboardInterrupt, SystemExit, OSError) as exc:
-            gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # the terminal is gone
+            gone = isinstance(exc, OSError) and _signals.number not in (0, signal.SIGINT)  # a closed terminal
             if gone or isinstance(exc, KeyboardInterrupt) or getattr(exc, "code", 0) == INTERRUPTED:
                 _leave()
             raise
@@ -141,7 +140,7 @@ def ending_in_order() -> Generator[None, None, None]:
 
 @contextmanager
 def _repeat_signals() -> Generator[None, None, None]:
-    """Let no signal inside the block wait for the end of a system call, where a thread can be interrupted."""
+    """Repeat signals inside the block until they're handled, on systems that can signal a thread."""
     if not hasattr(signal, "pthread_kill"):
         yield
         return
@@ -171,15 +170,15 @@ def interrupt_reads() -> Generator[None, None, None]:
     """Let every signal end a read from the terminal inside the block.
 
     Raises:
-        KeyboardInterrupt: a signal did.
+        KeyboardInterrupt: a signal ended the read.
     """
-    if _signals.number not in (0, signal.SIGINT):  # the exception got lost, for example in a callback of the collector
+    if _signals.number not in (0, signal.SIGINT):  # its exception was lost, for example in a garbage collector callback
         raise _signals.as_error()
     _signals.number = 0
     _signals.reading = True
     try:
         yield
-    except SystemError:  # `input` runs a second handler while the exception of the first one is set
+    except SystemError:  # `input` ran a second handler with an exception set
         if _signals.number:
             raise _signals.as_error() from None
         raise
@@ -210,21 +209,21 @@ def carry_out(work: Coroutine[Any, Any, T]) -> T:
 
 
 @contextmanager
-def unread() -> Generator[Callable[[Callable[P, None]], Callable[P, None]], None, None]:
-    """End the work inside the block when a client handler writes to a pipe without a reader, as if the work had.
+def stop_without_reader() -> Generator[Callable[[Callable[P, None]], Callable[P, None]], None, None]:
+    """End the work inside the block if a client handler writes to a pipe without a reader.
 
     Yields a decorator for such handlers.
     """
     import asyncio  # noqa: PLC0415  see above
 
     work = asyncio.current_task()
-    assert work is not None  # noqa: S101  a coroutine runs in one
+    assert work is not None  # noqa: S101  always in a task
     failed: list[OSError] = []
 
     def stop_on_write_error(show: Callable[P, None]) -> Callable[P, None]:
-        def write(*given: P.args, **more: P.kwargs) -> None:
+        def write(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                show(*given, **more)
+                show(*args, **kwargs)
             except OSError as exc:
                 failed.append(exc)
                 work.cancel()
@@ -240,12 +239,12 @@ def unread() -> Generator[Callable[[Callable[P, None]], Callable[P, None]], None
 
 
 def _leave() -> NoReturn:
-    """Exit with the status of the signal, without waiting for threads or the reader of the output.
+    """Exit with the signal's status, without waiting for threads or a full pipe.
 
     Raises:
         SystemExit: with the status of Ctrl-C.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard output for a full pipe
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard buffered output
     if _signals.number not in (0, signal.SIGINT):
         signal.signal(_signals.number, signal.SIG_DFL)
         os.kill(os.getpid(), _signals.number)

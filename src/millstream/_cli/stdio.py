@@ -1,7 +1,7 @@
 """``millstream run FILE --transport stdio`` without a command-line library.
 
-A desktop client starts this command and waits for the first response, so the simple case is parsed here (within
-250 ms). Everything else (help, a wrong option, HTTP) is left to `millstream._cli.commands.run`.
+A desktop client waits for the first response, so the simple case is parsed here, for a start within 250 ms. Everything
+else, such as help or an invalid option, is left to `millstream._cli.commands.run`.
 """
 
 import sys
@@ -13,37 +13,35 @@ from millstream._cli.gc_pause import gc_paused
 LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")
 _AT_TERMINAL = (
-    "Waiting for an MCP client on standard input. Clients start this command themselves; to serve HTTP, leave out "
-    "--transport stdio. Ctrl-C ends it.\n"
+    "Waiting for an MCP client on standard input. Clients usually start this command. To serve HTTP, leave out "
+    "--transport stdio. Press Ctrl-C to stop.\n"
 )
 
 
 def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
-    """Return (target, log level) of ``run TARGET --transport stdio [--log-level LEVEL]``, or None for other
-    commands.
-    """
+    """Return target and log level of ``run TARGET --transport stdio [--log-level LEVEL]``, or None for others."""
     if not arguments or arguments[0] != "run":
         return None
-    given: dict[str, str] = {}
+    options: dict[str, str] = {}
     targets: list[str] = []
     rest = iter(arguments[1:])
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name in OPTIONS:
-            given[name] = value if equals else next(rest, "")
+            options[name] = value if equals else next(rest, "")
         else:
             targets.append(argument)
-    level = given.get("--log-level", "").lower()
-    plain = given.get("--transport") == "stdio" and len(targets) == 1 and not targets[0].startswith("-")
+    level = options.get("--log-level", "").lower()
+    plain = options.get("--transport") == "stdio" and len(targets) == 1 and not targets[0].startswith("-")
     return (targets[0], level) if plain and level in ("", *LEVELS) else None
 
 
 def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = MappingProxyType({})) -> None:
     """Load a server and serve it over standard input and output until the client closes them.
 
-    Output of the user's file during import, and of its lifespan during start-up, goes to standard error.
+    Output of the user's code during import and start-up goes to standard error.
     """
-    # Imported here, because `millstream --help` and other commands don't need it.
+    # Imported here, because other commands don't need them.
     with gc_paused():
         from millstream._app.server_process.errors import set_up_logs  # noqa: PLC0415
         from millstream._app.server_process.launch import run_stdio  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Output of commands: tables on a terminal, tab-separated lines for pipes, JSON for programs."""
+"""Output of commands: tables on a terminal, tab-separated lines in a pipe, or JSON."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-# Control and format characters from a server must not reach a terminal, where they could alter the display.
+# Characters from a server that could manipulate a terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -19,34 +19,34 @@ _LONGEST = 2000
 
 
 def safe(text: str) -> str:
-    """Remove characters that control a terminal."""
+    """Replace characters that control a terminal."""
     return _CONTROL.sub("\ufffd", text)
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON document, indented on a terminal."""
+    """Print a value as JSON, indented on a terminal."""
     indent = 2 if sys.stdout.isatty() else None
     # Escape characters outside of the encoding, as JSON allows.
     plain = not str(sys.stdout.encoding).lower().startswith("utf")
     text = json.dumps(msgspec.to_builtins(value), indent=indent, ensure_ascii=plain)
     sys.stdout.write(color_json(safe_json(text)) + "\n" if indent else text + "\n")
-    sys.stdout.flush()  # a reader may wait for this line
+    sys.stdout.flush()  # a program may wait for this line
 
 
 def safe_json(text: str) -> str:
-    """Return JSON for standard output, escaping characters that control a terminal, which JSON allows unescaped."""
+    """Return JSON for standard output. On a terminal, escape characters that control it."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
 
 
 def print_text(text: str, to: TextIO | None = None) -> None:
-    """Print text of a server, unchanged in a pipe."""
+    """Print text of a server, without control characters on a terminal."""
     out = to or sys.stdout
     out.write((safe(text) if out.isatty() else text) + "\n")
     out.flush()
 
 
 def print_block(text: str, to: TextIO | None = None) -> None:
-    """Print text of a server, with JSON indented and colored on a terminal; unchanged in a pipe."""
+    """Print text of a server. On a terminal, indent and color JSON."""
     out = to or sys.stdout
     if out.isatty() and text[:1] in "{[":
         try:
@@ -75,14 +75,14 @@ def color_json(text: str) -> str:
 
 
 def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Print a table: columns that fit the terminal, truncating the last; in a pipe, one tab-separated line per row."""
+    """Print a table that fits the terminal, truncating its last column, or tab-separated lines in a pipe."""
     if not sys.stdout.isatty():
         for row in rows:
             sys.stdout.write("\t".join(one_line(cell) for cell in row) + "\n")
         return
     width = shutil.get_terminal_size().columns
     table = [[safe(one_line(cell)) for cell in row] for row in (header, *rows)]
-    # A single huge value must not widen all lines.
+    # Otherwise, a single huge value would widen all lines.
     sizes = [min(max(len(row[column]) for row in table), width) for column in range(len(header))]
     room = width - sum(sizes[:-1]) - 2 * (len(sizes) - 1)
     for number, row in enumerate(table):
@@ -108,7 +108,7 @@ def one_line(text: str) -> str:
 
 
 def brief(text: str) -> str:
-    """Return text on one readable line."""
+    """Return text on one line of limited length."""
     line = one_line(text)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}… ({len(line):,} characters)"
 
@@ -121,7 +121,7 @@ class Progress:
         self._live = sys.stderr.isatty()
 
     def step(self, value: float, total: float | None, message: str | None) -> None:
-        """Show a step; a handler for `Client.call`."""
+        """Show a step. Used as a progress handler of `Client.call`."""
         share = f"{value:g}/{total:g}" if total else f"{value:g}"
         text = one_line(f"{share} {message or ''}")
         if not self._live:

@@ -1,4 +1,4 @@
-"""The tasks that commands on this machine started, in a file of the user."""
+"""The user's file of tasks that were started on this machine."""
 
 import os
 import tempfile
@@ -9,13 +9,13 @@ import msgspec
 from msgspec import Struct
 
 _MOST = 500
-"""Maximum tasks in the file; the oldest are removed first."""
+"""Maximum number of tasks in the file. The oldest are removed first."""
 _UNLIMITED = 30 * 86400.0
 """Seconds to keep a task without a time to live."""
 
 
 class StartedTask(Struct):
-    """A task that was started here."""
+    """A task that was started on this machine."""
 
     server: str
     id: str
@@ -23,7 +23,7 @@ class StartedTask(Struct):
     started: float
     """Unix time."""
     until: float
-    """Unix time from which the server may have deleted it."""
+    """Unix time after which the server may have deleted it."""
 
 
 def path_of_tasks() -> Path:
@@ -33,7 +33,7 @@ def path_of_tasks() -> Path:
 
 
 def read_tasks() -> list[StartedTask]:
-    """Return the tasks that may still be there, oldest first. A file that can't be read counts as empty."""
+    """Return the tasks that may still exist, oldest first, or none if the file can't be read."""
     try:
         found = msgspec.json.decode(path_of_tasks().read_bytes(), type=list[StartedTask])
     except (OSError, ValueError, RecursionError):
@@ -46,17 +46,17 @@ def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
     """Add a task to the file.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     now = time.time()
     until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)
-    kept = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
+    tasks = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
     path = path_of_tasks()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, draft = tempfile.mkstemp(prefix=".tasks.json.", dir=path.parent)  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(kept))
+            file.write(msgspec.json.encode(tasks))
         Path(draft).replace(path)
     except BaseException:
         Path(draft).unlink(missing_ok=True)

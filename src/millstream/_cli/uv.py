@@ -1,4 +1,4 @@
-"""Additional packages for a run: uv adds them on top of the environment without changing it."""
+"""Additional packages for one run. uv adds them without changing the environment."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ def find_uv() -> str:
     """Return the path of uv.
 
     Raises:
-        CommandError: it isn't installed.
+        CommandError: uv isn't installed.
     """
     beside = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
     found = str(beside) if beside.is_file() else shutil.which("uv")
@@ -23,7 +23,7 @@ def find_uv() -> str:
         raise CommandError(
             "--with and --with-editable require uv, which isn't installed.",
             why="uv creates an environment with these packages, without changing yours.",
-            fix="Install uv (pip install uv), or install the packages into your environment and leave the options out.",
+            fix="Install uv (pip install uv), or install the packages into your environment and leave out the options.",
         )
     return found
 
@@ -42,7 +42,7 @@ def with_packages(uv: str, packages: Sequence[str], editable: Sequence[str]) -> 
 
 
 def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
-    """Restart this program with the packages; return at once if there are none.
+    """Restart this program with the packages, or return if there are none.
 
     Raises:
         CommandError: uv or a folder doesn't exist.
@@ -50,25 +50,25 @@ def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
     """
     if not (packages or editable):
         return
-    given = len(sys.argv) - 1
-    start, arguments = sys.orig_argv[1 : len(sys.orig_argv) - given], sys.argv[1:]
+    count = len(sys.argv) - 1
+    start, arguments = sys.orig_argv[1 : len(sys.orig_argv) - count], sys.argv[1:]
     words = [*with_packages(find_uv(), packages, editable), "python", *start, *without_packages(arguments)]
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "posix":
         os.execv(words[0], words)  # noqa: S606  no shell
-    import subprocess  # noqa: PLC0415  only where a program can't become another
+    import subprocess  # noqa: PLC0415  only without `execv`
 
-    sys.exit(subprocess.run(words, check=False).returncode)  # noqa: S603  the person's own words
+    sys.exit(subprocess.run(words, check=False).returncode)  # noqa: S603  the user's own command
 
 
 def without_packages(arguments: Sequence[str]) -> list[str]:
-    """Return the words of a command without ``--with`` and ``--with-editable``."""
-    kept: list[str] = []
+    """Return the arguments without ``--with`` and ``--with-editable``."""
+    words: list[str] = []
     rest = iter(arguments)
     for word in rest:
         if word in _OPTIONS:
             next(rest, None)
         elif word.partition("=")[0] not in _OPTIONS:
-            kept.append(word)
-    return kept
+            words.append(word)
+    return words

@@ -39,7 +39,7 @@ class Agent:
         servers: servers with tools, resources, and prompts: targets of `Client` or `ServerAt`s, in a list or by name.
         system: system prompt. The servers' instructions are appended.
         approve: decides whether a tool may run that isn't marked as read-only, and whether a server may use the model.
-            By default, neither may, and the model is informed.
+            By default, both are refused.
         elicit: fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
         roots: folders and files that servers may learn about.
         limits: limits of one answer.
@@ -68,7 +68,7 @@ class Agent:
         self._wanted = [(place, self._client(place, roots)) for place in resolve_servers(servers)]
         # State
         self.servers: list[ConnectedServer] = []
-        """Connected servers."""
+        """The connected servers."""
         self.messages: list[Message] = []
         """The conversation so far, in the format of the model's API."""
         self.transcript: Transcript = Transcript()
@@ -97,8 +97,7 @@ class Agent:
     def say(self, text: str) -> Answer:
         """Send a message, and return the events of the answer.
 
-        ``@server:uri`` in the text attaches that resource. Leaving the loop stops the answer; the conversation keeps
-        what happened so far.
+        ``@server:uri`` in the text attaches that resource. Leaving the loop stops the answer, but keeps its messages.
 
         Raises:
             ModelError: the model gave no answer. The conversation is unchanged.
@@ -108,16 +107,16 @@ class Agent:
         return self._answer(partial(self._append_user_message, text))
 
     def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> Answer:
-        """Send the messages of a server's prompt; ``server:name`` if several have one. Raises the errors of `say`."""
+        """Send the messages of a server's prompt. Use ``server:name`` if the name isn't unique. Raises like `say`."""
         return self._answer(partial(self._append_prompt, name, arguments or {}))
 
     async def tools(self) -> Toolbox:
-        """Return the tools that the model currently sees."""
+        """Return the tools that are currently available to the model."""
         lists = await asyncio.gather(*(_all(server.client.tools()) for server in self.servers))
         return Toolbox(list(zip(self.servers, lists, strict=True)))
 
     async def read(self, server: str, uri: str) -> list[Part]:
-        """Attach a resource to the next message. Return the parts that the model will see.
+        """Attach a resource to the next message, and return its parts.
 
         Raises:
             ContextError: the server is unknown, or the resource can't be read.
@@ -137,9 +136,9 @@ class Agent:
         async def fill_in(question: Question) -> ElicitAnswer:
             return await self._person.answer(self._name_of(client), question)
 
-        async def complete(asked: CreateMessageRequestParams) -> SampleResult:
+        async def complete(params: CreateMessageRequestParams) -> SampleResult:
             name = self._name_of(client)
-            result = await sample(name, asked, self.model, self._person, self.limits)
+            result = await sample(name, params, self.model, self._person, self.limits)
             await self._emit(SamplingResult(name, result.text))
             return result
 
@@ -177,8 +176,8 @@ class Agent:
         messages = await prompt_messages(server, prompt, arguments, self.limits.max_result)
         text = "\n".join(str(message["content"]) for message in messages if message["role"] == "user")
         if self._beside and messages:
-            said = messages[0]["content"]
-            messages[0]["content"] = [*([text_part(said)] if isinstance(said, str) else said), *self._beside]
+            content = messages[0]["content"]
+            messages[0]["content"] = [*([text_part(content)] if isinstance(content, str) else content), *self._beside]
             self._beside = []
         self.messages += messages
         return UserMessage(text, (f"/prompt {server.name}:{prompt.name}",))
@@ -209,10 +208,10 @@ class Agent:
 
     def _system_message(self) -> Sequence[Message]:
         """Return the system message: the program's text, and the servers' instructions."""
-        said = [self._system] if self._system else []
-        told = ((each.name, each.client.instructions) for each in self.servers)
-        said += [f"How to use the tools of {name}: {instructions}" for name, instructions in told if instructions]
-        return [{"role": "system", "content": "\n\n".join(said)}] if said else []
+        texts = [self._system] if self._system else []
+        manuals = ((each.name, each.client.instructions) for each in self.servers)
+        texts += [f"How to use the tools of {name}: {instructions}" for name, instructions in manuals if instructions]
+        return [{"role": "system", "content": "\n\n".join(texts)}] if texts else []
 
 
 async def _all(listing: Any) -> Any:

@@ -1,7 +1,6 @@
 """The events of one answer, read with ``async for``. The answer runs in its own task.
 
-It waits for its reader, and stops when the reader stops: the loop was left, the reading task was canceled, or the
-object was deleted.
+It waits for its reader, and stops when the loop ends, the reading task is canceled, or the object is deleted.
 """
 
 import asyncio
@@ -17,19 +16,19 @@ _ROOM = 256
 
 
 class AnswerQueue:
-    """The answers of one conversation, one after the other."""
+    """Runs the answers of one conversation, one after the other."""
 
     __slots__ = ("emit", "stopping", "task")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.stopping: bool = False
-        """Whether the current answer has lost its reader."""
+        """Whether the current answer is being stopped, because it has no reader."""
         self.emit: Emit | None = None
         """Receives events of the current answer."""
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
-        """Start an answer, after the end of an abandoned one.
+        """Start an answer, once a stopped one has ended.
 
         Raises:
             AgentError: another answer is in progress.
@@ -44,7 +43,7 @@ class AnswerQueue:
         return self.task
 
     def stop(self, task: "asyncio.Task[None]") -> None:
-        """Stop an answer that has lost its reader."""
+        """Stop an answer without a reader."""
         if task is self.task:
             self.stopping = True
             self.emit = None

@@ -1,15 +1,15 @@
-"""Configuration of models and servers, from a ``.env`` file and the environment, which takes precedence.
+"""Configuration of models and servers from the environment or a ``.env`` file. The environment takes precedence.
 
 | variable | meaning |
 |---|---|
 | `API_URL`, `API_KEY` | an OpenAI-compatible API |
-| `OPENAI_BASE_URL`, `OPENAI_API_KEY` | the same, under OpenAI's own names; the URL is OpenAI's by default |
+| `OPENAI_BASE_URL`, `OPENAI_API_KEY` | the same under OpenAI's names; the URL defaults to OpenAI's |
 | `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `OPENAI_API_VERSION` | Azure OpenAI |
 | `ANTHROPIC_API_KEY`, `GOOGLE_API_KEY`, … | the provider in the model's name: `anthropic:claude-sonnet-4-5` |
-| `DEFAULT_MODEL` | the model, or the deployment at Azure |
+| `DEFAULT_MODEL` | the model, or the Azure deployment |
 | `MCP_SERVER_URL`, `MCP_SERVER_AUTH_KEY` | a server, and its key |
 
-A file must not send a key of the environment to its own URL, because the folder may come from someone else.
+A key from the environment is never sent to a URL from the file, because someone else may have written the file.
 """
 
 from collections.abc import Mapping
@@ -100,7 +100,7 @@ class Configuration:
         return LanguageModel(chosen, key=key, url=found, azure_version=version)
 
     def _family(self) -> _Family | None:
-        """Return the variables to use: those of the environment, or else those of the file, which is less trusted."""
+        """Return the API's variables, from the environment or else from the file, which is less trusted."""
         for source in (self._environment, self._file):
             for family in (_PLAIN, _OPENAI, _AZURE):
                 if source.get(family.key) or source.get(family.url):
@@ -121,17 +121,17 @@ class Configuration:
         return ServerAt(_with_path(url), headers=_bearer(key))
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """Return the key as headers if this is the origin of MCP_SERVER_URL; it's sent nowhere else."""
-        key, home = self._pair(_SERVER)
-        return _bearer(key) if key and _origin(url) == _origin(home) else {}
+        """Return headers with the server's key, or none unless the URL has the origin of MCP_SERVER_URL."""
+        key, server_url = self._pair(_SERVER)
+        return _bearer(key) if key and _origin(url) == _origin(server_url) else {}
 
     def _pair(self, family: _Family, url: str = "") -> tuple[str, str]:
         key, found = self.get(family.key), url or self.get(family.url) or family.default
         from_file = not url and not self._environment.get(family.url) and family.url in self._file
         if from_file and self._environment.get(family.key):
             raise ConfigurationError(
-                f"{family.url} comes from {self._source}, but {family.key} from the environment. Put both into "
-                "the same place, so that no file can send your key elsewhere."
+                f"{family.url} is set in {self._source}, but {family.key} in the environment. Set both in the same "
+                "place, so that the file can't redirect your key."
             )
         return key, found
 

@@ -1,4 +1,4 @@
-"""Conversion of server content for models: text where only text is allowed, images and audio as message parts.
+"""Conversion of server content for models: text, with images and audio as message parts.
 
 Tool messages can contain only text, so images and audio of a result are sent in a user message after it.
 """
@@ -24,7 +24,7 @@ from millstream.client._results import Result
 
 Part = dict[str, Any]
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
-"""Media type -> the API's name of the format; others aren't supported."""
+"""Media type -> format name of the API. Others aren't supported."""
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
@@ -47,7 +47,7 @@ def show_result(result: Result, limit: int) -> ShownContent:
 
 
 def show_blocks(blocks: Iterable[Any], limit: int) -> ShownContent:
-    """Convert the blocks of a tool result or prompt."""
+    """Convert the content blocks of a tool result or prompt."""
     texts: list[str] = []
     parts: list[Part] = []
     for block in blocks:
@@ -60,7 +60,7 @@ def show_blocks(blocks: Iterable[Any], limit: int) -> ShownContent:
 
 
 def show_contents(source: str, contents: Sequence[ResourceContents], limit: int) -> list[Part]:
-    """Convert a resource that the user attached to message parts."""
+    """Convert an attached resource to message parts."""
     parts: list[Part] = []
     for each in contents:
         text, part = _show_resource(each)
@@ -76,14 +76,14 @@ def text_part(text: str) -> Part:
 
 
 def message_content(text: str, parts: Sequence[Part]) -> str | list[Part]:
-    """Return the content of a message: plain text if possible, because some APIs accept nothing else."""
+    """Return the content of a message: plain text if possible, because some APIs only accept text."""
     if not parts:
         return text
     return ([text_part(text)] if text else []) + list(parts)
 
 
 def cut(text: str, limit: int) -> str:
-    """Return at most `limit` characters of text, followed by a note about the rest."""
+    """Truncate text to `limit` characters, and append a note about the rest."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}\n[{len(text) - limit:,} more characters were left out]"
@@ -104,7 +104,7 @@ def _show(block: Any) -> tuple[str, Part | None]:
 
 
 def _show_sampled(block: Any) -> tuple[str, Part | None]:
-    """Convert blocks that only sampling has; other blocks are named by their type."""
+    """Convert blocks that only occur in sampling. Other blocks become the name of their type."""
     if isinstance(block, ToolUse):
         return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
     if isinstance(block, ToolResultBlock):

@@ -17,7 +17,7 @@ _CLOSING = ".,;!?)'\""
 
 
 def mentions(text: str, servers: Sequence[ConnectedServer]) -> list[tuple[ConnectedServer, str]]:
-    """Return the resources mentioned in a text, for known servers; other mentions are plain text."""
+    """Return the resources mentioned in a text. Mentions of unknown servers stay plain text."""
     by_name = {server.name: server for server in servers}
     found = [(by_name.get(each["server"]), each["uri"].rstrip(_CLOSING)) for each in _MENTION.finditer(text)]
     return [(server, uri) for server, uri in dict.fromkeys(found) if server is not None]
@@ -36,7 +36,7 @@ async def read(server: ConnectedServer, uri: str, limit: int) -> list[Part]:
 
 
 async def find_prompt(name: str, servers: Sequence[ConnectedServer]) -> tuple[ConnectedServer, PromptDescription]:
-    """Return the prompt with this name; ``server:name`` if several servers have one.
+    """Find a prompt by its name, or by ``server:name`` if several servers have it.
 
     Raises:
         ContextError: the prompt is unknown or ambiguous.
@@ -74,11 +74,11 @@ async def prompt_messages(
     return chat_messages(result.messages, limit)
 
 
-def chat_messages(given: Sequence[Any], limit: int) -> list[Message]:
+def chat_messages(messages: Sequence[Any], limit: int) -> list[Message]:
     """Convert MCP messages to messages of a chat API, where only user messages can contain images."""
-    messages: list[Message] = []
-    for each in given:
+    converted: list[Message] = []
+    for each in messages:
         shown = show_blocks(each.blocks, limit)
         parts = shown.parts if each.role == "user" else []
-        messages.append({"role": each.role, "content": message_content(shown.text, parts)})
-    return messages
+        converted.append({"role": each.role, "content": message_content(shown.text, parts)})
+    return converted

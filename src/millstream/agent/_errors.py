@@ -1,6 +1,6 @@
 """Errors that end an answer. Each message is one or two sentences that a person can act on.
 
-Errors of tools aren't among them: the model receives those and continues.
+Errors of tools don't end an answer: the model receives them and continues.
 """
 
 
@@ -17,7 +17,7 @@ class ConfigurationError(AgentError):
 
 
 class ContextError(AgentError):
-    """A resource or prompt that the user named isn't available. ``except ContextError as error: print(error)``"""
+    """A requested resource or prompt isn't available. ``except ContextError as error: print(error)``"""
 
 
 class ModelError(AgentError):

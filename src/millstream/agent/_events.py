@@ -9,7 +9,7 @@ class AgentEvent(Struct, frozen=True, tag_field="type", rename="camel"):
     """Base class of the events."""
 
 
-class UserMessage(AgentEvent, frozen=True, tag="said"):
+class UserMessage(AgentEvent, frozen=True, tag="user_message"):
     """The user sent a message; `context` names the attached resources or the prompt.
 
     Example:
@@ -20,7 +20,7 @@ class UserMessage(AgentEvent, frozen=True, tag="said"):
     context: tuple[str, ...] = ()
 
 
-class RoundStart(AgentEvent, frozen=True, tag="asking"):
+class RoundStart(AgentEvent, frozen=True, tag="round_start"):
     """A request was sent to the model. ``case RoundStart(): spinner.start()``"""
 
     round: int
@@ -34,7 +34,7 @@ class Delta(AgentEvent, frozen=True, tag="delta"):
     text: str
 
 
-class AssistantMessage(AgentEvent, frozen=True, tag="answered"):
+class AssistantMessage(AgentEvent, frozen=True, tag="assistant_message"):
     """The complete text of one round. A model may write text before it calls tools.
 
     Example:
@@ -44,8 +44,8 @@ class AssistantMessage(AgentEvent, frozen=True, tag="answered"):
     text: str
 
 
-class ModelRetry(AgentEvent, frozen=True, tag="waiting"):
-    """The model is busy or its response broke off; the request is repeated after a pause.
+class ModelRetry(AgentEvent, frozen=True, tag="model_retry"):
+    """The model is busy, or its response was incomplete. The request is repeated after a pause.
 
     Example:
         ``case ModelRetry(reason=reason): print(reason)``
@@ -59,7 +59,7 @@ class ModelRetry(AgentEvent, frozen=True, tag="waiting"):
     """Whether the chunks emitted so far are invalid."""
 
 
-class ToolStart(AgentEvent, frozen=True, tag="calling"):
+class ToolStart(AgentEvent, frozen=True, tag="tool_start"):
     """A tool call starts. ``case ToolStart(tool=tool, arguments=arguments): print(tool, arguments)``"""
 
     id: str
@@ -68,7 +68,7 @@ class ToolStart(AgentEvent, frozen=True, tag="calling"):
     arguments: dict[str, Any]
 
 
-class ToolProgress(AgentEvent, frozen=True, tag="progressed"):
+class ToolProgress(AgentEvent, frozen=True, tag="tool_progress"):
     """A tool reported progress. ``case ToolProgress(): bar.show(event)``"""
 
     id: str
@@ -80,7 +80,7 @@ class ToolProgress(AgentEvent, frozen=True, tag="progressed"):
 Outcome = Literal["done", "error", "refused", "invalid"]
 
 
-class ToolEnd(AgentEvent, frozen=True, tag="returned"):
+class ToolEnd(AgentEvent, frozen=True, tag="tool_end"):
     """The result of a call, as sent to the model. ``case ToolEnd(): print(event)``"""
 
     id: str
@@ -88,23 +88,21 @@ class ToolEnd(AgentEvent, frozen=True, tag="returned"):
     tool: str
     text: str
     outcome: Outcome = "done"
-    """``done``; ``error`` of the tool or its server; ``refused`` by the user; ``invalid`` for an unknown tool or
-    malformed arguments.
-    """
+    """``done``; ``error`` from the tool or its server; ``refused`` by the user; ``invalid`` tool name or arguments."""
 
 
-class SamplingResult(AgentEvent, frozen=True, tag="sampled"):
+class SamplingResult(AgentEvent, frozen=True, tag="sampling_result"):
     """A server used the model. ``case SamplingResult(): log(event)``"""
 
     server: str
     text: str
 
 
-class AnswerEnd(AgentEvent, frozen=True, tag="finished"):
+class AnswerEnd(AgentEvent, frozen=True, tag="answer_end"):
     """The answer has ended. ``case AnswerEnd(): print()``"""
 
     reason: Literal["done", "rounds", "tokens", "length", "filtered"]
-    """``done``; a limit of the agent, ``rounds`` or ``tokens``; or of the model: ``length``, ``filtered``."""
+    """``done``; ``rounds`` or ``tokens``, limits of the agent; ``length`` or ``filtered``, limits of the model."""
     rounds: int
     tokens: int
 

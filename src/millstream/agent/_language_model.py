@@ -1,4 +1,4 @@
-"""Language models of any provider, through pydantic-ai's model classes. The only module that imports them.
+"""Language models of any provider, through the model classes of pydantic-ai, which only this module imports.
 
 The agent keeps its own conversation, approvals, and retries, so each round is one direct request to the model
 (https://ai.pydantic.dev/direct/).
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model as ProviderModel
 
 _NO_KEY = "none"
-"""Placeholder for APIs without a key. Without it, the library would send the environment's key to any URL."""
+"""Placeholder for APIs without a key. Without it, the library would send the key from the environment to any URL."""
 _MAX_REASON = 300
 """Maximum characters of an API's error text to show."""
 _CHARACTERS_PER_TOKEN = 4
@@ -47,11 +47,11 @@ class LanguageModel:
     Args:
         name: name of the model: ``gpt-4.1``, a deployment at Azure, or a provider and its model, such as
             ``anthropic:claude-sonnet-4-5`` or ``google:gemini-2.5-pro``.
-        key: API key. A local server may not need one; a provider's own variable, such as ``ANTHROPIC_API_KEY``, is the
-            default for that provider only.
+        key: API key. A local server may not need one. Defaults to the provider's variable, such as
+            ``ANTHROPIC_API_KEY``, for that provider only.
         url: URL of an OpenAI-compatible API, including ``/v1``, or the endpoint at Azure; OpenAI's by default.
         azure_version: API version, such as ``2024-10-21``; selects Azure OpenAI.
-        timeout: seconds to wait for output of the model.
+        timeout: seconds to wait for output from the model.
 
     Raises:
         ConfigurationError: pydantic-ai isn't installed, or the URL or key is malformed.
@@ -101,7 +101,7 @@ class LanguageModel:
             model = self._model = await asyncio.to_thread(self._connect)
         from pydantic_ai import direct, exceptions  # noqa: PLC0415  loaded by the first request
 
-        begun = False
+        started = False
         try:
             async with direct.model_request_stream(
                 model,
@@ -110,23 +110,23 @@ class LanguageModel:
                 model_request_parameters=_parameters(request.tools),
             ) as events:
                 async for event in events:
-                    begun = True
+                    started = True
                     if text := _text_of(event):
                         yield _without_surrogates(text)
                 response = events.get()
         except exceptions.ModelAPIError as exc:
-            raise self._explain(exc, begun=begun) from exc
+            raise self._explain(exc, started=started) from exc
         except exceptions.ContentFilterError as exc:
             raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}") from exc
         except exceptions.UserError as exc:
             raise ModelDenied(_one_line(str(exc))) from exc
         except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
-            # The library parses responses strictly. A wrong URL is the usual reason for an error here.
-            raise ModelBroken(f"The response of {self.url} isn't that of a chat API. {_HINT}") from exc
+            # The usual cause is a wrong URL, because the library parses responses strictly.
+            raise ModelBroken(f"{self.url} didn't respond like a chat API. {_HINT}") from exc
         except Exception as exc:
-            raise self._explain_other(exc, begun=begun) from exc
+            raise self._explain_other(exc, started=started) from exc
         self._answered = True
-        yield self._reply(response, request, begun=begun)
+        yield self._reply(response, request, started=started)
 
     async def close(self) -> None:
         """See `Model.close`."""
@@ -159,10 +159,10 @@ class LanguageModel:
                 max_retries=0, timeout=self._timeout,
             )  # fmt: skip
         else:
-            # The agent has its own retries, and reports each pause.
+            # The agent does its own retries, and reports each pause.
             self._client = AsyncOpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=self._timeout)
         official = self._azure_version or urlsplit(self.url).hostname == "api.openai.com"
-        # OpenAI's newer models reject `max_tokens`, and other servers don't know its successor.
+        # OpenAI's newer models reject `max_tokens`, and other servers don't support its successor.
         profile = None if official else OpenAIModelProfile(openai_chat_supports_max_completion_tokens=False)
         return OpenAIChatModel(self._name, provider=OpenAIProvider(openai_client=self._client), profile=profile)
 
@@ -176,7 +176,7 @@ class LanguageModel:
             settings["stop_sequences"] = list(request.stop)
         return settings
 
-    def _reply(self, response: "wire.ModelResponse", request: ModelRequest, *, begun: bool) -> Reply:
+    def _reply(self, response: "wire.ModelResponse", request: ModelRequest, *, started: bool) -> Reply:
         from pydantic_ai.messages import TextPart, ToolCallPart  # noqa: PLC0415
 
         texts = [part.content for part in response.parts if isinstance(part, TextPart)]
@@ -184,34 +184,36 @@ class LanguageModel:
         details = response.provider_details or {}
         if self._client is not None and not details.keys() & {"finish_reason", "refusal"}:
             # The library treats a truncated stream as complete.
-            if not begun:
-                raise ModelBroken(f"The response of {self.url} isn't that of a chat API. {_HINT}")
+            if not started:
+                raise ModelBroken(f"{self.url} didn't respond like a chat API. {_HINT}")
             raise ModelBroken("The model's answer ended early.", temporary=True)
         text = _without_surrogates("".join(texts) or str(details.get("refusal") or ""))
-        wanted = _tool_calls(calls)
+        tool_calls = _tool_calls(calls)
         tokens = response.usage.total_tokens
         if not tokens:
             sent = sum(len(str(message)) for message in request.messages) + len(str(request.tools))
-            tokens = (sent + len(text) + sum(len(call.arguments) for call in wanted)) // _CHARACTERS_PER_TOKEN
-        return Reply(text, wanted, str(response.finish_reason), tokens)
+            tokens = (sent + len(text) + sum(len(call.arguments) for call in tool_calls)) // _CHARACTERS_PER_TOKEN
+        return Reply(text, tool_calls, str(response.finish_reason), tokens)
 
     # Errors
 
-    def _explain(self, exc: "failures.ModelAPIError", *, begun: bool) -> ModelError:
+    def _explain(self, exc: "failures.ModelAPIError", *, started: bool) -> ModelError:
         from pydantic_ai import exceptions  # noqa: PLC0415
 
-        if isinstance(exc, exceptions.ModelHTTPError) and not begun:
+        if isinstance(exc, exceptions.ModelHTTPError) and not started:
             return self._explain_status(exc)
         if isinstance(exc, exceptions.ModelTimeoutError):
-            return ModelBroken(f"The model at {self.url} sent nothing within the timeout.", temporary=begun)
+            return ModelBroken(
+                f"The model at {self.url} didn't respond within {self._timeout:g} seconds.", temporary=started
+            )
         if isinstance(exc, exceptions.ModelConnectionError):
-            return self._explain_connection(exc, begun=begun)
-        if not begun and isinstance(exc.__cause__, ValueError):
-            return ModelBroken(f"{self.url} sent something that isn't JSON. {_HINT}")
-        return ModelBroken(f"The model failed: {_reason(exc)}", temporary=begun)
+            return self._explain_connection(exc, started=started)
+        if not started and isinstance(exc.__cause__, ValueError):
+            return ModelBroken(f"{self.url} sent a response that isn't JSON. {_HINT}")
+        return ModelBroken(f"The model failed: {_reason(exc)}", temporary=started)
 
-    def _explain_connection(self, exc: Exception, *, begun: bool) -> ModelError:
-        if begun:
+    def _explain_connection(self, exc: Exception, *, started: bool) -> ModelError:
+        if started:
             return ModelBroken("The connection to the model was lost.", temporary=True)
         root: BaseException = exc
         while root.__cause__ is not None:
@@ -222,9 +224,9 @@ class LanguageModel:
             temporary=self._answered,
         )
 
-    def _explain_other(self, exc: Exception, *, begun: bool) -> ModelError:
+    def _explain_other(self, exc: Exception, *, started: bool) -> ModelError:
         """Convert an exception that a provider's own client raised while reading the stream."""
-        if begun:
+        if started:
             return ModelBroken("The connection to the model was lost.", temporary=True)
         return ModelBroken(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}")
 
@@ -239,17 +241,17 @@ class LanguageModel:
                 f"{self.url} rejected the API key ({status}). Check the key, and that it belongs to this URL."
             )
         if isinstance(exc, exceptions.ModelQuotaExceededError):
-            return ModelLimited(f"The account of the API key has no credit left ({reason}).")
+            return ModelLimited(f"The account of this API key has no credit left ({reason}).")
         if status == 429:
             return ModelLimited(
-                f"The model accepts no more requests at the moment (429: {reason}).",
+                f"The API's rate limit was reached (429: {reason}).",
                 temporary=True,
                 retry_after=_retry_after(exc.headers or {}),
             )
         if status == 404:
             return ModelRefused(
-                f"{self.url} doesn't know the model {self._name!r}, or isn't a chat API (404: {reason}). Check "
-                f"the model's name. {_HINT}"
+                f"{self.url} has no model {self._name!r}, or isn't a chat API (404: {reason}). Check the model's name. "
+                f"{_HINT}"
             )
         if status >= 500 or status in (408, 409, 425):
             return ModelBroken(
@@ -376,7 +378,7 @@ def _one_line(text: str) -> str:
 
 
 def _without_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON can represent but UTF-8 can't."""
+    """Replace lone surrogates, which are valid in JSON but not in UTF-8."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

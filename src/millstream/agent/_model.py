@@ -13,7 +13,7 @@ Message = dict[str, Any]
 
 
 class ToolCall(Struct, frozen=True):
-    """A tool call by the model, unchecked: the name may be unknown and the arguments malformed.
+    """An unchecked tool call by the model: the name may be unknown, and the arguments malformed.
 
     Example:
         ``for call in reply.tool_calls: print(call.name)``
@@ -32,7 +32,7 @@ class Reply(Struct, frozen=True):
     stop: str = "stop"
     """``stop``, ``length`` (out of tokens), ``content_filter``, or ``tool_calls``."""
     tokens: int = 0
-    """Tokens of prompt and reply, as counted by the API; 0 if it doesn't."""
+    """Tokens of the prompt and the reply, or 0 if the API doesn't count them."""
 
 
 class ModelRequest(Struct, frozen=True, kw_only=True):
@@ -58,7 +58,7 @@ class Model(Protocol):
         """Yield chunks of the text, then the complete reply.
 
         Raises:
-            ModelError: there's no complete reply. Chunks yielded before are then invalid.
+            ModelError: there's no complete reply. Chunks that were already yielded are invalid.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The user of an agent, who approves actions and fills in forms, one question at a time."""
+"""Approvals and forms: an agent asks its user one question at a time."""
 
 import asyncio
 import inspect
@@ -15,7 +15,7 @@ class Approval(Struct, frozen=True, kw_only=True):
     """An action to approve. ``def approve(request: Approval) -> bool: return request.kind == "tool"``"""
 
     kind: Literal["tool", "sampling"]
-    """``tool`` for a tool with possible side effects, ``sampling`` for a server that wants to use the model."""
+    """``tool`` for a tool with possible side effects, ``sampling`` for a server's request to the model."""
     server: str
     tool: str = ""
     description: str = ""
@@ -54,16 +54,16 @@ class Person:
         if self._approve is None:
             return False
         async with self._lock:
-            given = self._approve(request)
-            return bool(await given if inspect.isawaitable(given) else given)
+            answer = self._approve(request)
+            return bool(await answer if inspect.isawaitable(answer) else answer)
 
     async def answer(self, server: str, question: Question) -> ElicitAnswer:
-        """Have the user fill in a form of a server."""
+        """Ask the user to fill in a server's form. Without a callback, decline."""
         if self._elicit is None:
             return "decline"
         async with self._lock:
-            given = self._elicit(server, question)
-            return await given if inspect.isawaitable(given) else given
+            answer = self._elicit(server, question)
+            return await answer if inspect.isawaitable(answer) else answer
 
 
 def needs_approval(annotations: ToolAnnotations | None) -> bool:

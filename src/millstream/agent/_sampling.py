@@ -17,25 +17,25 @@ _STOPS = {"stop": "endTurn", "length": "maxTokens"}
 
 
 async def sample(
-    server: str, asked: CreateMessageRequestParams, model: Model, person: Person, limits: Limits
+    server: str, params: CreateMessageRequestParams, model: Model, person: Person, limits: Limits
 ) -> SampleResult:
-    """Run the model for a server.
+    """Send a server's request to the model.
 
     Raises:
         ProtocolError: the user refused, the model gave no answer, or the request includes tools.
     """
-    if asked.tools:
+    if params.tools:
         raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests")
-    messages = chat_messages(asked.messages, limits.max_result)
+    messages = chat_messages(params.messages, limits.max_result)
     text = "\n".join(str(message["content"]) for message in messages)
     if not await person.allows(Approval(kind="sampling", server=server, text=text)):
         raise ProtocolError(_REJECTED, "The user did not allow the server to use the model")
-    system: list[Message] = [{"role": "system", "content": asked.system_prompt}] if asked.system_prompt else []
+    system: list[Message] = [{"role": "system", "content": params.system_prompt}] if params.system_prompt else []
     request = ModelRequest(
         messages=[*system, *messages],
-        max_tokens=asked.max_tokens,
-        temperature=asked.temperature,
-        stop=asked.stop_sequences or (),
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        stop=params.stop_sequences or (),
     )
     try:
         reply = await _reply(model, request)

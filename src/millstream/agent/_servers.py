@@ -1,4 +1,4 @@
-"""The servers of an agent, with unique names, connected and closed together."""
+"""The servers of an agent, which have unique names and are connected and closed together."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ class ServerAt(Struct, frozen=True):
     target: Target
     """A target of `Client`."""
     name: str = ""
-    """Name for the user and the model; by default the name of its file, host, or program."""
+    """Name for the user and the model. Defaults to the name of the file, host, or program."""
     headers: Mapping[str, str] = {}
     timeout: float = 60.0
     options: Options | None = None
@@ -42,11 +42,11 @@ class ConnectedServer(Struct, frozen=True, eq=False):
 
 
 Servers = Sequence[Target | ServerAt] | Mapping[str, Any]
-"""Targets; or targets by name, or a configuration with `mcpServers`."""
+"""A list of targets, targets by name, or a configuration with `mcpServers`."""
 
 
 def resolve_servers(given: Servers) -> list[ServerAt]:
-    """Return the servers of an argument.
+    """Return the servers of an `Agent` argument.
 
     Raises:
         ConfigurationError: a single target was passed instead of a list.
@@ -92,9 +92,9 @@ _LAUNCHERS = frozenset(
 
 
 def name_of(target: Target) -> str:
-    """Return a name for a target that its server can't choose, because users approve calls by it.
+    """Return a name for a target. Its server can't choose the name, because users approve calls by it.
 
-    Empty for a server in this process, which belongs to the program.
+    Empty for a server in this process, which is part of the program.
     """
     if isinstance(target, str) and "://" in target:
         parts = urlsplit(target)

@@ -1,6 +1,6 @@
-"""One tool call: from the model's text to a request, and from any outcome to text for the model.
+"""Execution of tool calls: from the model's text to a request, and from the outcome to text for the model.
 
-No error of a model or server ends the conversation here.
+Errors here become text for the model, and don't end the conversation.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class CallOutcome(Struct):
     text: str
     parts: list[Part] = []
     arguments: str = "{}"
-    """Arguments as stored in the conversation: always a JSON object, because some APIs decode them again."""
+    """Arguments for the conversation, always a JSON object because some APIs decode them."""
 
 
 class Unreadable(Exception):
@@ -50,7 +50,7 @@ class ToolCaller:
         self._room = asyncio.Semaphore(limits.max_parallel)
 
     async def call(self, call: ToolCall) -> CallOutcome:
-        """Execute a call, or return the reason why not."""
+        """Execute a call. The outcome's text says why, if it can't be executed."""
         tool = self._toolbox.get(call.name)
         if tool is None:
             names = ", ".join(each.name for each in self._toolbox) or "none"
@@ -59,17 +59,17 @@ class ToolCaller:
             arguments = read_arguments(call.arguments)
         except Unreadable as exc:
             return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
-        kept = json.dumps(arguments, ensure_ascii=False)
+        encoded = json.dumps(arguments, ensure_ascii=False)
         described = tool.description
-        asks = needs_approval(described.annotations) or not tool.server.trusts_hints(described.name)
-        if asks and not await self._person.allows(_approval(tool, arguments)):
+        ask = needs_approval(described.annotations) or not tool.server.trusts_hints(described.name)
+        if ask and not await self._person.allows(_approval(tool, arguments)):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
-            return await self._finish(call, tool, CallOutcome(text, arguments=kept), "refused")
+            return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "refused")
         async with self._room:
             await self._emit(ToolStart(call.id, tool.server.name, tool.description.name, arguments))
-            return await self._carry_out(call, tool, arguments, kept)
+            return await self._carry_out(call, tool, arguments, encoded)
 
-    async def _carry_out(self, call: ToolCall, tool: AgentTool, arguments: dict[str, Any], kept: str) -> CallOutcome:
+    async def _carry_out(self, call: ToolCall, tool: AgentTool, arguments: dict[str, Any], encoded: str) -> CallOutcome:
         async def progress(value: float, total: float | None, message: str | None) -> None:
             await self._emit(ToolProgress(call.id, value, total, message))
 
@@ -79,11 +79,11 @@ class ToolCaller:
             )
         except ClientError as exc:
             text = cut(f"The call failed: {exc}", self._limits.max_result)
-            return await self._finish(call, tool, CallOutcome(text, arguments=kept), "error")
+            return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "error")
         shown = show_result(result, self._limits.max_result)
         text = f"The tool reported an error: {shown.text}" if result.is_error else shown.text
         outcome: Outcome = "error" if result.is_error else "done"
-        return await self._finish(call, tool, CallOutcome(text, shown.parts, kept), outcome)
+        return await self._finish(call, tool, CallOutcome(text, shown.parts, encoded), outcome)
 
     async def _finish(self, call: ToolCall, tool: AgentTool, called: CallOutcome, outcome: Outcome) -> CallOutcome:
         await self._emit(ToolEnd(call.id, tool.server.name, tool.description.name, called.text, outcome))
@@ -98,7 +98,7 @@ def read_arguments(text: str) -> dict[str, Any]:
     """Decode the arguments; an empty text means no arguments.
 
     Raises:
-        Unreadable: they're malformed; the message is for the model.
+        Unreadable: the arguments are malformed; the message is for the model.
     """
     if not text.strip():
         return {}

@@ -1,4 +1,4 @@
-"""The tools of several servers, renamed for the model's API: letters, digits, ``_`` and ``-``, at most 64."""
+"""The tools of several servers, renamed for the model's API: up to 64 letters, digits, ``_``, and ``-``."""
 
 import hashlib
 import re
@@ -44,7 +44,7 @@ class Toolbox:
         return free
 
     def get(self, name: str) -> AgentTool | None:
-        """Return the tool with the name that the model used."""
+        """Return the tool with this name, or None."""
         return self._tools.get(name)
 
     def __iter__(self) -> Any:

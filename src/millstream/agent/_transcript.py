@@ -1,6 +1,6 @@
 """Transcripts as JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members.
 
-Text chunks and progress are left out, because complete answers and results follow. Events never contain keys.
+Text chunks and progress are omitted, because complete answers and results follow. Events never contain keys.
 """
 
 import os
@@ -35,15 +35,15 @@ class Transcript:
         return iter(self._lines)
 
     def save(self, path: str | Path) -> int:
-        """Write the file with access for its owner only, and return the number of lines.
+        """Write a file that only you can read, and return the number of lines.
 
         Raises:
-            AgentError: the file can't be written, or exists and isn't an earlier version of this transcript.
+            AgentError: the file can't be written, or already exists and wasn't written by this transcript.
         """
         place = Path(path).expanduser().absolute()
         how = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if place in self._saved else os.O_EXCL)
         try:
-            with open(os.open(place, how, 0o600), "wb") as file:  # noqa: PTH123  `Path.open` can't be given a mode
+            with open(os.open(place, how, 0o600), "wb") as file:  # noqa: PTH123  `Path.open` accepts no mode
                 file.write(b"".join(line + b"\n" for line in self._lines))
         except FileExistsError as exc:
             raise AgentError(f"The file {path} already exists. Choose another name.") from exc

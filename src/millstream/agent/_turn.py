@@ -1,7 +1,7 @@
-"""One answer: requests to the model until it calls no more tools, or a limit is reached.
+"""One answer: requests to the model until it stops calling tools, or a limit is reached.
 
-The conversation is always valid for the API: each call has a result, even if the user stops the answer. After an error
-of the model, the conversation is unchanged.
+The conversation stays valid for the API: each call has a result, even if the user stops the answer. An error of the
+model leaves the conversation unchanged.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from millstream.agent._tool_caller import CallOutcome, ToolCaller
 from millstream.agent._tools import Toolbox, fit
 
 _FIRST_WAIT = 1.0
-"""Seconds before the second attempt, unless the API specifies them; each further pause is twice as long."""
+"""Seconds before the second attempt, unless the API specifies them. Each further pause is twice as long."""
 _STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fully or partly.")
 _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
 
@@ -78,33 +78,33 @@ class Turn:
         await self._emit(AnswerEnd(limit, rounds, tokens))
 
     def _say(self, text: str) -> None:
-        """Add a text answer, because many models require alternating turns."""
+        """Add a message of the assistant, because many models require alternating turns."""
         self._messages.append({"role": "assistant", "content": text})
 
     async def _ask(self) -> Reply:
         """Return one reply, retrying if necessary."""
         request = ModelRequest(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
         for attempt in count(1):
-            said: list[str] = []
+            chunks: list[str] = []
             try:
-                return await self._listen(request, said)
+                return await self._listen(request, chunks)
             except ModelError as exc:
                 pause = pause_before(exc, attempt, self._limits)
                 if pause is None:
                     raise
-                await self._emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(said)))
+                await self._emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(chunks)))
                 await asyncio.sleep(pause)
             except asyncio.CancelledError:
-                self._say("".join(said) or "(The user stopped this answer.)")
+                self._say("".join(chunks) or "(The user stopped this answer.)")
                 raise
-        raise AssertionError("counting doesn't end")
+        raise AssertionError("unreachable")
 
-    async def _listen(self, request: ModelRequest, said: list[str]) -> Reply:
+    async def _listen(self, request: ModelRequest, chunks: list[str]) -> Reply:
         async with contextlib.aclosing(self._model.stream(request)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Reply):
                     return piece
-                said.append(piece)
+                chunks.append(piece)
                 await self._emit(Delta(piece))
         raise ModelError("The model ended its answer without a reply.")
 
@@ -117,24 +117,24 @@ class Turn:
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
         finally:
-            called = [
+            outcomes = [
                 task.result() if task.done() and not task.cancelled() and task.exception() is None else _STOPPED
                 for task in tasks
             ]
-            self._keep(reply, called)
+            self._keep(reply, outcomes)
 
-    def _keep(self, reply: Reply, called: Sequence[CallOutcome]) -> None:
+    def _keep(self, reply: Reply, outcomes: Sequence[CallOutcome]) -> None:
         calls = [
             {
                 "id": call.id,
                 "type": "function",
                 "function": {"name": fit(call.name), "arguments": each.arguments},
             }
-            for call, each in zip(reply.tool_calls, called, strict=True)
+            for call, each in zip(reply.tool_calls, outcomes, strict=True)
         ]
         self._messages.append({"role": "assistant", "content": reply.text or None, "tool_calls": calls})
         parts: list[Part] = []
-        for call, each in zip(reply.tool_calls, called, strict=True):
+        for call, each in zip(reply.tool_calls, outcomes, strict=True):
             self._messages.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
             if each.parts:
                 parts += [text_part(f"From {call.name}:"), *each.parts]
@@ -143,7 +143,7 @@ class Turn:
 
 
 def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | None:
-    """Return the seconds before the next attempt; None if there's none."""
+    """Return the seconds before the next attempt, or None if there won't be one."""
     if not error.temporary or attempt >= limits.max_attempts:
         return None
     if error.retry_after is not None:

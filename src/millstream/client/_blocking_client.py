@@ -35,7 +35,7 @@ class _ClientArguments(TypedDict, total=False):
 class BlockingClient:
     """A blocking `Client`: ``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
 
-    It has every method of `Client`, and each blocks until its result is there; listings are returned as lists. Handlers
+    It has every method of `Client`, and each blocks until its result is available. Lists are returned in full. Handlers
     run in another thread. Use `Client` for `watch` and anything else that stays open.
     """
 
@@ -65,8 +65,8 @@ class BlockingClient:
         if not callable(found):
             return found
 
-        def method(*given: Any, **more: Any) -> Any:
-            return self._wait(found(*given, **more))
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return self._wait(found(*args, **kwargs))
 
         return method
 
@@ -81,5 +81,5 @@ class BlockingClient:
         self._thread.join()
 
     def _run(self) -> None:
-        with self._runner:  # it cancels calls that Ctrl-C has left
+        with self._runner:  # cancels calls that Ctrl-C interrupted
             self._loop.run_forever()

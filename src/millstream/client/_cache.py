@@ -1,7 +1,7 @@
 """A cache of results that carry a time to live, emptied when the server reports a change.
 
-See https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. A cache belongs to one client,
-and so to one set of credentials. It treats public and private results the same.
+See https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. Each client has its own
+cache, so public and private results are treated the same.
 """
 
 import time
@@ -10,9 +10,9 @@ from typing import Any
 
 from millstream.client._server_messages import Change
 
-_ROOM = 512
+_MAX_ENTRIES = 512
 """Maximum number of cached results."""
-_LONGEST_MS = 24 * 3600 * 1000
+_MAX_TTL_MS = 24 * 3600 * 1000
 _LISTS = {
     "tools/list": "tools",
     "prompts/list": "prompts",
@@ -45,15 +45,15 @@ class Cache:
         """Cache a result for `ttl_ms` milliseconds."""
         if ttl_ms <= 0:
             return
-        self._entries[method, params] = (time.monotonic() + min(ttl_ms, _LONGEST_MS) / 1000, result)
+        self._entries[method, params] = (time.monotonic() + min(ttl_ms, _MAX_TTL_MS) / 1000, result)
         self._entries.move_to_end((method, params))
-        while len(self._entries) > _ROOM:
+        while len(self._entries) > _MAX_ENTRIES:
             self._entries.popitem(last=False)
 
-    def hear(self, change: Change, subscription: Any) -> None:
+    def invalidate(self, change: Change, subscription: Any) -> None:
         """Drop the results that a change affects."""
         for method, params in list(self._entries):
             if change.kind == "again" or _LISTS.get(method) == change.kind:
                 del self._entries[method, params]
             elif change.kind == "resource" and method == "resources/read":
-                del self._entries[method, params]  # An update can name part of the resource that was read.
+                del self._entries[method, params]  # An update may be for a part of the cached resource.

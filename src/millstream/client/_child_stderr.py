@@ -1,4 +1,4 @@
-"""Output for the standard error of servers that the client starts, so that tracebacks and prints aren't lost."""
+"""Prints the standard error of servers that the client starts, so that tracebacks aren't lost."""
 
 import os
 import re
@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters that could alter what a terminal shows."""
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that could manipulate a terminal."""
 
 
 def line_printer(chosen: Callable[[str], object] | bool | None) -> Callable[[str], object] | None:
@@ -29,7 +29,7 @@ def print_line(line: str) -> None:
     if out is None:  # pyright: ignore[reportUnnecessaryComparison]  it may be closed (2>&-)
         return
     with suppress(OSError, ValueError):
-        out.write(f"\r\x1b[K{_STEERING.sub(chr(0xFFFD), line)}\n" if out.isatty() else f"{line}\n")
+        out.write(f"\r\x1b[K{_CONTROL_CHARACTERS.sub(chr(0xFFFD), line)}\n" if out.isatty() else f"{line}\n")
         out.flush()
 
 

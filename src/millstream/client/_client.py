@@ -81,7 +81,7 @@ class Client(ClientAliases):
         TargetError: the target doesn't name a server.
     """
 
-    def __init__(  # noqa: PLR0913  each is of the client itself, and named
+    def __init__(  # noqa: PLR0913  keyword-only settings
         self,
         target: Target,
         *,
@@ -229,7 +229,7 @@ class Client(ClientAliases):
             ClientError: there was no response.
         """
         if arguments is not None and not hasattr(arguments, "keys"):
-            raise TypeError(f"Arguments have names: call({tool!r}, name={arguments!r})")
+            raise TypeError(f"Pass arguments by name: call({tool!r}, name={arguments!r})")
         given = {**arguments, **more} if arguments else more
         try:
             if task and self.tasks.supported:
@@ -323,8 +323,8 @@ class Client(ClientAliases):
         Args:
             argument: name of the argument.
             value: text typed so far.
-            prompt: name of the prompt, or
-            template: URI of the template.
+            prompt: name of the prompt.
+            template: URI of the template, instead of a prompt.
             known: arguments that already have a value.
         """
         reference = Reference("ref/prompt", name=prompt) if prompt else Reference("ref/resource", uri=template)

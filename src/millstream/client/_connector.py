@@ -40,8 +40,8 @@ from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.streamable import StreamableTransport
 from millstream.client._transports.transport import Transport, TransportRequest
 
-_KEPT = 256
-"""Maximum number of targets with a cached era, and of lines that a second start is compared with."""
+_MAX_ENTRIES = 256
+"""Maximum number of cached eras, and of lines to compare with a second start."""
 _era_cache: dict[str, str] = {}
 """Target -> ``handshake`` or ``http+sse``. Targets that aren't listed are probed."""
 
@@ -53,12 +53,12 @@ _decode_error = msgspec.json.Decoder(PeerError).decode
 def failure(error: bytes) -> Failure:
     """Convert a JSON-RPC error to an exception."""
     try:
-        told = _decode_error(error)
-        data = msgspec.json.decode(told.data) if told.data else None
+        decoded = _decode_error(error)
+        data = msgspec.json.decode(decoded.data) if decoded.data else None
     except (ValueError, RecursionError):
         return Failure(0, "The server reported an error that can't be decoded")
-    remedy = _handler_for(data) if told.code == MISSING_CLIENT_CAPABILITY else ""
-    return Failure(told.code, told.message or "The server gave no reason", data, remedy=remedy)
+    remedy = _handler_for(data) if decoded.code == MISSING_CLIENT_CAPABILITY else ""
+    return Failure(decoded.code, decoded.message or "The server gave no reason", data, remedy=remedy)
 
 
 _HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
@@ -66,7 +66,7 @@ _HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
 
 
 def _handler_for(data: Any) -> str:
-    """Return which options of `Client` declare the capabilities that a server requires."""
+    """Return a hint with the `Client` options that declare the required capabilities."""
     try:
         needed = msgspec.convert(data, _RequiredCapabilities).required_capabilities
     except msgspec.ValidationError:
@@ -87,10 +87,10 @@ def forget_eras() -> None:
 
 
 class Connector:
-    """Opens connections to one target, as often as needed."""
+    """Opens and reopens connections to one target."""
 
-    __slots__ = ("_background", "_headers", "_ids", "_listener", "_options", "_pinned", "_place", "_self", "_shown",
-                 "_timeout")  # fmt: skip
+    __slots__ = ("_background", "_headers", "_ids", "_listener", "_options", "_pinned", "_place", "_self",
+                 "_stderr_lines", "_timeout")  # fmt: skip
 
     def __init__(
         self,
@@ -114,8 +114,8 @@ class Connector:
         self._pinned = revision
         self._headers = headers or {}
         self._timeout = timeout
-        self._shown: list[str] = []
-        """What the server wrote to standard error since the connection began."""
+        self._stderr_lines: list[str] = []
+        """Standard error of the server since the connection was opened."""
 
     async def open(self) -> Connection:
         """Connect and negotiate.
@@ -149,24 +149,24 @@ class Connector:
         if isinstance(place, Command):
             options = self._options
             show = line_printer(options.stderr)
-            if show is not None and place.ours:  # for people, although it isn't a terminal
+            if show is not None and place.ours:  # readable logs, although stderr is a pipe
                 place = msgspec.structs.replace(place, env={"MILLSTREAM_LOG_FORMAT": "text"} | dict(place.env))
             show = self._without_repeats(show) if show is not None else None
             return StdioTransport(place, self._listener, self._background, options.max_bytes, show=show)
         if isinstance(place, TransportFactory):
             return place.new_transport(self._listener, self._background)
-        from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - it loads the server's code
+        from millstream.client._transports.memory import MemoryTransport  # noqa: PLC0415 - loads the server
 
-        assert not isinstance(place, Remote)  # noqa: S101  `open` looked
+        assert not isinstance(place, Remote)  # noqa: S101  checked in `open`
         return MemoryTransport(place, self._listener, self._background)
 
     def _without_repeats(self, show: Callable[[str], object]) -> Callable[[str], object]:
-        """Skip what a second start of the server writes exactly as the first one did, such as a traceback."""
-        before, self._shown = self._shown, []
-        shown = self._shown
+        """Skip lines that a second start of the server repeats, such as a traceback."""
+        before, self._stderr_lines = self._stderr_lines, []
+        shown = self._stderr_lines
 
         def line(text: str) -> None:
-            if len(shown) < _KEPT:
+            if len(shown) < _MAX_ENTRIES:
                 shown.append(text)
             if before and before.pop(0) == text:
                 return
@@ -177,7 +177,7 @@ class Connector:
 
     def _endpoint(self) -> Endpoint:
         place = self._place
-        assert isinstance(place, Remote)  # noqa: S101  `open` looked
+        assert isinstance(place, Remote)  # noqa: S101  checked in `open`
         options = self._options
         pool = ConnectionPool(
             place.url,
@@ -187,13 +187,13 @@ class Connector:
             tls=options.tls,
         )
         headers = {**place.headers, **self._headers}
-        return Endpoint(place.url, headers, pool, options.auth, self._listener.standing_still)
+        return Endpoint(place.url, headers, pool, options.auth, self._listener.pause_timeouts)
 
     def _streamable(self) -> Transport:
         return StreamableTransport(self._endpoint(), self._listener, self._background, self._options.max_bytes)
 
     def _http_sse(self) -> Transport:
-        from millstream.client._transports.http_sse import HttpSseTransport  # noqa: PLC0415 - only who needs it pays
+        from millstream.client._transports.http_sse import HttpSseTransport  # noqa: PLC0415 - rarely needed
 
         options = self._options
         return HttpSseTransport(
@@ -201,10 +201,10 @@ class Connector:
         )
 
     def _websocket(self) -> Transport:
-        from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - it loads a library
+        from millstream.client._transports.websocket import WebSocketTransport  # noqa: PLC0415 - loads a library
 
         place, options = self._place, self._options
-        assert isinstance(place, Remote)  # noqa: S101  `open` looked
+        assert isinstance(place, Remote)  # noqa: S101  checked in `open`
         return WebSocketTransport(
             place.url,
             {**place.headers, **self._headers},
@@ -233,7 +233,7 @@ class Connector:
         key = self._key
         _era_cache.pop(key, None)
         if key and verdict:
-            while len(_era_cache) >= _KEPT:
+            while len(_era_cache) >= _MAX_ENTRIES:
                 del _era_cache[next(iter(_era_cache))]
             _era_cache[key] = verdict
 
@@ -242,7 +242,7 @@ class Connector:
     async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
         """Open a transport and negotiate. A server that exits on an unknown method is started a second time."""
         handshake = self._verdict != ""
-        self._shown = []
+        self._stderr_lines = []
         for attempt in (0, 1):
             transport = make()
             try:
@@ -280,7 +280,7 @@ class Connector:
         except Failure as exc:
             if exc.code != UNSUPPORTED_VERSION:
                 raise
-            agreement = await self._probe(transport, NEWEST)  # it was slow to start, or has changed since
+            agreement = await self._probe(transport, NEWEST)  # it started slowly, or was replaced
             if agreement is None:
                 raise UnknownVersion(
                     f"The server doesn't support any protocol revision that this client supports: {exc.message}."
@@ -291,7 +291,7 @@ class Connector:
         raise UnknownVersion(f"The server doesn't support revision {revision.date}.")
 
     async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
-        """Ask what the server offers. Return None if it doesn't know the method, or doesn't respond unless `alone`."""
+        """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""
         seconds = self._options.connect_timeout + self._options.probe_timeout
         for _ in (0, 1):
             try:
@@ -372,7 +372,7 @@ class Connector:
 
 
 def _about(offer: DiscoverResult) -> Implementation:
-    """Return how the server identifies itself, or an empty description if it's unreadable; nothing depends on it."""
+    """Return the server's name and version, or empty ones if they're invalid; nothing depends on them."""
     try:
         return msgspec.convert(offer.meta.get(SERVER_KEY) or {}, Implementation, strict=False)
     except msgspec.ValidationError:
@@ -400,5 +400,5 @@ def newest(dates: list[str]) -> Revision | None:
 
 
 def _unknown(dates: list[str]) -> str:
-    theirs = f"speaks {', '.join(dates)}" if dates else "doesn't say which revisions it supports"
+    theirs = f"supports {', '.join(dates)}" if dates else "doesn't list the revisions it supports"
     return f"The server {theirs}; this client supports the revisions {', '.join(BY_DATE)}."

@@ -37,8 +37,8 @@ T = TypeVar("T")
 L = TypeVar("L", bound=PaginatedResult)
 
 decode_tools = msgspec.json.Decoder(ListToolsResult).decode
-_NAMED = frozenset({"tools/call", "prompts/get", "resources/read"})
-"""Methods whose name or URI is repeated in a header."""
+_METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
+"""Methods whose name or URI is also sent in a header."""
 
 
 class Conversation:
@@ -72,7 +72,7 @@ class Conversation:
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
         )
         ids = itertools.count(1)
-        opening = Connector(
+        connector = Connector(
             find(target, env=options.env, cwd=options.cwd),
             LocalPeer(options, questions, declared),
             options,
@@ -83,13 +83,13 @@ class Conversation:
             headers=headers,
             timeout=timeout,
         )
-        self.requests: Requests = Requests(opening, self.incoming, questions, options, ids=ids, timeout=timeout)
-        self.requests.restored = self._restore
+        self.requests: Requests = Requests(connector, self.incoming, questions, options, ids=ids, timeout=timeout)
+        self.requests.on_reconnect = self._restore
         self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)
         self._cache = Cache() if options.cache else None
         if self._cache is not None:
-            self.incoming.watchers.add(self._cache.hear)
+            self.incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
         """Connect and negotiate."""
@@ -104,7 +104,7 @@ class Conversation:
         try:
             await self._background.settle(0)
             await self._watches.close()
-        finally:  # a canceled `close` leaves no process behind either
+        finally:  # even if `close` is canceled, to leave no process behind
             try:
                 await self.requests.close()
             finally:
@@ -131,7 +131,7 @@ class Conversation:
 
     @property
     def negotiated(self) -> Negotiation:
-        """What the two sides have negotiated."""
+        """Negotiated revision and capabilities."""
         return self.link.negotiated
 
     @property
@@ -171,7 +171,7 @@ class Conversation:
         return await self.requests.ask(ask)
 
     def callable(self, result: ListToolsResult) -> "list[ToolDescription]":
-        """Return the tools of a page that can be called; header annotations matter only on transports with headers."""
+        """Return the callable tools of a page. Header annotations only matter on transports with headers."""
         over_http = self.transport.name == "streamable-http"
         return self.tool_headers.learn(result.tools) if over_http else result.tools
 
@@ -188,13 +188,13 @@ class Conversation:
     async def notify(self, method: str) -> None:
         """Send a notification without parameters, if the revision has it."""
         if method in self.negotiated.revision.notifications:
-            await self.requests.tell(self.transport, notification_message(method), method)
+            await self.requests.notify(self.transport, notification_message(method), method)
 
     async def notify_custom(self, method: str, params: Mapping[str, Any]) -> None:
         """Send a notification of an extension."""
         link = await self.requests.connect()
         body = msgspec.Raw(with_meta(encode(params), link.meta))
-        await self.requests.tell(link.transport, notification_message(method, body), method)
+        await self.requests.notify(link.transport, notification_message(method, body), method)
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """Return a subscription that isn't open yet."""
@@ -217,7 +217,7 @@ class Conversation:
 
             params = encode(PaginatedRequestParams(cursor))
             if self.negotiated.revision.requests.get(method, "") not in self.negotiated.capabilities:
-                return PaginatedResult(), [], 0  # the server has none, and would respond "method not found"
+                return PaginatedResult(), [], 0  # the server would respond "method not found"
             result = await self.ask_cached(
                 Ask(method=method, params=params, repeatable=True), decode_measured, fresh=fresh
             )
@@ -244,5 +244,5 @@ class Conversation:
 def raw_ask(method: str, params: dict[str, Any], progress: OnProgress | None, timeout: float) -> Ask:
     """Return a request with exactly these parameters."""
     name: Any = params.get("name") or params.get("uri") or ""
-    named = name if method in _NAMED and isinstance(name, str) else ""
+    named = name if method in _METHODS_WITH_NAME and isinstance(name, str) else ""
     return Ask(method=method, params=encode(params), name=named, timeout=timeout, progress=progress)

@@ -14,13 +14,13 @@ Report = Callable[[float, float | None, str | None], Awaitable[None] | None]
 class Deadlines:
     """Pending requests of one client, and the timer that times them out."""
 
-    __slots__ = ("_handle", "_loop", "_waiting", "_wakes")
+    __slots__ = ("_handle", "_loop", "_waiting", "_wakes_at")
 
     def __init__(self) -> None:
         """Start without pending requests."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
-        self._wakes = math.inf
+        self._wakes_at = math.inf
         """When the timer fires, at the latest at the first deadline."""
         self._waiting: set[PendingRequest] = set()
 
@@ -45,17 +45,17 @@ class Deadlines:
 
     def wake_at(self, when: float) -> None:
         """Check for expired requests at `when`, or earlier."""
-        if when >= self._wakes:
+        if when >= self._wakes_at:
             return
         if self._handle is not None:
             self._handle.cancel()
-        assert self._loop is not None  # noqa: S101  a request has begun
-        self._wakes = when
+        assert self._loop is not None  # noqa: S101  set in `begin`
+        self._wakes_at = when
         self._handle = self._loop.call_at(when, self._expire)
 
     def _expire(self) -> None:
-        assert self._loop is not None  # noqa: S101  it runs this
-        self._handle, self._wakes = None, math.inf
+        assert self._loop is not None  # noqa: S101  it calls this
+        self._handle, self._wakes_at = None, math.inf
         now, soonest = self._loop.time(), math.inf
         for pending in list(self._waiting):
             if pending.when <= now:
@@ -69,14 +69,14 @@ class Deadlines:
         """Stop the timer."""
         if self._handle is not None:
             self._handle.cancel()
-            self._handle, self._wakes = None, math.inf
+            self._handle, self._wakes_at = None, math.inf
 
 
 class PendingRequest:
     """A request waiting for its response: its timeout and progress callback."""
 
     __slots__ = (
-        "_cancelling", "_expired", "_holds", "_latest", "_owner", "_seconds", "_task", "progress", "when",
+        "_cancel_requests", "_expired", "_holds", "_latest", "_owner", "_seconds", "_task", "progress", "when",
     )  # fmt: skip
 
     def __init__(self, owner: Deadlines, when: float, seconds: float, latest: float, progress: Report | None) -> None:
@@ -85,7 +85,7 @@ class PendingRequest:
         assert task is not None  # noqa: S101  requests are sent in tasks
         self._owner = owner
         self._task = task
-        self._cancelling = task.cancelling()
+        self._cancel_requests = task.cancelling()
         self._expired = False
         self._seconds = seconds
         self._holds = 0
@@ -125,4 +125,4 @@ class PendingRequest:
         if not self._expired:
             return False
         self._expired = False
-        return self._task.uncancel() <= self._cancelling
+        return self._task.uncancel() <= self._cancel_requests

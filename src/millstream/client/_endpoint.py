@@ -19,7 +19,7 @@ _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_REDIRECTS = 3
 _MAX_DETAIL = 200
 _MAX_STARTS = 16
-_OURS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
+_CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -31,7 +31,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
             raise TargetError(f"{name!r} isn't a valid header name.")
-        if name.lower() in _OURS:
+        if name.lower() in _CLIENT_HEADERS:
             raise TargetError(f"The client sets the header {name} itself. Remove it.")
         if any(ord(letter) < 0x20 and letter != "\t" for letter in value) or not _fits(value):
             raise TargetError(f"The header {name} contains characters that aren't allowed in headers.")
@@ -72,7 +72,7 @@ class Auth(Protocol):
 class Endpoint:
     """Sends requests to one URL."""
 
-    __slots__ = ("_auth", "_fixed", "_pool", "_starts", "_waiting", "url")
+    __slots__ = ("_auth", "_fixed_headers", "_pool", "_starts", "_waiting", "url")
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class Endpoint:
         self._auth = auth
         self._waiting = waiting
         """Context manager that is entered during a login."""
-        agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _agent()}
-        self._fixed = lines({**agent, **headers})
+        agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _user_agent()}
+        self._fixed_headers = lines({**agent, **headers})
         self._pool = pool
         self._starts: dict[tuple[str, str], str] = {}
         """Method and target -> cached start of the request head."""
@@ -110,7 +110,7 @@ class Endpoint:
             AccessDenied: the server responded with 401 or 403.
             ClientError: there was no response.
         """
-        asked = again = False
+        retried = nonce_retried = False
         redirects = 0
         url = structs.replace(self.url, target=target) if target else self.url
         while True:
@@ -122,14 +122,14 @@ class Endpoint:
             challenge = reply.header(b"www-authenticate")
             if self._auth is not None and b"dpop-nonce" in reply.headers:
                 refused = self._auth.learn_nonce(self.url, reply.header(b"dpop-nonce"), challenge)
-                if refused and reply.status == 401 and not again:
-                    again = True
-                    self._leave(reply)
+                if refused and reply.status == 401 and not nonce_retried:
+                    nonce_retried = True
+                    self._discard(reply)
                     continue
             if reply.status in (401, 403):
-                if asked or not await self._better(reply.status, challenge):
+                if retried or not await self._reauthorize(reply.status, challenge):
                     raise access_denied(self.url, reply, challenge, has_auth=self._auth is not None)
-                asked = True
+                retried = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
                 url = _redirect_target(url, method, reply, redirects)
@@ -137,24 +137,24 @@ class Endpoint:
                 if redirects:
                     reply.moved = url
                 return reply
-            self._leave(reply)
+            self._discard(reply)
 
-    async def _better(self, status: int, challenge: str) -> bool:
-        """Return whether better credentials are available now."""
+    async def _reauthorize(self, status: int, challenge: str) -> bool:
+        """Get new credentials. Return False if there aren't any."""
         if self._auth is None:
             return False
         with self._waiting():
             return await self._auth.handle_challenge(self.url, status, challenge)
 
     @staticmethod
-    def _leave(reply: HttpReply) -> None:
+    def _discard(reply: HttpReply) -> None:
         if reply.stream is not None:
             reply.stream.close()
 
     def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
         start = self._starts.get((method, url.target))
         if start is None:
-            start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._fixed}"
+            start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._fixed_headers}"
             if len(self._starts) < _MAX_STARTS:
                 self._starts[method, url.target] = start
         length = f"Content-Length: {len(body)}\r\n" if body or method in _HAS_BODY else ""
@@ -186,7 +186,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
         if not has_auth:
             remedy = "Send credentials, for example headers={'Authorization': 'Bearer …'}."
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
-        text = f"{url} requires credentials (401), and rejected the ones it received."
+        text = f"{url} rejected these credentials (401)."
     elif "insufficient_scope" in challenge:
         text = f"{url} requires more permissions than these credentials have (403): {_brief(challenge)}."
     else:
@@ -201,14 +201,14 @@ class _Problem(Struct):
 
 
 def _detail(reply: HttpReply) -> str:
-    """Return the reason that the server gives in problem details (RFC 9457)."""
+    """Return the reason from problem details (RFC 9457)."""
     if reply.media_type != "application/problem+json":
         return ""
     try:
-        said = _brief(msgspec.json.decode(reply.body, type=_Problem).detail).rstrip(".")
+        detail = _brief(msgspec.json.decode(reply.body, type=_Problem).detail).rstrip(".")
     except (ValueError, RecursionError):
         return ""
-    return f": {said}" if said else ""
+    return f": {detail}" if detail else ""
 
 
 def _brief(text: str) -> str:
@@ -216,5 +216,5 @@ def _brief(text: str) -> str:
     return " ".join(text.split())[:_MAX_DETAIL]
 
 
-def _agent() -> str:
+def _user_agent() -> str:
     return f"millstream/{__version__}"

@@ -53,7 +53,7 @@ class AccessDenied(ClientError):
 
 
 class SessionLost(ConnectionLost):
-    """The session has expired on the server. Do a new handshake. ``except SessionLost: await connect_again()``"""
+    """The session has expired on the server. Connect again. ``except SessionLost: await connect_again()``"""
 
 
 class NoAnswer(ClientError, TimeoutError):

@@ -21,16 +21,16 @@ from millstream.client._conversation import Conversation
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, NotSupported
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
-from millstream.client._watches import passes, retry_pause
+from millstream.client._watches import is_temporary, retry_pause
 
 PREFIX = "notifications/events/"
-_ROOM = 1_000
-"""Maximum events waiting for the program. Beyond it, the stream is closed, and reopened when there is space."""
-_SILENCE = 75.0
-"""Seconds without a message after which a stream counts as dead. Servers send a heartbeat every 30 seconds."""
-_LEAST_PAUSE = 1.0
-"""Minimum seconds between two polls, whatever the server requests."""
-_LONGEST_PAUSE = 3600.0
+_MAX_WAITING = 1_000
+"""Maximum unread events. Above it, the stream is closed, and reopened when there is space."""
+_SILENCE_TIMEOUT = 75.0
+"""Seconds without a message until a stream is reopened. Servers send a heartbeat every 30 seconds."""
+_MIN_PAUSE = 1.0
+"""Minimum seconds between two polls, even if the server requests less."""
+_MAX_PAUSE = 3600.0
 _MAX_PAGES = 1000
 
 Mode = Literal["push", "poll"]
@@ -236,19 +236,18 @@ class EventSubscription:
         self._params = params
         self._mode = mode
         self.cursor: str | None = cursor
-        """The position up to which you received all events. Save it to continue later. None if the server has no
-        positions."""
+        """The position after the last event you read, or None if the server has none. Save it to continue later."""
         self.gaps: int = 0
         """Number of times that the server couldn't replay all events. Read the current state with a tool."""
-        self._read: str | None = cursor
-        """The position up to which all events were received from the server."""
+        self._received: str | None = cursor
+        """The position after the last event received from the server."""
         self._waiting: deque[ServerEvent] = deque()
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._space = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._sending: asyncio.Task[bytes] | None = None
+        self._request: asyncio.Task[bytes] | None = None
         self._active = asyncio.Event()
-        self._heard = 0.0
+        self._last_message = 0.0
         self._fault: ClientError | None = None
         self._pause = 0.0
 
@@ -300,59 +299,59 @@ class EventSubscription:
                 await asyncio.sleep(self._pause)
                 await self._poll()
             else:
-                self._news.clear()
-                await self._news.wait()
+                self._changed.clear()
+                await self._changed.wait()
         event = self._waiting.popleft()
-        self._room.set()
+        self._space.set()
         if event.cursor is not None:
             self.cursor = event.cursor
         elif not self._waiting:
-            self.cursor = self._read
+            self.cursor = self._received
         return event
 
     # Polls
 
     async def _poll(self) -> None:
-        page: _Page = await self._events.ask("events/poll", {**self._params, "cursor": self._read}, _decode_page)
-        self._read = page.cursor
+        page: _Page = await self._events.ask("events/poll", {**self._params, "cursor": self._received}, _decode_page)
+        self._received = page.cursor
         self.gaps += page.truncated
         self._waiting.extend(page.events)
-        self._pause = 0.0 if page.has_more else min(max(page.next_poll_ms / 1000, _LEAST_PAUSE), _LONGEST_PAUSE)
+        self._pause = 0.0 if page.has_more else min(max(page.next_poll_ms / 1000, _MIN_PAUSE), _MAX_PAUSE)
         if not self._waiting:
-            self.cursor = self._read
+            self.cursor = self._received
 
     # Streams
 
     def receive(self, kind: str, note: _Note, params: bytes) -> None:
         """Process a notification of the stream."""
-        self._heard = asyncio.get_running_loop().time()
+        self._last_message = asyncio.get_running_loop().time()
         if kind == "terminated":
             error = note.error
             self._end(Failure(int(error.get("code", 0)), str(error.get("message", "Terminated")), error.get("data")))
         elif kind == "event":
-            if len(self._waiting) >= _ROOM:
-                self._room.clear()
-                if self._sending is not None:
-                    self._sending.cancel()
+            if len(self._waiting) >= _MAX_WAITING:
+                self._space.clear()
+                if self._request is not None:
+                    self._request.cancel()
                 return
             event = _decode_event(params)
             self._waiting.append(event)
-            self._read = event.cursor or self._read
-            self._news.set()
+            self._received = event.cursor or self._received
+            self._changed.set()
         elif kind in ("active", "heartbeat"):
             self.gaps += note.truncated
-            self._read = note.cursor
+            self._received = note.cursor
             if not self._waiting:
                 self.cursor = note.cursor
             self._active.set()
 
     def _end(self, fault: ClientError) -> None:
         self._fault = self._fault or fault
-        self._news.set()
+        self._changed.set()
 
     async def _listen(self) -> None:
         """Keep the stream open until the server ends the subscription."""
-        self._room.set()
+        self._space.set()
         failures = 0
         while self._fault is None:
             self._active.clear()
@@ -360,16 +359,16 @@ class EventSubscription:
                 await self._stream()
                 why: ClientError = ConnectionLost("The server ended the stream.")
             except ClientError as exc:
-                if not passes(exc):
+                if not is_temporary(exc):
                     self._end(exc)
                     return
                 why = exc
             if self._active.is_set():
                 failures = 0
             elif not failures:
-                self._end(why)  # it was never open
+                self._end(why)  # never opened
                 return
-            await self._room.wait()
+            await self._space.wait()
             await asyncio.sleep(retry_pause(failures))
             failures += 1
 
@@ -381,20 +380,20 @@ class EventSubscription:
         events.streams[stream] = self
         try:
             link = await requests.connect()
-            params = encode({**self._params, "cursor": self._read})
+            params = encode({**self._params, "cursor": self._received})
             ask = Ask(method="events/stream", params=params, id=stream, timeout=math.inf)
-            self._sending = asyncio.create_task(requests.send(link, ask))
-            self._heard = asyncio.get_running_loop().time()
-            while not self._sending.done():
-                silent = asyncio.get_running_loop().time() - self._heard
-                if silent >= _SILENCE or self._fault is not None:
+            self._request = asyncio.create_task(requests.send(link, ask))
+            self._last_message = asyncio.get_running_loop().time()
+            while not self._request.done():
+                silent = asyncio.get_running_loop().time() - self._last_message
+                if silent >= _SILENCE_TIMEOUT or self._fault is not None:
                     return
-                await asyncio.wait({self._sending}, timeout=_SILENCE - silent)
-            if not self._sending.cancelled():
-                self._sending.result()
+                await asyncio.wait({self._request}, timeout=_SILENCE_TIMEOUT - silent)
+            if not self._request.cancelled():
+                self._request.result()
         finally:
             del events.streams[stream]
-            if self._sending is not None:
-                self._sending.cancel()
+            if self._request is not None:
+                self._request.cancel()
                 with contextlib.suppress(asyncio.CancelledError, ClientError):
-                    await self._sending
+                    await self._request

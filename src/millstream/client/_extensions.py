@@ -1,4 +1,4 @@
-"""Client extensions: the capabilities they declare, the messages they handle, and their hooks around requests."""
+"""Client extensions: capabilities, message handlers, and hooks around requests."""
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -58,7 +58,7 @@ class ClientExtension(Protocol):
 
 
 class ClientHost:
-    """A client as extensions can configure it. See `Extension.connect`."""
+    """A client to configure in `Extension.connect`."""
 
     def __init__(self, client: "Client", questions: Questions) -> None:
         self.client: Client = client
@@ -72,8 +72,8 @@ class ClientHost:
         """Add the extensions of a client.
 
         Raises:
-            ValueError: two have the same identifier.
-            TypeError: one isn't an extension.
+            ValueError: two extensions have the same identifier.
+            TypeError: an item isn't an extension.
         """
         names: set[str] = set()
         for each in extensions:
@@ -108,10 +108,10 @@ class ClientHost:
         run = self._handler(name, handler)
         custom = self.client.conversation.incoming.custom
 
-        async def hear(params: bytes) -> None:
+        async def handle(params: bytes) -> None:
             await run(params, self.client)
 
-        custom[name] = hear
+        custom[name] = handle
 
     def method(self, name: str, handler: Handler) -> None:
         """Answer a server request: ``handler(params, client)`` returns the members of the result.
@@ -165,14 +165,14 @@ class ClientHost:
 
         chain: Outgoing = inside
         for wrap in reversed(self._wraps):
-            chain = _link(wrap, chain)
+            chain = _chain(wrap, chain)
         return encode(await chain(OutgoingRequest(ask.method, before, self.client)))
 
 
 def log_failed_filter(method: str, error: Exception) -> None:
-    """Log that a filter raised."""
+    """Log that a filter raised an error."""
     _logger.error("A notification filter failed, so %s is dropped.", method, exc_info=error)
 
 
-def _link(wrap: Wrap, inside: Outgoing) -> Outgoing:
+def _chain(wrap: Wrap, inside: Outgoing) -> Outgoing:
     return lambda request: wrap(request, inside)

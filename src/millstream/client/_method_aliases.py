@@ -24,11 +24,11 @@ _ELSEWHERE = {
     "send_ping": "Write `await client.ping()`.",
     "send_request": "Write `await client.request(method, params)`.",
     "send_roots_list_changed": "Write `await client.roots_changed()`.",
-    "session": "The methods are those of the client: `await client.call(name, arguments)`.",
+    "session": "The client has the session's methods: `await client.call(name, arguments)`.",
     "set_logging_level": "Write `await client.set_log_level(level)`.",
     "subscribe_resource": "Write `async with client.watch(uri) as changes:`.",
 }
-"""Name of another package -> what to write here."""
+"""Name in other packages -> what to write here."""
 
 
 class ClientAliases:
@@ -94,6 +94,6 @@ class ClientAliases:
     if not TYPE_CHECKING:  # type checkers would accept every name
 
         def __getattr__(self, name: str) -> Any:
-            from millstream._protocol.suggestions import no_attribute  # noqa: PLC0415  only mistakes need it
+            from millstream._protocol.suggestions import no_attribute  # noqa: PLC0415  only after a mistake
 
             raise no_attribute(self, name, _ELSEWHERE)

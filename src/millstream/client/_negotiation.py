@@ -1,4 +1,4 @@
-"""The negotiated state of a connection, and how requests are encoded from then on."""
+"""The negotiated state of a connection, and the encoding of requests."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ class DeclaredCapability(Struct, frozen=True):
 
 
 class LocalPeer:
-    """The client as it identifies itself."""
+    """The client's identity and capabilities."""
 
     __slots__ = ("_declared", "_options", "_questions", "about")
 

@@ -35,9 +35,9 @@ class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     log_level: str = ""
     """Minimum severity of log messages to request; empty leaves it to the server."""
     cache: bool = True
-    """Whether to cache lists and resources for as long as the server says they're fresh."""
+    """Whether to cache lists and resources for the time that the server allows."""
     env: Mapping[str, str] = {}
-    """Environment variables for a server that the client starts, in addition to the few that every program needs."""
+    """Environment variables for a server that the client starts, in addition to `HOME`, `PATH`, and the like."""
     cwd: str | None = None
     """Working directory of a server that the client starts."""
     stderr: Callable[[str], object] | bool | None = None

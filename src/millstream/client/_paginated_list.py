@@ -26,7 +26,7 @@ class PaginatedList(Generic[T]):
         """Yield each item in order.
 
         Raises:
-            BadAnswer: the list doesn't end, or is larger than a message may be.
+            BadAnswer: the list doesn't end, or is larger than `Options.max_bytes`.
         """
         total = 0
         cursor: str | None = None

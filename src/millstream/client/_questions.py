@@ -53,7 +53,7 @@ class ObservedQuestion(Struct, frozen=True):
 
 
 class QuestionHandler(Protocol):
-    """Answers the questions of one server: the handlers of a `Client`, or a forwarder."""
+    """Answers the questions of one server, with the handlers of a `Client` or by forwarding them."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
         """Return the capabilities to declare in a revision; `more` comes from `Options.declare`."""
@@ -76,7 +76,7 @@ class QuestionHandler(Protocol):
 class Questions:
     """The question handlers of one client."""
 
-    __slots__ = ("_elicit", "_roots", "_sample", "custom", "noted")
+    __slots__ = ("_elicit", "_roots", "_sample", "custom", "observer")
 
     def __init__(self, elicit: Elicit | None, sample: Sample | None, roots: Roots | None) -> None:
         self._elicit = elicit
@@ -84,7 +84,7 @@ class Questions:
         self._roots = roots
         self.custom: dict[str, Callable[[bytes], Awaitable[Any]]] = {}
         """Extension request -> its handler."""
-        self.noted: Callable[[ObservedQuestion], object] | None = None
+        self.observer: Callable[[ObservedQuestion], object] | None = None
         """Observer that receives each question before it's answered."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> dict[str, Any]:
@@ -105,8 +105,8 @@ class Questions:
         Raises:
             ProtocolError: there's no handler, the question is malformed, or the handler failed.
         """
-        if self.noted is not None:
-            self.noted(ObservedQuestion(method, Raw(params or b"{}")))
+        if self.observer is not None:
+            self.observer(ObservedQuestion(method, Raw(params or b"{}")))
         custom = self.custom.get(method)
         if custom is not None:
             return await custom(params)
@@ -124,27 +124,27 @@ class Questions:
     async def _fill_in(self, params: bytes) -> Any:
         if self._elicit is None:
             raise ProtocolError(METHOD_NOT_FOUND, "This client has no user to ask")
-        given = await _ask(self._elicit, _decode_form(params))
-        if isinstance(given, Mapping):
-            return {"action": "accept", "content": dict(cast("Mapping[str, Any]", given))}
-        if isinstance(given, str) and given in _ACTIONS:
-            return {"action": given}
-        return {"action": "cancel" if given is None else "accept" if given is True else "decline"}
+        answer = await _ask(self._elicit, _decode_form(params))
+        if isinstance(answer, Mapping):
+            return {"action": "accept", "content": dict(cast("Mapping[str, Any]", answer))}
+        if isinstance(answer, str) and answer in _ACTIONS:
+            return {"action": answer}
+        return {"action": "cancel" if answer is None else "accept" if answer is True else "decline"}
 
     async def _complete(self, params: bytes) -> Any:
         if self._sample is None:
             raise ProtocolError(METHOD_NOT_FOUND, "This client has no language model")
-        given = await _ask(self._sample, _decode_sample(params))
-        if isinstance(given, str):
-            return SampleResult("assistant", Text(given), "unknown", "endTurn")
-        return given
+        answer = await _ask(self._sample, _decode_sample(params))
+        if isinstance(answer, str):
+            return SampleResult("assistant", Text(answer), "unknown", "endTurn")
+        return answer
 
     async def _list_roots(self, params: bytes) -> Any:
         if self._roots is None:
             raise ProtocolError(METHOD_NOT_FOUND, "This client has no roots")
-        finding = self._roots
-        found = await _ask(lambda _: finding(), None) if callable(finding) else finding
-        return {"roots": [root_of(each) for each in found]}
+        roots = self._roots
+        places = await _ask(lambda _: roots(), None) if callable(roots) else roots
+        return {"roots": [root_of(each) for each in places]}
 
     _METHODS: ClassVar[Mapping[str, Callable[..., Awaitable[Any]]]] = {
         "ping": _ping,
@@ -156,8 +156,8 @@ class Questions:
 
 async def _ask(handler: Callable[[Any], Any], question: Any) -> Any:
     try:
-        given = handler(question)
-        return await given if inspect.isawaitable(given) else given
+        answer = handler(question)
+        return await answer if inspect.isawaitable(answer) else answer
     except ProtocolError:
         raise
     except Exception as exc:

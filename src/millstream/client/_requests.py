@@ -1,6 +1,6 @@
-"""Requests of a client, from parameters to result: ids, timeouts, questions in between, and reconnection.
+"""Requests of a client: ids, timeouts, rounds of questions, and reconnection.
 
-One `Requests` handles all concurrent calls of a client. It's independent of the methods.
+One `Requests` handles all concurrent calls of a client. It doesn't depend on the methods.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from millstream.client._questions import QuestionHandler
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._transports.transport import Transport, TransportRequest
 
-_ASKS_BACK = b'"input_required"'
-_FIRST_WAIT = 0.05
-_LONGEST_WAIT = 5.0
-_RESTARTS = 3
-"""Maximum connections in a row that may be lost while they're set up."""
+_INPUT_REQUIRED = b'"input_required"'
+_MIN_WAIT = 0.05
+_MAX_WAIT = 5.0
+_MAX_RESTARTS = 3
+"""Maximum consecutive connections that may be lost during setup."""
 
 _decode_required = msgspec.json.Decoder(InputRequiredResult).decode
 
-Restored = Callable[[Connection], Awaitable[None]]
+OnReconnect = Callable[[Connection], Awaitable[None]]
 """Restores the state of the old connection on a new one."""
 
 
 class Ask(Struct, kw_only=True):
-    """One request as the caller specifies it."""
+    """One request, as specified by the caller."""
 
     method: str
     params: bytes = b"{}"
@@ -62,8 +62,19 @@ class Ask(Struct, kw_only=True):
 class Requests:
     """Sends the requests for one server."""
 
-    __slots__ = ("_incoming", "_lock", "_opening", "_options", "_questions", "_timeout", "around", "ids", "last",
-                 "link", "restored")  # fmt: skip
+    __slots__ = (
+        "_connector",
+        "_incoming",
+        "_lock",
+        "_options",
+        "_questions",
+        "_timeout",
+        "around",
+        "ids",
+        "last",
+        "link",
+        "on_reconnect",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -76,12 +87,12 @@ class Requests:
         timeout: float,
     ) -> None:
         # Configuration
-        self._opening = opening
+        self._connector = opening
         self._incoming = incoming
         self._questions = questions
         self._options = options
         self._timeout = timeout
-        self.restored: Restored | None = None
+        self.on_reconnect: OnReconnect | None = None
         self.around: Callable[[Ask], Awaitable[bytes]] | None = None
         """Hooks of extensions around each request."""
         # Connection
@@ -99,30 +110,30 @@ class Requests:
         return await self._renew(link)
 
     async def _renew(self, old: Connection | None) -> Connection:
-        """Return a connection other than `old`. Of concurrent callers, the first one makes it."""
+        """Return a connection other than `old`. The first of concurrent callers opens it."""
         async with self._lock:
             if self.link is not None and self.link is not old:
                 return self.link
-            again = self.last is not None
+            reconnecting = self.last is not None
             if self.link is not None:
                 ended, self.link = self.link, None
                 self._incoming.on_interruption(
                     ended.transport, SessionLost("The next request reconnects, if possible.")
                 )
                 await ended.transport.close()
-            link = self.link = self.last = await self._open(_RESTARTS if again else 0)
-        if again and self.restored is not None:
+            link = self.link = self.last = await self._open(_MAX_RESTARTS if reconnecting else 0)
+        if reconnecting and self.on_reconnect is not None:
             with contextlib.suppress(Failure):
-                await self.restored(link)
+                await self.on_reconnect(link)
         return link
 
     async def _open(self, more: int) -> Connection:
         for attempt in range(more):
             try:
-                return await self._opening.open()
+                return await self._connector.open()
             except ConnectionLost:
-                await asyncio.sleep(min(_FIRST_WAIT * 4**attempt, _LONGEST_WAIT))
-        return await self._opening.open()
+                await asyncio.sleep(min(_MIN_WAIT * 4**attempt, _MAX_WAIT))
+        return await self._connector.open()
 
     async def close(self) -> None:
         """Close the session and the connection."""
@@ -146,7 +157,7 @@ class Requests:
         extra = b""
         while True:
             result = await self._once(ask, extra)
-            if _ASKS_BACK not in result or not ask.rounds:
+            if _INPUT_REQUIRED not in result or not ask.rounds:
                 return result
             required = _input_required(result)
             if required is None:
@@ -158,31 +169,31 @@ class Requests:
                 raise BadAnswer(f"The server asked {rounds} times without returning a result (Options.max_rounds).")
             now = asyncio.get_running_loop().time()
             since = 0.0 if required.input_requests else since or now
-            if since and now - since > (ask.timeout or self._timeout):  # the server keeps requesting another round
+            if since and now - since > (ask.timeout or self._timeout):  # rounds without questions
                 raise NoAnswer(f"The server postponed its response to {ask.method} {rounds} times.")
             extra = await self._answers(required, rounds, ask.id)
 
     async def _answers(self, required: InputRequiredResult, rounds: int, request_id: int) -> bytes:
-        """Return the members that the next round adds to the parameters."""
+        """Return the members to add to the parameters of the next round."""
         members: dict[str, Any] = {}
         if required.input_requests:
             answers: dict[str, Any] = {}
-            for key, asked in required.input_requests.items():
+            for key, question in required.input_requests.items():
                 try:
-                    answers[key] = await self._questions.answer(asked.method, bytes(asked.params), request_id)
+                    answers[key] = await self._questions.answer(question.method, bytes(question.params), request_id)
                 except ProtocolError as exc:
                     raise BadAnswer(
-                        f"The server asks for {asked.method}, which this client can't answer: {exc.message}."
+                        f"The server sent a {question.method} request that this client can't answer: {exc.message}."
                     ) from exc
             members["inputResponses"] = answers
         else:
-            await asyncio.sleep(min(_FIRST_WAIT * 2**rounds, _LONGEST_WAIT))
+            await asyncio.sleep(min(_MIN_WAIT * 2**rounds, _MAX_WAIT))
         if required.request_state is not None:
             members["requestState"] = required.request_state
         return encode(members)[1:-1]
 
     async def _once(self, ask: Ask, extra: bytes) -> bytes:
-        """Send one round, on a new connection if a retry is safe."""
+        """Send one round. Retry it on a new connection if that's safe."""
         link = self.link
         if link is None or link.transport.lost:
             link = await self.connect()
@@ -197,7 +208,7 @@ class Requests:
             link = await self._renew(link) if link.transport.lost else link
             return await self.send(link, ask, extra)
 
-    async def tell(self, transport: Transport, message: bytes, method: str) -> None:
+    async def notify(self, transport: Transport, message: bytes, method: str) -> None:
         """Send a notification.
 
         Raises:
@@ -237,7 +248,7 @@ class Requests:
             pending.end()
             incoming.running.pop(request_id, None)
         if ask.progress is not None:
-            await self._incoming.caught_up()
+            await self._incoming.wait_for_handlers()
         if answer.error:
             raise failure(answer.error)
         return answer.result

@@ -1,4 +1,4 @@
-"""Results of tools, as received and as the type you want."""
+"""Results of tools, raw and converted to a type."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -35,7 +35,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             return f"Result({self.text!r})"
 
     def __getitem__(self, key: object) -> Any:
-        """Explain where the value is.
+        """Explain how to get the value.
 
         Raises:
             TypeError: always.

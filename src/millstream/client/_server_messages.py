@@ -1,6 +1,6 @@
 """Messages that the server initiates: progress, log messages, changes, and questions of the handshake era.
 
-Handlers run in the order of the messages. Plain functions run at once; coroutines wait in a bounded queue, and the
+Handlers run in the order of the messages. Plain functions run immediately; coroutines wait in a bounded queue, and the
 client disconnects a server that overflows it.
 """
 
@@ -43,13 +43,13 @@ class Change(Struct, frozen=True):
     """A change at the server."""
 
     kind: Kind
-    """Kind of the list, `resource`, or `again`: the stream broke, and changes may have been missed."""
+    """Kind of the list, `resource`, or `again` after an interruption: changes may have been missed."""
     uri: str = ""
     """URI of the resource."""
 
 
 class Notification(Struct, frozen=True):
-    """Any notification, as received."""
+    """Any notification, as it was received."""
 
     method: str
     params: Raw
@@ -62,7 +62,7 @@ OnLog = Callable[[LogMessage], Awaitable[None] | None]
 OnChange = Callable[[Change], Awaitable[None] | None]
 OnProgress = Callable[[float, float | None, str | None], Awaitable[None] | None]
 """Progress callback: ``progress(value, total, message)``."""
-Hear = Callable[[Change, Any], None]
+Watcher = Callable[[Change, Any], None]
 """Callback for a change and the id of its subscription."""
 
 _CHANGES: dict[str, Kind] = {
@@ -81,8 +81,23 @@ class ServerMessages:
     """Receives the server's requests and notifications, from all connections of a client."""
 
     __slots__ = (
-        "_answering", "_background", "_on_change", "_on_log", "_questions", "_queue", "_room", "_worker",
-        "acknowledged", "custom", "deadlines", "filters", "keep", "observer", "running", "subscribed", "watchers",
+        "_answer_tasks",
+        "_background",
+        "_max_waiting",
+        "_on_change",
+        "_on_log",
+        "_questions",
+        "_queue",
+        "_worker",
+        "acknowledgments",
+        "custom",
+        "deadlines",
+        "filters",
+        "interruption_callback",
+        "observer",
+        "running",
+        "subscribed",
+        "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -99,7 +114,7 @@ class ServerMessages:
         self._questions = questions
         self._on_log = on_log
         self._on_change = on_change
-        self._room = max_waiting
+        self._max_waiting = max_waiting
         # State
         self.custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
         """Extension notification -> its handler."""
@@ -108,17 +123,17 @@ class ServerMessages:
         self.deadlines: Deadlines = Deadlines()
         self.running: dict[int, PendingRequest] = {}
         """Pending requests by id, which is also the progress token."""
-        self.watchers: set[Hear] = set()
-        self.acknowledged: dict[int, asyncio.Event] = {}
+        self.watchers: set[Watcher] = set()
+        self.acknowledgments: dict[int, asyncio.Event] = {}
         """Subscriptions that the server hasn't acknowledged yet, by id."""
         self.subscribed: asyncio.Event = asyncio.Event()
-        self.keep: Callable[[Transport, ClientError | None], None] | None = None
-        """Callbacks for interruptions."""
+        self.interruption_callback: Callable[[Transport, ClientError | None], None] | None = None
+        """Callback for interruptions."""
         self.observer: Callable[[Notification], object] | None = None
-        """Callbacks for every notification, before its handler."""
+        """Callback for every notification, before its handler."""
         self._queue: deque[Awaitable[None]] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self._answering: dict[Any, asyncio.Task[None] | None] = {}
+        self._answer_tasks: dict[Any, asyncio.Task[None] | None] = {}
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
@@ -140,7 +155,7 @@ class ServerMessages:
         if handler is None:
             custom = self.custom.get(message.method)
             if custom is not None:
-                self._tell(custom, bytes(message.params))
+                self._run_handler(custom, bytes(message.params))
             return
         try:
             handler(self, message)
@@ -149,10 +164,10 @@ class ServerMessages:
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
-        if self.keep is not None:
-            self.keep(transport, fault)
+        if self.interruption_callback is not None:
+            self.interruption_callback(transport, fault)
 
-    async def caught_up(self) -> None:
+    async def wait_for_handlers(self) -> None:
         """Wait until the handlers have processed all messages received so far."""
         worker = self._worker
         if worker is not None and worker is not asyncio.current_task() and not worker.done():
@@ -163,15 +178,15 @@ class ServerMessages:
     def _handle_progress(self, message: Envelope) -> None:
         params = _decode_progress(message.params)
         token = params.progress_token
-        running = self.running.get(token) if isinstance(token, int) else None
-        if running is not None:
-            running.extend(asyncio.get_running_loop().time())
-            if running.progress is not None:
-                self._tell(running.progress, params.progress, params.total, params.message)
+        pending = self.running.get(token) if isinstance(token, int) else None
+        if pending is not None:
+            pending.extend(asyncio.get_running_loop().time())
+            if pending.progress is not None:
+                self._run_handler(pending.progress, params.progress, params.total, params.message)
 
     def _handle_log_message(self, message: Envelope) -> None:
         if self._on_log is not None:
-            self._tell(self._on_log, _decode_log(message.params))
+            self._run_handler(self._on_log, _decode_log(message.params))
 
     def _handle_change(self, message: Envelope) -> None:
         kind = _CHANGES[message.method]
@@ -180,42 +195,42 @@ class ServerMessages:
             change, meta = Change(kind, updated.uri), updated.meta
         else:
             change, meta = Change(kind), _decode_plain(message.params or b"{}").meta
-        self.spread(change, meta.get(SUBSCRIPTION_KEY))
+        self.report_change(change, meta.get(SUBSCRIPTION_KEY))
 
-    def spread(self, change: Change, subscription: Any = None) -> None:
-        """Pass a change to all watchers."""
-        for hear in list(self.watchers):
-            hear(change, subscription)
+    def report_change(self, change: Change, subscription: Any = None) -> None:
+        """Report a change to all watchers."""
+        for watcher in list(self.watchers):
+            watcher(change, subscription)
         if self._on_change is not None:
-            self._tell(self._on_change, change)
+            self._run_handler(self._on_change, change)
 
     def _handle_acknowledgment(self, message: Envelope) -> None:
         subscription: Any = _decode_plain(message.params or b"{}").meta.get(SUBSCRIPTION_KEY)
-        event = self.acknowledged.get(subscription) if isinstance(subscription, int) else None
+        event = self.acknowledgments.get(subscription) if isinstance(subscription, int) else None
         if event is not None:
             event.set()
 
-    def _withdrawn(self, message: Envelope) -> None:
-        task = self._answering.get(cancelled_id(message.params))
+    def _handle_cancellation(self, message: Envelope) -> None:
+        task = self._answer_tasks.get(cancelled_id(message.params))
         if task is not None:
             task.cancel()
 
-    def _tell(self, handler: Callable[..., Awaitable[None] | None], *what: Any) -> None:
+    def _run_handler(self, handler: Callable[..., Awaitable[None] | None], *args: Any) -> None:
         try:
-            waits = handler(*what)
+            rest = handler(*args)
         except Exception:
-            _logger.exception("A handler of the client raised an error.")
+            _logger.exception("A message handler of the client raised an error.")
             return
-        if not inspect.isawaitable(waits):
+        if not inspect.isawaitable(rest):
             return
-        if len(self._queue) >= self._room:
-            if inspect.iscoroutine(waits):
-                waits.close()
+        if len(self._queue) >= self._max_waiting:
+            if inspect.iscoroutine(rest):
+                rest.close()
             raise Flood(
-                f"{self._room:,} messages from the server are waiting for your handlers, which is the limit "
+                f"{self._max_waiting:,} messages from the server are waiting for your handlers, which is the limit "
                 "(Options.max_waiting)."
             )
-        self._queue.append(waits)
+        self._queue.append(rest)
         if self._worker is None or self._worker.done():
             self._worker = self._background.start(self._work())
 
@@ -225,38 +240,38 @@ class ServerMessages:
                 try:
                     await self._queue.popleft()
                 except Exception:
-                    _logger.exception("A handler of the client raised an error.")
+                    _logger.exception("A message handler of the client raised an error.")
         finally:
             while self._queue:  # the client was closed
-                waits = self._queue.popleft()
-                if inspect.iscoroutine(waits):
-                    waits.close()
+                rest = self._queue.popleft()
+                if inspect.iscoroutine(rest):
+                    rest.close()
 
     # Questions
 
     def _handle_request(self, message: Envelope, transport: Transport, request_id: int) -> None:
-        if len(self._answering) >= _MAX_QUESTIONS:
+        if len(self._answer_tasks) >= _MAX_QUESTIONS:
             raise Flood(f"The server asked {_MAX_QUESTIONS} questions at once.")
-        if message.id in self._answering:
+        if message.id in self._answer_tasks:
             return  # a resumed stream repeats messages
-        self._answering[message.id] = None
+        self._answer_tasks[message.id] = None
         task = self._background.start(self._answer(message, transport, request_id))
-        if message.id in self._answering:
-            self._answering[message.id] = task
+        if message.id in self._answer_tasks:
+            self._answer_tasks[message.id] = task
 
     async def _answer(self, message: Envelope, transport: Transport, request_id: int) -> None:
-        assert message.id is not None  # noqa: S101  only requests are answered
+        assert message.id is not None  # noqa: S101  it's a request
         try:
             await transport.send(await self._answer_to(message, message.id, request_id), "")
         except ClientError as exc:
             _logger.info("The answer to %s couldn't be sent to the server: %s", message.method, exc)
         finally:
-            self._answering.pop(message.id, None)
+            self._answer_tasks.pop(message.id, None)
 
     async def _answer_to(self, message: Envelope, question_id: RequestId, request_id: int) -> bytes:
         """Return the encoded answer to a question."""
         try:
-            with self.standing_still(request_id):
+            with self.pause_timeouts(request_id):
                 result = await self._questions.answer(message.method, message.params, request_id)
             return result_message(question_id, encode(result))
         except ProtocolError as exc:
@@ -266,28 +281,28 @@ class ServerMessages:
             return error_message(question_id, INTERNAL_ERROR, "The client couldn't answer")
 
     @contextmanager
-    def standing_still(self, request_id: int = 0) -> Generator[None]:
+    def pause_timeouts(self, request_id: int = 0) -> Generator[None]:
         """Pause the timeouts of our requests while the server waits for a person.
 
         Args:
-            request_id: the request that asks; if it's unknown, all timeouts pause.
+            request_id: the request that caused the question; if it's unknown, all timeouts pause.
         """
-        asker = self.running.get(request_id)
-        held = dict(self.running) if asker is None else {request_id: asker}
-        for running in held.values():
-            running.hold()
+        cause = self.running.get(request_id)
+        paused = dict(self.running) if cause is None else {request_id: cause}
+        for pending in paused.values():
+            pending.hold()
         try:
             yield
         finally:
             now = asyncio.get_running_loop().time()
-            for each, running in held.items():
-                if self.running.get(each) is running:
-                    running.release(now)
+            for each, pending in paused.items():
+                if self.running.get(each) is pending:
+                    pending.release(now)
 
     _HANDLERS: ClassVar[Mapping[str, Callable[..., None]]] = {
         "notifications/progress": _handle_progress,
         "notifications/message": _handle_log_message,
         "notifications/subscriptions/acknowledged": _handle_acknowledgment,
-        "notifications/cancelled": _withdrawn,
+        "notifications/cancelled": _handle_cancellation,
         **dict.fromkeys(_CHANGES, _handle_change),
     }

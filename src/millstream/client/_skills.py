@@ -34,7 +34,7 @@ _decode_skill = msgspec.json.Decoder(Skill).decode
 
 
 def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Skill]:
-    """List the skills of a server without reading their files. Servers without the extension have none."""
+    """List the skills of a server without reading their files. The list is empty without the extension."""
 
     async def page(cursor: str | None) -> tuple[PaginatedResult, list[Skill], int]:
         if not _has_skills(conversation):
@@ -59,20 +59,20 @@ def _has_skills(conversation: Conversation) -> bool:
 
 
 def _valid(raw: bytes) -> Skill | None:
-    """Return the entry if a host may load it, or None."""
+    """Return the entry, or None if it's invalid."""
     try:
         skill = _decode_skill(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        _logger.warning("Skipped a skill of the server that can't be decoded: %s", exc)
+        _logger.warning("Skipped a skill that can't be decoded: %s", exc)
         return None
     problem = problem_of(skill)
     if problem:
-        _logger.warning("Skipped the skill %.200s of the server: %s", skill.uri, problem)
+        _logger.warning("Skipped the skill %.200s: %s", skill.uri, problem)
     return None if problem else skill
 
 
 def problem_of(skill: Skill) -> str:
-    """Return why a host must not load an entry, or an empty string."""
+    """Return why an entry is invalid, or an empty string."""
     if problem := name_problem(skill.frontmatter.get("name")):
         return problem
     if not skill.uri.endswith(f"/{skill.name}/{SKILL_FILE}"):
@@ -112,13 +112,13 @@ def check_listed(skill: Skill, uri: str) -> None:
 
 
 def bytes_of(uri: str, contents: list[ResourceContents]) -> bytes:
-    """Return the bytes of a resource that must be one file.
+    """Return the bytes of a resource that consists of one file.
 
     Raises:
         SkillMismatch: the resource isn't a single file.
     """
     if len(contents) != 1:
-        raise SkillMismatch(f"The server returned {len(contents)} contents for {uri} instead of one.")
+        raise SkillMismatch(f"The server returned {len(contents)} files for {uri} instead of one.")
     text, blob = contents[0].text, contents[0].blob
     return text.encode() if text is not None else blob or b""
 

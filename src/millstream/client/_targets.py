@@ -18,9 +18,9 @@ from millstream.client._errors import TargetError
 from millstream.client._transports.in_process import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command
 
-_OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
-_OTHERS = re.compile(r"^\s*(?:from|import)\s+(?:mcp|fastmcp)\b", re.MULTILINE)
-_RUN = "from millstream._cli import main; main()"
+_IMPORTS_MILLSTREAM = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
+_IMPORTS_OTHER_LIBRARY = re.compile(r"^\s*(?:from|import)\s+(?:mcp|fastmcp)\b", re.MULTILINE)
+_RUN_CODE = "from millstream._cli import main; main()"
 _SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
 _CONFIGURATION = (".json",)
 _FILES = (".py", *_SCRIPTS, *_CONFIGURATION)
@@ -36,13 +36,13 @@ class Remote(Struct, frozen=True):
 
 
 Place = Remote | Command | ServerObject | TransportFactory
-"""Where a server is, and how to reach it."""
+"""The address of a server."""
 Target = str | Path | Sequence[str] | Mapping[str, Any] | ServerObject | TransportFactory
 """Everything that `find` accepts."""
 
 
 def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
-    """Resolve a target.
+    """Resolve a target to the address of its server.
 
     Args:
         target: a URL; a command as a string or list; a `.py` or `.js` file; a `.json` file with `mcpServers`, followed
@@ -87,7 +87,7 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Split ``"servers.json#web"`` or ``"shop.py:admin"`` into a file and a name in it."""
+    """Split ``"servers.json#web"`` or ``"shop.py:admin"`` into a file and a server name."""
     found = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)
     if found is None:
         return text, ""
@@ -95,8 +95,8 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _check_no_file(text: str) -> None:
-    """Raise a helpful error if a word isn't a program but a file or folder of that name exists."""
-    if os.path.isdir(text):  # noqa: PTH112  unlike that of a Path, it takes names of any length
+    """Raise a helpful error if a word names a file or folder instead of a program."""
+    if os.path.isdir(text):  # noqa: PTH112  unlike a Path, it accepts names of any length
         raise TargetError(f"{text} is a folder. Use a .py, .js, or .json file in it, a command, or a URL.")
     if os.path.isfile(text):  # noqa: PTH113
         raise TargetError(f"{text} isn't a program. Use a .py, .js, or .json file, a command, or a URL.")
@@ -128,23 +128,23 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
         return _from_configuration(given, name, str(path), env, cwd)
     if path.suffix == ".py":
         text = path.read_text("utf-8", "replace")
-        if _OURS.search(text):
-            # Its own `__main__` may serve HTTP, or nothing at all.
+        if _IMPORTS_MILLSTREAM.search(text):
+            # Its `__main__` block may serve HTTP, or nothing.
             chosen = f"{path}:{name}" if name else str(path)
             return Command(
-                (sys.executable, "-P", "-c", _RUN, "run", chosen, "--transport", "stdio"), env, cwd, ours=True
+                (sys.executable, "-P", "-c", _RUN_CODE, "run", chosen, "--transport", "stdio"), env, cwd, ours=True
             )
         if name:
             raise TargetError(f"{path} doesn't import millstream, so it has no servers to choose from.")
-        return Command((sys.executable, str(path)), env, cwd, advice=_advice(path, text))
+        return Command((sys.executable, str(path)), env, cwd, advice=_hint(path, text))
     if path.suffix in _SCRIPTS:
         return Command((_SCRIPTS[path.suffix], str(path)), env, cwd)
     return Command((str(path),), env, cwd)
 
 
-def _advice(path: Path, text: str) -> str:
-    """Return the advice for a script that imports no MCP library; empty if it imports one."""
-    if _OTHERS.search(text):
+def _hint(path: Path, text: str) -> str:
+    """Return a hint for a script that imports no MCP library; empty if it imports one."""
+    if _IMPORTS_OTHER_LIBRARY.search(text):
         return ""
     return f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
 
@@ -153,7 +153,7 @@ def servers(configuration: Any, source: str = "The configuration") -> dict[str, 
     """Return the entries of `mcpServers`, by name.
 
     Raises:
-        TargetError: there aren't any.
+        TargetError: there are no entries.
     """
     found = cast("dict[str, Any]", configuration).get("mcpServers") if isinstance(configuration, Mapping) else None
     if not isinstance(found, Mapping) or not found:
@@ -166,11 +166,9 @@ def _from_configuration(given: Any, name: str, source: str, env: Mapping[str, st
     if not name:
         if len(entries) > 1:
             first = next(iter(entries))
-            together = (
-                f", or serve all at one address: millstream gateway {source}" if source.endswith(".json") else "."
-            )
+            together = f", or serve them all: millstream gateway {source}" if source.endswith(".json") else "."
             raise TargetError(
-                f"{source} has several servers: {', '.join(entries)}. Name one: {source}#{first}{together}"
+                f"{source} has several servers: {', '.join(entries)}. Choose one: {source}#{first}{together}"
             )
         name = next(iter(entries))
     if name not in entries:

@@ -1,7 +1,7 @@
 """Tasks of a server: start them, wait for them, answer their questions, and cancel them.
 
-A task lives on the server. The client polls it, and reconnects when a connection is lost, so the wait survives lost
-connections and restarts of the server.
+Tasks run on the server. The client polls them and reconnects as needed, so waiting survives lost connections and
+restarts of the server.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
 from millstream.client._server_messages import OnProgress
 
-_PATIENCE = 120.0
+_OUTAGE_TIMEOUT = 120.0
 """Maximum seconds to wait for a task without a response."""
-_LEAST_PAUSE = 0.05
-_LONGEST_PAUSE = 60.0
-_USUAL_PAUSE = 1.0
+_MIN_PAUSE = 0.05
+_MAX_PAUSE = 60.0
+_DEFAULT_PAUSE = 1.0
 """Seconds between two polls, if the server doesn't specify an interval."""
 
 Status = Literal["working", "input_required", "completed", "failed", "cancelled"]
@@ -54,7 +54,7 @@ class Task(Struct, frozen=True, rename="camel"):
     """Task id; empty for a call that finished immediately."""
     status: Status
     status_message: str = ""
-    """The current activity of the task, or why it ended."""
+    """What the task is doing, or why it ended."""
     created_at: str = ""
     """Creation time, ISO 8601."""
     last_updated_at: str = ""
@@ -63,7 +63,7 @@ class Task(Struct, frozen=True, rename="camel"):
     poll_interval_ms: int | None = None
     """Milliseconds to wait before the next poll."""
     input_requests: dict[str, InputRequest] = {}
-    """Questions that wait for `ClientTasks.update`, by key."""
+    """Unanswered questions by key; answer them with `ClientTasks.update`."""
     result: Raw | UnsetType = UNSET
     error: _Error | UnsetType = UNSET
 
@@ -109,13 +109,13 @@ class ClientTasks:
     @property
     def supported(self) -> bool:
         """Whether the server has tasks: ``if client.tasks.supported: …``."""
-        agreed = self._conversation.negotiated
-        return not agreed.revision.handshake and TASKS in members(agreed.capabilities.get("extensions"))
+        negotiated = self._conversation.negotiated
+        return not negotiated.revision.handshake and TASKS in members(negotiated.capabilities.get("extensions"))
 
     async def start(self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 0) -> Task:
         """Call a tool, and return its task: ``task = await client.tasks.start("report", {"year": 2026})``.
 
-        Keep `Task.task_id`: any client of the same principal can use it to get the task later. The server decides which
+        Save `Task.task_id`: any client of the same principal can get the task with it later. The server decides which
         calls become tasks. A call that finishes immediately returns a task without an id.
 
         Raises:
@@ -142,12 +142,12 @@ class ClientTasks:
     async def update(self, task_id: str, answers: Mapping[str, Any], *, timeout: float = 0) -> None:
         """Answer questions of a task: ``await client.tasks.update(task_id, {key: {"action": "decline"}})``.
 
-        `wait` does this with the handlers of the client. Raises as `get` does.
+        `wait` does this with the client's handlers. Raises the same errors as `get`.
         """
         await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout, repeatable=True)
 
     async def cancel(self, task_id: str, *, timeout: float = 0) -> None:
-        """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises as `get` does."""
+        """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises like `get`."""
         await self._ask("tasks/cancel", task_id, {}, timeout, repeatable=True)
 
     async def wait(
@@ -192,9 +192,9 @@ class ClientTasks:
         while not current.over:
             if current.status_message and current.status_message != message:
                 message, count = current.status_message, count + 1
-                if progress is not None and inspect.isawaitable(told := progress(count, None, message)):
-                    await told
-            new = {key: asked for key, asked in current.input_requests.items() if key not in answered}
+                if progress is not None and inspect.isawaitable(pending := progress(count, None, message)):
+                    await pending
+            new = {key: question for key, question in current.input_requests.items() if key not in answered}
             if new:
                 answered.update(new)
                 await self.update(current.task_id, await self._answers(new))
@@ -202,21 +202,21 @@ class ClientTasks:
             current = await self._get_again(current.task_id)
         return current
 
-    async def _answers(self, asked: Mapping[str, InputRequest]) -> dict[str, Any]:
+    async def _answers(self, questions: Mapping[str, InputRequest]) -> dict[str, Any]:
         answers: dict[str, Any] = {}
-        for key, each in asked.items():
+        for key, each in questions.items():
             try:
                 answers[key] = await self._conversation.questions.answer(each.method, bytes(each.params))
             except ProtocolError as exc:
-                text = f"The task asks for {each.method}, which this client can't answer: {exc.message}."
+                text = f"The task sent a {each.method} request that this client can't answer: {exc.message}."
                 raise BadAnswer(text) from exc
         return answers
 
     async def _get_again(self, task_id: str) -> Task:
-        """Return a task, from a server that may be restarting."""
+        """Return a task, retrying while the server restarts."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + _PATIENCE
-        pause = _LEAST_PAUSE
+        until = loop.time() + _OUTAGE_TIMEOUT
+        pause = _MIN_PAUSE
         while True:
             try:
                 return await self.get(task_id)
@@ -224,7 +224,7 @@ class ClientTasks:
                 if loop.time() >= until:
                     raise
             except Failure as exc:
-                if exc.code not in _PASSING or loop.time() >= until:
+                if exc.code not in _TEMPORARY_ERRORS or loop.time() >= until:
                     raise
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
@@ -251,9 +251,7 @@ class ClientTasks:
         """
         link = await self._conversation.requests.connect()
         if not self.supported:
-            raise NotSupported(
-                "The server has no tasks: it doesn't announce the extension, or it uses an older revision."
-            )
+            raise NotSupported("The server doesn't announce the tasks extension, or it uses an older revision.")
         if self._meta[0] != link.meta:
             meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % link.meta)
             capabilities: dict[str, Any] = meta[CAPABILITIES_KEY]
@@ -263,10 +261,10 @@ class ClientTasks:
         return self._meta[1]
 
 
-_PASSING = frozenset({OVERLOADED, RATE_LIMITED})
+_TEMPORARY_ERRORS = frozenset({OVERLOADED, RATE_LIMITED})
 """Codes of temporary errors: the server is overloaded, or a rate limit was reached."""
 
 
 def _pause(task: Task) -> float:
-    seconds = _USUAL_PAUSE if task.poll_interval_ms is None else task.poll_interval_ms / 1000
-    return min(max(seconds, _LEAST_PAUSE), _LONGEST_PAUSE)
+    seconds = _DEFAULT_PAUSE if task.poll_interval_ms is None else task.poll_interval_ms / 1000
+    return min(max(seconds, _MIN_PAUSE), _MAX_PAUSE)

@@ -1,7 +1,7 @@
-"""Arguments that are repeated in headers: the annotations of tools, and the headers of a call.
+"""Arguments that are also sent as headers: the annotations of tools, and the headers of a call.
 
 https://modelcontextprotocol.io/specification/2026-07-28/server/tools. Tools with invalid annotations are left out of
-lists, as the specification requires.
+lists, as required by the specification.
 """
 
 import logging
@@ -13,7 +13,7 @@ from millstream._protocol.messages import ToolDescription
 from millstream._protocol.param_headers import ParamHeader, encode_value, find_annotations
 
 _logger = logging.getLogger(__name__)
-_NONE: Mapping[str, str] = {}
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class ToolHeaders:
@@ -31,7 +31,7 @@ class ToolHeaders:
             try:
                 found = find_annotations(tool.input_schema)
             except (ValueError, RecursionError) as exc:
-                _logger.warning("The tool %s is left out of the list: %s", tool.name, exc)
+                _logger.warning("Left out the tool %s: %s", tool.name, exc)
                 continue
             if found:
                 self._known[tool.name] = found
@@ -43,7 +43,7 @@ class ToolHeaders:
     def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:
         """Return the headers of a call."""
         known = self._known.get(tool)
-        return headers_of(known, arguments) if known else _NONE
+        return headers_of(known, arguments) if known else _NO_HEADERS
 
 
 def headers_of(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Mapping[str, str]:

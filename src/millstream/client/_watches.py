@@ -1,8 +1,8 @@
 """Subscriptions to changes at a server, in both eras.
 
-See https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. A broken subscription is
-reopened with a growing delay, and so is a watched connection of the handshake era. A change of the kind `again` then
-reports that changes may have been missed. If the server refuses permanently, the watch ends with an error.
+See https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions. Broken
+subscriptions and watched connections of the handshake era are reopened with backoff, followed by a change of the kind
+`again`: changes may have been missed. If the server refuses permanently, the watch ends with an error.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from millstream.client._server_messages import Change, ServerMessages
 from millstream.client._transports.transport import Transport
 
 _logger = logging.getLogger(__name__)
-_ROOM = 10_000
-"""Maximum unread changes; beyond that, the oldest are dropped."""
+_MAX_UNREAD = 10_000
+"""Maximum unread changes. Above it, the oldest are dropped."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
 _MAX_DOUBLED = 16
-_PASSING = frozenset({RATE_LIMITED, OVERLOADED, SERVER_ERROR, INTERNAL_ERROR})
+_TEMPORARY_ERRORS = frozenset({RATE_LIMITED, OVERLOADED, SERVER_ERROR, INTERNAL_ERROR})
 """Error codes of temporary failures."""
-_AGREES = 60.0
+_CONFIRM_TIMEOUT = 60.0
 """Seconds for the server to confirm a subscription."""
 
 
@@ -45,7 +45,15 @@ class Changes:
     """
 
     __slots__ = (
-        "_fault", "_filter", "_incoming", "_news", "_requests", "_subscription", "_task", "_waiting", "_watches",
+        "_changed",
+        "_fault",
+        "_filter",
+        "_incoming",
+        "_requests",
+        "_subscription",
+        "_task",
+        "_waiting",
+        "_watches",
     )  # fmt: skip
 
     def __init__(
@@ -55,8 +63,8 @@ class Changes:
         self._incoming = incoming
         self._filter = wanted
         self._watches = watches
-        self._waiting: deque[Change] = deque(maxlen=_ROOM)
-        self._news = asyncio.Event()
+        self._waiting: deque[Change] = deque(maxlen=_MAX_UNREAD)
+        self._changed = asyncio.Event()
         self._subscription: int = 0
         self._task: asyncio.Task[None] | None = None
         self._fault: ClientError | None = None
@@ -68,7 +76,7 @@ class Changes:
             ClientError: the server refused.
         """
         link = await self._requests.connect()
-        self._incoming.watchers.add(self._hear)
+        self._incoming.watchers.add(self._on_change)
         try:
             if link.negotiated.revision.handshake:
                 self._watches.add(self)
@@ -86,7 +94,7 @@ class Changes:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._incoming.watchers.discard(self._hear)
+        self._incoming.watchers.discard(self._on_change)
         self._watches.discard(self)
         if self._task is not None:
             self._task.cancel()
@@ -106,11 +114,11 @@ class Changes:
         while not self._waiting:
             if self._fault is not None:
                 raise self._fault
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
         return self._waiting.popleft()
 
-    def _hear(self, change: Change, subscription: Any) -> None:
+    def _on_change(self, change: Change, subscription: Any) -> None:
         wanted = self._filter
         if self._task is not None:
             if subscription != self._subscription and change.kind != "again":
@@ -120,11 +128,11 @@ class Changes:
                 return
         elif not getattr(wanted, f"{change.kind}_list_changed", True):
             return
-        self._take(change)
+        self._add(change)
 
-    def _take(self, change: Change) -> None:
+    def _add(self, change: Change) -> None:
         self._waiting.append(change)
-        self._news.set()
+        self._changed.set()
 
     # Handshake era
 
@@ -137,15 +145,15 @@ class Changes:
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.send(link, ask)
             except Failure as exc:
-                if passes(exc):
+                if is_temporary(exc):
                     raise
                 self.fail(exc)
 
     def fail(self, fault: ClientError) -> None:
-        """End the subscription with an error, after the changes that are still unread."""
+        """End the subscription with an error, once all changes are read."""
         self._watches.discard(self)
         self._fault = fault
-        self._news.set()
+        self._changed.set()
 
     def _asks(self, method: str) -> Iterator[Ask]:
         for uri in self._filter.resource_subscriptions:
@@ -156,13 +164,13 @@ class Changes:
     async def _wait_for_acknowledgment(self, task: asyncio.Task[None], agreed: asyncio.Event) -> None:
         first = asyncio.create_task(agreed.wait())
         try:
-            done, _ = await asyncio.wait({first, task}, timeout=_AGREES, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({first, task}, timeout=_CONFIRM_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
         finally:
             first.cancel()
         if task in done:
             raise self._fault or BadAnswer("The server ended the subscription immediately.")
         if not done:
-            raise NoAnswer(f"The server didn't confirm the subscription within {_AGREES:g} seconds.")
+            raise NoAnswer(f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds.")
 
     async def _keep_listening(self, agreed: asyncio.Event) -> None:
         failures = 0
@@ -172,23 +180,23 @@ class Changes:
                     await self._listen(agreed)
                     why: ClientError = ConnectionLost("The server ended the subscription.")
                 except ClientError as exc:
-                    if not isinstance(exc, ConnectionLost) and (failures == 0 or not passes(exc)):
+                    if not isinstance(exc, ConnectionLost) and (failures == 0 or not is_temporary(exc)):
                         raise
                     why = exc
                 if agreed.is_set():
                     failures = 0
                 elif failures == 0:
-                    raise why  # it was never open
+                    raise why  # never opened
                 await asyncio.sleep(retry_pause(failures))
                 failures += 1
-                agreed = _ReopenedEvent(lambda: self._take(Change("again")))
+                agreed = _ReopenedEvent(lambda: self._add(Change("again")))
         except ClientError as exc:
             self.fail(exc)
 
     async def _listen(self, agreed: asyncio.Event) -> None:
         """Run one subscription until it ends."""
         subscription = next(self._requests.ids)
-        self._incoming.acknowledged[subscription] = agreed
+        self._incoming.acknowledgments[subscription] = agreed
         self._subscription = subscription
         params = encode(SubscriptionsListenRequestParams(self._filter))
         try:
@@ -196,44 +204,54 @@ class Changes:
             ask = Ask(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
             await self._requests.send(link, ask)
         finally:
-            del self._incoming.acknowledged[subscription]
+            del self._incoming.acknowledgments[subscription]
 
 
 class _ReopenedEvent(asyncio.Event):
-    """An event that is set when a lost subscription is confirmed again, so a reader can fetch what it missed."""
+    """An event for the confirmation of a reopened subscription, which also calls a function once."""
 
-    def __init__(self, tell: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], None]) -> None:
         super().__init__()
-        self._tell = tell
+        self._callback = callback
 
     def set(self) -> None:
-        """Set the event, and notify the reader once."""
+        """Set the event, and call the function the first time."""
         if not self.is_set():
-            self._tell()
+            self._callback()
         super().set()
 
 
 class Watches:
-    """Watchers of the handshake era, where changes arrive unrequested. A lost connection is reopened for them."""
+    """Watchers of the handshake era. A lost connection is reopened while there are any."""
 
-    __slots__ = ("_always", "_background", "_failures", "_incoming", "_lock", "_made", "_open", "_requests",
-                 "_restored", "_task")  # fmt: skip
+    __slots__ = (
+        "_always",
+        "_background",
+        "_failures",
+        "_incoming",
+        "_lock",
+        "_open",
+        "_reconnected_at",
+        "_requests",
+        "_restored_link",
+        "_task",
+    )  # fmt: skip
 
     def __init__(self, requests: Requests, incoming: ServerMessages, background: Background, *, always: bool) -> None:
         self._requests = requests
         self._incoming = incoming
         self._background = background
         self._always = always
-        """Whether a callback watches as well."""
+        """Whether an `on_change` callback watches as well."""
         self._open: set[Changes] = set()
-        self._restored: Connection | None = None
+        self._restored_link: Connection | None = None
         """The connection with all subscriptions."""
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._failures = 0
-        self._made = -math.inf
+        self._reconnected_at = -math.inf
         """When the connection was last reopened, in the loop's time."""
-        incoming.keep = self._on_interruption
+        incoming.interruption_callback = self._on_interruption
 
     def of(self, wanted: SubscriptionFilter) -> Changes:
         """Return a new watcher."""
@@ -257,15 +275,15 @@ class Watches:
             self._incoming.subscribed.set()
         try:
             async with self._lock:
-                if self._restored is link:
+                if self._restored_link is link:
                     return
                 for changes in list(self._open):
                     await changes.restore(link)
-                before, self._restored = self._restored, link
-            if before is not None and before.negotiated.revision.handshake:  # else, each watch reports this itself
-                self._incoming.spread(Change("again"))
+                before, self._restored_link = self._restored_link, link
+            if before is not None and before.negotiated.revision.handshake:  # otherwise, each watch reports this
+                self._incoming.report_change(Change("again"))
         finally:
-            self._keep()  # it may be lost again, or only partly restored
+            self._keep()  # in case it's lost again or only partly restored
 
     async def close(self) -> None:
         """Stop reconnecting."""
@@ -277,9 +295,9 @@ class Watches:
     def _on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         last = self._requests.last
         if last is None or last.transport is not transport:
-            return  # it never opened
+            return  # never opened
         if fault is None:
-            self._incoming.spread(Change("again"))
+            self._incoming.report_change(Change("again"))
         elif isinstance(fault, ConnectionLost):
             self._keep()
         else:
@@ -289,7 +307,7 @@ class Watches:
         for changes in list(self._open):
             changes.fail(fault)
         if self._always:
-            _logger.warning("Changes at the server can't be received any longer. %s", fault)
+            _logger.warning("Changes at the server can no longer be received. %s", fault)
         self._incoming.subscribed.clear()
 
     @property
@@ -297,7 +315,7 @@ class Watches:
         last = self._requests.last
         if last is None or not last.negotiated.revision.handshake:
             return False
-        return self._requests.link is not last or last.transport.lost or self._restored is not last
+        return self._requests.link is not last or last.transport.lost or self._restored_link is not last
 
     def _keep(self) -> None:
         if self._broken and self._incoming.subscribed.is_set() and (self._task is None or self._task.done()):
@@ -306,23 +324,23 @@ class Watches:
     async def _connect(self) -> None:
         """Reconnect while there are watchers."""
         now = asyncio.get_running_loop().time
-        if now() - self._made > _LONGEST_WAIT:
-            self._failures = 0  # it lasted for a while
+        if now() - self._reconnected_at > _LONGEST_WAIT:
+            self._failures = 0  # it was stable
         while self._broken and self._incoming.subscribed.is_set():
             await asyncio.sleep(retry_pause(self._failures))
             self._failures += 1
             try:
                 await self.restore(await self._requests.connect())
-                self._made = now()
+                self._reconnected_at = now()
             except ClientError as exc:
-                if not passes(exc):
-                    self._fail(exc)  # there are no watchers left
+                if not is_temporary(exc):
+                    self._fail(exc)  # removes all watchers
 
 
-def passes(fault: ClientError) -> bool:
+def is_temporary(fault: ClientError) -> bool:
     """Return whether a later attempt may succeed."""
     if isinstance(fault, Failure):
-        return fault.code in _PASSING
+        return fault.code in _TEMPORARY_ERRORS
     return isinstance(fault, (ConnectFailed, ConnectionLost, NoAnswer))
 
 

@@ -81,7 +81,7 @@ class GatewayPart:
                 "This server already runs in another event loop. With upstreams, it can run in only one at a time"
             )
         check(self.definition.upstreams)
-        host.lives_on = True
+        host.runs_while_idle = True
         pool = ProcessPool(limit=host.settings.max_processes)
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)

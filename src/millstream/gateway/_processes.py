@@ -507,7 +507,7 @@ class ProcessTransport(StdioTransport):
         self._waiting_since = self._waiting_since or now
         try:
             if not self.writable.is_set():
-                await self._take_turn()
+                await self._wait_until_writable()
             return await self._duplex.exchange(request)
         except asyncio.CancelledError:  # it took too long, or its caller was canceled
             self._unanswered_count += 1

@@ -44,8 +44,8 @@ class HubPart(OwnPart):
         await hub.open()
         host.stack.push_async_callback(hub.close)
         host.hub = host.services.hub = hub
-        host.lives_on = True
         host.services.attach_stream = ClientStreams(hub).attach
+        host.runs_while_idle = True
         host.report("subscribers", lambda: hub.stats().subscribers, limit=hub.limits.max_connections)
         if host.metrics is not None:
             _measure(host.metrics, hub)

@@ -19,7 +19,7 @@ class LifespanPart(OwnPart):
         Raises:
             ValueError: a registered item can't work.
         """
-        host.lives_on |= self.definition.has_lifespan()
+        host.runs_while_idle |= self.definition.has_lifespan()
         values: dict[Definition, Any] = {}
         host.services.lifespan_of = lambda home: home.nearest(values)
 

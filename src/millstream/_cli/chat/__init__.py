@@ -1,1 +1,1 @@
-"""A conversation at a terminal, in a pipe or as JSON."""
+"""A conversation on a terminal, in a pipe, or as JSON."""

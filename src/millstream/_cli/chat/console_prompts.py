@@ -33,7 +33,7 @@ class ConsolePrompts:
         what = request.tool or "a server's question to the model"
         if self._read is None:
             self._screen.note(
-                f"{what} wasn't allowed, because there's no terminal to confirm it. --yes allows everything."
+                f"{what} wasn't allowed, because there's no terminal to ask on. Use --yes to allow everything."
             )
             return False
         self._screen.pause()
@@ -62,15 +62,15 @@ class ConsolePrompts:
         required = required if is_array(required) else []
         answers: dict[str, Any] = {}
         for name, field in members(schema.get("properties")).items():
-            taken, value = self._field(name, members(field), required=name in required)
-            if not taken:
+            accepted, value = self._field(name, members(field), required=name in required)
+            if not accepted:
                 return "decline"
             if value is not None:
                 answers[name] = value
         return answers
 
     def _field(self, name: str, field: dict[str, Any], *, required: bool) -> tuple[bool, Any]:
-        assert self._read is not None  # noqa: S101  the form is only shown to somebody
+        assert self._read is not None  # noqa: S101  checked in `fill_in`
         default = field.get("default")
         choices = choices_of(field)
         prompt = f"  {safe(one_line(str(field.get('title') or name)))}"
@@ -90,17 +90,17 @@ class ConsolePrompts:
 
 
 def choices_of(field: dict[str, Any]) -> list[str]:
-    """Return the choices of a field; empty if it has none."""
-    given: Any = field.get("items") if field.get("type") == "array" else field
-    if not is_object(given):
+    """Return the choices of a field, if any."""
+    schema: Any = field.get("items") if field.get("type") == "array" else field
+    if not is_object(schema):
         return []
-    titled: Any = given.get("oneOf") or given.get("anyOf")
-    listed: Any = given.get("enum") or [members(each).get("const") for each in (titled if is_array(titled) else [])]
+    titled: Any = schema.get("oneOf") or schema.get("anyOf")
+    listed: Any = schema.get("enum") or [members(each).get("const") for each in (titled if is_array(titled) else [])]
     return [str(each) for each in listed] if is_array(listed) else []
 
 
 def problem_of(value: Any, field: dict[str, Any], choices: list[str]) -> str:
-    """Return what's wrong with a value; empty if nothing. The server also validates it."""
+    """Return why a value is invalid, or an empty string. The server also validates it."""
     kind = str(field.get("type") or "string")
     if not isinstance(value, _KINDS.get(kind, object)) or (kind in ("integer", "number") and isinstance(value, bool)):  # type: ignore[arg-type]
         return f"That must be {'an' if kind[0] in 'aio' else 'a'} {kind}."

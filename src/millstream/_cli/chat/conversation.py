@@ -1,8 +1,8 @@
-"""A conversation: the user and the screen in the main thread, the agent and its connections in another.
+"""A conversation: user and screen in the main thread, the agent and its connections in another thread.
 
-This way, messages of servers arrive while the user types, and lines can be edited as in a shell. The agent's thread
-sends output and questions through a queue. Ctrl-C stops an answer; a second one, or one repeated at the prompt, ends
-the program.
+Servers can therefore send messages while the user types, and lines can be edited as in a shell. The agent's thread
+sends output and questions through a queue. Ctrl-C stops an answer. A second Ctrl-C, also at the prompt, ends the
+program.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from millstream.client._errors import ClientError
 
 T = TypeVar("T")
 _TICK = 0.5
-"""Seconds between checks for Ctrl-C, if a wait can't be interrupted (Windows)."""
+"""Seconds between checks for Ctrl-C on Windows, where waits can't be interrupted."""
 _END = 10.0
 """Seconds for connections to close."""
 
@@ -35,9 +35,7 @@ class AnswerStopped(Exception):
 
 
 class ChatSession:
-    """A conversation: ``with Conversation(screen) as conversation: conversation.open(make_agent)``, and then `answer`
-    or `converse`.
-    """
+    """A conversation: ``with ChatSession(screen) as chat: chat.open(make_agent)``, then `answer` or `converse`."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -57,13 +55,13 @@ class ChatSession:
             if agent is not None:
                 asyncio.run_coroutine_threadsafe(agent.__aexit__(), self._loop).result(_END)
         except (TimeoutError, ClientError, KeyboardInterrupt):
-            pass  # the thread is a daemon, so it doesn't block the exit
+            pass  # the daemon thread doesn't block the exit
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_END)
 
     def in_main(self, ask: Callable[..., T]) -> Callable[..., Awaitable[T]]:
-        """Return an awaitable for the agent's thread that asks the user in the main thread."""
+        """Return an async function for the agent's thread that asks the user in the main thread."""
 
         async def ask_on_main_thread(*what: Any) -> T:
             answer: Future[T] = Future()
@@ -79,7 +77,7 @@ class ChatSession:
 
         Raises:
             ClientError, AgentError: the connection failed.
-            Stopped: the user pressed Ctrl-C.
+            AnswerStopped: the user pressed Ctrl-C.
         """
 
         async def open_agent() -> tuple[Agent, Toolbox]:
@@ -96,13 +94,13 @@ class ChatSession:
         return self._wait(open_agent())
 
     def answer(self, text: str) -> None:
-        """Show one answer as it arrives.
+        """Show one answer while it arrives.
 
         Raises:
             ClientError, AgentError: there was no answer.
-            Stopped: the user stopped it.
+            AnswerStopped: the user stopped it.
         """
-        assert self._agent is not None  # noqa: S101  `open` comes first
+        assert self._agent is not None  # noqa: S101  set in `open`
         agent = self._agent
         try:
             self._wait(self._show(lambda: agent.say(text)))
@@ -143,7 +141,7 @@ class ChatSession:
             self._screen.note("Stopped.")
 
     def _command(self, line: str, show_rows: Callable[[Rows], None]) -> None:
-        assert self._agent is not None  # noqa: S101  `open` comes first
+        assert self._agent is not None  # noqa: S101  set in `open`
         found = self._wait(Slash(self._agent).run(line))
         if isinstance(found, list):
             show_rows(found)
@@ -154,7 +152,7 @@ class ChatSession:
             self._screen.pause()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run work in the other thread, and show its output and ask its questions in this one."""
+        """Run work in the agent's thread. Show its output and ask its questions in this one."""
         stoppable = _Stoppable()
         future = asyncio.run_coroutine_threadsafe(stoppable.run(work), self._loop)
         future.add_done_callback(lambda _: self._jobs.put(None))
@@ -168,7 +166,7 @@ class ChatSession:
                     if stopping is not None or future.cancelled():  # even if the answer is complete
                         raise AnswerStopped
                     return future.result()
-                if stopping is None:  # otherwise a blocked pipe would block again
+                if stopping is None:  # otherwise, a full pipe would block again
                     job()
             except queue.Empty:
                 continue
@@ -181,7 +179,7 @@ class ChatSession:
     # Agent's thread
 
     def _run(self) -> None:
-        with self._runner:  # it cancels what a closed pipe has left; a task finalized at exit can crash Python
+        with self._runner:  # cancels leftover tasks, whose finalization at exit can crash Python
             self._loop.run_forever()
 
     async def _show(self, begin: Callable[[], Answer]) -> None:
@@ -191,7 +189,7 @@ class ChatSession:
 
 
 class _Stoppable:
-    """Work in the agent's thread that can be stopped, also before it begins."""
+    """Work in the agent's thread that can be stopped, even before it starts."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Any] | None = None
@@ -210,7 +208,7 @@ class _Stoppable:
 
 
 def _settle(answer: "Future[Any]", ask: Callable[..., Any], what: tuple[Any, ...]) -> None:
-    """Ask, and pass the answer or the error to the waiting task."""
+    """Ask the user, and pass the answer or error to the waiting task."""
     if not answer.set_running_or_notify_cancel():
         return
     try:

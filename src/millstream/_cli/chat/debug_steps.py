@@ -1,4 +1,4 @@
-"""``--debug``: numbered steps as they happen: configuration, connection, session, tools, and dialog."""
+"""``--debug``: numbered steps of the configuration, the connection, and the conversation."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ from millstream.agent._tools import Toolbox
 
 
 class Steps:
-    """A screen that prints each step to standard error before it's shown."""
+    """A screen that also prints each step to standard error."""
 
     __slots__ = ("_number", "_screen")
 
@@ -51,7 +51,7 @@ class Steps:
         step = step_of(event)
         if step:
             self.tell(step)
-        if not isinstance(event, ToolStart | ToolEnd | SamplingResult | ModelRetry):  # the step says the same
+        if not isinstance(event, ToolStart | ToolEnd | SamplingResult | ModelRetry):  # the step has the same content
             self._screen.show(event)
 
     def note(self, text: str) -> None:
@@ -84,13 +84,13 @@ _STEPS: dict[type[Any], Callable[[Any], str]] = {
 
 
 def step_of(event: Event) -> str:
-    """Return the description of an event; empty for those that aren't steps."""
+    """Return the description of an event, or an empty string if it isn't a step."""
     step = _STEPS.get(type(event))
     return step(event) if step is not None else ""
 
 
 def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> Iterator[str]:
-    """Yield the configuration, before anything is sent. Keys aren't shown."""
+    """Yield the configuration without keys, before anything is sent."""
     yield f"configuration: model {model.name} at {model.url}"
     for place in places:
         key = "with an Authorization header" if sends_key(place) else "without a key"
@@ -98,7 +98,7 @@ def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> 
 
 
 def sends_key(place: ServerAt) -> bool:
-    """Return whether the server receives a key."""
+    """Return whether requests to the server contain a key."""
     return "authorization" in {name.lower() for name in place.headers}
 
 

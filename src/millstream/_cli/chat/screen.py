@@ -1,4 +1,4 @@
-"""Output of an answer: plain text in a pipe, or one JSON object per line for programs; `terminal.py` is for people."""
+"""Output of an answer: plain text, or one JSON object per line. See `terminal` for terminals."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ ENDINGS = {
     "length": "The model ran out of tokens.",
     "filtered": "The model's content filter ended the answer.",
 }
-"""Reason -> message for the user; `done` needs none."""
+"""Reason -> message for the user. `done` has none."""
 
 
 class Screen(Protocol):
@@ -36,17 +36,17 @@ class Screen(Protocol):
         """Show an event."""
 
     def note(self, text: str) -> None:
-        """Show a line for the user that isn't part of an answer."""
+        """Show a line that isn't part of an answer."""
 
     def fail(self, text: str) -> None:
-        """Show that an answer failed, in one or two sentences."""
+        """Show the error of an answer, in one or two sentences."""
 
     def pause(self) -> None:
-        """End the current line, because the user is asked something, or the answer has ended."""
+        """End the current line, before a question or after an answer."""
 
 
 class PlainScreen:
-    """Answers on standard output as they arrive; everything else on standard error, one line each."""
+    """Answers on standard output while they arrive, and everything else on standard error, one line each."""
 
     __slots__ = ("_open",)
 
@@ -56,7 +56,7 @@ class PlainScreen:
     def show(self, event: Event) -> None:
         """See `Screen`."""
         if isinstance(event, Delta):
-            self._open = False  # after Ctrl-C during a full pipe, don't write the end of this line
+            self._open = False  # if Ctrl-C interrupts this write, don't end the line
             sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
             self._open = True
@@ -105,7 +105,7 @@ class JsonScreen(PlainScreen):
 
 
 def line_of(event: Event) -> str:
-    """Return an event as one line; empty if it needs none."""
+    """Return an event as one line, or an empty string if it isn't shown."""
     if isinstance(event, ToolStart):
         return f"call\t{event.server}\t{event.tool}\t{json.dumps(event.arguments, ensure_ascii=False)}"
     if isinstance(event, ToolProgress):
@@ -129,17 +129,17 @@ def progress_of(event: ToolProgress) -> str:
 
 def waiting_of(event: ModelRetry) -> str:
     """Return the reason and length of a pause."""
-    again = "The text above is invalid. " if event.void else ""
-    return f"{again}{event.reason} Trying again in {event.seconds:.3g} s (attempt {event.attempt + 1})."
+    warning = "Ignore the text above. " if event.void else ""
+    return f"{warning}{event.reason} Trying again in {event.seconds:.3g} s (attempt {event.attempt + 1})."
 
 
 def ending_of(event: AnswerEnd) -> str:
-    """Return why the answer ended, unless it's done."""
+    """Return why the answer ended early, or an empty string."""
     return ENDINGS.get(event.reason, "").format(rounds=event.rounds, tokens=event.tokens)
 
 
 def call_of(tool: str, arguments: Mapping[str, Any]) -> str:
-    """Return a call in readable form."""
+    """Return a call in the form ``tool(name=value)``."""
     return (
         f"{tool}({', '.join(f'{name}={json.dumps(value, ensure_ascii=False)}' for name, value in arguments.items())})"
     )

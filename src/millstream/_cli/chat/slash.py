@@ -10,13 +10,13 @@ from millstream.agent._answer import Answer
 from millstream.agent._errors import AgentError
 
 HELP = """\
-/tools                       the tools that the model may call
-/prompt                      the prompts there are
-/prompt NAME [KEY=VALUE]...  say what a prompt says
-/read                        the resources there are
-/read SERVER:URI             show the model a resource, as @SERVER:URI in a sentence does
-/save FILE                   write the conversation as JSON Lines
-/help                        this
+/tools                       list the tools that the model can call
+/prompt                      list the prompts
+/prompt NAME [KEY=VALUE]...  send a prompt
+/read                        list the resources
+/read SERVER:URI             attach a resource; @SERVER:URI in a message does the same
+/save FILE                   save the conversation as JSON Lines
+/help                        show this help
 /quit                        leave (or Ctrl-D)
 
 Ctrl-C stops an answer."""
@@ -25,7 +25,7 @@ Rows = list[tuple[str, str]]
 
 
 class Slash:
-    """The commands of one conversation. Each returns rows to print, or events of an answer."""
+    """The commands of one conversation. Each returns rows to print, or an answer."""
 
     __slots__ = ("_agent",)
 
@@ -42,11 +42,11 @@ class Slash:
         name, _, rest = line.partition(" ")
         command = self._COMMANDS.get(name)
         if command is None:
-            raise AgentError(f"There is no command {name}. /help lists them.")
+            raise AgentError(f"There is no command {name}. Type /help for a list.")
         try:
             return await command(self, shlex.split(rest))
         except ValueError as exc:
-            raise AgentError(f"The line is malformed: {exc}.") from exc
+            raise AgentError(f"The command can't be parsed: {exc}.") from exc
 
     async def _tools(self, words: list[str]) -> Rows:
         return [(tool.name, one_line(tool.description.description or "")) for tool in await self._agent.tools()]
@@ -78,7 +78,7 @@ class Slash:
         return rows
 
     def _place(self, word: str) -> tuple[str, str]:
-        """Split ``server:uri``; with one server its name is optional."""
+        """Split ``server:uri``. The server is optional if there's only one."""
         server, _, uri = word.removeprefix("@").partition(":")
         names = [each.name for each in self._agent.servers]
         if server in names:

@@ -1,6 +1,6 @@
-"""Output of an answer on a terminal: Markdown, block by block, with calls in between. The only module that uses rich.
+"""Output of an answer on a terminal: Markdown and tool calls, block by block.
 
-Only the unfinished block is redrawn, so that nothing flickers, and finished text can be copied.
+Only the unfinished block is redrawn, so the screen doesn't flicker, and finished text can be copied.
 """
 
 import re
@@ -29,9 +29,9 @@ from millstream.agent._events import (
 
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
 _LONG, _PAUSE = 2000, 0.1
-"""Characters of a block above which redraws are throttled, and the minimum seconds between them."""
+"""Length from which a block's redraws are throttled, and the minimum seconds between them."""
 _WIDEST = 100
-"""Maximum columns of text; longer lines are hard to read."""
+"""Maximum columns of text, for legibility."""
 
 
 class TerminalScreen:
@@ -44,7 +44,7 @@ class TerminalScreen:
         self._block = ""
         self._live: Live | None = None
         self._drawn = 0.0
-        """Time of the last redraw, whose cost grows with the block."""
+        """Time of the last redraw. Redraws take longer as the block grows."""
 
     def show(self, event: Event) -> None:
         """See `Screen`."""
@@ -118,13 +118,13 @@ class TerminalScreen:
         self._block = ""
 
     def _put(self, block: str) -> None:
-        """Print a block followed by one empty line, whatever spacing its elements have."""
+        """Print a block and one empty line, regardless of the spacing of its elements."""
         if block.strip():
             self._console.print(self._render(block))
             self._console.print()
 
     def _render(self, block: str) -> Segments:
-        # Hyperlinks would hide addresses behind text of the model's choice.
+        # With hyperlinks, the model's text could hide the real addresses.
         markdown = Markdown(block.strip("\n"), hyperlinks=False)
         options = self._console.options.update(width=min(self._console.width, _WIDEST))
         lines = self._console.render_lines(markdown, options, pad=False)
@@ -153,9 +153,7 @@ def _empty(line: list[Segment]) -> bool:
 
 
 def end_of_block(text: str) -> int:
-    """Return the end of the first Markdown block: after a blank line outside of a code block; 0 if it isn't
-    complete.
-    """
+    """Return the end of the first Markdown block, a blank line outside of a code block, or 0 if it's incomplete."""
     at = 0
     while (blank := text.find("\n\n", at)) >= 0:
         if len(_FENCE.findall(text, 0, blank + 1)) % 2 == 0:

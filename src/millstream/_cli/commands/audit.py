@@ -19,13 +19,13 @@ def verify(
     /,
     *,
     last: Annotated[
-        str, Parameter(metavar="HASH", help="The hash that the last line must have, as you noted it earlier.")
+        str, Parameter(metavar="HASH", help="The expected hash of the last line, which you noted earlier.")
     ] = "",
     json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that no line was changed, removed, or inserted, and print the hash of the last one.
 
-    Lines removed from the end are only detected if you noted the hash of the last line elsewhere, and pass it here.
+    To detect lines removed from the end, note the hash of the last line elsewhere, and pass it with `--last`.
 
     **Example**
 
@@ -37,13 +37,13 @@ def verify(
         raise CommandError(f"{file} can't be read: {exc.strerror}.") from exc
     except BrokenAuditLog as exc:
         raise CommandError(
-            str(exc), why="Each line has the hash of the one before.", fix="Compare with a copy."
+            str(exc), why="Each line contains the hash of the previous line.", fix="Compare the file with a copy."
         ) from exc
     if last and last != found:
         raise CommandError(
-            f"{file} ends with a different line than you noted.",
+            f"The last line of {file} doesn't have the expected hash.",
             why=f"Its last line has the hash {found}.",
-            fix="If lines were added since, use a copy of the file from that time.",
+            fix="If lines were added since you noted it, check a copy from that time.",
         )
     if json:
         print_json({"lines": count, "hash": found})

@@ -1,6 +1,6 @@
-"""``millstream bench``: call a server over many connections for some seconds, and show its response times.
+"""``millstream bench``: call a server over many connections, and show its response times.
 
-It measures what one client in Python sees; if the server runs on the same machine, both share its cores.
+The measurements are those of one client in Python, which shares the cores with a server on the same machine.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 
 _GROWTH = math.log(1.01)
-"""Durations that differ by less than 1% count as one, so that memory doesn't grow with the calls."""
+"""Durations within 1% share a bucket, so that memory doesn't grow with the number of calls."""
 _PAUSE = 0.1
 """Seconds before a connection retries after an error without a response."""
 _SHOWN = (50, 90, 95, 99, 99.9)
@@ -68,7 +68,7 @@ class LatencyTally:
         return self.slowest
 
     def spread(self, rows: int) -> list[tuple[float, int]]:
-        """Return the upper bounds of `rows` ranges, and the number of calls in each."""
+        """Return a histogram: the upper bound and the number of calls of each of up to `rows` ranges."""
         if not self._buckets:
             return []
         low, high = min(self._buckets), max(self._buckets)
@@ -87,7 +87,7 @@ def bench(
     /,
     *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the tool.")],
     tool: Annotated[
-        str, Parameter(name="--tool", metavar="NAME", help="Call this tool; without it, the server is pinged.")
+        str, Parameter(name="--tool", metavar="NAME", help="Tool to call. By default, the server is pinged.")
     ] = "",
     connections: Annotated[
         int,
@@ -103,7 +103,7 @@ def bench(
         Parameter(
             name=("--seconds", "-s"),
             metavar="SECONDS",
-            help="How long.",
+            help="Duration.",
             validator=(finite, Number(gte=0.1, lte=3600)),
         ),
     ] = 5,
@@ -111,7 +111,7 @@ def bench(
         int,
         Parameter(
             metavar="N",
-            help="Open this many event streams of the hub instead, and broadcast to them.",
+            help="Open this many event streams of the hub, and broadcast to them.",
             validator=Number(gte=0, lte=20_000),
         ),
     ] = 0,
@@ -119,13 +119,12 @@ def bench(
 ) -> None:
     """Call a server over many connections, and show its response times.
 
-    Only bench your own servers. Each connection sends its next call after the last response. The figures are those of
-    this client, a single Python process that makes about 8,000 calls a second; a server may be many times faster. To
-    find the limit of a server, run several of these at once, or use a load generator such as wrk. The exit status is 1
-    if a call failed.
+    Only bench your own servers. Each connection sends its next call after the last response. The client is a single
+    Python process that makes about 8,000 calls per second; a server may be many times faster. To find its limit, run
+    several of these commands at once, or use a load generator such as wrk. The exit status is 1 if a call failed.
 
-    With --listeners, it publishes 50 events a second to its own channel, and reports deliveries, latencies, and the
-    memory that the listeners take on the server (with --serve hub,metrics).
+    With --listeners, it publishes 50 events per second to a new channel, and reports deliveries, latencies, and the
+    memory used by the listeners on the server (with --serve hub,metrics).
 
     **Examples**
 
@@ -147,36 +146,40 @@ def bench(
     async def work(client: Client) -> int:
         values = await _typed_arguments(client, tool, given)
         tally = LatencyTally()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(_show_time(seconds, json=json))
-            loads = [group.create_task(_load(client, tool, values, tally, begun + seconds)) for _ in range(connections)]
+            loads = [
+                group.create_task(_load(client, tool, values, tally, started + seconds)) for _ in range(connections)
+            ]
             await asyncio.wait(loads)
             watching.cancel()
-        report(tally, time.perf_counter() - begun, client, connections, json=json)
+        report(tally, time.perf_counter() - started, client, connections, json=json)
         return FAILED if tally.errors else 0
 
     with_client(lambda: options.client(max_connections=connections), work)
 
 
 async def _broadcast(options: ConnectOptions, listeners: int, seconds: float, *, json: bool) -> int:
-    from millstream._cli.broadcast_bench import Broadcasts, percentiles, summary  # noqa: PLC0415  few want it
+    from millstream._cli.broadcast_bench import Broadcasts, percentiles, summary  # noqa: PLC0415  rarely used
 
     if not options.target.startswith(("http://", "https://")):
         raise UsageError("--listeners requires the URL of a server with a hub: http://127.0.0.1:8000/mcp")
     found = Broadcasts(parse(options.target), options.headers, listeners)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     await found.run(seconds)
-    told = summary(found, time.perf_counter() - begun)
+    measured = summary(found, time.perf_counter() - started)
     latency = percentiles(found.delays, _SHOWN)
     if json:
-        print_json({"listeners": listeners, **told, "latencyMs": {name: _ms(each) for name, each in latency.items()}})
+        print_json(
+            {"listeners": listeners, **measured, "latencyMs": {name: _ms(each) for name, each in latency.items()}}
+        )
     else:
-        print_text(f"{listeners:,} listeners, {told['broadcasts']:,} broadcasts in {seconds:g} s")
+        print_text(f"{listeners:,} listeners, {measured['broadcasts']:,} broadcasts in {seconds:g} s")
         rows = [
-            ["delivered", f"{told['delivered']:,} of {told['expected']:,}"],
-            ["deliveries/s", f"{told['deliveriesPerSecond']:,.0f}"],
-            ["streams cut", f"{told['cut']:,}"],
+            ["delivered", f"{measured['delivered']:,} of {measured['expected']:,}"],
+            ["deliveries/s", f"{measured['deliveriesPerSecond']:,.0f}"],
+            ["streams cut", f"{measured['cut']:,}"],
             *([name, format_duration(each)] for name, each in latency.items()),
         ]
         if found.memory is not None:
@@ -185,7 +188,7 @@ async def _broadcast(options: ConnectOptions, listeners: int, seconds: float, *,
                 ["server memory", f"{found.memory[1] / 2**20:,.0f} MiB, {grown / listeners:,.1f} KiB a listener"]
             )
         print_rows(rows, ["WHAT", "VALUE"])
-    return FAILED if told["delivered"] < told["expected"] else 0
+    return FAILED if measured["delivered"] < measured["expected"] else 0
 
 
 async def _typed_arguments(client: Client, tool: str, given: dict[str, str]) -> dict[str, Any]:
@@ -200,10 +203,10 @@ async def _typed_arguments(client: Client, tool: str, given: dict[str, str]) -> 
 
 
 async def _load(client: Client, tool: str, values: dict[str, Any], tally: LatencyTally, until: float) -> None:
-    """Run one connection, with at least one call."""
-    begun = 0.0
-    while begun < until:
-        begun = time.perf_counter()
+    """Make calls over one connection, at least one."""
+    started = 0.0
+    while started < until:
+        started = time.perf_counter()
         try:
             if tool:
                 result = await client.call(tool, values, raise_on_error=False)
@@ -216,17 +219,17 @@ async def _load(client: Client, tool: str, values: dict[str, Any], tally: Latenc
             if not isinstance(exc, Failure):
                 await asyncio.sleep(_PAUSE)
                 continue
-        tally.add(time.perf_counter() - begun)
+        tally.add(time.perf_counter() - started)
 
 
 async def _show_time(seconds: float, *, json: bool) -> None:
-    """Show a progress bar; nothing without a terminal."""
+    """Show a progress bar on a terminal."""
     if json or not sys.stderr.isatty():
         return
-    progress, begun = Progress(), time.perf_counter()
+    progress, started = Progress(), time.perf_counter()
     try:
         while True:
-            progress.step(round(min(seconds, time.perf_counter() - begun), 1), seconds, "seconds")
+            progress.step(round(min(seconds, time.perf_counter() - started), 1), seconds, "seconds")
             await asyncio.sleep(0.2)
     finally:
         progress.close()

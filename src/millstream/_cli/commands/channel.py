@@ -1,4 +1,4 @@
-"""``millstream channel``: events of a server as messages in a session of Claude Code."""
+"""``millstream channel``: forward events of a server to a Claude Code session."""
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
@@ -30,8 +30,8 @@ def channel(
 ) -> None:
     """Forward events of a server to Claude Code, as a channel on standard input and output.
 
-    Claude Code starts this command: write it into `.mcp.json`, and start Claude with
-    `--dangerously-load-development-channels server:NAME`. At a terminal, it waits for a client.
+    Claude Code starts this command: add it to `.mcp.json`, and start Claude Code with
+    `--dangerously-load-development-channels server:NAME`.
 
     **Examples**
 
@@ -73,7 +73,7 @@ def _raise_of(task: "asyncio.Task[None]") -> None:
 
 
 def _value(text: str) -> Any:
-    """Return JSON as its value, and any other text as it is."""
+    """Return the value of JSON, or other text unchanged."""
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:

@@ -1,6 +1,4 @@
-"""``millstream chat``: talk to a model that uses the tools of servers, with one question in a pipe, or a
-conversation.
-"""
+"""``millstream chat``: ask one question, or have a conversation, with a model that uses the tools of servers."""
 
 import json as json_module
 import os
@@ -22,7 +20,7 @@ from millstream._cli.chat.screen import JsonScreen, PlainScreen, Screen
 from millstream._cli.chat.slash import Rows
 from millstream._cli.connect_options import DENIED, FAILED, UNREACHABLE, ConnectOptions, Json, connects, status_of
 from millstream._cli.console import ask
-from millstream._cli.output import nobody_reads
+from millstream._cli.output import close_stderr
 from millstream._cli.signals import INTERRUPTED, interrupt_reads
 from millstream._cli.tables import one_line, print_rows, print_text
 from millstream.agent._agent import Agent
@@ -53,7 +51,7 @@ def chat(  # noqa: PLR0913  the options of the command
             name=("--message", "-m"),
             metavar="TEXT",
             allow_leading_hyphen=True,
-            help="Ask this, print the answer, and exit; text in a pipe does the same.",
+            help="Ask this, print the answer, and exit. Text in a pipe does the same.",
         ),
     ] = "",
     model: Annotated[
@@ -108,8 +106,8 @@ def chat(  # noqa: PLR0913  the options of the command
     The model comes from API_URL, API_KEY, and DEFAULT_MODEL in `.env` or the environment, or from OPENAI_API_KEY, or
     from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY, and OPENAI_API_VERSION. The environment takes precedence over
     `.env`. A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro uses the key of its provider, such as
-    ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of MCP_SERVER_URL. You're asked before a tool runs
-    that isn't marked as read-only.
+    ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of MCP_SERVER_URL. You're asked before tools run
+    that aren't marked as read-only.
 
     **Examples**
 
@@ -119,7 +117,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
     - `git diff | millstream chat "uvx mcp-server-git" --yes --json`
 
-    In a conversation, /help lists what else you can type.
+    In a conversation, /help lists the commands.
     """
     question = message or ("" if sys.stdin.isatty() else _read_stdin())
     reach = partial(
@@ -132,7 +130,7 @@ def chat(  # noqa: PLR0913  the options of the command
     try:
         if not question and not sys.stdin.isatty():
             raise ConfigurationError(
-                "There's no question, and no terminal to type one on. Ask with -m TEXT, or send text through a pipe."
+                "There's no question, and no terminal to ask for one. Use -m TEXT, or send text through a pipe."
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers, configuration)
@@ -144,7 +142,7 @@ def chat(  # noqa: PLR0913  the options of the command
         screen.fail(one_line(str(exc)))
         raise SystemExit(_status(exc)) from exc
     except BrokenPipeError:  # `millstream chat … | head`
-        nobody_reads()
+        close_stderr()
     except AnswerStopped as exc:
         raise SystemExit(INTERRUPTED) from exc
 
@@ -161,7 +159,7 @@ def _talk(
     yes: bool,
     limits: Limits,
 ) -> None:
-    """Connect, and answer one question or a conversation."""
+    """Connect, and answer one question or have a conversation."""
     attended = sys.stdin.isatty() and sys.stderr.isatty()
     prompts = ConsolePrompts(screen, _read_line if attended else None, yes=yes)
 
@@ -179,7 +177,7 @@ def _talk(
         if question:
             conversation.answer(question)
             return
-        with suppress(ImportError):  # arrow keys and history, if Python has them
+        with suppress(ImportError):  # for arrow keys and history
             import_module("readline")
         names = ", ".join(server.name for server in agent.servers)
         count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
@@ -194,7 +192,7 @@ def _places(
     """Return the servers to use.
 
     Raises:
-        AgentError, TargetError: there are none.
+        AgentError, TargetError: no server is selected, or a file is invalid.
     """
     if not servers:
         place = configuration.server()
@@ -213,7 +211,7 @@ def _places(
 
 
 def _read_line(prompt: str) -> str:
-    """Read a line from the user. The prompt isn't written to files and pipes."""
+    """Read a line from the user. The prompt is only written to a terminal."""
     if not sys.stdout.isatty():
         return ask(prompt)
     with interrupt_reads():
@@ -228,14 +226,14 @@ def _read_json(path: str) -> object:
     try:
         return json_module.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as exc:
-        raise TargetError(f"{path} cannot be read as JSON: {exc}.") from exc
+        raise TargetError(f"{path} can't be read as JSON: {exc}.") from exc
 
 
 def _screen(*, json: bool) -> Screen:
     if json:
         return JsonScreen()
     if sys.stdout.isatty() and sys.stderr.isatty():
-        from millstream._cli.chat.terminal import TerminalScreen  # noqa: PLC0415 - pipes do without
+        from millstream._cli.chat.terminal import TerminalScreen  # noqa: PLC0415 - only for terminals
 
         return TerminalScreen()
     return PlainScreen()

@@ -20,11 +20,11 @@ class Shell(StrEnum):
 def completion(
     shell: Annotated[
         Shell | None,
-        Parameter(name="SHELL", help="Your shell: bash, zsh, or fish. Default: according to SHELL."),
+        Parameter(name="SHELL", help="Your shell: bash, zsh, or fish. Detected from SHELL by default."),
     ] = None,
     /,
     *,
-    install: Annotated[bool, Parameter(name="--install", help="Install it where your shell looks for it.")] = False,
+    install: Annotated[bool, Parameter(name="--install", help="Install it in your shell's folder.")] = False,
 ) -> None:
     """Print a script that completes commands, options, and choices in your shell, or install it.
 
@@ -45,11 +45,11 @@ def completion(
         path = app.install_completion(shell=chosen)
     except OSError as exc:
         raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
-    print(f"Wrote {path}. It works in new shells.")
+    print(f"Wrote {path}. Open a new shell to use it.")
 
 
 def _own_shell() -> Shell:
     name = Path(os.environ.get("SHELL", "")).name
     if name not in list(Shell):
-        raise CommandError("The shell could not be detected.", fix="Name it: bash, zsh or fish.")
+        raise CommandError("Your shell couldn't be detected.", fix="Name it: bash, zsh, or fish.")
     return Shell(name)

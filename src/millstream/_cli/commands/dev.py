@@ -1,4 +1,4 @@
-"""``millstream dev``: serve a file while you write it, with the inspector beside it."""
+"""``millstream dev``: serve a file while you write it, with an inspector."""
 
 import asyncio
 import os
@@ -54,8 +54,8 @@ def dev(
 ) -> None:
     """Serve a file while you write it.
 
-    It restarts when a Python file in the folder changes. If your change doesn't work, it shows the error and keeps the
-    last working version. It opens `/inspect`, a page for trying your tools. It's only reachable from this machine.
+    The server restarts when a Python file in the folder changes. If your change fails, it shows the error and keeps the
+    last working version running. It opens `/inspect`, a page for trying your tools. Only this machine can reach it.
 
     **Examples**
 
@@ -77,12 +77,12 @@ def dev(
 
 
 def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] | None) -> bool:
-    """Serve until stopped. Return False after a change to a file that couldn't be served.
+    """Serve until stopped. If the file can't be served, wait for a change, and return False.
 
     Raises:
-        CommandError: an error that isn't in the program.
+        CommandError: the error isn't in the program.
     """
-    changed = changes(folder_of(target))  # since before the program is imported
+    changed = changes(folder_of(target))  # watches from before the import
     try:
         serve_http(
             target,
@@ -116,14 +116,14 @@ def npx() -> str:
     """Return the program that starts Node packages.
 
     Raises:
-        CommandError: it isn't installed.
+        CommandError: Node.js isn't installed, or is too old.
     """
     found = shutil.which("npx")
     if found is None:
         raise CommandError(
             "--official requires Node.js, which isn't installed: there is no npx on the PATH.",
             why=f"The MCP Inspector is a Node package, {INSPECTOR}.",
-            fix="Install Node.js 22 or newer, or leave --official out: /inspect doesn't need it.",
+            fix="Install Node.js 22 or newer, or use /inspect, without --official.",
         )
     _check_node()
     return found
@@ -133,55 +133,55 @@ def _check_node() -> None:
     """Check that Node.js is new enough for the MCP Inspector, which exits silently on older versions.
 
     Raises:
-        CommandError: it's too old.
+        CommandError: Node.js is too old.
     """
     node = shutil.which("node")
     if node is None:
         return
     try:
-        told = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603
+        output = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return
-    major = told.strip().removeprefix("v").partition(".")[0]
+    major = output.strip().removeprefix("v").partition(".")[0]
     if major.isdigit() and int(major) < NODE:
         raise CommandError(
-            f"--official requires Node.js {NODE} or newer, but this is {told.strip()}.",
+            f"--official requires Node.js {NODE} or newer, but this is {output.strip()}.",
             why=f"The MCP Inspector, {INSPECTOR}, doesn't run on older versions.",
-            fix="Install a newer Node.js, or leave --official out: /inspect doesn't need it.",
+            fix="Install a newer Node.js, or use /inspect, without --official.",
         )
 
 
 class _Beside:
-    """Opened beside the server: a page in the browser, or the MCP Inspector."""
+    """The inspector: a page in the browser, or the MCP Inspector."""
 
     def __init__(self, npx: str, *, opens: bool) -> None:
         self._npx = npx
         self._opens = opens
         self._inspector: subprocess.Popen[bytes] | None = None
 
-    def on_ready(self, told: Facts) -> None:
-        """Open it, because the server is ready."""
-        show(told)
+    def on_ready(self, facts: Facts) -> None:
+        """Open it, once the server is ready."""
+        show(facts)
         if self._npx:
-            words = [self._npx, "-y", INSPECTOR, "--transport", "http", "--server-url", told.url]
+            words = [self._npx, "-y", INSPECTOR, "--transport", "http", "--server-url", facts.url]
             environment = {**os.environ, "MCP_AUTO_OPEN_ENABLED": "true" if self._opens else "false"}
-            self._inspector = subprocess.Popen(words, env=environment)  # noqa: S603  no shell, and the words are ours
+            self._inspector = subprocess.Popen(words, env=environment)  # noqa: S603  no shell, and no user input
             return
-        page = next(each for each in told.pages if each.endswith("/inspect"))
+        page = next(each for each in facts.pages if each.endswith("/inspect"))
         if sys.stderr.isatty():
             sys.stderr.write(f"Try your tools at {page}\n")
         if self._opens and has_browser():
             threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
     def close(self) -> None:
-        """Close it, because the server has stopped."""
+        """Stop the MCP Inspector."""
         if self._inspector is not None:
             self._inspector.terminate()
             self._inspector.wait()
 
 
 def has_browser() -> bool:
-    """Return whether a graphical browser is available. Otherwise Python would open a text browser in this terminal."""
+    """Return whether there's a graphical browser. Otherwise, Python would open a text browser in this terminal."""
     if sys.platform in ("win32", "darwin"):
         return True
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))

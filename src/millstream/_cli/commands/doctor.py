@@ -1,4 +1,4 @@
-"""``millstream doctor``: connect step by step, and show which step fails and why."""
+"""``millstream doctor``: connect step by step, and show which step fails."""
 
 import asyncio
 import socket
@@ -37,10 +37,10 @@ def doctor(
     *,
     json: Json = False,
 ) -> None:
-    """Find out why a connection fails, and what to do.
+    """Diagnose why a connection fails.
 
     It resolves the name, connects, checks the certificate, sends HTTP requests, detects the protocol revision, and
-    checks the headers that browsers need. It calls no tools. The exit status is that of the first failed step.
+    checks the headers that browsers need. It doesn't call tools. The exit status is that of the first failed step.
 
     **Example**
 
@@ -76,7 +76,7 @@ def doctor(
 
 
 def show(step: DiagnosticStep) -> None:
-    """Print one line, and another one with what to do."""
+    """Print one line, and another one with the remedy."""
     print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
     if step.remedy:
         print_text(f"      Do: {step.remedy}")
@@ -86,7 +86,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
     """Yield the steps of a connection.
 
     Raises:
-        ClientError: a step failed, so later ones make no sense.
+        ClientError: a step failed; later steps are skipped.
     """
     place = find(options.target, env={}, cwd=None)
     if isinstance(place, Remote):
@@ -104,7 +104,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
         yield DiagnosticStep(
             "protocol",
             ok=True,
-            found=f"{client.server.name or 'it'} speaks {client.revision} over {client.transport} ({took:.0f} ms)",
+            found=f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)",
         )
         yield await count_items(client)
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
@@ -116,18 +116,22 @@ async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
     """Resolve a host.
 
     Raises:
-        ConnectFailed: it has no address, or the resolver timed out.
+        ConnectFailed: the host has no address, or the resolver timed out.
     """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
             known = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except TimeoutError as exc:
-        raise ConnectFailed(f"The name {url.host} could not be resolved within {seconds:g} seconds.") from exc
+        raise ConnectFailed(f"The name {url.host} couldn't be resolved within {seconds:g} seconds.") from exc
     except OSError as exc:
-        raise ConnectFailed(f"The name {url.host} cannot be resolved: {plain(exc)}.") from exc
+        raise ConnectFailed(f"The name {url.host} can't be resolved: {plain(exc)}.") from exc
     addresses = sorted({str(each[4][0]) for each in known})
-    found = f"{url.host} is an address" if addresses == [url.host] else f"{url.host} is {', '.join(addresses)}"
+    found = (
+        f"{url.host} is already an address"
+        if addresses == [url.host]
+        else f"{url.host} resolves to {', '.join(addresses)}"
+    )
     return DiagnosticStep("name", ok=True, found=found)
 
 
@@ -148,16 +152,18 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     except ssl.SSLCertVerificationError as exc:
         raise tls_error(url, exc) from exc
     except ssl.SSLError as exc:
-        raise TlsFailed(f"{url.origin} does not speak TLS: {exc.reason}.") from exc
+        raise TlsFailed(f"{url.origin} doesn't support TLS: {exc.reason}.") from exc
     except OSError as exc:
         raise connect_error(url, exc) from exc
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.close()
-    return DiagnosticStep("certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'some day')}")
+    return DiagnosticStep(
+        "certificate", ok=True, found=f"trusted until {certificate.get('notAfter', 'an unknown date')}"
+    )
 
 
 async def count_items(client: Client) -> DiagnosticStep:
-    """Count the items of the lists."""
+    """Count the tools, resources, templates, and prompts."""
     counts = {
         "tool": len(await client.tools()),
         "resource": len(await client.resources()),
@@ -172,7 +178,7 @@ async def count_items(client: Client) -> DiagnosticStep:
 
 
 async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
-    """Check what's between the server and its clients: CORS for browsers, and proxies that compress or buffer."""
+    """Check CORS for browsers, and report proxies, which may compress or buffer."""
     headers = {**place.headers, **options.headers}
     pool = ConnectionPool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=options.timeout, tls=None)
     endpoint = Endpoint(place.url, headers, pool)
@@ -189,7 +195,7 @@ async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncItera
     except (ClientError, TimeoutError) as exc:
         how = "get no answer" if isinstance(exc, TimeoutError | ConnectFailed | ConnectionLost) else "are refused"
         yield DiagnosticStep(
-            "browsers", ok=True, found=f"preflight requests {how}: pages of other origins cannot use it"
+            "browsers", ok=True, found=f"preflight requests {how}: pages of other origins can't use it"
         )
     finally:
         await pool.close()
@@ -198,12 +204,12 @@ async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncItera
 def cors(reply: HttpReply) -> DiagnosticStep:
     """Check whether pages of other origins may use the server."""
     allowed = reply.header(b"access-control-allow-origin")
-    text = f"pages of {allowed} may use it" if allowed else "pages of other origins cannot use it, which is safe"
+    text = f"pages of {allowed} may use it" if allowed else "pages of other origins can't use it, which is safe"
     return DiagnosticStep("browsers", ok=True, found=text)
 
 
 def remedy_of(error: ClientError) -> str:
-    """Return what to do about an error: its own remedy, or the usual one for its type."""
+    """Return the remedy of an error, or the usual one for its type."""
     if isinstance(error, NotMcp) and error.remedy:
         return error.remedy
     remedies: list[tuple[type[ClientError], str]] = [

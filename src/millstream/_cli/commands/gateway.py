@@ -30,7 +30,7 @@ gateway = App(
     usage="Usage: millstream gateway [OPTIONS] FILE",
     help="""Serve other MCP servers and APIs at one address.
 
-    Every client reaches every server of the file, whichever revisions and transports they speak.
+    Every client can use every server of the file, regardless of revisions and transports.
 
     **Examples**
 
@@ -63,7 +63,7 @@ def serve(  # noqa: PLR0913  the options of the command
         ),
     ] = None,
     transport: Annotated[
-        TransportChoice, Parameter(metavar="NAME", help="http, or stdio for the parent program.")
+        TransportChoice, Parameter(metavar="NAME", help="http, or stdio to communicate with the parent program.")
     ] = TransportChoice.http,
     store: Annotated[str, Parameter(metavar="URL", help="Where to store streams and records.")] = "",
     serve: Annotated[
@@ -83,9 +83,9 @@ def serve(  # noqa: PLR0913  the options of the command
     log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Serve what a file lists."""
+    """Serve the upstreams of a file."""
     if not file.is_file():
-        raise CommandError(f"There is no file {file}.", fix="Give a gateway.toml, or a JSON file with mcpServers.")
+        raise CommandError(f"There is no file {file}.", fix="Use a gateway.toml, or a JSON file with mcpServers.")
     if file.suffix not in (".toml", ".json"):
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"To serve a program: millstream run {file}")
     use_file(env_file)
@@ -114,7 +114,7 @@ def serve(  # noqa: PLR0913  the options of the command
 def accept(
     file: File,
     upstream: Annotated[str, Parameter(name="UPSTREAM", help="Name of the upstream.")],
-    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item; by default all that have changed.")] = "",
+    tool: Annotated[str, Parameter(name="TOOL", help="Name of the item. By default, all changed ones.")] = "",
     /,
     *,
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
@@ -122,8 +122,8 @@ def accept(
 ) -> None:
     """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.
 
-    Shows each definition that differs from the accepted one, and writes those that you accept to the file of pins
-    beside FILE (gateway.lock). Running gateways read it again.
+    Shows each definition that differs from the accepted one, and adds those that you accept to gateway.lock, beside
+    FILE. Running gateways reload it.
 
     **Example**
 
@@ -173,7 +173,7 @@ def _upstream(config: GatewayConfig, name: str, file: Path) -> UpstreamConfig:
 async def _lists(config: UpstreamConfig) -> catalog.Catalog:
     if config.openapi is not None or config.auth is not None:
         raise CommandError(
-            f"{config.name} can't be listed from here: it's an API, or needs credentials of its own.",
+            f"This command can't list {config.name}, because it's an API or needs its own credentials.",
             fix='Use first_seen = "accept", and restart the gateway with an empty store to accept everything.',
         )
     options = Options(env=config.env, cwd=config.cwd, connect_timeout=config.connect_timeout, cache=False)
@@ -199,13 +199,13 @@ def _lines(definition: catalog.Description | None) -> list[str]:
 
 
 def _printable(line: str) -> str:
-    """Escape characters that a terminal would hide or interpret, because the upstream wrote the text."""
+    """Escape unprintable characters of an upstream's text, which a terminal would hide or interpret."""
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
 
 
 def _confirm() -> bool:
     if not sys.stdin.isatty():
         raise CommandError(
-            "Nothing was accepted, because there's no terminal to confirm it.", fix="Review the change, then add --yes."
+            "Nothing was accepted, because there's no terminal to ask on.", fix="Review the change, then use --yes."
         )
     return input("Accept? [y/N] ").strip().lower() in ("y", "yes")

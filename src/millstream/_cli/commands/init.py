@@ -1,4 +1,4 @@
-"""``millstream init``: create a project that runs and has a passing test. It doesn't need the network."""
+"""``millstream init``: create a project with a server and a passing test, without network access."""
 
 import json as json_module
 import re
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     mcp.run({run})
 '''
 _TEST = '''\
-"""The server as a client sees it, in memory: no port, no process."""
+"""Tests of the server through a client in memory, without a port or process."""
 
 import asyncio
 
@@ -44,7 +44,7 @@ import server
 from millstream import Client
 
 
-def test_it_greets() -> None:
+def test_greets_by_name() -> None:
     async def talk() -> str:
         async with Client(server.mcp) as client:
             return await client.call("greet", name="Ada", into=str)
@@ -77,11 +77,11 @@ An MCP server. `server.py` has the tools; `test_server.py` tests them.
 | `millstream install server.py --client claude` | add it to an application; `millstream install --help` lists them |
 | `pytest` | run the tests |
 
-`pip install millstream pytest` brings both programs. With uv, `uv sync` does; then put `uv run` before each command.
+`pip install millstream pytest` installs both programs. With uv, run `uv sync`, and put `uv run` before each command.
 """
 _STARTS = {
     "http": "| `millstream run server.py` | serve it at http://127.0.0.1:8000/mcp |",
-    "stdio": "| `millstream run server.py --transport stdio` | what a desktop application starts |",
+    "stdio": "| `millstream run server.py --transport stdio` | serve over stdio, as desktop applications start it |",
 }
 _IGNORED = """\
 .env
@@ -129,12 +129,12 @@ def init(
     """
     if folder.is_file():
         raise CommandError(f"{folder} is a file, not a folder.", fix="Use another folder: millstream init DIR")
-    called = name or folder.resolve().name or "server"
-    files = project(called, transport="http" if http else "stdio")
-    taken = [each for each in files if (folder / each).exists()]
-    if taken:
+    server_name = name or folder.resolve().name or "server"
+    files = project(server_name, transport="http" if http else "stdio")
+    existing = [each for each in files if (folder / each).exists()]
+    if existing:
         raise CommandError(
-            f"{folder.resolve()} already has {', '.join(taken)}.",
+            f"{folder.resolve()} already has {', '.join(existing)}.",
             why="Nothing was written, so that your files aren't overwritten.",
             fix="Use another folder: millstream init DIR",
         )
@@ -145,11 +145,11 @@ def init(
     except OSError as exc:
         raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
     if json:
-        print_json({"folder": str(folder.resolve()), "name": called, "files": list(files)})
+        print_json({"folder": str(folder.resolve()), "name": server_name, "files": list(files)})
         return
-    print_text(f"Created {called} in {folder.resolve()}: {', '.join(files)}.")
-    go = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
-    print_text(f"Next: {go}millstream dev server.py")
+    print_text(f"Created {server_name} in {folder.resolve()}: {', '.join(files)}.")
+    change_folder = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    print_text(f"Next: {change_folder}millstream dev server.py")
 
 
 def project(name: str, *, transport: str) -> dict[str, str]:

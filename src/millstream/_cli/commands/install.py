@@ -20,7 +20,7 @@ from millstream._cli.variables import read_file
 from millstream._protocol.suggestions import closest_name
 
 PRINTED = "json"
-"""Pseudo-application that prints the entry, for those that aren't listed."""
+"""Pseudo-application that prints the entry, for applications that aren't listed."""
 
 
 def install(  # noqa: PLR0913  the options of the command
@@ -54,7 +54,9 @@ def install(  # noqa: PLR0913  the options of the command
     header: Annotated[
         list[str] | None,
         Parameter(
-            name=("--header", "-H"), metavar="HEADER", help='For a URL: send this along: "Name: value". Repeat it.'
+            name=("--header", "-H"),
+            metavar="HEADER",
+            help='For a URL: header of each request, "Name: value". Repeat it.',
         ),
     ] = None,
     packages: Annotated[
@@ -78,8 +80,8 @@ def install(  # noqa: PLR0913  the options of the command
 ) -> None:
     """Add a server to the configuration of an application.
 
-    It shows the change first, and asks. Everything else in the file is preserved: other servers, comments, order. A
-    copy of the file is kept beside it, and `--undo` reverts the change.
+    It shows the change, and asks before writing. The rest of the file is preserved: other servers, comments, order. A
+    backup is kept beside the file, and `--undo` reverts the change.
 
     **Examples**
 
@@ -136,7 +138,7 @@ def only_one_here(system: System) -> str:
     """Return the only installed application, for commands without --client.
 
     Raises:
-        CommandError: there is none, or there are several.
+        CommandError: no application, or more than one, was found.
     """
     here = [key for key, application in APPLICATIONS.items() if _is_there(application, system)]
     if len(here) == 1:
@@ -146,9 +148,9 @@ def only_one_here(system: System) -> str:
             f"Several applications are installed: {', '.join(here)}.", fix=f"Choose one: --client {here[0]}"
         )
     raise CommandError(
-        "No application that can be configured was found on this machine.",
+        "No supported application was found on this machine.",
         why=f"Looked for {', '.join(APPLICATIONS)}.",
-        fix=f"Name yours, as in --client claude. For any other, --client {PRINTED} prints the entry.",
+        fix=f"Name yours, as in --client claude. For other applications, print the entry: --client {PRINTED}",
     )
 
 
@@ -161,38 +163,38 @@ def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:
     """Return the configuration file of an application.
 
     Raises:
-        CommandError: the application is unknown, or doesn't support configuration per folder.
+        CommandError: the application is unknown, or has no configuration per folder.
     """
     application = APPLICATIONS.get(key)
     if application is None:
         near = closest_name(key, APPLICATIONS)
         raise CommandError(
-            f"{key} isn't an application that can be configured.",
+            f"{key} isn't a supported application.",
             fix=f"{f'Did you mean {near}? ' if near else ''}Use one of: {', '.join(APPLICATIONS)}.",
         )
     if not project:
         return application.place(system_here()), application
     if not application.project:
-        raise CommandError(f"{application.title} doesn't support configuration per folder.", fix="Leave --project out.")
+        raise CommandError(f"{application.title} has no configuration per folder.", fix="Leave out --project.")
     return Path.cwd() / application.project, application
 
 
 def _check(launch: Launch, env: dict[str, str], headers: list[str], packages: list[str]) -> None:
     if launch.url and packages:
         raise CommandError(
-            "A server at a URL can't use packages.",
-            why="It runs elsewhere.",
-            fix="Leave --with and --with-editable out.",
+            "Packages can't be added to a server at a URL.",
+            why="It already runs elsewhere.",
+            fix="Leave out --with and --with-editable.",
         )
     if launch.url and env:
-        raise CommandError("A server at a URL takes no variables.", fix="Send headers: --header NAME:VALUE")
+        raise CommandError("Variables can't be set for a server at a URL.", fix="Send headers: --header NAME:VALUE")
     if headers and not launch.url:
-        raise CommandError("A server in a file takes no headers.", fix="Set variables: --var NAME=VALUE")
+        raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --var NAME=VALUE")
 
 
 def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:
     if name and called != name and not json:
-        text = f'The server is called {called}, because {application} can\'t use the name "{name}".'
+        text = f'The server is named {called}, because {application} doesn\'t support the name "{name}".'
         print_text(safe(text), sys.stderr)
 
 
@@ -211,9 +213,9 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
         return not dry_run
     if json or not somebody_looks():
         if json:
-            tell("Nothing was written, because there's no terminal to confirm it.", 2, remedy="Use --yes.")
+            tell("Nothing was written, because there's no terminal to ask on.", 2, remedy="Use --yes.")
         else:
-            print("Nothing was written, because there's no terminal to confirm it. Use --yes.", file=sys.stderr)
+            print("Nothing was written, because there's no terminal to ask on. Use --yes.", file=sys.stderr)
         raise SystemExit(2)
     if not confirm("Write this?"):
         print("Nothing was written.", file=sys.stderr)
@@ -235,7 +237,7 @@ def _tell(change: FileChange, application: ConfigurableApp, name: str, done: str
     sentences = {
         "unchanged": f"{change.path} already has this entry for {name}, so nothing was changed.",
         "shown": "Nothing was written.",
-        "installed": f"{application.title} has {name} now. {application.afterwards}",
-        "undone": f"{change.path} is as it was before {name} was installed.",
+        "installed": f"Added {name} to {application.title}. {application.afterwards}",
+        "undone": f"Reverted {change.path} to its state before {name} was installed.",
     }
     print_text(sentences[result], sys.stderr if dry_run else None)

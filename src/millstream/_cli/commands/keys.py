@@ -1,4 +1,4 @@
-"""``millstream keys``: create, list, revoke, and rotate API keys in a file that running servers follow."""
+"""``millstream keys``: create, list, revoke, and rotate API keys in a file that running servers reload."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ File = Annotated[
     ),
 ]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Name = Annotated[str, Parameter(name="NAME", help="Owner of the key, which tools see as the caller's subject.")]
+Name = Annotated[str, Parameter(name="NAME", help="Owner of the key: the caller's subject in tools.")]
 
 
 def _file(given: Path | None) -> KeyFile:
@@ -43,7 +43,7 @@ def _file(given: Path | None) -> KeyFile:
 
 @contextmanager
 def _convert_errors() -> Generator[None, None, None]:
-    """Show errors in the style of the command line."""
+    """Convert errors to errors of the command line."""
     try:
         yield
     except (ValueError, LocalError) as exc:
@@ -56,7 +56,7 @@ def add(
     /,
     *,
     scope: Annotated[
-        list[str] | None, Parameter(metavar="SCOPE", help="What it covers; repeat it, or '*' for everything.")
+        list[str] | None, Parameter(metavar="SCOPE", help="Scope of the key; repeat it, or use '*' for all.")
     ] = None,
     days: Annotated[
         float,
@@ -69,7 +69,7 @@ def add(
     file: File = None,
     json: Json = False,
 ) -> None:
-    """Create a key and print it. It isn't shown again.
+    """Create a key, and print it once.
 
     **Examples**
 
@@ -77,33 +77,33 @@ def add(
 
     - `millstream keys add robot --scope orders:write --days 30`
     """
-    kept, now = _file(file), time.time()
+    key_file, now = _file(file), time.time()
     with _convert_errors():
-        key = kept.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
+        key = key_file.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
     if json:
-        print_json({"name": name, "key": key, "file": str(kept.path)})
+        print_json({"name": name, "key": key, "file": str(key_file.path)})
         return
-    print(f"Added {name} to {kept.path}. The key is shown only now:", file=sys.stderr)
+    print(f"Added {name} to {key_file.path}. The key won't be shown again:", file=sys.stderr)
     print(key)
 
 
 @keys.command(name="list")
 def list_keys(*, file: File = None, json: Json = False) -> None:
-    """List the keys: names, scopes, and times. The keys themselves aren't stored.
+    """List the keys: names, scopes, and times. Only hashes of the keys are stored.
 
     **Example**
 
     - `millstream keys list --file keys.json`
     """
-    kept = _file(file)
+    key_file = _file(file)
     with _convert_errors():
-        kept.load()
+        key_file.load()
     if json:
         found = [{"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
-                 for each in kept.keys]  # fmt: skip
+                 for each in key_file.keys]  # fmt: skip
         print_json({"keys": found})
         return
-    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.created), _end(each)] for each in kept.keys]
+    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.created), _end(each)] for each in key_file.keys]
     print_rows(rows, ["NAME", "SCOPES", "SINCE", "EXPIRES"])
 
 
@@ -115,9 +115,9 @@ def revoke(name: Name, /, *, file: File = None, json: Json = False) -> None:
 
     - `millstream keys revoke ada`
     """
-    kept = _file(file)
+    key_file = _file(file)
     with _convert_errors():
-        kept.revoke(name)
+        key_file.revoke(name)
     if json:
         print_json({"revoked": name})
         return
@@ -140,20 +140,21 @@ def rotate(
     file: File = None,
     json: Json = False,
 ) -> None:
-    """Replace a key with a new one with the same scopes, and print it.
+    """Replace a key with a new one with the same scopes, and print it once.
 
     **Example**
 
     - `millstream keys rotate ada --grace 2`
     """
-    kept = _file(file)
+    key_file = _file(file)
     with _convert_errors():
-        key = kept.rotate(name, time.time(), grace * 3600)
+        key = key_file.rotate(name, time.time(), grace * 3600)
     if json:
         print_json({"name": name, "key": key, "graceHours": grace})
         return
     print(
-        f"Rotated {name}. The old key works for {grace:g} more hours; the new one is shown only now:", file=sys.stderr
+        f"Rotated {name}. The old key works for {grace:g} more hours. The new one won't be shown again:",
+        file=sys.stderr,
     )
     print(key)
 

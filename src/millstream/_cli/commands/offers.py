@@ -1,4 +1,4 @@
-"""``millstream list``, ``call``, ``read``, and ``prompt``: list and use what a server offers."""
+"""``millstream list``, ``call``, ``read``, and ``prompt``: list and use the items of a server."""
 
 import json as json_module
 import shlex
@@ -22,7 +22,7 @@ from millstream._cli.connect_options import (
     with_client,
 )
 from millstream._cli.errors import UsageError
-from millstream._cli.signals import unread
+from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text
 from millstream._cli.task_calls import follow, start
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
@@ -58,12 +58,12 @@ def list_(
     async def work(client: Client) -> None:
         tools, resources = await client.tools(), await client.resources()
         templates, prompts = await client.templates(), await client.prompts()
-        skills = await client.skills()  # requests only if the server has some
+        skills = await client.skills()  # no request without the extension
         if json:
             offers = {"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts}
             print_json({**offers, "skills": skills} if skills else offers)
             return
-        signed = sys.stdout.isatty()  # in a pipe, the second column is only the name
+        signed = sys.stdout.isatty()  # in a pipe, print only the name
         rows = [
             ["tool", signature_of(each) if signed else each.name, each.description or each.title or ""]
             for each in tools
@@ -98,15 +98,18 @@ def call(
         ),
     ] = "",
     task: Annotated[
-        bool, Parameter(name="--task", help="Let the server make a task of the call, which outlives this command.")
+        bool,
+        Parameter(
+            name="--task", help="Let the server run the call as a task, which continues after this command ends."
+        ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Call a tool and print its result; progress goes to standard error.
+    """Call a tool, and print its result. Progress goes to standard error.
 
-    Values are read as the tool's schema wants them: `copies=2` becomes a number if the tool takes one,
-    and text otherwise. Lists and objects are JSON, and a list of words may have commas. The exit
-    status is 1 if the tool reports an error.
+    Values are converted to the types in the tool's schema: `copies=2` becomes a number or text. Write lists and
+    objects as JSON; a list of words can also be separated by commas. The exit status is 1 if the tool reports an
+    error.
 
     **Examples**
 
@@ -149,14 +152,14 @@ async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any
         return await follow(client, await start(client, server, tool, arguments))
     if task:
         print_text(
-            "The server has no tasks, so this is a plain call: Ctrl-C ends it. "
-            'A tool allows them by @mcp.tool(task="allowed").',
+            "The server doesn't support tasks, so this is a plain call, which Ctrl-C cancels. "
+            'To allow tasks: @mcp.tool(task="allowed")',
             sys.stderr,
         )
     progress = Progress()
     try:
-        with unread() as told:
-            return await client.call(tool, arguments, progress=told(progress.step), raise_on_error=False)
+        with stop_without_reader() as wrap:
+            return await client.call(tool, arguments, progress=wrap(progress.step), raise_on_error=False)
     finally:
         progress.close()
 
@@ -212,7 +215,7 @@ def prompt(
     options: ConnectOptions,
     name: Annotated[str, Parameter(name="NAME", help="Name of the prompt.")],
     /,
-    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Its arguments.")],
+    *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the prompt.")],
     json: Json = False,
 ) -> None:
     """Print the messages of a prompt.
@@ -245,7 +248,7 @@ def prompt(
 
 
 def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:
-    """Return the error for arguments without names, with those that they are probably meant for."""
+    """Return the error for arguments without names, with a guess of the names."""
     named = [f"{name}={word}" for name, word in zip(names, words, strict=False)]
     remedy = f": {item} {shlex.join(named)}" if len(named) == len(words) else ""
     return UsageError(f"{_USAGE}, not {words[0]!r}{remedy}.")
@@ -258,7 +261,7 @@ def _object(text: str) -> dict[str, Any]:
     try:
         found = json_module.loads(source)
     except (ValueError, RecursionError) as exc:
-        raise UsageError(f"--input is not JSON: {exc}.") from exc
+        raise UsageError(f"--input isn't JSON: {exc}.") from exc
     if not isinstance(found, dict):
         raise UsageError("--input must be a JSON object.")
     return cast("dict[str, Any]", found)
@@ -280,10 +283,10 @@ def signature_of(tool: ToolDescription) -> str:
     for name, given in members(schema.get("properties")).items():
         field = members(given)
         kind = field.get("type")
-        told = f"{name}: {kind}" if isinstance(kind, str) and kind != "string" else name
+        word = f"{name}: {kind}" if isinstance(kind, str) and kind != "string" else name
         if name not in wanted:
-            told += f"={json_module.dumps(field['default'], ensure_ascii=False)}" if "default" in field else "?"
-        words.append(told)
+            word += f"={json_module.dumps(field['default'], ensure_ascii=False)}" if "default" in field else "?"
+        words.append(word)
     return f"{tool.name}({', '.join(words)})"
 
 
@@ -293,7 +296,7 @@ def _prompt_of(prompt: PromptDescription) -> str:
 
 
 def describe(block: Any) -> str:
-    """Return a block as text: its own, or a description."""
+    """Return the text of a block, or a description."""
     if isinstance(block, Text):
         return block.text
     if isinstance(block, Image | Audio):
@@ -307,10 +310,10 @@ def describe(block: Any) -> str:
 
 
 async def check_resource(client: Client, uri: str) -> None:
-    """Check that a resource exists: in the list, matching a template, or at least when it's read.
+    """Check that a resource is listed, matches a template, or can be read.
 
     Raises:
-        ClientError: it doesn't exist.
+        ClientError: the resource doesn't exist.
     """
     missing = await no_such_resource(client, uri)
     if missing is None:
@@ -327,7 +330,7 @@ async def check_resource(client: Client, uri: str) -> None:
 
 
 async def no_such_resource(client: Client, uri: str) -> ClientError | None:
-    """Return the error for a URI that the server doesn't offer; None if it does."""
+    """Return the error for a URI that isn't listed and matches no template, or None."""
     templates = [each.uri_template for each in await client.templates()]
     if any(uri.startswith(each.partition("{")[0]) for each in templates):
         return None

@@ -16,7 +16,7 @@ _PINGS = 5
 
 
 async def latency_ms(client: Client) -> float:
-    """Return the milliseconds until a response."""
+    """Ping the server, and return the milliseconds until the response."""
     begun = time.perf_counter()
     await client.ping()
     return (time.perf_counter() - begun) * 1000
@@ -86,7 +86,7 @@ def ping(
     ] = 1.0,
     json: Json = False,
 ) -> None:
-    """Check whether a server responds, and how fast. The time to connect isn't included.
+    """Check whether a server responds, and how fast, not including the time to connect.
 
     **Example**
 

@@ -1,4 +1,4 @@
-"""``millstream publish``: the entry of a server for the MCP registry."""
+"""``millstream publish``: print a server's entry for the MCP registry."""
 
 import json as json_module
 from typing import Annotated
@@ -15,18 +15,16 @@ def publish(
     target: Annotated[str, Parameter(name="FILE", help="A .py file (FILE:OBJECT for one of several), or a module.")],
     /,
     *,
-    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Print the entry and send nothing. Required.")] = False,
-    name: Annotated[
-        str, Parameter(name="--name", metavar="NAME", help="Its name in the registry: com.example/shop.")
-    ] = "",
-    url: Annotated[str, Parameter(name="--url", metavar="URL", help="The public URL of its MCP endpoint.")] = "",
-    repository: Annotated[str, Parameter(name="--repository", metavar="URL", help="The URL of its source code.")] = "",
+    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Print the entry without sending it. Required.")] = False,
+    name: Annotated[str, Parameter(name="--name", metavar="NAME", help="Name in the registry: com.example/shop.")] = "",
+    url: Annotated[str, Parameter(name="--url", metavar="URL", help="Public URL of the MCP endpoint.")] = "",
+    repository: Annotated[str, Parameter(name="--repository", metavar="URL", help="URL of the source code.")] = "",
     json: Annotated[bool, Parameter(name="--json", help="Print JSON in one line.")] = False,
 ) -> None:
     """Print the `server.json` of a server for the MCP registry.
 
-    Name, version, title, description, website, and icons come from the program. Without `--url` and `--name`, the
-    settings `card_url` and `card_name` count. Publish the file with the registry's own `mcp-publisher`.
+    Name, version, title, description, website, and icons come from the program. `--url` and `--name` default to the
+    settings `card_url` and `card_name`. Publish the file with the registry's `mcp-publisher`.
 
     **Example**
 
@@ -43,11 +41,11 @@ def publish(
         raise CommandError(
             f"{target} needs a name in the registry, such as com.example/shop.",
             why="Names in the registry begin with the domain of the owner.",
-            fix="Give the public URL, to derive the name from: --url https://shop.example.com/mcp, or a --name.",
+            fix="Set the name with --name, or derive it from the public URL: --url https://shop.example.com/mcp",
         )
     try:
         identity = identify(definition.name, url, name)
     except CardError as exc:
-        raise CommandError(str(exc), fix="Give --url, --name, or both.") from exc
+        raise CommandError(str(exc), fix="Set --url, --name, or both.") from exc
     entry = registry_entry(identity, definition.describe(), repository=repository)
     print(json_module.dumps(entry, ensure_ascii=False, indent=None if json else 2))

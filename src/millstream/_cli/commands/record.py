@@ -29,9 +29,9 @@ def record(
 ) -> None:
     """Record the messages between a client and a server.
 
-    The recorder is a server on standard input and output that forwards every message to the real one. Put it in front
-    of the server's command in a client's configuration. It also works for a server at a URL. Only you can read the
-    file, because messages may contain secrets.
+    The recorder is a server on standard input and output that forwards every message to the real one. Put it before
+    the server's command in a client's configuration, or use it with a URL. Only you can read the file, because
+    messages may contain secrets.
 
     **Examples**
 
@@ -48,14 +48,14 @@ def record(
     async def work() -> int:
         place = find(server[0] if len(server) == 1 else server, env={}, cwd=None)
         if isinstance(place, Remote) and (place.url.scheme in ("ws", "wss") or place.kind == "sse"):
-            raise TargetError("A URL is recorded over Streamable HTTP only. Use an http:// or https:// URL.")
-        writer = Writer(file, " ".join(server), told=lambda text: print(one_line(text), file=sys.stderr))
+            raise TargetError("Only Streamable HTTP can be recorded. Use an http:// or https:// URL.")
+        writer = Writer(file, " ".join(server), warn=lambda text: print(one_line(text), file=sys.stderr))
         try:
             if isinstance(place, Remote):
                 headers = pairs(header or [], ":", '--header must be "Name: value"')
                 auth = None
                 if login:
-                    from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only who logs in needs it
+                    from millstream.client._oauth.flow import OAuth  # noqa: PLC0415 - only for logins
 
                     auth = OAuth()
                 return await Bridge(place, headers, writer, auth).run()

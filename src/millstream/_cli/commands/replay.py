@@ -12,12 +12,12 @@ from millstream._cli.signals import carry_out
 
 
 def replay(
-    file: Annotated[Path, Parameter(name="FILE", help="A recording that millstream record made.")],
+    file: Annotated[Path, Parameter(name="FILE", help="A file created by `millstream record`.")],
     /,
 ) -> None:
     """Serve a recording on standard input and output.
 
-    Requests get the answers that the recorded server gave, so you can test a client without the server.
+    Requests get the recorded responses, so you can test a client without the server.
 
     **Example**
 

@@ -1,7 +1,6 @@
 """``millstream run``: serve a file or module over HTTP, or over standard input and output.
 
-A stdio server doesn't load the command-line library and the panel, because a desktop client waits for it
-(`millstream._cli.main`).
+Stdio servers usually start without this module and the command-line library, to be fast (`millstream._cli.main`).
 """
 
 from collections.abc import Callable, Mapping
@@ -27,12 +26,9 @@ from millstream._cli.load import check_target, folder_of, load
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.uv import run_with
 from millstream._cli.variables import use_file
-from millstream._config import DEVELOPING, Settings, VariableError
+from millstream._config import DEV_SETTINGS, Settings, VariableError
 
-LISTEN, MCP, SECURITY = (
-    Group(name, sort_key=at)
-    for at, name in enumerate(("Where to listen", "HTTP: what it serves", "HTTP: who may call"), start=2)
-)
+LISTEN, MCP, SECURITY = (Group(name, sort_key=at) for at, name in enumerate(("Listening", "HTTP", "Security"), start=2))
 
 
 class TransportChoice(StrEnum):
@@ -51,7 +47,7 @@ class LogLevel(StrEnum):
 
 EnvFile = Annotated[
     Path | None,
-    Parameter(name="--env-file", metavar="FILE", help="Set the variables in this file, unless they are set already."),
+    Parameter(name="--env-file", metavar="FILE", help="Set the variables in this file that aren't already set."),
 ]
 Packages = Annotated[
     list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
@@ -62,7 +58,7 @@ Editable = Annotated[
 ]
 Inspect = Annotated[
     list[str] | None,
-    Parameter(name="--inspect", metavar="URL", help="HTTP: let /inspect reach this server, too. Repeat it."),
+    Parameter(name="--inspect", metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
 ]
 
 
@@ -72,7 +68,7 @@ class RunOptions(TypedDict):
     serve: str
     store: str
     more: frozenset[str]
-    """Parts to serve in addition to the program's or `serve`."""
+    """Parts to serve in addition to those of the program or of `serve`."""
     settings: Mapping[str, object]
     """Settings by name; None leaves a setting unchanged."""
 
@@ -123,7 +119,7 @@ def run(  # noqa: PLR0913  the options of the command
         bool, Parameter(name="--json", group=MCP, help="Respond to calls with JSON only, never an event stream.")
     ] = False,
     path: Annotated[
-        str, Parameter(metavar="PATH", group=LISTEN, help="Path of MCP.", show_default=lambda _: "/mcp")
+        str, Parameter(metavar="PATH", group=LISTEN, help="Path of the MCP endpoint.", show_default=lambda _: "/mcp")
     ] = "",
     store: Annotated[
         str,
@@ -146,7 +142,7 @@ def run(  # noqa: PLR0913  the options of the command
         bool, Parameter(name="--reload", help="Restart when a Python file in the program's folder changes.")
     ] = False,
     dev: Annotated[
-        bool, Parameter(name="--dev", help="Show callers the errors of your code, and log a line for each message.")
+        bool, Parameter(name="--dev", help="Send errors of your code to callers, and log a line for each message.")
     ] = False,
     fd: Annotated[
         int | None,
@@ -163,9 +159,7 @@ def run(  # noqa: PLR0913  the options of the command
     ] = None,
     auth_key: Annotated[
         str | None,
-        Parameter(
-            group=SECURITY, metavar="KEY", help="The key that callers must send. MCP_SERVER_AUTH_KEY sets it, too."
-        ),
+        Parameter(group=SECURITY, metavar="KEY", help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it."),
     ] = None,
     auth_keys: Annotated[
         str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
@@ -223,7 +217,7 @@ def run(  # noqa: PLR0913  the options of the command
     use_file(env_file)
     if transport is TransportChoice.stdio:
         _check_alone(workers=workers > 1, reload=reload)
-        serve_stdio(target, log_level or "", settings=DEVELOPING if dev else {})
+        serve_stdio(target, log_level or "", settings=DEV_SETTINGS if dev else {})
     else:
         serve_http(
             target,
@@ -244,14 +238,14 @@ def run(  # noqa: PLR0913  the options of the command
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
                 "inspect": tuple(inspect) if inspect else None,
-                **(DEVELOPING if dev else {}),
+                **(DEV_SETTINGS if dev else {}),
             },
         )
 
 
-def _check_alone(**asked: bool) -> None:
+def _check_alone(**options: bool) -> None:
     """Reject options that only work with HTTP, instead of ignoring them."""
-    for name in (name for name, wanted in asked.items() if wanted):
+    for name in (name for name, enabled in options.items() if enabled):
         raise CommandError(
             f"--{name} requires HTTP: on stdio, each client starts its own process.",
             fix=f"Leave out --{name}, or --transport stdio.",
@@ -259,14 +253,14 @@ def _check_alone(**asked: bool) -> None:
 
 
 def _check_not_empty(secured: Mapping[str, str | None]) -> None:
-    """Reject an empty value, such as an unset variable, which would leave the server unprotected."""
+    """Reject empty values, for example from unset variables, which would leave the server unprotected."""
     for name, value in secured.items():
         if value == "":
             option = f"--{name.replace('_', '-')}"
             raise CommandError(
                 f"{option} is empty.",
-                why="Without it, the server would be less protected than you intend. Perhaps a variable isn't set.",
-                fix=f"Give {option} a value, or leave it out.",
+                why="The server would be less protected than you intend. Perhaps a variable isn't set.",
+                fix=f"Set a value for {option}, or leave it out.",
             )
 
 
@@ -282,7 +276,7 @@ def serve_http(
     told: Callable[[Facts], None] = show,
     **options: Unpack[RunOptions],
 ) -> None:
-    """Serve until stopped: alone, as the parent of workers, or as one of them.
+    """Serve until stopped, as a single process, the supervisor of workers, or a worker.
 
     Raises:
         CommandError: the server can't be found, or the address or an option is invalid.
@@ -310,17 +304,17 @@ def serve_http(
 def configure(
     server: Server, *, serve: str, store: str, settings: Mapping[str, object], more: frozenset[str] = frozenset()
 ) -> None:
-    """Apply the options over the program's settings.
+    """Override the program's settings with the options.
 
     Raises:
         CommandError: an option is invalid.
     """
-    said: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    check_inspected(said.get("inspect", ()))
+    chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    check_inspected(chosen.get("inspect", ()))
     if store:
         server.definition.store = store
     try:
-        server.definition.configure(**said)
+        server.definition.configure(**chosen)
     except ValueError as exc:
         raise CommandError(str(exc), fix="Correct the option, or leave it out.") from exc
     try:
@@ -328,31 +322,31 @@ def configure(
         if not server.definition.parts >= more:
             server.definition.configure(serve=server.definition.parts | more)
     except ValueError as exc:
-        raise CommandError(str(exc), fix="Use --serve all, or some of them: --serve hub,rest") from exc
+        raise CommandError(str(exc), fix="Use --serve all, or a list such as --serve hub,rest") from exc
 
 
 def check_inspected(urls: object) -> None:
     """Check the URLs for the inspector before anything starts.
 
     Raises:
-        CommandError: one of them isn't a URL.
+        CommandError: a URL is invalid, or isn't http or https.
     """
     if not urls:
         return
     from millstream._http.client.url import parse  # noqa: PLC0415
-    from millstream.client._errors import TargetError  # noqa: PLC0415  only who inspects others needs it
+    from millstream.client._errors import TargetError  # noqa: PLC0415  rarely needed
 
     for each in cast("tuple[str, ...]", urls):
         try:
-            known = parse(each).scheme in ("http", "https")
+            supported = parse(each).scheme in ("http", "https")
         except TargetError as exc:
             raise CommandError(str(exc)) from exc
-        if not known:
+        if not supported:
             raise CommandError(f"{each} can't be inspected.", fix="Use an http or https URL.")
 
 
 def _settings() -> Settings:
-    """Return the settings of the workers' parent, which doesn't load the program."""
+    """Return the settings of the supervisor, which doesn't load the program."""
     try:
         return Settings.load()
     except VariableError:

@@ -1,4 +1,4 @@
-"""``millstream tasks``: the tasks started with ``millstream call --task``, and their state."""
+"""``millstream tasks``: show, wait for, or cancel tasks started with ``millstream call --task``."""
 
 import sys
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ def tasks(
     task: Annotated[str, Parameter(name="TASK", help="The id of a task.")] = "",
     /,
     *,
-    wait: Annotated[bool, Parameter(name="--wait", help="Wait until the task is over.")] = False,
+    wait: Annotated[bool, Parameter(name="--wait", help="Wait until the task ends.")] = False,
     cancel: Annotated[bool, Parameter(name="--cancel", help="Cancel the task.")] = False,
     json: Json = False,
 ) -> None:
@@ -41,7 +41,7 @@ def tasks(
     - `millstream tasks https://example.com/mcp ID --wait`
     """
     if not task and (wait or cancel):
-        raise UsageError("Which task? Give its id: millstream tasks SERVER ID")
+        raise UsageError("--wait and --cancel require a task: millstream tasks SERVER ID")
 
     async def work(client: Client) -> int:
         if not task:
@@ -77,7 +77,8 @@ async def _show_all(client: Client, server: str, *, as_json: bool) -> None:
         print_json([_plain(each) for each in found])
     elif not rows:
         print_text(
-            "No task of this server was started here. `millstream call SERVER TOOL --task` starts one.", sys.stderr
+            "No task of this server was started on this machine. Start one with `millstream call SERVER TOOL --task`.",
+            sys.stderr,
         )
     else:
         print_rows(rows, ["TASK", "TOOL", "STATUS", "STARTED", "MESSAGE"])

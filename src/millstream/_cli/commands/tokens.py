@@ -1,7 +1,7 @@
-"""``millstream tokens``: the cost of a tool list in a model's context.
+"""``millstream tokens``: estimate how many tokens a tool list takes in a model's context.
 
 A token is estimated as four characters of the JSON that a model receives (name, description, and input schema).
-Tokenizers differ by at most a third for such text; what matters is which tools are expensive.
+Tokenizers differ by up to a third for such text, so the figures are for comparing tools.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _CHARACTERS = 4
 
 
 def cost(tool: ToolDescription) -> int:
-    """Return approximately how many tokens a tool takes in a model's context."""
+    """Estimate how many tokens a tool takes in a model's context."""
     return _cost(tool.name, tool.description or "", tool.input_schema)
 
 
@@ -28,7 +28,7 @@ def _cost(name: str, description: str, schema: dict[str, Any]) -> int:
 
 
 def search_cost() -> int:
-    """Return approximately how many tokens the list takes with `tool_search`."""
+    """Estimate how many tokens the tool list takes with `tool_search`."""
     both = ((SEARCH, SEARCH_DESCRIPTION), (CALL, CALL_DESCRIPTION))
     return sum(_cost(name, about["description"], about["inputSchema"]) for name, about in both)
 
@@ -42,8 +42,8 @@ def tokens(
 ) -> None:
     """Show the cost of a server's tools in tokens, the most expensive first.
 
-    It's an estimate: four characters of name, description, and schema count as a token. Instructions are included. The
-    last row is the cost with tool search (MILLSTREAM_TOOL_SEARCH=true).
+    The estimate is one token for four characters of names, descriptions, schemas, and instructions. The last row is the
+    cost with tool search (MILLSTREAM_TOOL_SEARCH=true).
 
     **Example**
 

@@ -1,4 +1,4 @@
-"""``millstream users``: add, list, and remove users in a file that running servers follow."""
+"""``millstream users``: add, list, and remove users in a file that running servers reload."""
 
 import sys
 import time
@@ -24,12 +24,12 @@ users = App(name="users", help="Add, list, and remove users.")
 
 File = Annotated[Path, Parameter(name="--file", metavar="FILE", help="The file of users.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
-Name = Annotated[str, Parameter(name="NAME", help="Name of the user, which tools see as the caller's subject.")]
+Name = Annotated[str, Parameter(name="NAME", help="Name of the user: the caller's subject in tools.")]
 
 
 @contextmanager
 def _convert_errors() -> Generator[None, None, None]:
-    """Show errors in the style of the command line."""
+    """Convert errors to errors of the command line."""
     try:
         yield
     except (ValueError, LocalError) as exc:
@@ -37,18 +37,20 @@ def _convert_errors() -> Generator[None, None, None]:
 
 
 def _people(file: Path) -> "UserFile":
-    from millstream.auth._authorization_server.user_file import UserFile  # noqa: PLC0415  help needs no cryptography
+    from millstream.auth._authorization_server.user_file import UserFile  # noqa: PLC0415  loads cryptography
 
     return UserFile(file)
 
 
 def _password() -> str:
-    """Read a password: twice from a terminal, without showing it, or else the first line of standard input."""
+    """Read a password: twice without echo from a terminal, or else from the first line of standard input."""
     if sys.stdin.isatty():
         return ask_password()
     line = sys.stdin.readline()
     if not line:
-        raise CommandError("There is no password: the input is empty.", fix="Run this at a terminal, or pipe one in.")
+        raise CommandError(
+            "There is no password: the input is empty.", fix="Run this on a terminal, or pipe a password to it."
+        )
     return line.rstrip("\r\n")
 
 
@@ -59,7 +61,7 @@ def add(
     *,
     scope: Annotated[
         list[str] | None,
-        Parameter(metavar="SCOPE", help="What they may hand on to a client; repeat it, or '*' for everything."),
+        Parameter(metavar="SCOPE", help="Scope that they may grant to clients; repeat it, or use '*' for all."),
     ] = None,
     file: File = Path(DEFAULT),
     json: Json = False,
@@ -74,32 +76,32 @@ def add(
     """
     with _convert_errors():
         _people(file).add(name, _password(), tuple(scope or ()), time.time())
-    _say(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
+    _report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
 
-def _say(text: str, said: dict[str, str], *, json: bool) -> None:
+def _report(text: str, result: dict[str, str], *, json: bool) -> None:
     if json:
-        print_json(said)
+        print_json(result)
     else:
         print(text, file=sys.stderr)
 
 
 @users.command(name="list")
 def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
-    """List the users: names and scopes. Passwords aren't stored.
+    """List the users: names and scopes.
 
     **Example**
 
     - `millstream users list --file users.json`
     """
-    kept = _people(file)
+    user_file = _people(file)
     with _convert_errors():
-        kept.load()
+        user_file.load()
     if json:
-        people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in kept.users.values()]
+        people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in user_file.users.values()]
         print_json({"users": people})
         return
-    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.since)] for each in kept.users.values()]
+    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.since)] for each in user_file.users.values()]
     print_rows(rows, ["NAME", "SCOPES", "SINCE"])
 
 
@@ -117,12 +119,12 @@ def remove(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> 
     """
     with _convert_errors():
         _people(file).remove(name)
-    _say(f"Removed {name}.", {"removed": name}, json=json)
+    _report(f"Removed {name}.", {"removed": name}, json=json)
 
 
 @users.command
 def password(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> None:
-    """Change a user's password. Clients that they have approved have to sign in again.
+    """Change a user's password. Clients that the user has approved have to sign in again.
 
     **Example**
 
@@ -130,4 +132,4 @@ def password(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -
     """
     with _convert_errors():
         _people(file).set_password(name, _password(), time.time())
-    _say(f"{name} has a new password.", {"changed": name}, json=json)
+    _report(f"{name} has a new password.", {"changed": name}, json=json)

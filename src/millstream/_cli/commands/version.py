@@ -1,4 +1,4 @@
-"""``millstream version``. With no option other than ``--json``, `millstream._cli.main` handles it directly."""
+"""``millstream version``. Usually, `millstream._cli.main` handles it without loading this module."""
 
 from typing import Annotated
 

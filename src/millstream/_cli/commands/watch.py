@@ -1,4 +1,4 @@
-"""``millstream watch``: show changes and log messages of a server as they happen."""
+"""``millstream watch``: print changes and log messages of a server as they happen."""
 
 import asyncio
 from contextlib import suppress
@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 
 from millstream._cli.commands.offers import check_resource
 from millstream._cli.connect_options import ConnectOptions, Json, connects, with_client
-from millstream._cli.signals import unread
+from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import one_line, print_json, print_text
 from millstream.client._client import Client
 from millstream.client._server_messages import Change, Notification
@@ -41,7 +41,7 @@ def watch(
         Parameter(
             name=("--count", "-c"),
             metavar="N",
-            help="Stop after this many; 0 for no limit.",
+            help="Stop after this many changes; 0 for no limit.",
             validator=Number(gte=0),
         ),
     ] = 0,
@@ -52,8 +52,8 @@ def watch(
 ) -> None:
     """Print changes and log messages of a server, until Ctrl-C.
 
-    Without URIs, it shows every change of the server's lists. `again` means that the connection broke and was restored,
-    and that changes may have been missed. With --json, each line is one object.
+    Changes of the server's lists are always shown. `again` means that the connection was lost and restored, so changes
+    may have been missed. With --json, each line is one object.
 
     **Examples**
 
@@ -65,8 +65,8 @@ def watch(
     async def work(client: Client) -> None:
         for uri in uris:
             await check_resource(client, uri)  # a missing resource would never change
-        with unread() as told:
-            client.conversation.incoming.observer = told(partial(show_notification, as_json=json))
+        with stop_without_reader() as wrap:
+            client.conversation.incoming.observer = wrap(partial(show_notification, as_json=json))
             async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
                 if not json:
                     name = one_line(client.server.name) or options.target
@@ -83,24 +83,24 @@ def watch(
 
 
 def show_change(change: Change, *, as_json: bool) -> None:
-    """Print one line."""
+    """Print one line for a change."""
     if as_json:
         print_json({"change": change.kind, **({"uri": change.uri} if change.uri else {})})
     else:
         print_text(f"changed\t{change.kind}\t{one_line(change.uri)}".rstrip())
 
 
-def show_notification(said: Notification, *, as_json: bool) -> None:
+def show_notification(notification: Notification, *, as_json: bool) -> None:
     """Print one line for a notification that isn't a change."""
-    if said.method.endswith(_SHOWN_AS_CHANGES):
+    if notification.method.endswith(_SHOWN_AS_CHANGES):
         return
     try:
-        params = msgspec.json.decode(said.params)
+        params = msgspec.json.decode(notification.params)
     except (ValueError, RecursionError):
-        return  # it contains numbers or characters that can't be decoded
+        return  # it can't be decoded
     if as_json:
-        print_json({"method": said.method, "params": params})
-    elif said.method == "notifications/message":
+        print_json({"method": notification.method, "params": params})
+    elif notification.method == "notifications/message":
         print_text(f"log\t{one_line(str(params.get('level')))}\t{one_line(str(params.get('data')))}")
     else:
-        print_text(f"{one_line(said.method.removeprefix('notifications/'))}\t{one_line(str(params))}")
+        print_text(f"{one_line(notification.method.removeprefix('notifications/'))}\t{one_line(str(params))}")

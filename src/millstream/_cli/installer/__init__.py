@@ -1,1 +1,1 @@
-"""Adds MCP servers to the configurations of other applications, and removes them."""
+"""Adds MCP servers to the configuration of applications, and removes them."""

@@ -1,6 +1,6 @@
 """The supported applications: their configuration files, and the format of their entries.
 
-From the documentation of each (linked beside its entry). Paths are per user, unless `project` names one per folder.
+See the documentation linked at each entry. Paths are per user, except `project`, which is per folder.
 """
 
 import re
@@ -15,7 +15,7 @@ from millstream._cli.installer.launch import Launch, hyphenate
 
 
 class System(Struct, frozen=True, kw_only=True):
-    """The properties of the machine that paths depend on."""
+    """Properties of the machine that determine paths."""
 
     kind: str
     """``linux``, ``macos``, or ``windows``."""
@@ -46,11 +46,11 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     local: Callable[[str, Launch], dict[str, Any]]
     """Creates the entry for a command, from the name of the server and the launch."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
-    """Creates the entry for a URL. None: the application can only start programs."""
+    """Creates the entry for a URL. None if the application can only start programs."""
     named: Callable[[str], str] = hyphenate
     """Converts the name of a server to the application's form."""
     afterwards: str
-    """What the user has to do afterwards."""
+    """What the user has to do after installation."""
 
     def entry(self, name: str, launch: Launch) -> dict[str, Any]:
         """Return the entry of a server in the application's format."""
@@ -150,7 +150,7 @@ APPLICATIONS = {
         named=str,
         afterwards="Start the server with the command MCP: List Servers.",
     ),
-    # https://docs.devin.ai/desktop/cascade/mcp; its successor has a file of its own, below
+    # https://docs.devin.ai/desktop/cascade/mcp; its successor is below
     "windsurf": ConfigurableApp(
         title="Windsurf",
         place=_in_home(".codeium", "windsurf", "mcp_config.json"),
@@ -159,7 +159,7 @@ APPLICATIONS = {
         remote=_url_as("serverUrl"),
         afterwards="Press Refresh in Cascade's list of MCP servers.",
     ),
-    # https://docs.devin.ai/cli/extensibility/mcp/configuration; the file has its name since version 3000.3
+    # https://docs.devin.ai/cli/extensibility/mcp/configuration; this file name since version 3000.3
     "devin": ConfigurableApp(
         title="Devin",
         place=lambda system: system.folder(linux="devin", macos=".config/devin", windows="devin") / "mcp_config.json",
@@ -177,7 +177,7 @@ APPLICATIONS = {
         under="context_servers",
         local=_command,
         remote=_url_as("url"),
-        afterwards="Zed reads its settings by itself; look at the dot beside the server in Settings, AI, MCP Servers.",
+        afterwards="Zed reloads its settings. Its status is in Settings, AI, MCP Servers.",
     ),
     # https://goose-docs.ai/docs/guides/config-files
     "goose": ConfigurableApp(
@@ -214,38 +214,38 @@ APPLICATIONS = {
         afterwards="Start Codex again, and type /mcp to see the server.",
     ),
 }
-"""By the value of ``--client``."""
+"""Applications by the value of ``--client``."""
 
 LAUNCHING = frozenset({
     "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "transport", "type",
     "uri", "url",
 })  # fmt: skip
-"""Members that say how to reach a server. All others are the user's, and stay with the server."""
+"""Members that define how to reach a server. All others belong to the user, and are preserved."""
 
 _URLS = ("url", "httpUrl", "serverUrl", "uri")
 
 
 def merge_entries(old: Any, new: dict[str, Any]) -> dict[str, Any]:
-    """Return the new entry, with the user's additions to the old one if both reach the same server.
+    """Return the new entry, with the user's additions to the old one if both are for the same server.
 
-    Variables of the old entry stay, unless the new one sets them. An entry for another server starts empty, because
-    `trust`, headers, tokens, and variables were meant for the old server.
+    Old variables are preserved unless the new entry sets them. Nothing is preserved for a different server, because
+    `trust`, headers, tokens, and variables were meant for the old one.
     """
     if not isinstance(old, Mapping):
         return new
     fields = cast("Mapping[str, Any]", old)
     if _server(fields) != _server(new):
         return new
-    kept = {name: value for name, value in fields.items() if name not in LAUNCHING}
+    additions = {name: value for name, value in fields.items() if name not in LAUNCHING}
     for member in ("env", "envs"):
         variables = fields.get(member)
         if ("command" in new or "cmd" in new) and isinstance(variables, Mapping):
-            kept[member] = {**cast("Mapping[str, Any]", variables), **new.get(member, {})}
-    return {**new, **kept}
+            additions[member] = {**cast("Mapping[str, Any]", variables), **new.get(member, {})}
+    return {**new, **additions}
 
 
 def _server(entry: Mapping[str, Any]) -> object:
-    """Return what identifies the server of an entry: the origin of its URL, or the file that its command runs."""
+    """Return the identity of an entry's server: the origin of its URL, or the file that its command runs."""
     for name in _URLS:
         url = entry.get(name)
         if isinstance(url, str):

@@ -1,8 +1,7 @@
-"""One change of one file: prepared, shown, written atomically, backed up, and reverted.
+"""A change of a configuration file, with an atomic write, a backup, and undo.
 
-The backup is beside the file and named after the server, the digest of what was written, and whether the file existed.
-Undo can therefore detect whether the file is still as written: then the backup is restored byte for byte, or the file
-is deleted. Otherwise the file was changed since, and only the one entry is reverted.
+The backup is beside the file. Its name contains the server, a digest of the new content, and whether the file existed.
+If the file is unchanged since, undo restores the backup or deletes the file. Otherwise, undo reverts only the entry.
 """
 
 import difflib
@@ -63,7 +62,7 @@ def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], 
     try:
         old = _READ[kind](text, under)
         new = merge(old)
-        after = text if new == old else _PUT[kind](text, under, new)  # in whatever style the user wrote it
+        after = text if new == old else _PUT[kind](text, under, new)  # if equal, keep the user's formatting
     except JsonSyntaxError as exc:
         raise _refusal(path, exc) from exc
     return FileChange(path=path, before=before, after=after)
@@ -73,13 +72,13 @@ def write(change: FileChange, name: str) -> Path | None:
     """Write a change, and keep a backup of the file. Return its path, or None if the file didn't exist.
 
     Raises:
-        CommandError: the file was changed in the meantime, or can't be written.
+        CommandError: the file was changed since, or can't be written.
     """
     if read(change.path) != change.before:
         raise CommandError(
-            f"{change.path} was changed in the meantime.", fix="Nothing was written. Run the command again."
+            f"{change.path} was changed by another program.", fix="Nothing was written. Run the command again."
         )
-    assert change.after is not None  # noqa: S101  only undoing takes a file away
+    assert change.after is not None  # noqa: S101  only undo deletes files
     try:
         change.path.parent.mkdir(parents=True, exist_ok=True)
         for old in _copies(change.path, name):
@@ -102,9 +101,9 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[FileChang
     copies = _copies(path, name)
     if not copies:
         raise CommandError(
-            f"There is no copy of {path} from before {name} was installed.",
-            why="Undo requires the copy that install keeps beside the file.",
-            fix=f"Remove {name} from the file by hand.",
+            f"There is no backup of {path} from before {name} was installed.",
+            why="--undo requires the backup that install keeps beside the file.",
+            fix=f"Remove {name} from the file manually.",
         )
     copy = max(copies, key=lambda each: each.stat().st_mtime_ns)
     now, old = read(path), read(copy) or ""
@@ -138,23 +137,23 @@ def undo(change: FileChange, copy: Path) -> None:
 
 
 def read(path: Path) -> str | None:
-    """Return the text of a file with its line ends; None if it doesn't exist.
+    """Return the text of a file with its original line ends, or None if it doesn't exist.
 
     Raises:
-        CommandError: it isn't text, or can't be read. FIFOs and devices would block.
+        CommandError: the file isn't text, can't be read, or isn't a regular file, which could block.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CommandError(
                 f"{path} isn't a regular file.",
-                why="The configuration of an application is a file, or a link to one.",
-                fix="Check what it is, and move it away.",
+                why="An application's configuration is a file, or a link to one.",
+                fix="Check it, and move it elsewhere.",
             )
         return path.read_bytes().decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as exc:
-        raise CommandError(f"{path} isn't text in UTF-8.", fix="It was left unchanged. Check it in an editor.") from exc
+        raise CommandError(f"{path} isn't UTF-8 text.", fix="It was left unchanged. Check it in an editor.") from exc
     except OSError as exc:
         raise CommandError(f"{path} can't be read: {exc.strerror}.") from exc
 
@@ -164,11 +163,11 @@ def replace(path: Path, text: str, *, like: Path | None = None) -> None:
 
     Args:
         path: the file.
-        text: its content, with its line ends.
-        like: file whose mode a new file gets; by default only you may read it, because it may contain keys.
+        text: its content, with line ends.
+        like: file whose mode a new file gets. By default, only you can read it, because it may contain keys.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     target = Path(os.path.realpath(path))
     model = target if target.exists() else like
@@ -213,7 +212,7 @@ def _refusal(path: Path, exc: JsonSyntaxError) -> CommandError:
     return CommandError(
         f"{path} can't be changed: {exc}.",
         why="The file was left unchanged.",
-        fix="Correct it in an editor, or print the entry with --client json and put it there by hand.",
+        fix="Correct it in an editor, or print the entry with --client json and add it manually.",
     )
 
 

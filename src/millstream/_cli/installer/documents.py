@@ -1,6 +1,6 @@
 """Set, read, and remove one entry of a TOML or YAML document, preserving comments and style.
 
-Uses tomlkit and ruamel.yaml from the extra ``install``, because most applications use JSON.
+tomlkit and ruamel.yaml are in the extra ``install``, because most applications use JSON.
 """
 
 import io
@@ -20,7 +20,7 @@ def toml_entry(text: str, path: Sequence[str]) -> Any:
     """Return the value at the path, or None.
 
     Raises:
-        Broken: the text isn't TOML.
+        JsonSyntaxError: the text isn't TOML.
     """
     return _value_at(_read_toml(text), path)
 
@@ -29,7 +29,7 @@ def put_toml(text: str, path: Sequence[str], value: Any) -> str:
     """Return the text with the value at the path.
 
     Raises:
-        Broken: the text isn't TOML, or a part of the path isn't a table.
+        JsonSyntaxError: the text isn't TOML, or a part of the path isn't a table.
     """
     wanted = _read_toml(text)
     _parent(wanted, path, dict)[path[-1]] = value
@@ -51,7 +51,7 @@ def remove_toml(text: str, path: Sequence[str]) -> str:
     """Return the text without the value at the path.
 
     Raises:
-        Broken: the text isn't TOML.
+        JsonSyntaxError: the text isn't TOML.
     """
     wanted = _read_toml(text)
     if _value_at(wanted, path) is None:
@@ -73,19 +73,19 @@ def _read_toml(text: str) -> dict[str, Any]:
 
 
 def _checked_toml(before: str, after: str, wanted: dict[str, Any], path: Sequence[str]) -> str:
-    """Compare the result with the intended change, so that a library's defect never damages a configuration."""
+    """Check that the result is the intended change, in case a library damages it."""
     try:
         found = tomllib.loads(after)
     except tomllib.TOMLDecodeError:
         found = None
-    lost = _comments(before) - _comments(after)
-    if found != wanted or lost:
-        raise JsonSyntaxError(f"{'.'.join(path)} is written in a form that can't be changed safely")
+    missing = _comments(before) - _comments(after)
+    if found != wanted or missing:
+        raise JsonSyntaxError(f"{'.'.join(path)} has a form that can't be changed safely")
     return _BOM + after if before.startswith(_BOM) else after
 
 
 def _trailing_comments(table: Any) -> list[Any]:
-    """Return the comments at the end of a table, which tomlkit attaches to it although they precede the next one."""
+    """Return the comments at the end of a table. tomlkit attaches them to it, although they precede the next one."""
     body: list[tuple[Any, Any]] = table.value.body if hasattr(table, "value") and hasattr(table.value, "body") else []
     if not body:
         return []
@@ -105,7 +105,7 @@ def yaml_entry(text: str, path: Sequence[str]) -> Any:
     """Return the value at the path, or None.
 
     Raises:
-        Broken: the text isn't YAML.
+        JsonSyntaxError: the text isn't YAML.
     """
     return _plain(_value_at(_read_yaml(text), path))
 
@@ -114,7 +114,7 @@ def put_yaml(text: str, path: Sequence[str], value: Any) -> str:
     """Return the text with the value at the path.
 
     Raises:
-        Broken: the text isn't YAML, or a part of the path isn't a mapping.
+        JsonSyntaxError: the text isn't YAML, or a part of the path isn't a mapping.
     """
     document = _read_yaml(text)
     parent = _parent(document, path, _load("ruamel.yaml.comments").CommentedMap)
@@ -126,7 +126,7 @@ def remove_yaml(text: str, path: Sequence[str]) -> str:
     """Return the text without the value at the path.
 
     Raises:
-        Broken: the text isn't YAML.
+        JsonSyntaxError: the text isn't YAML.
     """
     document = _read_yaml(text)
     if _value_at(document, path) is None:
@@ -158,7 +158,7 @@ def _write_yaml(document: Any, before: str) -> str:
 
 
 def _round_trip(text: str) -> Any:
-    """Return a reader and writer with the indentation of the text."""
+    """Return a parser and emitter that preserves the indentation of the text."""
     yaml = _load("ruamel.yaml").YAML()
     yaml.preserve_quotes = True
     yaml.width = 2**31
@@ -187,7 +187,7 @@ def _value_at(document: Any, path: Sequence[str]) -> Any:
 
 
 def _parent(document: Any, path: Sequence[str], make: Any) -> Any:
-    """Return the mapping that contains the last name of the path, creating missing ones above it."""
+    """Return the mapping that contains the last name of the path, creating missing mappings."""
     found: Any = document
     for name in path[:-1]:
         if name not in found or found[name] is None:

@@ -1,4 +1,4 @@
-"""How an application reaches a server: by a command that it starts, or a URL."""
+"""How an application reaches a server: a command to start, or a URL."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class Launch(Struct, frozen=True, kw_only=True):
-    """A server, with everything that any application needs."""
+    """How to reach a server, with the details that any application needs."""
 
     command: str = ""
     args: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Launch(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
 
     def by_remote(self) -> "Launch":
-        """Return a command for a server at a URL, using mcp-remote, for applications that can only start programs."""
+        """Return a command that connects to the URL with mcp-remote, for applications that can only start programs."""
         args = ["-y", "mcp-remote", self.url]
         env: dict[str, str] = {}
         for number, (name, value) in enumerate(self.headers.items()):
@@ -40,7 +40,7 @@ class Launch(Struct, frozen=True, kw_only=True):
             args += ["--header", f"{name}:${{MCP_HEADER_{number}}}"]
         where = parse(self.url)
         if not where.secure and not is_loopback(where.host):
-            args.append("--allow-http")  # without it, mcp-remote allows http only to this machine
+            args.append("--allow-http")  # mcp-remote allows http only to this machine by default
         return Launch(command="npx", args=tuple(args), env=env)
 
 
@@ -52,7 +52,8 @@ def launch_of(
     packages: Sequence[str] = (),
     editable: Sequence[str] = (),
 ) -> Launch:
-    """Return how to reach a server in a file or at a URL. Paths are absolute, because applications run elsewhere.
+    """Return how to reach a server in a file or at a URL. Paths are absolute, because applications run in other
+    folders.
 
     Raises:
         CommandError: the file doesn't exist or isn't a server, or the packages need uv, which isn't installed.
@@ -93,7 +94,7 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
 
 
 def hyphenate(name: str) -> str:
-    """Return a name that every application accepts for a server, ``My-Shop`` for ``My Shop``."""
+    """Return a server name that every application accepts, such as ``My-Shop`` for ``My Shop``."""
     return _UNFIT.sub("-", name).strip("-") or "server"
 
 

@@ -1,6 +1,6 @@
 """A bridge between a client on stdio and a server at a URL: each line becomes a POST, and responses become lines.
 
-It handles only the parts of MCP that Streamable HTTP repeats in headers
+It only handles the parts of MCP that Streamable HTTP repeats in headers
 (https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and tool
 arguments. A broken stream isn't resumed.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._cli.recorder.standard_input import lines, say
+from millstream._cli.recorder.standard_input import lines, write_stdout
 from millstream._cli.recorder.transcript import Writer, params_of
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.connection import lines as lines_of
@@ -140,7 +140,7 @@ class Bridge:
             raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responds with {reply.status} and {kind}.")
 
     async def _follow(self, reply: HttpReply) -> None:
-        assert reply.stream is not None  # noqa: S101  the caller looked
+        assert reply.stream is not None  # noqa: S101  checked by the caller
         reader = EventReader(_MAX_BYTES)
         reader.attach(reply.stream)
         try:
@@ -151,7 +151,7 @@ class Bridge:
             reader.close()
 
     async def _listen(self) -> None:
-        """Read the stand-alone stream of the handshake era; servers without one respond with 405."""
+        """Read the stand-alone stream of the handshake era. Servers without one respond with 405."""
         try:
             extra = f"Accept: text/event-stream\r\n{self._about(self._revision)}"
             reply = await self._endpoint.send("GET", extra, repeatable=True)
@@ -163,10 +163,10 @@ class Bridge:
     async def _pass_on(self, line: bytes) -> None:
         self._note(line)
         self._writer.line("server", line)
-        await say(line + b"\n")
+        await write_stdout(line + b"\n")
 
     def _note(self, line: bytes) -> None:
-        """Remember what later headers need: the revision, and which tool arguments are repeated."""
+        """Store the revision and the tools' header annotations, for the headers of later requests."""
         try:
             result = _decode_result(line).result
             if result.protocol_version in HANDSHAKE and HANDSHAKE[result.protocol_version].header:

@@ -1,8 +1,7 @@
-"""Responses to requests from a recording.
+"""Responses from a recording.
 
-A request matches by method and parameters; of several matches, the first unused one is the response. A handshake
-matches by method alone, because clients identify themselves differently. Responses get the ids and progress tokens of
-the current request.
+A request matches by method and parameters. The first unused match is the response. Handshakes match by method only,
+because clients identify themselves differently. Responses get the ids and progress tokens of the current request.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from millstream._cli.recorder.standard_input import lines, say
+from millstream._cli.recorder.standard_input import lines, write_stdout
 from millstream._cli.recorder.transcript import Exchange, is_answer, params_of, plain_params, progress_token
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND
 from millstream._protocol.json_schema import is_array, is_object
@@ -24,7 +23,7 @@ class Replayer:
     def __init__(self, exchanges: list[Exchange]) -> None:
         self._exchanges = exchanges
         self._answers: dict[str, asyncio.Future[None]] = {}
-        """Recorded requests of the server that wait for the client's response."""
+        """Recorded server requests that wait for the client's response, by id."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -57,7 +56,7 @@ class Replayer:
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if question:
                 self._answers[json.dumps(reply["id"])] = waiting
-            await say(json.dumps(reply, ensure_ascii=False).encode() + b"\n")
+            await write_stdout(json.dumps(reply, ensure_ascii=False).encode() + b"\n")
             if question:
                 await waiting
 

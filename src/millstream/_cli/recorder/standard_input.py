@@ -13,13 +13,13 @@ MAX_LINE = 64 * 1024 * 1024
 
 
 async def lines() -> AsyncIterator[bytes]:
-    """Yield each line without its end; blank and overlong ones are skipped."""
+    """Yield each line without its end, skipping blank and overlong lines."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[bytes] = asyncio.Queue(16)
     descriptor = sys.stdin.fileno()
 
     def read() -> None:
-        # Unbuffered, because the reader's lock would block the exit of the program while this thread waits.
+        # Unbuffered, because the lock of a buffered reader would block the program's exit.
         data = b" "
         while data:
             try:
@@ -42,11 +42,11 @@ async def lines() -> AsyncIterator[bytes]:
             yield line
 
 
-async def say(line: bytes) -> None:
-    """Write to standard output; a slow reader blocks a thread, not the loop."""
+async def write_stdout(data: bytes) -> None:
+    """Write to standard output. A slow reader blocks a thread, not the loop."""
 
     def write() -> None:
-        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
     await asyncio.to_thread(write)

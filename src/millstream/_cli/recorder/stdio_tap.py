@@ -1,4 +1,4 @@
-"""Forward standard input and output between a client and a server process, and record every line."""
+"""Forwarding of standard input and output between a client and a server process, with a recording of every line."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import shutil
 import sys
 from contextlib import suppress
 
-from millstream._cli.recorder.standard_input import lines, say
+from millstream._cli.recorder.standard_input import lines, write_stdout
 from millstream._cli.recorder.transcript import Writer
 from millstream._cli.tables import safe
 from millstream._protocol.lines import LineSplitter
@@ -18,7 +18,7 @@ _MAX_LINE = 64 * 1024 * 1024
 
 
 async def tap(command: Command, writer: Writer) -> int:
-    """Run until either side ends, and return the exit status of the server.
+    """Run until either side ends, and return the server's exit status.
 
     Raises:
         TargetError: the server can't be started.
@@ -27,7 +27,7 @@ async def tap(command: Command, writer: Writer) -> int:
     if program is None:
         raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
     try:
-        # The client chose these variables for the server, so pass all of them on.
+        # Pass on all variables, because the client chose them for the server.
         process = await asyncio.create_subprocess_exec(
             program, *command.argv[1:], cwd=command.cwd, env={**os.environ, **command.env},
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -79,7 +79,7 @@ async def _from_server(process: asyncio.subprocess.Process, writer: Writer) -> N
                 writer.text("server", "[a line of more than 64 MiB]")
             else:
                 writer.line("server", line)
-        await say(data)
+        await write_stdout(data)
 
 
 async def _from_stderr(process: asyncio.subprocess.Process, writer: Writer) -> None:

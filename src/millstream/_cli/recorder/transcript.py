@@ -1,7 +1,7 @@
 """Recordings in JSON Lines, each with the time, the sender, and the original message.
 
 ``{"at": 0.012, "from": "client", "message": {…}}``. The first line of each session contains its start and its server.
-Text that isn't a message is in ``text``. A file may contain several sessions in a row.
+Text that isn't a message is in ``text``. A file may contain several sessions.
 """
 
 import json
@@ -19,7 +19,7 @@ from millstream._protocol.json_schema import is_array, is_object, members, value
 from millstream._version import __version__
 
 MAX_BYTES = 256 * 1024 * 1024
-"""Maximum bytes of a recording; beyond that, only the recording stops."""
+"""Maximum bytes of a recording. Above it, messages are still forwarded."""
 
 
 class RecordedMessage(Struct, frozen=True):
@@ -33,35 +33,35 @@ class RecordedMessage(Struct, frozen=True):
 
 
 class Writer:
-    """Appends a session to a file that only you may read, because messages may contain secrets."""
+    """Appends a session to a file that only you can read, because messages may contain secrets."""
 
-    def __init__(self, path: Path, server: str, *, max_bytes: int = MAX_BYTES, told: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, server: str, *, max_bytes: int = MAX_BYTES, warn: Callable[[str], None]) -> None:
         """Open the file.
 
         Args:
             path: the file, created if it doesn't exist.
             server: description of the server for the first line.
             max_bytes: maximum size of the recording.
-            told: called when the recording has stopped.
+            warn: called with a message when the recording stops.
 
         Raises:
-            CommandError: it can't be written.
+            CommandError: the file can't be written.
         """
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             if os.name != "nt" and stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.fchmod(descriptor, 0o600)  # it may have existed before
+                os.fchmod(descriptor, 0o600)  # if it already existed
         except OSError as exc:
             raise CommandError(f"{path} can't be written: {exc.strerror}.") from exc
         self._file = os.fdopen(descriptor, "ab")
         self._left = max_bytes
-        self._told = told
+        self._warn = warn
         self._begun = time.monotonic()
         about = {"millstream": __version__, "recorded": round(time.time(), 3), "server": server}
         self._write({"at": 0.0, "session": about})
 
     def line(self, who: str, line: bytes) -> None:
-        """Record one line as it was sent."""
+        """Record one line."""
         at = round(time.monotonic() - self._begun, 6)
         try:
             message: Any = json.loads(line)
@@ -80,7 +80,7 @@ class Writer:
             return
         self._left -= len(data)
         if self._left < 0:
-            self._told("The recording is full, so the rest isn't recorded.")
+            self._warn("The recording has reached its maximum size. Later messages aren't recorded.")
             return
         self._file.write(data)
         self._file.flush()
@@ -99,16 +99,16 @@ def load(path: Path) -> list[RecordedMessage]:
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as exc:
-        raise CommandError(f"{path} isn't a recording: it isn't text in UTF-8.") from exc
+        raise CommandError(f"{path} isn't a recording: it isn't UTF-8 text.") from exc
     except OSError as exc:
         raise CommandError(f"{path} can't be read: {exc.strerror}.", fix="Create one with millstream record.") from exc
-    said: list[RecordedMessage] = []
+    found: list[RecordedMessage] = []
     for number, line in enumerate(text.split("\n"), 1):  # messages may contain other line separators
         if line.strip():
-            said += _read(line, number, path)
-    if not said:
+            found += _read(line, number, path)
+    if not found:
         raise CommandError(f"{path} has no messages.", fix="Record a session first: millstream record FILE SERVER")
-    return said
+    return found
 
 
 def _read(line: str, number: int, path: Path) -> list[RecordedMessage]:
@@ -120,7 +120,7 @@ def _read(line: str, number: int, path: Path) -> list[RecordedMessage]:
     if not {"from", "session"} & fields.keys():
         raise CommandError(
             f"Line {number} of {path} isn't a line of a recording.",
-            why='Each line is like {"at": 0.1, "from": "client", "message": {}}.',
+            why='Lines look like {"at": 0.1, "from": "client", "message": {}}.',
             fix="Use a file created by millstream record.",
         )
     found: Any = fields.get("message")
@@ -129,11 +129,11 @@ def _read(line: str, number: int, path: Path) -> list[RecordedMessage]:
 
 
 class Exchange(Struct):
-    """A request of the client, and the server's messages until its response, and before the next request."""
+    """A request of the client, and the server's messages that followed it."""
 
     request: Mapping[str, Any]
     replies: list[Mapping[str, Any]]
-    """In order, including the response if there was one."""
+    """The messages in order, including the response if there was one."""
     used: bool = False
 
     @property
@@ -143,11 +143,11 @@ class Exchange(Struct):
         return next((each for each in self.replies if is_answer(each) and each.get("id") == wanted), None)
 
 
-def exchanges(said: list[RecordedMessage]) -> list[Exchange]:
+def exchanges(messages: list[RecordedMessage]) -> list[Exchange]:
     """Return the requests of a recording, with the messages that followed each."""
     found: list[Exchange] = []
     open_: list[Exchange] = []
-    for each in said:
+    for each in messages:
         message = each.message
         if each.who == "client" and "method" in message and "id" in message:
             open_.append(Exchange(message, []))
@@ -162,7 +162,7 @@ def exchanges(said: list[RecordedMessage]) -> list[Exchange]:
 
 
 def _owner(message: Mapping[str, Any], open_: list[Exchange]) -> Exchange | None:
-    """Return the running request that a message of the server belongs to."""
+    """Return the pending request that a message of the server belongs to."""
     if is_answer(message):
         return next((each for each in open_ if each.request.get("id") == message.get("id")), None)
     token = params_of(message).get("progressToken")
@@ -190,5 +190,5 @@ _OF_ROUNDS = ("_meta", "requestState", "inputResponses")
 
 
 def plain_params(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters without those that differ between connections."""
+    """Return the parameters that don't differ between connections."""
     return {name: value for name, value in params_of(message).items() if name not in _OF_ROUNDS}

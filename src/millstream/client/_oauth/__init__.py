@@ -1,1 +1,1 @@
-"""OAuth for clients: discovers the authorization server, has the user log in once, and renews tokens."""
+"""OAuth for clients: discovers the authorization server, logs the user in once, and renews tokens."""

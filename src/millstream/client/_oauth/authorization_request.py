@@ -1,4 +1,4 @@
-"""Authorization requests, and the checks of the redirects that answer them."""
+"""Authorization requests, and checks of their redirects."""
 
 import base64
 import hashlib
@@ -45,7 +45,7 @@ class PendingAuthorization(Struct, frozen=True):
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
 
     def form(self, answer: Mapping[str, str]) -> dict[str, str]:
-        """Return the token request for the parameters that the user was redirected with.
+        """Return the token request for the parameters of the redirect.
 
         Raises:
             AccessDenied: the parameters don't answer this request.
@@ -69,7 +69,7 @@ def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> st
     if named is not None and named != issuer.issuer:
         raise AccessDenied(f"The login response is from {brief(named)}, but the request went to {issuer.issuer}.", 401)
     if named is None and issuer.authorization_response_iss_parameter_supported:
-        raise AccessDenied(f"{issuer.issuer} announces that it identifies itself in its responses, but it didn't.", 401)
+        raise AccessDenied(f"The login response lacks the iss parameter, although {issuer.issuer} announces it.", 401)
     if not secrets.compare_digest(answer.get("state", "").encode(), state.encode()):
         raise AccessDenied("The login response belongs to another login.", 401)
     if "code" not in answer:

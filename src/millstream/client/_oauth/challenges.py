@@ -11,11 +11,11 @@ from typing import Final
 from msgspec import Struct
 
 MAX_LENGTH: Final = 16 * 1024
-"""Maximum length; a longer header counts as empty."""
+"""Maximum length. Longer headers are ignored."""
 _GAP = re.compile(r"[\s,]*+")
 _NAME = re.compile(r'[^\s,="]++')
 _EQUALS = re.compile(r"\s*+=\s*+")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"?+')
+_QUOTED_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)"?+')
 _PLAIN = re.compile(r"[^\s,]*+")
 
 
@@ -25,7 +25,7 @@ class ParsedChallenges(Struct, frozen=True):
     schemes: frozenset[str]
     """Scheme names, in lower case."""
     parameters: Mapping[str, str]
-    """Parameters of all schemes, with names in lower case; the last of a name wins."""
+    """Parameters of all schemes, with names in lower case. The last of repeated parameters wins."""
 
 
 def read_challenges(header: str) -> ParsedChallenges:
@@ -38,7 +38,7 @@ def read_challenges(header: str) -> ParsedChallenges:
         position = gap.end() if gap is not None else position
         name = _NAME.match(header, position)
         if name is None:  # a stray quotation mark or equals sign
-            stray = _QUOTED.match(header, position)
+            stray = _QUOTED_STRING.match(header, position)
             position = position + 1 if stray is None else stray.end()
             continue
         equals = _EQUALS.match(header, name.end())
@@ -47,8 +47,8 @@ def read_challenges(header: str) -> ParsedChallenges:
                 schemes.add(name[0].lower())
             position = name.end()
             continue
-        value = _QUOTED.match(header, equals.end()) or _PLAIN.match(header, equals.end())
+        value = _QUOTED_STRING.match(header, equals.end()) or _PLAIN.match(header, equals.end())
         assert value is not None  # noqa: S101  the plain pattern matches anything
-        parameters[name[0].lower()] = value[1] if value.re is _QUOTED else value[0]
+        parameters[name[0].lower()] = value[1] if value.re is _QUOTED_STRING else value[0]
         position = value.end()
     return ParsedChallenges(frozenset(schemes), parameters)

@@ -1,4 +1,4 @@
-"""The default token store: the system's key ring if there is one, or else a file."""
+"""The default token store: the system's key ring if available, or else a file."""
 
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, TokenStore
 

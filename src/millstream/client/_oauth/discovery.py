@@ -1,7 +1,7 @@
 """Discovery of metadata about servers (RFC 9728) and authorization servers (RFC 8414, OIDC).
 
 https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish
-metadata of their own; their authorization server is at the root of the same origin.
+their own metadata; their authorization server is at the root of the same origin.
 """
 
 from urllib.parse import urlsplit
@@ -53,9 +53,7 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> ProtectedRe
         found = await get_json(place, ProtectedResource, outbound)
         if found is not None and found.authorization_servers:
             if not _covers(found.resource, url):
-                raise AccessDenied(
-                    f"{url} says that its tokens are for {found.resource}, which is another server.", 401
-                )
+                raise AccessDenied(f"The metadata of {url} describes another server, {found.resource}.", 401)
             return found
     return None
 
@@ -89,7 +87,7 @@ async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
                 raise AccessDenied(f"The metadata of {issuer} names another issuer, {found.issuer}.", 401)
-            return _asked_only_where_it_may(found, parse_secure(place))
+            return _check_endpoints(found, parse_secure(place))
     return None
 
 
@@ -102,7 +100,7 @@ async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
     if found is not None and found.token_endpoint:
         if found.issuer.rstrip("/") != origin:
             raise AccessDenied(f"The metadata of {origin} names another issuer, {found.issuer}.", 401)
-        return _asked_only_where_it_may(found, url)
+        return _check_endpoints(found, url)
     return IssuerMetadata(
         issuer=origin,
         authorization_endpoint=f"{origin}/authorize",
@@ -112,7 +110,7 @@ async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
     )
 
 
-def _asked_only_where_it_may(issuer: IssuerMetadata, named_by: Url) -> IssuerMetadata:
+def _check_endpoints(issuer: IssuerMetadata, named_by: Url) -> IssuerMetadata:
     places = (
         issuer.authorization_endpoint,
         issuer.token_endpoint,

@@ -25,27 +25,27 @@ class Proofs:
 
     def __init__(self) -> None:
         self._keys: dict[str, ProofKey] = {}
-        """Keys by their stored form."""
+        """Keys by PEM."""
         self._nonces: dict[str, str] = {}
         """Nonces by origin."""
 
     def new(self) -> str:
-        """Create a key, and return its stored form."""
+        """Create a key, and return its PEM."""
         from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  needed only for proofs
 
         key = ProofKey()
         self._keys[key.pem] = key
         return key.pem
 
-    def headers(self, kept: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
-        """Return the headers for a request with a proof; empty without a key, or if the key is unreadable."""
-        if not kept:
+    def headers(self, pem: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
+        """Return the proof header for a request. It's empty if there's no key, or if the key is invalid."""
+        if not pem:
             return {}
         from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  see above
 
-        key = self._keys.get(kept)
+        key = self._keys.get(pem)
         try:
-            key = self._keys[kept] = key or ProofKey(kept)
+            key = self._keys[pem] = key or ProofKey(pem)
         except ValueError:
             return {}
         parts = urlsplit(url)
@@ -53,10 +53,7 @@ class Proofs:
         return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
 
     def learn(self, url: Url | str, nonce: str) -> bool:
-        """Store the nonce that a server requires from now on. Return whether it's a valid nonce; a concurrent request
-        may
-        have stored it already.
-        """
+        """Store the nonce that a server requires from now on. Return whether the nonce is valid."""
         parts = urlsplit(str(url))
         if not 0 < len(nonce) <= _MAX_NONCE or not nonce.isprintable():
             return False
@@ -69,7 +66,7 @@ class BoundKey(NamedTuple):
 
     proofs: Proofs
     key: str
-    """Stored form of the key; empty for a bearer token."""
+    """The private key in PEM; empty for a bearer token."""
 
     def proof(self, method: str, url: str, token: str = "") -> Mapping[str, str]:
         """Return the proof header for one request."""
@@ -85,14 +82,14 @@ def key_for(
     *,
     wanted: bool,
 ) -> BoundKey:
-    """Return the key to bind a token to, if the issuer supports it and either the server accepts bound tokens or we
-    require them. Reuses the previous key if there is one.
+    """Return the key to bind a token to, if the issuer supports DPoP and the server accepts it or we require it. Reuse
+    the previous key if there is one.
     """
-    taken = wanted or (
+    accepted = wanted or (
         resource is not None
         and (resource.dpop_bound_access_tokens_required or ES256 in resource.dpop_signing_alg_values_supported)
     )
-    if ES256 not in issuer.dpop_signing_alg_values_supported or not (taken or challenged_for_proofs(challenge)):
+    if ES256 not in issuer.dpop_signing_alg_values_supported or not (accepted or challenged_for_proofs(challenge)):
         return BoundKey(proofs, "")
     same = before is not None and before.issuer == issuer.issuer
     return BoundKey(proofs, (before.proof_key if before is not None and same else "") or proofs.new())

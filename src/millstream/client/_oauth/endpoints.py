@@ -11,9 +11,9 @@ from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.dpop import BoundKey
 from millstream.client._oauth.issuer_http import Outbound, fetch, post_form, read_object
-from millstream.client._oauth.store import SIGNED, Registration, Tokens
+from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 
-_MAX_SAID = 200
+_MAX_DETAIL = 200
 _REMEDY = "Pass OAuth a client_id that the issuer knows."
 
 
@@ -37,7 +37,7 @@ class TokenResponse(Struct):
 
 def brief(text: str) -> str:
     """Shorten an issuer's text for use in a sentence."""
-    return " ".join(text.split())[:_MAX_SAID].rstrip(".")
+    return " ".join(text.split())[:_MAX_DETAIL].rstrip(".")
 
 
 def method_of(issuer: IssuerMetadata, who: Registration) -> str:
@@ -77,7 +77,7 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
         found = Registration()
     if reply.status not in (200, 201) or not found.client_id:
         raise _registration_error(issuer.issuer, reply.status)
-    # The response of the registration doesn't say which key we sign with.
+    # The response doesn't contain our signing key.
     return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method)
 
 
@@ -93,31 +93,31 @@ async def ask_token(
     issuer: IssuerMetadata, who: Registration, form: Mapping[str, str], outbound: Outbound, bound_key: BoundKey
 ) -> TokenResponse:
     """Send a request to the token endpoint, with a proof of `bound_key` if there is one."""
-    where, given = issuer.token_endpoint, TokenResponse()
+    where, response = issuer.token_endpoint, TokenResponse()
     for _ in range(2):
-        shown, headers = authenticate(issuer, who, form)
-        reply = await post_form(where, shown, {**headers, **bound_key.proof("POST", where)}, outbound)
+        fields, headers = authenticate(issuer, who, form)
+        reply = await post_form(where, fields, {**headers, **bound_key.proof("POST", where)}, outbound)
         try:
-            given = read_object(reply.body, TokenResponse)
+            response = read_object(reply.body, TokenResponse)
         except (ValueError, RecursionError):
             return TokenResponse(error=f"status {reply.status}, with an unreadable response")
         new = bound_key.proofs.learn(where, reply.header(b"dpop-nonce"))
-        if given.error != "use_dpop_nonce" or not new:
+        if response.error != "use_dpop_nonce" or not new:
             break
-    return given
+    return response
 
 
 async def revoke(issuer: IssuerMetadata, who: Registration, tokens: Tokens, outbound: Outbound) -> bool:
     """Revoke tokens, and return whether all of them are revoked."""
     if not issuer.revocation_endpoint:
         return False
-    kept = {"refresh_token": tokens.refresh_token, "access_token": tokens.access_token}
-    done = True
-    for kind, token in kept.items():
+    revoked = True
+    for kind, token in {"refresh_token": tokens.refresh_token, "access_token": tokens.access_token}.items():
         if token:
-            shown, headers = authenticate(issuer, who, {"token": token, "token_type_hint": kind})
-            done = (await post_form(issuer.revocation_endpoint, shown, headers, outbound)).status == 200 and done
-    return done
+            fields, headers = authenticate(issuer, who, {"token": token, "token_type_hint": kind})
+            reply = await post_form(issuer.revocation_endpoint, fields, headers, outbound)
+            revoked = reply.status == 200 and revoked
+    return revoked
 
 
 def authenticate(
@@ -132,11 +132,11 @@ def authenticate(
     if method == "client_secret_basic":
         pair = f"{quote(who.client_id, safe='')}:{quote(who.client_secret, safe='')}"
         return {**form}, {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
-    shown = {**form, **({"client_id": who.client_id} if who.client_id else {})}
+    fields = {**form, **({"client_id": who.client_id} if who.client_id else {})}
     if method == "client_secret_post":
-        shown["client_secret"] = who.client_secret
-    if method == SIGNED and who.private_key:
+        fields["client_secret"] = who.client_secret
+    if method == PRIVATE_KEY_JWT and who.private_key:
         from millstream.client._oauth.signing import assertion  # noqa: PLC0415  needed only for signatures
 
-        shown |= assertion(issuer, who)
-    return shown, {}
+        fields |= assertion(issuer, who)
+    return fields, {}

@@ -32,10 +32,10 @@ from millstream.client._oauth.identity import GrantSource
 from millstream.client._oauth.issuer_http import Outbound, parse_secure, refuse_local
 from millstream.client._oauth.store import Registration, Tokens, TokenStore
 
-_ENDED = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
-"""Errors after which a refresh token can't be used again."""
-_EARLY = 30.0
-"""Seconds before expiry at which a token is renewed."""
+_GRANT_ERRORS = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
+"""Errors that end a grant: its refresh token can't be used again."""
+_RENEW_SECONDS = 30.0
+"""Tokens are renewed this many seconds before they expire."""
 
 
 @suggest_keywords
@@ -50,7 +50,7 @@ class OAuth:
         client_metadata_url: URL of your client's metadata document, for issuers that read it instead of registering
             you.
         name: name of the client for registration.
-        scope: scopes to request. By default, those that the server names.
+        scope: scopes to request. By default, those that the server requests.
         as_itself: whether the client acts for itself, not for a user (client credentials).
         visit: opens a URL for the user and returns the URL of the redirect. By default, a browser and a local port.
         redirect_uri: redirect URI that `visit` handles.
@@ -72,7 +72,9 @@ class OAuth:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._store = store or default_store()
-        self._who = ClientRegistrations(self._store, Registration(client_id, client_secret), client_metadata_url, name)
+        self._registrations = ClientRegistrations(
+            self._store, Registration(client_id, client_secret), client_metadata_url, name
+        )
         self._scope = scope
         self._as_itself = as_itself
         self._visit = visit
@@ -81,7 +83,7 @@ class OAuth:
         self._lock = asyncio.Lock()
         self._identity: GrantSource | None = None
         self._proofs = Proofs()
-        self._proving = False
+        self._use_dpop = False
 
     def bound_to(self, issuer: str) -> "OAuth":
         """Send the credentials to this issuer only, even if a server names another one.
@@ -92,7 +94,7 @@ class OAuth:
         Example:
             >>> OAuth(client_id="me", client_secret=secret).bound_to("https://login.example.com")
         """
-        self._who.only = issuer
+        self._registrations.bound_issuer = issuer
         return self
 
     def signing_with(self, key: str | Path, *, key_id: str = "") -> "OAuth":
@@ -100,7 +102,7 @@ class OAuth:
 
         Args:
             key: your private key in PEM, or its file: P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.
-            key_id: id of the key at the issuer (`kid`), if it knows several of yours.
+            key_id: id of the key at the issuer (`kid`), if you registered several.
 
         Raises:
             ValueError: the key is unsuitable, there's no `client_id`, or a secret is set as well.
@@ -109,7 +111,7 @@ class OAuth:
         Example:
             >>> OAuth(client_id="nightly", as_itself=True).signing_with(Path("nightly.pem"))
         """
-        self._who.sign(key.read_text("utf-8") if isinstance(key, Path) else key, key_id)
+        self._registrations.sign(key.read_text("utf-8") if isinstance(key, Path) else key, key_id)
         return self
 
     def managed_by(self, identity: GrantSource) -> "OAuth":
@@ -121,7 +123,7 @@ class OAuth:
         """Request sender-constrained tokens (DPoP) wherever the issuer supports them. Each request then costs a
         signature.
         """
-        self._proving = True
+        self._use_dpop = True
         return self
 
     def through(self, dial: Dial[Any]) -> "OAuth":
@@ -134,7 +136,7 @@ class OAuth:
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the credentials for a request, after renewing a token that's about to expire."""
         tokens = self._tokens(url)
-        if tokens is not None and tokens.expires_at and tokens.expires_at - _EARLY < time.time():
+        if tokens is not None and tokens.expires_at and tokens.expires_at - _RENEW_SECONDS < time.time():
             async with self._lock:
                 if self._tokens(url) == tokens:  # a store may return a copy
                     await self.renew(url)
@@ -145,14 +147,14 @@ class OAuth:
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
-        """Learn the nonce that a server requires in proofs."""
+        """Store the nonce that a server requires in proofs."""
         return self._proofs.learn(url, nonce) and wants_nonce(challenge)
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Get a token, or one with more scopes.
 
         Raises:
-            AccessDenied: the server and the issuer don't fit together, or the user declined.
+            AccessDenied: the issuer can't issue a usable token, or the user declined.
         """
         asked = read_challenges(challenge).parameters
         if status == 403 and asked.get("error") != "insufficient_scope":
@@ -160,7 +162,7 @@ class OAuth:
         before = self._tokens(url)
         async with self._lock:
             if self._tokens(url) != before:
-                return True  # another call got one in the meantime
+                return True  # a concurrent call got one
             await self._get(url, status, challenge, before)
         return True
 
@@ -172,10 +174,10 @@ class OAuth:
         Pass the redirect to `exchange_code`.
 
         Raises:
-            AccessDenied: the server and the issuer don't fit together, or the issuer doesn't know this client.
+            AccessDenied: the issuer can't issue a usable token, or refuses this client.
         """
         asked = read_challenges(challenge).parameters
-        resource, issuer = await self._place(url, asked)
+        resource, issuer = await self._discover(url, asked)
         before = self._tokens(url)
         known = before if before is not None and before.issuer == issuer.issuer and status == 403 else None
         wanted = _requested_scopes(self._scope, asked, resource, issuer, known, alone=self._as_itself)
@@ -187,7 +189,7 @@ class OAuth:
         Raises:
             AccessDenied: the parameters don't answer the request, or the user or the issuer declined.
         """
-        await self._buy(
+        await self._request_tokens(
             url, request.issuer, request.who, request.form(answer), request.scope, BoundKey(self._proofs, "")
         )
 
@@ -203,7 +205,7 @@ class OAuth:
         return issuer is not None and await self._renew(url, issuer, tokens, tokens.resource or str(url))
 
     async def refresh(self, url: Url) -> bool:
-        """Renew the tokens as `renew` does, but distinguish an ended grant from an outage.
+        """Renew the tokens like `renew`, but distinguish an ended grant from an outage.
 
         Returns:
             False if the grant has ended, and the user has to log in again.
@@ -217,24 +219,28 @@ class OAuth:
         issuer = await find_issuer(tokens.issuer, self._outbound)
         if issuer is None:
             raise AccessDenied(f"The metadata of {tokens.issuer} isn't available at the moment. Try again later.", 401)
-        given = await self._ask_for_fresh(issuer, tokens, tokens.resource or str(url))
-        if given.error in _ENDED:
+        response = await self._refresh_tokens(issuer, tokens, tokens.resource or str(url))
+        if response.error in _GRANT_ERRORS:
             return False
-        if given.error or not given.access_token or not given.usable:
-            raise AccessDenied(f"{issuer.issuer} issued no token: {brief(given.error or 'none can be used')}.", 401)
-        _keep(self._store, url, given, tokens)
+        if response.error or not response.access_token or not response.usable:
+            raise AccessDenied(
+                f"{issuer.issuer} issued no token: {brief(response.error or 'the response has no usable token')}.", 401
+            )
+        _store_tokens(self._store, url, response, tokens)
         return True
 
     async def sign_out(self, url: Url) -> bool:
         """Delete the tokens for this server. Return whether the issuer has revoked them as well (RFC 7009)."""
-        kept = self._store.load()
-        tokens = kept.tokens.pop(str(url), None)
+        credentials = self._store.load()
+        tokens = credentials.tokens.pop(str(url), None)
         if tokens is None:
             return False
-        self._store.save(kept)
+        self._store.save(credentials)
         try:
             issuer = await find_issuer(tokens.issuer, self._outbound)
-            return issuer is not None and await revoke(issuer, self._who.known_at(issuer), tokens, self._outbound)
+            return issuer is not None and await revoke(
+                issuer, self._registrations.known_at(issuer), tokens, self._outbound
+            )
         except ClientError:
             return False
 
@@ -242,7 +248,7 @@ class OAuth:
 
     async def _get(self, url: Url, status: int, challenge: str, before: Tokens | None) -> None:
         asked = read_challenges(challenge).parameters
-        resource, issuer = await self._place(url, asked)
+        resource, issuer = await self._discover(url, asked)
         target = _target(url, resource)
         same = before is not None and before.issuer == issuer.issuer
         renewable = same and status == 401
@@ -250,17 +256,17 @@ class OAuth:
             return
         known = before if same and status == 403 else None
         wanted = _requested_scopes(self._scope, asked, resource, issuer, known, alone=self._as_itself)
-        bound_key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._proving)
+        bound_key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
         if self._identity is not None:
             form = await self._identity.grant(issuer, target, wanted, self._outbound)
-            await self._buy(url, issuer, self._who.given, form, wanted, bound_key)
+            await self._request_tokens(url, issuer, self._registrations.configured, form, wanted, bound_key)
         elif self._as_itself:
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-            await self._buy(url, issuer, self._who.known_at(issuer), form, wanted, bound_key)
+            await self._request_tokens(url, issuer, self._registrations.known_at(issuer), form, wanted, bound_key)
         else:
             await self._authorize(url, issuer, target, wanted, bound_key)
 
-    async def _buy(
+    async def _request_tokens(
         self,
         url: Url,
         issuer: IssuerMetadata,
@@ -269,43 +275,43 @@ class OAuth:
         wanted: str,
         bound_key: BoundKey,
     ) -> None:
-        given = await ask_token(issuer, who, form, self._outbound, bound_key)
-        if given.error or not given.access_token:
+        response = await ask_token(issuer, who, form, self._outbound, bound_key)
+        if response.error or not response.access_token:
             _forget(self._store, issuer.issuer)
-            why = brief(given.error_description or given.error or "no reason given")
+            why = brief(response.error_description or response.error or "no reason given")
             raise AccessDenied(f"{issuer.issuer} issued no token: {why}.", 401)
-        if not given.usable:
-            kind = brief(given.token_type) or "Bearer"
+        if not response.usable:
+            kind = brief(response.token_type) or "Bearer"
             raise AccessDenied(f"{issuer.issuer} issued a token of type {kind}, which this client can't send.", 401)
-        _keep(
+        _store_tokens(
             self._store,
             url,
-            given,
+            response,
             Tokens("", issuer.issuer, "", wanted, proof_key=bound_key.key, resource=form.get("resource", "")),
         )
 
-    async def _place(self, url: Url, asked: Mapping[str, str]) -> tuple[ProtectedResource | None, IssuerMetadata]:
+    async def _discover(self, url: Url, asked: Mapping[str, str]) -> tuple[ProtectedResource | None, IssuerMetadata]:
         """Return the server's metadata, and the issuer that may receive our credentials."""
         parse_secure(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._outbound)
-        issuer = await _issuer_of(url, resource, self._who.only, self._outbound)
-        self._who.bind(url, issuer.issuer)
+        issuer = await _issuer_of(url, resource, self._registrations.bound_issuer, self._outbound)
+        self._registrations.bind(url, issuer.issuer)
         return resource, issuer
 
     async def _renew(self, url: Url, issuer: IssuerMetadata, tokens: Tokens, target: str) -> bool:
         try:
-            given = await self._ask_for_fresh(issuer, tokens, target)
+            response = await self._refresh_tokens(issuer, tokens, target)
         except ClientError:
             return False
-        if given.error or not given.access_token or not given.usable:
+        if response.error or not response.access_token or not response.usable:
             return False
-        _keep(self._store, url, given, tokens)
+        _store_tokens(self._store, url, response, tokens)
         return True
 
-    async def _ask_for_fresh(self, issuer: IssuerMetadata, tokens: Tokens, target: str) -> TokenResponse:
+    async def _refresh_tokens(self, issuer: IssuerMetadata, tokens: Tokens, target: str) -> TokenResponse:
         form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
         bound_key = BoundKey(self._proofs, tokens.proof_key)
-        return await ask_token(issuer, self._who.known_at(issuer), form, self._outbound, bound_key)
+        return await ask_token(issuer, self._registrations.known_at(issuer), form, self._outbound, bound_key)
 
     async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, bound_key: BoundKey) -> None:
         """Send the user to the authorization server, and exchange the redirect for tokens."""
@@ -314,12 +320,12 @@ class OAuth:
         try:
             request = await self._authorization_request(issuer, target, scope, redirect)
             visit = self._visit or (loopback.visit if loopback is not None else None)
-            assert visit is not None  # noqa: S101  one of both is there
+            assert visit is not None  # noqa: S101  one of them is set
             answer = answer_of(await visit(request.url))
         finally:
             if loopback is not None:
                 await loopback.close()
-        await self._buy(url, issuer, request.who, request.form(answer), scope, bound_key)
+        await self._request_tokens(url, issuer, request.who, request.form(answer), scope, bound_key)
 
     async def _authorization_request(
         self, issuer: IssuerMetadata, target: str, scope: str, redirect: str
@@ -332,7 +338,9 @@ class OAuth:
             raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't log in.", 401)
         parse_secure(issuer.authorization_endpoint)
         # A local port changes with each login, and the redirect URI with it.
-        who = await self._who.register_at(issuer, redirect, self._outbound, lasting=redirect == self._redirect_uri)
+        who = await self._registrations.register_at(
+            issuer, redirect, self._outbound, reuse=redirect == self._redirect_uri
+        )
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
         return PendingAuthorization(issuer, who, target, scope, redirect, state, verifier)
 
@@ -343,7 +351,7 @@ class OAuth:
 
 
 def _target(url: Url, resource: ProtectedResource | None) -> str:
-    """Return the resource that a token is for: the name that the server uses for itself, or its URL."""
+    """Return the resource that a token is for: the server's identifier, or its URL."""
     return resource.resource if resource is not None and resource.resource else str(url)
 
 
@@ -353,7 +361,7 @@ async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, ou
     named = only if resource is None else refuse_local(resource.authorization_servers[0], url)
     found = await find_issuer(named, outbound)
     if found is None:
-        raise AccessDenied(f"{named} issues the tokens for {url}, but has no metadata.", 401)
+        raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.", 401)
     return found
 
 
@@ -366,25 +374,27 @@ def _requested_scopes(
     *,
     alone: bool,
 ) -> str:
-    """Return the scopes to request: the configured ones, or the challenge's or server's, plus those we have."""
+    """Return the scopes to request: the configured, challenged, or supported ones, plus the current ones."""
     named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
-    held = before.scope.split() if before is not None else []
+    current = before.scope.split() if before is not None else []
     offline = "offline_access" in issuer.scopes_supported and not alone
-    wanted = [*held, *(scope.split() or named), *(["offline_access"] if offline else [])]
+    wanted = [*current, *(scope.split() or named), *(["offline_access"] if offline else [])]
     return " ".join(dict.fromkeys(wanted))
 
 
-def _keep(store: TokenStore, url: Url, given: TokenResponse, known: Tokens) -> None:
-    """Store tokens. `known` supplies what the response leaves out: the request, and the tokens that it replaces."""
-    until = time.time() + given.expires_in if given.expires_in else 0
-    refresh, scope = given.refresh_token or known.refresh_token, given.scope or known.scope
-    bound = known.proof_key if given.token_type.lower() == "dpop" else ""
-    kept = store.load()
-    kept.tokens[str(url)] = Tokens(given.access_token, known.issuer, refresh, scope, until, bound, known.resource)
-    store.save(kept)
+def _store_tokens(store: TokenStore, url: Url, response: TokenResponse, known: Tokens) -> None:
+    """Store tokens. `known`, from the request or the previous tokens, supplies what the response leaves out."""
+    until = time.time() + response.expires_in if response.expires_in else 0
+    refresh, scope = response.refresh_token or known.refresh_token, response.scope or known.scope
+    bound = known.proof_key if response.token_type.lower() == "dpop" else ""
+    credentials = store.load()
+    credentials.tokens[str(url)] = Tokens(
+        response.access_token, known.issuer, refresh, scope, until, bound, known.resource
+    )
+    store.save(credentials)
 
 
 def _forget(store: TokenStore, issuer: str) -> None:
-    kept = store.load()
-    if kept.registrations.pop(issuer, None) is not None:
-        store.save(kept)
+    credentials = store.load()
+    if credentials.registrations.pop(issuer, None) is not None:
+        store.save(credentials)

@@ -27,9 +27,9 @@ from millstream.client._oauth.store import Registration
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _GRANT = "urn:ietf:params:oauth:token-type:id-jag"
-_ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105  it's the name of a kind
+_ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105  a token type, not a token
 
-Said = str | Callable[[], str | Awaitable[str]]
+TokenSource = str | Callable[[], str | Awaitable[str]]
 """A token that identifies its subject, or a function that returns one that's still valid."""
 
 
@@ -66,7 +66,7 @@ class IdentityProvider:
         client_secret: the secret for `client_id`; public clients don't have one.
     """
 
-    def __init__(self, issuer: str, *, id_token: Said, client_id: str, client_secret: str = "") -> None:
+    def __init__(self, issuer: str, *, id_token: TokenSource, client_id: str, client_secret: str = "") -> None:
         self._issuer = issuer
         self._id_token = id_token
         self._who = Registration(client_id, client_secret)
@@ -75,7 +75,9 @@ class IdentityProvider:
         """Exchange the ID token for a grant (`GrantSource`)."""
         home = await find_issuer(self._issuer, outbound)
         if home is None:
-            raise AccessDenied(f"{self._issuer} has no metadata. Check the issuer of the identity provider.", 401)
+            raise AccessDenied(
+                f"The metadata of {self._issuer} isn't available. Check the issuer of the identity provider.", 401
+            )
         form = {
             "grant_type": _EXCHANGE,
             "requested_token_type": _GRANT,
@@ -85,16 +87,16 @@ class IdentityProvider:
             "subject_token_type": _ID_TOKEN,
             **({"scope": scope} if scope else {}),
         }
-        shown, headers = authenticate(home, self._who, form)
-        reply = await post_form(home.token_endpoint, shown, headers, outbound)
+        fields, headers = authenticate(home, self._who, form)
+        reply = await post_form(home.token_endpoint, fields, headers, outbound)
         try:
-            given = msgspec.json.decode(reply.body, type=_ExchangeResponse)
+            response = msgspec.json.decode(reply.body, type=_ExchangeResponse)
         except (msgspec.MsgspecError, RecursionError):
-            given = _ExchangeResponse(error=f"status {reply.status}")
-        if given.error or not given.access_token or given.issued_token_type != _GRANT:
-            reason = given.error_description or given.error or "the token has an unexpected type"
+            response = _ExchangeResponse(error=f"status {reply.status}")
+        if response.error or not response.access_token or response.issued_token_type != _GRANT:
+            reason = response.error_description or response.error or "the token has an unexpected type"
             raise AccessDenied(f"{self._issuer} issued no grant for {issuer.issuer}: {reason}.", 401)
-        return _bearer(given.access_token, "", scope)
+        return _bearer(response.access_token, "", scope)
 
 
 @suggest_keywords
@@ -111,7 +113,7 @@ class WorkloadIdentity:
         >>> WorkloadIdentity("https://login.example.com", token=Path("/var/run/secrets/tokens/mcp"))
     """
 
-    def __init__(self, issuer: str, *, token: Said | Path) -> None:
+    def __init__(self, issuer: str, *, token: TokenSource | Path) -> None:
         self._issuer = issuer
         self._token = token
 
@@ -128,8 +130,8 @@ class WorkloadIdentity:
             raise AccessDenied(f"This program's identity can't be read: {exc}.", 401) from exc
 
 
-async def _text(said: Said) -> str:
-    token = said if isinstance(said, str) else said()
+async def _text(source: TokenSource) -> str:
+    token = source if isinstance(source, str) else source()
     return await token if inspect.isawaitable(token) else token
 
 

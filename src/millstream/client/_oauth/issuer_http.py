@@ -32,9 +32,11 @@ DIRECT: Final = Outbound()
 
 _MAX_BODY = 256 * 1024
 _TIMEOUT = 10.0
-_PATIENCE = 30.0
+_TOTAL_TIMEOUT = 30.0
 """Seconds for a complete response."""
-_GUARDED: Final = "If that server may be in a private network, allow it for this upstream: private_addresses = true."
+_PRIVATE_REMEDY: Final = (
+    "If that server may be in a private network, allow it for this upstream: private_addresses = true."
+)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -56,17 +58,17 @@ async def fetch(
     try:
         return await request(
             method, where, {"Accept": "application/json", **(headers or {})}, body, max_body=_MAX_BODY,
-            seconds=_PATIENCE, connect_seconds=_TIMEOUT, dial=outbound.dial, context=outbound.tls,
+            seconds=_TOTAL_TIMEOUT, connect_seconds=_TIMEOUT, dial=outbound.dial, context=outbound.tls,
         )  # fmt: skip
     except TimeoutError as exc:
-        raise ConnectFailed(f"{where.origin} didn't answer within {_PATIENCE:g} seconds.") from exc
+        raise ConnectFailed(f"{where.origin} didn't answer within {_TOTAL_TIMEOUT:g} seconds.") from exc
     except AddressRefused as exc:
         raise ConnectFailed(
-            f"Requests to {where.origin} are refused: it's not on the public Internet.", remedy=_GUARDED
+            f"{where.origin} isn't on the public Internet, so requests to it are refused.", remedy=_PRIVATE_REMEDY
         ) from exc
-    except UnicodeError as exc:  # a name that can't be looked up
+    except UnicodeError as exc:  # an invalid host name
         raise ConnectFailed(f"{where.origin} can't be reached.") from exc
-    except (BadAnswer, ConnectionLost) as exc:  # sent by this server, not by the MCP server
+    except (BadAnswer, ConnectionLost) as exc:  # caused by this server, not by the MCP server
         raise ConnectFailed(f"{where.origin} sent no usable response: {exc}") from exc
 
 
@@ -83,8 +85,8 @@ def parse_secure(url: str) -> Url:
 
 
 def refuse_local(place: str, named_by: Url) -> str:
-    """Return a URL that another server names, unless it's on this machine and the server isn't. Otherwise a remote
-    server could reach services that trust local requests.
+    """Return a URL that another server names, after checking that a remote server doesn't name a local one. Local
+    services may trust local requests.
 
     Raises:
         AccessDenied: the URL is local, and the server isn't.
@@ -94,9 +96,7 @@ def refuse_local(place: str, named_by: Url) -> str:
     except TargetError:
         return place  # nothing can be sent there
     if here and not _is_here(named_by.host):
-        raise AccessDenied(
-            f"{named_by} refers to {place}, which is on this machine, but isn't on this machine itself.", 401
-        )
+        raise AccessDenied(f"{named_by} refers to {place} on this machine, which a remote server may not do.", 401)
     return place
 
 

@@ -1,7 +1,7 @@
 """A token store in the system's key ring: macOS Keychain, Windows Credential Locker, Secret Service, KWallet.
 
-`keyring` is optional, and used only here. The text is split into pieces, because Windows allows 1,280 characters
-for one (CRED_MAX_CREDENTIAL_BLOB_SIZE).
+`keyring` is optional, and used only here. The text is split, because Windows limits entries to 1,280 characters
+(CRED_MAX_CREDENTIAL_BLOB_SIZE).
 """
 
 import keyring
@@ -23,12 +23,12 @@ class KeyringTokenStore:
         """Create the store.
 
         Args:
-            file: used if there's no key ring, and read if the key ring is still empty.
+            file: used if there's no key ring, and read if the key ring is empty.
         """
         self._file = file
 
     def load(self) -> StoredCredentials:
-        """Return what was saved last."""
+        """Return the stored credentials."""
         try:
             text = _read()
         except (KeyringError, OSError, RuntimeError):
@@ -40,12 +40,12 @@ class KeyringTokenStore:
         except msgspec.MsgspecError:
             return StoredCredentials({}, {})
 
-    def save(self, kept: StoredCredentials) -> None:
+    def save(self, credentials: StoredCredentials) -> None:
         """Save tokens and registrations."""
         try:
-            _write(msgspec.json.encode(kept).decode())
+            _write(msgspec.json.encode(credentials).decode())
         except (KeyringError, OSError, RuntimeError):
-            self._file.save(kept)
+            self._file.save(credentials)
         else:
             self._file.path.unlink(missing_ok=True)  # don't leave a second copy of the secrets
 

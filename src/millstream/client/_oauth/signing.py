@@ -37,17 +37,17 @@ _Key = ECKey | RSAKey | OKPKey
 
 
 def assertion(issuer: IssuerMetadata, who: Registration) -> dict[str, str]:
-    """Return the form fields that authenticate the client. An assertion is valid once, so each request needs its own.
+    """Return the form fields that authenticate the client in one request, because assertions are single-use.
 
     Raises:
-        AccessDenied: the issuer doesn't support any signature that the key can make.
+        AccessDenied: the issuer supports no algorithm of the key.
     """
     key, algorithms = _load(who.private_key)
-    taken = issuer.token_endpoint_auth_signing_alg_values_supported
-    algorithm = next((each for each in algorithms if not taken or each in taken), "")
+    supported = issuer.token_endpoint_auth_signing_alg_values_supported
+    algorithm = next((each for each in algorithms if not supported or each in supported), "")
     if not algorithm:
-        theirs, ours = ", ".join(taken), " or ".join(algorithms)
-        raise AccessDenied(f"{issuer.issuer} accepts signatures by {theirs}, but this key makes {ours}.", 401)
+        theirs, ours = ", ".join(supported), " or ".join(algorithms)
+        raise AccessDenied(f"{issuer.issuer} accepts {theirs} signatures, but this key signs with {ours}.", 401)
     now = int(time.time())
     claims = {
         "iss": who.client_id,
@@ -100,7 +100,7 @@ class ProofKey:
         Args:
             method: HTTP method.
             url: URL of the request; its query is ignored.
-            token: access token that is sent along.
+            token: access token sent in the same request.
             nonce: nonce that the server requires.
         """
         parts = urlsplit(url)

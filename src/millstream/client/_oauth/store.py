@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
-SIGNED: Final = "private_key_jwt"
+PRIVATE_KEY_JWT: Final = "private_key_jwt"
 """Client authentication method for signatures (`signing`)."""
 ES256: Final = "ES256"
 """Algorithm of DPoP keys (`signing.ProofKey`)."""
@@ -24,7 +24,7 @@ class Registration(Struct, omit_defaults=True):
     client_secret: str = ""
     token_endpoint_auth_method: str = ""
     private_key: str = ""
-    """Private key in PEM that authenticates the client. It's part of the configuration, and never stored."""
+    """Private key in PEM that authenticates the client. It's never stored."""
     key_id: str = ""
 
 
@@ -44,7 +44,7 @@ class Tokens(Struct, omit_defaults=True):
 
 
 class StoredCredentials(Struct, omit_defaults=True):
-    """Everything in a store, for example for ``msgspec.json.encode(kept)``."""
+    """The contents of a store: ``msgspec.json.encode(credentials)``."""
 
     registrations: dict[str, Registration] = {}
     """Registrations by issuer."""
@@ -56,26 +56,26 @@ class TokenStore(Protocol):
     """A token store, always loaded and saved as a whole."""
 
     def load(self) -> StoredCredentials:
-        """Return what was saved last."""
+        """Return the stored credentials."""
         ...
 
-    def save(self, kept: StoredCredentials) -> None:
+    def save(self, credentials: StoredCredentials) -> None:
         """Save tokens and registrations."""
 
 
 class MemoryTokenStore:
-    """A store that lasts as long as the program. ``OAuth(store=MemoryTokenStore())``"""
+    """A store in memory. ``OAuth(store=MemoryTokenStore())``"""
 
     def __init__(self) -> None:
-        self._kept = StoredCredentials({}, {})
+        self._credentials = StoredCredentials({}, {})
 
     def load(self) -> StoredCredentials:
-        """Return what was saved last."""
-        return self._kept
+        """Return the stored credentials."""
+        return self._credentials
 
-    def save(self, kept: StoredCredentials) -> None:
+    def save(self, credentials: StoredCredentials) -> None:
         """Save tokens and registrations."""
-        self._kept = kept
+        self._credentials = credentials
 
 
 class FileTokenStore:
@@ -88,7 +88,7 @@ class FileTokenStore:
         """Content that couldn't be written to the file."""
 
     def load(self) -> StoredCredentials:
-        """Return what was saved last; an unreadable file counts as empty."""
+        """Return the stored credentials, or empty ones if the file can't be read."""
         if self._unsaved is not None:
             return self._unsaved
         try:
@@ -96,24 +96,24 @@ class FileTokenStore:
         except (OSError, ValueError, RecursionError):
             return StoredCredentials({}, {})
 
-    def save(self, kept: StoredCredentials) -> None:
+    def save(self, credentials: StoredCredentials) -> None:
         """Save tokens and registrations."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, draft = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)  # 0600
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    file.write(msgspec.json.encode(kept))
+                    file.write(msgspec.json.encode(credentials))
                 Path(draft).replace(self.path)
             except BaseException:
                 Path(draft).unlink(missing_ok=True)
                 raise
         except OSError as exc:
             _logger.warning(
-                "The tokens can't be stored in %s (%s), so they are lost when this program ends.",
+                "The tokens can't be stored in %s (%s). They are lost when this program ends.",
                 self.path,
                 exc.strerror,
             )
-            self._unsaved = kept
+            self._unsaved = credentials
         else:
             self._unsaved = None

@@ -1,6 +1,6 @@
-"""Request matching for connections that carry whole messages in both directions.
+"""Matching of responses to requests, for connections that carry whole messages in both directions.
 
-Shared by stdio, WebSocket, HTTP+SSE, and memory. It's independent of framing and I/O.
+Shared by stdio, WebSocket, HTTP+SSE, and memory. It does no framing and no I/O.
 """
 
 import asyncio
@@ -46,60 +46,59 @@ class Duplex:
             await self._write(request.body)
             return await waiter
         except asyncio.CancelledError:
-            # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation: `initialize` can't
-            # be canceled
+            # `initialize` can't be canceled:
+            # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
             if request.method != "initialize" and self.fault is None:
-                self._background.start(self._say_cancelled(request.id))
+                self._background.start(self._send_cancellation(request.id))
             raise
         finally:
             del self._waiting[request.id]
             if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # it may have failed during the write
+                waiter.exception()  # retrieve it, in case the write failed first
 
-    async def _say_cancelled(self, request_id: int) -> None:
-        with contextlib.suppress(ClientError):  # the connection has ended, and the request with it
+    async def _send_cancellation(self, request_id: int) -> None:
+        with contextlib.suppress(ClientError):  # the request ended with the connection
             message = notification_message("notifications/cancelled", {"requestId": request_id})
             filters = self._listener.filters
             if filters is None or (message := filters.filter_outgoing(message)):
                 await self._write(message)
 
     def receive(self, data: bytes) -> None:
-        """Receive one message or a batch from the server. An unreadable message ends the connection, because it could
-        be
-        the response to any request.
+        """Receive one message or a batch. An invalid message ends the connection, because it could be the response to
+        any request.
         """
         try:
             if data[:1] == b"[":
                 for item in split_batch(data, _MAX_BATCH):
-                    self._take(read(item))
+                    self._process(read(item))
             else:
-                self._take(read(data))
+                self._process(read(data))
         except ProtocolError as exc:
-            self.end(BadAnswer(f"The server sent something that isn't an MCP message. {exc.message}."))
+            self.end(BadAnswer(f"The server sent an invalid message. {exc.message}."))
         except ClientError as exc:
             self.end(exc)
 
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
         """Receive one decoded message. `request_id` is the request it belongs to, if known."""
         try:
-            self._take(message, request_id)
+            self._process(message, request_id)
         except ClientError as exc:
             self.end(exc)
 
-    def _take(self, message: Envelope, caused_by: int = 0) -> None:
+    def _process(self, message: Envelope, caused_by: int = 0) -> None:
         if not message.is_answer:
             self._listener.receive(message, self._transport, caused_by)
             return
         request_id = message.id
         if request_id is None and len(self._waiting) == 1:
-            request_id = next(iter(self._waiting))  # the server couldn't parse a message; it was this one
+            request_id = next(iter(self._waiting))  # the server couldn't parse the only request
         waiter = self._waiting.get(request_id) if isinstance(request_id, int) else None
         if waiter is not None:
             if not waiter.done():
                 waiter.set_result(message)
         elif request_id is not None and (not isinstance(request_id, int) or request_id > self._last_id):
-            # A smaller id belongs to an abandoned request, whose response is merely late.
-            raise BadAnswer(f"The server responded to the id {request_id!r:.64}, but no such request was sent.")
+            # A smaller id is a late response to a canceled request.
+            raise BadAnswer(f"The server responded to the id {request_id!r:.64}, which no request has.")
 
     @property
     def waiting(self) -> int:

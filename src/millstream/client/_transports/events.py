@@ -10,15 +10,15 @@ from millstream._protocol.jsonrpc import Envelope, read
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream.client._errors import BadAnswer
 
-_MAX_DOUBLED = 16
-_SHORTEST_WAIT = 0.1
-"""Minimum seconds between connections, for servers that ask for an immediate reconnect and then close again."""
+_MAX_DOUBLINGS = 16
+_MIN_WAIT = 0.1
+"""Minimum seconds between connections, even if the server requests less."""
 
 
 class EventReader:
-    """Reads one connection after the other, and keeps the state for the next: the last event id and the delay."""
+    """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
 
-    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "attempts", "given", "last_event_id")
+    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "attempts", "last_event_id", "response")
 
     def __init__(self, max_bytes: int) -> None:
         self._max = max_bytes
@@ -29,12 +29,12 @@ class EventReader:
         self._stream: Body | None = None
         self._decoder = Decoder(max_bytes)
         self._events: deque[SseEvent] = deque()
-        self.given: Envelope | None = None
+        self.response: Envelope | None = None
         """The response, if it arrived on another stream."""
 
-    def give(self, answer: Envelope) -> None:
-        """Provide the response from another stream, which ends the reading."""
-        self.given = answer
+    def set_response(self, answer: Envelope) -> None:
+        """Provide the response from another stream, and stop reading."""
+        self.response = answer
         self.close()
 
     def attach(self, stream: Body) -> None:
@@ -85,12 +85,12 @@ class EventReader:
                 try:
                     return read(event.data.encode())
                 except ProtocolError as exc:
-                    raise BadAnswer(f"The server sent something that isn't an MCP message. {exc.message}.") from exc
-        return self.given
+                    raise BadAnswer(f"The server sent an invalid message. {exc.message}.") from exc
+        return self.response
 
     def wait(self, first: float, longest: float) -> float:
         """Return the seconds until the next connection: the server's `retry`, or exponential backoff, with jitter."""
         if self._retry_ms is not None and self.attempts == 0:
-            return max(self._retry_ms / 1000, _SHORTEST_WAIT)
-        usual: float = max(first * 2.0 ** min(self.attempts, _MAX_DOUBLED), (self._retry_ms or 0) / 1000)
+            return max(self._retry_ms / 1000, _MIN_WAIT)
+        usual: float = max(first * 2.0 ** min(self.attempts, _MAX_DOUBLINGS), (self._retry_ms or 0) / 1000)
         return min(usual, longest) * random.uniform(0.75, 1.0)  # noqa: S311  not a secret

@@ -17,7 +17,7 @@ from millstream.client._transports.transport import Listener, TransportRequest
 
 
 class HttpSseTransport:
-    """One event stream, and the address for POSTs that it announces."""
+    """One event stream, which announces the address for POSTs."""
 
     __slots__ = ("_background", "_duplex", "_endpoint", "_max", "_messages", "_revision", "_timeout")
 
@@ -69,16 +69,16 @@ class HttpSseTransport:
         except TimeoutError as exc:
             if reply is None:
                 raise ConnectFailed(f"{url.origin} didn't answer within {self._timeout:g} seconds.") from exc
-            raise NotMcp(f"{url} opens an event stream, but doesn't send the endpoint event of an MCP server.") from exc
+            raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._max)
-        assert reply.stream is not None  # noqa: S101  `open` looked
+        assert reply.stream is not None  # noqa: S101  checked in `open`
         reader.attach(reply.stream)
         try:
             while (event := await reader.event()) is not None:
                 if event.event == "endpoint" and not self._messages:
-                    self._name(event.data, named)
+                    self._set_messages_target(event.data, named)
                 elif event.event == "message" and event.data:
                     self._duplex.receive(event.data.encode())
                 if self._duplex.fault is not None:
@@ -94,7 +94,7 @@ class HttpSseTransport:
                 named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream immediately."))
                 named.exception()
 
-    def _name(self, reference: str, named: asyncio.Future[None]) -> None:
+    def _set_messages_target(self, reference: str, named: asyncio.Future[None]) -> None:
         url = self._endpoint.url
         try:
             target = url.join(reference)

@@ -70,14 +70,14 @@ class MemoryTransport:
     async def _write(self, message: bytes) -> None:
         if self._duplex.fault is not None:
             raise self._duplex.fault
-        assert self._pipe is not None  # noqa: S101  it was opened
+        assert self._pipe is not None  # noqa: S101  set in `open`
         self._pipe.send(message)
 
     async def close(self) -> None:
         """Disconnect and stop the server."""
         self._duplex.end()
         if self._pipe is not None:
-            await asyncio.sleep(0)  # let the server take the last message
+            await asyncio.sleep(0)  # let the server read the last message
             await self._pipe.close()
         if self._running is not None:
             await self._running.__aexit__(None, None, None)

@@ -1,7 +1,7 @@
 """A server process with one message per line on its standard input and output.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/transports#stdio. Lines of its standard error go to
-`Options.stderr`; the last ones are kept to explain why the process has exited.
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports#stdio. Its standard error goes to
+`Options.stderr`; the last lines also explain an exit in error messages.
 """
 
 import asyncio
@@ -27,26 +27,26 @@ from millstream.client._transports.transport import Listener, TransportRequest
 _GRACE = 2.0
 """Seconds for the server to exit after its input closes, and again after SIGTERM."""
 _SHORT_GRACE = 1.0
-"""The same after Ctrl-C, when a person is waiting."""
-_MAX_LAST = 400
-_LAST_WORDS = 1.0
+"""The same after Ctrl-C, because a person is waiting."""
+_MAX_SHOWN = 400
+_OUTPUT_TIMEOUT = 1.0
 LAST_OUTPUT = " Its last output: "
 _NEVER_SERVED = (
     "It exited without serving. Start it with `millstream run FILE --transport stdio`, or call mcp.run() in it."
 )
-_KEPT = 4096
+_MAX_STDERR = 4096
 """Maximum bytes of standard error to keep."""
 _MAX_NOISE = 1000
 """Maximum lines on standard output that aren't JSON before the client gives up."""
 
-INHERITED = (
+INHERITED_VARIABLES = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TERM", "TMPDIR",
     "TZ", "USER", "VIRTUAL_ENV", "XDG_RUNTIME_DIR",
     # Windows
     "APPDATA", "COMSPEC", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATHEXT", "PROGRAMDATA", "PROGRAMFILES",
     "SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE",
 )  # fmt: skip
-"""Environment variables that a server inherits. All others may hold secrets."""
+"""Environment variables that a server inherits. Others may contain secrets."""
 
 
 class Command(Struct, frozen=True):
@@ -58,11 +58,11 @@ class Command(Struct, frozen=True):
     ours: bool = False
     """Whether the command runs a Millstream program, which also reads Millstream's variables."""
     advice: str = ""
-    """What to do if it exits without having served."""
+    """What to do if it exits without serving."""
 
 
 class _Pipes(asyncio.SubprocessProtocol):
-    """Passes the output of the process on."""
+    """Forwards events of the process to its transport."""
 
     def __init__(self, owner: "StdioTransport") -> None:
         self._owner = owner
@@ -84,8 +84,8 @@ class _Pipes(asyncio.SubprocessProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.show_rest()
-        self._owner.heard_out.set()
-        self._owner.silent()
+        self._owner.output_ended.set()
+        self._owner.end()
         if self._process is not None:
             self._process.close()
 
@@ -121,12 +121,12 @@ class StdioTransport:
         self._process: asyncio.SubprocessTransport | None = None
         self._duplex = Duplex(self, listener, background, self._write)
         self._lines = LineSplitter(max_bytes)
-        self._said = b""
-        self._unshown = b""
+        self._stderr = b""
+        self._partial_line = b""
         self._noise = 0
-        self._spoke = False
+        self._has_served = False
         self.exited = asyncio.Event()
-        self.heard_out = asyncio.Event()
+        self.output_ended = asyncio.Event()
         """Set once the output of the process has ended."""
         self.writable = asyncio.Event()
         self.writable.set()
@@ -139,7 +139,7 @@ class StdioTransport:
     @property
     def last_stderr(self) -> str:
         """The last text that the process wrote to standard error."""
-        return self._said.decode("utf-8", "replace").strip()
+        return self._stderr.decode("utf-8", "replace").strip()
 
     async def open(self) -> None:
         """Start the process.
@@ -149,7 +149,7 @@ class StdioTransport:
             ConnectFailed: the system couldn't start it.
         """
         command = self._command
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | dict(command.env)
+        environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ} | dict(command.env)
         program = shutil.which(command.argv[0], path=environment.get("PATH"))
         if program is None:
             raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
@@ -161,7 +161,7 @@ class StdioTransport:
                 *command.argv[1:],
                 env=environment,
                 cwd=command.cwd,
-                start_new_session=sys.platform != "win32",  # so that its child processes end with it
+                start_new_session=sys.platform != "win32",  # so its child processes end with it
             )
         except OSError as exc:
             raise ConnectFailed(f"{command.argv[0]} couldn't be started: {exc.strerror or exc}.") from exc
@@ -172,31 +172,31 @@ class StdioTransport:
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         if not self.writable.is_set():
-            await self._take_turn()
+            await self._wait_until_writable()
         return await self._duplex.exchange(request)
 
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response."""
         if not self.writable.is_set():
-            await self._take_turn()
+            await self._wait_until_writable()
         await self._write(message)
 
-    async def _take_turn(self) -> None:
-        """Wait while the process isn't reading, so that messages of canceled callers don't fill the buffer."""
+    async def _wait_until_writable(self) -> None:
+        """Wait until the process reads, so that messages of canceled callers don't fill the buffer."""
         while not self.writable.is_set():
             await self.writable.wait()
 
     async def _write(self, message: bytes) -> None:
         if self._duplex.fault is not None:
             raise self._duplex.fault
-        assert self._process is not None  # noqa: S101  it was opened
+        assert self._process is not None  # noqa: S101  set in `open`
         stdin = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
         if stdin.is_closing():
             await self.exited.wait()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS):  # the last output may still arrive; a child may hold the pipe
-                    await self.heard_out.wait()
-            raise self.silent()
+                async with asyncio.timeout(_OUTPUT_TIMEOUT):  # for the last output; a child may keep the pipe open
+                    await self.output_ended.wait()
+            raise self.end()
         stdin.write(message + b"\n")
 
     # Events of the process
@@ -211,10 +211,10 @@ class StdioTransport:
             if line is None:
                 self._over(too_large(self._max))
             elif line[:1] == b"{" or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO] started"
-                self._spoke = True
+                self._has_served = True
                 self._duplex.receive(line)
             else:
-                self._noise += 1  # programs that print greetings are common
+                self._noise += 1  # many programs print greetings
                 if self._noise > _MAX_NOISE:
                     self._over(
                         BadAnswer(
@@ -227,41 +227,39 @@ class StdioTransport:
 
     def feed_stderr(self, data: bytes) -> None:
         """Process a chunk of standard error."""
-        self._said = (self._said + data)[-_KEPT:]
+        self._stderr = (self._stderr + data)[-_MAX_STDERR:]
         if self._show is not None:
-            *lines, rest = (self._unshown + data).split(b"\n")
-            if len(rest) > _KEPT:
+            *lines, rest = (self._partial_line + data).split(b"\n")
+            if len(rest) > _MAX_STDERR:
                 lines.append(rest)
                 rest = b""
-            self._unshown = rest
+            self._partial_line = rest
             for line in lines:
                 self._show(line.decode("utf-8", "replace").rstrip("\r"))
 
     def show_rest(self) -> None:
         """Show a last line that doesn't end with a newline."""
-        if self._show is not None and self._unshown:
-            self._show(self._unshown.decode("utf-8", "replace"))
-        self._unshown = b""
+        if self._show is not None and self._partial_line:
+            self._show(self._partial_line.decode("utf-8", "replace"))
+        self._partial_line = b""
 
     def handle_eof(self) -> None:
-        """Handle the end of standard output. The process is probably exiting, so wait for its exit code and last
-        output.
-        """
-        asyncio.get_running_loop().call_later(_LAST_WORDS, self.silent)
+        """Wait for the exit code and last output, because the process is probably exiting."""
+        asyncio.get_running_loop().call_later(_OUTPUT_TIMEOUT, self.end)
 
-    def silent(self) -> ClientError:
-        """Return the error for callers once there's no more output."""
+    def end(self) -> ClientError:
+        """End the connection and return its error."""
         code = self._process.get_returncode() if self._process is not None else None
         ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
         last = _last_sentence(self.last_stderr)
-        text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_LAST]}" if last else f"{ended}."
-        fault = ConnectionLost(text, remedy="" if self._spoke else self._advice(code, last))
+        text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_SHOWN]}" if last else f"{ended}."
+        fault = ConnectionLost(text, remedy="" if self._has_served else self._hint(code, last))
         self._duplex.end(fault)
         self.writable.set()
         return fault
 
-    def _advice(self, code: int | None, last: str) -> str:
-        """Return what to do about a process that has exited without a message."""
+    def _hint(self, code: int | None, last: str) -> str:
+        """Return a hint about a process that exited without sending a message."""
         command = self._command
         if command.argv[0] == sys.executable and not command.ours and "No module named" in last:
             return f"Install the module into the environment of {sys.executable}. {command.advice}".rstrip()
@@ -271,7 +269,7 @@ class StdioTransport:
         """Kill the rest of the process group."""
         self._kill(signal.SIGKILL)
         self.exited.set()
-        self.handle_eof()  # a process that left the group may hold the pipes open
+        self.handle_eof()  # a process outside the group may keep the pipes open
 
     def _over(self, fault: ClientError) -> None:
         self._duplex.end(fault)
@@ -291,16 +289,16 @@ class StdioTransport:
                 stdin.close()
             task = asyncio.current_task()
             grace = _SHORT_GRACE if task is not None and task.cancelling() else _GRACE
-            if not await self._ends(grace) and sys.platform != "win32":
+            if not await self._wait_for_exit(grace) and sys.platform != "win32":
                 self._kill(signal.SIGTERM)
-                await self._ends(grace)
+                await self._wait_for_exit(grace)
         finally:
-            # Includes its child processes; a canceled `close` leaves nothing behind either.
+            # Kill its child processes as well, even if `close` is canceled.
             self._kill(signal.SIGKILL if sys.platform != "win32" else signal.SIGTERM)
             process.close()
         await self.exited.wait()
 
-    async def _ends(self, grace: float) -> bool:
+    async def _wait_for_exit(self, grace: float) -> bool:
         try:
             async with asyncio.timeout(grace):
                 await self.exited.wait()
@@ -310,7 +308,7 @@ class StdioTransport:
 
     def _kill(self, number: signal.Signals) -> None:
         process = self._process
-        if process is None or self.exited.is_set():  # the id may belong to another group by now
+        if process is None or self.exited.is_set():  # the id may have been reused
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if sys.platform == "win32":
@@ -319,16 +317,16 @@ class StdioTransport:
                 os.killpg(process.get_pid(), number)
 
 
-_ADVICE = ("Why:", "Do:")
-"""The beginning of a sentence; the one before may lack its period, as in Python's messages."""
+_SENTENCE_STARTS = ("Why:", "Do:")
+"""Starts of lines that begin a new sentence, even if the line before lacks a period."""
 
 
-def _last_sentence(said: str) -> str:
+def _last_sentence(output: str) -> str:
     """Return the last unindented line and those below it: an error message, or the end of a traceback."""
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in output.splitlines() if line.strip()]
     begin = next((at for at in reversed(range(len(lines))) if not lines[at][0].isspace()), 0)
-    told = ""
+    sentence = ""
     for line in lines[begin:]:
-        between = ". " if line.lstrip().startswith(_ADVICE) and told[-1:].isalnum() else " "
-        told += f"{between if told else ''}{' '.join(line.split())}"
-    return told
+        between = ". " if line.lstrip().startswith(_SENTENCE_STARTS) and sentence[-1:].isalnum() else " "
+        sentence += f"{between if sentence else ''}{' '.join(line.split())}"
+    return sentence

@@ -1,8 +1,8 @@
 """Streamable HTTP: each request is a POST, and its reply is JSON or an event stream.
 
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and 2026-07-28. A broken stream of the
-handshake era is resumed with `Last-Event-ID`; in the per-request era, a broken stream loses its request, and closing
-one cancels it.
+handshake era is resumed with `Last-Event-ID`; in the per-request era, a request is lost with its stream, and closing
+the stream cancels it.
 """
 
 import asyncio
@@ -28,26 +28,36 @@ from millstream.client._errors import (
 from millstream.client._transports.events import EventReader
 from millstream.client._transports.transport import Listener, TransportRequest
 
-_TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
-_TAKES_EVENTS = "Accept: text/event-stream\r\n"
+_ACCEPT = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+_ACCEPT_EVENTS = "Accept: text/event-stream\r\n"
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _ATTEMPTS = 5
 """Maximum attempts to resume a stream without receiving anything new."""
-_STANDS = 1.0
-"""Seconds that the first call waits for the stand-alone stream: some servers delay its head until the first event."""
+_STREAM_TIMEOUT = 1.0
+"""Seconds that the first call waits for the stand-alone stream. Some servers delay its headers to the first event."""
 _MAX_KIND = 64
 _MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
-_GOODBYE = 2.0
+_DELETE_TIMEOUT = 2.0
 """Seconds for the DELETE of a session."""
 
 
 class StreamableTransport:
-    """One endpoint, and in the handshake era its session, if the server creates one."""
+    """One endpoint, and its session if a handshake-era server creates one."""
 
-    __slots__ = ("_background", "_endpoint", "_following", "_heads", "_listener", "_max", "_revision", "_session",
-                 "_standing", "lost")  # fmt: skip
+    __slots__ = (
+        "_background",
+        "_endpoint",
+        "_heads",
+        "_listener",
+        "_max",
+        "_readers",
+        "_revision",
+        "_session",
+        "_stream_task",
+        "lost",
+    )  # fmt: skip
 
     name = "streamable-http"
 
@@ -62,11 +72,11 @@ class StreamableTransport:
         self._session = ""
         self._heads: dict[tuple[str, Revision | None, str], str] = {}
         """Method, revision, and session -> header lines."""
-        self._following: dict[int, EventReader] = {}
+        self._readers: dict[int, EventReader] = {}
         """Open streams of calls, by request id."""
-        self._standing: asyncio.Task[None] | None = None
+        self._stream_task: asyncio.Task[None] | None = None
         self.lost: bool = False
-        """Whether the stand-alone stream found that the session has expired; HTTP itself can't be lost."""
+        """Whether the session has expired, as reported by the stand-alone stream. HTTP has no connection to lose."""
 
     async def open(self) -> None:
         """Do nothing: the first request connects."""
@@ -82,7 +92,7 @@ class StreamableTransport:
                 "POST", self._headers(request), request.body, repeatable=request.repeatable
             )
             if reply.moved is not None:
-                self._endpoint.url = reply.moved  # later requests go there directly
+                self._endpoint.url = reply.moved  # skip the redirect from now on
             if request.method == "initialize":
                 self._session = _session_id(reply)
             if reply.stream is None:
@@ -90,25 +100,25 @@ class StreamableTransport:
             _check_coding(reply)
             return await self._follow(request, reply.stream)
         except asyncio.CancelledError:
-            self._give_up(request)
+            self._cancel(request)
             raise
 
     async def send(self, message: bytes, method: str) -> None:
         """POST a notification or a response."""
-        extra = f"{_TAKES}{self._about(self._revision)}"
+        extra = f"{_ACCEPT}{self._about(self._revision)}"
         if method:
             extra += f"Mcp-Method: {method}\r\n"
         reply = await self._endpoint.send("POST", extra, message, repeatable=False)
         if reply.stream is not None:
             reply.stream.close()
         if reply.status >= 400:
-            raise self._trouble(reply)
+            raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
             stands = asyncio.Event()
-            self._standing = self._background.start(self._stand(stands))
+            self._stream_task = self._background.start(self._keep_stream_open(stands))
             # Messages outside of a call's stream are lost unless this stream is open before the first call.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_STANDS):
+                async with asyncio.timeout(_STREAM_TIMEOUT):
                     await stands.wait()
 
     def _headers(self, request: TransportRequest) -> str:
@@ -117,7 +127,7 @@ class StreamableTransport:
         head = self._heads.get(key)
         if head is None:
             about = self._about(revision) if request.method != "initialize" else ""
-            head = f"{_TAKES}{about}Mcp-Method: {request.method}\r\n"
+            head = f"{_ACCEPT}{about}Mcp-Method: {request.method}\r\n"
             if len(self._heads) >= _MAX_HEADS:
                 self._heads.clear()
             self._heads[key] = head
@@ -136,24 +146,26 @@ class StreamableTransport:
         if reply.status == 404 and self._session:
             raise SessionLost("The session has expired on the server.")
         if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):
-            raise self._trouble(reply)
+            raise self._error(reply)
         if reply.status in (202, 204):
-            raise BadAnswer(f"The server treated {request.method} as a notification and sent no response.")
+            raise BadAnswer(
+                f"The server responded to {request.method} with status {reply.status}, which is for notifications."
+            )
         if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
-            raise self._trouble(reply)
+            raise self._error(reply)
         try:
             message = read(reply.body)
         except ProtocolError as exc:
             if reply.status >= 300:
-                raise self._trouble(reply) from exc
+                raise self._error(reply) from exc
             _check_coding(reply)
-            raise BadAnswer(f"The server's response isn't an MCP message. {exc.message}.") from exc
-        # Errors about unreadable requests have no id, or one of the server's own.
+            raise BadAnswer(f"The server sent an invalid response. {exc.message}.") from exc
+        # Errors about invalid requests have no id, or an arbitrary one.
         if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
             raise wrong_id(request, message)
         return message
 
-    def _trouble(self, reply: HttpReply) -> ClientError:
+    def _error(self, reply: HttpReply) -> ClientError:
         url = self._endpoint.url
         if reply.status == 404 and self._session:
             return SessionLost("The session has expired on the server.")
@@ -164,16 +176,16 @@ class StreamableTransport:
             return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.passing:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
-        rather = "" if kind == "application/json" else f" and {kind}, not JSON"
-        return NotMcp(f"{url} isn't an MCP endpoint: it responds with {reply.status}{rather}.")
+        detail = "" if kind == "application/json" else f" and {kind}, not JSON"
+        return NotMcp(f"{url} isn't an MCP endpoint: it responds with {reply.status}{detail}.")
 
     # Streams
 
     async def _follow(self, request: TransportRequest, stream: Body) -> Envelope:
         """Read a stream until the response arrives, resuming the stream if it breaks."""
-        reader = self._following[request.id] = EventReader(self._max)
+        reader = self._readers[request.id] = EventReader(self._max)
         try:
-            while reader.given is None:
+            while reader.response is None:
                 reader.attach(stream)
                 try:
                     return await self._answer_on(reader, request)
@@ -181,13 +193,13 @@ class StreamableTransport:
                     why = exc
                 stream = await self._resume(reader, why)
             stream.close()
-            return reader.given
+            return reader.response
         finally:
-            del self._following[request.id]
+            del self._readers[request.id]
             reader.close()
 
     async def _answer_on(self, reader: EventReader, request: TransportRequest) -> Envelope:
-        """Return the response on this connection, passing earlier messages to the listener."""
+        """Return the response, after passing earlier messages to the listener."""
         while (message := await reader.message()) is not None:
             if _is_answer(request, message):
                 return message
@@ -212,12 +224,12 @@ class StreamableTransport:
         raise why
 
     async def _get(self, last_event_id: str = "") -> HttpReply:
-        extra = _TAKES_EVENTS + self._about(self._revision)
+        extra = _ACCEPT_EVENTS + self._about(self._revision)
         if last_event_id:
             extra += f"Last-Event-ID: {last_event_id.encode().decode('latin-1')}\r\n"  # UTF-8, per WHATWG HTML
         return await self._endpoint.send("GET", extra, repeatable=True)
 
-    async def _stand(self, stands: asyncio.Event) -> None:
+    async def _keep_stream_open(self, stands: asyncio.Event) -> None:
         """Keep the stand-alone stream open. Servers without one respond with 405."""
         reader = EventReader(self._max)
         wanted = self._listener.subscribed
@@ -241,7 +253,7 @@ class StreamableTransport:
     async def _read_standalone_stream(self, reader: EventReader, stands: asyncio.Event) -> bool:
         """Read one connection to its end. Return False if the server has no such stream, or the session has expired."""
         try:
-            await self._stand_once(reader, stands)
+            await self._read_once(reader, stands)
         except ClientError as exc:
             gone = isinstance(exc, SessionLost)
             if isinstance(exc, (ConnectFailed, ConnectionLost)) and not gone:
@@ -249,17 +261,17 @@ class StreamableTransport:
             if not stands.is_set():
                 return False
             self.lost = gone
-            reader.attempts = _ATTEMPTS  # retrying won't help now, but a later subscriber may succeed
+            reader.attempts = _ATTEMPTS  # stop retrying until there's a new subscriber
             self._listener.on_interruption(self, exc)
             return not gone
         return True
 
-    async def _stand_once(self, reader: EventReader, stands: asyncio.Event) -> None:
+    async def _read_once(self, reader: EventReader, stands: asyncio.Event) -> None:
         reply = await self._get(reader.last_event_id)
         if reply.passing and (stands.is_set() or self._listener.subscribed.is_set()):
-            raise self._trouble(reply)
+            raise self._error(reply)
         if reply.status == 409 and stands.is_set():
-            raise ConnectionLost("The server hasn't noticed yet that the previous stream broke.")
+            raise ConnectionLost("The server still has the previous stream open.")
         if reply.stream is None or reply.status != 200:
             raise SessionLost("The session has expired on the server.")
         if reader.attempts and not reader.last_event_id:
@@ -268,41 +280,41 @@ class StreamableTransport:
         reader.attach(reply.stream)
         while (message := await reader.message()) is not None:
             if message.is_answer:
-                self._give(message)
+                self._pass_response(message)
             else:
                 self._listener.receive(message, self)
 
-    def _give(self, message: Envelope) -> None:
-        """Pass on a message. A response here belongs to a call whose own stream broke; some servers send it here."""
-        reader = self._following.get(message.id) if isinstance(message.id, int) else None
+    def _pass_response(self, message: Envelope) -> None:
+        """Pass on the response of a call whose own stream broke. Some servers send it here."""
+        reader = self._readers.get(message.id) if isinstance(message.id, int) else None
         if reader is not None:
-            reader.give(message)
+            reader.set_response(message)
 
     # Shutdown
 
-    def _give_up(self, request: TransportRequest) -> None:
-        """Cancel the request of a canceled caller. In the per-request era, closing the connection already has."""
+    def _cancel(self, request: TransportRequest) -> None:
+        """Cancel a request on the server. In the per-request era, closing the connection is enough."""
         revision = self._revision
         if request.method != "initialize" and revision is not None and revision.handshake:
-            self._background.start(self._say_cancelled(request.id))
+            self._background.start(self._send_cancellation(request.id))
 
-    async def _say_cancelled(self, request_id: int) -> None:
+    async def _send_cancellation(self, request_id: int) -> None:
         method = "notifications/cancelled"
         message, filters = notification_message(method, {"requestId": request_id}), self._listener.filters
         if filters is None or (message := filters.filter_outgoing(message)):
-            with contextlib.suppress(ClientError):  # it no longer matters
+            with contextlib.suppress(ClientError):  # the caller no longer waits
                 await self.send(message, method)
 
     async def close(self) -> None:
         """End the session and close the connections."""
-        if self._standing is not None:
-            self._standing.cancel()
+        if self._stream_task is not None:
+            self._stream_task.cancel()
         try:
             if self._session and not self.lost:
-                async with asyncio.timeout(_GOODBYE):
+                async with asyncio.timeout(_DELETE_TIMEOUT):
                     await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
         except (ClientError, TimeoutError):
-            pass  # a server without DELETE lets its sessions expire
+            pass  # sessions of such servers expire
         finally:
             await self._endpoint.close()
 
@@ -341,6 +353,6 @@ def _check_coding(reply: HttpReply) -> None:
 
 
 def _session_id(reply: HttpReply) -> str:
-    """Return the session id of a reply; one with invalid characters counts as missing."""
+    """Return the session id of a reply, or an empty string if it's missing or invalid."""
     value = reply.header(b"mcp-session-id")
     return value if value.isascii() and value.isprintable() and " " not in value else ""

@@ -24,7 +24,7 @@ class TransportRequest(Struct, gc=False):
     params: Mapping[str, str] = {}
     """`Mcp-Param-…` headers."""
     revision: Revision | None = None
-    """Revision that the message is written for, if it isn't the negotiated one yet."""
+    """Revision of the message, before one is negotiated."""
     repeatable: bool = False
     """Whether the request only reads, so it can be sent again after a broken connection."""
 
@@ -38,7 +38,7 @@ class Listener(Protocol):
     """Filters of notifications, if an extension has one."""
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
-        """Receive a request or notification, and the id of the request on whose stream it arrived, if there's one."""
+        """Receive a request or notification. `request_id` is the request on whose stream it arrived, if any."""
 
     def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
         """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""

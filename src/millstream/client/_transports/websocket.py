@@ -30,12 +30,12 @@ from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, TransportRequest
 
 _MESSAGE_TOO_BIG = 1009
-_GOODBYE = 2.0
+_CLOSE_TIMEOUT = 2.0
 """Seconds for the closing handshake."""
 
 
 class _Connect(connect):
-    """Doesn't follow redirects, because the headers are for this server only."""
+    """Doesn't follow redirects to other servers, because the headers are for this one only."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         try:
@@ -81,7 +81,7 @@ class WebSocketTransport:
         return self._duplex.fault is not None
 
     async def open(self) -> None:
-        """Connect, retrying once with other credentials if the first ones are refused.
+        """Connect. Retry once with new credentials if the server refuses the first ones.
 
         Raises:
             ClientError: there's no MCP WebSocket at this URL.
@@ -118,20 +118,20 @@ class WebSocketTransport:
             raise tls_error(url, exc) from exc
         except ssl.SSLError as exc:
             raise TlsFailed(
-                f"{url.origin} doesn't speak TLS ({exc.reason}). Use ws:// instead of wss:// if that's intended."
+                f"{url.origin} doesn't support TLS ({exc.reason}). Use ws:// instead of wss:// if that's intended."
             ) from exc
         except (InvalidHandshake, WebSocketException) as exc:
             if isinstance(exc.__cause__, EOFError):
                 raise ConnectionLost(f"{url.origin} closed the connection before it responded.") from exc
-            raise NotMcp(f"{url} isn't a WebSocket: {exc}.", remedy=_elsewhere(url)) from exc
+            raise NotMcp(f"{url} isn't a WebSocket: {exc}.", remedy=_path_hint(url)) from exc
         except TimeoutError as exc:  # also if the server responds with an event stream, as at /mcp
             what = f"{url.origin} didn't accept a WebSocket within {self._timeout:g} seconds."
-            raise ConnectFailed(f"{what} {_elsewhere(url)}".rstrip()) from exc
+            raise ConnectFailed(f"{what} {_path_hint(url)}".rstrip()) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
         if socket.subprotocol != "mcp":
             await socket.close()
-            raise NotMcp(f"{url} is a WebSocket, but not for MCP: it doesn't accept the subprotocol mcp.")
+            raise NotMcp(f"{url} isn't an MCP WebSocket: it doesn't accept the subprotocol mcp.")
         self._socket = socket
         self._background.start(self._read(socket))
 
@@ -163,11 +163,11 @@ class WebSocketTransport:
     async def _write(self, message: bytes) -> None:
         if self._duplex.fault is not None:
             raise self._duplex.fault
-        assert self._socket is not None  # noqa: S101  it was opened
+        assert self._socket is not None  # noqa: S101  set in `open`
         try:
             await self._socket.send(message, text=True)
         except ConnectionClosed:
-            await asyncio.sleep(0)  # the reader knows the reason
+            await asyncio.sleep(0)  # let `_read` report the reason first
             self._duplex.end(ConnectionLost("The server closed the WebSocket."))
             await self._write(message)
 
@@ -177,9 +177,9 @@ class WebSocketTransport:
         socket = self._socket
         if socket is not None:
             try:
-                async with asyncio.timeout(_GOODBYE):
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
                     await socket.close()
-            except TimeoutError:  # a server that sends a lot and reads nothing
+            except TimeoutError:  # the server sends without reading
                 socket.transport.abort()
 
 
@@ -192,11 +192,11 @@ def _refusal(url: Url, reply: Response) -> ClientError:
         )
     if status >= 500 or status == 429:
         return ConnectionLost(f"The server at {url.origin} failed with status {status}.")
-    return NotMcp(f"{url} isn't a WebSocket: it responds with status {status}.", remedy=_elsewhere(url))
+    return NotMcp(f"{url} isn't a WebSocket: it responds with status {status}.", remedy=_path_hint(url))
 
 
-def _elsewhere(url: Url) -> str:
-    """Return a hint for a path without a WebSocket."""
+def _path_hint(url: Url) -> str:
+    """Return a hint about the path, unless it's already ``/ws``."""
     return (
         ""
         if url.target == "/ws"

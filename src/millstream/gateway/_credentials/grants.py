@@ -15,7 +15,7 @@ from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
 from millstream.client._oauth.dpop import BoundKey, Proofs
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
 from millstream.client._oauth.issuer_http import parse_secure
-from millstream.client._oauth.store import SIGNED, Registration, Tokens
+from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials.options import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for, refusal
 from millstream.gateway._credentials.tokens import SharedTokens, StoredGrant, make_grant
@@ -79,7 +79,7 @@ class _TokenCredentials(UpstreamCredentials):
                 check_key(key)
             except ValueError as exc:
                 raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
-            method = SIGNED
+            method = PRIVATE_KEY_JWT
         elif secret:
             method = "client_secret_post" if options.secret_in_form else "client_secret_basic"
         self._registration = Registration(options.client_id, secret, method or "none", key, options.key_id)
