@@ -38,7 +38,7 @@ def test_invalid_lines_are_named_and_not_shown() -> None:
         ("export A", "Line 1 of .env isn't NAME=VALUE."),
         ("A='b", "Line 1 of .env isn't NAME=VALUE."),
         ("A='b'c", "Line 1 of .env isn't NAME=VALUE."),
-        ("A=b\0", ".env has a zero byte, which no variable can hold."),
+        ("A=b\0", ".env contains a null byte, which variables can't contain."),
     ):
         with pytest.raises(EnvFileError) as caught:
             read_env(text)

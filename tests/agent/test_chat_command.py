@@ -84,7 +84,7 @@ def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
 
 def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> None:
     done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
-    assert "burn wasn't allowed, because there's no terminal to confirm it. --yes allows everything." in done.err
+    assert "burn wasn't allowed, because there's no terminal to ask on. Use --yes to allow everything." in done.err
     assert done.asked[1].last["content"].startswith("The user didn't allow")
 
 

@@ -150,7 +150,7 @@ async def test_non_chat_apis_are_detected(answer: Answer) -> None:
 async def test_wrong_path_and_wrong_model_are_distinguished() -> None:
     error = await failed(refuses(404, "The model `test-model` does not exist."))
     assert isinstance(error, ModelRefused)
-    assert "doesn't know the model 'test-model'" in str(error)
+    assert "has no model 'test-model'" in str(error)
     error = await failed(Answer(404, [b"<html>" + b"x" * 10_000], media="text/html"))
     assert len(str(error)) < 500
 

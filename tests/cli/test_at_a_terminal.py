@@ -17,7 +17,7 @@ from processes import ROOT, SharedServer, free_port, run_command, share_server
 TMUX = shutil.which("tmux")
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(TMUX is None, reason="tmux is not installed; make test installs it where it may"),
+    pytest.mark.skipif(TMUX is None, reason="tmux isn't installed; make test installs it where it may"),
 ]
 SHOP = ROOT / "tests" / "client" / "shop.py"
 LINES = 50
@@ -184,7 +184,7 @@ def test_install_shows_the_change_and_asks(narrow: Screen, tmp_path: Path) -> No
     assert not path.exists()
     narrow.press("y", "Enter")
     lines = narrow.until("ended with 0")
-    assert any(line.startswith("Cursor has shop now.") for line in lines)
+    assert any(line.startswith("Added shop to Cursor.") for line in lines)
     assert path.exists()
 
 

@@ -183,7 +183,7 @@ class TestInAPipe:
         (["call", SHOP, "fail"], 1, "Internal error"),
         (["call", SHOP, "nothing"], 1, "Error: "),
         (["call", SHOP, "order", "isbn"], 2, "NAME=VALUE"),
-        (["call", SHOP, "order", "--input", "["], 2, "not JSON"),
+        (["call", SHOP, "order", "--input", "["], 2, "isn't JSON"),
         (["list", SHOP, "--header", "nothing"], 2, "Name: value"),
         (["list", SHOP, "--revision", "2020-01-01"], 3, "2025-11-25"),
         (["list"], 2, "Missing argument: SERVER."),
@@ -309,7 +309,7 @@ def test_doctor_reports_each_step(server: SharedServer) -> None:
     assert [step["name"] for step in well["steps"]][:3] == ["name", "protocol", "offers"]
     assert well["ok"]
     name, offers, browsers = (well["steps"][place]["found"] for place in (0, 2, 3))
-    assert name == "127.0.0.1 is an address", "a fixed defect: 127.0.0.1 was 127.0.0.1"
+    assert name == "127.0.0.1 is already an address", "a fixed defect: 127.0.0.1 was 127.0.0.1"
     counted = {kind: len(each) for kind, each in as_json("list", f"{url}/mcp").items()}
     assert f" {counted['resourceTemplates']} template" in offers, "a fixed defect: templates were resources"
     assert browsers.startswith("preflight requests are refused"), "a fixed defect: they got no answer"

@@ -37,8 +37,8 @@ FAILURES: dict[str, tuple[int, str]] = {
     "init taken": (1, "taken"),
     # Wrong use
     "list": (2, "SERVER"),
-    "ping x.py --timeout 0": (2, "more than 0"),
-    f"call {NOWHERE} buy --input {{": (2, "--input is not JSON"),
+    "ping x.py --timeout 0": (2, "greater than 0"),
+    f"call {NOWHERE} buy --input {{": (2, "--input isn't JSON"),
     "version --colour": (2, "--colour"),
     f"chat {NOWHERE} --rounds": (2, "--rounds"),
     "doctor": (2, "SERVER"),

@@ -102,7 +102,7 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (lambda asked: status(asked, "500 Oops"), 3, "failed with status 500", ()),
     (lambda asked: status(asked, "401 Unauthorized"), 4, r"requires credentials \(401\)\. .*--login.*--auth KEY", ()),
     (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\)\. Send other credentials with --auth KEY", ()),
-    (problem, 4, r"refused the request \(403\): The key is old\. Send another one with --auth KEY", ()),
+    (problem, 4, r"refused the request \(403\): The key is old\. Send another key with --auth KEY", ()),
     (lambda asked: status(asked, "302 Found", "Location: https://example.com/\r\n"), 3, "redirects to", ()),
     (unknown, 3, "1999-01-01", ()),
     (with_discovery(hang), 5, r"didn't answer \S+ within 0\.3 seconds", ("--timeout", "0.3")),

@@ -280,7 +280,7 @@ def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
     path = home / "mcp.json"
     change = prepare(path, "json", ("servers", "x"), lambda old: {})
     path.write_text('{"new": 1}', "utf-8")
-    with pytest.raises(CommandError, match="was changed in the meantime"):
+    with pytest.raises(CommandError, match="was changed by another program"):
         write(change, "x")
     assert path.read_text("utf-8") == '{"new": 1}'
 
@@ -300,7 +300,7 @@ def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> N
 def test_claude_desktop_gets_a_name_as_typed(home: Path) -> None:
     words = [str(SHOP), "--client", "claude", "--yes", "--name", "My Analytics Server"]
     done = install(*words)
-    assert "Claude Desktop has My Analytics Server now." in done.stdout
+    assert "Added My Analytics Server to Claude Desktop." in done.stdout
     path = home / PLACES["claude"][0]
     assert list(command_value(path.read_text("utf-8"))["mcpServers"]) == ["My Analytics Server"]
     assert install(*words, "--undo").exit_code == 0
@@ -329,7 +329,7 @@ def test_project_files_are_supported(home: Path, folder: Path) -> None:
     [
         (["nothing.py", "--client", "claude"], "There is no file nothing.py"),
         ([__file__.replace(".py", ".txt"), "--client", "claude"], "There is no file"),
-        ([str(SHOP), "--client", "emacs"], "isn't an application"),
+        ([str(SHOP), "--client", "emacs"], "isn't a supported application"),
         ([str(SHOP)], "No application that can be configured"),
         ([URL, "--client", "cursor", "-v", "A=1"], "takes no variables"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "takes no headers"),
@@ -347,7 +347,7 @@ def test_invalid_installs_are_one_sentence(arguments: list[str], words: str, hom
 
 def test_single_installed_application_is_the_default(home: Path) -> None:
     (home / ".cursor").mkdir()
-    assert "Cursor has shop now" in install(str(SHOP), "--yes").output
+    assert "Added shop to Cursor" in install(str(SHOP), "--yes").output
     (home / ".gemini").mkdir()
     done = install(str(SHOP), "--yes")
     assert isinstance(done.exception, CommandError)

@@ -3,7 +3,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs cannot be imported twice
+import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs can't be imported twice
 import pytest
 
 from cases import for_each
@@ -87,7 +87,7 @@ def test_missing_folders_are_reported_as_missing_files(folder: Path) -> None:
 
 def test_files_that_are_not_python_are_explained(folder: Path) -> None:
     (folder / "shop.txt").write_text("hello")
-    assert "not a Python file" in failure("shop.txt").what
+    assert "isn't a Python file" in failure("shop.txt").what
 
 
 def test_missing_modules_list_the_search_path(folder: Path) -> None:
@@ -132,7 +132,7 @@ def test_folders_are_explained(folder: Path) -> None:
     (folder / "src").mkdir()
     error = failure("./src")
     assert error.what == "src is a folder."
-    assert error.fix == "Give the file in it: millstream run src/server.py"
+    assert error.fix == "Name a file in it: millstream run src/server.py"
 
 
 @pytest.mark.parametrize("place", [".", "..", "beside"])
@@ -267,6 +267,6 @@ def test_missing_extras_are_named_without_frames(code: str, tmp_path: Path) -> N
         cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "needs an extra package.\n  Why:  Line 3 of shop.py asks for it.\n" in done.stderr
+    assert "needs an extra package.\n  Why:  Line 3 of shop.py requires it.\n" in done.stderr
     assert f"  Do:   Run: pip install 'millstream[{extra}]'\n" in done.stderr
     assert "File " not in done.stderr

@@ -181,7 +181,7 @@ def test_dev_notices_edits_made_during_loading(folder: Path, monkeypatch: pytest
         read.append((folder / "a.py").read_text("utf-8"))
         if len(read) == 1:
             (folder / "a.py").write_text("something = 1\n", "utf-8")
-            raise CommandError("a.py cannot be imported", detail="NameError")
+            raise CommandError("a.py can't be imported", detail="NameError")
 
     monkeypatch.setattr(dev_command, "serve_http", serve)
     running = threading.Thread(target=CliRunner().invoke, args=(program("dev"), ["dev", "a.py"]), daemon=True)

@@ -78,13 +78,13 @@ async def test_recorded_sessions_can_be_replayed(
 def test_recordings_are_readable_only_by_their_owner(tmp_path: Path) -> None:
     file = tmp_path / "shop.jsonl"
     file.touch(0o644)
-    Writer(file, "shop.py", told=print).close()
+    Writer(file, "shop.py", warn=print).close()
     assert file.stat().st_mode & 0o777 == 0o600
 
 
 def recording(path: Path, *messages: tuple[str, dict[str, Any]]) -> Path:
     """A recording as `record` makes it."""
-    writer = Writer(path, "test", told=print)
+    writer = Writer(path, "test", warn=print)
     for who, message in messages:
         writer.line(who, json.dumps({"jsonrpc": "2.0", **message}).encode())
     writer.close()
@@ -120,19 +120,19 @@ def test_repeated_requests_are_replayed_in_order(tmp_path: Path) -> None:
 
 def test_recordings_stop_at_their_limit_with_a_notice(tmp_path: Path) -> None:
     told: list[str] = []
-    writer = Writer(tmp_path / "f", "test", max_bytes=500, told=told.append)
+    writer = Writer(tmp_path / "f", "test", max_bytes=500, warn=told.append)
     for _ in range(100):
         writer.line("server", b'{"jsonrpc":"2.0","method":"notifications/x"}')
     writer.close()
     assert (tmp_path / "f").stat().st_size <= 500
     assert len(load(tmp_path / "f")) > 2
-    assert told == ["The recording is full, so the rest isn't recorded."]
+    assert told == ["The recording has reached its maximum size. Later messages aren't recorded."]
 
 
 def test_recordings_accept_any_server_output(tmp_path: Path) -> None:
     text = "one\u2028two\u2029three\x85four\x9b31mfive\x0bsix"
     file = recording(tmp_path / "f", ("server", {"method": "notifications/message", "params": {"data": text}}))
-    writer = Writer(file, "test", told=print)
+    writer = Writer(file, "test", warn=print)
     writer.line("server", b"[" * 200_000)
     writer.line("server", json.dumps({"result": {"text": text}}, ensure_ascii=False).encode())
     writer.close()
@@ -142,7 +142,7 @@ def test_recordings_accept_any_server_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "No such file"), (b"\xff", "isn't text"), (b"{}\n", "Line 1 of"), (b"", "has no messages"),
+    [(None, "No such file"), (b"\xff", "isn't UTF-8 text"), (b"{}\n", "Line 1 of"), (b"", "has no messages"),
      (b'{"at":0,"session":{}}\nx\n', "Line 2 of")],
 )  # fmt: skip
 def test_invalid_recordings_are_refused(content: bytes | None, words: str, tmp_path: Path) -> None:

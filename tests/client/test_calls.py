@@ -129,7 +129,7 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
     options = Options(log_level="info")
     async with Client(mcp, revision=revision, on_log=heard.append, options=options) as client:
         await client.call("say", text="hello")
-        await client.conversation.incoming.caught_up()
+        await client.conversation.incoming.wait_for_handlers()
     assert [(message.level, message.data) for message in heard] == [("info", "hello")]
 
 
@@ -202,7 +202,7 @@ async def test_lists_are_cached_for_their_ttl() -> None:
         assert reads == (3 if kept is None else 2)
         cache.put("resources/read", b'{"uri":"x://2"}', "kept", 60_000)
         assert cache.get("resources/read", b'{"uri":"x://2"}') == "kept"
-        cache.hear(Change("resource", "x://1"), None)
+        cache.invalidate(Change("resource", "x://1"), None)
         assert cache.get("resources/read", b'{"uri":"x://2"}') is None
 
 

@@ -195,7 +195,7 @@ async def test_login_prints_the_url_if_no_browser_opens(
 
 
 def test_malformed_browser_callbacks_are_ignored() -> None:
-    with pytest.raises(AccessDenied, match="isn't a URL"):
+    with pytest.raises(AccessDenied, match="an invalid URL"):
         answer_of("http://[bad")
 
 

@@ -84,7 +84,7 @@ async def until(condition: Callable[[], bool]) -> None:
         ("die", ConnectionLost, "code 3. Its last output: out of paper"),
         ("flood", TooLarge, "1,000,000 bytes"),
         ("wrong", BadAnswer, "999"),
-        ("garbage", BadAnswer, "isn't an MCP message"),
+        ("garbage", BadAnswer, "sent an invalid message"),
         ("hang", NoAnswer, "within"),
     ],
 )

@@ -67,7 +67,7 @@ async def test_signing_algorithm_follows_the_issuer() -> None:
     """RFC 8414 §2."""
     assert head_of(signed(KEYS["RS256"], "PS256", "ES256"))["alg"] == "PS256"
     assert [head_of(signed(KEYS["Ed25519"], *taken))["alg"] for taken in ((), ("Ed25519",))] == ["EdDSA", "Ed25519"]
-    with pytest.raises(AccessDenied, match="accepts signatures by RS256, but this key makes ES256"):
+    with pytest.raises(AccessDenied, match="accepts RS256 signatures, but this key signs with ES256"):
         signed(NIGHTLY, "RS256")
     client = auth.client("nightly", jwks=public(KEYS["RS256"], alg="PS256"), scopes=["orders:read"])
     form = {"grant_type": "client_credentials", **signed(KEYS["RS256"], "PS256")}

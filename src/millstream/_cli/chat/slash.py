@@ -14,7 +14,7 @@ HELP = """\
 /prompt                      list the prompts
 /prompt NAME [KEY=VALUE]...  send a prompt
 /read                        list the resources
-/read SERVER:URI             attach a resource; @SERVER:URI in a message does the same
+/read SERVER:URI             attach a resource, like @SERVER:URI in a message
 /save FILE                   save the conversation as JSON Lines
 /help                        show this help
 /quit                        leave (or Ctrl-D)
