@@ -163,6 +163,7 @@ def test_deep_values_are_truncated() -> None:
     for _ in range(100_000):
         value = [value]
     assert "…" in json.dumps(json_line("deep", value=value), ensure_ascii=False)
+    assert json_line("shallow", value=[[[[["text"]]]]])["value"] == [[[[["text"]]]]]
 
 
 def test_levels_filter_and_unknown_ones_are_explained() -> None:
