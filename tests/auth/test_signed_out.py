@@ -8,7 +8,7 @@ from auth.test_stream_ends import open_stream, rest_of
 from auth_world import BOB, ROOT, STREAM, run_guarded
 from millstream._protocol.errors import LocalError
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._signed_out import SignedOut, _digest, kept_as
+from millstream.auth._signed_out import SignedOut, _digest, verdict_key
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 
@@ -24,16 +24,16 @@ def ended(known: SignedOut) -> list[tuple[str, float]]:
 async def test_sign_out_applies_to_all_workers(kind: str) -> None:
     backing: Backing = BACKINGS[kind]()
     first, *others = [await backing.worker() for _ in range(2 if kind in ("local", "redis") else 1)]
-    here = SignedOut(first, {kept_as("jar"): "known"})
-    there = [SignedOut(each, {kept_as("jar"): "known", kept_as("other"): "known"}) for each in others]
+    here = SignedOut(first, {verdict_key("jar"): "known"})
+    there = [SignedOut(each, {verdict_key("jar"): "known", verdict_key("other"): "known"}) for each in others]
     await here.add("jar", "https://id.example ada lovelace", 1000.5, 60)
     for each in [here, *there]:
         async with asyncio.timeout(WAIT):
-            while kept_as("jar") in each._verdicts:  # noqa: ASYNC110  no notification
+            while verdict_key("jar") in each._verdicts:  # noqa: ASYNC110  no notification
                 await asyncio.sleep(0)
         assert [ended(each), ended(each)] == [[("https://id.example ada lovelace", 1000.5)], []]
         assert [await each.has("jar"), await each.has("other"), await each.has("")] == [True, False, False]
-    assert all(kept_as("other") in each._verdicts for each in there)
+    assert all(verdict_key("other") in each._verdicts for each in there)
     late = SignedOut(first, {})
     assert await late.has("jar")
     for each in [here, late, *there]:
@@ -89,13 +89,13 @@ async def test_missed_sign_outs_restart_cookie_streams(
 
 
 async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.auth._signed_out._MAX_HEARD", 10)
+    monkeypatch.setattr("millstream.auth._signed_out._MAX_ENTRIES", 10)
     backing = BACKINGS["memory"]()
     known = SignedOut(await backing.worker(), {})
     for number in range(100):
         await known.add(f"jar {number}", "ada", float(number), 60)
         known.note_use("ada", float(number))
-    assert len(ended(known)) == len(known._heard) == len(known._met) == 10
+    assert len(ended(known)) == len(known._digests) == len(known._in_use) == 10
     assert all([await known.has(f"jar {number}") for number in range(100)])
     await backing.close()
 

@@ -2,7 +2,7 @@ import re
 
 from cases import for_each
 from millstream._web.pages import asset, pages
-from millstream.auth._sign_in import _CALLED
+from millstream.auth._sign_in import _REQUEST_PATHS
 
 CALL = re.compile(
     r"(?<![\w.#])(?<!function )(?:fetch|ask|new Feed|new WebSocket)\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
@@ -46,7 +46,7 @@ def called(script: str) -> list[str]:
 
 def accepted(path: str) -> bool:
     """Whether the cookie counts for a path."""
-    return path in OPEN or any(path.startswith(each) if each.endswith("/") else path == each for each in _CALLED)
+    return path in OPEN or any(path.startswith(each) if each.endswith("/") else path == each for each in _REQUEST_PATHS)
 
 
 @for_each("script", [each for each in SCRIPTS if each.removeprefix("/assets/") not in ELSEWHERE])
@@ -58,7 +58,7 @@ def test_cookie_allows_only_what_pages_call() -> None:
     paths = {path for script in SCRIPTS if script.removeprefix("/assets/") not in ELSEWHERE for path in called(script)}
     needless = [
         each
-        for each in _CALLED
+        for each in _REQUEST_PATHS
         if not any(path.startswith(each) if each.endswith("/") else path == each for path in paths)
     ]
     assert set(needless) == BY_HAND

@@ -12,7 +12,7 @@ from millstream._server.functions.dependencies import dependencies_in
 
 if TYPE_CHECKING:
     from millstream._parts import Part
-    from millstream.auth._method import Given
+    from millstream.auth._method import AuthMethodOrUnbound
 
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
 _KINDS: dict[str, str] = {
@@ -138,7 +138,7 @@ def check_address(host: object, port: object, workers: object) -> None:
             raise TypeError(f"run({name}={value!r}): {name} must be an integer")
 
 
-def check_auth(auth: "Given | Sequence[Given] | None") -> "tuple[Given, ...]":
+def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None") -> "tuple[AuthMethodOrUnbound, ...]":
     """Return the value of ``Server(auth=…)`` as a tuple.
 
     Raises:

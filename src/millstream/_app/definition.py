@@ -29,7 +29,7 @@ from millstream._server.peer_messages import ItemRemoval, ItemSwitch
 if TYPE_CHECKING:
     from millstream._app.user_routes import UserRoute
     from millstream._parts import Part
-    from millstream.auth._method import Given
+    from millstream.auth._method import AuthMethodOrUnbound
     from millstream.gateway._upstream import UpstreamConfig
     from millstream.hub._bus import Bridge
     from millstream.hub._subscriber import Authorize
@@ -120,7 +120,7 @@ class Definition:
     parts: frozenset[str]
     authorize_channel: "Authorize | None"
     settings: Settings
-    auth: "tuple[Given, ...]" = ()
+    auth: "tuple[AuthMethodOrUnbound, ...]" = ()
     middleware: Sequence[object] = ()
     extra_parts: "Sequence[Part]" = ()
     """The program's own parts."""

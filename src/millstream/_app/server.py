@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from millstream._app.runtime import Runtime
     from millstream._parts import Part
-    from millstream.auth._method import Given
+    from millstream.auth._method import AuthMethodOrUnbound
     from millstream.extensions import Extension
     from millstream.extensions.apps import AppOptions, Apps
     from millstream.extensions.events import EventOptions, Events
@@ -103,7 +103,7 @@ class Server(ServerAliases):
         store: str = "",
         lifespan: Lifespan | None = None,
         serve: str | Collection[str] = (),
-        auth: "Given | Sequence[Given] | None" = None,
+        auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None" = None,
         authorize_channel: "Authorize | None" = None,
         middleware: Sequence[object] = (),
         parts: "Sequence[Part]" = (),

@@ -101,7 +101,7 @@ def jwt(
     from millstream._http.client.fetch import check_url  # noqa: PLC0415
     from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415
     from millstream.auth._jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
-    from millstream.auth._key_sets import FetchedKeys, GivenKeys  # noqa: PLC0415
+    from millstream.auth._key_sets import FetchedKeys, FixedKeys  # noqa: PLC0415
     from millstream.auth._rules import rules_of, several  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
@@ -111,9 +111,9 @@ def jwt(
     possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
     if unknown := [each for each in allowed if each not in possible]:
         raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Supported: {', '.join(possible)}")
-    keys: GivenKeys | FetchedKeys
+    keys: FixedKeys | FetchedKeys
     if secret:
-        keys = GivenKeys([shared_secret(secret)])
+        keys = FixedKeys([shared_secret(secret)])
     elif isinstance(jwks, str):
         url = check_url(jwks).geturl()
 
@@ -122,7 +122,7 @@ def jwt(
 
         keys = FetchedKeys(where, ask_issuer)
     else:
-        keys = GivenKeys(read_keys(jwks))
+        keys = FixedKeys(read_keys(jwks))
     return TokenMethod(rules_of(issuer, audience, scopes, implied), keys, algorithms=allowed, scopes=scopes)
 
 

@@ -13,9 +13,9 @@ from millstream.auth._method import AuthMethod, Identity
 
 logger = logging.getLogger("millstream")
 
-_BELIEVED = 3600.0
+_VERDICT_SECONDS = 3600.0
 """Seconds that a verdict on a key is cached. Revocations take effect within a second (`AuthGuard.refresh`)."""
-_TOLD = 10.0
+_REVOCATION_SECONDS = 10.0
 """Seconds after which every guard with this method has polled `epoch` and seen a revocation."""
 
 
@@ -30,14 +30,14 @@ class KeyMethod(AuthMethod):
         Raises:
             LocalError: the file can't be read.
         """
-        self._given = given
+        self._fixed_keys = given
         self._file = file
         self._clock = clock
         self._epoch = 0
         """Counter of changes to the file or to the set of valid keys."""
         self._names = frozenset[str]()
         """Names with a valid key at the last check."""
-        self._taken: dict[str, float] = {}
+        self._revoked_at: dict[str, float] = {}
         """Name of a recently removed key -> time of removal. The name may have another key."""
         if file is not None:
             file.load()
@@ -52,27 +52,27 @@ class KeyMethod(AuthMethod):
                 found = each
         if found is None:
             return None
-        left = _BELIEVED if found.expires is None else min(_BELIEVED, found.expires - now)
+        left = _VERDICT_SECONDS if found.expires is None else min(_VERDICT_SECONDS, found.expires - now)
         until = inf if found.expires is None else found.expires
         return Identity(Principal(found.name, client=found.name, scopes=frozenset(found.scopes), until=until), left)
 
     def _all(self) -> tuple[StoredKey, ...]:
-        return self._given if self._file is None else (*self._given, *self._file.keys)
+        return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.keys)
 
     def holds(self, id: str) -> bool:
         """Return whether this name has a valid key. After one of its keys is revoked, return False for a moment, which
         closes all streams of the name; clients with its other keys reconnect.
         """
-        return id in self._names and id not in self._taken
+        return id in self._names and id not in self._revoked_at
 
     def epoch(self) -> int:
         """Return a number that changes when the file changes or a key expires."""
         file, now = self._file, self._clock()
-        self._taken = {name: at for name, at in self._taken.items() if abs(now - at) < _TOLD}
+        self._revoked_at = {name: at for name, at in self._revoked_at.items() if abs(now - at) < _REVOCATION_SECONDS}
         if file is not None and file.has_changed():
             before = file.keys
             self._epoch += self._read(file)
-            self._taken |= {each.name: now for each in before if each not in file.keys}
+            self._revoked_at |= {each.name: now for each in before if each not in file.keys}
         names = frozenset(each.name for each in self._all() if each.valid(now))
         if names != self._names:
             self._names = names

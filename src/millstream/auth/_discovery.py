@@ -12,8 +12,8 @@ from millstream.auth._key_sets import Get
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
 
-_KEPT = 3600.0
-_PAUSE = 10.0
+_MAX_AGE = 3600.0
+_RETRY_SECONDS = 10.0
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -43,8 +43,8 @@ class Discovery:
         # State
         self._flight = SingleFlight[None]()
         self._metadata: dict[str, Any] = {}
-        self._fetched = float("-inf")
-        self._tried = float("-inf")
+        self._last_fetch = float("-inf")
+        self._last_attempt = float("-inf")
         self._why = ""
 
     async def metadata(self) -> dict[str, Any]:
@@ -54,8 +54,9 @@ class Discovery:
             Unavailable: the issuer doesn't respond, or the metadata is for another issuer.
         """
         now = self._clock()
-        if now - self._fetched > _KEPT and (self._flight.runs("metadata") or now - self._tried >= _PAUSE):
-            self._tried = now
+        is_old = now - self._last_fetch > _MAX_AGE
+        if is_old and (self._flight.runs("metadata") or now - self._last_attempt >= _RETRY_SECONDS):
+            self._last_attempt = now
             await self._flight.run("metadata", self._load)
         if not self._metadata:
             raise Unavailable("The authorization server isn't responding. Try again later.", self._why)
@@ -63,7 +64,7 @@ class Discovery:
 
     def retry(self) -> None:
         """Allow an immediate retry if the last attempt failed."""
-        self._tried = self._fetched
+        self._last_attempt = self._last_fetch
 
     async def _load(self) -> None:
         said: list[str] = []
@@ -78,7 +79,7 @@ class Discovery:
                 continue
             # RFC 8414 §3.3: otherwise it's the metadata of another server.
             if found.get("issuer") == self.issuer:
-                self._metadata, self._fetched = found, self._clock()
+                self._metadata, self._last_fetch = found, self._clock()
                 return
             named = str(found.get("issuer"))[:200]
             said.insert(0, f"{url}: the issuer is {named!r}. Configure that exact URL")

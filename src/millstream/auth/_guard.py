@@ -32,7 +32,7 @@ Ambient = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
 MAX_CREDENTIAL = 16 * 1024
 _FAILURES = Rate(30, 60)
 """Maximum invalid credentials per address; an IPv6 network counts as one address."""
-_AT_ONCE = 8
+_MAX_CONCURRENT = 8
 """Maximum concurrent verifications per address. Others wait, so that parallel guesses aren't all verified before the
 first failure is counted.
 """
@@ -83,7 +83,7 @@ class AuthGuard:
         """Called when credentials may have been revoked."""
         self._epochs = [method.epoch() for method in methods]
         self._failures = Limiter("sign-in", _FAILURES, clock=clock)
-        self._checks = KeyedSemaphore(_AT_ONCE)
+        self._checks = KeyedSemaphore(_MAX_CONCURRENT)
 
     def protect(self, handler: Handler, *, scope: str = "") -> Handler:
         """Wrap a handler in this guard.

@@ -13,7 +13,7 @@ from millstream.auth._claims import TokenRules, judge
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
 
-_MAX_ASKING = 64
+_MAX_REQUESTS = 64
 """Maximum concurrent requests to the endpoint."""
 
 Post = Callable[[bytes, str], Awaitable[FetchedDocument]]
@@ -50,14 +50,14 @@ class IntrospectedMethod(AuthMethod):
         self.issuers = (rules.issuer,)
         self.scopes = tuple(scopes)
         # State
-        self._asking = SingleFlight[Identity | None]()
+        self._requests = SingleFlight[Identity | None]()
         """Requests in progress; callers with the same token share one."""
 
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a token."""
-        if len(self._asking) >= _MAX_ASKING and not self._asking.runs(credential):
+        if len(self._requests) >= _MAX_REQUESTS and not self._requests.runs(credential):
             raise Unavailable("Too many sign-ins at once. Try again later.")
-        return await self._asking.run(credential, lambda: self._ask(credential))
+        return await self._requests.run(credential, lambda: self._ask(credential))
 
     async def _ask(self, credential: str) -> Identity | None:
         form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()

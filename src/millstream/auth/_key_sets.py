@@ -22,11 +22,11 @@ logger = logging.getLogger("millstream")
 Get = Callable[[str], Awaitable[FetchedDocument]]
 """Fetches a URL."""
 
-_OLD = 600.0
-_TOO_OLD = 86_400.0
+_MAX_AGE = 600.0
+_MAX_STALE_AGE = 86_400.0
 _MAX_TRIED = 8
 """Maximum keys tried per token. Each costs a verification, and clients supply their own sets."""
-_PAUSE = 30.0
+_MIN_INTERVAL = 30.0
 """Minimum seconds between two fetches."""
 
 _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
@@ -34,7 +34,7 @@ _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetc
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class GivenKeys:
+class FixedKeys:
     """Fixed keys."""
 
     epoch = 0
@@ -70,8 +70,8 @@ class FetchedKeys:
         # State
         self._keys: list[PublicKey] = []
         self._raw: Mapping[str, Any] = {}
-        self._fetched = float("-inf")
-        self._tried = float("-inf")
+        self._last_fetch = float("-inf")
+        self._last_attempt = float("-inf")
         self._flight = SingleFlight[None]()
         self.epoch = 0
         """Number of times the keys have changed."""
@@ -81,7 +81,7 @@ class FetchedKeys:
         try:
             await self.find("", "")
         except Unavailable:
-            self._tried = self._fetched
+            self._last_attempt = self._last_fetch
             self._retry()
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
@@ -92,11 +92,12 @@ class FetchedKeys:
         """
         now = self._clock()
         found = select_keys(self._keys, kid, algorithm)
-        if (not found or now - self._fetched > _OLD) and (self._flight.runs("keys") or now - self._tried >= _PAUSE):
-            self._tried = now
+        is_old = now - self._last_fetch > _MAX_AGE
+        if (not found or is_old) and (self._flight.runs("keys") or now - self._last_attempt >= _MIN_INTERVAL):
+            self._last_attempt = now
             await self._flight.run("keys", self._load)
             found = select_keys(self._keys, kid, algorithm)
-        if self._clock() - self._fetched > _TOO_OLD:
+        if self._clock() - self._last_fetch > _MAX_STALE_AGE:
             raise Unavailable("The keys of the issuer can't be fetched. Try again later.")
         return found
 
@@ -112,7 +113,7 @@ class FetchedKeys:
         except (OutboundError, msgspec.DecodeError, ValueError, RecursionError) as exc:
             logger.warning(_NO_KEYS, f"{url}: {exc}")
             return
-        self._fetched = self._clock()
+        self._last_fetch = self._clock()
         if raw != self._raw:
             self._raw, self._keys = raw, keys
             self.epoch += 1

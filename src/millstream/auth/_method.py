@@ -204,4 +204,4 @@ class Unbound(Protocol):
         ...
 
 
-Given = AuthMethod | Unbound
+AuthMethodOrUnbound = AuthMethod | Unbound

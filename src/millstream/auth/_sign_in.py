@@ -24,17 +24,17 @@ from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
 from millstream.auth._pages import LoginOptions, continue_page, sign_in
-from millstream.auth._signed_out import SignedOut, kept_as
+from millstream.auth._signed_out import SignedOut, verdict_key
 from millstream.auth._verdicts import Verdict
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"
 LIFETIME = 12 * 3600
-_OUTS = Rate(60, 60)
+_SIGN_OUT_RATE = Rate(60, 60)
 """Maximum sign-outs per user, because each is stored for the lifetime of the cookie. Other users at the same address
 aren't affected.
 """
-_CALLED = (
+_REQUEST_PATHS = (
     "/events", "/ws", "/mcp", "/mcp/tools/call", "/mcp/tools/list", "/openapi.json", "/publish", "/connect/server",
     "/chat/members", "/chat/playground", "/chat/playground/talk",
     "/dashboard/events", "/dashboard/audit",
@@ -52,14 +52,17 @@ _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https. Over plain http, others on the network could read the key.")
 
-_FIRST = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
+_DEFAULT_PAGES = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
 """Pages to open by default, in order of preference."""
 
 
 class SignIn:
     """The form and its cookie, one instance for each running server."""
 
-    __slots__ = ("_clock", "_guard", "_host", "_leading", "_nonce", "_offered", "_out", "_outs", "_pages", "_ring")
+    __slots__ = (
+        "_clock", "_guard", "_host", "_login_methods", "_nonce", "_options", "_out", "_pages", "_ring",
+        "_sign_out_limiter",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -80,13 +83,13 @@ class SignIn:
         self._clock = clock
         people = [each for each in guard.methods if isinstance(each, PageMethod)]
         self._host = next((each for each in people if each.recalls), None)
-        self._leading: dict[str, PageMethod] = {}
+        self._login_methods: dict[str, PageMethod] = {}
         for each in people:
             kind, bound = (_PERSON, _cookie_binding(each)) if each.recalls else (_KIND, b"")
             each.landing = _SignInLanding(self, kind, bound)
-            self._leading |= dict.fromkeys(each.logins, each)
-        self._outs = Limiter("sign-out", _OUTS)
-        self._offered = _login_options(server, guard.methods)
+            self._login_methods |= dict.fromkeys(each.logins, each)
+        self._sign_out_limiter = Limiter("sign-out", _SIGN_OUT_RATE)
+        self._options = _login_options(server, guard.methods)
 
     def page(self, request: HttpRequest) -> Response | None:
         """Return the form in place of a page if the browser isn't signed in; None for other requests."""
@@ -131,11 +134,11 @@ class SignIn:
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
         seal = self.seal(kind, kept, bound, LIFETIME)
-        return _go(request, self.target(wanted), seal, LIFETIME, head)
+        return _redirect(request, self.target(wanted), seal, LIFETIME, head)
 
     async def _lead(self, request: HttpRequest, login: str, wanted: str) -> Response:
         """Redirect the browser to an external login."""
-        method = self._leading.get(login)
+        method = self._login_methods.get(login)
         if method is None:
             raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
         return await method.lead(request, login, self.target(wanted))
@@ -144,7 +147,7 @@ class SignIn:
         """Return the requested page if it's one of ours, or the default page."""
         if wanted in self._pages:
             return wanted
-        return next((each for each in _FIRST if each in self._pages), min(self._pages))
+        return next((each for each in _DEFAULT_PAGES if each in self._pages), min(self._pages))
 
     def seal(self, kind: bytes, kept: bytes, bound: bytes, seconds: float) -> str:
         """Return the value of a cookie."""
@@ -171,7 +174,7 @@ class SignIn:
         seal = _cookie(request)
         if seal:
             await self._end(seal, peer_network(request.peer))
-        return _go(request, PATH, "", 0)
+        return _redirect(request, PATH, "", 0)
 
     async def _end(self, sealed: str, address: str) -> None:
         try:
@@ -181,15 +184,15 @@ class SignIn:
         if left > 0:
             until = self._clock() + left
             id, until = ("", until) if found is None else (found.principal.id, min(found.principal.until, until))
-            if self._outs.take(id or address) <= 0:
+            if self._sign_out_limiter.take(id or address) <= 0:
                 await self._out.add(sealed, id, until, left)
 
     async def ambient(self, request: HttpRequest) -> Principal | Response | None:
         """Return the principal of a request's cookie; None without a cookie that applies."""
         seal = _cookie(request)
-        if not seal or not self._counts(request):
+        if not seal or not self._accepts_cookie(request):
             return None
-        known, verdicts = kept_as(seal), self._guard.verdicts
+        known, verdicts = verdict_key(seal), self._guard.verdicts
         verdict = verdicts.get(known)
         if verdict is not None and verdict.until > self._guard.clock():
             return verdict.principal
@@ -222,16 +225,16 @@ class SignIn:
         # The user may have signed out in the meantime, and the result is cached.
         return (None, 0) if self._out.was_notified(sealed) else (found, left)
 
-    def _counts(self, request: HttpRequest) -> bool:
+    def _accepts_cookie(self, request: HttpRequest) -> bool:
         """Return whether a cookie may authenticate this request."""
         path = request.path
         if path in self._pages and request.method in ("GET", "HEAD"):
             return request.headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")
-        called = any(path.startswith(each) if each.endswith("/") else path == each for each in _CALLED)
+        called = any(path.startswith(each) if each.endswith("/") else path == each for each in _REQUEST_PATHS)
         return called and is_own(request)
 
     def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
-        return sign_in(request, self._offered, wanted if wanted in self._pages else "", said, status, typed=typed)
+        return sign_in(request, self._options, wanted if wanted in self._pages else "", said, status, typed=typed)
 
     def refuse(self, request: HttpRequest, page: str, text: str) -> Response:
         """Return the form for a user whose external login was refused."""
@@ -306,7 +309,7 @@ def _cookie(request: HttpRequest) -> str:
     return cookie_of(request, name)
 
 
-def _go(request: HttpRequest, path: str, value: str, seconds: int, more: bytes = b"") -> Response:
+def _redirect(request: HttpRequest, path: str, value: str, seconds: int, more: bytes = b"") -> Response:
     head = f"location: {request.root_path}{path}\r\ncache-control: no-store\r\n".encode("latin-1")
     return Response(b"", 303, head + _cookie_line(request, value, seconds) + more)
 

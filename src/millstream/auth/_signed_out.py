@@ -17,26 +17,26 @@ from millstream._stores.base import Store
 logger = logging.getLogger("millstream")
 
 _TOPIC = "signed-out"
-_MAX_HEARD = 4096
+_MAX_ENTRIES = 4096
 _MARK = b"\0"
 
 
 class SignedOut:
     """The sign-outs known to one worker."""
 
-    __slots__ = ("_ended", "_heard", "_met", "_store", "_verdicts", "stop")
+    __slots__ = ("_digests", "_in_use", "_store", "_to_close", "_verdicts", "stop")
 
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
-        """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `kept_as`."""
+        """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `verdict_key`."""
         self._store = store
         self._verdicts = verdicts
-        self._heard: dict[str, None] = {}
+        self._digests: dict[str, None] = {}
         """Digests of signed-out cookies; the oldest are dropped first."""
-        self._ended: dict[tuple[str, float], None] = {}
+        self._to_close: dict[tuple[str, float], None] = {}
         """Owners and expiries of streams to close; the oldest are dropped first."""
-        self._met: dict[tuple[str, int], float] = {}
+        self._in_use: dict[tuple[str, int], float] = {}
         """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
-        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._hear, interrupted=self._on_gap)
+        self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._on_gap)
         """Unsubscribes from announcements."""
 
     async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
@@ -50,7 +50,7 @@ class SignedOut:
         """
         name = _digest(cookie)
         said = f"{name} {until} {id}".encode()
-        self._hear(said)
+        self._on_announcement(said)
         try:
             await self._store.kv.put(f"signed-out:{name}", b"1", max(1.0, seconds))
             await self._store.bus.publish(_TOPIC, said)
@@ -68,35 +68,35 @@ class SignedOut:
 
     def was_notified(self, cookie: str) -> bool:
         """Return whether this worker has received the cookie's sign-out, perhaps while checking the cookie."""
-        return _digest(cookie) in self._heard
+        return _digest(cookie) in self._digests
 
     def note_use(self, id: str, until: float) -> None:
         """Record that a cookie is in use on this worker; see `add` for the arguments."""
-        _note(self._met, (id, round(until)), until)
+        _note(self._in_use, (id, round(until)), until)
 
     def end(self, opened: Callable[[str, float], None]) -> None:
         """Call `opened` once with the owner and expiry of each signed-out cookie, to close its streams."""
-        found, self._ended = list(self._ended), {}
+        found, self._to_close = list(self._to_close), {}
         for owner, until in found:
             opened(owner, until)
 
-    def _hear(self, data: bytes) -> None:
+    def _on_announcement(self, data: bytes) -> None:
         name, until, id = data.decode("utf-8", "replace").split(" ", 2)
-        _note(self._heard, name)
-        _note(self._ended, (id, float(until)))
+        _note(self._digests, name)
+        _note(self._to_close, (id, float(until)))
         if (known := _key(name)) in self._verdicts:
             del self._verdicts[known]
 
     def _on_gap(self) -> None:
         """Handle possibly missed announcements: close all streams opened with cookies, and query the store again."""
-        for (id, _), until in self._met.items():
-            _note(self._ended, (id, until))
-        self._met.clear()
+        for (id, _), until in self._in_use.items():
+            _note(self._to_close, (id, until))
+        self._in_use.clear()
         for each in [each for each in self._verdicts if each.startswith(_MARK)]:
             del self._verdicts[each]
 
 
-def kept_as(cookie: str) -> bytes:
+def verdict_key(cookie: str) -> bytes:
     """Return the cache key of a cookie's verdict."""
     return _key(_digest(cookie))
 
@@ -113,6 +113,6 @@ def _digest(cookie: str) -> str:
 
 def _note(kept: dict[Any, Any], what: Any, about: Any = None) -> None:
     kept.pop(what, None)
-    while len(kept) >= _MAX_HEARD:
+    while len(kept) >= _MAX_ENTRIES:
         del kept[next(iter(kept))]
     kept[what] = about

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from millstream._protocol.principal import Principal
 
-_MAX = 4096
-_SHARE = 256
+_MAX_ENTRIES = 4096
+_MAX_PER_PRINCIPAL = 256
 """Maximum entries of one principal when the cache is full."""
 
 
@@ -23,33 +23,33 @@ class Verdict(NamedTuple):
 class Verdicts(dict[bytes, Verdict]):
     """Normalized ``Authorization`` value -> verdict, in order of insertion."""
 
-    __slots__ = ("_held",)
+    __slots__ = ("_by_principal",)
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[str, dict[bytes, None]] = {}
+        self._by_principal: dict[str, dict[bytes, None]] = {}
         """`Principal.id` -> its entries, in the same order."""
 
     def keep(self, value: bytes, verdict: Verdict) -> None:
-        """Cache a verdict. A full cache drops the oldest one, or the principal's oldest if it has its `_SHARE`."""
+        """Cache a verdict. A full cache drops the oldest one, or its principal's oldest at `_MAX_PER_PRINCIPAL`."""
         if value in self:
             del self[value]
         id = verdict.principal.id
-        while len(self) >= _MAX:
-            mine = self._held.get(id, {})
-            del self[next(iter(mine if len(mine) >= _SHARE else self))]
+        while len(self) >= _MAX_ENTRIES:
+            mine = self._by_principal.get(id, {})
+            del self[next(iter(mine if len(mine) >= _MAX_PER_PRINCIPAL else self))]
         self[value] = verdict
-        self._held.setdefault(id, {})[value] = None
+        self._by_principal.setdefault(id, {})[value] = None
 
     def __delitem__(self, value: bytes) -> None:
         id = self[value].principal.id
         super().__delitem__(value)
-        mine = self._held[id]
+        mine = self._by_principal[id]
         del mine[value]
         if not mine:
-            del self._held[id]
+            del self._by_principal[id]
 
     def clear(self) -> None:
         """Drop all verdicts."""
         super().clear()
-        self._held.clear()
+        self._by_principal.clear()
