@@ -120,7 +120,7 @@ class ParkedCall:
     # Messages from the upstream
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Pass on progress in the client's form."""
+        """Pass on progress as the client expects it."""
         self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:

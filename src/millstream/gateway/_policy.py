@@ -98,7 +98,7 @@ class ToolPolicy(ToolRules, frozen=True, kw_only=True):
     """Rules for one tool, or all tools whose names match a pattern."""
 
     name: str = ""
-    """Another name, to which the prefix is still added."""
+    """New name; the prefix is still added to it."""
     title: str = ""
     description: str = ""
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -113,7 +113,7 @@ class PromptPolicy(CommonRules, frozen=True, kw_only=True):
     """Rules for one prompt, or all prompts whose names match a pattern."""
 
     name: str = ""
-    """Another name, to which the prefix is still added."""
+    """New name; the prefix is still added to it."""
     title: str = ""
     description: str = ""
     defaults: dict[str, str] = field(default_factory=dict[str, str])

@@ -198,7 +198,7 @@ class Relay:
         return "" if self._call.session is None else self._call.session.id
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Pass on progress in the client's form."""
+        """Pass on progress as the client expects it."""
         self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:

@@ -62,7 +62,7 @@ class Events(Extension):
         retry_delay: returns the seconds before the next attempt, by the number of attempts so far.
 
     Raises:
-        ValueError: `draft` is another text, or a number is out of range.
+        ValueError: `draft` has another value, or a number is out of range.
 
     Example:
         ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``.
