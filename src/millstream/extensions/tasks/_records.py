@@ -98,8 +98,8 @@ _decode_call = msgspec.msgpack.Decoder(SavedCall).decode
 
 
 def new_id() -> str:
-    """Return an id with 192 bits of randomness."""
-    return secrets.token_urlsafe(24)
+    """Return an id with 192 bits of randomness. It never begins with a hyphen, like an option of a command."""
+    return secrets.token_hex(24)
 
 
 def name_of(task_id: str, principal: Principal | None) -> str:
