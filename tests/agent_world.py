@@ -1,7 +1,7 @@
-"""A scripted OpenAI-compatible API on a real socket, in its own thread. It checks requests and streams replies.
+"""A scripted OpenAI-compatible API on a real socket, in its own thread.
 
-Requests are checked as such APIs do: valid tool names, one result for each call, JSON arguments. An invalid request
-gets status 400.
+It rejects requests that such APIs reject: invalid tool names, missing results of calls, and arguments that aren't JSON.
+The response is 400, so the test fails.
 """
 
 import asyncio
@@ -50,14 +50,14 @@ def usage(tokens: int) -> list[bytes]:
 
 
 def says(text: str, *, tokens: int = 10, stop: str = "stop", pieces: int = 3) -> Answer:
-    """Reply with text, streamed in `pieces` chunks."""
+    """Return a reply with text in chunks."""
     size = max(1, -(-len(text) // pieces))
     parts = [delta({"content": text[at : at + size]}) for at in range(0, len(text), size)]
     return Answer(pieces=[delta({"role": "assistant", "content": ""}), *parts, delta({}, stop), *usage(tokens)])
 
 
 def calls(*wanted: tuple[str, str], text: str = "", tokens: int = 10) -> Answer:
-    """Reply with tool calls. Their arguments come in two chunks, as OpenAI sends them."""
+    """Return a reply with tool calls, whose arguments come in two chunks, like OpenAI's."""
     pieces = [delta({"role": "assistant", "content": text or None})]
     for index, (name, arguments) in enumerate(wanted):
         half = len(arguments) // 2
@@ -69,12 +69,12 @@ def calls(*wanted: tuple[str, str], text: str = "", tokens: int = 10) -> Answer:
 
 
 def repeats(before: str) -> Callable[[dict[str, Any]], Answer]:
-    """Reply with `before` and the last tool result."""
+    """Return a reply with the text of the last tool result."""
     return lambda body: says(before + body["messages"][-1]["content"])
 
 
 def refuses(status: int, message: str, code: str | None = None, **headers: str) -> Answer:
-    """Reply with an error in OpenAI's format."""
+    """Return an error in OpenAI's format."""
     body = json.dumps({"error": {"message": message, "type": "error", "code": code}}).encode()
     return Answer(
         status, [body], {name.replace("_", "-"): value for name, value in headers.items()}, "application/json"
@@ -85,12 +85,12 @@ RATE_LIMITED = refuses(429, "Come back tomorrow.", retry_after="86400")
 
 
 def breaks_off(text: str) -> Answer:
-    """Reply with some text, then drop the connection."""
+    """Return a reply with some text before a lost connection."""
     return Answer(pieces=[delta({"content": text})], then="cut")
 
 
 def hangs(text: str) -> Answer:
-    """Reply with some text, then stall."""
+    """Return a reply with some text that never ends."""
     return Answer(pieces=[delta({"content": text})], then="hang")
 
 
@@ -112,7 +112,7 @@ class ApiRequest:
 
 
 class ScriptedModel:
-    """An API that answers requests in the order of its script: ``with ScriptedModel(says("Hello")) as api``."""
+    """``with ScriptedModel(says("Hello")) as api``: responds to requests with the replies of its script, in order."""
 
     def __init__(self, *script: Step, key: str = KEY) -> None:
         self._script = list(script)
@@ -189,7 +189,7 @@ class ScriptedModel:
 
 
 def problem_of(body: dict[str, Any]) -> str:
-    """Return why an API would reject the request, or an empty string."""
+    """Return why an API would reject a request, or an empty string."""
     if not body.get("model") or body.get("stream") is not True or not body.get("messages"):
         return "model, messages and stream are required"
     for tool in body.get("tools", []):
@@ -199,7 +199,7 @@ def problem_of(body: dict[str, Any]) -> str:
 
 
 def problem_of_messages(messages: list[dict[str, Any]]) -> str:
-    """Return an error unless roles alternate and each call has one result."""
+    """Check that roles alternate, and that each call has one result."""
     if any(first["role"] == second["role"] == "user" for first, second in pairwise(messages)):
         return "roles must alternate"
     open_calls: set[str] = set()
@@ -228,7 +228,7 @@ async def _read(reader: asyncio.StreamReader) -> ApiRequest:
 
 
 def model(api: ScriptedModel, name: str = "test-model", key: str = KEY) -> LanguageModel:
-    """Return a language model that uses the API."""
+    """Return a client of the API."""
     return LanguageModel(name, key=key, url=api.url)
 
 

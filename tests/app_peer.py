@@ -1,4 +1,4 @@
-"""Send requests to a server as an ASGI application, without a socket."""
+"""Requests to a whole server as an ASGI application, without a socket."""
 
 import asyncio
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from patience import WAIT
 
 
 class Reply(NamedTuple):
-    """An HTTP reply."""
+    """The response to a request."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -16,7 +16,7 @@ class Reply(NamedTuple):
 
 
 async def ask(server: Server, method: str, target: str, body: bytes = b"", **headers: str) -> Reply:
-    """Send a request. Underscores in header keywords become hyphens."""
+    """Send one request. Keywords are headers: `content_type` is `content-type`."""
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     inbox.put_nowait({"type": "http.request", "body": body})
     sent: list[Any] = []

@@ -1,4 +1,4 @@
-"""A server that requires API keys, on a real socket, and requests from several users."""
+"""A server whose parts all require keys, on a real socket, and requests of several users."""
 
 import json
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ STREAM = {"host": "127.0.0.1", "accept": "text/event-stream"}
 
 
 def make_server(methods: Any = None, **options: Any) -> Server:
-    """Return a server with tools, resources, and prompts, some of which need scopes. Only Alice may write orders."""
+    """Create the server, whose tools may require scopes. Alice may write orders; Bob has no special scopes."""
     server = Server("guarded", serve="all", auth=methods or make_key_auth(), settings=Settings(**options))
     add_features(server)
     return server
@@ -89,7 +89,7 @@ class GuardedServer:
         self.running = running
 
     async def send(self, key: str | None, method: str, path: str, body: bytes = b"", **headers: str) -> Peer:
-        """Send a request on a new connection. The caller reads the reply."""
+        """Send a request on a new connection, without reading the reply."""
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         if key is not None:
             fields["authorization"] = f"Bearer {key}"
@@ -98,7 +98,7 @@ class GuardedServer:
         return peer
 
     async def ask(self, key: str | None, method: str, path: str, body: bytes = b"", **headers: str) -> Reply:
-        """Send a request and return its reply."""
+        """Send a request, and return its reply."""
         peer = await self.send(key, method, path, body, **headers)
         reply = Reply(*await peer.reply(head_only=method == "HEAD"))
         peer.close()
@@ -117,12 +117,12 @@ class GuardedServer:
         return await self.ask(key, "POST", "/mcp", body, **headers)
 
     async def modern(self, key: str | None, method: str, params: Any = None, name: str = "") -> Reply:
-        """Send a per-request-era request."""
+        """Send a request of the per-request era."""
         headers = {field.replace("-", "_"): value for field, value in routing(method, name).items()}
         return await self.ask(key, "POST", "/mcp", json.dumps(per_request(method, params)).encode(), **headers)
 
     async def initialize(self, key: str | None, revision: str = LATEST_HANDSHAKE) -> str:
-        """Open a session and return its id."""
+        """Start a session."""
         about = {"name": "t", "version": "1"}
         params = {"protocolVersion": revision, "capabilities": {"elicitation": {}}, "clientInfo": about}
         reply = await self.post(key, request("initialize", params, 0))
@@ -131,7 +131,7 @@ class GuardedServer:
 
     @asynccontextmanager
     async def socket(self, key: str | None, speaks: str = "", **headers: str) -> AsyncIterator[ClientConnection]:
-        """Open a WebSocket, with the subprotocol `speaks` if given."""
+        """Open a WebSocket with a subprotocol."""
         given = {"authorization": f"Bearer {key}"} if key is not None else {}
         uri = f"ws://127.0.0.1:{self.running.port}/ws"
         somewhere = self.running.source_address

@@ -1,4 +1,4 @@
-"""Wall clocks that a preloaded library shifts for each process, also while it runs."""
+"""Wall clocks that differ and change while processes run, set by a preloaded library."""
 
 import mmap
 import struct
@@ -11,7 +11,7 @@ _SOURCE = Path(__file__).parent / "scale" / "shifted_clock.c"
 
 
 def clock_library(folder: Path) -> Path:
-    """Compile the library and return its path. `make test` tries to install a compiler."""
+    """Return the library. `make test` installs a compiler if possible."""
     library = folder / "shifted_clock.so"
     if not library.exists():
         command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
@@ -20,7 +20,7 @@ def clock_library(folder: Path) -> Path:
 
 
 class Clocks:
-    """The clocks of a program and its child processes. The first process is the program itself."""
+    """The clocks of a program and its child processes. The first process is the program."""
 
     def __init__(self, folder: Path, name: str) -> None:
         path = folder / f"{name}.clocks"
@@ -30,10 +30,10 @@ class Clocks:
             self._table = mmap.mmap(file.fileno(), 8 * _ROWS)
 
     def set(self, first: int, others: Sequence[int]) -> None:
-        """Shift clocks by seconds: `first` for the first process, `others` in rotation for the rest."""
+        """Move the clock of the first process by this many seconds, and the others in turn."""
         shifts = [first, *(others[number % len(others)] for number in range(_ROWS - 2))]
         self._table[8:] = struct.pack(f"{_ROWS - 1}q", *shifts)
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """Return the command with these clocks."""
+        """Return a command that runs with these clocks."""
         return ["env", *(f"{name}={value}" for name, value in self.environment.items()), *command]

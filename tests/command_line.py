@@ -1,4 +1,4 @@
-"""Run commands in this process, and list their arguments and options."""
+"""Runs commands in this process, and examines their options."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from millstream._cli.program import program
 
 @dataclass
 class Result:
-    """How a command ended."""
+    """The outcome of a command."""
 
     exit_code: int
     stdout: str
@@ -26,7 +26,7 @@ class Result:
 
     @property
     def output(self) -> str:
-        """Standard output, then standard error."""
+        """Standard output, followed by errors."""
         return self.stdout + self.stderr
 
 
@@ -36,7 +36,7 @@ class CliRunner:
     def invoke(
         self, app: App, words: list[str], input: str | bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Result:
-        """Run a command. Errors that `main` would report are in `exception`. None unsets an environment variable."""
+        """Run a command. Errors that `main` would report are in `exception`. A variable that's None is unset."""
         streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
         given = io.TextIOWrapper(io.BytesIO(input.encode() if isinstance(input, str) else input or b""), "utf-8")
         code, error = 0, None
@@ -59,12 +59,12 @@ class CliRunner:
 
 
 def names_of(app: App) -> list[str]:
-    """Return the names of the commands of a program or group."""
+    """Return the command names of a program or group."""
     return [name for name in app if not name.startswith("-")]
 
 
 def commands() -> Iterator[tuple[str, App]]:
-    """Yield each command with its full name. Groups are expanded."""
+    """Return every command by its full name, including the commands of groups."""
     app = program()
     for name in names_of(app):
         below = names_of(app[name])
@@ -82,6 +82,6 @@ def options(command: App) -> list[str]:
 
 
 def long_options(command: App) -> list[str]:
-    """Return the options with two dashes, except negated flags."""
+    """Return the options with two dashes, without negative flags."""
     names = [name for each in parameters(command) for name in (each.parameter.name or each.names[:1])]
     return [name for name in names if name.startswith("--")]

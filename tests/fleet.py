@@ -1,4 +1,4 @@
-"""Several workers of one server in one process, on one store, each called through ASGI."""
+"""Several workers of one server in one process and on one store, each called through ASGI."""
 
 import asyncio
 import json
@@ -29,11 +29,11 @@ class Worker:
         self.http = AsgiHttp(server)
 
     async def post(self, message: Any, headers: dict[str, str]) -> Exchange:
-        """Send a message, and return when the head of the reply has arrived."""
+        """Send a message, and return once the head of the reply arrives."""
         return await self.http.fetch("POST", "/mcp", headers, json.dumps(message).encode())
 
     async def ask(self, method: str, params: Json | None, headers: dict[str, str], id: int | str = 1) -> Json:
-        """Send a request and return its response, which may be the last event of a stream."""
+        """Return the response to a request with one message, or the last message of its stream."""
         reply = await self.post(request(method, params, id), headers)
         body = await reply.body()
         if reply.streaming:
@@ -41,12 +41,12 @@ class Worker:
         return {"status": reply.status, **json.loads(body)}
 
     async def call(self, tool: str, headers: dict[str, str], **arguments: Any) -> str:
-        """Call a tool and return the text of its result."""
+        """Return the text of a tool's result."""
         reply = await self.ask("tools/call", {"name": tool, "arguments": arguments}, headers)
         return str(reply["result"]["content"][0]["text"])
 
     async def initialize(self, capabilities: Json | None = None, revision: str = LATEST_HANDSHAKE) -> dict[str, str]:
-        """Open a session and return the headers of its requests."""
+        """Start a session, and return the headers of its requests."""
         params = {
             "protocolVersion": revision,
             "capabilities": capabilities or {},
@@ -57,16 +57,16 @@ class Worker:
         return {**POST, "mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": revision}
 
     async def get(self, headers: dict[str, str], last: str | None = None) -> "EventStream":
-        """Open the stand-alone stream of a session, or resume after an event."""
+        """Open the stand-alone stream of a session, or resume one after an event."""
         given = {**headers, **STREAM} if last is None else {**headers, **STREAM, "last-event-id": last}
         return EventStream(await self.http.fetch("GET", "/mcp", given))
 
     async def delete(self, headers: dict[str, str]) -> int:
-        """End a session and return the status."""
+        """End a session, and return the status."""
         return (await self.http.fetch("DELETE", "/mcp", headers)).status
 
     async def die(self, *, noticed: bool = True) -> None:
-        """Fail like a worker after kill -9: nothing it does has an effect anymore."""
+        """Simulate kill -9: nothing from this worker reaches the others any more."""
         self.store.die(noticed=noticed)
         await self.http.close()
 
@@ -94,7 +94,7 @@ class EventStream:
 
     @property
     def last_id(self) -> str:
-        """The event id to resume after."""
+        """The id to resume after."""
         return [event.id for event in self.events if event.id][-1]  # type: ignore[return-value]
 
     async def until(self, count: int) -> list[Json]:
@@ -121,7 +121,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 async def settle(turns: int = 200) -> None:
-    """Let pending callbacks and messages run."""
+    """Let all pending messages arrive."""
     for _ in range(turns):
         await asyncio.sleep(0)
 
@@ -134,7 +134,7 @@ async def fleet(
     turns: Callable[[], int] = lambda: 1,
     store: SharedStore | None = None,
 ) -> AsyncIterator[list[Worker]]:
-    """Run workers on a simulated store for the length of the block."""
+    """Run workers in the block."""
     shared = store or SharedStore(turns)
     async with AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(one_worker(make, shared)) for _ in range(count)]
@@ -144,7 +144,7 @@ async def fleet(
 
 @asynccontextmanager
 async def real_fleet(make: Callable[[], Server], backing: Backing, count: int = 4) -> AsyncIterator[list[Worker]]:
-    """Run workers on a real store for the length of the block."""
+    """Run workers on a real store in the block."""
     async with AsyncExitStack() as stack:
         stores = [_OpenStore(await backing.worker()) for _ in range(count)]
         yield [await stack.enter_async_context(_running(make(), store)) for store in stores]
@@ -165,7 +165,7 @@ class _OpenStore:
 
 @asynccontextmanager
 async def one_worker(make: Callable[[], Server], shared: SharedStore) -> AsyncIterator[Worker]:
-    """Run another worker for the length of the block."""
+    """Add a worker."""
     async with _running(make(), shared.worker()) as worker:
         yield worker
 

@@ -60,7 +60,7 @@ def make_attacked_server(keys: str) -> Any:
 
 
 class FourWorkers:
-    """The workers and the Redis that they share."""
+    """The process group, and its shared Redis."""
 
     _servers: ClassVar["FourWorkers | None"] = None
 
@@ -83,11 +83,11 @@ class FourWorkers:
         return run_command(str(self._program), port, "--workers", "4", "--store", self._redis.url)
 
     def port(self) -> int:
-        """Return the port of a healthy server."""
+        """The port of the server."""
         return self._shared.port()
 
     def close(self) -> None:
-        """Stop the workers and Redis."""
+        """Stop the server."""
         self._shared.close()
         self._end_redis()
         self._folder.cleanup()

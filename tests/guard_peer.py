@@ -1,4 +1,4 @@
-"""Our own server with toy handlers, one of which isn't on the fast path."""
+"""Our own HTTP server with toy handlers, one of which the fast head reader doesn't find."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +15,7 @@ Start = Callable[..., Awaitable[RunningServer]]
 
 
 async def echo(request: HttpRequest) -> Response:
-    """Return the request body."""
+    """Return the request."""
     return Response(body=request.body)
 
 

@@ -1,4 +1,4 @@
-"""A server with toy handlers in the test's event loop, our own or plain ASGI, and a raw socket client."""
+"""A server of toy handlers in the test's loop, our own or plain ASGI, and a raw socket client for it."""
 
 import asyncio
 import socket
@@ -31,7 +31,7 @@ NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class ToyApp:
-    """An ASGI application that, like `Server`, has a table of exact paths and their handlers."""
+    """An ASGI application with a route table, like `Server`: exact paths to handlers."""
 
     def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings) -> None:
         limits = HttpLimits.of(settings)
@@ -62,11 +62,11 @@ class Peer:
         await self.writer.drain()
 
     async def line(self) -> bytes:
-        """Read a line without its line ending. Empty at the end of the connection."""
+        """Return one line without its end, or an empty string at the end of the connection."""
         return (await asyncio.wait_for(self.reader.readline(), WAIT)).removesuffix(b"\r\n")
 
     async def head(self) -> tuple[int, dict[bytes, bytes]]:
-        """Read the status and the headers. Of several cookies, keep the first."""
+        """Return the status line and headers, with the first of several cookies."""
         status = await self.line()
         assert status.startswith(b"HTTP/1.1 "), status
         headers: dict[bytes, bytes] = {}
@@ -78,13 +78,13 @@ class Peer:
         return int(status.split()[1]), headers
 
     async def chunk(self) -> bytes:
-        """Read a chunk of a chunked body. The last one is empty."""
+        """Return one chunk of a chunked body. The last one is empty."""
         size = int(await self.line(), 16)
         data = await asyncio.wait_for(self.reader.readexactly(size + 2), WAIT)
         return data[:-2]
 
     async def reply(self, *, head_only: bool = False) -> tuple[int, dict[bytes, bytes], bytes]:
-        """Read a complete reply."""
+        """Return a complete reply."""
         status, headers = await self.head()
         if head_only or status in (204, 304):
             return status, headers, b""
@@ -97,7 +97,7 @@ class Peer:
         return status, headers, await asyncio.wait_for(self.reader.readexactly(size), WAIT)
 
     async def rest(self) -> bytes:
-        """Read until the server closes or resets the connection."""
+        """Return everything until the server closes or resets the connection."""
         data = b""
         with suppress(ConnectionResetError):
             while piece := await asyncio.wait_for(self.reader.read(65536), WAIT):
@@ -110,7 +110,7 @@ class Peer:
 
 
 class Connections(set[Any]):
-    """The server's set of connections. Tests can wait until it shrinks."""
+    """The server's set of connections, which signals removals."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Connections(set[Any]):
         self._left.set()
 
     async def shrink(self, size: int) -> None:
-        """Wait until at most `size` connections are left."""
+        """Wait until there are at most `size` connections."""
         async with asyncio.timeout(WAIT):
             while len(self) > size:
                 self._left.clear()
@@ -265,7 +265,7 @@ async def _end(server: asyncio.Server, running: RunningServer) -> None:
 
 
 def request(method: str = "POST", path: str = "/echo", body: bytes = b"", extra: bytes = b"") -> bytes:
-    """Encode a plain request."""
+    """Return a plain request."""
     return b"%b %b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n%b" % (
         method.encode(), path.encode(), HEAD, extra, len(body), body,
     )  # fmt: skip

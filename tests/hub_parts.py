@@ -1,4 +1,4 @@
-"""Helpers for tests of the hub: recording outlets, a manual clock, and a store with simulated latency."""
+"""Helpers of hub tests: outlets that record what's written, a manual clock, and a distant store."""
 
 import asyncio
 import inspect
@@ -24,7 +24,7 @@ _decode = msgspec.json.Decoder(tuple[str | None, str | None, str]).decode
 
 
 class Clock:
-    """A clock that only moves when a test sets it."""
+    """A time that only tests advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,13 +34,13 @@ class Clock:
 
 
 def encode_line(event: Event) -> bytes:
-    """Encode an event as one JSON line, which is easy to parse and isn't server-sent events."""
+    """Encode an event as one JSON line, which is easy to parse."""
     data = None if event.data is None else event.data.decode()
     return _encode([event.event, data, event.id]) + b"\n"
 
 
 class Outlet:
-    """An outlet that records chunks. With ``takes=False``, they count as buffered."""
+    """An outlet that records chunks. What isn't read stays buffered."""
 
     def __init__(self, *, takes: bool = True) -> None:
         self.takes = takes
@@ -51,7 +51,7 @@ class Outlet:
 
     @property
     def buffered(self) -> int:
-        """Bytes that the reader hasn't taken yet."""
+        """The number of bytes if nothing is read."""
         return 0 if self.takes else sum(map(len, self.chunks))
 
     def write(self, data: bytes) -> None:
@@ -91,12 +91,12 @@ class Outlet:
 
     @property
     def last_id(self) -> str:
-        """The last event id that a client would send."""
+        """The last event id for a client to send."""
         return ([""] + [id for _, _, id in self.events() if id])[-1]
 
     @property
     def gaps(self) -> list[str]:
-        """Reasons of the `gap` events."""
+        """The reasons of the reported gaps."""
         return [json.loads(data or "")["reason"] for event, data, _ in self.events() if event == "gap"]
 
     async def until(self, count: int) -> list[str]:
@@ -130,14 +130,14 @@ async def listen(hub: Hub, *channels: str, **options: Any) -> Outlet:
 
 
 async def receive(hub: Hub, client_id: str, **options: Any) -> Outlet:
-    """Connect a new outlet to a client's mailbox."""
+    """Connect a client to its mailbox."""
     outlet = Outlet()
     await hub.receive(client_id, outlet, encode=encode_line, **options)
     return outlet
 
 
 async def turns(count: int = 20) -> None:
-    """Let the hub's tasks run."""
+    """Let the tasks of the hub run."""
     for _ in range(count):
         await asyncio.sleep(0)
 

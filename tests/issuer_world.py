@@ -1,6 +1,6 @@
-"""A token issuer for tests: keys, tokens, and a small HTTP server that counts requests.
+"""A token issuer for tests: its keys, its tokens, and a small HTTP server that counts requests.
 
-Tokens are signed by joserfc, or by hand where no library would produce them.
+Tokens are signed by joserfc or manually, because libraries refuse to create some of them.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ OTHER = ECKey.generate_key("P-256", {"kid": "es"})
 
 
 def key_set(*names: str) -> dict[str, Any]:
-    """Return the public keys as a JWKS."""
+    """Return the public keys in the issuer's format."""
     return {"keys": [KEYS[name].as_dict(private=False) for name in names or KEYS]}
 
 
@@ -45,7 +45,7 @@ def make_many_keys(count: int) -> dict[str, Any]:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Return valid claims with some changes. None removes a claim."""
+    """Return valid claims with changes. None removes a claim."""
     now = int(time.time())
     good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "client_id": "desk", "iat": now, "exp": now + 600,
             "scope": "orders:write"}  # fmt: skip
@@ -93,7 +93,7 @@ class Issuer:
         """If set, replies wait for this event."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Handle one request."""
+        """Serve one request."""
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)

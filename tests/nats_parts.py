@@ -22,7 +22,7 @@ LEASE = 2.0
 
 
 class NatsServer:
-    """One node in its own process, on ports that the kernel picks."""
+    """One node in its own process, on free ports."""
 
     def __init__(self, folder: Path, name: str, cluster: tuple[int, list[int]] | None = None) -> None:
         self.folder = folder / name
@@ -33,7 +33,7 @@ class NatsServer:
         self.start()
 
     def start(self) -> None:
-        """Start the node. After `kill`, it has the same port and data."""
+        """Start the node. After a kill, it has the same port and data."""
         config = self.folder / "nats.conf"
         routes = ""
         if self._cluster is not None:
@@ -91,7 +91,7 @@ class NatsCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports. Cluster nodes must know each other's in advance."""
+    """Return free ports, because nodes of a cluster need each other's."""
     sockets = [create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -103,7 +103,7 @@ _shared: tuple[TemporaryDirectory[str], NatsServer] | None = None
 
 
 def shared_server() -> NatsServer:
-    """Return the node for all tests of this process. Each test uses another namespace."""
+    """Return one node for all tests of this process. Each test has its own namespace."""
     global _shared  # noqa: PLW0603
     if _shared is None:
         folder = TemporaryDirectory(prefix="millstream-")

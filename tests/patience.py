@@ -1,7 +1,7 @@
-"""The timeout of every wait in every test.
+"""The time limit of every wait in tests.
 
-It only catches hangs and never measures speed: tests must also pass on a machine that is five times slower or that
-freezes for seconds (`make busy`).
+It only catches hangs, and measures nothing. Tests have to pass on a machine that's five times slower, or that stops for
+some seconds (`make busy`).
 """
 
 import asyncio

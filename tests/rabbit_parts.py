@@ -1,4 +1,4 @@
-"""A RabbitMQ server for tests, with its own `epmd`, on free loopback ports."""
+"""A RabbitMQ server for tests, with its own `epmd`, on free local ports."""
 
 import asyncio
 import atexit
@@ -50,7 +50,7 @@ class RabbitServer:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
     async def wait(self) -> None:
-        """Wait until the server accepts connections."""
+        """Return once it accepts connections."""
 
         async def listens() -> bool:
             try:
@@ -63,7 +63,7 @@ class RabbitServer:
         await until(listens)
 
     def close(self) -> None:
-        """Stop the server and delete its data."""
+        """Stop it, and delete its data."""
         os.killpg(self._processes[1].pid, 9)
         for each in self._processes:
             each.kill()

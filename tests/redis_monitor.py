@@ -1,4 +1,4 @@
-"""Record the commands that Redis receives."""
+"""Monitoring of the commands that Redis receives."""
 
 import socket
 
@@ -7,7 +7,7 @@ from redis_parts import RedisServer
 
 
 class Monitor:
-    """All commands that clients send to Redis, without those of scripts."""
+    """All commands that Redis receives, without those that its scripts call."""
 
     def __init__(self, server: RedisServer) -> None:
         self._peer = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
@@ -16,7 +16,7 @@ class Monitor:
         assert self._file.readline() == "+OK\n"
 
     def until(self, last: str) -> list[str]:
-        """Return the commands up to the first that contains `last`."""
+        """Return all commands up to one that contains this text."""
         found: list[str] = []
         while not found or last not in found[-1]:
             line = self._file.readline()

@@ -1,4 +1,4 @@
-"""A TCP proxy for Redis that simulates network faults."""
+"""A proxy to Redis for tests, which simulates network faults."""
 
 import asyncio
 import socket
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Proxy:
-    """A proxy to a local server that can cut, freeze, and half-close connections."""
+    """A proxy to a local server that can be cut, frozen, and half closed."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
@@ -46,7 +46,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Abort all connections, including pending ones."""
+        """Reset every connection, including those being opened."""
         self._cuts += 1
         for pair in self._pairs:
             for side in pair:
@@ -54,11 +54,11 @@ class Proxy:
         self._pairs.clear()
 
     def freeze(self) -> None:
-        """Hold back all replies from now on."""
+        """Delay all replies from now on."""
         self._open.clear()
 
     def half_close(self) -> None:
-        """Send EOF to the clients, as if the server had closed its side, but keep the connections open."""
+        """Close the server's side of connections for writing only."""
         for client, _ in self._pairs:
             self._silent.add(client)
             client.write_eof()
@@ -104,7 +104,7 @@ class Proxy:
         sink.close()
 
     def _tear(self, data: bytes) -> tuple[bytes, bool]:
-        """Return the bytes of a command to forward, and whether to reset its connection."""
+        """Return what passes of a command, and whether its connection ends there."""
         if self.command_bytes_left is None or len(data) < self.command_bytes_left:
             return data, False
         cut, self.command_bytes_left = self.command_bytes_left, None

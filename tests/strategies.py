@@ -1,4 +1,4 @@
-"""Hypothesis strategies and functions that split input, for several test files."""
+"""Hypothesis strategies and input helpers for several test files."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,12 +29,12 @@ path_values = texts.filter(lambda value: value not in ("", ".", "..") and not se
 
 
 def bytewise(data: bytes) -> Iterator[bytes]:
-    """Yield `data` one byte at a time."""
+    """Yield `data` byte by byte."""
     return (data[index : index + 1] for index in range(len(data)))
 
 
 @st.composite
 def cuts(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """Split `data` at random positions. Chunks may be empty."""
+    """Yield `data` in chunks of drawn sizes, including empty chunks."""
     places = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
     return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]

@@ -1,4 +1,4 @@
-"""A shop on several workers, with a tool that streams messages until a test lets it end."""
+"""A shop on several workers, with a tool that sends as many messages as a test needs."""
 
 import asyncio
 

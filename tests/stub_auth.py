@@ -1,4 +1,4 @@
-"""Stub authentication, for tests of what handlers do with the principal."""
+"""Handlers with a test's own authentication, where the subject is how handlers use the caller."""
 
 from collections.abc import Awaitable, Callable
 
@@ -7,7 +7,7 @@ from millstream._protocol.principal import Principal
 
 
 def protect(handler: Handler, judge: Callable[[HttpRequest], Awaitable[Principal | Response | None]]) -> Handler:
-    """Wrap a handler: requests get the principal from `judge`, or its response rejects them."""
+    """Wrap a handler: `judge` returns the principal of a request, or a refusal."""
 
     async def protected(request: HttpRequest) -> Response | Sink | None:
         found = await judge(request)

@@ -1,4 +1,4 @@
-"""Run a program in a tmux terminal of a given size, type into it, and read its screen."""
+"""A terminal of a given width in tmux: typed input, and visible output."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from m
 
 
 class Terminal:
-    """A terminal with one program."""
+    """One program on one terminal."""
 
     def __init__(self, socket: Path) -> None:
         self._tmux = ["tmux", "-S", str(socket), "-f", "/dev/null"]
@@ -35,7 +35,7 @@ class Terminal:
         return done.stdout
 
     def type(self, text: str) -> None:
-        """Type a line and press Enter."""
+        """Type a line and Enter."""
         self._run("send-keys", "-l", text)
         self._run("send-keys", "Enter")
 
@@ -44,11 +44,11 @@ class Terminal:
         self._run("send-keys", *keys)
 
     def seen(self) -> list[str]:
-        """Return the lines, including scrolled ones, without trailing blanks."""
+        """Return the lines of the terminal, including scrollback, without trailing blanks."""
         return self._run("capture-pane", "-p", "-S", "-").rstrip("\n").split("\n")
 
     def until(self, *wanted: str) -> list[str]:
-        """Wait until all texts appear in this order, and return the lines."""
+        """Return the lines once they contain all of these texts, in this order."""
         deadline = time.monotonic() + WAIT
         while True:
             lines = self.seen()
@@ -72,7 +72,7 @@ class Terminal:
 def terminal(
     arguments: list[str], folder: Path, *, columns: int, lines: int = 50, env: Mapping[str, str] | None = None
 ) -> Iterator[Terminal]:
-    """Run `millstream` at a terminal in `folder`."""
+    """Run `millstream` with these arguments on a terminal, in this folder."""
     with TemporaryDirectory() as short:  # paths of Unix sockets must be short
         opened = Terminal(Path(short) / "tmux")
         opened.start([*COMMAND, *arguments], columns, lines, env or {}, folder)

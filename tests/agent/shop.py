@@ -1,4 +1,4 @@
-"""A server for agents: tools of every kind, told apart by their hints."""
+"""A server for agents, with tools of every kind and different hints."""
 
 import asyncio
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Address:
 
 
 def make() -> Server:  # noqa: C901  a list of tools
-    """A new one."""
+    """Create a new server."""
     mcp = Server("shop", instructions="Sell books.")
 
     @mcp.tool(annotations=READ)

@@ -31,7 +31,7 @@ from processes import free_port
 
 
 async def returned(wanted: tuple[str, str], **more: Any) -> tuple[ToolEnd, ScriptedModel]:
-    """What comes of one call."""
+    """Return the end of the only call of an answer."""
     with ScriptedModel(calls(wanted), says("So.")) as api:
         async with Agent(model(api), [make()], **more) as agent:
             events = await collect(agent.say("Do it"))

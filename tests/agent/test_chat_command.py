@@ -28,7 +28,7 @@ OTHERS = [name for name in os.environ if "API" in name or name.startswith(("MCP_
 
 
 class Done:
-    """What a command printed, its status, and what the model was asked."""
+    """The output and status of a command, and the requests to the model."""
 
     def __init__(self, out: str, err: str, status: int, api: ScriptedModel) -> None:
         self.out, self.err, self.status, self.asked = out, err, status, api.requests
@@ -36,7 +36,7 @@ class Done:
 
 
 def chat(*arguments: str, folder: Path, script: tuple[Step, ...] = (), given: str = "", **more: str) -> Done:
-    """Run the command in a folder whose `.env` has the model; ``API_URL="own"`` names it once more."""
+    """Run the command in a folder whose `.env` configures the model. ``API_URL="own"`` sets the URL again."""
     with ScriptedModel(*script) as api, chdir(folder):
         own = f"API_URL={api.url}\nAPI_KEY={KEY}\nDEFAULT_MODEL=test-model\n"
         (folder / ".env").write_text(own + more.pop("dotenv", ""))
@@ -47,7 +47,7 @@ def chat(*arguments: str, folder: Path, script: tuple[Step, ...] = (), given: st
 
 
 def start(*arguments: str, folder: Path, api: ScriptedModel, dotenv: str = "") -> subprocess.Popen[str]:
-    """The command as a process."""
+    """Start the command as a process."""
     (folder / ".env").write_text(f"API_URL={api.url}\nAPI_KEY={KEY}\nDEFAULT_MODEL=test-model\n{dotenv}")
     kept = {name: value for name, value in os.environ.items() if name not in OTHERS}
     pipe = subprocess.PIPE
@@ -106,7 +106,7 @@ def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
-    """The server of `examples/hub.py`, which wants a key."""
+    """The server of `examples/hub.py`, which requires a key."""
     command = partial(run_command, "examples/hub.py")
     with share_server(lambda port: [*command(port), "--auth-key", SECRET], tmp_path_factory.mktemp("clock")) as server:
         yield server

@@ -44,7 +44,7 @@ BUSY = refuses(429, "Slow down.", retry_after="0")
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses that the API doesn't ask for take no time here."""
+    """Skip pauses that the API doesn't request."""
     monkeypatch.setattr(turn_module, "_FIRST_WAIT", 0.0)
 
 
@@ -55,7 +55,7 @@ async def answered(*script: Step, **more: Any) -> tuple[list[Any], ScriptedModel
 
 
 async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
-    """The error of an answer; the conversation is as it was."""
+    """Return the error of an answer, after checking that the conversation is unchanged."""
     with ScriptedModel(*script) as api:
         async with Agent(model(api, key=key), [make()], **more) as agent:
             with pytest.raises(ModelError) as caught:

@@ -37,7 +37,7 @@ NAME = {"type": "string", "title": "Your name"}
 
 
 class Screen:
-    """One terminal in a tmux of its own."""
+    """One terminal in tmux."""
 
     def __init__(self, columns: int, folder: Path) -> None:
         self.columns = columns
@@ -56,7 +56,7 @@ class Screen:
         return done.stdout
 
     def start(self, *words: str, **variables: str) -> None:
-        """Run a command of ours; its last words stay on the screen."""
+        """Run a command whose last output stays on the screen."""
         given = {"PYTHONPATH": str(ROOT / "tests"), "HOME": str(self._folder), "PATH": os.environ["PATH"], **variables}
         environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
         command = shlex.join([sys.executable, "-m", "millstream", *words])
@@ -69,7 +69,7 @@ class Screen:
         return self.tmux("capture-pane", "-p", *(["-e"] if colors else []))
 
     def until(self, what: str | Callable[[str], bool]) -> list[str]:
-        """The lines of the screen as soon as it shows this."""
+        """Return the lines of the screen once it shows this text."""
         deadline = time.monotonic() + WAIT
         while time.monotonic() < deadline:
             text = self.seen()
@@ -106,7 +106,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
 
 
 def framed(lines: list[str], columns: int) -> None:
-    """Every line of a frame has both its sides, so nothing was wrapped into it."""
+    """Return whether every line of a frame has both borders, so nothing was wrapped."""
     inside = [line for line in lines if line.startswith(("│", "╭", "╰"))]
     assert inside
     assert {line[-1] for line in inside} <= {"│", "╮", "╯"}

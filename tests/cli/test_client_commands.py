@@ -46,7 +46,7 @@ def as_json(*arguments: str) -> Any:
 
 
 def at_terminal(*arguments: str, columns: int = 80) -> str:
-    """What a person sees who has a terminal this wide."""
+    """Return the output on a terminal of this width."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, *arguments],
@@ -124,7 +124,7 @@ def test_client_commands_import_no_server() -> None:
 
 @pytest.mark.server
 class TestInAPipe:
-    """What programs read."""
+    """Output for programs."""
 
     def test_list_is_lines_with_tabs(self) -> None:
         lines = [line.split("\t") for line in printed("list", SHOP).splitlines()]

@@ -34,7 +34,7 @@ DESKTOP = '{\n  "globalShortcut": "",\n  "mcpServers": {\n    "files": {\n      
 
 
 def added(before: str, after: str) -> list[str]:
-    """The lines that are new; none of the old ones is missing or in another order."""
+    """Return the added lines, after checking that no old line was removed or moved."""
     old, new = before.splitlines(), []
     for line in after.splitlines():
         if old and line == old[0]:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.server
 
 
 class Agent:
-    """The endpoints of an agent that registration uses, and what it was asked."""
+    """The endpoints of a Consul agent for registration, and their requests."""
 
     def __init__(self) -> None:
         self.services: dict[str, dict[str, Any]] = {}

@@ -18,7 +18,7 @@ BAD = "\x1b]52;c;cm0=\x07\x9b31m\u202e"
 
 @contextmanager
 def at_a_terminal(patch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """Standard output and standard error are a terminal; gives what reads it."""
+    """Make standard output and standard error a terminal, and yield a function that reads it."""
     leader, follower = os.openpty()
     with open(leader, "rb", buffering=0) as seen, open(follower, "w", encoding="utf-8") as terminal:  # noqa: PTH123
         patch.setattr(sys, "stdout", terminal)

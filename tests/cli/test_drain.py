@@ -105,7 +105,7 @@ async def test_server_is_not_ready_but_serves_during_the_delay(tmp_path: Path) -
 
 
 class Peer:
-    """A connection as the server sees it, on a real pair of sockets."""
+    """A connection on the server's side of a real pair of sockets."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -130,7 +130,7 @@ class Peer:
 
 @pytest.fixture
 def peer() -> Iterator[Peer]:
-    """An idle one."""
+    """Return an idle connection."""
     one = Peer()
     yield one
     one.ours.close()
@@ -138,7 +138,7 @@ def peer() -> Iterator[Peer]:
 
 
 def drainer(peer: Peer, clock: Callable[[], float]) -> ConnectionDrainer:
-    """What lets go of this one connection."""
+    """Return a drainer of this connection."""
     state = ServerState()
     state.connections.add(peer)
     loop = asyncio.new_event_loop()

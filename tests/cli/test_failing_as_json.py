@@ -48,7 +48,7 @@ FAILURES: dict[str, tuple[int, str]] = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder, in which something stands in the way."""
+    """An empty folder with an obstacle."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "folder").mkdir()

@@ -22,12 +22,12 @@ from processes import free_port
 
 @pytest.fixture(autouse=True)
 def no_verdicts() -> None:
-    """Nothing is known of a server from another test."""
+    """Forget the eras of servers from other tests."""
     connector.forget_eras()
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:
-    """Status, output and errors of a command."""
+    """Run a command, and return its status, output, and errors."""
 
     def invoke() -> tuple[int, str, str]:
         done = CliRunner().invoke(program(arguments[0]), list(arguments))
@@ -39,7 +39,7 @@ async def run(*arguments: str) -> tuple[int, str, str]:
 
 
 async def fails(status: int, words: str, *arguments: str) -> None:
-    """The command ends with this status, and one line with these words, after what a program wrote to its stderr."""
+    """Check that a command exits with this status, and one line with these words."""
     code, out, error = await run(*arguments)
     assert (code, out) == (status, ""), error
     if sys.executable in arguments[1]:
@@ -127,7 +127,7 @@ async def test_missing_servers_are_explained() -> None:
 
 @pytest.fixture
 async def unasked(tmp_path: Path) -> AsyncIterator[int]:
-    """The port of a server that speaks TLS with a certificate that nobody trusts."""
+    """The port of a server with an untrusted certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*self_signed(tmp_path))
     server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
@@ -136,7 +136,7 @@ async def unasked(tmp_path: Path) -> AsyncIterator[int]:
 
 
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """What servers without TLS say to those who greet them with it."""
+    """Respond to a TLS handshake like servers without TLS."""
     await reader.read(1)
     writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
     await writer.drain()

@@ -30,7 +30,7 @@ def order(isbn: str, copies: int = 1) -> dict[str, int]:
 
 
 def at_terminal(*words: str, cwd: Path) -> str:
-    """What a command prints at a terminal."""
+    """Return the output of a command on a terminal."""
     end, terminal = pty.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
     process = subprocess.Popen([*START, *words], cwd=cwd, env=environment, stdout=terminal, stdin=subprocess.DEVNULL)

@@ -26,14 +26,14 @@ first, second = Server("first"), Server("second")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory. Modules stay: the command line loads some that mustn't be loaded twice."""
+    """An empty current directory. Modules stay loaded, because some can't be loaded twice."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
 
 
 def run(*arguments: str, typed: str = "") -> tuple[int, str, str]:
-    """Status, output and errors of a command; nothing else may come out of it."""
+    """Run a command, and return its status, output, and errors."""
     if arguments[0] == "run":  # it would set up the logs of this process
         served = start(*arguments, stdout=subprocess.PIPE)
         return served.returncode, served.stdout.decode(), " ".join(served.stderr.decode().split())

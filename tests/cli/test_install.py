@@ -92,7 +92,7 @@ ENTRIES = {
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person's home; the machine is the one of the test otherwise, with Linux' paths."""
+    """A user's home on Linux."""
     system = System(kind="linux", home=tmp_path)
     monkeypatch.setattr(command, "system_here", lambda: system)
     return tmp_path
@@ -103,7 +103,7 @@ def install(*arguments: str, given: str | None = None) -> Result:
 
 
 def written(key: str, text: str) -> Any:
-    """The entry in a file of an application."""
+    """Return the entry in an application's file."""
     under = APPLICATIONS[key].under
     if key == "goose":
         return YAML(typ="safe").load(text)[under]["shop"]

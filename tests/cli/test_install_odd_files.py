@@ -18,7 +18,7 @@ PROGRAM = Path(sys.executable).with_name("millstream")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person's home, on Linux."""
+    """A user's home on Linux."""
     monkeypatch.setattr(command, "system_here", lambda: System(kind="linux", home=tmp_path))
     return tmp_path
 

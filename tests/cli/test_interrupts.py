@@ -98,7 +98,7 @@ UGLY = ("Traceback", "Task was destroyed", "never awaited", "Exception ignored")
 
 
 class AtTerminal:
-    """A command at a terminal of its own."""
+    """A command on its own terminal."""
 
     def __init__(
         self, folder: Path, words: Sequence[str], *, read_by: str = "", start: Sequence[str] = COMMAND, **more: str
@@ -128,7 +128,7 @@ class AtTerminal:
                 self.said += os.read(self.terminal, 65536).decode("utf-8", "replace")
 
     def stage(self) -> str:
-        """What the command shows, and what its server has noted."""
+        """Return the output of the command, and the notes of its server."""
         with suppress(OSError):
             return self.said + (self._folder / "stage").read_text()
         return self.said
@@ -144,7 +144,7 @@ class AtTerminal:
         os.write(self.terminal, text.encode())
 
     def end(self, how: str) -> None:
-        """Press Ctrl-C, or what else ends a command."""
+        """End the command with Ctrl-C or another signal."""
         if how == "Ctrl-C":
             self.type("\x03")
         elif how == "SIGTERM":
@@ -156,7 +156,7 @@ class AtTerminal:
             self.terminal = self.theirs = -1
 
     def ended(self) -> int:
-        """The exit status. What has been shown is fit to be seen."""
+        """Return the exit status, after checking the output."""
         status = self.process.wait(WAIT)
         if self.theirs >= 0:
             assert termios.tcgetattr(self.theirs) == self.settings
@@ -182,7 +182,7 @@ Start = Callable[..., AtTerminal]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts commands in a folder that has `server.py`; their home is there, too."""
+    """Return a function that starts commands in a folder with `server.py`, which is also their home."""
     (tmp_path / "server.py").write_text(SERVER)
     opened: list[AtTerminal] = []
 
@@ -200,12 +200,12 @@ def server(mode: str) -> str:
 
 
 def full(pipe: int) -> bool:
-    """Whether a pipe holds as much as it can, so that whoever writes into it waits."""
+    """Return whether a pipe is full, so that writers block."""
     return not select.select([], [pipe], [], 0)[1]
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has, too."""
+    """Return whether a process has ended, even if its parent hasn't waited for it."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     return True

@@ -13,7 +13,7 @@ BAD = {"others may read it": ("0" * 43, 0o644), "too short": ("short", 0o600), "
 
 @pytest.fixture(params=BAD)
 def bad_key(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A key file that must not be used."""
+    """An unusable key file."""
     monkeypatch.delenv("MILLSTREAM_KEY", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     text, mode = BAD[request.param]

@@ -131,14 +131,14 @@ COMMANDS: list[tuple[str, str, str]] = [
 
 @contextmanager
 def ports() -> Iterator[dict[str, str]]:
-    """A port that is taken, and one where no server listens."""
+    """A port in use, and one without a server."""
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield {"TAKEN": str(taken.getsockname()[1]), "FREE": str(bound.getsockname()[1])}
 
 
 def typed(words: list[str]) -> tuple[int, str]:
-    """Run a command in this process: its status, and what it printed."""
+    """Run a command in this process, and return its status and output."""
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     status = 0
     with (
@@ -185,7 +185,7 @@ def program() -> Server:
 
 
 def within(mistake: Callable[[Context], Any]) -> Callable[[], Any]:
-    """A mistake in a tool."""
+    """Run a program with a mistake in a tool."""
 
     def work() -> Any:
         mcp = Server("shop")
@@ -206,7 +206,7 @@ def within(mistake: Callable[[Context], Any]) -> Callable[[], Any]:
 
 
 def client_of(mistake: Callable[[Any], Any]) -> Callable[[], Any]:
-    """A mistake with a client."""
+    """Make a mistake with a client."""
 
     def work() -> Any:
         with BlockingClient(program()) as client:

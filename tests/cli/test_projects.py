@@ -61,7 +61,7 @@ def test_names_with_quotes_make_valid_files(folder: Path) -> None:
 
 @contextmanager
 def started(folder: Path, *arguments: str, env: dict[str, str]) -> Iterator[tuple[int, Path]]:
-    """A command that serves, and what it says."""
+    """Start a command that serves, and yield its output."""
     port, log = free_port(), folder / "log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -77,7 +77,7 @@ def started(folder: Path, *arguments: str, env: dict[str, str]) -> Iterator[tupl
 
 
 def wheel(folder: Path) -> Path:
-    """A package that nobody has installed."""
+    """A package that isn't installed."""
     path = folder / "whistle-1.0-py3-none-any.whl"
     about = "Metadata-Version: 2.1\nName: whistle\nVersion: 1.0\n"
     with zipfile.ZipFile(path, "w") as archive:
@@ -109,7 +109,7 @@ async def called(port: int, tool: str) -> str:
 
 
 async def until(port: int, tool: str, text: str) -> None:
-    """Call until the new program serves."""
+    """Call the server until it runs the new program."""
     async with asyncio.timeout(WAIT):
         while True:
             try:

@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
 
 
 async def visit(recorder: list[str], revision: str) -> list[Any]:
-    """What a client does for a recording, and what it got."""
+    """Act as a client of a recording, and return the responses."""
     steps: list[tuple[float, float | None]] = []
     async with Client(
         recorder, revision=revision, elicit=lambda question: {"street": "Mill Lane", "copies": 2}
@@ -83,7 +83,7 @@ def test_recordings_are_readable_only_by_their_owner(tmp_path: Path) -> None:
 
 
 def recording(path: Path, *messages: tuple[str, dict[str, Any]]) -> Path:
-    """A recording as `record` makes it."""
+    """Create a recording with `record`."""
     writer = Writer(path, "test", warn=print)
     for who, message in messages:
         writer.line(who, json.dumps({"jsonrpc": "2.0", **message}).encode())

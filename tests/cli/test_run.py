@@ -41,7 +41,7 @@ INITIALIZE = {
 
 
 def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
+    """Run a command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments], input=given, capture_output=True, text=True, timeout=WAIT, cwd=cwd, check=False,
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
@@ -64,7 +64,7 @@ def post(port: int, message: Any, path: str = "/mcp", **headers: str) -> tuple[d
 
 
 def read_until(source: int, needle: bytes) -> bytes:
-    """What a process writes, up to the chunk with `needle` in it."""
+    """Return the output of a process up to the chunk that contains `needle`."""
     found = b""
     while needle not in found:
         ready, _, _ = select.select([source], [], [], WAIT)
@@ -77,7 +77,7 @@ def read_until(source: int, needle: bytes) -> bytes:
 
 @contextmanager
 def started(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A server for the length of the block."""
+    """Run a server in the block."""
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, **streams)
     try:
         yield process
@@ -103,7 +103,7 @@ def test_file_is_served_and_logged_as_json(tmp_path: Path) -> None:
 
 
 def _wakes(process: int) -> int:
-    """How often a process and its children have waited for something that came."""
+    """Return how often a process and its children have waited for events."""
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     status = Path(f"/proc/{process}/status").read_text()
     (own,) = re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status, re.MULTILINE)

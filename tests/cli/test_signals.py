@@ -116,7 +116,7 @@ COMMAND = [sys.executable, "-c", "from millstream._cli import main; main()", "ru
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A server whose calls may take ten minutes to end, and are given that time."""
+    """A server whose calls may take ten minutes, with a drain timeout that allows it."""
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "600")
     path = tmp_path / "slow.py"
     path.write_text(FILE)
@@ -129,7 +129,7 @@ def call(tool: str, number: int = 1, **arguments: Any) -> bytes:
 
 
 def until(told: Callable[[], bool]) -> None:
-    """Wait for something that a process writes."""
+    """Wait for output of a process."""
     deadline = time.monotonic() + WAIT
     while not told():
         assert time.monotonic() < deadline
@@ -137,7 +137,7 @@ def until(told: Callable[[], bool]) -> None:
 
 
 class Serving:
-    """`millstream run` over HTTP, with one call that runs."""
+    """`millstream run` over HTTP, with one running call."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process = process
@@ -146,7 +146,7 @@ class Serving:
         self.port = port
 
     def ask(self, tool: str, *, path: str = "/mcp", **arguments: Any) -> None:
-        """Call a tool, or get another path, in a thread; wait until it runs."""
+        """Call a tool, or get a path, in a thread. Return once it runs."""
         body = call(tool, **arguments) if path == "/mcp" else None
         threading.Thread(target=self._ask, args=(body, path), daemon=True).start()
         until(lambda: "called" in self.log)
@@ -163,7 +163,7 @@ class Serving:
 
     @property
     def log(self) -> str:
-        """What the server has written so far."""
+        """Return the server's output so far."""
         return self._log.read_text("utf-8")
 
 
@@ -179,7 +179,7 @@ def http(file: Path) -> Iterator[Serving]:
 
 @contextmanager
 def stdio(file: Path, stdin: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    """`millstream run` over stdio, its log in a file."""
+    """Start `millstream run` over stdio, with its log in a file."""
     with file.with_name("log").open("wb") as log:
         process = subprocess.Popen(
             [*COMMAND, str(file), "--transport", "stdio"], stdin=stdin, stdout=subprocess.PIPE, stderr=log

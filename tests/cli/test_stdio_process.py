@@ -63,14 +63,14 @@ def call(name: str, number: int) -> bytes:
 
 @pytest.fixture
 def noisy(tmp_path: Path) -> Path:
-    """A file that prints whenever it can."""
+    """A file that prints at every opportunity."""
     file = tmp_path / "noisy.py"
     file.write_text(NOISY)
     return file
 
 
 def run(file: Path, given: bytes, **settings: str) -> subprocess.CompletedProcess[bytes]:
-    """`millstream run FILE --transport stdio`, to its end."""
+    """Run `millstream run FILE --transport stdio` to its end."""
     command = [sys.executable, "-c", "from millstream._cli import main; main()"]
     return subprocess.run(
         [*command, "run", str(file), "--transport", "stdio"],

@@ -1,4 +1,4 @@
-"""Self-signed certificates."""
+"""Self-signed certificates, which only tests trust."""
 
 import datetime as dt
 from pathlib import Path
@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 
 def self_signed(folder: Path) -> tuple[str, str]:
-    """Create a certificate for `localhost` and `mcp.test`. Return the paths of the certificate and its key."""
+    """Create a certificate for `localhost` and `mcp.test`, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)

@@ -1,4 +1,4 @@
-"""Fixtures for the client tests: no leaked tasks, and an empty era cache."""
+"""Fixtures of all client tests: no task outlives its client, and no cached era its test."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Use all client features with `shop.py`, for any transport and revision."""
+"""One walk through all client features with `shop.py`, for every transport and revision."""
 
 import asyncio
 from dataclasses import dataclass
@@ -28,18 +28,22 @@ class Order:
 
 
 def fill_in(question: Question) -> dict[str, Any]:
-    """Answer a form like a user who types a street and keeps the defaults."""
+    """Act as a user who types a street and keeps the other defaults."""
     return {**question.defaults, "street": "1 Mill Lane"}
 
 
 async def review(params: CreateMessageRequestParams) -> str:
-    """Answer a sampling request like a slow model."""
+    """Act as a slow model."""
     await asyncio.sleep(0)
     return f"{params.max_tokens} words"
 
 
 async def walk(target: Target, revision: str | None, transport: str) -> None:
-    """Use each feature once and check its result."""
+    """Use every feature once.
+
+    Raises:
+        AssertionError: a result is wrong.
+    """
     async with (
         asyncio.timeout(WAIT),
         Client(target, revision=revision, elicit=fill_in, sample=review, roots=["file:///work"]) as client,

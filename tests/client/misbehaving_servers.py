@@ -1,4 +1,4 @@
-"""Misbehaving servers on real sockets: each test defines the reaction to a request."""
+"""Misbehaving servers on real sockets. Each test defines the response to a request."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ class ReceivedRequest:
         await self.write(head.encode() + body)
 
     async def result(self, result: dict[str, Any], **more: Any) -> None:
-        """Send the result of this request."""
+        """Send the response to this request."""
         await self.reply(self.answer(result), **more)
 
     def answer(self, result: dict[str, Any]) -> bytes:

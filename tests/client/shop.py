@@ -1,4 +1,4 @@
-"""A small server with all features that a client can use, for tests in memory and over stdio."""
+"""A small server with every feature for clients, for tests in memory and, as a file, over stdio."""
 
 from dataclasses import dataclass
 

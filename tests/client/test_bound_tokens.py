@@ -1,4 +1,4 @@
-"""Tokens bound to a key of ours (DPoP, RFC 9449), and those that an organization's identity provider allows."""
+"""Sender-constrained tokens (DPoP, RFC 9449), and tokens from an organization's identity provider."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ JAG = "urn:ietf:params:oauth:token-type:id-jag"
 
 
 def opened(proof: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a proof, whose signature is right."""
+    """Return the header and claims of a proof, after checking its signature."""
     head = json.loads(base64.urlsafe_b64decode(proof.split(".", maxsplit=1)[0] + "=="))
     found = jws.deserialize_compact(proof, ECKey.import_key(head["jwk"]), algorithms=["ES256"])
     return head, json.loads(found.payload or b"")
@@ -83,7 +83,7 @@ def test_nonces_are_kept_per_origin_and_bounded() -> None:
 async def authorization_server(
     answer: Callable[[bytes], Any], **more: Any
 ) -> AsyncIterator[tuple[Issuer, dict[str, str]]]:
-    """One that gives what the function says, and the URLs of a server that takes its tokens."""
+    """Run an authorization server that responds with a function, and a server that accepts its tokens."""
     async with run_issuer() as issuer:
         issuer.answers[METADATA] = {"issuer": issuer.url, "token_endpoint": f"{issuer.url}/token", **more}
         issuer.answers["/token"] = answer
@@ -94,7 +94,7 @@ async def authorization_server(
 
 
 def header_of(request: bytes, name: bytes) -> str:
-    """One header of a raw request."""
+    """Return one header of a raw request."""
     lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
     found = [line.partition(b": ")[2] for line in lines if line.lower().startswith(name.lower() + b":")]
     assert len(found) <= 1
@@ -102,7 +102,7 @@ def header_of(request: bytes, name: bytes) -> str:
 
 
 def oauth() -> OAuth:
-    """A client that acts for itself."""
+    """Return a login that acts for itself."""
     return OAuth(store=MemoryTokenStore(), client_id="desk", client_secret="s" * 32, as_itself=True)
 
 

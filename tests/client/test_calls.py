@@ -169,7 +169,7 @@ async def test_handlers_can_call_the_server() -> None:
 
 
 def counting(server: Server) -> tuple[Client, list[str]]:
-    """A client, and the notifications it hears."""
+    """A client, and the notifications it receives."""
     client = Client(server)
     heard: list[str] = []
 

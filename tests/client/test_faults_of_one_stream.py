@@ -39,7 +39,7 @@ LIMIT = 1_000_000
 
 
 async def hang(say: Say, id: Any) -> None:
-    """Nothing comes."""
+    """Never respond."""
 
 
 async def die(say: Say, id: Any) -> None:
@@ -68,7 +68,7 @@ async def bomb(say: Say, id: Any) -> None:
 
 
 def answer(message: dict[str, Any]) -> bytes | None:
-    """What a server of 2025-11-25 says to all but calls."""
+    """Respond like a server of 2025-11-25 to everything except calls."""
     if "id" not in message:
         return None
     if message["method"] == "initialize":
@@ -79,7 +79,7 @@ def answer(message: dict[str, Any]) -> bytes | None:
 
 @asynccontextmanager
 async def http_sse(fault: Fault) -> AsyncGenerator[str]:
-    """The stream, and the POSTs beside it."""
+    """Serve the stream and the POSTs of HTTP+SSE."""
     streams: list[ReceivedRequest] = []
 
     async def say(message: bytes) -> None:
@@ -107,7 +107,7 @@ async def http_sse(fault: Fault) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def websocket(fault: Fault) -> AsyncGenerator[str]:
-    """One socket."""
+    """Serve one WebSocket."""
 
     async def talk(socket: ServerConnection) -> None:
         try:

@@ -52,13 +52,13 @@ RUNS = [
 
 
 def program(name: str, transport: str, port: int = 0) -> list[str]:
-    """The command of a Python server."""
+    """Return the command of a Python server."""
     return [PYTHONS[name], str(HERE / f"{name}.py"), transport, *([str(port)] if port else [])]
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], str]]:
-    """Starts a server when it's first used; gives its URL."""
+    """A function that starts a server on first use, and returns its URL."""
     servers: dict[tuple[str, str], SharedServer] = {}
     with ExitStack() as stack:
 
@@ -79,7 +79,7 @@ def fill_in(question: Question) -> dict[str, Any]:
 
 
 def connect(target: Any, revision: str | None = None) -> Client:
-    """A client whose person is Ada and whose model is short."""
+    """Return a client with a user named Ada and a model with short answers."""
     return Client(
         target, revision=revision, timeout=WAIT, elicit=fill_in, sample=lambda _: "a word", roots=["file:///work"]
     )
@@ -153,7 +153,7 @@ PAGES = {
 
 
 class Site(BaseHTTPRequestHandler):
-    """One page for everyone, and one that robots.txt closes to programs."""
+    """A page for everyone, and one that robots.txt disallows."""
 
     def do_GET(self) -> None:
         if self.path not in PAGES:
@@ -167,7 +167,7 @@ class Site(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nobody reads it."""
+        """Discard log messages."""
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ async def test_published_fetch_server_works(site: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def go_server(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The program that the benchmark runs beside ours, built anew."""
+    """The Go server of the benchmark, built anew."""
     go = shutil.which("go")
     if go is None:
         pytest.skip("Go isn't installed, and the Go SDK's server must be built with it.")

@@ -19,7 +19,7 @@ ASKS_BACK: dict[str, Any] = {
 
 
 class Handler:
-    """Answers each question with the request that it belongs to."""
+    """Answers each question with the id of its request."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes, int]] = []

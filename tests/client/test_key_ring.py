@@ -1,7 +1,6 @@
-"""Tokens in the key ring of the system, if there is one; else in the file. The rules are our choice.
+"""Tokens in the system's key ring, or else in a file.
 
-The key ring is `keyring` itself, with a backend that keeps things in memory, as its documentation shows:
-https://keyring.readthedocs.io/en/latest/#writing-your-own-backend
+The key ring is `keyring` with a backend in memory: https://keyring.readthedocs.io/en/latest/#writing-your-own-backend
 """
 
 import sys
@@ -20,7 +19,7 @@ from millstream.client._oauth.store import FileTokenStore, Registration, StoredC
 
 
 class InMemory(KeyringBackend):
-    """A key ring with Windows' limit."""
+    """A key ring with the limit of Windows."""
 
     priority = 1  # type: ignore[assignment]  # as keyring's documentation has it
 

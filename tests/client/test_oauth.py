@@ -1,5 +1,5 @@
-"""How a client logs in, beyond what the official suite looks at. The rules are RFCs 6749, 7636, 8252, 9207 and 9728,
-and https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization.
+"""Logins of a client, beyond the official conformance suite. The rules are RFCs 6749, 7636, 8252, 9207, and 9728, and
+https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization.
 """
 
 import asyncio
@@ -220,7 +220,7 @@ async def test_tokens_of_other_resources_are_not_requested() -> None:
 
 
 def served(*, issuer: str, page: str, token: str, registration: str) -> Callable[[ReceivedRequest], Awaitable[None]]:
-    """A server that names who gives its tokens, and is that one, too."""
+    """Run a server that is also its own authorization server."""
 
     async def behave(asked: ReceivedRequest) -> None:
         if "oauth-protected-resource" in asked.path:

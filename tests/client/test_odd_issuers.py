@@ -1,6 +1,6 @@
-"""Authorization servers that answer oddly, or mean harm: a token, or one typed error and no credentials anywhere.
+"""Odd or malicious authorization servers: the result is a token, or one typed error without leaked credentials.
 
-One server is the resource and the issuer (`rude`). The rules are RFC 6749, 8414, 9207 and 9728, else our choice.
+One server is the resource and the issuer (`rude`). The rules are RFC 6749, 8414, 9207, and 9728.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ GOOD = {"access_token": "good", "token_type": "Bearer"}
 
 
 class World:
-    """What the issuer says, apart from what is usual. ``@`` stands for its origin."""
+    """Responses of the issuer that differ from the usual ones. ``@`` stands for its origin."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class World:
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
 
     async def visit(self, url: str) -> str:
-        """The person, who comes back at once."""
+        """Act as a user who logs in immediately."""
         self.visits += 1
         self.came.set()
         await self.go_on.wait()

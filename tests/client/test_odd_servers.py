@@ -28,13 +28,13 @@ Behave = Callable[[ReceivedRequest], Awaitable[None]]
 
 
 def once(data: bytes) -> bytes:
-    """A whole reply with this answer."""
+    """Return a complete reply with this response."""
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     return head % len(data) + data
 
 
 def endless(start: bytes) -> Behave:
-    """A reply that begins so, and goes on with lines that are no part of its body, each with a name of its own."""
+    """Send a reply that starts like this, and continues with header-like lines with different names."""
 
     async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -17,7 +17,7 @@ BROKEN = {"type": "object", "properties": {"a": {"type": "object", "x-mcp-header
 
 
 async def behave(asked: ReceivedRequest) -> None:
-    """A server that wants the header, and doesn't say so before it's asked for its tools."""
+    """Serve a tool with a required header, which the client only learns from the tool list."""
     if asked.method == "tools/list":
         tools = [{"name": "x", "inputSchema": SCHEMA}, {"name": "broken", "inputSchema": BROKEN}]
         await asked.result({"tools": tools, "ttlMs": 0, "cacheScope": "private"})

@@ -54,7 +54,7 @@ LOOP = """
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A server that does as it is told."""
+    """Write a server that behaves as its arguments say."""
     return write(tmp_path, LOOP)
 
 
@@ -65,7 +65,7 @@ def write(folder: Path, program: str) -> Path:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs, and isn't just remembered."""
+    """Return whether a process runs, and isn't a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def alive(pid: int) -> bool:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does, and the system with it."""
+    """Wait for something that another process does."""
     while not condition():  # noqa: ASYNC110  it has no event for us
         await asyncio.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""Proxies that the environment names: which URL takes one, and the way through it, with real sockets.
+"""Proxies from the environment: their selection by URL, and requests through them over real sockets.
 
 https://everything.curl.dev/usingcurl/proxies/env.html, RFC 9110 §9.3.6 (CONNECT), RFC 9112 §3.2.2 (absolute form).
 """
@@ -67,7 +67,7 @@ def test_unsupported_proxies_are_refused(value: str) -> None:
 
 @dataclass
 class World:
-    """A proxy that knows one host, and what it was asked."""
+    """A proxy for one host, and the requests it received."""
 
     port: int = 0
     asked: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ class World:
 
 @asynccontextmanager
 async def proxying(target: int) -> AsyncGenerator[World, None]:
-    """A proxy on this machine: `mcp.test` is the port `target` here."""
+    """Run a proxy on this machine that resolves `mcp.test` to the port `target`."""
     world = World()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -139,7 +139,7 @@ async def test_http_proxy_requests_use_absolute_urls(monkeypatch: pytest.MonkeyP
 
 @asynccontextmanager
 async def secure(folder: Path, behave: Behave | None = None) -> AsyncGenerator[tuple[int, ssl.SSLContext], None]:
-    """A server of https for `mcp.test`, and what trusts it."""
+    """An https server for `mcp.test`, and a context that trusts it."""
     behave = behave or with_discovery(done)
     certificate, key = self_signed(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,5 +1,5 @@
-"""Clients that show who they are by a signature (`private_key_jwt`, RFC 7523 §2.2), as the extension
-`io.modelcontextprotocol/oauth-client-credentials` recommends. Our own authorization server judges what they send.
+"""Clients that authenticate by signature (`private_key_jwt`, RFC 7523 §2.2), as the extension
+`io.modelcontextprotocol/oauth-client-credentials` recommends. Our own authorization server verifies the requests.
 """
 
 import json
@@ -31,23 +31,23 @@ PAGE = "https://client.example/about.json"
 
 
 def pem(key: Any) -> str:
-    """A private key as a file has it."""
+    """Return a private key in PEM."""
     return str(key.as_pem(private=True).decode())
 
 
 def public(key: Any, **more: str) -> dict[str, Any]:
-    """What the issuer knows of it."""
+    """Return the public key for the issuer."""
     return {"keys": [{**key.as_dict(private=False), **more}]}
 
 
 def signed(key: Any, *taken: str, key_id: str = "") -> dict[str, str]:
-    """The part of a form by which `nightly` shows who it is."""
+    """Return the form fields that authenticate `nightly`."""
     who = Registration("nightly", "", "private_key_jwt", pem(key), key_id)
     return assertion(IssuerMetadata(issuer=URL, token_endpoint_auth_signing_alg_values_supported=list(taken)), who)
 
 
 def head_of(form: dict[str, str]) -> dict[str, Any]:
-    """The header of an assertion."""
+    """Return the header of an assertion."""
     return dict(json.loads(urlsafe_b64decode(form["client_assertion"].split(".")[0] + "==")))
 
 

@@ -1,4 +1,4 @@
-"""Subscriptions that break, or that the server doesn't give. The walk in `test_revisions.py` has those that work.
+"""Broken and refused subscriptions. `test_revisions.py` covers successful ones.
 
 https://modelcontextprotocol.io/specification/2026-07-28/basic/utilities/subscriptions
 """
@@ -20,7 +20,7 @@ KEY = "io.modelcontextprotocol/subscriptionId"
 
 
 def note(asked: ReceivedRequest, name: str, **params: Any) -> bytes:
-    """A notification of this subscription."""
+    """Return a notification of this subscription."""
     method = f"notifications/{name}"
     return json.dumps(
         {"jsonrpc": "2.0", "method": method, "params": {**params, "_meta": {KEY: asked.message["id"]}}}

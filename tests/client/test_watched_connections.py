@@ -1,7 +1,7 @@
-"""Connections of the handshake era that break while somebody only watches: they're made again, and the watcher hears.
+"""Handshake-era connections that break while a client only watches: they're reopened, and the watcher is notified.
 
-https://modelcontextprotocol.io/specification/2025-11-25/basic/transports. How long to wait, and when to give up, is our
-choice. Servers in processes of their own, and rude ones on real sockets.
+https://modelcontextprotocol.io/specification/2025-11-25/basic/transports. Servers run in their own processes, or are
+rude ones on real sockets.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def shop(port: int, folder: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def publishing(url: str) -> AsyncGenerator[None]:
-    """Somebody publishes, again and again: the stand-alone stream may not be there when it's done first."""
+    """Publish repeatedly, because the stand-alone stream may open late."""
 
     async def publish() -> None:
         async with Client(url) as client:
@@ -95,7 +95,7 @@ async def test_watchers_notice_a_restarted_server(
 
 
 def timers(port: int) -> set[tuple[str, bool]]:
-    """The timer of each connection that somebody has to this port, and whether it ends within half a minute."""
+    """Return the timer of each connection to this port, and whether it ends within half a minute."""
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     here = [row[5].split(":") for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "01"]
     return {(kind, int(left, 16) <= 3000) for kind, left in here}

@@ -1,4 +1,4 @@
-"""Helpers for tests of watched connections: servers with sessions, and short delays."""
+"""Helpers for tests of watched connections: servers with a session, and short waits."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ async def wait_until(condition: Callable[[], object]) -> None:
 
 
 async def until_other_than_again(changes: Changes) -> Change:
-    """Return the next change that isn't `again`, because each reconnection reports one."""
+    """Return the next change that isn't `again`, which may be reported twice."""
     while (change := await anext(changes)) == AGAIN:
         pass
     return change
@@ -40,7 +40,7 @@ async def block_forever() -> Any:
 
 
 def session(streams: Behave, others: Behave | None = None) -> Behave:
-    """Return a behavior with sessions: `streams` handles each GET, and `others` requests after the handshake."""
+    """Return a server with sessions that runs `streams` for each GET, and `others` for requests after the handshake."""
 
     async def calls(asked: ReceivedRequest) -> None:
         await asked.result(DONE if asked.method == "tools/call" else {})

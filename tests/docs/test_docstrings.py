@@ -15,7 +15,7 @@ EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 
 
 def public() -> dict[str, Any]:
-    """Public names, and what one calls on a server and a context."""
+    """Yield public names, and the methods of a server and a context."""
     names: dict[str, Any] = {}
     for module in (millstream, agent, auth, client, hub, middleware, testing):
         names |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}

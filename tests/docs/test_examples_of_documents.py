@@ -112,7 +112,7 @@ def shared_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSer
 
 @pytest.fixture
 def rooms(shared_rooms: SharedServer) -> int:
-    """The port of the rooms."""
+    """The port of the running example."""
     return shared_rooms.port()
 
 

@@ -48,7 +48,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 
 def rows(page: str) -> dict[str, list[str]]:
-    """Rows of the tables of a page, by the first code word of their first cell."""
+    """Return the rows of a page's tables by the first code word of their first cell."""
     found: dict[str, list[str]] = {}
     for line in (REFERENCE / page).read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
@@ -58,7 +58,7 @@ def rows(page: str) -> dict[str, list[str]]:
 
 
 def written(value: Any) -> str:
-    """A default as the page shows it."""
+    """Return a default in the form of the page."""
     if value in ((), ""):
         return "empty"
     if isinstance(value, bool):
@@ -129,7 +129,7 @@ async def test_routes_are_listed_with_methods_and_parts(parts: str) -> None:
 
 
 def served_paths(routes: Routes) -> set[str]:
-    """Paths and beginnings of paths, without a last slash; the files of the pages as one."""
+    """Return paths and prefixes without a final slash, with all page files as one."""
     paths = {path.rstrip("*") for path in routes.paths if path not in EXEMPT}
     return {re.sub("^/assets/.*", "/assets", path).rstrip("/") for path in paths}
 
@@ -147,7 +147,7 @@ async def test_every_metric_is_listed_with_its_kind_and_labels() -> None:
 
 
 def metric_rows() -> dict[str, list[str]]:
-    """Rows of the page, an empty cell kept."""
+    """Return the rows of the page, including empty cells."""
     text = (REFERENCE / "metrics.md").read_text("utf-8")
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     return {line.split("`")[1]: [cell.strip() for cell in line.split("|")[1:-1]] for line in lines}
@@ -200,12 +200,12 @@ def test_gateway_options_are_listed_with_defaults() -> None:
 
 
 def own(kind: type[Struct]) -> list[FieldInfo]:
-    """The options that a policy of a whole upstream doesn't have."""
+    """Return the options that the policy of an upstream doesn't have."""
     return [each for each in fields(kind) if each.name not in UpstreamPolicy.__struct_fields__]
 
 
 def shown_default(option: FieldInfo) -> str:
-    """A default of a Struct as the page shows it."""
+    """Return a Struct's default in the form of the page."""
     if option.required:
         return "required"
     default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default

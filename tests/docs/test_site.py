@@ -15,7 +15,7 @@ MKDOCS = [str(ROOT / ".venv-docs" / "bin" / "python"), "-m", "mkdocs", "build", 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs-site` builds it: a link that leads nowhere is an error."""
+    """The site as built by `make docs-site`. A broken link is an error."""
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run([*MKDOCS, folder], capture_output=True, text=True, timeout=5 * WAIT, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -42,7 +42,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def model(reader: Reader) -> Iterator[None]:
-    """A model that knows what the page asks it."""
+    """A model that answers the questions of the page."""
     search = calls(("search", '{"words":"Tolkien"}'))
     order = calls(("order", '{"isbn": "9780141439600", "copies": 2}'))
     book = says("Yes: The Lord of the Rings.")
@@ -53,7 +53,7 @@ def model(reader: Reader) -> Iterator[None]:
 
 @contextmanager
 def redis(reader: Reader) -> Iterator[None]:
-    """A Redis, at a port that is free."""
+    """Run Redis on a free port."""
     server = RedisServer()
     try:
         reader.places["redis://127.0.0.1:6379"] = server.url
@@ -64,7 +64,7 @@ def redis(reader: Reader) -> Iterator[None]:
 
 @contextmanager
 def nats(reader: Reader) -> Iterator[None]:
-    """A NATS server, at a port that is free."""
+    """Run a NATS server on a free port."""
     with TemporaryDirectory(prefix="millstream-") as folder:
         server = NatsServer(Path(folder), "n1")
         try:
@@ -77,7 +77,7 @@ def nats(reader: Reader) -> Iterator[None]:
 
 @contextmanager
 def certificate(reader: Reader) -> Iterator[None]:
-    """A certificate that nobody has signed."""
+    """Create a self-signed certificate."""
     folder = reader.folder / "tls"
     folder.mkdir()
     for made, name in zip(make(folder, "127.0.0.1"), ("fullchain.pem", "privkey.pem"), strict=True):
@@ -87,7 +87,7 @@ def certificate(reader: Reader) -> Iterator[None]:
 
 @contextmanager
 def nothing(_: Reader) -> Iterator[None]:
-    """Most pages need nothing else."""
+    """Prepare nothing, as for most pages."""
     yield
 
 
@@ -101,7 +101,7 @@ NEEDS: dict[str, Callable[[Reader], AbstractContextManager[None]]] = {
 
 
 def prepare(reader: Reader, page: str, text: str) -> None:
-    """What is in the folder before the page is read: a clone, the files of the tutorial, and those of the reader."""
+    """Create the files that a page expects: a clone, the tutorial's files, and the reader's."""
     if any(isinstance(step, TypedCommand) and re.match(CLONE, step.command) for step in steps(text)):
         assert "clone" in text, f"{page} doesn't say where the examples come from"
         shutil.copytree(ROOT / "examples", reader.folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
@@ -116,7 +116,7 @@ def prepare(reader: Reader, page: str, text: str) -> None:
 
 
 def as_typed(reader: Reader, step: TypedCommand, page: Page) -> TypedCommand | None:
-    """A command as it's typed here: in another way where the table says so, or not at all."""
+    """Return the command to type, which the table may replace or skip."""
     if step.command.startswith("pip install "):
         reader.set_installed(*shlex.split(step.command)[2:])
     if any(re.match(pattern, step.command) for pattern in LEFT_OUT):
@@ -131,7 +131,7 @@ def as_typed(reader: Reader, step: TypedCommand, page: Page) -> TypedCommand | N
 
 
 def read(name: str, folder: Path, environment: Path) -> None:
-    """Do everything that a page says, in its order."""
+    """Follow all steps of a page, in order."""
     page, text = PAGES.get(name, Page()), (ROOT / name).read_text("utf-8")
     reader = Reader(folder, environment)
     reader.places |= page.places | {FOLDER: str(folder)}
@@ -148,7 +148,7 @@ def read(name: str, folder: Path, environment: Path) -> None:
 
 
 def do(reader: Reader, step: FileBlock | TypedCommand | TextBlock, page: Page) -> str:
-    """One step; gives the command."""
+    """Do one step, and return the command."""
     if isinstance(step, TextBlock):
         assert any(step.body.startswith(start) for start in page.untyped), f"What becomes of this?\n{step.body}"
     elif isinstance(step, FileBlock):
@@ -167,7 +167,7 @@ def do(reader: Reader, step: FileBlock | TypedCommand | TextBlock, page: Page) -
 def reading(
     installed: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[dict[str, Future[None]]]:
-    """Every page that is wanted, being typed: page -> its end."""
+    """All selected pages, which are being typed: page -> its task."""
     wanted = [
         item.callspec.params["page"] for item in request.session.items if "reading" in getattr(item, "fixturenames", ())
     ]  # type: ignore[attr-defined]
@@ -199,7 +199,7 @@ def test_tables_list_existing_names() -> None:
 
 
 def configurations(value: Any) -> Iterator[dict[str, Any]]:
-    """Every server that the configuration of a client names."""
+    """Return every server in the configuration of a client."""
     for each in value.values():
         yield from ([each] if {"command", "url"} & set(each) else configurations(each))
 

@@ -1,4 +1,4 @@
-"""A browser for tests, started as `BROWSER`: opens a link, signs in as Ada, agrees, and goes where it's sent."""
+"""A browser for tests, started as `BROWSER`: opens a link, signs in as Ada, consents, and follows the redirect."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""A client in memory that plays a person, for calling the examples at any revision."""
+"""A client in memory that simulates a user, for calling the examples at any revision."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ Answer = Callable[[str, dict[str, Any]], Any]
 
 
 def person(method: str, params: dict[str, Any]) -> Any:
-    """Accepts every form with the first value that fits, lets the model say hello, has one folder."""
+    """Accept every form with the first valid value, let the model say hello, and have one folder."""
     if method == "sampling/createMessage":
         return {"role": "assistant", "content": {"type": "text", "text": "Paris, hello"}, "model": "m"}
     if method == "roots/list":
@@ -67,7 +67,7 @@ class Caller:
         self._pipe.send(json.dumps(message).encode())
 
     async def reply(self, method: str, params: dict[str, Any], meta: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The response to one request; questions on the way are answered."""
+        """Return the response to one request, answering questions."""
         self._last_id += 1
         about = {} if self.handshake else {
             f"{META}protocolVersion": self.revision,
@@ -92,7 +92,7 @@ class Caller:
         return self._answer(method, params)
 
     async def request(self, method: str, *, meta: dict[str, Any] | None = None, **params: Any) -> dict[str, Any]:
-        """The result of a request, in as many rounds as it takes."""
+        """Return the result of a request, in as many rounds as necessary."""
         self.rounds = 0
         while True:
             reply = await self.reply(method, params, meta)
@@ -107,11 +107,11 @@ class Caller:
                 params["requestState"] = result["requestState"]
 
     async def call(self, tool: str, /, *, meta: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
-        """The result of a tool."""
+        """Return the result of a tool."""
         return await self.request("tools/call", meta=meta, name=tool, arguments=arguments)
 
     async def text(self, tool: str, /, **arguments: Any) -> str:
-        """The first text of a tool's result, which must not be an error."""
+        """Return the first text of a tool's result, which must not be an error."""
         result = await self.call(tool, **arguments)
         assert not result.get("isError"), result
         return result["content"][0]["text"]
@@ -151,5 +151,5 @@ def revision(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=[each.date for each in ALL if each.date >= "2025-06-18"])
 def asking_revision(request: pytest.FixtureRequest) -> str:
-    """Every revision in which a server can ask a person."""
+    """Every revision in which a server can ask the user."""
     return request.param

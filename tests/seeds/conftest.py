@@ -1,4 +1,4 @@
-"""The example that the seeds' commands are run against."""
+"""The example that the seeds' commands run against."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +10,7 @@ from processes import SharedServer, run_command, share_server
 
 @pytest.fixture(scope="module")
 def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
-    """`examples/hub.py`, started as `make run` starts it."""
+    """`examples/hub.py`, started like `make run` does."""
     with share_server(partial(run_command, "examples/hub.py"), tmp_path_factory.mktemp("hub")) as server:
         yield server
 

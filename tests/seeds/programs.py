@@ -1,4 +1,4 @@
-"""Running the seeds' commands and programs beside a server, and reading what they print as it comes."""
+"""Runs the seeds' commands and programs against a server, and reads their output while it arrives."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ PATIENCE = 0.25
 
 
 def at(text: str, port: int) -> str:
-    """A command or program of a seed with the port of the test's server."""
+    """Return a command or program with the port of the test's server."""
     return text.replace("localhost:8000", f"localhost:{port}").replace("sse-mcp-server:8000", f"localhost:{port}")
 
 
 async def shell(command: str, port: int) -> str:
-    """Run a command of a seed to its end; gives what it printed."""
+    """Run a command of a seed to its end, and return its output."""
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", at(command, port), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
     )
@@ -41,14 +41,14 @@ async def shell_json(command: str, port: int) -> Any:
 
 
 class Program:
-    """A program that runs on, and the lines it printed."""
+    """A running program, and the lines it printed."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self.lines: list[str] = []
 
     async def line(self) -> str:
-        """The next line; fails when the program has ended."""
+        """Return the next line. Fail if the program has ended."""
         assert self._process.stdout is not None
         line = (await self._process.stdout.readline()).decode()
         assert line, f"the program ended: {''.join(self.lines)}"
@@ -77,7 +77,7 @@ class Program:
 
 @asynccontextmanager
 async def running(*command: str) -> AsyncIterator[Program]:
-    """Run a program for the length of the block."""
+    """Run a program in the block."""
     process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
     try:
         yield Program(process)
@@ -86,17 +86,17 @@ async def running(*command: str) -> AsyncIterator[Program]:
 
 
 def shell_program(command: str, port: int) -> Any:
-    """`running` for a command of a seed that prints until it is stopped."""
+    """Run a command of a seed that prints until it's stopped."""
     return running("bash", "-c", f"exec {at(command, port)} --silent --show-error")
 
 
 def python_program(source: str, port: int) -> Any:
-    """`running` for a Python program of a seed."""
+    """Run a Python program of a seed."""
     return running(sys.executable, "-u", "-c", at(source, port))
 
 
 def browser_script(source: str, port: int) -> Any:
-    """`running` for a script of a seed that was written for a page: Node, with a small document."""
+    """Run a page's script of a seed in Node, with a minimal document."""
     return running(NODE, "--experimental-eventsource", "--no-warnings", str(HERE / "page.cjs"), at(source, port))
 
 

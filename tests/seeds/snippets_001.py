@@ -1,7 +1,4 @@
-"""The commands and programs of seed 001, as they stand there.
-
-`localhost:8000` is where the seed's server listens; tests put their own port there and change nothing else.
-"""
+"""The commands and programs of seed 001, unchanged except for the port."""
 
 COMMANDS = {
     "health": r"""curl http://localhost:8000/health""",

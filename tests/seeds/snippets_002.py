@@ -1,7 +1,4 @@
-"""The commands of seed 002, as they stand there.
-
-`localhost:8000` is where the seed's server listens; tests put their own port there and change nothing else.
-"""
+"""The commands of seed 002, unchanged except for the port."""
 
 INITIALIZE = r"""curl -X POST http://localhost:8000/mcp \
 -H "Content-Type: application/json" \

@@ -45,7 +45,7 @@ def two_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServ
 
 
 class Conversation:
-    """One client of the HTTP+SSE transport: a stream to read, a path to write to."""
+    """A client of HTTP+SSE: a stream to read, and a path to post to."""
 
     def __init__(self, session: aiohttp.ClientSession, base: str, stream: aiohttp.ClientResponse) -> None:
         self._session = session
@@ -54,7 +54,7 @@ class Conversation:
         self.path = ""
 
     async def event(self) -> tuple[str, str]:
-        """The next event: its name and data."""
+        """Return the name and data of the next event."""
         name, data = "message", ""
         async with asyncio.timeout(WAIT):
             while line := (await self._stream.content.readline()).decode().removesuffix("\n").removesuffix("\r"):
@@ -65,7 +65,7 @@ class Conversation:
         return name, data
 
     async def ask(self, message: dict[str, Any]) -> Any:
-        """Post a message; the answer comes on the stream."""
+        """Post a message, and return the response from the stream."""
         async with self._session.post(self._base + self.path, json=message) as accepted:
             assert accepted.status == 202
         while True:
@@ -76,7 +76,7 @@ class Conversation:
 
 @asynccontextmanager
 async def conversation(port: int) -> AsyncIterator[Conversation]:
-    """Open the stream as seed 003 does, and take the path of the `endpoint` event, as seed 000 tells."""
+    """Open the stream like seed 003, and read the path from the `endpoint` event."""
     base = f"http://localhost:{port}"
     headers = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
     async with aiohttp.ClientSession() as session, session.get(f"{base}/sse", headers=headers) as stream:

@@ -10,14 +10,14 @@ pytestmark = pytest.mark.server
 
 
 async def heard(stream: Program, port: int, name: str) -> str:
-    """Run a broadcasting command until a listener prints its message; the line in which it did."""
+    """Run a broadcasting command until a listener prints its message, and return the line."""
     command = seed.COMMANDS[name]
     message = message_of(command)
     return await stream.until(lambda line: message in line, lambda: shell_json(command, port))
 
 
 def message_of(command: str) -> str:
-    """The message that a command broadcasts."""
+    """Return the message that a command broadcasts."""
     body = json.loads(command.partition("-d '")[2].removesuffix("'"))
     return body["params"]["arguments"]["message"]
 
