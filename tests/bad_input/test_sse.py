@@ -24,14 +24,14 @@ class Stream:
         self.path = path
 
     async def event(self) -> str:
-        """The data of the next event."""
+        """Return the data of the next event."""
         while True:
             for line in (await self._peer.chunk()).decode().splitlines():
                 if line.startswith("data: "):
                     return line[6:]
 
     async def ask(self, body: bytes | dict[str, Any]) -> tuple[int, Any]:
-        """Send a message that is taken, and read what the stream says to it."""
+        """Send an accepted message, and return the response on the stream."""
         reply = await self.wire.post(body, path=self.path)
         assert reply.status == 202, reply
         async with asyncio.timeout(WAIT):

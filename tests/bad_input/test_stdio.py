@@ -21,38 +21,38 @@ PING = b'{"jsonrpc":"2.0","id":"p","method":"ping"}\n'
 
 
 class Pipes:
-    """The client's ends."""
+    """The client's ends of the pipes."""
 
     def __init__(self, into: int, reader: asyncio.StreamReader) -> None:
         self._into = into
         self._reader = reader
 
     async def write(self, data: bytes) -> None:
-        """Write all of it; a full pipe is written by a thread."""
+        """Write everything, in a thread if the pipe is full."""
         view = memoryview(data)
         while view:
             view = view[await asyncio.to_thread(os.write, self._into, view) :]
 
     async def answer(self) -> Any:
-        """The next line."""
+        """Return the next line."""
         line = await asyncio.wait_for(self._reader.readline(), WAIT)
         assert line.endswith(b"\n"), line
         return json.loads(line)
 
     async def pong(self) -> None:
-        """The answer to `PING`, and nothing before it."""
+        """Check that the next line is the reply to `PING`."""
         assert await self.answer() == {"jsonrpc": "2.0", "id": "p", "result": {}}
 
 
 @pytest.fixture(scope="module")
 def small_shop() -> Server:
-    """A shop that takes small messages, registered once."""
+    """A shop with a small message limit, registered once."""
     return make_shop(max_body=LIMIT)
 
 
 @pytest.fixture
 async def pipes(small_shop: Server) -> AsyncIterator[Pipes]:
-    """A server behind two pipes."""
+    """A server connected through two pipes."""
     stdin, into = os.pipe()
     out, stdout = os.pipe()
     reader = asyncio.StreamReader(limit=2**20)

@@ -12,7 +12,7 @@ ERAS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
 
 
 async def call(wire: Wire, era: str, name: str, arguments: Any = None) -> tuple[int, dict[str, Any]]:
-    """Status and message of a call."""
+    """Return the status and message of a call."""
     params = {"name": name, **({} if arguments is None else {"arguments": arguments})}
     if era == ERAS[-1]:
         reply = await wire.post(per_request("tools/call", params, 7), routing("tools/call", name))

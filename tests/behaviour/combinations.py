@@ -102,7 +102,7 @@ EXCLUSIONS: tuple[tuple[str, str, str, str], ...] = (
 ALL = [Combination(revision, transport) for revision in REVISIONS for transport in TRANSPORTS]
 
 
-def excluded(combination: Combination, need: str) -> str:
+def exclusion_reason(combination: Combination, need: str) -> str:
     """Return why a combination can't meet a need, or an empty string."""
     for name, revision, transport, reason in EXCLUSIONS:
         if name == need and revision in ("*", combination.revision) and transport in ("*", combination.transport):
@@ -116,7 +116,7 @@ def choose(*needs: str, since: str = "", until: str = NEWEST, over: tuple[str, .
     return [
         each
         for each in ALL
-        if not any(excluded(each, need) for need in (ALWAYS, *needs))
+        if not any(exclusion_reason(each, need) for need in (ALWAYS, *needs))
         and since <= each.revision <= until
         and (not over or each.transport in over)
     ]

@@ -19,7 +19,7 @@ FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
 
 
 class Talk:
-    """A client in memory."""
+    """An in-memory client."""
 
     def __init__(self, wire: Wire) -> None:
         self.pipe = MemoryPipe(wire.runtime.dispatcher)
@@ -37,7 +37,7 @@ class Talk:
 
 
 def chatty() -> tuple[Server, list[asyncio.Task[None]]]:
-    """A server whose tool leaves a task running, which reports and logs and asks."""
+    """Return a server whose tool leaves a task running that reports, logs, and asks."""
     mcp, left = make_shop(ask_timeout=60.0), list[asyncio.Task[None]]()
 
     @mcp.tool
@@ -100,7 +100,7 @@ async def test_timed_out_questions_are_cancelled_at_the_client() -> None:
 
 
 def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
-    """A server whose tools don't wait for the answers to their questions."""
+    """Return a server whose tools don't wait for the answers to their questions."""
     mcp, left, go = make_shop(ask_timeout=600.0), list[asyncio.Task[Any]](), asyncio.Event()
 
     def ask(ctx: Context) -> None:
@@ -127,7 +127,7 @@ def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
 
     @mcp.tool
     async def drops(ctx: Context) -> str:
-        """Cancel a question, and don't wait for that either."""
+        """Cancel a question without waiting for it."""
         ask(ctx)
         await go.wait()
         left[0].cancel()
@@ -241,7 +241,7 @@ LISTENING = {"notifications": {"toolsListChanged": True}}
 
 
 def grown_old(wire: Wire) -> None:
-    """Every open stream is older than one may be, and that is noticed."""
+    """Let every open stream exceed its maximum age."""
     wire.runtime.streams._max_age = -1.0
     wire.runtime.streams.beat()
 

@@ -7,18 +7,18 @@ from typing import Any
 from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import Client, Json
-from behaviour.test_resumption import meaning, resumed, some
+from behaviour.test_resumption import messages_of, resumed, some
 from patience import WAIT
 
 
 def call(request_id: Any, tool: str, **arguments: Any) -> Json:
-    """One request of a batch."""
+    """Return one request of a batch."""
     params = {"name": tool, "arguments": arguments}
     return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
 
 
-async def answered(client: Client, batch: list[Any]) -> Any:
-    """What a batch is answered by."""
+async def send_batch(client: Client, batch: list[Any]) -> Any:
+    """Send a batch and return its response."""
     count = len(client.stray)
     await client.link.send(batch)
     return (await client.until(lambda: client.stray[count:]))[0]
@@ -29,7 +29,7 @@ async def test_batch_responses_are_sent_together(connect: Connect, combination: 
     """MCP 2025-06-18, changelog."""
     client = await connect(combination)
     note = {"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}
-    answers = await answered(client, [call("a", "text"), note, call(90001, "add", a=1, b=2), call("c", "no such")])
+    answers = await send_batch(client, [call("a", "text"), note, call(90001, "add", a=1, b=2), call("c", "no such")])
     by_id = {answer["id"]: answer for answer in answers}
     assert list(by_id) == ["a", 90001, "c"]
     assert by_id["a"]["result"]["content"][0]["text"] == "plain"
@@ -43,12 +43,12 @@ async def test_invalid_batch_items_get_errors_beside_other_responses(
 ) -> None:
     """JSON-RPC 2.0, section 6."""
     client = await connect(combination)
-    answers = await answered(client, [1, call("b", "text"), {"jsonrpc": "1.0", "id": 3, "method": "ping"}])
+    answers = await send_batch(client, [1, call("b", "text"), {"jsonrpc": "1.0", "id": 3, "method": "ping"}])
     assert [answer.get("error", {}).get("code") for answer in answers] == [-32600, None, -32600]
 
 
-async def streamed(client: Client, batch: list[Json]) -> dict[Any, Json]:
-    """The answers to a batch by id, in the order in which they came, together or one by one."""
+async def responses_by_id(client: Client, batch: list[Json]) -> dict[Any, Json]:
+    """Return the responses to a batch by id, in order of arrival, together or one by one."""
     count, wanted = len(client.stray), {each["id"] for each in batch if each["jsonrpc"] == "2.0"}
     found: dict[Any, Json] = {}
 
@@ -71,7 +71,7 @@ async def test_calls_in_a_batch_report_progress(connect: Connect, combination: C
     talking = call("a", "steps")
     talking["params"]["_meta"] = {"progressToken": 1}
     bad = {"jsonrpc": "1.0", "id": 3, "method": "ping"}
-    answers = await streamed(client, [talking, call("b", "logs"), call("c", "text"), bad])
+    answers = await responses_by_id(client, [talking, call("b", "logs"), call("c", "text"), bad])
     texts = {key: answers[key]["result"]["content"][0]["text"] for key in ("a", "b", "c")}
     assert texts == {"a": "stepped", "b": "logged", "c": "plain"}
     progress = [note["params"] for note in client.notes if note["method"] == "notifications/progress"]
@@ -79,8 +79,8 @@ async def test_calls_in_a_batch_report_progress(connect: Connect, combination: C
     if combination.http:
         stream = client.streamable.streams["batch"]
         await asyncio.wait_for(stream.over.wait(), WAIT)
-        assert all(isinstance(message, dict) for message in meaning(stream.events))
-        assert [each["error"]["code"] for each in meaning(stream.events) if "error" in each] == [-32600]
+        assert all(isinstance(message, dict) for message in messages_of(stream.events))
+        assert [each["error"]["code"] for each in messages_of(stream.events) if "error" in each] == [-32600]
 
 
 @in_combinations("batches", "questions", "notifications")
@@ -91,7 +91,7 @@ async def test_calls_in_a_batch_can_ask_questions(connect: Connect, combination:
         return {"role": "assistant", "model": "toy", "content": {"type": "text", "text": "yes"}}
 
     client = await connect(combination, capabilities={"sampling": {}}, answer=answer)
-    answers = await streamed(client, [call("a", "samples"), call("b", "text"), call("c", "samples")])
+    answers = await responses_by_id(client, [call("a", "samples"), call("b", "text"), call("c", "samples")])
     assert [answers[key]["result"]["content"][0]["text"] for key in ("a", "b", "c")] == [
         "toy: yes",
         "plain",
@@ -108,12 +108,12 @@ async def test_batch_streams_can_be_resumed(connect: Connect, combination: Combi
     talking["params"]["_meta"] = {"progressToken": 1}
     batch = [call("b", "text"), talking]
     whole = await some(await client.streamable.post(batch))
-    assert sorted(str(message.get("id")) for message in meaning(whole)) == ["None"] * 3 + ["a", "b"]
+    assert sorted(str(message.get("id")) for message in messages_of(whole)) == ["None"] * 3 + ["a", "b"]
     exchange = await client.streamable.post(batch)
     before = await some(exchange, 2)
     exchange.close()
     after = await some(await resumed(client, before[-1].id))
-    assert sorted(map(str, meaning(before + after))) == sorted(map(str, meaning(whole)))
+    assert sorted(map(str, messages_of(before + after))) == sorted(map(str, messages_of(whole)))
 
 
 @in_combinations("batches")
@@ -155,7 +155,7 @@ async def test_invalid_batches_are_refused_as_a_whole(connect: Connect, combinat
             assert reply.status == 400
             assert b"-32600" in await reply.body()
         else:
-            assert (await answered(client, batch))["error"]["code"] == -32600
+            assert (await send_batch(client, batch))["error"]["code"] == -32600
 
 
 @in_combinations()
@@ -172,4 +172,4 @@ async def test_other_revisions_refuse_arrays(connect: Connect, combination: Comb
         assert reply.status == 400
         assert b"-32600" in await reply.body()
     else:
-        assert (await answered(client, batch))["error"]["code"] == -32600
+        assert (await send_batch(client, batch))["error"]["code"] == -32600

@@ -133,7 +133,7 @@ async def test_bytes_become_an_image_or_embedded_resource(connect: Connect, comb
 
 
 def sound(revision: str) -> tuple[str, str]:
-    """Type and data of the block that a sound becomes."""
+    """Return the type and data of the block for a sound."""
     return ("audio" if revision >= "2025-03-26" else "resource", base64.b64encode(WAV).decode())
 
 

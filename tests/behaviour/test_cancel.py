@@ -12,8 +12,8 @@ async def journal_has(client: Client, key: str, text: str) -> None:
     assert (await client.call("awaited", key=key, text=text)).text == text
 
 
-async def begun(client: Client, tool: str, key: str) -> int:
-    """Start a tool that waits, and see that it runs."""
+async def start_waiting(client: Client, tool: str, key: str) -> int:
+    """Start a tool that waits, and return once it runs."""
     sent: int = await client.start("tools/call", {"name": tool, "arguments": {"key": key}}, meta={"progressToken": 1})
     await journal_has(client, key, "begun")
     return sent
@@ -24,7 +24,7 @@ async def test_cancelled_calls_stop_without_a_response(connect: Connect, combina
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination)
     key = f"cancel {combination}"
-    sent = await begun(client, "waits", key)
+    sent = await start_waiting(client, "waits", key)
     await client.notify("notifications/cancelled", {"requestId": "no such id"})
     await client.notify("notifications/cancelled", {"requestId": sent, "reason": "changed my mind"})
     await journal_has(client, key, "cancelled")
@@ -50,7 +50,7 @@ async def test_cancellation_directly_after_the_request_counts(connect: Connect, 
 async def test_threads_see_the_cancellation(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     key = f"thread {combination}"
-    sent = await begun(client, "waits_in_thread", key)
+    sent = await start_waiting(client, "waits_in_thread", key)
     await client.notify("notifications/cancelled", {"requestId": sent})
     assert (await client.call("text")).text == "plain"
     await client.call("open_gate", key=key)
@@ -108,7 +108,7 @@ async def test_cancellation_does_not_affect_other_callers(connect: Connect, comb
     """MCP 2026-07-28, basic/versioning."""
     client = await connect(combination)
     key = f"touch {combination}"
-    sent = await begun(client, "waits", key)
+    sent = await start_waiting(client, "waits", key)
     await client.notify("notifications/cancelled", {"requestId": sent})
     await client.call("open_gate", key=key)
     assert (await client.finish(sent)).text == "waited"
@@ -120,6 +120,6 @@ async def test_http_sse_sessions_end_with_their_stream(connect: Connect, combina
     client = await connect(combination)
     watcher = await connect(combination, server=client.server)
     key = f"sse {combination}"
-    await begun(client, "waits", key)
+    await start_waiting(client, "waits", key)
     client.link.stream.close()  # type: ignore[attr-defined]  # an SseLink
     await journal_has(watcher, key, "cancelled")

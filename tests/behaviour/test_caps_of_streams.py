@@ -19,8 +19,8 @@ LISTENING = {"notifications": {"toolsListChanged": True}}
 
 
 @asynccontextmanager
-async def listening(wire: Wire, count: int) -> AsyncIterator[None]:
-    """Subscriptions that are open during the block."""
+async def open_subscriptions(wire: Wire, count: int) -> AsyncIterator[None]:
+    """Keep subscriptions open during the block."""
     headers = routing("subscriptions/listen")
     endings = wire.runtime.services.endings
     async with asyncio.TaskGroup() as group:
@@ -35,13 +35,13 @@ async def listening(wire: Wire, count: int) -> AsyncIterator[None]:
 
 
 async def add(wire: Wire) -> int:
-    """The status of a plain call."""
+    """Return the status of a plain call."""
     message = per_request("tools/call", {"name": "add", "arguments": {"a": 1, "b": 2}})
     return (await wire.post(message, routing("tools/call", "add"))).status
 
 
 async def test_open_subscriptions_do_not_count_as_calls() -> None:
-    async with run_wire(make_shop(max_calls=2), "asgi") as wire, listening(wire, 3):
+    async with run_wire(make_shop(max_calls=2), "asgi") as wire, open_subscriptions(wire, 3):
         assert await add(wire) == 200
         assert (await wire.post(request("tools/list"))).status == 200
 
@@ -49,7 +49,7 @@ async def test_open_subscriptions_do_not_count_as_calls() -> None:
 async def test_excess_subscriptions_get_503_with_retry_after() -> None:
     async with run_wire(make_shop(max_streams=4), "asgi") as wire:
         headers = {**await wire.initialize(), "accept": "text/event-stream"}
-        async with listening(wire, 2):
+        async with open_subscriptions(wire, 2):
             refused = await wire.post(
                 per_request("subscriptions/listen", LISTENING, 9), routing("subscriptions/listen")
             )
@@ -106,7 +106,7 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
         sent: list[bytes] = []
 
         async def drain() -> None:
-            """There is nothing to wait for."""
+            """Do nothing, because no data is buffered."""
 
         def connection(peer: str) -> ClientConnection:
             return ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain, peer=peer)
@@ -134,7 +134,7 @@ def test_principals_and_callers_without_address_have_the_principal_cap() -> None
 
 
 class Slow(Middleware):
-    """Lets subscriptions pass once it's told to."""
+    """Middleware that blocks subscriptions until released."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -173,13 +173,13 @@ async def test_subscriptions_waiting_for_a_hook_count_as_streams() -> None:
         assert (refused.status, refused.message["error"]["code"], opened.status) == (503, -31503, 200)
 
 
-def reporting(release: asyncio.Event) -> Server:
-    """A server with a call that streams until it is let go."""
+def make_streaming_server(release: asyncio.Event) -> Server:
+    """Return a server with a call that streams until released."""
     mcp = make_shop(max_streams=1)
 
     @mcp.tool
     async def reports(ctx: Context) -> str:
-        """Opens its stream, and waits."""
+        """Open the stream and wait."""
         await ctx.progress(1)
         await release.wait()
         return "released"
@@ -189,7 +189,7 @@ def reporting(release: asyncio.Event) -> Server:
 
 async def test_call_streams_do_not_count_as_other_streams() -> None:
     release = asyncio.Event()
-    async with run_wire(reporting(release), "asgi") as wire:
+    async with run_wire(make_streaming_server(release), "asgi") as wire:
         headers = await wire.initialize()
         call: dict[str, Any] = {"name": "reports", "_meta": {"progressToken": 1}}
         streams = wire.runtime.streams

@@ -21,14 +21,14 @@ ENVELOPE = {f"{META}protocolVersion": "2026-07-28", f"{META}clientCapabilities":
 
 @pytest.fixture(params=["lane", "asgi"])
 async def http(request: pytest.FixtureRequest) -> AsyncIterator[Http]:
-    """The world with sessions, by either way."""
+    """The world with sessions, on each kind of server."""
     async with serve_http(server_for("asgi"), lane=request.param == "lane") as found:
         yield found
 
 
 @pytest.fixture(params=["lane", "asgi"])
 async def sessionless(request: pytest.FixtureRequest) -> AsyncIterator[Http]:
-    """The world without sessions, by either way."""
+    """The world without sessions, on each kind of server."""
     async with serve_http(server_for("sessionless"), lane=request.param == "lane") as found:
         yield found
 
@@ -100,7 +100,7 @@ async def test_trailing_slash_is_served_without_a_redirect(http: Http) -> None:
 
 
 def ping(**members: Any) -> bytes:
-    """A request with members changed."""
+    """Return a request with changed members."""
     return json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", **members}).encode()
 
 

@@ -98,7 +98,7 @@ TOOLS = (
 
 
 def make_server(**settings: Any) -> Server:
-    """Functions that fail."""
+    """Return a server with functions that fail."""
     mcp = Server("failing", settings=Settings(key="k" * 40, **settings))
     for tool in TOOLS:
         mcp.tool(tool)
@@ -109,7 +109,7 @@ def make_server(**settings: Any) -> Server:
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    """Give the loop turns until something is so, which a thread brings about."""
+    """Run the event loop until a thread makes a condition true."""
     async with asyncio.timeout(WAIT):
         while not fact():  # noqa: ASYNC110  nobody tells
             await asyncio.sleep(0.002)
@@ -123,7 +123,7 @@ async def wire(request: pytest.FixtureRequest) -> AsyncIterator[Wire]:
 
 
 async def call(wire: Wire, name: str, capabilities: Json | None = None, **params: Any) -> Json:
-    """`tools/call` of the newest revision."""
+    """Send a `tools/call` of the newest revision."""
     message = per_request("tools/call", {"name": name, "arguments": {}, **params}, **(capabilities or {}))
     async with asyncio.timeout(WAIT):
         reply = await wire.post(message, {**POST, **routing("tools/call", name)})
@@ -133,7 +133,7 @@ async def call(wire: Wire, name: str, capabilities: Json | None = None, **params
 
 
 def opaque(result: Json) -> bool:
-    """An error that gives nothing away but its incident."""
+    """Check that an error contains only an incident."""
     return result.get("isError") is True and "incident" in result["content"][0]["text"]
 
 

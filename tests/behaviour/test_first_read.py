@@ -13,7 +13,7 @@ async def test_requests_sent_with_initialize_use_its_session() -> None:
 
     @mcp.tool
     async def spoken(ctx: Context) -> str:
-        """The revision of the call."""
+        """Return the revision of the call."""
         return ctx.revision
 
     opening = {

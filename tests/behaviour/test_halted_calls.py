@@ -12,12 +12,12 @@ STOPPED = "The server stopped before the call was complete. Try again."
 
 
 def endless() -> Server:
-    """A server whose tools don't end."""
+    """Return a server whose tools don't end."""
     mcp = make_shop(ask_timeout=600.0)
 
     @mcp.tool
     async def waits(ctx: Context) -> str:
-        """Say something, where the caller wants it, and wait."""
+        """Send a message if the caller wants it, and wait."""
         await ctx.progress(1)
         await asyncio.Event().wait()
         return "never"
@@ -29,7 +29,7 @@ def endless() -> Server:
 
     @mcp.tool
     async def survives(ctx: Context) -> str:
-        """Wait, and answer when it's cancelled."""
+        """Wait, and return a result when cancelled."""
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -38,7 +38,7 @@ def endless() -> Server:
 
     @mcp.tool
     async def asks_again(ctx: Context) -> str:
-        """Wait, and ask when it's cancelled."""
+        """Wait, and ask when cancelled."""
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -49,12 +49,12 @@ def endless() -> Server:
 
 
 def call(name: str, id: int = 1, **meta: Any) -> Any:
-    """A tool call of the handshake era."""
+    """Return a tool call of the handshake era."""
     return request("tools/call", {"name": name, "_meta": meta} if meta else {"name": name}, id)
 
 
-async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
-    """The reply that a call gets when the server waits no longer."""
+async def reply_at_shutdown(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
+    """Return the reply to a call when the server stops waiting."""
     await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
     await wire.runtime.drain(0)
     assert not wire.runtime.dispatcher.calls
@@ -64,7 +64,7 @@ async def drained(wire: Wire, asking: "asyncio.Task[Reply]") -> Reply:
 @for_each("way", ["asgi", "lane"])
 async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
     async with run_wire(endless(), way) as wire:
-        reply = await drained(wire, asyncio.create_task(wire.post(call("waits"))))
+        reply = await reply_at_shutdown(wire, asyncio.create_task(wire.post(call("waits"))))
         assert reply.error == (200, -32000, 1)
         assert reply.message["error"]["message"] == STOPPED
 
@@ -73,14 +73,14 @@ async def test_call_that_outlasts_shutdown_gets_an_error(way: str) -> None:
 async def test_per_request_call_that_outlasts_shutdown_gets_503(way: str) -> None:
     async with run_wire(endless(), way) as wire:
         message = per_request("tools/call", {"name": "waits"})
-        reply = await drained(wire, asyncio.create_task(wire.post(message, routing("tools/call", "waits"))))
+        reply = await reply_at_shutdown(wire, asyncio.create_task(wire.post(message, routing("tools/call", "waits"))))
         assert reply.error == (503, -31503, 1)
 
 
 async def test_stream_ends_with_an_error_on_shutdown() -> None:
     async with run_wire(endless(), "asgi") as wire:
         headers = await wire.initialize()
-        reply = await drained(wire, asyncio.create_task(wire.post(call("waits", progressToken="p"), headers)))
+        reply = await reply_at_shutdown(wire, asyncio.create_task(wire.post(call("waits", progressToken="p"), headers)))
         assert [each.get("method", each.get("id")) for each in reply.messages] == ["notifications/progress", 1]
         assert reply.message["error"]["message"] == STOPPED
 
@@ -88,7 +88,7 @@ async def test_stream_ends_with_an_error_on_shutdown() -> None:
 async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
     async with run_wire(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
-        reply = await drained(wire, asyncio.create_task(wire.post(call("asks"), headers)))
+        reply = await reply_at_shutdown(wire, asyncio.create_task(wire.post(call("asks"), headers)))
         asked, cancelled, answer = reply.messages
         assert (cancelled["method"], cancelled["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
         assert answer["error"]["message"] == STOPPED
@@ -96,14 +96,14 @@ async def test_question_is_withdrawn_before_the_response_on_shutdown() -> None:
 
 async def test_result_returned_during_shutdown_is_sent() -> None:
     async with run_wire(endless(), "asgi") as wire:
-        reply = await drained(wire, asyncio.create_task(wire.post(call("survives"))))
+        reply = await reply_at_shutdown(wire, asyncio.create_task(wire.post(call("survives"))))
         assert reply.message["result"]["content"][0]["text"] == "half of it"
 
 
 async def test_question_during_shutdown_raises_an_error() -> None:
     async with run_wire(endless(), "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
-        reply = await drained(wire, asyncio.create_task(wire.post(call("asks_again"), headers)))
+        reply = await reply_at_shutdown(wire, asyncio.create_task(wire.post(call("asks_again"), headers)))
         assert not reply.messages  # it isn't a stream: nothing came before the answer
         assert "The server is stopping" in reply.message["result"]["content"][0]["text"]
 
@@ -125,7 +125,7 @@ async def test_cancelled_call_gets_no_response_on_shutdown() -> None:
 
     @mcp.tool
     async def goes_on() -> str:
-        """Wait, and go on when it's cancelled."""
+        """Wait, and continue when cancelled."""
         try:
             await asyncio.Event().wait()
         finally:

@@ -16,7 +16,7 @@ OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo"
 
 
 class Client:
-    """One connection of an address, as stdio, HTTP+SSE and WebSockets have it."""
+    """One connection of an address, as in stdio, HTTP+SSE, and WebSockets."""
 
     def __init__(self, runtime: Runtime, peer: str) -> None:
         self._heard = asyncio.Queue[Any]()
@@ -27,23 +27,23 @@ class Client:
         return True
 
     async def _drain(self) -> None:
-        """There is nothing to wait for."""
+        """Do nothing, because no data is buffered."""
 
     async def ask(self, message: Any) -> Any:
-        """What comes next."""
+        """Send a request and return the next message."""
         self.connection.receive(json.dumps(message).encode())
         async with asyncio.timeout(WAIT):
             return await self._heard.get()
 
     async def subscribe(self, name: str, how: str = "subscribe") -> str:
-        """Why a session can't; empty when it does."""
+        """Subscribe, and return the error message, or an empty string."""
         answer = await self.ask(request(f"resources/{how}", {"uri": f"shop://books/{name}{'x' * 2_000}"}))
         return str(answer.get("error", {}).get("message", ""))
 
 
 @asynccontextmanager
 async def room_for_little() -> AsyncIterator[Runtime]:
-    """A running server whose clients may hold 20 kB."""
+    """Run a server whose clients can use 20 kB."""
     mcp = make_shop()
 
     @mcp.resource("shop://books/{title}")
@@ -56,8 +56,8 @@ async def room_for_little() -> AsyncIterator[Runtime]:
         yield runtime
 
 
-async def initialized(runtime: Runtime, peer: str) -> Client:
-    """A connection with a session."""
+async def open_session(runtime: Runtime, peer: str) -> Client:
+    """Return a connection with a session."""
     client = Client(runtime, peer)
     await client.ask(request("initialize", OPENING, 0))
     return client
@@ -65,8 +65,8 @@ async def initialized(runtime: Runtime, peer: str) -> Client:
 
 async def test_one_address_gets_at_most_half_of_the_watch_quota() -> None:
     async with room_for_little() as runtime:
-        one, two = [await initialized(runtime, "203.0.113.1") for _ in range(2)]
-        other = await initialized(runtime, "198.51.100.1")
+        one, two = [await open_session(runtime, "203.0.113.1") for _ in range(2)]
+        other = await open_session(runtime, "198.51.100.1")
         assert [await each.subscribe(name) for name in "ab" for each in (one, two)] == [""] * 4
         assert await one.subscribe("c") == await two.subscribe("c") == YOURS
         assert await one.subscribe("a") == await other.subscribe("a") == ""
@@ -78,7 +78,7 @@ async def test_one_address_gets_at_most_half_of_the_watch_quota() -> None:
 
 async def test_watch_quota_limits_all_callers_together() -> None:
     async with room_for_little() as runtime:
-        clients = [await initialized(runtime, f"203.0.113.{number}") for number in range(5)]
+        clients = [await open_session(runtime, f"203.0.113.{number}") for number in range(5)]
         said = [await client.subscribe(name) for name in "ab" for client in clients]
         assert set(said) == {"", OTHERS}
         assert runtime.services.client_memory.bytes.held <= ROOM
@@ -101,7 +101,7 @@ async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
 
 async def test_watches_of_a_closed_connection_are_not_counted() -> None:
     async with room_for_little() as runtime:
-        client = await initialized(runtime, "203.0.113.1")
+        client = await open_session(runtime, "203.0.113.1")
         session = client.connection.session
         assert session is not None
         await client.connection.close()
@@ -111,6 +111,6 @@ async def test_watches_of_a_closed_connection_are_not_counted() -> None:
 
 async def test_caller_without_an_address_gets_the_whole_watch_quota() -> None:
     async with room_for_little() as runtime:
-        client = await initialized(runtime, "")
+        client = await open_session(runtime, "")
         assert [await client.subscribe(str(number)) for number in range(6)] == [""] * 6
         await client.connection.close()

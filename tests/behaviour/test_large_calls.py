@@ -18,8 +18,8 @@ SIZE = 60_000
 Send = Callable[[Wire, Any, dict[str, str]], Awaitable[int]]
 
 
-def holding(serve: Any = ()) -> tuple[Server, asyncio.Event]:
-    """A server whose tool `hold` runs until the event is set."""
+def make_holding_server(serve: Any = ()) -> tuple[Server, asyncio.Event]:
+    """Return a server whose tool `hold` runs until the event is set, and the event."""
     settings = Settings(key="k" * 40, max_body=BODY, max_call_bytes=1)
     mcp, release = Server("large", settings=settings, serve=serve), asyncio.Event()
 
@@ -46,7 +46,7 @@ async def in_session(wire: Wire, size: int, session: dict[str, str]) -> int:
 
 
 async def exact(wire: Wire, size: int, session: dict[str, str]) -> int:
-    """An accent keeps it from the short cut."""
+    """Return a call with an accent, so it doesn't take the fast path."""
     body = json.dumps(request("tools/call", arguments(size), f"é{size}"), ensure_ascii=False).encode()
     return (await wire.post(body, session)).message.get("error", {}).get("code", 0)
 
@@ -80,7 +80,7 @@ SENDERS: dict[str, tuple[Send, int]] = {
 @for_each("way", ["asgi", "lane"])
 @for_each(("send", "busy"), SENDERS.values(), ids=SENDERS)
 async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: Send, busy: int) -> None:
-    mcp, release = holding(serve=("rest",))
+    mcp, release = make_holding_server(serve=("rest",))
     async with run_wire(mcp, way) as wire:
         session = await wire.initialize()
         dispatcher, bodies = wire.runtime.dispatcher, wire.runtime.services.bodies
@@ -119,7 +119,7 @@ async def test_websocket_calls_count_toward_the_body_budget() -> None:
 
 
 async def test_single_connection_can_use_the_whole_budget() -> None:
-    mcp, release = holding()
+    mcp, release = make_holding_server()
     async with mcp.running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)
         for number in range(4):
@@ -133,7 +133,7 @@ async def test_single_connection_can_use_the_whole_budget() -> None:
 
 
 async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
-    mcp, _ = holding()
+    mcp, _ = make_holding_server()
     async with mcp.running() as runtime:
         sent: list[bytes] = []
 
@@ -151,7 +151,7 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
 
 
 async def test_duplicate_ids_are_refused_and_not_counted() -> None:
-    mcp, release = holding()
+    mcp, release = make_holding_server()
     async with run_wire(mcp, "asgi") as wire:
         session = await wire.initialize()
         message = request("tools/call", arguments(30_000), "same")
@@ -166,7 +166,7 @@ async def test_duplicate_ids_are_refused_and_not_counted() -> None:
 
 
 async def test_open_subscriptions_release_their_body_budget() -> None:
-    mcp, _ = holding()
+    mcp, _ = make_holding_server()
     async with run_wire(mcp, "lane") as wire:
         wire.server.tool(len)
         message = per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}, "x": "x" * SIZE})

@@ -10,12 +10,12 @@ ROOM = 20_000
 
 
 def make_server() -> Server:
-    """A server with a result larger than the log."""
+    """Return a server with a result larger than the log."""
     mcp = make_shop()
 
     @mcp.tool
     async def large(ctx: Context) -> str:
-        """Becomes a stream first."""
+        """Open the stream, then return the result."""
         await ctx.progress(1)
         return "x" * ROOM
 
@@ -23,7 +23,7 @@ def make_server() -> Server:
 
 
 def narrow(wire: Wire) -> None:
-    """Leave the log less room than the result needs."""
+    """Make the log smaller than the result."""
     store = wire.runtime.services.store
     store.log = MemoryLog(wire.runtime.sweep.clock, ROOM, store.epoch)  # type: ignore[misc]
 

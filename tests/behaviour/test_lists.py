@@ -10,8 +10,8 @@ MEMBERS = {
 }
 
 
-async def listed(client: Client, method: str) -> dict[str, Json]:
-    """Everything a listing has, by name or URI."""
+async def list_all(client: Client, method: str) -> dict[str, Json]:
+    """Return all items of a list, by name or URI."""
     pages = await client.pages(method, MEMBERS[method])
     return {each.get("uri") or each.get("uriTemplate") or each["name"]: each for page in pages for each in page}
 
@@ -46,7 +46,7 @@ async def test_unknown_cursors_are_refused(connect: Connect, combination: Combin
 @in_combinations()
 async def test_tool_descriptions_match_the_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, server/tools and 2025-11-25, changelog."""
-    tools = await listed(await connect(combination), "tools/list")
+    tools = await list_all(await connect(combination), "tools/list")
     revision = combination.revision
     decorated = tools["decorated"]
     assert ("annotations" in decorated) == (revision >= "2025-03-26")
@@ -69,14 +69,14 @@ async def test_resource_and_prompt_descriptions_match_the_revision(connect: Conn
     """MCP 2025-06-18, changelog and 2025-11-25, changelog."""
     client = await connect(combination)
     titles, icons = combination.revision >= "2025-06-18", combination.revision >= "2025-11-25"
-    resources = await listed(client, "resources/list")
+    resources = await list_all(client, "resources/list")
     assert resources["note://one"]["mimeType"] == "text/plain"
     assert resources["note://one"]["size"] == 5
     assert ("title" in resources["note://one"]) == titles
     assert ("icons" in resources["note://one"]) == icons
-    templates = await listed(client, "resources/templates/list")
+    templates = await list_all(client, "resources/templates/list")
     assert {"book://{isbn}/{page}", "orders://{number}", "item://stock/{number}"} == set(templates)
-    prompts = await listed(client, "prompts/list")
+    prompts = await list_all(client, "prompts/list")
     assert ("title" in prompts["greet"]) == titles
     assert [each["name"] for each in prompts["greet"]["arguments"]] == ["name", "tone"]
     assert [each.get("required", False) for each in prompts["greet"]["arguments"]] == [True, False]
@@ -86,7 +86,7 @@ async def test_resource_and_prompt_descriptions_match_the_revision(connect: Conn
 async def test_lists_are_the_same_for_every_client(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/tools."""
     client = await connect(combination)
-    before = await listed(client, "tools/list")
+    before = await list_all(client, "tools/list")
     await client.call("text")
     await client.call("no such tool")
-    assert await listed(client, "tools/list") == before
+    assert await list_all(client, "tools/list") == before

@@ -33,7 +33,7 @@ PEER = HttpRequest("DELETE", "/mcp", (), {})
 HELD = {"name": "hold", "arguments": {}}
 
 
-def holding(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
+def make_holding_server(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
     """A server whose tool `hold` runs until the event is set, and a journal of how its calls ended."""
     mcp, release, journal = make_shop(**settings), asyncio.Event(), list[str]()
 
@@ -56,7 +56,7 @@ def holding(**settings: Any) -> tuple[Server, asyncio.Event, list[str]]:
 
 
 async def test_sessionless_calls_end_with_their_connection() -> None:
-    mcp, _, journal = holding()
+    mcp, _, journal = make_holding_server()
     async with run_wire(mcp, "lane") as wire:
         assert wire.running is not None
         for headers in (POST, {**POST, "accept": "application/json"}, {**POST, "x-odd": "é"}):
@@ -75,7 +75,7 @@ async def test_sessionless_calls_end_with_their_connection() -> None:
 
 async def test_session_calls_outlive_their_connection() -> None:
     """https://modelcontextprotocol.io/specification/2025-11-25/basic/transports"""
-    mcp, release, journal = holding()
+    mcp, release, journal = make_holding_server()
     async with run_wire(mcp, "lane") as wire:
         headers = await wire.initialize()
         assert wire.running is not None
@@ -100,7 +100,7 @@ async def hold(wire: Wire, count: int, headers: dict[str, str]) -> list[asyncio.
 
 
 async def test_one_caller_gets_at_most_half_of_the_calls() -> None:
-    mcp, release, _ = holding(max_calls=8)
+    mcp, release, _ = make_holding_server(max_calls=8)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         tasks = await hold(wire, 4, headers)
@@ -119,7 +119,7 @@ async def test_one_caller_gets_at_most_half_of_the_calls() -> None:
 
 async def test_overload_code_is_outside_the_reserved_range() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/basic: new code does not use -32000."""
-    mcp, release, _ = holding(max_calls=1)
+    mcp, release, _ = make_holding_server(max_calls=1)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         tasks = await hold(wire, 1, headers)
@@ -137,7 +137,7 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
         await go.wait()
         return await find(self, request)
 
-    mcp, release, _ = holding(max_calls=4)
+    mcp, release, _ = make_holding_server(max_calls=4)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         monkeypatch.setattr(HttpSessions, "find", find_late)
@@ -153,7 +153,7 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
 
 @for_each("way", ["asgi", "lane"])
 async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
-    mcp, _, _ = holding(max_calls=2)
+    mcp, _, _ = make_holding_server(max_calls=2)
     async with run_wire(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         open_questions = wire.runtime.services.questions._open
@@ -176,7 +176,7 @@ async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_full_server_answers_pings(way: str) -> None:
-    mcp, release, _ = holding(max_calls=2, max_calls_per_caller=2)
+    mcp, release, _ = make_holding_server(max_calls=2, max_calls_per_caller=2)
     async with run_wire(mcp, way) as wire:
         headers, batches = await wire.initialize(), await wire.initialize("2025-03-26")
         calls = wire.runtime.dispatcher.calls
@@ -199,12 +199,12 @@ async def test_full_server_answers_pings(way: str) -> None:
 
 
 async def test_full_server_answers_pings_on_a_connection() -> None:
-    mcp, release, _ = holding(max_calls=1)
+    mcp, release, _ = make_holding_server(max_calls=1)
     async with mcp.running() as runtime:
         sent = list[bytes]()
 
         async def drain() -> None:
-            """There is nothing to wait for."""
+            """Do nothing, because no data is buffered."""
 
         connection = ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain)
         opening = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
@@ -224,7 +224,7 @@ async def test_full_server_answers_pings_on_a_connection() -> None:
 
 async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.load.SPARE", 2)
-    mcp, _, _ = holding(max_calls=1)
+    mcp, _, _ = make_holding_server(max_calls=1)
     async with mcp.running() as runtime:
         load = runtime.dispatcher.load
         asking = HttpRequest("POST", "/mcp", (), {}, peer="192.0.2.1")
@@ -240,7 +240,7 @@ async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
-    mcp, _, _ = holding(max_questions=4, max_questions_per_principal=2)
+    mcp, _, _ = make_holding_server(max_questions=4, max_questions_per_principal=2)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         open_questions = wire.runtime.services.questions._open
@@ -275,7 +275,7 @@ async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
 
 
 async def test_finished_calls_release_their_slot_at_once() -> None:
-    mcp, release, _ = holding(max_calls=20)
+    mcp, release, _ = make_holding_server(max_calls=20)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()
         tasks = await hold(wire, 9, headers)

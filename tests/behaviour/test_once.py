@@ -14,8 +14,8 @@ FORM = {"type": "object", "properties": {"n": {"type": "integer"}}}
 ANSWER = {"sure": {"action": "accept", "content": {"n": 1}}}
 
 
-def charging() -> tuple[Server, list[str], asyncio.Event]:
-    """A shop that charges behind a question."""
+def make_charging_shop() -> tuple[Server, list[str], asyncio.Event]:
+    """Return a shop that charges after a question."""
     mcp, charged, release = make_shop(), list[str](), asyncio.Event()
 
     @mcp.tool
@@ -36,14 +36,14 @@ def charging() -> tuple[Server, list[str], asyncio.Event]:
 
 
 async def send(wire: Wire, **params: Any) -> Any:
-    """One round."""
+    """Send one round."""
     message = per_request("tools/call", {"name": "buy", "arguments": {}, **params}, elicitation={"form": {}})
     return (await wire.post(message, routing("tools/call", "buy"))).message["result"]
 
 
 @for_each("copies", [2, 5])
 async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
-    mcp, charged, release = charging()
+    mcp, charged, release = make_charging_shop()
     async with run_wire(mcp, "asgi") as wire:
         state = (await send(wire))["requestState"]
         rounds = [asyncio.create_task(send(wire, requestState=state, inputResponses=ANSWER)) for _ in range(copies)]
@@ -55,7 +55,7 @@ async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
 
 
 async def test_effects_run_once_per_client() -> None:
-    mcp, charged, release = charging()
+    mcp, charged, release = make_charging_shop()
     release.set()
     async with run_wire(mcp, "asgi") as wire:
         for count in (1, 2):
@@ -66,7 +66,7 @@ async def test_effects_run_once_per_client() -> None:
 
 
 async def test_failed_effects_can_be_retried() -> None:
-    mcp, charged, release = charging()
+    mcp, charged, release = make_charging_shop()
     release.set()
     async with run_wire(mcp, "asgi") as wire:
         given = {"arguments": {"fails": True}}

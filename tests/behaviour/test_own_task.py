@@ -65,7 +65,7 @@ TOOLS: dict[str, Callable[..., Any]] = {
 
 
 def make_server() -> Server:
-    """Functions that end their own tasks."""
+    """Return a server with functions that cancel their own tasks."""
     mcp = Server("leaving", serve=("rest",), settings=Settings(key="k" * 40))
     for tool in TOOLS.values():
         mcp.tool(tool)
@@ -73,7 +73,7 @@ def make_server() -> Server:
 
 
 async def call(wire: Wire, name: str) -> Json:
-    """`tools/call` of the newest revision."""
+    """Send a `tools/call` of the newest revision."""
     reply = await wire.post(per_request("tools/call", {"name": name, "arguments": {}}), routing("tools/call", name))
     assert reply.status == 200
     found: Json = reply.message["result"]
@@ -81,7 +81,7 @@ async def call(wire: Wire, name: str) -> Json:
 
 
 def opaque(result: Json) -> bool:
-    """An error that gives nothing away but its incident."""
+    """Check that an error contains only an incident."""
     return result.get("isError") is True and "incident" in result["content"][0]["text"]
 
 

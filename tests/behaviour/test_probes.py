@@ -21,7 +21,7 @@ ROUTES = Path(__file__).resolve().parents[2] / "docs" / "reference" / "routes.md
 
 
 async def facts(server: Server) -> dict[str, Any]:
-    """The body of `/health`."""
+    """Return the body of `/health`."""
     reply = await ask(server, "GET", "/health")
     assert reply.headers[b"cache-control"] == b"no-store"
     told: dict[str, Any] = json.loads(reply.body)
@@ -29,15 +29,15 @@ async def facts(server: Server) -> dict[str, Any]:
 
 
 class Refusing:
-    """Values that cannot be read."""
+    """Values that can't be read."""
 
     async def get(self, key: str) -> bytes | None:
-        """As a store's."""
+        """See `Map.get`."""
         raise LocalError("no route to the host 10.1.2.3")
 
 
 def fail(runtime: Runtime) -> None:
-    """Let the store refuse, and let the next look see it."""
+    """Make the store fail, and let the next check notice."""
     store: Any = SimpleNamespace(kv=Refusing())
     runtime.store_health._store = store
     runtime.store_health._checked_at = -1.0

@@ -10,7 +10,7 @@ async def test_progress_must_be_finite() -> None:
 
     @mcp.tool
     async def counts(ctx: Context) -> str:
-        """Reports well and badly."""
+        """Report valid and invalid progress."""
         await ctx.progress(math.nan, 3)
         await ctx.progress(1, math.inf)
         await ctx.progress(math.inf)

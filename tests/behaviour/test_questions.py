@@ -22,7 +22,7 @@ CAPABILITY = {
 
 
 def always(answer: Json) -> Any:
-    """A client that answers every question alike."""
+    """Return a callback that gives every question the same answer."""
     return lambda method, params: answer
 
 

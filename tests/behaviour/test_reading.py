@@ -9,13 +9,13 @@ from millstream import Server, Settings
 
 
 async def read(client: Client, uri: str) -> Json:
-    """The only content of a resource."""
+    """Return the only content of a resource."""
     (content,) = (await client.request("resources/read", {"uri": uri})).result["contents"]
     return content
 
 
 async def completed(client: Client, ref: Json, name: str, value: str, **known: str) -> list[str]:
-    """Values for an argument."""
+    """Return the completions of an argument."""
     params: Json = {"ref": ref, "argument": {"name": name, "value": value}}
     if known:
         params["context"] = {"arguments": known}

@@ -11,34 +11,34 @@ from wire import LATEST_HANDSHAKE, POST, Reply, ask_asgi, encode_headers, reques
 ELSEWHERE = "192.0.2.1"
 
 
-async def asked(mcp: Server, message: Any, headers: dict[str, str], peer: str) -> Reply:
-    """A request from an address."""
+async def send_from(mcp: Server, message: Any, headers: dict[str, str], peer: str) -> Reply:
+    """Send a request from an address."""
     return await ask_asgi(mcp, "POST", "/mcp", encode_headers(headers), json.dumps(message).encode(), peer=peer)
 
 
 async def begin(mcp: Server, peer: str, **capabilities: Any) -> dict[str, str]:
-    """A session of an address, as the headers of its requests."""
+    """Start a session from an address, and return the headers of its requests."""
     client = {"name": "t", "version": "1"}
     opening = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": capabilities, "clientInfo": client}
-    reply = await asked(mcp, request("initialize", opening, 0), POST, peer)
+    reply = await send_from(mcp, request("initialize", opening, 0), POST, peer)
     session = reply.headers[b"mcp-session-id"].decode()
     return {**POST, "mcp-session-id": session, "mcp-protocol-version": LATEST_HANDSHAKE}
 
 
-def refused(reply: Reply) -> str:
-    """The message of an error; empty for a result."""
+def error_of(reply: Reply) -> str:
+    """Return the error message, or an empty string for a result."""
     return str(reply.message.get("error", {}).get("message", ""))
 
 
 async def level(mcp: Server, headers: dict[str, str], level: str, peer: str) -> str:
-    """Why the log level of a session can't be changed; empty when it is."""
-    return refused(await asked(mcp, request("logging/setLevel", {"level": level}), headers, peer))
+    """Set the log level of a session, and return the error message, or an empty string."""
+    return error_of(await send_from(mcp, request("logging/setLevel", {"level": level}), headers, peer))
 
 
 async def subscribe(mcp: Server, headers: dict[str, str], name: str, how: str = "subscribe") -> str:
-    """Why a session of this machine can't subscribe to a note; empty when it does."""
+    """Subscribe to a note, and return the error message, or an empty string."""
     uri = {"uri": f"note://{name}{'x' * 1_000}"}
-    return refused(await asked(mcp, request(f"resources/{how}", uri), headers, "127.0.0.1"))
+    return error_of(await send_from(mcp, request(f"resources/{how}", uri), headers, "127.0.0.1"))
 
 
 YOURS = "Your sessions use too much memory. End sessions that you don't need, or try again later."

@@ -8,13 +8,13 @@ from behaviour.harness import Client, Json, new_order_uri
 
 
 def request(tool: str, request_id: int = 800, **arguments: str) -> Json:
-    """A call that reports progress."""
+    """Return a call that reports progress."""
     params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": "t"}}
     return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
 
 
 async def some(exchange: Exchange, count: int = 1000) -> list[Event]:
-    """The first events of a stream; all, when it ends before."""
+    """Return the first events of a stream, or all if it ends earlier."""
     found: list[Event] = []
     if not count:
         return found
@@ -27,15 +27,15 @@ async def some(exchange: Exchange, count: int = 1000) -> list[Event]:
 
 
 async def resumed(client: Client, last: str | None, **headers: str) -> Exchange:
-    """The stream that follows an event."""
+    """Resume a stream after an event."""
     given = {"accept": "text/event-stream", **client.streamable.headers(), **headers}
     if last is not None:
         given["last-event-id"] = last
     return await client.streamable.http.fetch("GET", "/mcp", given)
 
 
-def meaning(events: list[Event]) -> list[Json]:
-    """The messages of a stream; priming events carry none."""
+def messages_of(events: list[Event]) -> list[Json]:
+    """Return the messages of a stream, without priming events."""
     return [json.loads(event.data) for event in events if event.data]
 
 
@@ -44,7 +44,7 @@ async def test_resume_continues_after_any_event(connect: Connect, combination: C
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
-    assert [note.get("method", "result") for note in meaning(whole)] == ["notifications/progress"] * 3 + ["result"]
+    assert [note.get("method", "result") for note in messages_of(whole)] == ["notifications/progress"] * 3 + ["result"]
     assert all(event.id for event in whole)
     assert len({event.id for event in whole}) == len(whole)
     for cut in range(1, len(whole)):
@@ -52,7 +52,7 @@ async def test_resume_continues_after_any_event(connect: Connect, combination: C
         before = await some(exchange, cut)
         exchange.close()
         after = await some(await resumed(client, before[-1].id))
-        assert meaning(before + after) == meaning(whole), cut
+        assert messages_of(before + after) == messages_of(whole), cut
         again = await some(await resumed(client, before[-1].id))
         assert [(event.id, event.data) for event in again] == [(event.id, event.data) for event in after], cut
 
@@ -73,7 +73,7 @@ async def test_resume_of_a_running_call_receives_later_events(connect: Connect, 
             stream = await resumed(client, before[-1].id)
             assert stream.status == 200
             await client.call("open_gate", key=key)
-        (response,) = meaning(await some(stream))
+        (response,) = messages_of(await some(stream))
         assert response["result"]["content"][0]["text"] == "waited"
 
 
@@ -87,9 +87,9 @@ async def test_resuming_a_stream_ends_the_older_connection(connect: Connect, com
     newer = await resumed(client, before[-1].id)
     assert newer.status == 200
     await client.call("open_gate", key=key)
-    (response,) = meaning(await some(newer))
+    (response,) = messages_of(await some(newer))
     assert response["result"]["content"][0]["text"] == "waited"
-    assert meaning(await some(older)) == []
+    assert messages_of(await some(older)) == []
 
 
 @in_combinations("resumption")
@@ -128,14 +128,14 @@ async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, co
     await client.call("awaited", key=key, text=f"dropped {polling}")
     if polling:
         assert first[0].data == ""
-        assert [note["params"]["progress"] for note in meaning(first)] == [1]
+        assert [note["params"]["progress"] for note in messages_of(first)] == [1]
         assert first[-1].retry == 10
         stream = await resumed(client, [event.id for event in first if event.id][-1])
         await client.call("open_gate", key=key)
         rest = await some(stream)
-        assert meaning(rest)[0]["params"]["progress"] == 2
+        assert messages_of(rest)[0]["params"]["progress"] == 2
         first = rest
-    assert meaning(first)[-1]["result"]["content"][0]["text"] == "polled"
+    assert messages_of(first)[-1]["result"]["content"][0]["text"] == "polled"
     assert all(event.retry is None for event in first)
 
 
@@ -156,13 +156,13 @@ async def test_lost_questions_are_sent_again_on_the_new_stream(connect: Connect,
     exchange = await client.streamable.post(request("insists"))
     before = await some(exchange, 2)
     exchange.close()
-    assert meaning(before)[0]["method"] == "elicitation/create"
+    assert messages_of(before)[0]["method"] == "elicitation/create"
     stream = await resumed(client, before[0].id)
-    (question,) = meaning(await some(stream, 1))
-    assert question == meaning(before)[0]
+    (question,) = messages_of(await some(stream, 1))
+    assert question == messages_of(before)[0]
     answer = {"action": "accept", "content": {"x": 1}}
     await client.link.send({"jsonrpc": "2.0", "id": question["id"], "result": answer})
-    (response,) = meaning(await some(stream))
+    (response,) = messages_of(await some(stream))
     assert response["result"]["content"][0]["text"] == "Point(x=1, y=0)"
 
 
@@ -192,7 +192,7 @@ async def test_resumed_stand_alone_stream_receives_missed_messages(connect: Conn
     assert (before[0].data == "") == (combination.revision == "2025-11-25")
     stream.close()
     again = await resumed(client, before[-1].id)
-    found = meaning(await some(again, 4 + (combination.revision == "2025-11-25")))
+    found = messages_of(await some(again, 4 + (combination.revision == "2025-11-25")))
     assert [note["method"].removeprefix("notifications/") for note in found] == [
         "tools/list_changed",
         "prompts/list_changed",

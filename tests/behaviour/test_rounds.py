@@ -26,12 +26,12 @@ SIZE: Json = {"action": "accept", "content": {"width": 7, "height": 8}}
 
 
 def by_message(method: str, params: Json) -> Json:
-    """A client that answers by what it is asked for."""
+    """Return a callback that answers questions by their message."""
     return SIZE if "width" in params["requestedSchema"]["properties"] else POINT
 
 
 async def first_round(client: Client, tool: str, **arguments: Any) -> tuple[Json, Json]:
-    """Questions and state of a call's first round."""
+    """Return the questions and state of a call's first round."""
     params = {"name": tool, "arguments": arguments}
     result = (await client.request("tools/call", params, rounds=False)).result
     assert result["resultType"] == "input_required"
@@ -40,7 +40,7 @@ async def first_round(client: Client, tool: str, **arguments: Any) -> tuple[Json
 
 
 async def resend(client: Client, tool: str, answers: Json, state: str | None, **arguments: Any) -> Reply:
-    """The same call again, with answers."""
+    """Send the same call again, with answers."""
     params: Json = {"name": tool, "arguments": arguments, "inputResponses": answers}
     if state is not None:
         params["requestState"] = state
@@ -172,7 +172,7 @@ async def test_oversized_state_fails_the_call(way: str) -> None:
 
     @mcp.tool
     async def keeps(ctx: Context) -> str:
-        """Keep more than a state holds, then ask."""
+        """Store more than a state can hold, then ask."""
         await ctx.once("pages", lambda: "x" * 1024 * 1024)
         return str(await ctx.elicit("Go on?", {"type": "object", "properties": {}}))
 
@@ -200,7 +200,7 @@ class Order:
 
 
 class Unwritten:
-    """What a validator makes of a text, and nobody can write."""
+    """A type that a validator creates and that can't be serialized."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -259,7 +259,7 @@ async def test_calls_without_a_state_take_the_fast_path() -> None:
 
 
 async def ask_with(function: Callable[..., Any], arguments: Json) -> Any:
-    """The text of a call that asks once, in two rounds."""
+    """Return the text of a call that asks once, in two rounds."""
     mcp = Server("shop", settings=Settings(key="k" * 40))
     mcp.tool(function, name="asks")
     params: Json = {"name": "asks", "arguments": arguments}

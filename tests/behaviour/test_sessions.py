@@ -19,13 +19,13 @@ STREAMS = ("lane", "asgi")
 
 
 async def raw(client: Client, method: str, body: bytes = b"", **headers: str) -> Exchange:
-    """A request with only the headers given."""
+    """Send a request with only the given headers."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     return await client.streamable.http.fetch(method, "/mcp", {**JSON, **given}, body)
 
 
 async def code(reply: Exchange) -> tuple[int, int]:
-    """HTTP status and JSON-RPC error of a refusal."""
+    """Return the HTTP status and JSON-RPC code of an error."""
     return reply.status, json.loads(await reply.body())["error"]["code"]
 
 
@@ -138,8 +138,8 @@ async def test_sessions_survive_a_restart_with_the_same_key(connect: Connect, co
         assert (await stranger.fetch("POST", "/mcp", headers, PING)).status == 404
 
 
-async def opened(client: Client, params: Any, **headers: str) -> tuple[Exchange, Json]:
-    """The reply to an `initialize`."""
+async def send_initialize(client: Client, params: Any, **headers: str) -> tuple[Exchange, Json]:
+    """Return the reply to an `initialize`."""
     message = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
     if params is not None:
         message["params"] = params
@@ -151,18 +151,18 @@ async def opened(client: Client, params: Any, **headers: str) -> tuple[Exchange,
 async def test_initialize_tolerates_listed_deviations(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/lifecycle."""
     client = await connect(combination)
-    reply, message = await opened(client, None)
+    reply, message = await send_initialize(client, None)
     assert message["result"]["protocolVersion"] == "2025-03-26"
     assert "mcp-session-id" not in reply.headers
-    reply, message = await opened(client, {"capabilities": {}})
+    reply, message = await send_initialize(client, {"capabilities": {}})
     assert message["error"]["code"] == -32602
-    reply, message = await opened(client, {"protocolVersion": "2025-06-18"}, mcp_protocol_version="2025-11-25")
+    reply, message = await send_initialize(client, {"protocolVersion": "2025-06-18"}, mcp_protocol_version="2025-11-25")
     assert message["result"]["protocolVersion"] == "2025-06-18"
     assert "mcp-session-id" in reply.headers
     for version in ("2026-07-28", "2099-01-01", "1900-01-01"):
-        reply, message = await opened(client, {**OPENING, "protocolVersion": version})
+        reply, message = await send_initialize(client, {**OPENING, "protocolVersion": version})
         assert message["result"]["protocolVersion"] == "2025-11-25"
-    reply, message = await opened(client, OPENING, mcp_protocol_version="2026-07-28")
+    reply, message = await send_initialize(client, OPENING, mcp_protocol_version="2026-07-28")
     assert (reply.status, message["error"]["code"]) == (400, -32020)
     assert "mcp-session-id" not in reply.headers
 

@@ -27,7 +27,7 @@ META = {
 
 
 def call(tool: str) -> bytes:
-    """A call as bytes of HTTP/1.1."""
+    """Return a call as bytes of HTTP/1.1."""
     params = {"name": tool, "arguments": {}, "_meta": META}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
     head = (

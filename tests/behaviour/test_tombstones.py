@@ -8,7 +8,7 @@ from wire import Wire, request, run_wire
 
 
 class Clock:
-    """A time that the test moves."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0

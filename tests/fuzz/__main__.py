@@ -24,7 +24,7 @@ AT_ONCE = 2
 
 
 def fuzz(name: str, seconds: int) -> tuple[str, int, str]:
-    """One target: its name, how many inputs it had, and what went wrong."""
+    """Fuzz one target, and print its name, input count, and faults."""
     command = [sys.executable, "-m", "fuzz.one", name, str(seconds), str(FOLDER)]
     done = subprocess.run(
         command,
@@ -42,7 +42,7 @@ def fuzz(name: str, seconds: int) -> tuple[str, int, str]:
 
 
 def operations(seconds: int) -> tuple[str, int, str]:
-    """What schemathesis makes of the OpenAPI document."""
+    """Run schemathesis on the OpenAPI document."""
     port = free_port()
     log = FOLDER / "operations-server.log"
     with log.open("wb") as sink:
@@ -71,7 +71,7 @@ def operations(seconds: int) -> tuple[str, int, str]:
 
 
 def signing_in(seconds: int) -> tuple[str, int, str]:
-    """What schemathesis makes of the OAuth routes."""
+    """Run schemathesis on the OAuth routes."""
     with plausible.shop(FOLDER) as (port, log):
         bounds = ["--max-examples", "100000", "--max-time", str(seconds)]
         answers, said = oauth_routes.run(port, FOLDER, *bounds, seconds=seconds + 120)
@@ -81,7 +81,7 @@ def signing_in(seconds: int) -> tuple[str, int, str]:
 
 
 def people(seconds: int) -> tuple[str, int, str, routes.Routes]:
-    """Damaged requests of people who are signed in, to every route; every good one is proven first."""
+    """Send damaged requests of signed-in users to every route, after checking that the originals are valid."""
     with plausible.shop(FOLDER) as (port, log):
         asking = plausible.Plausible(port)
         faults = [f"not good: {name} {statuses}" for name, statuses in asking.prove().items()]
@@ -95,7 +95,7 @@ def people(seconds: int) -> tuple[str, int, str, routes.Routes]:
 
 
 def main() -> int:
-    """Share the minutes between everything."""
+    """Divide the time among all targets."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     FOLDER.mkdir(parents=True, exist_ok=True)
     names = [*PARSERS, *SERVERS]

@@ -10,7 +10,7 @@ from urllib.parse import quote_from_bytes
 import msgspec
 from hypothesis import strategies as st
 
-from fuzz.people import FORM, Asked
+from fuzz.people import FORM, RequestParts
 from wire import encode_request
 
 ODD = ["", " ", "\0", "%00", "../..", "é😀", "-1", "9" * 30, "1e999", "null", "true", "{}", "[]", "a" * 5000, "\ud800",
@@ -33,8 +33,8 @@ Damage = tuple[str, int, int]
 """What kind, at which place, with which value; any number is a place and a value."""
 
 
-def changed(value: str, pick: int, others: list[str]) -> str:
-    """A value that was damaged."""
+def damage_value(value: str, pick: int, others: list[str]) -> str:
+    """Return a damaged value."""
     cut = pick % (len(value) + 1)
     ways: list[str] = [
         value[:cut], value[cut:], value + value, value[:cut] + "A" + value[cut + 1 :], value.upper(), value.swapcase(),
@@ -55,28 +55,28 @@ def _pairs(pairs: list[tuple[str, str]], place: int, pick: int, others: list[str
     elif kind == 1:
         pairs.append((name, value))
     elif kind == 2:
-        pairs[at] = (changed(name, pick // 8, others), value)
+        pairs[at] = (damage_value(name, pick // 8, others), value)
     else:
-        pairs[at] = (name, changed(value, pick // 8, others))
+        pairs[at] = (name, damage_value(value, pick // 8, others))
 
 
-def _query(asked: Asked, place: int, pick: int, others: list[str]) -> None:
+def _query(asked: RequestParts, place: int, pick: int, others: list[str]) -> None:
     _pairs(asked.query, place, pick, others)
 
 
-def _form(asked: Asked, place: int, pick: int, others: list[str]) -> None:
+def _form(asked: RequestParts, place: int, pick: int, others: list[str]) -> None:
     if asked.form is not None:
         _pairs(asked.form, place, pick, others)
 
 
-def _header(asked: Asked, place: int, pick: int, others: list[str]) -> None:
+def _header(asked: RequestParts, place: int, pick: int, others: list[str]) -> None:
     given = list(asked.headers.items())
     _pairs(given, place, pick, others)
     asked.headers = dict(given)
 
 
-def _body(asked: Asked, place: int, pick: int, others: list[str]) -> None:
-    """A member of the JSON, however deep."""
+def _body(asked: RequestParts, place: int, pick: int, others: list[str]) -> None:
+    """Change a member of the JSON, at any depth."""
     if asked.form is None and asked.body is not None:
         asked.body = _leaf(json.loads(json.dumps(asked.body)), place, pick, others)
 
@@ -87,33 +87,33 @@ def _leaf(value: Any, place: int, pick: int, others: list[str]) -> Any:
     )
     if not members or place % (len(members) + 2) == 0:
         if isinstance(value, str) and pick % 2:
-            return changed(value, pick // 2, others)
+            return damage_value(value, pick // 2, others)
         return LEAVES[pick % len(LEAVES)]
     key, inner = members[place % len(members)]
     if pick % 11 == 0 and isinstance(value, dict):
         del value[key]
     elif pick % 11 == 1 and isinstance(value, dict):
-        value[changed(str(key), pick, others)] = inner
+        value[damage_value(str(key), pick, others)] = inner
     else:
         value[key] = _leaf(inner, place // (len(members) + 2), pick, others)
     return value
 
 
-def _method(asked: Asked, place: int, pick: int, others: list[str]) -> None:
+def _method(asked: RequestParts, place: int, pick: int, others: list[str]) -> None:
     asked.method = METHODS[pick % len(METHODS)]
 
 
-def _path(asked: Asked, place: int, pick: int, others: list[str]) -> None:
+def _path(asked: RequestParts, place: int, pick: int, others: list[str]) -> None:
     cut = place % (len(asked.path) + 1)
     ways = [asked.path + TAILS[pick % len(TAILS)], asked.path[:cut] or "/", asked.path.upper(), "/" + asked.path]
     asked.path = ways[pick // len(TAILS) % len(ways)]
 
 
-def _kind(asked: Asked, place: int, pick: int, others: list[str]) -> None:
+def _kind(asked: RequestParts, place: int, pick: int, others: list[str]) -> None:
     asked.headers["content-type"] = KINDS[pick % len(KINDS)]
 
 
-DAMAGES: dict[str, Callable[[Asked, int, int, list[str]], None]] = {
+DAMAGES: dict[str, Callable[[RequestParts, int, int, list[str]], None]] = {
     "query": _query, "form": _form, "header": _header, "body": _body, "method": _method, "path": _path, "kind": _kind,
 }  # fmt: skip
 numbers = st.integers(0, 2**20)
@@ -125,8 +125,8 @@ cuts = st.one_of(st.just(-1), st.just(-1), st.just(-1), st.integers(0, 400))
 """Where the body ends too early or has a byte too many; -1 is nowhere."""
 
 
-def written(asked: Asked, host: str, address: str, cut: int = -1) -> bytes:
-    """The request as it stands on the wire."""
+def request_bytes(asked: RequestParts, host: str, address: str, cut: int = -1) -> bytes:
+    """Return the bytes of a request."""
     body = b""
     if asked.form is not None:
         body = _encoded(asked.form).encode()
@@ -153,8 +153,8 @@ def _encoded(pairs: list[tuple[str, str]]) -> str:
     return "&".join(f"{quote_from_bytes(_bytes(name))}={quote_from_bytes(_bytes(value))}" for name, value in pairs)
 
 
-def damaged(asked: Asked, how: list[Damage], others: list[str]) -> Asked:
-    """A copy with damage."""
+def damage_request(asked: RequestParts, how: list[Damage], others: list[str]) -> RequestParts:
+    """Return a damaged copy."""
     copy = msgspec.structs.replace(
         asked,
         query=list(asked.query),

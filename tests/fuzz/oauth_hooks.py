@@ -11,13 +11,13 @@ from fuzz.people import address
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Come from another address each time, as a browser of the server's own pages does."""
+    """Use a new client address for each request, like a browser on the server's own pages."""
     case.headers["x-forwarded-for"] = address()
     case.headers["origin"] = os.environ["SHOP_URL"]
 
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
-    """Say what was asked, and how it was answered."""
+    """Record the request and the response."""
     with Path(os.environ["OAUTH_ANSWERS"]).open("a") as answers:
         answers.write(f"{case.method} {case.path} {response.status_code}\n")

@@ -40,7 +40,7 @@ _ABOUT = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none", "client
 
 
 def document(good: dict[str, str]) -> dict[str, Any]:
-    """The document; its examples are what is good now."""
+    """Return the document, with currently valid values as examples."""
     known = {
         "client_id": [good["client"], CLIENT, "http://127.0.0.1:9/about.json"], "client_secret": [SECRET],
         "token": [good["token"], good["refresh"]], "code": [good["code"]], "refresh_token": [good["refresh"]],
@@ -117,7 +117,7 @@ def _answers(good: dict[str, Any], *errors: str) -> dict[str, Any]:
 
 
 def _metadata() -> dict[str, Any]:
-    """What clients say of themselves (RFC 7591 §2), and what they might."""
+    """Return the schema of client metadata (RFC 7591 §2)."""
     uris = [BACK, "cursor://anysphere.cursor-mcp/oauth/callback", "javascript:alert(1)",
             "https://a.example\\@b.example/", "https://[::1]/", "http://localhost:1/..%2f"]  # fmt: skip
     texts = {"type": "array", "items": _TEXT}
@@ -137,7 +137,7 @@ def _metadata() -> dict[str, Any]:
 
 
 def run(port: int, folder: Path, *options: str, seconds: float = 5 * WAIT) -> tuple[Counter[str], str]:
-    """What schemathesis makes of the document: its requests with their statuses, and its report if it found a fault."""
+    """Run schemathesis on the document. Return its requests with their statuses, and a report if it found a fault."""
     about, answers = folder.resolve() / "oauth.json", folder.resolve() / "oauth-answers"
     about.write_text(json.dumps(document(People(f"http://127.0.0.1:{port}").good)))
     answers.write_text("")

@@ -16,7 +16,7 @@ SEEDS = {**parsers.SEEDS, **servers.SEEDS}
 
 
 def main() -> None:
-    """Run it."""
+    """Run the target."""
     from pathlib import Path  # noqa: PLC0415  after the instrumented imports
 
     name, seconds, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
@@ -24,7 +24,7 @@ def main() -> None:
     corpus.mkdir(exist_ok=True)
     for number, seed in enumerate(SEEDS.get(name, [])):
         (corpus / f"seed-{number}").write_bytes(seed)
-    servers.Bound.seconds = 1.0
+    servers.TimeLimit.seconds = 1.0
     options = [
         f"-max_total_time={seconds}", "-timeout=2", "-max_len=2048", "-print_final_stats=1", "-rss_limit_mb=2048",
         f"-artifact_prefix={folder}/{name}-",

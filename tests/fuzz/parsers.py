@@ -50,7 +50,7 @@ GOOD = token().encode()
 
 
 def pieces(data: bytes) -> list[bytes]:
-    """The rest of the data, cut where its first bytes say."""
+    """Return the rest of the data, cut at positions from its first bytes."""
     if len(data) < 3:
         return [data]
     places = sorted(byte % (len(data) - 2) for byte in data[:2])
@@ -59,12 +59,12 @@ def pieces(data: bytes) -> list[bytes]:
 
 
 def text_of(data: bytes) -> str:
-    """Data as the text of a header."""
+    """Return data as header text."""
     return data.decode("latin-1")
 
 
 def envelopes() -> Target:
-    """JSON-RPC of all revisions: one message, a batch, and whether it's admitted, with headers that fit and without."""
+    """Parse JSON-RPC of all revisions: a message or batch, and its admission with and without matching headers."""
 
     def read(data: bytes) -> None:
         try:
@@ -87,7 +87,7 @@ def envelopes() -> Target:
 
 
 def event_streams() -> Target:
-    """Whole and in pieces, a stream gives the same events."""
+    """Check that a stream gives the same events whole and in pieces."""
 
     def read(data: bytes) -> None:
         def events(parts: list[bytes]) -> list[Any]:
@@ -105,7 +105,7 @@ def event_streams() -> Target:
 
 
 def uri_templates() -> Target:
-    """A template of the first line, asked about a URI of the second."""
+    """Match the URI in the second line with the template in the first."""
     known = [UriTemplate(text) for text in ("a://{x}/b{?q,r}", "{+path}/x", "f://{/a,b}", "x{#frag}", "{a}{b}{c}")]
 
     def match(data: bytes) -> None:
@@ -120,7 +120,7 @@ def uri_templates() -> Target:
 
 
 def tokens() -> Target:
-    """JWTs, and parts of a good one."""
+    """Verify JWTs, and parts of a valid one."""
     method: Any = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set())
     good = GOOD
     parts = [part[:-1] for part in good.split(b".")]
@@ -137,7 +137,7 @@ def tokens() -> Target:
 
 
 def sealed() -> Target:
-    """Session ids, states of rounds, and event ids."""
+    """Decode session ids, round states, and event ids."""
     principal = Principal("a").binding
     facts = SessionToken("0" * 32, ALL[0].date, 0, "c", "1", principal, int(NOW), int(NOW) + 9, "epoch")
     session = session_token.encode(facts, RING, b"n" * 12)
@@ -156,7 +156,7 @@ def sealed() -> Target:
 
 
 def headers() -> Target:
-    """Whatever stands in one: authorities, origins, media types, parameters, challenges, queries, rates, addresses."""
+    """Parse header values: authorities, origins, media types, parameters, challenges, queries, rates, addresses."""
     policy = HostPolicy((), (), loopback_bind=True)
 
     def read(data: bytes) -> None:
@@ -186,7 +186,7 @@ def headers() -> Target:
 
 
 def lines() -> Target:
-    """The lines of stdio, in pieces and whole."""
+    """Split lines of stdio, in pieces and whole."""
 
     def read(data: bytes) -> None:
         parts = pieces(data)
@@ -198,7 +198,7 @@ def lines() -> Target:
 
 
 def store_wire() -> Target:
-    """What the parent that holds a store and its workers say to each other."""
+    """Decode messages between the store's parent process and its workers."""
 
     def read(data: bytes) -> None:
         framed = struct.pack(">I", len(data)) + data
@@ -214,7 +214,7 @@ def store_wire() -> Target:
 
 
 def schemas() -> Target:
-    """JSON Schemas that a program may have got from elsewhere. Nothing is fetched for a `$ref`."""
+    """Check JSON Schemas from untrusted sources. No `$ref` is fetched."""
 
     def read(data: bytes) -> None:
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -227,7 +227,7 @@ def schemas() -> Target:
 
 
 def log_lines() -> Target:
-    """What peers said, as a line of the log: one line, and JSON."""
+    """Log text from peers, and check that each record is one line of JSON."""
     import logging  # noqa: PLC0415  only here
 
     write = JsonLines()
@@ -244,7 +244,7 @@ def log_lines() -> Target:
 
 
 def client_replies() -> Target:
-    """What a server answers our client, byte by byte as it likes."""
+    """Feed a server's replies to our client, byte by byte."""
     loop = asyncio.new_event_loop()
 
     async def read(data: bytes) -> None:

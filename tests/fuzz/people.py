@@ -26,8 +26,8 @@ FORM, JSON = "application/x-www-form-urlencoded", "application/json"
 _addresses, _names = count(1), count(1)
 
 
-class Asked(Struct):
-    """A request before it's written down: whatever it has members of can be damaged by itself."""
+class RequestParts(Struct):
+    """A request in parts, each of which can be damaged separately."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Asked(Struct):
 
 class _Stay(HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Nowhere: where a redirect leads is for who asked."""
+        """Don't follow redirects."""
 
 
 def _opener() -> OpenerDirector:
@@ -48,7 +48,7 @@ def _opener() -> OpenerDirector:
 
 
 class People:
-    """What is known and good now."""
+    """A signed-in user and the currently valid values."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -57,7 +57,7 @@ class People:
         self.renew()
 
     def renew(self) -> None:
-        """Fetch everything anew."""
+        """Get new valid values."""
         own = {"origin": self.url, "content-type": FORM}
         about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
                  "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
@@ -82,7 +82,7 @@ class People:
         }  # fmt: skip
 
     def code(self, client: str) -> str:
-        """Ada signs in and agrees."""
+        """Sign in, consent, and return the code."""
         page = self.send("GET", f"/authorize?{urlencode(authorization(client))}")
         form = {
             "ticket": _ticket(page[2]),
@@ -97,7 +97,7 @@ class People:
     def send(
         self, method: str, path: str, body: str = "", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], str]:
-        """One good request: status, headers and body of its reply."""
+        """Send one valid request. Return status, headers, and body of the reply."""
         given = {**(headers or {}), "host": self.host, "x-forwarded-for": address()}
         asked = Request(self.url + path, body.encode() or None, given, method=method)  # noqa: S310  loopback
         try:
@@ -111,13 +111,13 @@ class People:
 
 
 def address() -> str:
-    """Another address for each request, by the word of a proxy that is trusted: limits would end the run otherwise."""
+    """Return a new client address for each request, sent through a trusted proxy, so rate limits don't end the run."""
     number = next(_addresses)
     return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 
 def authorization(client: str) -> dict[str, str]:
-    """A request at the authorization endpoint."""
+    """Return a request to the authorization endpoint."""
     return {"response_type": "code", "client_id": client, "redirect_uri": BACK, "state": "st", "scope": "orders:write",
             "code_challenge": challenge(), "code_challenge_method": "S256"}  # fmt: skip
 
@@ -129,16 +129,16 @@ def _ticket(page: str) -> str:
 
 
 Good = dict[str, str]
-Recipe = Callable[[Good, str], Asked]
+Recipe = Callable[[Good, str], RequestParts]
 """``recipe(what is good, the origin)``"""
 
 
 def form(path: str, cookie: str = "", **members: str) -> Recipe:
-    """A form, whose values may name what is good: ``{code}``."""
+    """Return a form. Its values can refer to valid ones: ``{code}``."""
 
-    def make(good: Good, origin: str) -> Asked:
+    def make(good: Good, origin: str) -> RequestParts:
         headers = {"content-type": FORM, "origin": origin} | ({"cookie": good[cookie]} if cookie else {})
-        return Asked(
+        return RequestParts(
             "POST", path, headers=headers, form=[(name, each.format(**good)) for name, each in members.items()]
         )
 
@@ -146,22 +146,22 @@ def form(path: str, cookie: str = "", **members: str) -> Recipe:
 
 
 def get(path: str, *, by: str = "token", **query: str) -> Recipe:
-    """A GET by a token, a cookie, or nobody."""
+    """Return a GET request with a token, a cookie, or no credential."""
 
-    def make(good: Good, origin: str) -> Asked:
+    def make(good: Good, origin: str) -> RequestParts:
         who = {"token": {"authorization": f"Bearer {good['token']}"}, "": {}}.get(by, {"cookie": good.get(by, "")})
         found = [(name, each.format(**good)) for name, each in query.items()]
-        return Asked("GET", path, found, {**who, "sec-fetch-site": "same-origin"})
+        return RequestParts("GET", path, found, {**who, "sec-fetch-site": "same-origin"})
 
     return make
 
 
 def post(path: str, body: Any, **headers: str) -> Recipe:
-    """JSON, by the token."""
+    """Return a POST request with JSON and the token."""
 
-    def make(good: Good, origin: str) -> Asked:
+    def make(good: Good, origin: str) -> RequestParts:
         given = {"content-type": JSON, "authorization": f"Bearer {good['token']}"}
-        return Asked(
+        return RequestParts(
             "POST", path, headers=given | {name: each.format(**good) for name, each in headers.items()}, body=body
         )
 
@@ -169,23 +169,23 @@ def post(path: str, body: Any, **headers: str) -> Recipe:
 
 
 def mcp(method: str, target: str = "", /, **params: Any) -> Recipe:
-    """A request of the per-request era."""
+    """Return a request of the per-request era."""
     headers = {key: value for key, value in routing(method, target).items() if key != "host"}
     return post("/mcp", per_request(method, params), **headers)
 
 
 def session(method: str, /, **params: Any) -> Recipe:
-    """A request in a session of the handshake era."""
+    """Return a request in a session of the handshake era."""
     headers = {key: value for key, value in POST.items() if key != "host"}
     return post("/mcp", request(method, params), **headers, **{"mcp-session-id": "{session}"})
 
 
 def stream(path: str, **more: str) -> Recipe:
-    """An event stream."""
+    """Return a request for an event stream."""
 
-    def make(good: Good, origin: str) -> Asked:
+    def make(good: Good, origin: str) -> RequestParts:
         given = {"accept": "text/event-stream", "authorization": f"Bearer {good['token']}"}
-        return Asked("GET", path, headers=given | {name: each.format(**good) for name, each in more.items()})
+        return RequestParts("GET", path, headers=given | {name: each.format(**good) for name, each in more.items()})
 
     return make
 

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fuzz.damage import Damage, cuts, damaged, damages, written
+from fuzz.damage import Damage, cuts, damage_request, damages, request_bytes
 from fuzz.people import RECIPES, People, address
 from fuzz.routes import Routes
 from processes import ROOT, free_port, run_command, run_server
@@ -24,7 +24,7 @@ _RENEWED = 250
 
 
 class Plausible:
-    """The inputs, and what was counted."""
+    """The inputs and their counts."""
 
     def __init__(self, port: int) -> None:
         self.people = People(f"http://127.0.0.1:{port}")
@@ -32,12 +32,12 @@ class Plausible:
         self.by_recipe = Counter[str]()
 
     def prove(self) -> dict[str, tuple[int, int]]:
-        """Recipes whose good request doesn't have the status that it should: that, and the one it has."""
+        """Return the recipes whose valid request has an unexpected status, with that status."""
         found: dict[str, tuple[int, int]] = {}
         for name, (make, status) in RECIPES.items():
             asked = make(self.people.good, self.people.url)
             before = self.routes.statuses.copy()
-            self.routes.ask(written(asked, self.people.host, address()), name)
+            self.routes.ask(request_bytes(asked, self.people.host, address()), name)
             (had,) = (self.routes.statuses - before).elements()
             if had != status:
                 found[name] = (status, had)
@@ -45,17 +45,17 @@ class Plausible:
         return found
 
     def ask(self, name: str, how: list[Damage], cut: int) -> None:
-        """One input."""
+        """Send one input."""
         if self.routes.inputs % _RENEWED == _RENEWED - 1:
             self.people.renew()
         good = self.people.good
-        asked = damaged(RECIPES[name][0](good, self.people.url), how, list(good.values()))
+        asked = damage_request(RECIPES[name][0](good, self.people.url), how, list(good.values()))
         self.by_recipe[name] += 1
-        self.routes.ask(written(asked, self.people.host, address(), cut), f"{name} {how} {cut}")
+        self.routes.ask(request_bytes(asked, self.people.host, address(), cut), f"{name} {how} {cut}")
 
 
 def run(asking: Plausible, *, examples: int, until: float = float("inf"), seed: bool = False) -> None:
-    """Ask for so many inputs, or until a time."""
+    """Send a number of inputs, or until a time."""
     quiet: Any = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
     @settings(max_examples=examples, phases=[Phase.generate], derandomize=seed, **quiet)
@@ -69,7 +69,7 @@ def run(asking: Plausible, *, examples: int, until: float = float("inf"), seed: 
 
 @contextmanager
 def shop(folder: Path) -> Iterator[tuple[int, Path]]:
-    """The server for the length of the block: its port, and its log."""
+    """Run the server during the block. Yields its port and its log."""
     port, log = free_port(), folder / "plausible-server.log"
     tests = str(ROOT / "tests")
     known = {"SHOP_URL": f"http://127.0.0.1:{port}", "MILLSTREAM_KEY": "a secret of the fuzzer that is long enough",

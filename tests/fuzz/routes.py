@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from processes import free_port, run_command
-from properties.messages import bodies, encoded, headers, messages
+from properties.messages import bodies, encoded_messages, headers, messages
 from wire import encode_request
 
 ROUTES = [
@@ -39,7 +39,7 @@ forms = st.dictionaries(
 
 
 class Routes:
-    """The server, and what was counted."""
+    """The server and its counts."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -77,7 +77,7 @@ class Routes:
 
 
 def run(seconds: float, folder: Path) -> Routes:
-    """Ask for so long."""
+    """Send requests for a time."""
     port = free_port()
     command = run_command("../examples/hub.py", port, "--serve", "all")
     with (folder / "server.log").open("wb") as log:
@@ -114,7 +114,8 @@ def _fuzz(routes: Routes, until: float) -> None:
     @settings(max_examples=500, phases=[Phase.generate], **quiet)
     @given(
         st.sampled_from(METHODS), st.sampled_from(ROUTES), queries, headers,
-        bodies | encoded(messages) | forms, st.sampled_from(["", "application/x-www-form-urlencoded", "text/html"]),
+        bodies | encoded_messages(messages) | forms,
+        st.sampled_from(["", "application/x-www-form-urlencoded", "text/html"]),
     )  # fmt: skip
     def ask(method: str, path: str, query: str, fields: list[tuple[bytes, bytes]], body: bytes, kind: str) -> None:
         if time.monotonic() > until:

@@ -25,14 +25,14 @@ UPGRADE = (
 )
 
 
-class Bound:
-    """What takes longer hangs: a net in tests, a measure in the long run."""
+class TimeLimit:
+    """A time limit, after which a target counts as hanging."""
 
     seconds: float = WAIT
 
 
 class _Shop:
-    """A server, its loop, and what went wrong in it."""
+    """A server, its event loop, and its faults."""
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
@@ -57,7 +57,7 @@ class _Shop:
             await asyncio.sleep(0)
 
     async def connection(self, parts: list[bytes]) -> bytes:
-        """What a connection answers; it's closed then, and nothing of it may be left."""
+        """Return the output of a connection, then close it and check that nothing is left."""
         connection = self.listener.make_protocol()
         transport = _Upgradable(connection)
         connection.connection_made(transport)
@@ -67,7 +67,7 @@ class _Shop:
             await self.settle(3)
         await self.settle()
         transport.protocol.connection_lost(None)
-        async with asyncio.timeout(Bound.seconds):
+        async with asyncio.timeout(TimeLimit.seconds):
             while self._busy():  # noqa: ASYNC110  nobody tells
                 await asyncio.sleep(0)
         return b"".join(transport.written)
@@ -83,7 +83,7 @@ class _Shop:
 
 
 class _Upgradable(FakeTransport):
-    """A socket whose protocol changes with an upgrade."""
+    """A socket whose protocol can be upgraded."""
 
     def __init__(self, protocol: Any) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _Upgradable(FakeTransport):
 
 
 def http() -> Target:
-    """Bytes on a connection."""
+    """Send bytes on a connection."""
     shop = _Shop()
 
     def feed(data: bytes) -> None:
@@ -113,7 +113,7 @@ def http() -> Target:
 
 
 def websocket() -> Target:
-    """Bytes behind a handshake: frames, or what should be some."""
+    """Send bytes after a handshake, as frames."""
     shop = _Shop()
 
     def feed(data: bytes) -> None:
@@ -125,14 +125,14 @@ def websocket() -> Target:
 
 
 def connections() -> Target:
-    """Messages of each revision on a connection that lives on; a ping behind each is answered."""
+    """Send messages of each revision on an open connection, each followed by a ping that must be answered."""
     shop = _Shop()
 
     async def say(data: bytes) -> None:
         pipe = MemoryPipe(shop.runtime.dispatcher)
         revision = REVISIONS[data[0] % len(REVISIONS)].encode() if data else b"2025-11-25"
         opening = b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"%b","capabilities":{}}}'
-        async with asyncio.timeout(Bound.seconds):
+        async with asyncio.timeout(TimeLimit.seconds):
             for message in (opening % revision, data[1:].replace(b"\n", b" "), PING):
                 pipe.send(message)
             heard: bytes = b""

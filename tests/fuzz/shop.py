@@ -10,18 +10,18 @@ from millstream.auth._authorization_server.login_methods import User
 
 
 class Everybody:
-    """People without number, since each may be wrong, and may agree, so many times only."""
+    """An unlimited number of users, because login attempts and consents per user are limited."""
 
     async def check(self, name: str, password: str) -> User | None:
-        """Whoever is called so."""
+        """Return the user with this name."""
         return self.find(name) if password == "correct horse" else None
 
     def find(self, subject: str) -> User | None:
-        """The person."""
+        """Return the user."""
         return User(subject, "Ada", ("*",)) if re.fullmatch(r"ada\d{1,9}", subject) else None
 
     def epoch(self) -> int:
-        """Nobody is removed."""
+        """Return a constant, because no user is removed."""
         return 0
 
 

@@ -31,12 +31,12 @@ ids = st.one_of(st.integers(), st.text(max_size=8), st.sampled_from([0, "", 2**6
 
 
 def mostly(good: st.SearchStrategy[Any], bad: st.SearchStrategy[Any] = junk) -> st.SearchStrategy[Any]:
-    """Good in most examples."""
+    """Draw a valid value in most examples."""
     return st.one_of(good, good, good, good, bad)
 
 
 def members(required: dict[str, Any], optional: dict[str, Any] | None = None) -> st.SearchStrategy[dict[str, Any]]:
-    """An object, nearly always with the required members."""
+    """Draw an object, nearly always with the required members."""
     whole = st.fixed_dictionaries(required, optional=optional or {})
     holey = st.fixed_dictionaries({}, optional={**required, **(optional or {})})
     return st.one_of(whole, whole, whole, holey)
@@ -89,7 +89,7 @@ params = st.fixed_dictionaries(
 
 @st.composite
 def requests(draw: st.DrawFn) -> dict[str, Any]:
-    """A request, a notification or an answer, of any era."""
+    """Draw a request, notification, or response of any era."""
     message: dict[str, Any] = {"jsonrpc": draw(mostly(st.just("2.0")))}
     if draw(mostly(st.just(True), st.just(False))):
         message["id"] = draw(mostly(ids))
@@ -110,7 +110,7 @@ messages: st.SearchStrategy[Any] = st.one_of(requests(), requests(), requests(),
 
 @st.composite
 def calls(draw: st.DrawFn) -> dict[str, Any]:
-    """A `tools/call` that the short ways of the transport could take."""
+    """Draw a `tools/call` that the fast paths might take."""
     given = {
         "name": draw(mostly(st.sampled_from(TOOLS))),
         "arguments": draw(arguments),
@@ -124,8 +124,8 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def encoded(draw: st.DrawFn, source: st.SearchStrategy[Any] = messages) -> bytes:
-    """A message as bytes, now and then with a wound."""
+def encoded_messages(draw: st.DrawFn, source: st.SearchStrategy[Any] = messages) -> bytes:
+    """Draw a message as bytes, sometimes damaged."""
     value = draw(source)
     text = json.dumps(
         value, ensure_ascii=draw(st.booleans()), separators=draw(st.sampled_from([(",", ":"), (" , ", " : ")]))
@@ -140,7 +140,7 @@ def encoded(draw: st.DrawFn, source: st.SearchStrategy[Any] = messages) -> bytes
     return body[:place] + wound + body[place + draw(st.integers(0, 3)) :]
 
 
-bodies = st.one_of(encoded(), encoded(), st.binary(max_size=64))
+bodies = st.one_of(encoded_messages(), encoded_messages(), st.binary(max_size=64))
 
 VALUES: dict[bytes, list[bytes]] = {
     b"content-type": [b"application/json", b"application/json; charset=utf-8", b"text/plain", b""],
@@ -172,7 +172,7 @@ field_values = st.binary(max_size=40).map(lambda raw: bytes(byte for byte in raw
 
 @st.composite
 def fields(draw: st.DrawFn, values: dict[bytes, list[bytes]]) -> list[tuple[bytes, bytes]]:
-    """A list of headers, in any order, some twice; mostly with a usable Host and content type."""
+    """Draw headers in any order, some repeated, mostly with a usable Host and content type."""
     names = draw(st.lists(st.sampled_from(sorted(values)), max_size=6))
     given = [(name, draw(mostly(st.sampled_from(values[name]), field_values))) for name in names]
     usual = [

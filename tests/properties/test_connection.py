@@ -11,7 +11,7 @@ from bad_input.shop import make_shop
 from millstream._app.runtime import Runtime
 from millstream._transports.memory import MemoryPipe
 from patience import WAIT
-from properties.messages import bodies, encoded, messages
+from properties.messages import bodies, encoded_messages, messages
 from property_settings import examples
 from wire import request
 
@@ -19,15 +19,15 @@ pytestmark = pytest.mark.many
 PING = b'{"jsonrpc":"2.0","id":"the ping behind","method":"ping"}'
 
 
-class Running:
-    """A server in its loop."""
+class RunningServer:
+    """A server and its event loop."""
 
     def __init__(self, runner: asyncio.Runner, runtime: Runtime) -> None:
         self._runner = runner
         self._runtime = runtime
 
     def say(self, body: bytes, revision: str) -> list[Any]:
-        """Everything that a fresh connection says to a message after its handshake, without the pong."""
+        """Return all messages of a fresh connection in response to one message, without the pong."""
         return self._runner.run(self._say(body, revision))
 
     async def _say(self, body: bytes, revision: str) -> list[Any]:
@@ -48,17 +48,17 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    """One server for the file."""
+def running() -> Iterator[RunningServer]:
+    """One server for this file."""
     server = make_shop()
     with asyncio.Runner() as runner:
         runtime = runner.run(server.start(supervised=True))
-        yield Running(runner, runtime)
+        yield RunningServer(runner, runtime)
         runner.run(server.stop())
 
 
 def is_request(value: Any) -> bool:
-    """A message that must be answered with its id."""
+    """Return whether a message needs a response with its id."""
     if not isinstance(value, dict) or value.get("jsonrpc") != "2.0" or not value.get("method"):
         return False
     if "result" in value or "error" in value:
@@ -69,7 +69,7 @@ def is_request(value: Any) -> bool:
 
 @given(value=messages, revision=st.sampled_from(["", "2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]))
 @settings(max_examples=examples(20))
-def test_each_request_gets_one_response_with_its_id(running: Running, value: Any, revision: str) -> None:
+def test_each_request_gets_one_response_with_its_id(running: RunningServer, value: Any, revision: str) -> None:
     if isinstance(value, dict) and value.get("method") == "subscriptions/listen":
         return
     heard = [message for message in running.say(json.dumps(value).encode(), revision) if "method" not in message]
@@ -81,9 +81,9 @@ def test_each_request_gets_one_response_with_its_id(running: Running, value: Any
         assert len(heard) <= 1
 
 
-@given(body=st.one_of(bodies, encoded(messages)), revision=st.sampled_from(["", "2025-03-26", "2025-11-25"]))
+@given(body=st.one_of(bodies, encoded_messages(messages)), revision=st.sampled_from(["", "2025-03-26", "2025-11-25"]))
 @settings(max_examples=examples(20))
-def test_arbitrary_bytes_get_at_most_one_response(running: Running, body: bytes, revision: str) -> None:
+def test_arbitrary_bytes_get_at_most_one_response(running: RunningServer, body: bytes, revision: str) -> None:
     answers = [
         message for message in running.say(body, revision) if isinstance(message, list) or "method" not in message
     ]

@@ -40,7 +40,7 @@ GOOD = [
 
 
 class ShopConnections:
-    """A server whose connections are made by hand."""
+    """A server whose connections are created directly."""
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self._runner = runner
@@ -51,7 +51,7 @@ class ShopConnections:
         self._state = self._listener.state
 
     def feed(self, pieces: list[bytes], *, replies: int = 0) -> bytes:
-        """What a connection answers to pieces that come one after the other, so many replies at least."""
+        """Return the output of a connection for consecutive pieces, with a minimum number of replies."""
         return self._runner.run(self._feed(pieces, replies))
 
     async def _listen(self) -> SocketListener:
@@ -73,7 +73,7 @@ class ShopConnections:
 
     @staticmethod
     async def _until(fact: Callable[[], bool]) -> None:
-        """Give the loop turns, until something is so and for a few more."""
+        """Run the event loop until a condition is true, and for a few more iterations."""
         async with asyncio.timeout(WAIT):
             for _ in iter(fact, True):
                 await asyncio.sleep(0)
@@ -83,7 +83,7 @@ class ShopConnections:
 
 @pytest.fixture(scope="module")
 def lane() -> Iterator[ShopConnections]:
-    """One server for the file."""
+    """One server for this file."""
     with asyncio.Runner() as runner:
         lane = ShopConnections(runner)
         yield lane
@@ -111,7 +111,7 @@ def test_requests_sent_byte_by_byte_get_replies(lane: ShopConnections, request_b
 
 @st.composite
 def nearly_http(draw: st.DrawFn) -> bytes:
-    """A request with wounds, and sometimes a good one in front."""
+    """Draw a damaged request, sometimes after a valid one."""
     method = draw(st.sampled_from(["POST", "GET", "DELETE", "OPTIONS", "PUT", "X"]))
     path = draw(st.sampled_from(["/mcp", "/sse", "/messages/", "/health", "/x", "*", "//mcp"]))
     data = encode_request(method, path, draw(headers), draw(bodies))

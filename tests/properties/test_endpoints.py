@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
 from millstream._app.server_process.entry import prepare
-from properties.messages import bodies, encoded, headers, messages, requests
+from properties.messages import bodies, encoded_messages, headers, messages, requests
 from property_settings import examples
 from wire import POST, Reply, Wire, ask_asgi, encode_headers, per_request, request, routing
 
@@ -24,7 +24,7 @@ ADD = {"name": "add", "arguments": {"a": 1, "b": 2}}
 
 
 class World:
-    """A running server, its loop, and a session."""
+    """A running server, its event loop, and a session."""
 
     def __init__(self, wire: Wire, run: Callable[[Coroutine[Any, Any, Any]], Any], session: dict[str, str]) -> None:
         self.wire = wire
@@ -32,12 +32,12 @@ class World:
         self.session = session
 
     def ask(self, method: str, path: str, fields: list[tuple[bytes, bytes]], body: bytes) -> Reply:
-        """One request; a stream is left when it has begun."""
+        """Send a request. Leave a stream once it has started."""
         reply: Reply = self.run(ask_asgi(self.wire.server, method, path, fields, body, stop_when=bool))
         return reply
 
     def check(self) -> None:
-        """Good calls of both eras are answered, and nothing runs on."""
+        """Check that valid calls of both eras still work, and that no call is left running."""
         good = [
             (request("tools/call", ADD), self.session),
             (per_request("tools/call", ADD), routing("tools/call", "add")),
@@ -50,7 +50,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    """One server for the file."""
+    """One server for this file."""
     server = make_shop()
     with asyncio.Runner() as runner:
         runtime = runner.run(server.start(supervised=True))
@@ -61,7 +61,7 @@ def world() -> Iterator[World]:
 
 
 def judge(reply: Reply, body: bytes, *, messages_path: bool = False) -> None:
-    """The reply is one of the protocol."""
+    """Check that the reply follows the protocol."""
     assert reply.status in STATUSES, reply
     if reply.status == 202 and not messages_path:
         assert not asks(body), "a request was taken in silence"
@@ -74,7 +74,7 @@ def judge(reply: Reply, body: bytes, *, messages_path: bool = False) -> None:
 
 
 def asks(body: bytes) -> bool:
-    """Some reader would take the body for a request."""
+    """Return whether a lenient parser would read the body as a request."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
@@ -94,7 +94,7 @@ def test_any_request_gets_a_protocol_response(
     world.check()
 
 
-@given(body=encoded(messages), extra=headers)
+@given(body=encoded_messages(messages), extra=headers)
 @settings(max_examples=examples(13))
 def test_any_session_message_gets_a_response(world: World, body: bytes, extra: list[tuple[bytes, bytes]]) -> None:
     own = encode_headers({name: value for name, value in world.session.items() if name != "mcp-protocol-version"})

@@ -15,8 +15,8 @@ made: dict[str, Target] = {}
 
 
 @st.composite
-def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A good one with a few bytes cut out, put in or repeated; or any bytes."""
+def damaged_seeds(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """Draw a seed with a few bytes removed, inserted, or repeated, or arbitrary bytes."""
     data = draw(st.sampled_from(seeds)) if seeds else b""
     for _ in range(draw(st.integers(0, 3)) if seeds else 1):
         start = draw(st.integers(0, len(data)))
@@ -32,7 +32,7 @@ def test_parsers_accept_or_refuse_arbitrary_bytes(name: str) -> None:
     inputs = 0
 
     @settings(max_examples=EXAMPLES)
-    @given(damaged(SEEDS.get(name, [])) | st.binary(max_size=200))
+    @given(damaged_seeds(SEEDS.get(name, [])) | st.binary(max_size=200))
     def run(data: bytes) -> None:
         nonlocal inputs
         inputs += 1

@@ -17,7 +17,7 @@ from millstream._transports.streamable.exchange import StreamableEndpoint
 from millstream._transports.streamable.post import Streamable
 from millstream._transports.streamable.sessions import HttpSessions
 from patience import WAIT
-from properties.messages import TOOLS, calls, encoded, mostly
+from properties.messages import TOOLS, calls, encoded_messages, mostly
 from property_settings import examples
 from wire import LATEST_HANDSHAKE, META, PER_REQUEST, POST, encode_headers, per_request, request, routing
 
@@ -27,7 +27,7 @@ RANDOM = re.compile(rb'"requestState":"[^"]*"|[0-9a-f]{16}|"q1-[0-9a-f]{8}"')
 
 
 class Ways:
-    """Both ways of one running server."""
+    """The fast path and the exact path of one running server."""
 
     def __init__(self, runner: asyncio.Runner, streamable: Streamable, session: str) -> None:
         self._runner = runner
@@ -35,7 +35,7 @@ class Ways:
         self.session = {"mcp-session-id": session, "mcp-protocol-version": LATEST_HANDSHAKE}
 
     def compare(self, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Ask by both ways."""
+        """Send a request on both paths and compare the replies."""
         short = self._runner.run(self._ask(self._streamable.post, fields, body))
         exact = self._runner.run(self._ask(partial(serve_exactly, self._streamable._endpoint), fields, body))
         assert short == exact
@@ -62,7 +62,7 @@ class Ways:
 
 @pytest.fixture(scope="module")
 def ways() -> Iterator[Ways]:
-    """One server for the file."""
+    """One server for this file."""
     server = make_shop()
     with asyncio.Runner() as runner:
         runtime = runner.run(server.start(supervised=True))
@@ -78,7 +78,7 @@ def ways() -> Iterator[Ways]:
 
 
 def headers_for(message: dict[str, Any], **changes: str) -> list[tuple[bytes, bytes]]:
-    """The headers that fit a call, with changes."""
+    """Return the headers for a call, with changes."""
     name = message["params"].get("name") if isinstance(message.get("params"), dict) else None
     return encode_headers(
         {**routing("tools/call", name if isinstance(name, str) and name in TOOLS else "add"), **changes}
@@ -90,12 +90,12 @@ META_OF = CALL["params"]["_meta"]
 
 
 def with_meta(**changes: Any) -> bytes:
-    """A call whose envelope has more."""
+    """Return a call with additional members in its envelope."""
     return json.dumps(per_request("tools/call", {**ADD, "_meta": {**META_OF, **changes}})).encode()
 
 
 @given(
-    body=encoded(calls()),
+    body=encoded_messages(calls()),
     changes=st.dictionaries(
         st.sampled_from(["accept", "content-type", "mcp-name", "mcp-method", "x"]),
         st.sampled_from(["add", "text/event-stream", "application/json", "*/*", "tools/call", ""]),
@@ -147,7 +147,7 @@ def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes,
 
 
 @given(
-    body=encoded(calls()),
+    body=encoded_messages(calls()),
     sessionless=st.booleans(),
     version=mostly(st.just(LATEST_HANDSHAKE), st.sampled_from(["2025-03-26", PER_REQUEST, "x", ""])),
 )

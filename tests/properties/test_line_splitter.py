@@ -12,7 +12,7 @@ streams = st.lists(
 
 
 def lines_of(pieces: list[bytes]) -> list[bytes | None]:
-    """What a splitter gives for pieces, in order."""
+    """Return the lines that a splitter returns for the pieces."""
     splitter = LineSplitter(LIMIT)
     return [line for piece in pieces for line in splitter.feed(piece)]
 

@@ -26,7 +26,7 @@ class Event(NamedTuple):
 
 
 def events_of(stream: bytes) -> list[Event]:
-    """The whole events that have an id."""
+    """Return the complete events with an id."""
     events: list[Event] = []
     for block in stream.decode().split("\n\n")[:-1]:
         values = dict(
@@ -40,12 +40,12 @@ def events_of(stream: bytes) -> list[Event]:
 
 
 def make_server() -> Server:
-    """A tool that reports its steps."""
+    """Return a server with a tool that reports its steps."""
     mcp = Server("counter", settings=Settings(key="a secret of the tests that is long enough"))
 
     @mcp.tool
     async def count(steps: int, turns: int, ctx: Context) -> int:
-        """Report every step, with some turns of the loop in between."""
+        """Report every step, with some iterations of the event loop in between."""
         for step in range(steps):
             await ctx.progress(step + 1)
             for _ in range(turns):
@@ -56,7 +56,7 @@ def make_server() -> Server:
 
 
 async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cuts: list[int]) -> list[Event]:
-    """Call; leave after so many events; resume; leave again; at last stay to the end."""
+    """Call a tool, disconnect and resume after given numbers of events, and read to the end."""
     body = json.dumps(request("tools/call", {
         "name": "count", "arguments": {"steps": steps, "turns": turns}, "_meta": {"progressToken": "t"},
     })).encode()  # fmt: skip

@@ -15,8 +15,8 @@ nonces = st.binary(min_size=12, max_size=12)
 NOW = 1_800_000_000
 
 
-def changed(token: str, place: int, bit: int) -> str:
-    """The token with one bit of one character changed."""
+def flip_bit(token: str, place: int, bit: int) -> str:
+    """Return the token with one changed bit."""
     place %= len(token)
     return token[:place] + ALPHABET[ALPHABET.index(token[place]) ^ 1 << bit] + token[place + 1 :]
 
@@ -25,7 +25,7 @@ def changed(token: str, place: int, bit: int) -> str:
 def test_tokens_with_a_changed_bit_do_not_open(plain: bytes, nonce: bytes, bound: bytes, place: int, bit: int) -> None:
     token = RING.seal(b"kind", plain, nonce, bound)
     assert RING.open(b"kind", token, bound) == plain
-    assert RING.open(b"kind", changed(token, place, bit), bound) is None
+    assert RING.open(b"kind", flip_bit(token, place, bit), bound) is None
 
 
 @given(
@@ -63,7 +63,7 @@ def test_session_ids_decode_until_they_expire(
     text = encode(token, RING, nonce)
     read = decode(text, RING, NOW + 60 + late)
     assert (read is not None) == (late < 0)
-    assert decode(changed(text, place, bit), RING, NOW) is None
+    assert decode(flip_bit(text, place, bit), RING, NOW) is None
     assert decode(text, OTHER, NOW) is None
     if read is not None:
         assert (read.id, read.principal_hash) == (token.id, token.principal_hash)

@@ -17,7 +17,7 @@ REVISIONS = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"]
 
 
 class SessionLife(RuleBasedStateMachine):
-    """Sessions over plain ASGI, in a loop that runs only inside a step."""
+    """Sessions over plain ASGI, in an event loop that runs only during a step."""
 
     sessions = Bundle("sessions")
     waiting = Bundle("waiting")
@@ -44,39 +44,39 @@ class SessionLife(RuleBasedStateMachine):
         return "never"
 
     def post(self, headers: dict[str, str], message: dict[str, Any]) -> Reply:
-        """One message of a session."""
+        """Send a message of a session."""
         reply: Reply = self.runner.run(self.wire.post(message, headers))
         return reply
 
     def expect(self, headers: dict[str, str], reply: Reply, status: int = 200) -> bool:
-        """404 where the session has ended, else `status`; whether it lives."""
+        """Check for 404 if the session has ended, else for `status`. Return whether it's live."""
         gone = headers["mcp-session-id"] in self.ended
         assert reply.status == (404 if gone else status), reply
         return not gone
 
     @rule(target=sessions, revision=st.sampled_from(REVISIONS))
     def initialize(self, revision: str) -> dict[str, str]:
-        """A session, which is served at its own revision."""
+        """Create a session."""
         headers: dict[str, str] = self.runner.run(self.wire.initialize(revision))
         return headers
 
     @rule(headers=sessions)
     def initialize_again(self, headers: dict[str, str]) -> None:
-        """400: this session is initialized already, or unknown."""
+        """Expect 400, because the session is already initialized, or unknown."""
         reply = self.post(headers, request("initialize", {"protocolVersion": "2025-11-25"}))
         assert reply.status in (400, 404)
         assert b"mcp-session-id" not in reply.headers
 
     @rule(headers=sessions)
     def ping(self, headers: dict[str, str]) -> None:
-        """An empty result."""
+        """Expect an empty result."""
         reply = self.post(headers, request("ping"))
         if self.expect(headers, reply):
             assert reply.message["result"] == {}
 
     @rule(headers=sessions, a=st.integers(-9, 9), b=st.integers(-9, 9))
     def call(self, headers: dict[str, str], a: int, b: int) -> None:
-        """The sum, with structured content where the revision has it."""
+        """Expect the sum, with structured content if the revision has it."""
         reply = self.post(headers, request("tools/call", {"name": "add", "arguments": {"a": a, "b": b}}))
         if self.expect(headers, reply):
             result = reply.message["result"]
@@ -85,7 +85,7 @@ class SessionLife(RuleBasedStateMachine):
 
     @rule(target=waiting, headers=sessions)
     def begin(self, headers: dict[str, str]) -> tuple[str, int]:
-        """A call that waits."""
+        """Start a call that waits."""
         self.next_id += 1
         number = self.next_id
         key = (headers["mcp-session-id"], number)
@@ -107,7 +107,7 @@ class SessionLife(RuleBasedStateMachine):
 
     @rule(headers=sessions, key=waiting)
     def begin_with_an_id_in_flight(self, headers: dict[str, str], key: tuple[str, int]) -> None:
-        """Refused in the same session while the first runs, and harmless to it; another session may use the id."""
+        """Expect an error in the same session. Another session can use the id."""
         if headers["mcp-session-id"] != key[0] or key not in self.running:
             return
         reply = self.post(headers, request("ping", id=key[1]))
@@ -116,7 +116,7 @@ class SessionLife(RuleBasedStateMachine):
 
     @rule(headers=sessions, key=waiting)
     def cancel(self, headers: dict[str, str], key: tuple[str, int]) -> None:
-        """Ends the call of this session and of no other; the cancelled one is not answered."""
+        """Cancel a call of this session. It gets no response, and other calls continue."""
         message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": key[1]}}
         own = headers["mcp-session-id"] == key[0]
         if self.expect(headers, self.post(headers, message), 202) and own and key in self.running:
@@ -124,7 +124,7 @@ class SessionLife(RuleBasedStateMachine):
 
     @rule(headers=consumes(sessions))
     def delete(self, headers: dict[str, str]) -> None:
-        """Ends the session and its calls, once."""
+        """End the session and its calls, once."""
         session = headers["mcp-session-id"]
         reply = self.runner.run(self.wire.ask("DELETE", "/mcp", headers))
         self.expect(headers, reply, 204)
@@ -135,17 +135,17 @@ class SessionLife(RuleBasedStateMachine):
 
     @rule(headers=sessions, level=st.sampled_from(["debug", "error"]))
     def set_level(self, headers: dict[str, str], level: str) -> None:
-        """A record is written, and the session is still its id."""
+        """Write a record, and check that the session keeps its id."""
         self.expect(headers, self.post(headers, request("logging/setLevel", {"level": level})))
 
     @rule(headers=sessions, method=st.sampled_from(["resources/subscribe", "resources/unsubscribe"]))
     def subscribe(self, headers: dict[str, str], method: str) -> None:
-        """To a resource, and away from it, in any order."""
+        """Subscribe to a resource or unsubscribe."""
         self.expect(headers, self.post(headers, request(method, {"uri": "shop://sign"})))
 
     @rule()
     def script(self) -> None:
-        """Somebody without a session disturbs nobody."""
+        """Send a request without a session."""
         assert self.post(POST, request("ping")).message["result"] == {}
 
     def _unanswered(self, task: asyncio.Task[Reply]) -> None:
@@ -158,12 +158,12 @@ class SessionLife(RuleBasedStateMachine):
 
     @invariant()
     def only_what_waits_is_running(self) -> None:
-        """No call is lost and none is left behind."""
+        """Check that no call is lost or left running."""
         assert len(self.wire.runtime.dispatcher.calls) == len(self.running)
         assert all(not task.done() for task in self.running.values())
 
     def teardown(self) -> None:
-        """End what still waits."""
+        """End the waiting calls."""
 
         async def end() -> None:
             for task in self.running.values():

@@ -76,7 +76,7 @@ STRUCTS: list[type[Struct]] = [
 
 
 def properties(definition: str) -> set[str]:
-    """Member names of a definition, in the newest revision that has it."""
+    """Return the member names of a definition, in the newest revision that has it."""
     name, _, inner = definition.partition(".")
     for revision in reversed(ALL):
         document = json.loads((SCHEMAS / f"{revision.date}.schema.json").read_text("utf-8"))

@@ -28,7 +28,7 @@ def tool(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties}
 
 
-def refused(raw: bytes) -> str:
+def decode_error(raw: bytes) -> str:
     with pytest.raises(ProtocolError) as caught:
         decode_value(raw, "mcp-param-x")
     assert (caught.value.code, caught.value.status) == (HEADER_MISMATCH, 400)
@@ -137,13 +137,13 @@ def test_whitespace_around_header_values_is_stripped() -> None:
 )
 def test_base64_is_decoded_strictly(payload: bytes) -> None:
     """Conformance §4.4: padding and alphabet; ``QR==`` is a second spelling of ``QQ==``, and ``/w==`` is not UTF-8."""
-    assert "Base64" in refused(b"=?base64?" + payload + b"?=")
+    assert "Base64" in decode_error(b"=?base64?" + payload + b"?=")
 
 
 @for_each("raw", [b"\xc3\xa4", b"a\x00", b"a\nb", b"\x7f", b"=?base64?\xff?="])
 def test_characters_outside_visible_ascii_are_refused(raw: bytes) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
-    assert "visible ASCII" in refused(raw)
+    assert "visible ASCII" in decode_error(raw)
 
 
 def test_mcp_name_is_decoded_like_parameter_headers() -> None:
@@ -168,7 +168,7 @@ def test_arbitrary_header_bytes_decode_or_mismatch(raw: bytes) -> None:
         try:
             value = decode_value(piece)
         except ProtocolError:
-            refused(piece)
+            decode_error(piece)
         else:
             assert decode_value(encode_value(value).encode()) == value
 

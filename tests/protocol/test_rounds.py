@@ -16,7 +16,7 @@ def code_of(token: str, bound: bytes = BOUND, now: int = 0) -> int:
     return raised.value.code
 
 
-def sealed(replay: Rounds) -> str:
+def seal_state(replay: Rounds) -> str:
     return replay.seal(RING, bound=BOUND, expires_at=10, nonce=NONCE, max_rounds=8)
 
 
@@ -25,13 +25,13 @@ def test_sealed_state_round_trips() -> None:
     replay = Rounds(None, {})
     replay.settle("q1", "mark", b"1")
     replay.pend("q2", "other")
-    state = open_state(sealed(replay), RING, BOUND, 10)
+    state = open_state(seal_state(replay), RING, BOUND, 10)
     assert (state.rounds, state.entries["q1"].value, state.open_marks) == (1, b"1", {"q2": "other"})
 
 
 def test_state_is_bound_to_its_call_and_time() -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
-    token = sealed(Rounds(None, {}))
+    token = seal_state(Rounds(None, {}))
     assert code_of(token, now=11) == INVALID_PARAMS
     assert code_of(token + "x") == INVALID_PARAMS
     for other in ((b"q", "tools/call", "t"), (b"p", "prompts/get", "t"), (b"p", "tools/call", "u")):
@@ -76,7 +76,7 @@ def test_questions_without_a_key_are_numbered_and_marked() -> None:
 
 def test_rounds_are_limited() -> None:
     with pytest.raises(ProtocolError):
-        sealed(Rounds(RoundState(10, 8, {}, {}), {}))
+        seal_state(Rounds(RoundState(10, 8, {}, {}), {}))
 
 
 def test_open_questions_stop_the_function() -> None:

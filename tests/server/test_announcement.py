@@ -9,7 +9,7 @@ from wire import POST, per_request, routing, run_wire
 
 
 def announcement(server: Server) -> ServerDescription:
-    """That of a server which does not run."""
+    """Return the announcement of a server that isn't running."""
     return ServerDescription(server.registry, server.definition.describe(), "Be kind.", discover_ttl_ms=5)
 
 

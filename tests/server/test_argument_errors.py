@@ -16,17 +16,17 @@ from strategies import json_values, texts
 OPEN: Schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
-def explained(schema: Schema, value: Any) -> str:
+def explain_problems(schema: Schema, value: Any) -> str:
     return explain(list(find_problems(schema, value)), schema)
 
 
 def test_long_lists_of_names_are_cut() -> None:
     names = {f"n{index}": {"type": "string"} for index in range(MAX_LISTED + 5)}
-    text = explained({"type": "object", "properties": names, "required": list(names)}, {})
+    text = explain_problems({"type": "object", "properties": names, "required": list(names)}, {})
     assert text.startswith("missing 'n0', ")
     assert " and 5 more. Expected: {" in text
     assert text.endswith(", …}")
-    assert len(explained({"type": "object", "additionalProperties": False}, {"x" * 5000: 1})) < 300
+    assert len(explain_problems({"type": "object", "additionalProperties": False}, {"x" * 5000: 1})) < 300
 
 
 @for_each(
@@ -44,7 +44,7 @@ def test_long_lists_of_names_are_cut() -> None:
     ],
 )
 def test_error_names_the_expected_type_of_each_argument(schema: Schema, expected: str) -> None:
-    assert explained({"type": "object", **schema}, "x") == (
+    assert explain_problems({"type": "object", **schema}, "x") == (
         f'the arguments must be an object, got the string "x". Expected: {expected}'
     )
 

@@ -19,10 +19,10 @@ def test_malformed_event_ids_are_rejected(offset: str) -> None:
 
 
 class Silent:
-    """The line of a call that says nothing."""
+    """The reply channel of a call that sends nothing."""
 
     def leave(self) -> None:
-        """Nobody takes it over."""
+        """Ignore abandoned calls."""
 
 
 async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:

@@ -40,7 +40,7 @@ class Two(msgspec.Struct, tag="two"):
 
 
 def tool_with(annotation: Any) -> Any:
-    """A tool whose parameter `x` and result have a type."""
+    """Return a tool whose parameter `x` and result have a type."""
 
     def tool(x: Any) -> Any:
         return x

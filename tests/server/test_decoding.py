@@ -93,7 +93,7 @@ PARAMETERS: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[Plan, dict[str, Any]]:
-    """A function of up to four parameters, and arguments that nearly fit it."""
+    """Draw a function of up to four parameters, and arguments that nearly match."""
     chosen = draw(st.lists(st.sampled_from(PARAMETERS), max_size=4))
     names = [f"p{index}" for index in range(len(chosen))]
 
@@ -113,7 +113,7 @@ def calls(draw: st.DrawFn) -> tuple[Plan, dict[str, Any]]:
     return plan(function), arguments
 
 
-def recovered(made: Plan, raw: bytes) -> bool:
+def is_readable(made: Plan, raw: bytes) -> bool:
     try:
         read_arguments(made, raw)
     except ArgumentError:
@@ -132,7 +132,7 @@ def test_the_schema_accepts_exactly_what_the_decoder_accepts(call: tuple[Plan, d
         made.decode(raw)
         accepted = True
     except msgspec.ValidationError as error:
-        accepted = recovered(made, raw)
+        accepted = is_readable(made, raw)
         text = argument_error(error, made, raw)
     assert accepted == Draft202012Validator(made.input_schema).is_valid(arguments)
     assert text.startswith("Invalid arguments for tool 'function': ")

@@ -15,7 +15,7 @@ from patience import WAIT
 
 
 class Shop:
-    """What a dependency opens: notes what happens to it."""
+    """The class behind the dependencies. It records their lifetime."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -241,7 +241,7 @@ async def test_dependencies_work_outside_of_tools(shop: Shop) -> None:
 
 @dataclass
 class Copies:
-    """What a person is asked."""
+    """The form of a question."""
 
     copies: int
 

@@ -15,7 +15,7 @@ from patience import WAIT
 
 
 def shop() -> Server:
-    """A server made with the names of other packages."""
+    """Return a server made with the names of other packages."""
     mcp = Server("shop")
 
     async def order(copies: int, ctx: Context) -> int:

@@ -27,22 +27,22 @@ TABLE: list[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "fifty_mist
 ]
 
 
-def staged(*stages: str) -> Any:
+def at_stages(*stages: str) -> Any:
     chosen = [each for each in TABLE if each["stage"] in stages]
     return pytest.mark.parametrize("mistake", chosen, ids=lambda each: each["what"])
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory; import paths and modules are as before afterwards."""
+    """An empty current directory. Import paths and modules are restored afterward."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", sys.modules.copy())
     return tmp_path
 
 
-def written(folder: Path, mistake: dict[str, Any]) -> int:
-    """Write the file; gives the line of the mistake, or 0."""
+def write_mistake(folder: Path, mistake: dict[str, Any]) -> int:
+    """Write the file, and return the line of the mistake, or 0."""
     text = PREAMBLE + mistake["code"].lstrip("\n")
     (folder / "shop.py").write_text(text)
     return next((number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# here")), 0)
@@ -55,8 +55,8 @@ def check(text: str, line: int, mistake: dict[str, Any]) -> None:
         assert f'shop.py", line {line}' in text
 
 
-def told(error: CommandError, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the terminal shows of an error."""
+def terminal_output(error: CommandError, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the terminal output for an error."""
     report(error)
     return capsys.readouterr().err
 
@@ -65,19 +65,19 @@ def test_there_are_a_hundred_mistakes() -> None:
     assert len({each["what"] for each in TABLE}) == len(TABLE) >= 100
 
 
-@staged("load")
+@at_stages("load")
 def test_mistakes_stop_the_command_that_loads_the_file(
     folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = written(folder, mistake)
+    line = write_mistake(folder, mistake)
     with pytest.raises(CommandError) as caught:
         load("shop.py")
-    check(told(caught.value, capsys), line, mistake)
+    check(terminal_output(caught.value, capsys), line, mistake)
 
 
-@staged("warn")
+@at_stages("warn")
 def test_harmless_mistakes_warn_with_their_line(folder: Path, mistake: dict[str, Any]) -> None:
-    line = written(folder, mistake)
+    line = write_mistake(folder, mistake)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load("shop.py")
@@ -85,22 +85,22 @@ def test_harmless_mistakes_warn_with_their_line(folder: Path, mistake: dict[str,
     assert mistake["says"] in str(caught[0].message)
 
 
-@staged("start")
+@at_stages("start")
 async def test_mistakes_stop_the_server_from_starting(
     folder: Path, mistake: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = written(folder, mistake)
+    line = write_mistake(folder, mistake)
     mcp = load("shop.py")
     with pytest.raises(CommandError) as caught, convert_start_errors(mcp.name):
         await mcp.start()
-    check(told(caught.value, capsys), line, mistake)
+    check(terminal_output(caught.value, capsys), line, mistake)
 
 
-@staged("call", "answer")
+@at_stages("call", "answer")
 async def test_mistakes_in_a_call_are_reported(
     folder: Path, mistake: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    line = written(folder, mistake)
+    line = write_mistake(folder, mistake)
     mcp = load("shop.py")
     async with connect(mcp) as client:
         answer = ""
@@ -126,9 +126,9 @@ COMMAND = [
 
 
 @pytest.mark.server
-@staged("command")
+@at_stages("command")
 def test_mistakes_end_the_command(folder: Path, mistake: dict[str, Any]) -> None:
-    line = written(folder, mistake)
+    line = write_mistake(folder, mistake)
     with socket.create_server(("127.0.0.1", 0)) as other:
         args = [each.format(taken=other.getsockname()[1]) for each in mistake["args"]]
         environment = {**os.environ, "NO_COLOR": "1", **mistake.get("environment", {})}
@@ -141,10 +141,10 @@ def test_mistakes_end_the_command(folder: Path, mistake: dict[str, Any]) -> None
 
 
 @pytest.mark.server
-@staged("stdio")
+@at_stages("stdio")
 async def test_output_of_tools_does_not_break_stdio(folder: Path, mistake: dict[str, Any]) -> None:
     """MCP 2025-11-25, transports."""
-    written(folder, mistake)
+    write_mistake(folder, mistake)
     errors = folder / "errors.txt"
     (folder / "main.py").write_text("from shop import mcp\nmcp.run('stdio')\n")
     script = f"exec {sys.executable} main.py 2>{errors}"

@@ -14,7 +14,7 @@ from patience import WAIT
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder, with things beside it and links that lead out."""
+    """A folder, with files beside it and links that lead outside."""
     place = tmp_path / "docs"
     (place / "guide").mkdir(parents=True)
     (place / ".git").mkdir()

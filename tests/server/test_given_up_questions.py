@@ -38,8 +38,8 @@ async def test_call_cancelled_twice_withdraws_its_question() -> None:
     assert len(questions) == 0
 
 
-class Asked:
-    """A question that is asked, over a line that can be held up."""
+class OpenQuestion:
+    """A question on a reply channel that can be blocked."""
 
     def __init__(self, timeout: float = 60) -> None:
         workers: Any = SimpleNamespace(me="0123456789ab")
@@ -54,18 +54,18 @@ class Asked:
         )
 
     async def send(self, message: bytes) -> None:
-        """Take a message to the client, which is counted before it has arrived."""
+        """Count a message to the client, then deliver it."""
         self.sent.append(json.loads(message))
         self.when_sent()
         await self.goes.wait()
 
     def answer(self) -> bool:
-        """The client's answer; whether it was taken."""
+        """Send the client's answer, and return whether it was accepted."""
         answer = {"jsonrpc": "2.0", "id": self.sent[0]["id"], "result": {"action": "accept"}}
         return self.questions.answer(read(json.dumps(answer).encode()), "s")
 
     async def settle(self) -> list[str]:
-        """Let everything go on to its end; what the client was told after the question."""
+        """Finish all work, and return the messages to the client after the question."""
         self.goes.set()
         await turns()
         assert not self.ids
@@ -74,13 +74,13 @@ class Asked:
 
 
 async def turns() -> None:
-    """Let the loop do all there is to do."""
+    """Let the event loop finish its pending work."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 async def test_answer_that_arrives_with_the_deadline_counts() -> None:
-    one, taken = Asked(timeout=0), list[bool]()
+    one, taken = OpenQuestion(timeout=0), list[bool]()
     one.when_sent = lambda: asyncio.get_running_loop().call_soon(lambda: taken.append(one.answer()))
     assert json.loads(await one.task) == {"action": "accept"}
     assert taken == [True]
@@ -90,7 +90,7 @@ async def test_answer_that_arrives_with_the_deadline_counts() -> None:
 @for_each("telling", [True, False], ids=["while it is told", "before it is told"])
 @for_each("way", ["cancelled", "late"])
 async def test_question_is_withdrawn_once_when_its_call_ends(telling: bool, way: str) -> None:
-    one = Asked(timeout=0 if way == "late" else 60)
+    one = OpenQuestion(timeout=0 if way == "late" else 60)
     await asyncio.sleep(0)
     one.goes.clear()
     if way == "cancelled":
@@ -107,7 +107,7 @@ async def test_question_is_withdrawn_once_when_its_call_ends(telling: bool, way:
 
 
 async def test_unsent_question_is_withdrawn_once_when_the_server_stops() -> None:
-    one = Asked()
+    one = OpenQuestion()
     one.goes.clear()
     await turns()
     one.task.cancel()
@@ -121,7 +121,7 @@ async def test_unsent_question_is_withdrawn_once_when_the_server_stops() -> None
 async def test_failed_unsent_question_leaves_no_log_line(way: str) -> None:
     logged: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
-    one = Asked()
+    one = OpenQuestion()
     one.goes.clear()
     await turns()
     questions = one.questions

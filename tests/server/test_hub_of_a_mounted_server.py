@@ -27,8 +27,8 @@ def client(app: Any) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url=HOST)
 
 
-async def said(server: Server, channel: str) -> list[bytes]:
-    """What a channel was told."""
+async def events_of(server: Server, channel: str) -> list[bytes]:
+    """Return the events of a channel."""
     return [event.data or b"" for event in await server.hub.history(channel)]
 
 
@@ -42,7 +42,7 @@ async def test_host_application_can_publish_before_the_first_request() -> None:
     app.mount("/", server)
     async with client(app) as http:
         assert (await http.post("/sell")).json() == 0
-    assert await said(server, "sales") == [b"one"]
+    assert await events_of(server, "sales") == [b"one"]
     await server.stop()
 
 
@@ -57,7 +57,7 @@ async def test_mounted_server_joins_the_lifespan_of_its_host() -> None:
             yield "value"
         finally:
             await server.hub.publish("life", "last")
-            steps.extend(part.decode() for part in await said(server, "life"))
+            steps.extend(part.decode() for part in await events_of(server, "life"))
 
     server = shop(lifespan=opened)
 
@@ -150,7 +150,7 @@ async def test_errors_are_shown_once_for_several_servers(
     async with Server("shop", serve="all").running(), Server("store", serve="all").running():
         logging.getLogger("theirs").error("the shelf fell down")
         assert capsys.readouterr().err.count("the shelf fell down") == 1
-    first, second = Heard(), Heard()
+    first, second = LogCollector(), LogCollector()
     stop_first, stop_second = capture_logs(first), capture_logs(second)
     stop_first()
     logging.getLogger("theirs").error("the other shelf fell down")
@@ -159,8 +159,8 @@ async def test_errors_are_shown_once_for_several_servers(
     assert (first.heard, second.heard) == ([], ["the other shelf fell down"])
 
 
-class Heard(logging.Handler):
-    """What reached it."""
+class LogCollector(logging.Handler):
+    """A handler that collects log messages."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from wire import PER_REQUEST, POST, per_request, request, routing, run_wire
 
 
 def make_server() -> Server:
-    """A tool that tells the `_meta` of its request, and one that reads resources."""
+    """Return a server with a tool that returns the `_meta` of its request, and one that reads resources."""
     mcp = Server("inside")
 
     @mcp.tool

@@ -19,7 +19,7 @@ class Model(pydantic.BaseModel):
 
 
 def register(mcp: Server, **options: Any) -> None:
-    """A tool with one parameter of each kind."""
+    """Register a tool with one parameter of each kind."""
 
     @mcp.tool(**options)
     def order(  # noqa: PLR0917  one of each kind

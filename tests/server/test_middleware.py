@@ -15,7 +15,7 @@ from wire import POST, ask_asgi, encode_headers, per_request, request, routing
 
 
 class Notes(Middleware):
-    """Notes what passes, in order."""
+    """Middleware that records requests in order."""
 
     def __init__(self, notes: list[str], name: str = "") -> None:
         self.notes = notes
@@ -49,7 +49,7 @@ class Notes(Middleware):
 
 
 def shop(*middleware: object, name: str = "shop") -> Server:
-    """A server with one of each kind."""
+    """Return a server with one item of each kind."""
     mcp = Server(name, middleware=middleware)
 
     @mcp.tool

@@ -30,13 +30,13 @@ def test_servers_cannot_be_mounted_on_themselves_or_their_children() -> None:
 
 
 class Places:
-    """Servers whose lifespans note when they open and close, and whose tools, prompts and resources tell theirs."""
+    """Servers whose lifespans record when they open and close, and whose items return the lifespan's value."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
 
     def place(self, name: str, *, lifespan: bool = True) -> Server:
-        """A server with one function of every kind."""
+        """Return a server with one function of every kind."""
         mcp = server(name, lifespan=self.opened if lifespan else None)
 
         @mcp.tool
@@ -59,7 +59,7 @@ class Places:
 
     @asynccontextmanager
     async def opened(self, mcp: Server) -> AsyncGenerator[str, None]:
-        """The lifespan; its value is the name of the server that it was given."""
+        """A lifespan that yields the name of its server."""
         if mcp.name == "broken":
             raise OSError("no database")
         self.seen.append(f"+{mcp.name}")
@@ -163,7 +163,7 @@ async def test_completers_registered_before_their_prompt_are_mounted() -> None:
 
 
 def long_server(length: int, count: int = 1) -> Server:
-    """With tools whose names have a length."""
+    """Return a server whose tools have names of a given length."""
     part = server("part")
     for each in range(count):
         part.tool(name=f"{each}".rjust(length, "a"))(buy)

@@ -15,7 +15,7 @@ from millstream.testing import Failure, connect
 
 
 class Toy:
-    """A shop's till: counts what it sells, and closes when it's told to."""
+    """A part that counts sales, and rejects calls while it's shut."""
 
     name = "till"
     needs: Collection[str] = ("metrics",)
@@ -39,26 +39,26 @@ class Toy:
         host.check_ready(lambda: "the till is shut" if self.shut else "")
 
     async def close(self) -> None:
-        """The server stops."""
+        """Record that the server stops."""
         self.closed = True
 
     async def sell(self, call: Call) -> dict[str, Any]:
-        """Answer the method."""
+        """Handle the method."""
         self.sold += 1
         return {"sold": self.sold}
 
     async def show(self, request: HttpRequest) -> Response:
-        """Answer the path."""
+        """Handle the path."""
         return Response(b"%d" % self.sold, 200, b"content-type: text/plain\r\n")
 
     def check(self, call: Call) -> None:
-        """Let no call pass while the till is shut."""
+        """Reject calls while the till is shut."""
         if self.shut:
             raise ProtocolError(INVALID_REQUEST, "The till is shut")
 
 
 class Empty:
-    """A part that notes when it opens and closes."""
+    """A part that records when it opens and closes."""
 
     def __init__(self, name: str, events: list[str], needs: Collection[str] = ()) -> None:
         self.name = name

@@ -95,7 +95,7 @@ COMPLETED = {"prompt": "review", "template": "book://{isbn}"}
 
 
 def serve_completed(mcp: Server) -> None:
-    """A prompt and a template with arguments to complete."""
+    """Return a server with a prompt and a template whose arguments can be completed."""
 
     @mcp.prompt
     def review(isbn: str, tone: str = "dry") -> str:

@@ -33,7 +33,7 @@ class Address:
 
 @dataclass
 class Counted:
-    """Reading it back has an effect that a result must not have."""
+    """A value with a side effect when it's decoded again, which encoding a result must not cause."""
 
     made = 0
     value: int
@@ -51,7 +51,7 @@ class Model(pydantic.BaseModel):
 
 
 def output_of(annotation: Any) -> Any:
-    """What a tool with this return type promises."""
+    """Return the output of a tool with this return type."""
 
     def tool() -> Any: ...
 

@@ -42,7 +42,7 @@ async def test_run_async_applies_the_guard_and_returns_on_stop(tmp_path: Path) -
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
             assert (await client.call("add", a=2, b=3, into=int)) == 5
         twice = b"GET /mcp HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"
-        assert (await asked(port, twice)).startswith(b"HTTP/1.1 400")
+        assert (await first_line(port, twice)).startswith(b"HTTP/1.1 400")
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT) == 0
     said = log.read_text("utf-8")
@@ -82,7 +82,7 @@ async def test_run_async_refuses_unknown_transports_and_options() -> None:
 
 
 async def listens(port: int) -> bool:
-    """Whether somebody accepts connections there."""
+    """Return whether a server accepts connections on a port."""
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except OSError:
@@ -91,8 +91,8 @@ async def listens(port: int) -> bool:
     return True
 
 
-async def asked(port: int, request: bytes) -> bytes:
-    """The first line of what a server answers."""
+async def first_line(port: int, request: bytes) -> bytes:
+    """Send a request, and return the first line of the reply."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     try:

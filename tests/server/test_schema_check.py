@@ -44,7 +44,7 @@ BRANCHING: Schema = {
 
 
 def reasons(schema: Schema, value: Any) -> str:
-    """What is wrong with a value that must not fit."""
+    """Return the problems of an invalid value."""
     check = SchemaCheck(schema, whole="the arguments")
     assert not check.fits(value)
     return check.reasons(value, len(msgspec.json.encode(value)))

@@ -12,7 +12,7 @@ OLD, NEW = "2025-11-25", "2026-07-28"
 
 
 def make_server() -> Server:
-    """Tools that keep, give, forget and count."""
+    """Return a server with tools that set, get, delete, and count values."""
     mcp = Server("keeps")
 
     @mcp.tool
@@ -52,7 +52,7 @@ def make_server() -> Server:
 
 
 async def value(client: Client, key: str) -> Any:
-    """What the server has kept under a name."""
+    """Return the stored value of a name."""
     return (await client.call("give", key=key)).data["value"]
 
 

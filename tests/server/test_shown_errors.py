@@ -10,7 +10,7 @@ HERE = Path(__file__).name
 
 
 def shop(*, show_errors: bool) -> Server:
-    """A server whose functions fail on lines of this file, on their own and inside libraries."""
+    """Return a server whose functions fail on lines of this file, directly and inside libraries."""
     mcp = Server("shop", settings=Settings(show_errors=show_errors))
 
     def price(copies: int) -> float:

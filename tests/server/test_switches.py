@@ -15,12 +15,12 @@ ALICE, BOB = "key-of-alice-0123456789", "key-of-bob-0123456789"
 
 
 def staff(principal: Principal | None) -> bool:
-    """Whether somebody works here."""
+    """Return whether a user works here."""
     return principal is not None and principal.subject == "alice"
 
 
 def shop(**options: Any) -> Server:
-    """A server with items that are hidden in both ways."""
+    """Return a server with disabled items and items that only some callers see."""
     mcp = Server("shop", serve="rest", settings=Settings(page_size=2), **options)
 
     @mcp.tool(tags=["stock"])
@@ -55,7 +55,7 @@ def shop(**options: Any) -> Server:
 
 
 async def names(client: TestClient, method: str = "tools/list") -> list[str]:
-    """All pages of a list."""
+    """Return the names on all pages of a list."""
     found: list[str] = []
     page = await client.request(method)
     while True:
@@ -114,7 +114,7 @@ async def test_hidden_items_look_like_missing_ones(revision: str, why: str) -> N
 
 
 async def over_http(mcp: Server, key: str, method: str, **params: Any) -> Any:
-    """The result of a request of 2026-07-28, or its error."""
+    """Return the result of a 2026-07-28 request, or its error."""
     head = {**POST, **routing(method, params.get("name", ""))} | {"authorization": f"Bearer {key}"}
     body = json.dumps(per_request(method, params, sampling={})).encode()
     reply = await ask(mcp, "POST", "/mcp", body, **{name.replace("-", "_"): value for name, value in head.items()})

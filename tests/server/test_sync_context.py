@@ -22,7 +22,7 @@ async def test_side_effects_run_in_the_thread_of_their_call() -> None:
 
     @mcp.tool
     def pay(ctx: SyncContext) -> str:
-        """Two calls fill the pool, and neither effect ends before both have begun."""
+        """Wait until two calls fill the pool, so both effects overlap."""
 
         def effect() -> str:
             together.wait()

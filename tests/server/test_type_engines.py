@@ -78,8 +78,8 @@ def tool_with(annotation: Any, returns: Any = None) -> Plan:
     return plan(tool)
 
 
-def sent(annotation: Any, value: Any) -> Any:
-    """What a client gets of a result."""
+def sent_value(annotation: Any, value: Any) -> Any:
+    """Return a result as a client receives it."""
     output: Any = tool_with(int, annotation).output
     found = json.loads(b"{%b}" % encode_result(value, output))["structuredContent"]
     Draft202012Validator(output.schema).validate(found)
@@ -134,26 +134,26 @@ def test_both_engines_read_plain_types_the_same_way() -> None:
 
 def test_models_are_serialized_by_pydantic() -> None:
     first = {"no": 1, "price": 1.0, "label": "#1"}
-    assert sent(Item, Item(number=1)) == first
-    assert sent(list[Item], [Item(number=1)]) == [first]
-    assert sent(Order, Order(items=[Item(number=1)], by={"a": Item(number=1)})) == {
+    assert sent_value(Item, Item(number=1)) == first
+    assert sent_value(list[Item], [Item(number=1)]) == [first]
+    assert sent_value(Order, Order(items=[Item(number=1)], by={"a": Item(number=1)})) == {
         "items": [first], "by": {"a": first}, "at": None
     }  # fmt: skip
-    assert sent(dict[str, Item | None], {"a": None, "b": Item(number=1)}) == {"a": None, "b": first}
+    assert sent_value(dict[str, Item | None], {"a": None, "b": Item(number=1)}) == {"a": None, "b": first}
 
 
 def test_builtins_returned_for_a_model_are_serialized_as_the_model() -> None:
-    assert sent(Item, {"number": 1, "price": Decimal("1.5")}) == {"no": 1, "price": 1.5, "label": "#1"}
+    assert sent_value(Item, {"number": 1, "price": Decimal("1.5")}) == {"no": 1, "price": 1.5, "label": "#1"}
     for wrong, place in (({"number": 0}, "number"), ({}, "number"), ("text", "")):
         with pytest.raises(LocalError, match=f"doesn't match the output schema: {place}"):
-            sent(Item, wrong)
+            sent_value(Item, wrong)
     with pytest.raises(LocalError, match=r"\[0\].number"):
-        sent(list[Item], [{"number": 0}])
+        sent_value(list[Item], [{"number": 0}])
 
 
 def test_models_cannot_contain_nan_or_infinity() -> None:
     with pytest.raises(LocalError, match="can't be represented in JSON"):
-        sent(Item, Item(number=1, price=float("nan")))
+        sent_value(Item, Item(number=1, price=float("nan")))
 
 
 def test_schemas_contain_only_explicit_titles() -> None:

@@ -321,7 +321,7 @@ def test_unions_list_their_members_in_both_schemas() -> None:
 
 
 class Opaque:
-    """A class that nobody knows."""
+    """A class that no engine supports."""
 
 
 PROGRAM = """

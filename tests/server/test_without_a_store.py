@@ -13,7 +13,7 @@ FAILURES = [(StoreUnavailable("10.1.2.3 is away"), "Try again in a moment"), (St
 
 
 def shop() -> Server:
-    """A server whose functions publish."""
+    """Return a server whose functions publish."""
     server = Server("shop", serve="hub")
 
     @server.tool

@@ -387,7 +387,7 @@ STREAMS = st.sampled_from(["one", "two"])
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Readers that are cut anywhere and go on from any position that they were given lose and repeat nothing.
+    """Readers that stop anywhere and continue from any position lose and repeat nothing, except for reported gaps.
 
     What they cannot get they are told of by `Gap`, and a gap is only told when an entry is really gone.
     """
@@ -461,7 +461,7 @@ class LogMachine(RuleBasedStateMachine):
             assert len(got) >= min(3, len(entries) - self.kept_from[stream])
 
     async def read_on(self, stream: str, after: Position | None, limit: int) -> list[Entry]:
-        """Read in pieces to the end, as a connection that is cut after each piece would."""
+        """Read to the end in pages, like a connection that breaks after each page."""
         got: list[Entry] = []
         while piece := await self.store.log.read(stream, after, limit):
             assert len(piece) <= limit
@@ -663,20 +663,20 @@ async def test_close_ends_listening(store: Store) -> None:
 # Members, and the worker itself
 
 
-def told(data: bytes) -> CoAppend:
+def co_append(data: bytes) -> CoAppend:
     return CoAppend("hub:journal", data, TTL, 1000)
 
 
 async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
-    value, come = await store.members.join("chat", "ann", b"Ann", told(b"+ann"))
+    value, come = await store.members.join("chat", "ann", b"Ann", co_append(b"+ann"))
     assert value == b"Ann"
-    assert await store.members.join("chat", "ann", b"again", told(b"+ann")) == (b"Ann", None)
-    _, other = await store.members.join("chat", "bob", b"", told(b"+bob"))
-    assert (await store.members.join("den", "ann", b"Ann", told(b"+ann in the den")))[1] is not None
+    assert await store.members.join("chat", "ann", b"again", co_append(b"+ann")) == (b"Ann", None)
+    _, other = await store.members.join("chat", "bob", b"", co_append(b"+bob"))
+    assert (await store.members.join("den", "ann", b"Ann", co_append(b"+ann in the den")))[1] is not None
     assert sorted(await store.members.present("chat")) == [("ann", b"Ann"), ("bob", b"")]
-    gone = await store.members.leave("chat", "ann", told(b"-ann"))
-    assert await store.members.leave("chat", "ann", told(b"-ann")) is None
-    assert await store.members.leave("nowhere", "ann", told(b"-ann")) is None
+    gone = await store.members.leave("chat", "ann", co_append(b"-ann"))
+    assert await store.members.leave("chat", "ann", co_append(b"-ann")) is None
+    assert await store.members.leave("nowhere", "ann", co_append(b"-ann")) is None
     assert await store.members.present("chat") == [("bob", b"")]
     assert await store.members.present("den") == [("ann", b"Ann")]
     assert await store.members.present("nowhere") == []
@@ -687,32 +687,32 @@ async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
 
 async def test_members_can_rejoin_with_a_new_value(store: Store) -> None:
     for value in (b"one", b"two"):
-        assert (await store.members.join("chat", "ann", value, told(b"+")))[1] is not None
+        assert (await store.members.join("chat", "ann", value, co_append(b"+")))[1] is not None
         assert await store.members.present("chat") == [("ann", value)]
-        assert await store.members.leave("chat", "ann", told(b"-")) is not None
+        assert await store.members.leave("chat", "ann", co_append(b"-")) is not None
     assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-", b"+", b"-"]
 
 
 async def test_concurrent_joins_announce_once(store: Store) -> None:
-    joins = await asyncio.gather(*(store.members.join("chat", "ann", b"%d" % n, told(b"+")) for n in range(20)))
+    joins = await asyncio.gather(*(store.members.join("chat", "ann", b"%d" % n, co_append(b"+")) for n in range(20)))
     assert len([at for _, at in joins if at is not None]) == 1
     assert {value for value, _ in joins} == {value for _, value in await store.members.present("chat")}
-    leaves = await asyncio.gather(*(store.members.leave("chat", "ann", told(b"-")) for _ in range(20)))
+    leaves = await asyncio.gather(*(store.members.leave("chat", "ann", co_append(b"-")) for _ in range(20)))
     assert len([each for each in leaves if each is not None]) == 1
     assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-"]
 
 
 async def test_membership_entries_reach_followers(store: Store) -> None:
     heard = await TailReader(store, "hub:journal").ready()
-    await store.members.join("chat", "ann", b"", told(b"+"))
-    await store.members.leave("chat", "ann", told(b"-"))
+    await store.members.join("chat", "ann", b"", co_append(b"+"))
+    await store.members.leave("chat", "ann", co_append(b"-"))
     last = (await read_all(store, "hub:journal"))[-1]
     assert data_of(await heard.until(last)) == [b"+", b"-"]
     heard.stop()
 
 
 async def test_members_stay_while_their_worker_lives(store: Store) -> None:
-    await store.members.join("chat", "ann", b"", told(b"+"))
+    await store.members.join("chat", "ann", b"", co_append(b"+"))
     assert await store.members.remove_abandoned() == []
     assert await store.members.present("chat") == [("ann", b"")]
 
@@ -744,9 +744,9 @@ async def test_store_clock_is_wall_time(store: Store) -> None:
 
 
 async def test_appends_and_memberships_share_one_order(store: Store) -> None:
-    _, first = await store.members.join("chat", "ann", b"", told(b"+"))
+    _, first = await store.members.join("chat", "ann", b"", co_append(b"+"))
     (second,) = await append(store, "hub:journal", b"said")
-    third = await store.members.leave("chat", "ann", told(b"-"))
+    third = await store.members.leave("chat", "ann", co_append(b"-"))
     assert first is not None
     assert third is not None
     assert first.offset < second.offset < third.offset
@@ -759,7 +759,7 @@ STREAM = "hub:journal"
 
 
 async def until_gone(store: Store, worker: str) -> None:
-    """Return once a worker has no lease any more."""
+    """Return once a worker has no lease anymore."""
 
     async def gone() -> bool:
         return not await store.workers.alive(worker)
@@ -970,13 +970,13 @@ async def test_workers_see_joins_and_leaves(backing: Backing) -> None:
 
 async def test_first_worker_announces_join_and_last_announces_leave(backing: Backing) -> None:
     one, two = await backing.worker(), await backing.worker()
-    assert (await one.members.join("chat", "ann", b"first", told(b"+")))[1] is not None
-    assert await two.members.join("chat", "ann", b"second", told(b"+")) == (b"first", None)
+    assert (await one.members.join("chat", "ann", b"first", co_append(b"+")))[1] is not None
+    assert await two.members.join("chat", "ann", b"second", co_append(b"+")) == (b"first", None)
     assert await one.members.present("chat") == await two.members.present("chat") == [("ann", b"first")]
-    assert await one.members.leave("chat", "ann", told(b"-")) is None
-    assert await one.members.leave("chat", "ann", told(b"-")) is None, "it's the other's to end"
+    assert await one.members.leave("chat", "ann", co_append(b"-")) is None
+    assert await one.members.leave("chat", "ann", co_append(b"-")) is None, "it's the other's to end"
     assert await one.members.present("chat") == [("ann", b"first")]
-    assert await two.members.leave("chat", "ann", told(b"-")) is not None
+    assert await two.members.leave("chat", "ann", co_append(b"-")) is not None
     assert await one.members.present("chat") == []
     assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
 
@@ -984,8 +984,8 @@ async def test_first_worker_announces_join_and_last_announces_leave(backing: Bac
 async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
     for n in range(20):
-        joins = await asyncio.gather(*(each.members.join("chat", f"{n}", b"", told(b"+")) for each in workers))
-        leaves = await asyncio.gather(*(each.members.leave("chat", f"{n}", told(b"-")) for each in workers))
+        joins = await asyncio.gather(*(each.members.join("chat", f"{n}", b"", co_append(b"+")) for each in workers))
+        leaves = await asyncio.gather(*(each.members.leave("chat", f"{n}", co_append(b"-")) for each in workers))
         assert sum(at is not None for _, at in joins) == 1
         assert sum(each is not None for each in leaves) == 1
     assert data_of(await read_all(workers[0], STREAM)) == [b"+", b"-"] * 20
@@ -995,9 +995,9 @@ async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
     dead, one, two = [await backing.worker() for _ in range(3)]
     name = dead.workers.me
     for n in range(20):
-        await dead.members.join("chat", f"{n}", b"%d" % n, told(b"+"))
-    await dead.members.join("den", "ann", b"Ann", told(b"+"))
-    await one.members.join("den", "ann", b"", told(b"+"))
+        await dead.members.join("chat", f"{n}", b"%d" % n, co_append(b"+"))
+    await dead.members.join("den", "ann", b"Ann", co_append(b"+"))
+    await one.members.join("den", "ann", b"", co_append(b"+"))
     await backing.kill(dead)
     await until_gone(one, name)
     assert await two.members.present("chat") == []
@@ -1006,15 +1006,15 @@ async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
     assert sorted(each for some in found for each in some) == expected
     assert await one.members.remove_abandoned() == []
     assert await two.members.present("den") == [("ann", b"Ann")], "somebody else vouches"
-    assert await one.members.leave("den", "ann", told(b"-")) is not None
-    assert (await two.members.join("chat", "3", b"new", told(b"+")))[1] is not None, "it was gone"
+    assert await one.members.leave("den", "ann", co_append(b"-")) is not None
+    assert (await two.members.join("chat", "3", b"new", co_append(b"+")))[1] is not None, "it was gone"
     assert await one.members.present("chat") == [("3", b"new")]
 
 
 async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> None:
     gone, one = await backing.worker(), await backing.worker()
     name = gone.workers.me
-    await gone.members.join("chat", "ann", b"Ann", told(b"+"))
+    await gone.members.join("chat", "ann", b"Ann", co_append(b"+"))
     await gone.close()
     await until_gone(one, name)
     assert await one.members.remove_abandoned() == [("chat", "ann", b"Ann")]
@@ -1023,24 +1023,24 @@ async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> Non
 async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
-    await dead.members.join("chat", "ann", b"before", told(b"+"))
+    await dead.members.join("chat", "ann", b"before", co_append(b"+"))
     await backing.kill(dead)
     await until_gone(one, name)
-    assert (await one.members.join("chat", "ann", b"after", told(b"+")))[1] is None
+    assert (await one.members.join("chat", "ann", b"after", co_append(b"+")))[1] is None
     assert await one.members.remove_abandoned() == []
     assert [member for member, _ in await one.members.present("chat")] == ["ann"]
-    assert await one.members.leave("chat", "ann", told(b"-")) is not None
+    assert await one.members.leave("chat", "ann", co_append(b"-")) is not None
     assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
 
 
 async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
     dead, one = await backing.worker(), await backing.worker()
     name = dead.workers.me
-    await dead.members.join("chat", "ann", b"", told(b"+"))
-    await one.members.join("chat", "ann", b"", told(b"+"))
+    await dead.members.join("chat", "ann", b"", co_append(b"+"))
+    await one.members.join("chat", "ann", b"", co_append(b"+"))
     await backing.kill(dead)
     await until_gone(one, name)
-    assert await one.members.leave("chat", "ann", told(b"-")) is not None
+    assert await one.members.leave("chat", "ann", co_append(b"-")) is not None
     assert await one.members.remove_abandoned() == []
     assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
 
@@ -1055,14 +1055,14 @@ def seats(count: int, *holders: str) -> list[Seat]:
     return [Seat("seats", count, holder) for holder in holders]
 
 
-async def allowed(store: Store, *charges: Charge) -> bool:
-    """Whether the store gives all of them."""
+async def are_allowed(store: Store, *charges: Charge) -> bool:
+    """Return whether the store allows all charges."""
     return all(each.wait == 0 for each in (await store.rates.take(charges)).results)
 
 
 async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
-    """How many of so many at once are allowed, asked of the workers in turn."""
-    done = await asyncio.gather(*(allowed(stores[number % len(stores)], charge) for number in range(times)))
+    """Return how many concurrent charges are allowed, spread over the workers."""
+    done = await asyncio.gather(*(are_allowed(stores[number % len(stores)], charge) for number in range(times)))
     return sum(done)
 
 
@@ -1071,7 +1071,7 @@ async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
     (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).results
     assert HOUR - 600 < refused.wait <= HOUR
     assert (int(refused.remaining), refused.amount) == (0, 0.0)
-    assert await allowed(store, Pace("b", 10, 10 * HOUR))
+    assert await are_allowed(store, Pace("b", 10, 10 * HOUR))
 
 
 async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
@@ -1079,8 +1079,8 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
         await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
     ).results
     assert (first.amount, round(first.remaining)) == (second.amount, round(second.remaining)) == (4.0, 6)
-    assert not await allowed(store, Pace("a", 10, HOUR, cost=7))
-    assert await allowed(store, Pace("b", 10, HOUR, cost=25))
+    assert not await are_allowed(store, Pace("a", 10, HOUR, cost=7))
+    assert await are_allowed(store, Pace("b", 10, HOUR, cost=25))
     (refused,) = (await store.rates.take([Pace("b", 10, HOUR)])).results
     assert refused.wait > HOUR
 
@@ -1088,43 +1088,43 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
 async def test_refused_charges_charge_nothing(store: Store) -> None:
     until = store.time() + HOUR
     full = Quota("full", 1, until)
-    assert await allowed(store, full)
+    assert await are_allowed(store, full)
     for _ in range(3):
-        assert not await allowed(store, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "x"), full)
-        assert not await allowed(store, full, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "x"))
-    assert await allowed(store, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "y"))
+        assert not await are_allowed(store, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "x"), full)
+        assert not await are_allowed(store, full, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "x"))
+    assert await are_allowed(store, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "y"))
 
 
 async def test_callers_can_prefetch_tokens(store: Store) -> None:
     amounts = [(await store.rates.take([Pace("a", 25, 25 * HOUR, most=10)])).results[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
-    assert not await allowed(store, Pace("a", 25, 25 * HOUR, most=10))
+    assert not await are_allowed(store, Pace("a", 25, 25 * HOUR, most=10))
 
 
 async def test_quotas_return_their_remaining_time(store: Store) -> None:
     now = store.time()
-    assert await allowed(store, Quota("day", 2, now + HOUR, 2))
+    assert await are_allowed(store, Quota("day", 2, now + HOUR, 2))
     (refused,) = (await store.rates.take([Quota("day", 2, now + HOUR)])).results
     assert HOUR - 600 < refused.wait <= HOUR + 1
     for _ in range(3):
-        assert await allowed(store, Quota("yesterday", 1, now - HOUR))
+        assert await are_allowed(store, Quota("yesterday", 1, now - HOUR))
 
 
 async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
-    assert [await allowed(store, seat) for seat in seats(2, "x", "y", "z", "x")] == [True, True, False, True]
+    assert [await are_allowed(store, seat) for seat in seats(2, "x", "y", "z", "x")] == [True, True, False, True]
     (refused,) = (await store.rates.take(seats(2, "z"))).results
     assert refused.wait == SEAT_WAIT
     await store.rates.leave(seats(2, "x", "nobody"))
     await store.rates.leave([Seat("unknown", 2, "x")])
-    assert [await allowed(store, seat) for seat in seats(2, "z", "x")] == [True, False]
+    assert [await are_allowed(store, seat) for seat in seats(2, "z", "x")] == [True, False]
 
 
 async def test_quotas_survive_closing_the_store(store: Store) -> None:
     until = store.time() + HOUR
-    assert await allowed(store, Quota("month", 1, until))
+    assert await are_allowed(store, Quota("month", 1, until))
     await store.close()
     await store.open()
-    assert not await allowed(store, Quota("month", 1, until))
+    assert not await are_allowed(store, Quota("month", 1, until))
 
 
 async def test_workers_share_the_available_tokens(backing: Backing) -> None:
@@ -1134,16 +1134,16 @@ async def test_workers_share_the_available_tokens(backing: Backing) -> None:
     assert await how_many(stores, 60, Quota("a", 20, until)) == 20
     for number in range(60):
         seat = Seat("s", 20, str(number))
-        assert await allowed(stores[number % 4], seat) == (number < 20)
+        assert await are_allowed(stores[number % 4], seat) == (number < 20)
     assert (await stores[0].rates.take([])).workers == 4
 
 
 async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
     first, second = await backing.worker(), await backing.worker()
-    assert await allowed(first, *seats(1, "x"))
-    assert not await allowed(second, *seats(1, "x"))
+    assert await are_allowed(first, *seats(1, "x"))
+    assert not await are_allowed(second, *seats(1, "x"))
     await backing.kill(first)
-    await until_workers(second, lambda: allowed(second, *seats(1, "x")))
+    await until_workers(second, lambda: are_allowed(second, *seats(1, "x")))
 
 
 async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) -> None:

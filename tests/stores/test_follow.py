@@ -19,7 +19,7 @@ STREAM = "call:one"
 
 
 class Reader:
-    """What a tail gave, and what it told as lost."""
+    """A tail with its delivered entries and reported losses."""
 
     def __init__(self, store: Any, after: Position | None = None, **options: Any) -> None:
         self.got: list[bytes] = []
@@ -36,7 +36,7 @@ class Reader:
         self.got.append(b"gap")
 
     async def until(self, data: bytes) -> list[bytes]:
-        """Everything, once `data` is among it."""
+        """Return all entries once `data` is among them."""
         async with asyncio.timeout(WAIT):
             while data not in self.got:
                 self._more.clear()
@@ -45,7 +45,7 @@ class Reader:
 
 
 class Parts:
-    """A log whose hints wait until the test hands them out, in whatever order and number it likes."""
+    """A log whose pushes are delivered by the test, in any order and number."""
 
     def __init__(self) -> None:
         self.memory = MemoryStore(epoch="here").log
@@ -72,7 +72,7 @@ class Parts:
         return lambda: None
 
     async def wait_until_listening(self, stream: str) -> None:
-        """At once."""
+        """Return immediately."""
 
 
 async def append(store: Any, *data: bytes, max_entries: int = 100) -> list[Position]:
@@ -80,8 +80,8 @@ async def append(store: Any, *data: bytes, max_entries: int = 100) -> list[Posit
 
 
 @asynccontextmanager
-async def running(reader: Reader) -> AsyncIterator[None]:
-    """The tail takes what comes for the length of the block."""
+async def run_tail(reader: Reader) -> AsyncIterator[None]:
+    """Run the tail inside the block."""
     task = asyncio.create_task(reader.tail.run())
     try:
         yield
@@ -97,7 +97,7 @@ async def test_followers_start_with_existing_entries() -> None:
     reader = Reader(store, first)
     await append(store, b"4")
     await reader.tail.catch_up()
-    async with running(reader):
+    async with run_tail(reader):
         await append(store, b"5")
         assert await reader.until(b"5") == [b"2", b"3", b"4", b"5"]
 
@@ -108,7 +108,7 @@ async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> N
     store = Parts()
     reader = Reader(store)
     expected = [b"%d" % number for number in range(60)]
-    async with running(reader):
+    async with run_tail(reader):
         for data in expected:
             await append(store, data)
             chance = dice.random()
@@ -131,7 +131,7 @@ async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> N
 async def test_followers_reread_after_an_interruption() -> None:
     store = Parts()
     reader = Reader(store)
-    async with running(reader):
+    async with run_tail(reader):
         await append(store, b"1", b"2")
         store.interrupted()
         assert await reader.until(b"2") == [b"1", b"2"]
@@ -187,7 +187,7 @@ async def test_entries_dropped_before_reading_are_a_gap() -> None:
 async def test_recreated_streams_are_a_gap() -> None:
     store = MemoryStore()
     reader = Reader(store, (await append(store, b"1"))[0])
-    async with running(reader):
+    async with run_tail(reader):
         await store.log.trim(STREAM)
         await append(store, b"2")
         assert await reader.until(b"2") == [b"gap", b"2"]
@@ -196,7 +196,7 @@ async def test_recreated_streams_are_a_gap() -> None:
 async def test_new_epoch_is_a_gap_followed_by_new_entries() -> None:
     store = Parts()
     reader = Reader(store, Position("older", 1))
-    async with running(reader):
+    async with run_tail(reader):
         await append(store, b"1", b"2")
         store.hear(store.sent[-1])
         await append(store, b"3")
@@ -210,7 +210,7 @@ async def test_readers_beyond_the_end_continue_at_the_end() -> None:
     await append(store, b"1", b"2")
     reader = Reader(store, Position("here", 9))
     await reader.tail.catch_up()
-    async with running(reader):
+    async with run_tail(reader):
         await append(store, b"3")
         store.hear(store.sent[-1])
         await reader.until(b"3")
@@ -245,7 +245,7 @@ async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog
         return await read(*args)
 
     store.read = failing
-    async with running(reader):
+    async with run_tail(reader):
         with caplog.at_level(logging.CRITICAL, "millstream.stores"):
             await append(store, b"1")
             store.hear(store.sent[-1])

@@ -19,7 +19,7 @@ from store_parts import append
 
 
 class Values:
-    """Values that can fail, or keep everybody waiting."""
+    """Values that can fail or block."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -27,7 +27,7 @@ class Values:
         self.silent = False
 
     async def get(self, key: str) -> bytes | None:
-        """As a store's."""
+        """See `Map.get`."""
         self.asked += 1
         if self.silent:
             await asyncio.Event().wait()
@@ -37,7 +37,7 @@ class Values:
 
 
 def health_of(values: Values, **options: Any) -> StoreHealth:
-    """The health of a store with these values."""
+    """Return the health of a store with these values."""
     store: Any = MemoryStore()
     store.kv = values
     return StoreHealth("memory", store, **options)

@@ -6,7 +6,7 @@ LEASE = 6.0
 
 
 class Machine:
-    """Workers on one store, whose clock stands still unless it's turned."""
+    """Workers on one store, whose clock moves only on request."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -21,7 +21,7 @@ class Machine:
         return leases
 
     async def run(self, *workers: Leases, seconds: float) -> None:
-        """Let some workers renew their leases for so long."""
+        """Let some workers renew their leases for a time."""
         for _ in range(int(seconds)):
             self.now += 1.0
             for each in workers:

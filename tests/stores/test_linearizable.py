@@ -25,7 +25,7 @@ VALUES = (b"a", b"b")
 
 
 class Recorder:
-    """Runs random operations on one key and writes down what happened."""
+    """A worker pool that runs random operations on one key and records a history."""
 
     def __init__(self, key: str, seed: int) -> None:
         self.key = key
@@ -34,7 +34,7 @@ class Recorder:
         self._times = count()
 
     async def work(self, kv: Map) -> None:
-        """What one worker does."""
+        """Run the operations of one worker."""
         for _ in range(EACH):
             kind, arguments = self._choose()
             began = next(self._times)
@@ -63,14 +63,14 @@ class Recorder:
 
 
 async def record(workers: list[Map], seed: int) -> list[Operation]:
-    """One history."""
+    """Return one history."""
     recorder = Recorder(f"history:{seed}", seed)
     await asyncio.gather(*(recorder.work(kv) for kv in workers))
     return recorder.history
 
 
 async def judge(workers: list[Map], histories: int) -> list[int]:
-    """The seeds of the histories that have no order; several are recorded at a time."""
+    """Return the seeds of histories that aren't linearizable. Several are recorded concurrently."""
     wrong: list[int] = []
     for start in range(0, histories, 10):
         seeds = range(start, min(start + 10, histories))
@@ -111,14 +111,14 @@ async def test_values_stay_linearizable_with_broken_connections() -> None:
 
 
 async def break_connections(proxies: list[Proxy]) -> None:
-    """Cut one after the other, until cancelled."""
+    """Break connections one after the other, until cancelled."""
     for number in count():
         await asyncio.sleep(0.005)
         proxies[number % len(proxies)].cut()
 
 
 class Broken:
-    """Values that are wrong in one way."""
+    """Values with one planted fault."""
 
     def __init__(self, kv: Map, way: str) -> None:
         self._kv = kv
@@ -129,12 +129,12 @@ class Broken:
         return getattr(self._kv, name)  # type: ignore[no-any-return]
 
     async def get(self, key: str) -> Value:
-        """A stale value, where that is the fault."""
+        """Return a stale value if that's the fault."""
         found, self._old = self._old, await self._kv.get(key)
         return found if self._way == "stale" else self._old
 
     async def compare_and_set(self, key: str, expected: Value, value: Value, ttl: float) -> bool:
-        """Looks and writes in two steps, or twice, where that is the fault."""
+        """Compare and write in two steps, or write twice, if that's the fault."""
         if self._way == "two steps":
             if await self._kv.get(key) != expected:
                 return False
@@ -147,7 +147,7 @@ class Broken:
         return done
 
     async def put(self, key: str, value: bytes, ttl: float) -> None:
-        """Says that it's done before it is, where that is the fault."""
+        """Return before the write if that's the fault."""
         if self._way == "early":
             self._late = asyncio.ensure_future(self._put_late(key, value, ttl))
             return
@@ -166,7 +166,7 @@ async def test_checker_finds_planted_faults(way: str) -> None:
 
 
 class Yielding:
-    """Values that take a turn of the loop, so that operations overlap."""
+    """Values that yield to the event loop, so operations overlap."""
 
     def __init__(self, kv: Any) -> None:
         self._kv = kv

@@ -32,7 +32,7 @@ async def backing() -> AsyncIterator[LocalBacking]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Turns of the loop, until something is true."""
+    """Run the event loop until a condition is true."""
     async with asyncio.timeout(WAIT):
         while not true():  # noqa: ASYNC110  nothing else tells it
             await asyncio.sleep(0.001)
@@ -118,7 +118,7 @@ async def test_stores_with_different_urls_are_separate() -> None:
 
 
 async def stop_reading(store: LocalStore) -> None:
-    """What a stopped process does with its socket."""
+    """Stop reading a socket, like a stopped process."""
     transport = store.backend.link._transport
     assert transport is not None
     transport.pause_reading()
@@ -219,7 +219,7 @@ async def test_busy_workers_do_not_starve_others(backing: LocalBacking, monkeypa
 
 
 async def worker_is_idle(own: parent_side.WorkerConnection) -> None:
-    """Some turns of the loop, in which a parent without a bound would go on."""
+    """Run the event loop for a while, in which an unbounded parent would continue."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -293,7 +293,7 @@ asyncio.run(main())
 
 
 async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Process, str]:
-    """A worker process that joins and then appends without end; its name as a worker."""
+    """Start a worker process that joins and appends forever. Return its worker name."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", WORKER, name, str(backing.server.address), stdout=subprocess.PIPE
     )  # fmt: skip

@@ -19,7 +19,7 @@ OLD = time.time() - 3600
 
 @pytest.fixture
 def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where folders are made."""
+    """The parent directory of the folders."""
     place = tmp_path_factory.mktemp("f")
     monkeypatch.setattr("tempfile.tempdir", str(place))
     monkeypatch.setattr(folder, "_ELSEWHERE", str(place))
@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def left_behind(*, age: float = 3600) -> Path:
-    """A socket at which nobody listens."""
+    """Create a socket without a listener."""
     path = folder.private_socket()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -36,7 +36,7 @@ def left_behind(*, age: float = 3600) -> Path:
 
 
 def start_and_close() -> None:
-    """A parent begins, and ends as it should."""
+    """Start a parent and close it properly."""
 
     async def run() -> None:
         server = LocalServer(open_store)

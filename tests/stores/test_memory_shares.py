@@ -6,7 +6,7 @@ from millstream._stores.rates import MARK_BYTES
 
 
 class Clock:
-    """A time that stands still."""
+    """A clock that the test sets."""
 
     now = 1000.0
 
@@ -16,7 +16,7 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """The store's."""
+    """The clock of the store."""
     return Clock()
 
 

@@ -18,14 +18,14 @@ STREAM = "hub:journal"
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[NatsCluster]:
-    """Three nodes."""
+    """A cluster of three nodes."""
     nodes = NatsCluster()
     yield nodes
     nodes.close()
 
 
 async def opened(url: str) -> Store:
-    """A worker, once the nodes have found each other."""
+    """Return a worker once the nodes have formed a cluster."""
     async with asyncio.timeout(WAIT):
         while True:
             store = open_store(url)
@@ -38,7 +38,7 @@ async def opened(url: str) -> Store:
 
 
 async def append_until(store: Store, name: str, done: asyncio.Event, acknowledged: list[bytes]) -> None:
-    """Append as fast as the store takes it; keep what it acknowledged."""
+    """Append as fast as possible, and collect the acknowledged entries."""
     number = 0
     while not done.is_set():
         number += 1
@@ -58,7 +58,7 @@ async def test_acknowledged_entries_survive_the_loss_of_a_node(cluster: NatsClus
 
 
 async def follow_through_failures(cluster: NatsCluster, stores: list[Store], stack: contextlib.AsyncExitStack) -> None:
-    """Append at two workers and follow at the third while each node dies once."""
+    """Append on two workers and follow on the third while each node is killed once."""
     acknowledged: list[list[bytes]] = [[], []]
     gaps: list[Gap] = []
     followed: list[Entry] = []

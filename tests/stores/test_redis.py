@@ -87,7 +87,7 @@ async def test_wrong_redis_password_is_reported_without_showing_it(server: Redis
 async def test_changed_redis_password_is_an_outage_until_fixed(
     server: RedisServer,
 ) -> None:
-    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
+    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented_permissions())
     async with open_worker(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await warm_up(store)
         (first,) = await append(store, STREAM, b"before")
@@ -160,7 +160,7 @@ async def test_redis_eviction_at_run_time_degrades_the_store(
 
 
 async def trusts(store: Store) -> bool:
-    """Whether it has no doubt."""
+    """Return whether the store isn't degraded."""
     return not await store.degraded_reason()
 
 
@@ -219,14 +219,14 @@ async def test_full_redis_refuses_and_recovers(server: RedisServer) -> None:
         assert second.offset == first.offset + 1
 
 
-def documented() -> list[str]:
-    """The rights of a user as the page gives them, without its name and password."""
+def documented_permissions() -> list[str]:
+    """Return the documented permissions of a Redis user, without name and password."""
     page = (ROOT / "docs/how-to/use-redis.md").read_text("utf-8")
     return page.partition("ACL SETUSER millstream on >PASSWORD ")[2].partition("```")[0].split()
 
 
 async def test_documented_redis_permissions_are_sufficient(server: RedisServer) -> None:
-    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented())
+    server.ask("ACL", "SETUSER", "millstream", "on", ">secret", *documented_permissions())
     async with open_worker(f"redis://millstream:secret@127.0.0.1:{server.port}") as store:
         await warm_up(store)
         heard = MessageRecorder()
@@ -259,7 +259,7 @@ def test_script_commands_are_documented_and_checked() -> None:
     table = (folder / "may.lua").read_text("utf-8").partition("needed = {")[2].partition("\n}")[0]
     checked = set(re.findall(r"\{'([A-Z]+)'", table))
     assert used <= checked
-    assert {f"+{name.lower()}" for name in checked} <= set(documented())
+    assert {f"+{name.lower()}" for name in checked} <= set(documented_permissions())
 
 
 async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) -> None:
@@ -309,13 +309,13 @@ async def test_concurrent_appends_are_pipelined(server: RedisServer) -> None:
 
 
 def info(server: RedisServer, name: str) -> str:
-    """One line of what a server says about itself."""
+    """Return one field of INFO."""
     text = server.ask("INFO", "everything").decode()
     return str(text.partition(f"{name}:")[2].partition("\r")[0])
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost that signs itself, and its key."""
+    """Create a self-signed certificate for localhost, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)

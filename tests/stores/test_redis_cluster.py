@@ -20,7 +20,7 @@ def slot_of(text: str) -> int:
 
 
 def node_of(servers: Cluster, slot: int) -> RedisServer:
-    """The primary of a slot."""
+    """Return the primary of a slot."""
     for start, end, primary, *_ in servers.nodes[1].ask("CLUSTER", "SLOTS"):
         if start <= slot <= end:
             return next(node for node in servers.nodes if node.port == primary[1])

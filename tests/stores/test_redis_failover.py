@@ -17,20 +17,20 @@ JOURNAL = "millstream:{j0}:l:hub:journal"
 
 @pytest.fixture
 def servers() -> Iterator[Sentinels]:
-    """A Sentinel that takes its primary for dead after a second."""
+    """A Sentinel that declares its primary down after one second."""
     servers = Sentinels(dead_after=1.0)
     yield servers
     servers.close()
 
 
 def cut_off(servers: Sentinels) -> None:
-    """The replica gets nothing more from its primary, and workers still can write."""
+    """Disconnect the replica from its primary, which still accepts writes."""
     servers.primary.ask("CONFIG", "SET", "requirepass", "x")
     servers.replica.ask("CLIENT", "KILL", "TYPE", "master")
 
 
 async def insist(store: RedisStore, data: bytes) -> None:
-    """Append until the store takes it."""
+    """Append until the store accepts it."""
     async with asyncio.timeout(3 * WAIT):
         while True:
             try:

@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def opened(path: Path, query: str = "", **options: Any) -> AsyncIterator[SqliteStore]:
+async def open_sqlite(path: Path, query: str = "", **options: Any) -> AsyncIterator[SqliteStore]:
     store = SqliteStore(locate(f"sqlite:///{path}{query}"), **options)
     await store.open()
     try:
@@ -48,7 +48,7 @@ async def opened(path: Path, query: str = "", **options: Any) -> AsyncIterator[S
 
 async def test_acknowledged_data_survives_a_restart(path: Path) -> None:
     index = Index("history:news", TTL, 100)
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         epoch = store.epoch
         await store.kv.put("session:1", b"\0record", TTL)
         await store.kv.put("session:2", b"", TTL)
@@ -57,7 +57,7 @@ async def test_acknowledged_data_survives_a_restart(path: Path) -> None:
         indexed = await store.log.append("hub:journal", b"d", ttl=TTL, max_entries=1000, index=index)
         await store.log.append("call:1", b"end", ttl=TTL, max_entries=10, seal=True)
         before = await read_all(store, "hub:journal")
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         assert store.epoch == epoch
         assert await store.kv.get_many(["session:1", "session:2"]) == [b"\0record", None]
         assert await store.kv.keys("") == ["session:1"]
@@ -71,10 +71,10 @@ async def test_acknowledged_data_survives_a_restart(path: Path) -> None:
 
 
 async def test_forgotten_streams_never_reuse_positions_after_a_restart(path: Path) -> None:
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         old = await append(store, "call:1", b"a", b"b")
         await store.log.trim("call:1")
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         new = await append(store, "call:1", b"c", b"d", b"e")
         assert new[0].offset > old[-1].offset + 1
         with pytest.raises(Gap):
@@ -82,9 +82,9 @@ async def test_forgotten_streams_never_reuse_positions_after_a_restart(path: Pat
 
 
 async def test_dropped_positions_are_a_gap_after_a_restart(path: Path) -> None:
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         positions = await append(store, "hub:journal", *(b"%d" % n for n in range(500)), max_entries=3)
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         assert data_of(await read_all(store, "hub:journal")) == [b"497", b"498", b"499"]
         with pytest.raises(Gap) as gap:
             await store.log.read("hub:journal", positions[0])
@@ -93,19 +93,19 @@ async def test_dropped_positions_are_a_gap_after_a_restart(path: Path) -> None:
 
 async def test_time_to_live_continues_while_the_file_is_closed(path: Path) -> None:
     clock = Clock()
-    async with opened(path, clock=clock) as store:
+    async with open_sqlite(path, clock=clock) as store:
         await store.kv.put("short", b"", 10.0)
         await store.kv.put("long", b"", 100.0)
         await store.log.append("call:short", b"a", ttl=10.0, max_entries=9)
         await store.log.append("call:touched", b"b", ttl=10.0, max_entries=9)
         assert await store.log.touch("call:touched", 100.0)
     clock.now += 50.0
-    async with opened(path, clock=clock) as store:
+    async with open_sqlite(path, clock=clock) as store:
         assert await store.kv.keys("") == ["long"]
         assert await store.log.read("call:short", None) == []
         assert data_of(await store.log.read("call:touched", None)) == [b"b"]
     clock.now += 100.0
-    async with opened(path, clock=clock) as store:
+    async with open_sqlite(path, clock=clock) as store:
         assert await store.kv.get("long") is None
         await append(store, "hub:journal", b"")  # now and then, changes drop what has ended
         await store.kv.put("other", b"", TTL)
@@ -114,10 +114,10 @@ async def test_time_to_live_continues_while_the_file_is_closed(path: Path) -> No
 
 
 async def test_eviction_order_survives_a_restart(path: Path) -> None:
-    async with opened(path, max_value_bytes=10_000) as store:
+    async with open_sqlite(path, max_value_bytes=10_000) as store:
         for name in ("a", "b", "c", "a"):
             await store.kv.put(f"debt:{name}", bytes(2_000), TTL, lossy=True)
-    async with opened(path, max_value_bytes=10_000) as store:
+    async with open_sqlite(path, max_value_bytes=10_000) as store:
         for name in ("d", "e"):
             await store.kv.put(f"debt:{name}", bytes(2_000), TTL, lossy=True)
         assert await store.kv.get("debt:b") is None
@@ -127,7 +127,7 @@ async def test_eviction_order_survives_a_restart(path: Path) -> None:
 
 
 async def test_sqlite_file_size_is_bounded(path: Path) -> None:
-    async with opened(path, max_log_bytes=100_000) as store:
+    async with open_sqlite(path, max_log_bytes=100_000) as store:
         for n in range(300):
             await append(store, f"call:{n % 7}", bytes(1_000), max_entries=50)
             await append(store, "hub:journal", bytes(2_000))
@@ -140,7 +140,7 @@ async def test_sqlite_file_size_is_bounded(path: Path) -> None:
     kinds = rows(path, "SELECT kind, sum(size) FROM streams GROUP BY kind")
     assert {kind for kind, _ in kinds} == {"call", "hub"}
     assert all(size <= 100_000 for _, size in kinds)
-    async with opened(path, max_log_bytes=50_000) as store:
+    async with open_sqlite(path, max_log_bytes=50_000) as store:
         await append(store, "hub:journal", b"")
         assert 0 < len(await read_all(store, "hub:journal")) < 30, "a smaller bound holds from the next append on"
 
@@ -154,10 +154,10 @@ def rows(path: Path, select: str) -> list[Any]:
 
 
 async def test_recreated_files_have_a_new_epoch(path: Path) -> None:
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         epoch = store.epoch
     path.unlink()  # noqa: ASYNC240
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         assert store.epoch != epoch
         assert len(store.epoch) <= 16
 
@@ -166,7 +166,7 @@ async def test_recreated_files_have_a_new_epoch(path: Path) -> None:
 
 
 async def test_uncommitted_data_is_not_visible(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         commits = HeldUp(store, monkeypatch)
         heard: list[bytes] = []
         store.log.listen("hub:journal", lambda entry: heard.append(entry.data))
@@ -185,7 +185,7 @@ async def test_uncommitted_data_is_not_visible(path: Path, monkeypatch: pytest.M
 
 
 class HeldUp:
-    """The commits of a store wait in the writer's thread."""
+    """A store whose commits block in the writer's thread."""
 
     def __init__(self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self._loop = asyncio.get_running_loop()
@@ -200,13 +200,13 @@ class HeldUp:
         self._transact(work)
 
     async def begun(self) -> None:
-        """A commit waits."""
+        """Wait until a commit is blocked."""
         async with asyncio.timeout(WAIT):
             await self._began.wait()
 
 
 async def test_waiting_writes_share_one_commit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened(path, "?durability=full") as store:
+    async with open_sqlite(path, "?durability=full") as store:
         commits: list[Any] = []
         transact = store.backend._file.transact
         monkeypatch.setattr(store.backend._file, "transact", lambda work: (commits.append(work), transact(work)))
@@ -219,7 +219,7 @@ async def test_closed_store_does_not_touch_the_file(path: Path) -> None:
     store = SqliteStore(locate(f"sqlite:///{path}"))
     await store.open()
     await store.close()
-    async with opened(path) as another:
+    async with open_sqlite(path) as another:
         with pytest.raises(StoreUnavailable, match="closed"):
             await append(store, "hub:journal", b"late")
         await append(another, "hub:journal", b"a")
@@ -233,7 +233,7 @@ async def test_file_is_readable_only_by_its_owner(path: Path) -> None:
     path.parent.chmod(0o755)
     before = os.umask(0)
     try:
-        async with opened(path) as store:
+        async with open_sqlite(path) as store:
             await append(store, "hub:journal", b"a")
             files = sorted(path.parent.iterdir())
             assert path in files
@@ -244,7 +244,7 @@ async def test_file_is_readable_only_by_its_owner(path: Path) -> None:
 
 
 async def test_second_process_is_refused_with_a_fix(path: Path) -> None:
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         await append(store, "hub:journal", b"a")
         with pytest.raises(LocalError, match="in use") as error:
             await SqliteStore(locate(f"sqlite:///{path}")).open()
@@ -260,5 +260,5 @@ async def test_second_process_is_refused_with_a_fix(path: Path) -> None:
         assert other.returncode == 1
         assert b"--workers" in other.stderr
         await append(store, "hub:journal", b"b")
-    async with opened(path) as store:
+    async with open_sqlite(path) as store:
         assert data_of(await read_all(store, "hub:journal")) == [b"a", b"b"]

@@ -49,7 +49,7 @@ def database(store: SqliteStore) -> Any:
 
 
 async def fill(store: SqliteStore, kept: list[Entry]) -> None:
-    """Append until it fails; `kept` gets what was acknowledged."""
+    """Append until it fails, and collect acknowledged entries in `kept`."""
     for n in range(1000):
         data = b"%d" % n + bytes(5000)
         kept.append(Entry((await append(store, "hub:journal", data))[0], data))
@@ -190,18 +190,18 @@ async def test_unopenable_file_fails_until_it_recovers(store: SqliteStore, monke
 
 
 def writer(path: Path, *options: str, query: str = "") -> list[str]:
-    """The command of a process that appends, and prints what was acknowledged."""
+    """Return the command of a process that appends and prints acknowledged entries."""
     return [sys.executable, str(WRITER), f"sqlite:///{path}{query}", *options]
 
 
-def acknowledged(lines: bytes) -> list[tuple[int, bytes]]:
-    """(offset, data) that the writer printed once it had the acknowledgement."""
+def acknowledged_entries(lines: bytes) -> list[tuple[int, bytes]]:
+    """Return (offset, data) of each acknowledged entry that the writer printed."""
     whole = lines[: lines.rfind(b"\n") + 1]
     return [(at, data.encode()) for at, data in map(json.loads, whole.splitlines())]
 
 
-def killed(command: list[str], after: int) -> bytes:
-    """What a process printed that was killed after so many lines."""
+def run_and_kill(command: list[str], after: int) -> bytes:
+    """Run a process, kill it after a number of lines, and return its output."""
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         lines = b"".join(process.stdout.readline() for _ in range(after))
@@ -221,8 +221,8 @@ async def in_file(path: Path) -> dict[int, bytes]:
     return {each.position.offset: each.data for each in entries}
 
 
-def held(sure: dict[int, bytes], found: dict[int, bytes]) -> dict[int, bytes]:
-    """What must be there. After many cycles the stream has its largest size, and the oldest entries go."""
+def expected_entries(sure: dict[int, bytes], found: dict[int, bytes]) -> dict[int, bytes]:
+    """Return the entries that must exist. After many cycles, the full stream has dropped the oldest ones."""
     oldest = min(found)
     assert oldest <= min(sure) or len(found) > 250_000
     return {at: data for at, data in sure.items() if at >= oldest}
@@ -237,12 +237,12 @@ async def test_kill_9_loses_no_acknowledged_data(path: Path, durability: str) ->
         if not cycle % OF_ONE_FILE:
             path, sure = path.with_name(f"{cycle}.db"), {}
         command = writer(path, str(cycle), "1000000000", query=f"?durability={durability}")
-        new = dict(acknowledged(await asyncio.to_thread(killed, command, chance.randrange(1, 2000))))
+        new = dict(acknowledged_entries(await asyncio.to_thread(run_and_kill, command, chance.randrange(1, 2000))))
         assert new
         assert not new.keys() & sure.keys(), "no position twice"
         sure |= new
         found = await in_file(path)
-        assert held(sure, found).items() <= found.items()
+        assert expected_entries(sure, found).items() <= found.items()
 
 
 @pytest.mark.server
@@ -265,16 +265,16 @@ async def test_disk_failure_loses_no_acknowledged_data(path: Path, call: str) ->
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
         failures += int(done.stderr or b"0")
-        new = dict(acknowledged(done.stdout))
+        new = dict(acknowledged_entries(done.stdout))
         assert not new.keys() & sure.keys(), "no position twice"
         sure |= new
         found = await in_file(path)
-        assert held(sure, found).items() <= found.items()
+        assert expected_entries(sure, found).items() <= found.items()
     assert failures
 
 
 class FullDisk(sqlite3.Connection):
-    """A connection on a disk that has no room for what is in the write-ahead log."""
+    """A connection on a disk without space for the write-ahead log."""
 
     def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
         if "wal_checkpoint" in sql:
@@ -301,7 +301,7 @@ async def test_full_volume_is_an_error_and_recovers(path: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     assert int(done.stderr) > 0
     found = {at: data.rstrip(b".") for at, data in (await in_file(path)).items()}
-    assert dict(acknowledged(done.stdout)).items() <= found.items()
+    assert dict(acknowledged_entries(done.stdout)).items() <= found.items()
 
 
 @pytest.mark.server
@@ -345,7 +345,7 @@ async def test_failed_open_can_be_retried(path: Path) -> None:
 
 
 def move_away(path: Path, *, copy: bool) -> Path:
-    """Where the file is now; a copy may stay in its place."""
+    """Move the file and return its new path. A copy can stay in its place."""
     kept = path.with_name("kept")
     path.rename(kept)
     if copy:
@@ -354,13 +354,13 @@ def move_away(path: Path, *, copy: bool) -> Path:
 
 
 def move_back(kept: Path, path: Path, *, there: bool) -> None:
-    """The file is in its place again, where something may have been, or nothing."""
+    """Move the file back, over anything in its place."""
     assert path.exists() == there, "nobody has made an empty one meanwhile"
     kept.replace(path)
 
 
 def copy_files(path: Path, to: Path) -> None:
-    """The database and its log."""
+    """Copy the database and its log."""
     for end in ("", "-wal"):
         to.with_name(to.name + end).write_bytes(path.with_name(path.name + end).read_bytes())
 

@@ -17,7 +17,7 @@ ENTRY = re.compile(r"run:\d+:\d+")
 
 
 def steps(lines: Iterable[str]) -> Iterator[tuple[str, int, set[str]]]:
-    """(call, descriptor, entries in what it writes) in the order in which calls ended; writes count when they begin."""
+    """Return (call, descriptor, entries written) in the order in which calls ended. Writes count from their start."""
     open_calls: dict[str, int] = {}
     for line in lines:
         begun, resumed = CALL.match(line), RESUMED.match(line)
@@ -34,7 +34,7 @@ def steps(lines: Iterable[str]) -> Iterator[tuple[str, int, set[str]]]:
 
 
 def acknowledged_too_early(lines: Iterable[str]) -> tuple[int, set[str]]:
-    """How many entries were acknowledged, and which of them a power loss at that moment would have taken."""
+    """Return the number of acknowledged entries, and those that a power loss at that moment would lose."""
     written: defaultdict[int, set[str]] = defaultdict(set)
     safe: set[str] = set()
     early: set[str] = set()

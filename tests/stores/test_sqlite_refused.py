@@ -66,8 +66,8 @@ def overwritten(path: Path) -> None:
     path.write_bytes(content)
 
 
-def lacking(what: str) -> Callable[[Path], None]:
-    """Makes a file that is in order but for what is deleted."""
+def make_without(what: str) -> Callable[[Path], None]:
+    """Return a function that makes a valid file and deletes one part of it."""
 
     def made(path: Path) -> None:
         fill(path)
@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no database": (no_database, "isn't a SQLite database"),
     "truncated": (truncated, "damaged"),
     "overwritten": (overwritten, "damaged"),
-    "without its epoch": (lacking("meta WHERE name='epoch'"), "damaged"),
+    "without its epoch": (make_without("meta WHERE name='epoch'"), "damaged"),
 }
 
 

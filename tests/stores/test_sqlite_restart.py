@@ -36,7 +36,7 @@ Event = tuple[str, str]
 
 
 class Http:
-    """Requests to one server, each on a connection of its own."""
+    """An HTTP client of one server, with a new connection for each request."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -55,14 +55,14 @@ class Http:
             connection.close()
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> int:
-        """The status."""
+        """Send a request and return the status."""
         with self._open(method, path, body, headers) as response:
             self.session = response.headers.get("mcp-session-id", self.session)
             response.read()
             return response.status
 
     def stream(self, method: str, path: str, last: str, body: Any = None, **headers: str) -> list[Event]:
-        """The events up to the first that has `last` in its data."""
+        """Return the events up to the first with `last` in its data."""
         with self._open(method, path, body, headers) as response:
             assert response.status == 200, response.read()
             found: list[Event] = []

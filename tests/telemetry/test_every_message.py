@@ -26,7 +26,7 @@ INITIALIZE = {
 
 
 class World:
-    """A server that serves everything and logs every message, without a socket."""
+    """A server with everything enabled that logs every message, without a socket."""
 
     def __init__(self, server: Server, runtime: Runtime, capture: pytest.CaptureFixture[str]) -> None:
         self.server = server
@@ -34,13 +34,13 @@ class World:
         self._capture = capture
 
     async def post(self, path: str, body: Any, **headers: str) -> dict[bytes, bytes]:
-        """POST a body; gives the headers of the reply."""
+        """Send a POST request and return the headers of the reply."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         reply = await ask(self.server, "POST", path, data, **{"content_type": "application/json", **headers})
         return reply.headers
 
     async def socket(self, *messages: str) -> None:
-        """Send messages of the dialect, each when the one before is answered."""
+        """Send messages of the dialect, each after the reply to the one before."""
         inbox: asyncio.Queue[Any] = asyncio.Queue()
         inbox.put_nowait({"type": "websocket.connect"})
         outbox: asyncio.Queue[Any] = asyncio.Queue()
@@ -58,18 +58,18 @@ class World:
             await task
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines since the last look."""
+        """Return the log lines since the last call."""
         assert self.runtime.observer is not None
         self.runtime.observer.close()
         shown = [json.loads(line) for line in self._capture.readouterr().err.splitlines() if line.startswith("{")]
         return [line for line in shown if line["logger"] == "millstream.access"]
 
     def brief(self) -> list[tuple[str, str, str, str]]:
-        """Method, target, status and transport of each line."""
+        """Return method, target, status, and transport of each line."""
         return [(line["method"], line["target"], line["status"], line["transport"]) for line in self.lines()]
 
     def metrics(self) -> str:
-        """What a scrape would get."""
+        """Return the metrics text."""
         assert self.runtime.observer is not None
         return render(self.runtime.observer.registry).decode()
 

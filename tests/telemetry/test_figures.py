@@ -9,7 +9,7 @@ from telemetry_parts import make_call
 
 
 class Clock:
-    """Seconds, as a test says."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -18,10 +18,10 @@ class Clock:
         return self.now
 
 
-def measured(
+def figures_of(
     calls: dict[str, list[float]], *, sessions: tuple[str, ...] = (), began: float = 1.0, errors: int = 0, **given: Any
 ) -> Figures:
-    """The figures of a worker that ran for 10 seconds, as they arrive at another one."""
+    """Return the figures of a worker that ran for 10 seconds, as another worker receives them."""
     clock = Clock()
     observer = Observer({"add", "slow"}, clock=clock, wall=lambda: began, connections=given.pop("connections", {}))
     for name in sessions:
@@ -39,7 +39,7 @@ def measured(
 
 
 def test_call_figures_of_two_workers_are_merged() -> None:
-    fast, slow = measured({"add": [0.001] * 90}, errors=1), measured({"add": [1.0] * 10, "slow": [2.0]})
+    fast, slow = figures_of({"add": [0.001] * 90}, errors=1), figures_of({"add": [1.0] * 10, "slow": [2.0]})
     page = dashboard_values({"a": fast, "b": slow}, "a")
     alone = dashboard_values({"a": fast}, "a")
     add, slow_row = page["tools"]
@@ -53,7 +53,7 @@ def test_call_figures_of_two_workers_are_merged() -> None:
 
 
 def test_sessions_of_two_workers_are_summed() -> None:
-    one, other = measured({}, sessions=("a", "b", "c")), measured({}, sessions=("b", "c", "d"))
+    one, other = figures_of({}, sessions=("a", "b", "c")), figures_of({}, sessions=("b", "c", "d"))
     page = dashboard_values({"a": one, "b": other}, "a")
     assert page["sessions"] == [{"transport": "http", "revision": "2025-11-25", "count": 6}]
 
@@ -62,9 +62,9 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
     hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
     more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
     kind = ("http", "")
-    one = measured({}, hub=hub, lag=(1.0, 9.0), blocked=300.0, process={"resident_bytes": 10, "max_descriptors": None},
-                   connections={kind: 2})  # fmt: skip
-    other = measured({}, hub=more, lag=(4.0, 5.0), process={"resident_bytes": 32, "max_descriptors": 5},
+    one = figures_of({}, hub=hub, lag=(1.0, 9.0), blocked=300.0,
+                   process={"resident_bytes": 10, "max_descriptors": None}, connections={kind: 2})  # fmt: skip
+    other = figures_of({}, hub=more, lag=(4.0, 5.0), process={"resident_bytes": 32, "max_descriptors": 5},
                      connections={kind: 1})  # fmt: skip
     page = dashboard_values({"a": one, "b": other}, "a", store={"up": True})
     assert page["hub"] == {"subscribers": 5, "channels": {"news": 3, "chat": 2}, "cut": {"slow": 1}}
@@ -75,8 +75,10 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
 
 
 def test_worker_rows_start_with_the_oldest() -> None:
-    young = measured({"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4})
-    old = measured({}, began=20.0, pid=8, host="west")
+    young = figures_of(
+        {"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4}
+    )
+    old = figures_of({}, began=20.0, pid=8, host="west")
     for here in ("a", "b"):
         first, second = dashboard_values({"a": young, "b": old}, here)["workers"]
         assert (first["name"], first["pid"], first["host"], first["since"]) == ("b", 8, "west", 20.0)
@@ -93,7 +95,7 @@ def test_worker_rows_start_with_the_oldest() -> None:
 
 
 def test_workers_with_other_buckets_are_counted() -> None:
-    own = measured({"add": [0.001]})
-    other = msgspec.structs.replace(measured({"add": [2.0] * 9}), bounds=(1.0,))
+    own = figures_of({"add": [0.001]})
+    other = msgspec.structs.replace(figures_of({"add": [2.0] * 9}), bounds=(1.0,))
     (add,) = dashboard_values({"a": own, "b": other}, "a")["tools"]
     assert (add["calls"], add["p99_ms"]) == (10, dashboard_values({"a": own}, "a")["tools"][0]["p99_ms"])

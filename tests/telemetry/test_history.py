@@ -7,19 +7,19 @@ START = 900 * 2_000_000
 ADD, SLOW = ("tools/call", "add"), ("tools/call", "slow")
 
 
-def made() -> tuple[History, dict[Labels, Series]]:
-    """A history and the series that it looks at."""
+def make_history() -> tuple[History, dict[Labels, Series]]:
+    """Return a history and its series."""
     series = {(*ADD, ""): Series(FINE), (*ADD, "tool_error"): Series(FINE), (*SLOW, ""): Series(FINE)}
     return History(FINE), dict(series)
 
 
 def calls(past: HistoryWindow) -> list[int]:
-    """Calls of each point."""
+    """Return the calls of each point."""
     return [sum(tally.buckets.values()) for _, (tally, _) in sorted(past.points.items())]
 
 
 def test_history_slots_hold_increments() -> None:
-    history, series = made()
+    history, series = make_history()
     for second, number in ((0, 3), (1, 0), (10, 2), (11, 1)):
         for _ in range(number):
             series[(*ADD, "")].observe(0.001)
@@ -34,7 +34,7 @@ def test_history_slots_hold_increments() -> None:
 
 
 def test_longer_ranges_sum_slots() -> None:
-    history, series = made()
+    history, series = make_history()
     for second in range(4_000):
         series[(*ADD, "")].observe(0.001)
         history.take(START + second, series, Gauges(cpu=0.1, memory=second))
@@ -51,7 +51,7 @@ def test_longer_ranges_sum_slots() -> None:
 
 @pytest.mark.many
 def test_history_of_a_day_is_bounded() -> None:
-    history, _ = made()
+    history, _ = make_history()
     series: dict[Labels, Series] = {("tools/call", f"tool_{number:03d}", ""): Series(FINE) for number in range(500)}
     for second in range(0, 2 * 86_400, 450):
         for number, each in enumerate(series.values()):
@@ -66,7 +66,7 @@ def test_history_of_a_day_is_bounded() -> None:
 
 
 def test_stalled_and_reversed_clocks_change_nothing() -> None:
-    history, series = made()
+    history, series = make_history()
     series[(*ADD, "")].observe(0.1)
     history.take(START, series, Gauges())
     series[(*ADD, "")].observe(0.1)
@@ -78,5 +78,5 @@ def test_stalled_and_reversed_clocks_change_nothing() -> None:
 
 
 def test_empty_history_has_no_points() -> None:
-    past = made()[0].look(3_600, ADD)
+    past = make_history()[0].look(3_600, ADD)
     assert (past.points, past.operations, past.chosen) == ({}, {}, {})

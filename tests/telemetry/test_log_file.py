@@ -12,7 +12,7 @@ from millstream._telemetry import logs
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, which is as before afterwards."""
+    """The root logger, which is restored afterward."""
     logger = logging.getLogger()
     handlers, level = list(logger.handlers), logger.level
     yield logger

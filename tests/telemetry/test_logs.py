@@ -15,7 +15,7 @@ from millstream._telemetry import logs
 
 @pytest.fixture(autouse=True)
 def root_logger_as_before() -> Iterator[None]:
-    """`configure` changes the root logger and uvicorn's; give both back."""
+    """Restore the root logger and uvicorn's, which `configure` changes."""
     names = (None, *logs.UVICORN_LOGGERS)
     before = [
         (logging.getLogger(name), logging.getLogger(name).level, logging.getLogger(name).handlers[:]) for name in names
@@ -32,7 +32,7 @@ class Terminal(io.StringIO):
 
 
 def write(stream: io.StringIO, message: object, *args: object, **extra: Any) -> str:
-    """One record through the configured root logger, as it comes out."""
+    """Log one record through the configured root logger, and return the output."""
     logging.getLogger("shop").warning(message, *args, extra=extra)
     return stream.getvalue()
 

@@ -31,7 +31,7 @@ class Broken(io.StringIO):
 
 
 async def lines_of(*given: AccessRecord) -> list[dict[str, Any]]:
-    """What the log writes for these messages."""
+    """Return the log lines for these messages."""
     stream = io.StringIO()
     log = MessageLog(stream, worker="w1")
     for message in given:

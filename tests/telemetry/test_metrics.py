@@ -13,19 +13,19 @@ from millstream._telemetry.metrics import DURATIONS, FINE, MAX_SERIES, OTHER, Me
 
 
 def text_of(registry: Metrics) -> bytes:
-    """The text of the metrics, without those of the process."""
+    """Return the text of the metrics, without those of the process."""
     names = {reading.name for reading in registry.readings()}
     readings = msgspec.msgpack.decode(dump(registry), type=list[Reading])
     return render_sums([], [each for each in readings if each.name in names])
 
 
 def families(registry: Metrics) -> dict[str, Metric]:
-    """What a Prometheus server reads."""
+    """Return the metric families as Prometheus reads them."""
     return {family.name: family for family in text_string_to_metric_families(text_of(registry).decode())}
 
 
 def samples(registry: Metrics, name: str) -> dict[tuple[str, tuple[str, ...]], float]:
-    """(name, label values) -> value of one family."""
+    """Return (name, label values) -> value of one family."""
     return {(each.name, tuple(each.labels.values())): each.value for each in families(registry)[name].samples}
 
 

@@ -36,7 +36,7 @@ class Clock:
 
 
 def counts(registry: Metrics, name: str) -> dict[tuple[str, ...], float]:
-    """Label values -> count of one histogram, without labels that are empty."""
+    """Return label values -> count of one histogram, without empty labels."""
     found: dict[tuple[str, ...], float] = {}
     for family in text_string_to_metric_families(render(registry).decode()):
         for sample in family.samples:
@@ -176,7 +176,7 @@ def test_sessions_are_counted_by_activity() -> None:
 
 
 def page(observer: Observer, *, hub: dict[str, Any] | None = None, store: Any = None) -> dict[str, Any]:
-    """What a dashboard shows of one worker alone."""
+    """Return the dashboard values of a single worker."""
     return dashboard_values({"me": observer.figures(hub=hub)}, "me", store=store)
 
 

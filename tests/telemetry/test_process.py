@@ -35,8 +35,8 @@ async def test_lag_is_the_excess_sleep_time() -> None:
     assert b'hub_event_loop_lag_seconds_bucket{le="0.2"} 3.0\n' in text
 
 
-async def lagged(*late: float) -> tuple[LoopLag, list[float]]:
-    """The lag behind these samples, and its clock."""
+async def lag_with(*late: float) -> tuple[LoopLag, list[float]]:
+    """Return a lag with these samples, and its clock."""
     now, left = [0.0], iter(late)
 
     async def sleep(seconds: float) -> None:
@@ -52,7 +52,7 @@ async def lagged(*late: float) -> tuple[LoopLag, list[float]]:
 
 
 async def test_loop_stalls_are_summed_over_a_minute() -> None:
-    lag, now = await lagged(0.0, 1.25, 0.1, 0.5, 0.19)
+    lag, now = await lag_with(0.0, 1.25, 0.1, 0.5, 0.19)
     assert lag.blocked == pytest.approx(1.75)  # nobody notices the others
     now[0] += 59.0
     assert lag.blocked == pytest.approx(0.5)
@@ -61,11 +61,11 @@ async def test_loop_stalls_are_summed_over_a_minute() -> None:
 
 
 async def test_stall_window_is_a_minute_despite_late_samples() -> None:
-    lag, _ = await lagged(9.0, *[1.0] * 100)
+    lag, _ = await lag_with(9.0, *[1.0] * 100)
     assert lag.worst == pytest.approx(1.0)
     assert lag.worst_of(2.0) == pytest.approx(1.0)
     assert 45.0 < lag.blocked <= 60.0
-    assert (await lagged(100.0))[0].blocked == 60.0
+    assert (await lag_with(100.0))[0].blocked == 60.0
 
 
 async def test_sampler_runs_until_cancelled() -> None:

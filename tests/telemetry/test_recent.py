@@ -5,7 +5,7 @@ from millstream._telemetry.recent_counts import Growth, PerSecond
 
 
 def count(ring: PerSecond, *seconds: int) -> None:
-    """One in each of these seconds, as whoever counts does it."""
+    """Count once in each of these seconds."""
     for second in seconds:
         if second >= ring.until:
             ring.turn(second)

@@ -31,7 +31,7 @@ from telemetry_parts import make_call
 
 
 class Clock:
-    """Seconds, as a test says."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -40,28 +40,28 @@ class Clock:
         return self.now
 
 
-def asked(arguments: Any, **given: Any) -> Any:
-    """A call of a tool with arguments as JSON."""
+def call_with(arguments: Any, **given: Any) -> Any:
+    """Return a tool call with arguments as JSON."""
     params = msgspec.json.encode({"name": "add", "arguments": arguments})
     return make_call(method="tools/call", name="add", params=params, **given)
 
 
-def looked(recent: RecentCalls) -> dict[str, Any]:
-    """What a page gets, by way of another worker."""
+def page_of(recent: RecentCalls) -> dict[str, Any]:
+    """Return the page's data, read through another worker."""
     return call_values([msgspec.msgpack.decode(msgspec.msgpack.encode(recent.look()), type=WorkerCalls)])
 
 
 def test_arguments_are_kept_for_failed_slow_and_watched_calls() -> None:
     clock = Clock()
     recent = RecentCalls(clock=clock)
-    recent.observe(asked({"n": 1}), 0.001, b"{}")
-    recent.observe(asked({"n": 2}, outcome="tool_error"), 0.001, b"{}")
-    recent.observe(asked({"n": 3}), 2.0, b"{}")
-    assert {each["arguments"] for each in looked(recent)["calls"]} == {None, '{"n":2}', '{"n":3}'}
-    recent.observe(asked({"n": 4}), 0.001, b"{}")
+    recent.observe(call_with({"n": 1}), 0.001, b"{}")
+    recent.observe(call_with({"n": 2}, outcome="tool_error"), 0.001, b"{}")
+    recent.observe(call_with({"n": 3}), 2.0, b"{}")
+    assert {each["arguments"] for each in page_of(recent)["calls"]} == {None, '{"n":2}', '{"n":3}'}
+    recent.observe(call_with({"n": 4}), 0.001, b"{}")
     clock.now += 60
-    recent.observe(asked({"n": 5}), 0.001, b"{}")
-    kept = [each["arguments"] for each in looked(recent)["calls"]]
+    recent.observe(call_with({"n": 5}), 0.001, b"{}")
+    kept = [each["arguments"] for each in page_of(recent)["calls"]]
     assert '{"n":4}' in kept
     assert '{"n":5}' not in kept
 
@@ -79,8 +79,8 @@ def test_arguments_are_kept_for_failed_slow_and_watched_calls() -> None:
 )
 def test_secrets_in_arguments_are_hidden(given: Any, shown: str | None) -> None:
     recent = RecentCalls()
-    recent.observe(asked(given, outcome="tool_error"), 0.1, b"")
-    text = looked(recent)["calls"][0]["arguments"]
+    recent.observe(call_with(given, outcome="tool_error"), 0.1, b"")
+    text = page_of(recent)["calls"][0]["arguments"]
     if shown is None:
         assert len(text) == MAX_ARGUMENTS + 1
     else:
@@ -92,13 +92,13 @@ def test_arguments_are_shown_as_received() -> None:
     body = b'{"id":1,"params":{"arguments":{"secret_token":"s3cret","count":3.0}}}'
     prepared = SimpleNamespace(body=body, peer="")
     recent.observe(make_call(method="tools/call", name="t", tool=object(), origin=prepared, outcome="-1"), 0.1, b"")
-    recent.observe(asked({"big": "x" * 10}, outcome="-1"), 0.1, b"")
+    recent.observe(call_with({"big": "x" * 10}, outcome="-1"), 0.1, b"")
     huge = b'{"arguments":{"x":"' + b"y" * MAX_READ + b'"}}'
     recent.observe(make_call(method="tools/call", name="t", params=huge, outcome="-1"), 0.1, b"")
     recent.observe(make_call(method="tools/call", name="t", params=b"{broken", outcome="-1"), 0.1, b"")
-    kept = [each["arguments"] for each in looked(recent)["calls"]]
+    kept = [each["arguments"] for each in page_of(recent)["calls"]]
     assert sorted(kept, key=str) == [None, None, '{"big":"xxxxxxxxxx"}', '{"secret_token":"***","count":3.0}']
-    assert "s3cret" not in json.dumps(looked(recent))
+    assert "s3cret" not in json.dumps(page_of(recent))
 
 
 def test_failures_show_the_reply_without_secrets() -> None:
@@ -106,12 +106,12 @@ def test_failures_show_the_reply_without_secrets() -> None:
     content = b'"content":[{"type":"text","text":"No such user; password=hunter2"}]'
     told = b'{"jsonrpc":"2.0","id":1,"result":{%b,"isError":true}}' % content
     bare = b'{"content":[{"type":"text","text":"Cold."}],"isError":true}'
-    recent.observe(asked({}, outcome="tool_error", incident="abc"), 0.1, told)
-    recent.observe(asked({}, outcome="tool_error"), 0.1, bare)
-    recent.observe(asked({}, failure=CallFailure("-32602", ProtocolError(-32602, "Unknown tool"))), 0.1, b"")
-    recent.observe(asked({}, outcome="tool_error"), 0.1, b"not JSON")
-    recent.observe(asked({}, cancelled=True), 0.1, b"")
-    calls = looked(recent)["calls"]
+    recent.observe(call_with({}, outcome="tool_error", incident="abc"), 0.1, told)
+    recent.observe(call_with({}, outcome="tool_error"), 0.1, bare)
+    recent.observe(call_with({}, failure=CallFailure("-32602", ProtocolError(-32602, "Unknown tool"))), 0.1, b"")
+    recent.observe(call_with({}, outcome="tool_error"), 0.1, b"not JSON")
+    recent.observe(call_with({}, cancelled=True), 0.1, b"")
+    calls = page_of(recent)["calls"]
     assert {each["error"] for each in calls} == {"No such user; password=***", "Cold.", "Unknown tool", ""}
     assert {each["incident"] for each in calls} == {"abc", ""}
     assert {each["outcome"] for each in calls} == {"tool_error", "-32602", "cancelled"}
@@ -120,13 +120,13 @@ def test_failures_show_the_reply_without_secrets() -> None:
 def test_failures_outlast_successful_calls() -> None:
     clock = Clock()
     recent = RecentCalls(clock=clock)
-    recent.observe(asked({}, outcome="tool_error"), 0.1, b"")
+    recent.observe(call_with({}, outcome="tool_error"), 0.1, b"")
     for _ in range(3 * MAX_CALLS):
         clock.now += 0.001
-        recent.observe(asked({}), 0.001, b"")
+        recent.observe(call_with({}), 0.001, b"")
     for _ in range(3 * MAX_FAILURES):
-        recent.observe(asked({}, outcome="-32602"), 0.001, b"")
-    calls = looked(recent)["calls"]
+        recent.observe(call_with({}, outcome="-32602"), 0.001, b"")
+    calls = page_of(recent)["calls"]
     assert len(calls) == MAX_CALLS
     assert sum(each["outcome"] != "" for each in calls) == MAX_FAILURES
     assert sum(each["arguments"] is not None for each in calls) <= 2 * READ_EACH_SECOND
@@ -138,12 +138,12 @@ def test_client_counts_are_bounded() -> None:
         recent.observe(make_call(client=ClientInfo({}, f"agent-{number}", "1")), 0.1, b"")
     recent.observe(make_call(client=ClientInfo({}, "agent-0", "1"), outcome="-1", transport="stdio"), 0.1, b"")
     other.observe(make_call(principal=Principal("ada")), 0.1, b"")
-    clients = {(each["name"], each["version"]): each for each in looked(recent)["clients"]}
+    clients = {(each["name"], each["version"]): each for each in page_of(recent)["clients"]}
     assert len(clients) == MAX_CLIENTS + 1
     assert clients[(OTHER, "")]["calls"] == 50
     assert (clients[("agent-0", "1")]["calls"], clients[("agent-0", "1")]["errors"]) == (2, 1)
     assert clients[("agent-0", "1")]["transport"] == "stdio"
-    assert looked(other)["calls"][0]["caller"] == "ada"
+    assert page_of(other)["calls"][0]["caller"] == "ada"
     both = call_values([recent.look(), recent.look()])
     assert next(each for each in both["clients"] if each["name"] == "agent-0")["calls"] == 4
 
@@ -154,15 +154,15 @@ def test_ended_subscriptions_are_not_recent_calls() -> None:
         recent.observe(
             make_call(method="subscriptions/listen", client=ClientInfo({}, "ide", "1.0"), **given), 3_600.0, b""
         )
-    assert looked(recent) == {"calls": [], "clients": [], "errors": []}
-    recent.observe(asked({}, client=ClientInfo({}, "ide", "1.0")), 0.001, b"{}")
-    found = looked(recent)
+    assert page_of(recent) == {"calls": [], "clients": [], "errors": []}
+    recent.observe(call_with({}, client=ClientInfo({}, "ide", "1.0")), 0.001, b"{}")
+    found = page_of(recent)
     assert [each["method"] for each in found["calls"]] == ["tools/call"]
     assert [(each["name"], each["calls"], each["errors"]) for each in found["clients"]] == [("ide", 1, 0)]
 
 
 def past(until: int, **given: Any) -> HistoryWindow:
-    """A minute of a worker that was called twice a second, once in vain."""
+    """Return a minute of a worker with two calls per second, one of which failed."""
     points = {at: (OperationTally(1, {3: 1, 5: 1}), Gauges(0.01, 0.5, 100, 2)) for at in range(until - 60, until)}
     base = {"step": 1, "until": until, "bounds": tuple(0.001 * n for n in range(1, 9)), "points": points, "chosen": {},
             "operations": {("tools/call", "add"): OperationTally(60, {3: 60, 5: 60}),
@@ -191,13 +191,13 @@ def test_some_calls_of_each_half_minute_outlast_the_newest() -> None:
     clock.now = 100.0 * SPAN
     recent = RecentCalls(clock=clock)
     for _ in range(20):
-        recent.observe(asked({}), 0.001, b"{}")
-        recent.observe(asked({"slow": True}), 1.0, b"{}")
-        recent.observe(asked({}, outcome="tool_error"), 0.001, b"{}")
+        recent.observe(call_with({}), 0.001, b"{}")
+        recent.observe(call_with({"slow": True}), 1.0, b"{}")
+        recent.observe(call_with({}, outcome="tool_error"), 0.001, b"{}")
     for _ in range(2 * MAX_CALLS):
         clock.now += 0.1
-        recent.observe(asked({"later": True}, outcome="cancelled"), 0.001, b"{}")
-        recent.observe(asked({"later": True}), 0.001, b"{}")
+        recent.observe(call_with({"later": True}, outcome="cancelled"), 0.001, b"{}")
+        recent.observe(call_with({"later": True}), 0.001, b"{}")
     since, until = 100.0 * SPAN, 100.0 * SPAN + 0.05
     found = [each for each in recent.look(since, until).calls if each.outcome != "cancelled"]
     assert [each.outcome for each in found].count("tool_error") == SPAN_FAILURES

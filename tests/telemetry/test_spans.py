@@ -15,7 +15,7 @@ OTHER = "00-11111111111111111111111111111111-2222222222222222-01"
 
 
 class Recorder:
-    """A tracer whose finished spans can be read."""
+    """A tracer that records finished spans."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
@@ -25,14 +25,14 @@ class Recorder:
         self.spans = Spans(self.tracer)
 
     def one(self, *, meta: dict[str, object] | None = None, headers: dict[str, object] | None = None) -> ReadableSpan:
-        """Run one span and give it."""
+        """Run one span and return it."""
         self.exporter.clear()
         opened = self.spans.start("ping", {}, meta=meta or {}, headers=headers or {})
         self.spans.end(opened, attributes={}, failed=False)
         return self.exporter.get_finished_spans()[0]
 
 
-def linked(span: ReadableSpan) -> list[str]:
+def link_ids(span: ReadableSpan) -> list[str]:
     return [trace.format_trace_id(link.context.trace_id) for link in span.links]
 
 
@@ -77,7 +77,7 @@ def test_message_context_is_the_parent_and_http_span_a_link() -> None:
     assert span.parent is not None
     assert span.parent.is_remote
     assert dict(span.parent.trace_state) == {"a": "1", "b": "2"}
-    assert linked(span) == [trace.format_trace_id(http.get_span_context().trace_id)]
+    assert link_ids(span) == [trace.format_trace_id(http.get_span_context().trace_id)]
 
 
 def test_http_span_is_the_parent_without_message_context() -> None:
@@ -85,13 +85,13 @@ def test_http_span_is_the_parent_without_message_context() -> None:
     with recorder.tracer.start_as_current_span("POST") as http:
         span = recorder.one()
     assert span.parent == http.get_span_context()
-    assert linked(span) == []
+    assert link_ids(span) == []
 
 
 def test_http_headers_are_the_fallback_context() -> None:
     recorder = Recorder()
     assert parent_of(recorder.one(headers={"traceparent": PARENT})) == (TRACE, SPAN)
-    assert linked(recorder.one(meta={"traceparent": PARENT}, headers={"traceparent": OTHER})) == ["1" * 32]
+    assert link_ids(recorder.one(meta={"traceparent": PARENT}, headers={"traceparent": OTHER})) == ["1" * 32]
 
 
 @for_each(

@@ -9,7 +9,7 @@ BY = ("tool",)
 
 
 def process(calls: int, *, since: float, kind: Kind = "gauge") -> bytes:
-    """What one process tells."""
+    """Return the metrics of one process."""
     metrics = Metrics()
     metrics.counter("calls_total", "Calls.", BY).add(("add",), calls)
     metrics.read(kind, "memory_bytes", "Memory.", lambda: {(): 100})
@@ -21,7 +21,7 @@ def process(calls: int, *, since: float, kind: Kind = "gauge") -> bytes:
 
 
 def samples(text: bytes) -> dict[str, float]:
-    """Name and labels -> value."""
+    """Return name and labels -> value."""
     return {
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text.decode())

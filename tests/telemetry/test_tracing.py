@@ -18,7 +18,7 @@ from telemetry_parts import TRACEPARENT, make_call, make_tracer
 
 
 def attributes_of(outcome: str = "", **given: Any) -> tuple[str, dict[str, Any]]:
-    """Name and attributes of the span of one call."""
+    """Return the name and attributes of a call's span."""
     tracing, exporter = make_tracer()
     call = make_call(**given)
     tracing.begin(call)

@@ -42,7 +42,7 @@ mcp = Server("shop")
 
 @dataclass
 class Address:
-    """Where somebody lives."""
+    """A postal address."""
 
     street: str
 

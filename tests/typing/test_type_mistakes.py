@@ -26,7 +26,7 @@ pytestmark = [
 
 
 def pyright(*options: str, cwd: Path, path: str = "") -> dict[str, Any]:
-    """What pyright reports, for this interpreter."""
+    """Return the report of pyright for this interpreter."""
     node = Path(NODE)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{node.parent}", "PYTHONPATH": path}
     done = subprocess.run(
@@ -42,20 +42,20 @@ def pyright(*options: str, cwd: Path, path: str = "") -> dict[str, Any]:
     return report
 
 
-def marked(text: str) -> set[int]:
-    """The lines that are wrong."""
+def marked_lines(text: str) -> set[int]:
+    """Return the lines marked as wrong."""
     return {number for number, line in enumerate(text.splitlines(), 1) if line.endswith(MARK)}
 
 
 def test_type_mistakes_file_has_at_least_forty() -> None:
-    assert len(marked((HERE / "mistakes.py").read_text("utf-8"))) >= 40
+    assert len(marked_lines((HERE / "mistakes.py").read_text("utf-8"))) >= 40
 
 
 def test_pyright_reports_exactly_the_mistakes(tmp_path: Path) -> None:
     shutil.copy(HERE / "mistakes.py", tmp_path)
     report = pyright("mistakes.py", cwd=tmp_path, path=str(ROOT / "src"))
     found = {each["range"]["start"]["line"] + 1 for each in report["generalDiagnostics"] if each["severity"] == "error"}
-    assert found == marked((HERE / "mistakes.py").read_text("utf-8"))
+    assert found == marked_lines((HERE / "mistakes.py").read_text("utf-8"))
 
 
 def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_mypy_reports_exactly_the_mistakes(tmp_path: Path) -> None:
         check=False,
     )
     lines = [line.split(":") for line in done.stdout.splitlines() if ": error:" in line]
-    assert {int(line[1]) for line in lines} == marked((HERE / "mistakes.py").read_text("utf-8")), done.stdout
+    assert {int(line[1]) for line in lines} == marked_lines((HERE / "mistakes.py").read_text("utf-8")), done.stdout
 
 
 def test_public_interface_is_typed_and_small() -> None:
