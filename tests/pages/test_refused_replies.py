@@ -16,8 +16,8 @@ PARTS = [
 ]
 WORDS = {
     401: "You're signed out, so {} can't be shown. Sign in again.",
-    403: "You may not see {}.",
-    503: r"The server couldn't give {} \(503\). This page tries again",
+    403: "You don't have access to {}.",
+    503: r"The server failed to return {} \(status 503\). This page tries again",
 }
 
 

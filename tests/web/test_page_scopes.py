@@ -5,7 +5,7 @@ from millstream._web.pages import asset, pages
 from millstream.auth._sign_in import _REQUEST_PATHS
 
 CALL = re.compile(
-    r"(?<![\w.#])(?<!function )(?:fetch|ask|new Feed|new WebSocket)\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
+    r"(?<![\w.#])(?<!function )(?:fetch|fetchJson|new Feed|new WebSocket)\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
 )
 SCRIPTS = sorted(path for path in pages() if path.endswith(".js"))
 OPEN = {"/livez"}
@@ -19,7 +19,7 @@ NAMED = {
     ("mcp/http.js", "this.#posts"): ["/mcp"],
     ("mcp/http.js", "this.#url"): ["/mcp", "/inspect/via/x"],
     ("mcp/websocket.js", "this.#url"): ["/ws"],
-    ("shell/asking.js", "path"): [],
+    ("shell/fetch-json.js", "path"): [],
     ("sse.js", "url"): [],
 }
 """What is called by a name, in which file: the paths that it stands for, where the caller doesn't write them down."""

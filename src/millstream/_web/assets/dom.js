@@ -1,9 +1,8 @@
-// What every page needs of the document, and how figures are written. What comes from a server is set as text, never
-// as markup.
+// DOM helpers and number formats shared by all pages. Data from a server is set as text, never as markup.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element with properties, attributes (names with a dash, and `for`, `role`) and children. */
+/** Create an element with properties, attributes (names that aren't properties, such as `aria-label`), and children. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -15,29 +14,29 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Set a text only where it changed: nothing is drawn, selected or read out again for nothing. */
+/** Set a node's text if it changed, so selections stay and screen readers don't repeat it. */
 export function write(node, text) {
   const wanted = String(text);
   if (node.textContent !== wanted) node.textContent = wanted;
 }
 
-/** Bring up what has just been written further down than anybody sees: on a phone, a result stands below its form. */
+/** Scroll a node into view if it's below the window, as a result is below its form on a phone. */
 export function reveal(node) {
   if (node.getBoundingClientRect().top > innerHeight - 96) node.scrollIntoView({ block: "nearest" });
 }
 
-/** Show what should be there of the two: the content, or the word that there is none. */
-export function either(content, empty, there) {
-  content.hidden = !there;
-  empty.hidden = there;
+/** Show either the content or its empty state. */
+export function showContentOrEmpty(content, empty, hasContent) {
+  content.hidden = !hasContent;
+  empty.hidden = hasContent;
 }
 
 const colors = new Map();
-const forget = () => colors.clear();
-addEventListener("millstream-theme", forget);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", forget);
+const clearColors = () => colors.clear();
+addEventListener("millstream-theme", clearColors);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", clearColors);
 
-/** A token such as "--accent" as the color it is now, for a canvas. */
+/** Return the current color of a token such as "--accent", for a canvas. */
 export function color(token) {
   if (!colors.has(token)) {
     const probe = element("span", { hidden: true });
@@ -53,10 +52,10 @@ const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
 const times = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const short = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 
-/** A count: in full as long as it is short. */
+/** Format a count: in full up to five digits, then compact. */
 export const count = (value) => (Math.abs(value) < 100_000 ? whole : short).format(value);
 
-/** A measured value with about three figures. */
+/** Format a measured value with about three significant digits. */
 export function figure(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -65,7 +64,7 @@ export function figure(value) {
   return value.toLocaleString(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-/** A time that has passed, in its two largest units. */
+/** Format a duration in its two largest units. */
 export function duration(seconds) {
   const parts = [
     [Math.floor(seconds / 86_400), "d"],
@@ -78,13 +77,13 @@ export function duration(seconds) {
   return shown.map(([amount, unit]) => `${amount} ${unit}`).join(" ");
 }
 
-/** The time of day, to the second. */
+/** Format the time of day, to the second. */
 export const clock = (date) => times.format(date);
 
-/** JSON as a person reads it. */
+/** Format a value as indented JSON. */
 export const pretty = (value) => JSON.stringify(value, null, 2);
 
-const wordsOf = (name) => name.replace(/[_\W]+|(?<=[a-z0-9])(?=[A-Z])/g, " ").trim().replace(/^./, (first) => first.toUpperCase());
+const titleFromName = (name) => name.replace(/[_\W]+|(?<=[a-z0-9])(?=[A-Z])/g, " ").trim().replace(/^./, (first) => first.toUpperCase());
 
-/** What a tool is called in lists: its title, or its name if the title only repeats the name in words. */
-export const labelOf = ({ name, title }) => (title && title !== wordsOf(name) ? title : name);
+/** Return the label of a tool in lists: its title, or its name if the title only repeats the name in words. */
+export const labelOf = ({ name, title }) => (title && title !== titleFromName(name) ? title : name);

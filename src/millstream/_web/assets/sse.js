@@ -1,14 +1,14 @@
-// Server-sent events over fetch: a parser, and a feed that comes back by itself and continues where it was.
+// Server-sent events over fetch: a parser, and a feed that reconnects and resumes.
 //
-// `EventSource` hides what this needs: ids that come without an event, the status of a refusal, and comments, by whose
-// absence a dead connection is noticed.
+// `EventSource` doesn't expose ids without an event, the status of an error response, and comments, whose absence
+// reveals a dead connection.
 
-import { back, lost } from "./shell/connection.js";
+import { showLost, showReconnected } from "./shell/connection.js";
 
 const SILENCE_MS = 45_000; // The server sends a comment every 15 seconds.
 const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
 
-/** Turns text into events, wherever it is cut (HTML standard, 9.2.6). */
+/** Parses text in chunks into events (HTML standard, 9.2.6). */
 export class Parser {
   lastEventId = "";
   retryMs = null;
@@ -21,7 +21,7 @@ export class Parser {
     this.lastEventId = this.#id = lastEventId;
   }
 
-  /** The events that this text completes: `{type, data, id}`. `lastEventId` moves as they are taken. */
+  /** Yield the events that this text completes, `{type, data, id}`, and update `lastEventId`. */
   *feed(text) {
     const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
     this.#rest = lines.pop();
@@ -48,7 +48,7 @@ export class Parser {
   }
 }
 
-/** The events of a reply, until it ends. `alive` is called for every piece, comments too. */
+/** Yield the events of a response until it ends. `alive` is called for every chunk, including comments. */
 export async function* events(response, parser = new Parser(), alive = () => {}) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
@@ -64,19 +64,19 @@ export async function* events(response, parser = new Parser(), alive = () => {})
   }
 }
 
-/** Why a request was refused, in the server's words where it gave some. */
-export async function refusal(response) {
-  let words = "";
+/** Return the message of an error response, or its status if it has none. */
+export async function errorMessage(response) {
+  let message = "";
   try {
     const body = await response.json();
-    words = body.detail ?? body.error?.message ?? "";
+    message = body.detail ?? body.error?.message ?? "";
   } catch {
-    // A status without words.
+    // The body isn't JSON.
   }
-  return words || `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+  return message || `The server answered ${response.status} ${response.statusText}`.trim() + ".";
 }
 
-/** A stream that is opened again whenever it ends, and misses nothing that the server still has. */
+/** A stream that reconnects whenever it ends, and resumes after the last event. */
 export class Feed {
   #url;
   #onEvent;
@@ -86,7 +86,7 @@ export class Feed {
   #wake = () => {};
 
   /**
-   * @param url where the stream is
+   * @param url URL of the stream
    * @param onEvent called with each event
    * @param onState called with `{state, reason}`: connecting, open, waiting, offline
    */
@@ -106,8 +106,8 @@ export class Feed {
     this.#run(this.#stop.signal);
   }
 
-  /** Try again at once, if it waits. */
-  now() {
+  /** Reconnect immediately if it's waiting. */
+  retryNow() {
     this.#wake();
   }
 
@@ -119,23 +119,23 @@ export class Feed {
 
   async #run(stopped) {
     for (let failures = 0; !stopped.aborted; failures += 1) {
-      const seen = { open: false, retryAfterMs: 0, status: 0 };
+      const attempt = { open: false, retryAfterMs: 0, status: 0 };
       let reason = "The server ended the stream.";
       this.#onState({ state: "connecting", reason: "" });
       try {
-        await this.#listen(stopped, seen);
+        await this.#listen(stopped, attempt);
       } catch (error) {
         reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
       }
       if (stopped.aborted) return;
-      if (seen.open) failures = 0;
+      if (attempt.open) failures = 0;
       const wait = this.#parser.retryMs ?? WAITS_MS[Math.min(failures, WAITS_MS.length - 1)];
-      // Spread, so that a thousand pages do not return in one moment.
-      await this.#pause(Math.max(seen.retryAfterMs, wait) * (0.75 + Math.random() / 2), reason, seen.status);
+      // With jitter, so that pages don't all reconnect at once.
+      await this.#pause(Math.max(attempt.retryAfterMs, wait) * (0.75 + Math.random() / 2), reason, attempt.status);
     }
   }
 
-  async #listen(stopped, seen) {
+  async #listen(stopped, attempt) {
     const url = new URL(this.#url, document.baseURI);
     if (this.#parser.lastEventId) url.searchParams.set("last_event_id", this.#parser.lastEventId);
     this.#parser = new Parser(this.#parser.lastEventId);
@@ -145,28 +145,28 @@ export class Feed {
       clearTimeout(timer);
       timer = setTimeout(() => silent.abort(new Error("The server stopped responding.")), SILENCE_MS);
     };
-    const gone = () => silent.abort(new Error("This device is offline."));
-    addEventListener("offline", gone, { signal: stopped });
+    const goOffline = () => silent.abort(new Error("This device is offline."));
+    addEventListener("offline", goOffline, { signal: stopped });
     alive();
     try {
       const signal = AbortSignal.any([stopped, silent.signal]);
       const response = await fetch(url, { headers: { accept: "text/event-stream" }, cache: "no-store", signal });
       if (!response.ok) {
-        seen.status = response.status;
-        seen.retryAfterMs = 1_000 * (Number(response.headers.get("retry-after")) || 0);
-        throw new Error(await refusal(response));
+        attempt.status = response.status;
+        attempt.retryAfterMs = 1_000 * (Number(response.headers.get("retry-after")) || 0);
+        throw new Error(await errorMessage(response));
       }
-      seen.open = true;
+      attempt.open = true;
       this.#onState({ state: "open", reason: "" });
-      for await (const event of events(response, this.#parser, alive)) this.#take(event);
+      for await (const event of events(response, this.#parser, alive)) this.#dispatch(event);
     } finally {
       clearTimeout(timer);
-      removeEventListener("offline", gone);
+      removeEventListener("offline", goOffline);
     }
   }
 
-  /** Hand one event on. One that cannot be shown is told in the console and ends nothing: those behind it still come. */
-  #take(event) {
+  /** Call the handler. An exception is only logged, so later events are still handled. */
+  #dispatch(event) {
     try {
       this.#onEvent(event);
     } catch (error) {
@@ -186,13 +186,13 @@ export class Feed {
   }
 }
 
-const WORDS = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
+const STATE_NAMES = { connecting: "Connecting…", open: "Live", waiting: "Reconnecting…", offline: "Offline" };
 
-/** Show the state of a feed in a badge, and why it is gone above the page. `now` tries again at once. */
-export function showState(badge, { state, reason, status = 0 }, now = null) {
-  badge.textContent = WORDS[state];
+/** Show the state of a feed in a badge, and the reason for a lost connection in the banner. `retry` reconnects. */
+export function showState(badge, { state, reason, status = 0 }, retry = null) {
+  badge.textContent = STATE_NAMES[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
-  if (state === "open") back();
-  else if (status === 401) lost("You're signed out. Sign in again to continue.", () => location.reload(), "Sign in");
-  else if (reason) lost(`${reason} ${state === "waiting" ? "This page continues when it's back." : "This page continues when you're back online."}`, state === "waiting" ? now : null);
+  if (state === "open") showReconnected();
+  else if (status === 401) showLost("You're signed out. Sign in again to continue.", () => location.reload(), "Sign in");
+  else if (reason) showLost(`${reason} ${state === "waiting" ? "This page continues when it's back." : "This page continues when you're back online."}`, state === "waiting" ? retry : null);
 }

@@ -3,7 +3,7 @@
 
 import { $, element, pretty, write } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
-import { looksLike, markdown } from "../render/markdown.js";
+import { looksLikeMarkdown, markdown } from "../render/markdown.js";
 import { schemaForm } from "../schema/form.js";
 import { copyable } from "../shell/copy.js";
 import { icon, swap } from "../shell/icons.js";
@@ -24,7 +24,7 @@ function result(text) {
   } catch {
     // Text that begins as JSON does.
   }
-  if (looksLike(text)) return element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" }, ...markdown(text));
+  if (looksLikeMarkdown(text)) return element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" }, ...markdown(text));
   return copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Result", dir: "auto" }, text || "(nothing)"), "Copy the result", () => text);
 }
 

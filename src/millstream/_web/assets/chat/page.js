@@ -2,7 +2,7 @@
 // rules say who may listen and speak where. The presence of a channel says who is here.
 
 import { $, write } from "../dom.js";
-import { ask } from "../shell/asking.js";
+import { fetchJson } from "../shell/fetch-json.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
 import { toast } from "../shell/toasts.js";
@@ -192,7 +192,7 @@ function hearPresence(channel, event) {
 
 async function fetchMembers(channel) {
   const conversation = rooms.get(channel);
-  const members = await ask(`chat/members?${new URLSearchParams({ channel })}`, "who is here");
+  const members = await fetchJson(`chat/members?${new URLSearchParams({ channel })}`, "who is here");
   if (!members) return; // The presence goes on telling who comes and goes; the next connection asks again.
   conversation.members = new Map(members.map((member) => [member.client_id, member]));
   conversation.present = true;

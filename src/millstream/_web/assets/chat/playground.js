@@ -7,7 +7,7 @@ import { copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
-import { refusal } from "../sse.js";
+import { errorMessage } from "../sse.js";
 import { Card, formCard } from "./calls.js";
 import { room } from "./rooms.js";
 
@@ -200,7 +200,7 @@ async function look() {
   };
   try {
     const response = await fetch("chat/playground", { cache: "no-store" });
-    if (!response.ok) return failed(await refusal(response));
+    if (!response.ok) return failed(await errorMessage(response));
     state = await response.json();
   } catch {
     return failed("The server can't be reached.");

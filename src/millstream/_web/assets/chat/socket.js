@@ -1,7 +1,7 @@
 // The hub over one WebSocket: subscriptions that come back and continue where they were, and publications that are
 // answered. See the dialect of /ws.
 
-import { refusal } from "../sse.js";
+import { errorMessage } from "../sse.js";
 
 const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
 const PING_MS = 20_000;
@@ -162,7 +162,7 @@ export class Hub {
   async #why() {
     try {
       const response = await fetch(this.#probe, { cache: "no-store" });
-      return response.ok ? { reason: "The connection was lost." } : { reason: await refusal(response), status: response.status };
+      return response.ok ? { reason: "The connection was lost." } : { reason: await errorMessage(response), status: response.status };
     } catch {
       return { reason: "The server can't be reached." };
     }

@@ -4,12 +4,12 @@
 import { $, count, element, labelOf, write } from "../dom.js";
 import { Client, REVISIONS } from "../mcp/client.js";
 import { Http } from "../mcp/http.js";
-import { back, lost, watch } from "../shell/connection.js";
+import { showReconnected, showLost, watchConnection } from "../shell/connection.js";
 import { copyButton, copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { commands } from "../shell/palette.js";
 import { tabs } from "../shell/tabs.js";
-import { refusal } from "../sse.js";
+import { errorMessage } from "../sse.js";
 import { clients } from "./clients.js";
 
 const SHOWN = 8; // names in the list
@@ -97,7 +97,7 @@ function drawServer({ serverInfo = {} }) {
 
 async function start() {
   const response = await fetch("connect/server", { cache: "no-store" });
-  if (!response.ok) throw new Error(await refusal(response));
+  if (!response.ok) throw new Error(await errorMessage(response));
   facts = await response.json();
   write($("address"), url());
   $("address-copy").replaceChildren(copyButton(url, "Copy the URL"));
@@ -116,13 +116,13 @@ async function start() {
   drawOffers(tools, resources.length + templates.length, prompts.length);
   const harmless = tools.find((tool) => tool.annotations?.readOnlyHint) ?? tools[0] ?? null;
   drawClients(server.serverInfo?.name ?? "server", harmless);
-  back();
+  showReconnected();
 }
 
 commands(() => [
   { title: "Copy the URL of the server", group: "This page", icon: "copy", run: () => $("address-copy").querySelector("button")?.click() },
   ...entries.map(({ id, title }) => ({ title: `Connect ${title}`, group: "Clients", icon: "next", run: () => document.getElementById(`tab-${id}`).click() })),
 ]);
-const attempt = () => start().catch((error) => lost(`This page couldn't load what the server offers. ${error.message}`, attempt));
+const attempt = () => start().catch((error) => showLost(`This page couldn't load what the server offers. ${error.message}`, attempt));
 await attempt();
-watch();
+watchConnection();

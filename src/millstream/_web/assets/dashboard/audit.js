@@ -1,8 +1,8 @@
 // The newest records of the audit log. The tab stays away where no log is kept.
 
 import { $, clock, write } from "../dom.js";
-import { ask } from "../shell/asking.js";
-import { settled } from "../shell/connection.js";
+import { fetchJson } from "../shell/fetch-json.js";
+import { clearTrouble } from "../shell/connection.js";
 import { LiveTable, cellBadge } from "./table.js";
 
 const EVERY_MS = 5_000;
@@ -35,7 +35,7 @@ let told = () => {};
 async function load() {
   const mine = ++asked;
   const query = new URLSearchParams({ q: $("audit-filter").value, failed: $("audit-failed").checked ? "1" : "" });
-  const found = await ask(`dashboard/audit?${query}`, "the audit log");
+  const found = await fetchJson(`dashboard/audit?${query}`, "the audit log");
   if (!found || mine !== asked) return;
   kept = found.kept;
   told(kept);
@@ -46,7 +46,7 @@ async function load() {
 export function showAudit(now) {
   open = now;
   if (open) load();
-  else settled("the audit log");
+  else clearTrouble("the audit log");
 }
 
 /** Ask whether a log is kept; `tell` hears it. */

@@ -2,8 +2,8 @@
 
 import { $, clock, count, element, figure, pretty, write } from "../dom.js";
 import { colored } from "../render/json.js";
-import { ask } from "../shell/asking.js";
-import { settled } from "../shell/connection.js";
+import { fetchJson } from "../shell/fetch-json.js";
+import { clearTrouble } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { ms } from "./health.js";
@@ -148,8 +148,8 @@ let asked = 0;
 async function load() {
   if (document.hidden || !PARTS.includes(shown)) return;
   const mine = ++asked;
-  const found = await ask(`dashboard/calls${time ? `?${new URLSearchParams({ since: time.since, until: time.until })}` : ""}`, "the recent calls");
-  if (!PARTS.includes(shown)) settled("the recent calls"); // the reply came after this part was closed
+  const found = await fetchJson(`dashboard/calls${time ? `?${new URLSearchParams({ since: time.since, until: time.until })}` : ""}`, "the recent calls");
+  if (!PARTS.includes(shown)) clearTrouble("the recent calls"); // the reply came after this part was closed
   if (!found || mine !== asked) return;
   recent.show(keyed(found.calls));
   errors.show(found.errors);
@@ -160,7 +160,7 @@ async function load() {
 /** The part of the page that is open now. */
 export function showCalls(part) {
   shown = part;
-  if (!PARTS.includes(shown)) settled("the recent calls");
+  if (!PARTS.includes(shown)) clearTrouble("the recent calls");
   load();
 }
 

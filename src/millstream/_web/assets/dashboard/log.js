@@ -1,6 +1,6 @@
 // The stream of log lines: kept up to a bound, filtered by words and level, and held back while it is paused.
 
-import { $, clock, either, element, write } from "../dom.js";
+import { $, clock, showContentOrEmpty, element, write } from "../dom.js";
 
 const KEPT = 1_000;
 const RANKS = { debug: 10, info: 20, warning: 30, error: 40, critical: 50 };
@@ -66,7 +66,7 @@ export function toggleLog() {
 function tell() {
   const list = $("log");
   $("no-log-title").textContent = lines.length ? "No line matches the filter" : "Nothing logged yet";
-  either(list, $("no-log"), list.childElementCount > 0);
+  showContentOrEmpty(list, $("no-log"), list.childElementCount > 0);
   const held = paused ? `, paused: ${waiting} new` : "";
   $("log-count").textContent = lines.length ? `${list.childElementCount} of ${lines.length} lines${held}` : "";
 }

@@ -2,7 +2,7 @@
 // before comes from the history, for as long a range as is chosen.
 
 import { $, count, element, figure, write } from "../dom.js";
-import { ask } from "../shell/asking.js";
+import { fetchJson } from "../shell/fetch-json.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
 import { tabs } from "../shell/tabs.js";
@@ -138,7 +138,7 @@ async function load() {
   clearTimeout(timer);
   const mine = ++asked;
   const query = new URLSearchParams({ seconds: range, ...(chosen ?? {}) });
-  const found = await ask(`dashboard/history?${query}`, "the history");
+  const found = await fetchJson(`dashboard/history?${query}`, "the history");
   if (mine !== asked) return;
   if (found) {
     past = found;
@@ -210,7 +210,7 @@ const feed = new Feed(
   "dashboard/events",
   (event) => take[event.type]?.(JSON.parse(event.data)),
   (state) => {
-    showState($("state"), state, () => feed.now());
+    showState($("state"), state, () => feed.retryNow());
     $("main").classList.toggle("stale", state.state !== "open" && snapshot !== null);
     const before = feedOpen;
     feedOpen = state.state === "open";

@@ -1,8 +1,8 @@
 // Who is connected: the readers that are furthest behind, what is open by kind, the channels.
 
-import { $, count, duration, either, element, figure, write } from "../dom.js";
-import { ask } from "../shell/asking.js";
-import { settled } from "../shell/connection.js";
+import { $, count, duration, showContentOrEmpty, element, figure, write } from "../dom.js";
+import { fetchJson } from "../shell/fetch-json.js";
+import { clearTrouble } from "../shell/connection.js";
 import { LiveTable } from "./table.js";
 
 const EVERY_MS = 2_000;
@@ -39,7 +39,7 @@ function fill(table, empty, rows) {
     body.dataset.rows = text;
     body.replaceChildren(...rows.map((row) => element("tr", {}, ...cells(row))));
   }
-  either(table, empty, rows.length > 0);
+  showContentOrEmpty(table, empty, rows.length > 0);
 }
 
 /** What the snapshot says of them. */
@@ -62,15 +62,15 @@ let open = false;
 
 async function load() {
   if (!open || document.hidden) return;
-  const found = await ask("dashboard/readers", "the readers of streams");
-  if (!open) settled("the readers of streams"); // the reply came after this part was closed
+  const found = await fetchJson("dashboard/readers", "the readers of streams");
+  if (!open) clearTrouble("the readers of streams"); // the reply came after this part was closed
   if (found) readers.show(found.readers.map((reader, number) => ({ ...reader, number })));
 }
 
 /** Whether this part of the page is open. */
 export function showStreams(now) {
   open = now;
-  if (!open) settled("the readers of streams");
+  if (!open) clearTrouble("the readers of streams");
   load();
 }
 

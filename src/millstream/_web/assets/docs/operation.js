@@ -7,7 +7,7 @@ import { describe } from "../schema/describe.js";
 import { schemaForm } from "../schema/form.js";
 import { resolve } from "../schema/resolve.js";
 import { sample } from "../schema/sample.js";
-import { lost } from "../shell/connection.js";
+import { showLost } from "../shell/connection.js";
 import { copyButton, copyable } from "../shell/copy.js";
 import { LANGUAGES } from "./code.js";
 
@@ -29,7 +29,7 @@ async function run(path, values, output, again) {
     const retry = element("button", { type: "button", className: "small" }, "Try again");
     retry.addEventListener("click", again);
     output.replaceChildren(element("div", { className: "notice bad row" }, element("p", { className: "grow" }, "The server can't be reached, so nothing was sent. Start it, or check your connection."), retry));
-    lost("The server can't be reached. This page continues when it's back.");
+    showLost("The server can't be reached. This page continues when it's back.");
     return;
   }
   const took = `${(performance.now() - started).toLocaleString(undefined, { maximumFractionDigits: 1 })} ms`;

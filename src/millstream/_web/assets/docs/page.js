@@ -3,14 +3,14 @@
 
 import { $, element } from "../dom.js";
 import { markdown } from "../render/markdown.js";
-import { lost, back, watch } from "../shell/connection.js";
+import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
-import { grouped, withHeads } from "../shell/groups.js";
+import { groupItems, withHeads } from "../shell/groups.js";
 import { icon } from "../shell/icons.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
-import { refusal } from "../sse.js";
+import { errorMessage } from "../sse.js";
 import { drawEvents, drawPrompts, drawResources, listed } from "./offers.js";
 import { draw } from "./operation.js";
 
@@ -39,12 +39,12 @@ const headOf = ({ group, size, closed }) => [icon(closed ? "next" : "fold"), ele
 function fold({ group, closed }) {
   unfolded.set(group, closed);
   list();
-  items.stand((each) => each.group === group);
+  items.activate((each) => each.group === group);
 }
 
 /** Show the operations that match, in groups where that helps. */
 function list() {
-  const groups = grouped(shown, ({ name }) => name, ({ operation }) => operation.tags ?? []);
+  const groups = groupItems(shown, ({ name }) => name, ({ operation }) => operation.tags ?? []);
   items.show(groups ? withHeads(groups, unfolded, { current, all: $("filter").value !== "" }) : shown, current);
 }
 
@@ -135,16 +135,16 @@ async function drawBeside(mcp) {
 async function load() {
   try {
     const response = await fetch("openapi.json");
-    if (!response.ok) throw new Error(await refusal(response));
+    if (!response.ok) throw new Error(await errorMessage(response));
     await ready(await response.json());
-    back();
-    watch();
+    showReconnected();
+    watchConnection();
   } catch (error) {
     const reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
     $("detail").removeAttribute("aria-busy");
     $("failure").textContent = `The list of tools couldn't be loaded. ${reason}`;
     $("failure").hidden = false;
-    lost(`${reason} This page tries again every few seconds.`, load);
+    showLost(`${reason} This page tries again every few seconds.`, load);
     setTimeout(() => root ?? load(), 5_000);
   }
 }

@@ -1,8 +1,8 @@
 // The selected upstream: its tools with what each costs a model, its facts, and definitions that are quarantined, beside
 // the accepted ones.
 
-import { $, count, duration, element, either, pretty, write } from "../dom.js";
-import { ask } from "../shell/asking.js";
+import { $, count, duration, element, showContentOrEmpty, pretty, write } from "../dom.js";
+import { fetchJson } from "../shell/fetch-json.js";
 import { tabs } from "../shell/tabs.js";
 import { write as address } from "../inspect/links.js";
 import { LOOKS, size, upstreamState } from "./words.js";
@@ -24,7 +24,7 @@ let seen = "";
 export function open(row) {
   const other = current?.name !== row.name;
   current = row;
-  either($("chosen"), $("nothing"), true);
+  showContentOrEmpty($("chosen"), $("nothing"), true);
   write($("chosen-title"), row.name);
   write($("chosen-state"), upstreamState(row));
   $("chosen-state").className = `badge ${LOOKS[row.state] ?? ""}`;
@@ -45,7 +45,7 @@ export function open(row) {
 /** Show none. */
 export function closeChosen() {
   current = null;
-  either($("chosen"), $("nothing"), false);
+  showContentOrEmpty($("chosen"), $("nothing"), false);
 }
 
 /** Ask again, where the lists have changed. */
@@ -59,12 +59,12 @@ async function load() {
   if (seen === state(current)) return;
   const mine = ++asked;
   const wanted = state(current);
-  const found = await ask(`gateway/items?${new URLSearchParams({ upstream: current.name })}`, "its tools");
+  const found = await fetchJson(`gateway/items?${new URLSearchParams({ upstream: current.name })}`, "its tools");
   if (!found || mine !== asked) return;
   seen = wanted;
-  either($("tools"), $("no-tools"), found.tools.length > 0);
+  showContentOrEmpty($("tools"), $("no-tools"), found.tools.length > 0);
   $("tools").replaceChildren(...found.tools.map(tool));
-  either($("quarantine"), $("no-quarantine"), found.quarantined.length > 0);
+  showContentOrEmpty($("quarantine"), $("no-quarantine"), found.quarantined.length > 0);
   $("quarantine").replaceChildren(...found.quarantined.map(quarantined));
 }
 

@@ -3,8 +3,8 @@
 
 import { $, count, duration, figure, reveal, write } from "../dom.js";
 import { LiveTable, cellBadge, cellButton } from "../dashboard/table.js";
-import { ask } from "../shell/asking.js";
-import { lost, back } from "../shell/connection.js";
+import { fetchJson } from "../shell/fetch-json.js";
+import { showLost, showReconnected } from "../shell/connection.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
 import { closeChosen, open, refresh } from "./chosen.js";
@@ -88,9 +88,9 @@ let timer = 0;
 
 async function load() {
   clearTimeout(timer);
-  const found = await ask("gateway/upstreams", "the upstreams");
+  const found = await fetchJson("gateway/upstreams", "the upstreams");
   if (found) {
-    back();
+    showReconnected();
     upstreams = found.upstreams;
     write($("server-name"), found.title);
     write($("server-version"), found.version);
@@ -99,7 +99,7 @@ async function load() {
     drawChosen();
     refresh();
   } else if (!navigator.onLine || !(await answers())) {
-    lost("The server can't be reached. This page continues when it's back.", load);
+    showLost("The server can't be reached. This page continues when it's back.", load);
   }
   if (!document.hidden) timer = setTimeout(load, EVERY_MS);
 }

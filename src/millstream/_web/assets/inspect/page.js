@@ -6,12 +6,12 @@ import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
 import { Feed, events } from "../sse.js";
 import { copy, copyable } from "../shell/copy.js";
-import { grouped, tagsOf, withHeads } from "../shell/groups.js";
+import { groupItems, tagsOf, withHeads } from "../shell/groups.js";
 import { icon } from "../shell/icons.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
-import { resizable } from "../shell/panes.js";
+import { makeResizable } from "../shell/panes.js";
 import { tabs } from "../shell/tabs.js";
 import { toast } from "../shell/toasts.js";
 import { cease, say } from "./bench.js";
@@ -63,7 +63,7 @@ const matching = () => (offered[kind] ?? []).filter((item) => fits(item, $("filt
 function ordered(found) {
   if (kind !== "tools") return found;
   if ($("order").value === "tokens") return [...found].sort((one, other) => costOf(other) - costOf(one));
-  const groups = $("order").value === "groups" ? grouped(found, ({ name }) => name, tags) : null;
+  const groups = $("order").value === "groups" ? groupItems(found, ({ name }) => name, tags) : null;
   return groups ? withHeads(groups, unfolded, { current: current(), all: $("filter").value !== "" }) : found;
 }
 const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
@@ -94,7 +94,7 @@ function savedRow(call) {
 function fold({ group, closed }) {
   unfolded.set(group, closed);
   drawItems();
-  items.stand((item) => item.group === group);
+  items.activate((item) => item.group === group);
 }
 
 const kinds = tabs($("kinds"), Object.entries(KINDS).map(([id, { title }]) => ({ id, title, panel: "offers" })), (name) => {
@@ -320,7 +320,7 @@ function savedChanged(call) {
   if (call && !before.includes(call)) return jump({ kind: "saved", name: call.name, values: null });
   if (kind !== "saved") return;
   if (call && call !== current() && !offered.saved.includes(current())) chosen.saved = call.name; // it has another name
-  items.refresh();
+  items.invalidate();
   drawItems();
   if (!current()) open("saved");
 }
@@ -330,7 +330,7 @@ function tasksChanged() {
   offered.tasks = knownTasks();
   kinds.count("tasks", offered.tasks.length);
   if (kind !== "tasks") return;
-  items.refresh();
+  items.invalidate();
   drawItems();
 }
 
@@ -360,8 +360,8 @@ $("order").addEventListener("change", () => {
   localStorage.setItem(ORDER, $("order").value);
   drawItems();
 });
-resizable($("offers-pane"), { grid: $("main"), name: "--offers", label: "Width of the list", least: 180, rest: 620 });
-resizable($("activity-pane"), { grid: $("main"), name: "--activity", label: "Width of the activity", least: 240, rest: 560, before: true });
+makeResizable($("offers-pane"), { grid: $("main"), name: "--offers", label: "Width of the list", min: 180, rest: 620 });
+makeResizable($("activity-pane"), { grid: $("main"), name: "--activity", label: "Width of the activity", min: 240, rest: 560, before: true });
 $("filter").addEventListener("input", drawItems);
 $("filter").addEventListener("keydown", (event) => items.key(event));
 $("views").addEventListener("click", (event) => event.target.closest("button") && view(event.target.closest("button").dataset.view));

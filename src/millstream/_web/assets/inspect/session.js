@@ -5,7 +5,7 @@ import { Client } from "../mcp/client.js";
 import { Http, HttpSse, unauthorized } from "../mcp/http.js";
 import { WebSocketLine } from "../mcp/websocket.js";
 import { HttpError, RpcError, knock, wait } from "../mcp/wire.js";
-import { back, lost } from "../shell/connection.js";
+import { showReconnected, showLost } from "../shell/connection.js";
 import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";
@@ -84,7 +84,7 @@ async function establish(mine) {
   await events.ready(mine);
   if (session.client !== mine) return session.client;
   failures = 0;
-  back();
+  showReconnected();
   events.state("Connected", "good");
   return mine;
 }
@@ -101,9 +101,9 @@ async function fail(mine, error) {
   }
   events.state("Not connected", "bad");
   const retry = () => connect().catch(() => {});
-  if (unauthorized(error)) return lost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
+  if (unauthorized(error)) return showLost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
   const final = error instanceof RpcError || (error instanceof HttpError && error.status < 500);
-  lost(`${say(error)}${final ? "" : " This page reconnects when the server is back."}`, retry);
+  showLost(`${say(error)}${final ? "" : " This page reconnects when the server is back."}`, retry);
   while (!final && session.client === mine) {
     await wait(WAITS_MS[Math.min(failures, WAITS_MS.length - 1)]);
     failures += 1;

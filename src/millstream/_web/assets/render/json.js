@@ -1,4 +1,4 @@
-// JSON with colors, and as a tree that opens and closes.
+// JSON with syntax colors, and as a collapsible tree.
 
 import { element, pretty } from "../dom.js";
 
@@ -7,7 +7,7 @@ const MAX_COLORED = 60_000;
 const OPEN_ENTRIES = 12;
 const SHOWN_ENTRIES = 200;
 
-/** Text of JSON as nodes, each kind of token in its color. Very long text stays plain: it must not hold the page up. */
+/** Return nodes for JSON text with syntax colors. Very long text stays plain to keep the page responsive. */
 export function colored(text) {
   if (text.length > MAX_COLORED) return [text];
   const nodes = [];
@@ -24,7 +24,7 @@ export function colored(text) {
   return nodes.filter((node) => node !== "");
 }
 
-/** A block of JSON. */
+/** Create a block with a value as JSON. */
 export const jsonBlock = (value, label) => element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, ...colored(pretty(value) ?? "undefined"));
 
 const leaf = (value) => {
@@ -33,10 +33,10 @@ const leaf = (value) => {
 };
 
 /**
- * A value as a tree. What is wrong with it stands beside the place: `problems` as `validate` gives them.
+ * Create a tree of a value. Each problem is shown beside its place.
  *
  * @param {unknown} value
- * @param {Array<{path: Array<string | number>, message: string}>} problems
+ * @param {Array<{path: Array<string | number>, message: string}>} problems as returned by `validate`
  */
 export function tree(value, problems = []) {
   return element("ul", { className: "tree", "aria-label": "Value" }, branch("", value, problems, 0));

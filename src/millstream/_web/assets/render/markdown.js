@@ -1,5 +1,5 @@
-// Markdown as nodes. markdown-it parses (CommonMark, tables, strikethrough); each token becomes an element whose text is
-// set as text, so nothing in it can be markup. Raw HTML is shown as it is written, and pictures become links.
+// Markdown as nodes. markdown-it parses (CommonMark, tables, strikethrough), and each token becomes an element whose
+// content is set as text, so it can't contain markup. Raw HTML is shown as text, and images become links.
 
 import MarkdownIt from "../vendor/markdown-it.js";
 import { element } from "../dom.js";
@@ -8,16 +8,16 @@ const parser = new MarkdownIt({ html: false, linkify: true, maxNesting: 20 });
 
 const TAGS = { strong: "strong", em: "em", s: "s", blockquote: "blockquote", bullet_list: "ul", list_item: "li", thead: "thead", tbody: "tbody", tr: "tr", td: "td" };
 
-/** Whether an address may be followed: pages and mail. Others are shown as text. */
-const safe = (address) => /^(https?:|mailto:)/i.test(address);
+/** Whether an address may become a link: web pages and mail. Others are shown as text. */
+const isSafe = (address) => /^(https?:|mailto:)/i.test(address);
 
 function anchor(address, ...children) {
-  if (!safe(address)) return element("span", { title: address }, ...children);
+  if (!isSafe(address)) return element("span", { title: address }, ...children);
   return element("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, ...children);
 }
 
-/** The element that a token opens. */
-function opened(token) {
+/** Create the element for an opening token. */
+function createElement(token) {
   const kind = token.type.replace(/_open$/, "");
   if (kind === "paragraph") return element("p", { dir: "auto" });
   if (kind === "heading") {
@@ -32,7 +32,7 @@ function opened(token) {
   return element(TAGS[kind] ?? "span");
 }
 
-/** What a token without children becomes: a node or a text. */
+/** Return the node or text for a token without children. */
 function leaf(token) {
   if (token.type === "code_inline") return element("code", {}, token.content);
   if (token.type === "fence" || token.type === "code_block") {
@@ -51,8 +51,8 @@ function nodes(tokens) {
   for (const token of tokens) {
     const top = open[open.length - 1];
     if (token.nesting === 1) {
-      // A tight list has paragraphs that aren't shown as such.
-      const made = token.hidden ? top : opened(token);
+      // Paragraphs of a tight list are hidden tokens.
+      const made = token.hidden ? top : createElement(token);
       if (!token.hidden) top.append(token.type === "table_open" ? element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": "Table" }, made) : made);
       open.push(made);
     } else if (token.nesting === -1) open.pop();
@@ -62,11 +62,11 @@ function nodes(tokens) {
   return [...root.childNodes];
 }
 
-/** The nodes of one line of text. */
+/** Return the nodes of a single line. */
 export const inline = (text) => nodes(parser.parseInline(text, {}));
 
-/** The nodes of a text. */
+/** Return the nodes of a text. */
 export const markdown = (text) => nodes(parser.parse(text, {}));
 
-/** Whether a text looks as if it were meant as Markdown. */
-export const looksLike = (text) => /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^\s*\|?\s*:?-+:?\s*\|/m.test(text) || /\*\*\S[^*\n]*\*\*|\[[^\]\n]+\]\(https?:/.test(text);
+/** Whether a text looks like Markdown. */
+export const looksLikeMarkdown = (text) => /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^\s*\|?\s*:?-+:?\s*\|/m.test(text) || /\*\*\S[^*\n]*\*\*|\[[^\]\n]+\]\(https?:/.test(text);

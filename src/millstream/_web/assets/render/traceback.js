@@ -1,11 +1,11 @@
-// A traceback of Python as a developer looks at it: what was raised, and the line of their own code where that was.
+// A Python traceback: the exception, and the line of code that raised it.
 
 import { element } from "../dom.js";
 import { copyable } from "../shell/copy.js";
 
 const PLACE = /^ {2}File "([^"\n]+)", line (\d+)(?:, in ([^\n]+))?(?:\n {4}([^\n]+))?/gm;
 
-/** What a traceback says; null where a text is none. */
+/** Parse a traceback; null if the text isn't one. */
 export function parseTraceback(text) {
   if (!/^\s*(Traceback \(most recent call last\)|\s*\+ Exception Group Traceback)/.test(text)) return null;
   const last = [...text.matchAll(PLACE)].at(-1);
@@ -15,7 +15,7 @@ export function parseTraceback(text) {
   return { raised, file, line: Number(line), where, code };
 }
 
-/** The nodes of a traceback; null where a text is none. */
+/** Render a traceback; null if the text isn't one. */
 export function traceback(text) {
   const found = parseTraceback(text);
   if (!found) return null;

@@ -1,12 +1,11 @@
-// Says that the server is gone, above the page, and takes it back when the server answers again. A page that holds a
-// stream reports what it sees with `lost` and `back`; a page that holds none asks this to `watch`. What else a page
-// can't have of a server that is there is said in the same place.
+// The banner for a lost connection and for data that can't be loaded. A page with a stream reports its state with
+// `showLost` and `showReconnected`; a page without one calls `watchConnection`.
 
 import { element } from "../dom.js";
 import { icon } from "./icons.js";
 import { toast } from "./toasts.js";
 
-const BEAT_MS = 5_000;
+const CHECK_MS = 5_000;
 
 const text = element("p");
 const retry = element("button", { type: "button", className: "small" }, "Try now");
@@ -14,59 +13,59 @@ const banner = element("div", { className: "banner", role: "alert", id: "banner"
 document.body.append(banner);
 
 const CONNECTION = "";
-const troubles = new Map(); // what is missing -> why, in the order in which it went; the connection comes first
+const troubles = new Map(); // what is missing -> {reason, action, label}, oldest first
 
-let again = null;
-retry.addEventListener("click", () => again?.());
+let currentAction = null;
+retry.addEventListener("click", () => currentAction?.());
 
-function show() {
+function draw() {
   const worst = troubles.get(CONNECTION) ?? troubles.values().next().value;
   banner.hidden = !worst;
   if (!worst) return;
   if (text.textContent !== worst.reason) text.textContent = worst.reason;
-  again = worst.now;
-  retry.textContent = worst.does;
-  retry.hidden = !worst.now;
+  currentAction = worst.action;
+  retry.textContent = worst.label;
+  retry.hidden = !worst.action;
 }
 
 /**
- * Show that there is no connection. It may be said again with other words.
+ * Show that the connection is lost, or update the reason.
  *
  * @param {string} reason a sentence or two: what happened, and what the page does about it
- * @param {(() => void) | null} [now] tries at once; without it there is no button
- * @param {string} [does] what the button says
+ * @param {(() => void) | null} [action] runs when the button is pressed; null hides the button
+ * @param {string} [label] label of the button
  */
-export const lost = (reason, now = null, does = "Try now") => trouble(CONNECTION, reason, now, does);
+export const showLost = (reason, action = null, label = "Try now") => showTrouble(CONNECTION, reason, action, label);
 
-/** The server is there again. */
-export function back() {
-  if (settled(CONNECTION)) toast("Connected again.", "good");
+/** Hide the banner for a lost connection. */
+export function showReconnected() {
+  if (clearTrouble(CONNECTION)) toast("Connected again.", "good");
 }
 
-/** Show that the server is there, and something can't be had of it; otherwise as `lost`. */
-export function trouble(what, reason, now = null, does = "Try now") {
-  troubles.set(what, { reason, now, does });
-  show();
+/** Show that `what` can't be loaded. Parameters as for `showLost`, which takes precedence. */
+export function showTrouble(what, reason, action = null, label = "Try now") {
+  troubles.set(what, { reason, action, label });
+  draw();
 }
 
-/** It can be had again; whether it couldn't. */
-export function settled(what) {
-  const before = troubles.delete(what);
-  if (before) show();
-  return before;
+/** Remove an entry. Returns whether there was one. */
+export function clearTrouble(what) {
+  const existed = troubles.delete(what);
+  if (existed) draw();
+  return existed;
 }
 
-/** Ask the server now and then whether it is there, as long as the page is looked at. */
-export function watch(ms = BEAT_MS) {
-  const look = async () => {
+/** Check periodically whether the server responds while the page is visible. */
+export function watchConnection(ms = CHECK_MS) {
+  const check = async () => {
     try {
       const response = await fetch("livez", { cache: "no-store" });
-      if (response.ok) back();
+      if (response.ok) showReconnected();
     } catch {
-      lost("The server can't be reached. This page continues when it's back.", look);
+      showLost("The server can't be reached. This page continues when it's back.", check);
     }
   };
-  setInterval(() => document.visibilityState === "visible" && look(), ms);
-  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && look());
-  addEventListener("online", look);
+  setInterval(() => document.visibilityState === "visible" && check(), ms);
+  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && check());
+  addEventListener("online", check);
 }

@@ -6,34 +6,34 @@ import { toast } from "./toasts.js";
 
 const DONE_MS = 1_500;
 
-/** Without a secure context there is no clipboard to write to; a selection can still be copied. */
-function bySelection(text) {
+/** Copy by selecting the text, because the Clipboard API needs a secure context. */
+function copyBySelection(text) {
   const area = element("textarea", { className: "visually-hidden", value: text, "aria-hidden": "true" });
   (document.querySelector("dialog[open]") ?? document.body).append(area);
   area.select();
   const done = document.execCommand("copy");
   area.remove();
-  if (!done) throw new Error("The browser didn't allow it.");
+  if (!done) throw new Error("The browser blocked access to the clipboard.");
 }
 
-/** Put a text into the clipboard, and say so. Gives whether it is there. */
-export async function copy(text, what = "Copied.") {
+/** Copy a text and show a toast. Returns whether it succeeded. */
+export async function copy(text, message = "Copied.") {
   try {
     if (navigator.clipboard) await navigator.clipboard.writeText(text);
-    else bySelection(text);
+    else copyBySelection(text);
   } catch (error) {
-    toast(`This couldn't be copied. ${error.message}`, "bad");
+    toast(`Copying failed. ${error.message}`, "bad");
     return false;
   }
-  toast(what, "good");
+  toast(message, "good");
   return true;
 }
 
 /**
- * A small button that copies.
+ * Create a small button that copies a text.
  *
- * @param {() => string} read gives the text when the button is pressed
- * @param {string} name what the button does, for who doesn't see the icon
+ * @param {() => string} read returns the text when the button is pressed
+ * @param {string} name accessible name of the button
  */
 export function copyButton(read, name = "Copy") {
   const shown = icon("copy");
@@ -47,6 +47,6 @@ export function copyButton(read, name = "Copy") {
   return button;
 }
 
-/** A block with a copy button in its corner. */
+/** Add a copy button to the corner of a block. */
 export const copyable = (block, name, read = () => block.textContent) =>
   element("div", { className: "with-copy" }, block, copyButton(read, name));

@@ -1,18 +1,18 @@
-// Icons, in the color of the text around them. Their shapes stand in the page (parts/bar.html), so that they are there
-// when the server is not.
+// Icons in the color of the surrounding text. Their shapes are part of the page (parts/bar.html), so they're available
+// when the server isn't.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** The icon of that name. It says nothing to a screen reader: the control around it has the name. */
+/** Create an icon. It's hidden from screen readers, because the surrounding control has a name. */
 export function icon(name) {
-  const made = document.createElementNS(SVG, "svg");
-  made.setAttribute("class", "icon");
-  made.setAttribute("aria-hidden", "true");
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS(SVG, "use");
   use.setAttribute("href", `#icon-${name}`);
-  made.append(use);
-  return made;
+  svg.append(use);
+  return svg;
 }
 
-/** Show another icon in its place. */
-export const swap = (made, name) => made.firstChild.setAttribute("href", `#icon-${name}`);
+/** Change the shape of an icon. */
+export const swap = (svg, name) => svg.firstChild.setAttribute("href", `#icon-${name}`);

@@ -1,5 +1,5 @@
-// Keyboard shortcuts: one table for what they do and for the list that `?` shows. A shortcut is a key or two keys in
-// turn ("g d"), and never fires while somebody types. "mod" stands for Ctrl, and for ⌘ on a Mac.
+// Keyboard shortcuts, and the list that `?` shows. A shortcut is a key or two keys in sequence ("g d"), and is disabled
+// in text fields. "mod" is Ctrl, or ⌘ on a Mac.
 
 import { element } from "../dom.js";
 
@@ -8,50 +8,50 @@ const NAMES = { mod: MAC ? "⌘" : "Ctrl", arrowup: "↑", arrowdown: "↓", ent
 const CHORD_MS = 1_000;
 
 /** @type {Map<string, {title: string, run: (() => void) | null}>} */
-const known = new Map();
-let first = "";
-let forget = 0;
+const shortcuts = new Map();
+let firstKey = "";
+let chordTimer = 0;
 
-/** The keys of a shortcut as a person reads them. */
+/** Return a `<kbd>` for each key of a shortcut. */
 export const keycaps = (keys) => keys.split(/[ +]/).map((key) => element("kbd", {}, NAMES[key] ?? (key.length === 1 && keys.includes("+") ? key.toUpperCase() : key)));
 
 /**
- * Bind keys, replacing what they did before.
+ * Bind a shortcut, replacing an earlier one with the same keys.
  *
  * @param {string} keys "?", "g d" or "mod+k"
- * @param {string} title what it does, for the list
- * @param {(() => void) | null} run null where something else listens and the list should name it
+ * @param {string} title description for the list
+ * @param {(() => void) | null} run null to only list a shortcut that's handled elsewhere
  */
 export function shortcut(keys, title, run) {
-  known.set(keys, { title, run });
+  shortcuts.set(keys, { title, run });
 }
 
-/** Whether what has the focus takes letters. */
-const typing = (node) => node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=button])");
+/** Whether a node accepts text input. */
+const isTextInput = (node) => node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=button])");
 
-function pressed(event) {
+function onKeyDown(event) {
   if (event.defaultPrevented || event.isComposing) return;
   const mod = (MAC ? event.metaKey : event.ctrlKey) && !event.altKey;
   const key = event.key.toLowerCase();
-  if (!mod && (event.ctrlKey || event.metaKey || event.altKey || typing(event.target) || document.querySelector("dialog[open]"))) return;
-  const keys = mod ? `mod+${key}` : [first, key].filter(Boolean).join(" ");
-  clearTimeout(forget);
-  first = "";
-  const found = known.get(keys) ?? known.get(key);
+  if (!mod && (event.ctrlKey || event.metaKey || event.altKey || isTextInput(event.target) || document.querySelector("dialog[open]"))) return;
+  const keys = mod ? `mod+${key}` : [firstKey, key].filter(Boolean).join(" ");
+  clearTimeout(chordTimer);
+  firstKey = "";
+  const found = shortcuts.get(keys) ?? shortcuts.get(key);
   if (found?.run) {
     event.preventDefault();
     found.run();
-  } else if (!mod && [...known.keys()].some((each) => each.startsWith(`${key} `))) {
-    first = key;
-    forget = setTimeout(() => (first = ""), CHORD_MS);
+  } else if (!mod && [...shortcuts.keys()].some((each) => each.startsWith(`${key} `))) {
+    firstKey = key;
+    chordTimer = setTimeout(() => (firstKey = ""), CHORD_MS);
   }
 }
 
-addEventListener("keydown", pressed);
+addEventListener("keydown", onKeyDown);
 
-/** Show every shortcut. */
+/** Show the list of all shortcuts. */
 export function showKeys() {
-  const rows = [...known].map(([keys, { title }]) => element("div", {}, element("dt", {}, title), element("dd", {}, ...keycaps(keys))));
+  const rows = [...shortcuts].map(([keys, { title }]) => element("div", {}, element("dt", {}, title), element("dd", {}, ...keycaps(keys))));
   const close = element("button", { type: "submit" }, "Close");
   const dialog = element(
     "dialog", { "aria-labelledby": "keys-title", id: "keys" },

@@ -1,27 +1,27 @@
-// A list of which one is chosen, however long: only the rows in view exist. The pointer, the arrow keys, Home, End and
-// Enter work, from the list and from the field that filters it.
+// A virtual list with one selected item: only the visible rows exist. The pointer, the arrow keys, Home, End, and Enter
+// work in the list, and the keys also in its filter field.
 
 import { element } from "../dom.js";
 
-const SPARE = 6;
+const OVERSCAN_ROWS = 6;
 
 /**
  * @template T
  * @param {HTMLElement} box an element with `role="listbox"` and `tabindex="0"` that scrolls
- * @param {{row: (item: T) => Node[], choose: (item: T) => void, height: (item: T) => number, head?: (item: T) => boolean}} options `row` gives what a row
- *   shows; `height` is that of an item's row in pixels; `head` says of a row that it
- *   stands above others
+ * @param {{row: (item: T) => Node[], choose: (item: T) => void, height: (item: T) => number, head?: (item: T) => boolean}} options
+ *   `row` returns the nodes of a row; `choose` is called with the selected item; `height` returns the height of a row in
+ *   pixels; `head` returns whether a row is the heading of a group
  */
 export class LongList {
   #box;
   #inner = element("div", { className: "rows", role: "presentation" });
   #items = [];
-  #tops = [0]; // of each row, and at last the height of all
-  #chosen = -1;
-  #at = -1;
+  #tops = [0]; // top of each row, and the total height
+  #selected = -1;
+  #active = -1; // row with the keyboard
   #options;
   #drawn = "";
-  #rows = new Map(); // index -> the row of now, which stays the same element for as long as its item does
+  #rows = new Map(); // index -> element, reused as long as the items are the same
 
   constructor(box, options) {
     this.#box = box;
@@ -29,23 +29,23 @@ export class LongList {
     box.replaceChildren(this.#inner);
     box.addEventListener("scroll", () => this.#draw(), { passive: true });
     box.addEventListener("keydown", (event) => this.key(event));
-    // By keyboard only: a press moves the focus, too, and the rows must stay under the pointer until it's released.
-    box.addEventListener("focus", () => this.#at < 0 && box.matches(":focus-visible") && this.#move(Math.max(0, this.#chosen)));
+    // Not for the pointer, because the rows must stay under it until it's released.
+    box.addEventListener("focus", () => this.#active < 0 && box.matches(":focus-visible") && this.#move(Math.max(0, this.#selected)));
     box.addEventListener("click", (event) => {
       const row = event.target.closest("[role=option]");
-      // Where the rows were drawn anew between press and release, the click belongs to what holds them.
+      // If the rows were redrawn between press and release, the target is their container.
       const index = row ? Number(row.dataset.index) : this.#indexAt(event.clientY - this.#inner.getBoundingClientRect().top);
       if (event.target !== this.#box && index >= 0 && index < this.#items.length) this.#choose(index);
     });
     new ResizeObserver(() => this.#draw()).observe(box);
   }
 
-  /** Show these items; the one that `same` says is chosen is marked. */
-  show(items, chosen) {
+  /** Show these items, and mark the selected one. */
+  show(items, selected) {
     if (items.length !== this.#items.length || items.some((item, index) => item !== this.#items[index])) this.#rows.clear();
     this.#items = items;
-    this.#chosen = items.indexOf(chosen);
-    this.#at = this.#chosen;
+    this.#selected = items.indexOf(selected);
+    this.#active = this.#selected;
     this.#drawn = "";
     this.#tops = [0];
     for (const item of items) this.#tops.push(this.#tops.at(-1) + this.#options.height(item));
@@ -53,7 +53,7 @@ export class LongList {
     this.#draw();
   }
 
-  /** The row at a height, the last one below them all. */
+  /** Return the index of the row at a height, or the number of rows below the last one. */
   #indexAt(y) {
     let [low, high] = [0, this.#items.length];
     while (low < high) {
@@ -64,37 +64,37 @@ export class LongList {
     return low;
   }
 
-  /** Mark another item as the chosen one, and bring it into view. */
-  mark(chosen) {
-    this.#chosen = this.#at = this.#items.indexOf(chosen);
+  /** Mark another item as selected, and scroll it into view. */
+  mark(selected) {
+    this.#selected = this.#active = this.#items.indexOf(selected);
     this.#drawn = "";
-    this.#reveal(this.#at);
+    this.#reveal(this.#active);
   }
 
-  /** Let the rows be made anew when the list is shown the next time: what they show of their items has changed. */
-  refresh() {
+  /** Recreate the rows with the next `show`, because their content has changed. */
+  invalidate() {
     this.#rows.clear();
   }
 
-  /** Whether an item is among those that are shown. */
+  /** Whether an item is in the list. */
   has(item) {
     return this.#items.includes(item);
   }
 
-  /** Bring the keyboard to the item of which `is` says so; nothing is chosen by that. */
-  stand(is) {
-    const index = this.#items.findIndex(is);
+  /** Move the keyboard to the first matching item without selecting it. */
+  activate(matches) {
+    const index = this.#items.findIndex(matches);
     if (index >= 0) this.#move(index);
   }
 
-  /** What a key does here; true if it did something. The field that filters the list hands its keys on. */
+  /** Handle a key. The filter field forwards its keys. */
   key(event) {
     const page = Math.max(1, this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) - this.#indexAt(this.#box.scrollTop) - 1);
     const last = this.#items.length - 1;
-    const moves = { ArrowDown: this.#at + 1, ArrowUp: this.#at - 1, PageDown: this.#at + page, PageUp: this.#at - page, ...(event.target === this.#box ? { Home: 0, End: last } : {}) };
+    const moves = { ArrowDown: this.#active + 1, ArrowUp: this.#active - 1, PageDown: this.#active + page, PageUp: this.#active - page, ...(event.target === this.#box ? { Home: 0, End: last } : {}) };
     if (event.key === "Enter" && this.#items.length) {
       event.preventDefault();
-      this.#choose(this.#at < 0 ? Math.max(0, this.#items.findIndex((item) => !this.#isHead(item))) : this.#at);
+      this.#choose(this.#active < 0 ? Math.max(0, this.#items.findIndex((item) => !this.#isHead(item))) : this.#active);
     } else if (event.key in moves && this.#items.length) {
       event.preventDefault();
       this.#move(Math.min(last, Math.max(0, moves[event.key])));
@@ -106,12 +106,12 @@ export class LongList {
   }
 
   #choose(index) {
-    this.#at = index;
+    this.#active = index;
     this.#options.choose(this.#items[index]);
   }
 
   #move(index) {
-    this.#at = index;
+    this.#active = index;
     this.#drawn = "";
     this.#reveal(index);
   }
@@ -132,17 +132,17 @@ export class LongList {
       row.dataset.index = index;
       this.#rows.set(index, row);
     }
-    row.className = [index === this.#at && "at", this.#isHead(this.#items[index]) && "group"].filter(Boolean).join(" ");
-    row.ariaSelected = String(index === this.#chosen);
+    row.className = [index === this.#active && "at", this.#isHead(this.#items[index]) && "group"].filter(Boolean).join(" ");
+    row.ariaSelected = String(index === this.#selected);
     row.setAttribute("aria-setsize", String(this.#items.length));
     row.style.top = `${this.#tops[index]}px`;
     return row;
   }
 
   #draw() {
-    const first = Math.max(0, this.#indexAt(this.#box.scrollTop) - SPARE);
-    const last = Math.min(this.#items.length, this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) + 1 + SPARE);
-    const key = `${first} ${last} ${this.#at} ${this.#chosen}`;
+    const first = Math.max(0, this.#indexAt(this.#box.scrollTop) - OVERSCAN_ROWS);
+    const last = Math.min(this.#items.length, this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) + 1 + OVERSCAN_ROWS);
+    const key = `${first} ${last} ${this.#active} ${this.#selected}`;
     if (key === this.#drawn) return;
     this.#drawn = key;
     for (const [index, row] of this.#rows) {
@@ -153,7 +153,7 @@ export class LongList {
     const rows = [];
     for (let index = first; index < last; index += 1) rows.push(this.#row(index));
     if (rows.length !== this.#inner.childElementCount || rows.some((row, place) => this.#inner.children[place] !== row)) this.#inner.replaceChildren(...rows);
-    if (this.#at >= first && this.#at < last) this.#box.setAttribute("aria-activedescendant", `${this.#box.id}-${this.#at}`);
+    if (this.#active >= first && this.#active < last) this.#box.setAttribute("aria-activedescendant", `${this.#box.id}-${this.#active}`);
     else this.#box.removeAttribute("aria-activedescendant");
   }
 }

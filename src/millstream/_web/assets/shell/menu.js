@@ -3,16 +3,16 @@
 import { element } from "../dom.js";
 import { icon } from "./icons.js";
 
-let made = 0;
+let lastId = 0;
 
 /**
- * @param {string} title what the button says
- * @param {string} shown the name of its icon
+ * @param {string} title label of the button
+ * @param {string} iconName
  * @param {Array<{title: string, run: () => void}>} actions
  */
-export function menu(title, shown, actions) {
-  const id = `menu-${++made}`;
-  const button = element("button", { type: "button", className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id }, icon(shown), title);
+export function menu(title, iconName, actions) {
+  const id = `menu-${++lastId}`;
+  const button = element("button", { type: "button", className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id }, icon(iconName), title);
   const items = actions.map(({ title: name, run }) => {
     const item = element("button", { type: "button", role: "menuitem", className: "quiet", tabIndex: -1 }, name);
     item.addEventListener("click", () => {

@@ -1,10 +1,10 @@
-// The command palette (Ctrl-K, ⌘K): everything the page can do, by a few letters of its name.
+// The command palette (Ctrl-K, ⌘K): finds commands by a few letters of their names.
 
 import { element } from "../dom.js";
 import { icon } from "./icons.js";
 import { keycaps } from "./keys.js";
 
-const SHOWN = 60;
+const MAX_SHOWN = 60;
 
 /** @typedef {{title: string, group?: string, hint?: string, icon?: string, keys?: string, run: () => void}} Command */
 
@@ -12,15 +12,15 @@ const SHOWN = 60;
 const sources = [];
 
 /**
- * Offer commands, above those that were offered before. The source is asked each time the palette opens, so it may say
- * what is possible now.
+ * Register commands above earlier ones. The source is called each time the palette opens, so commands can depend on the
+ * state of the page.
  *
  * @param {() => Command[]} source
  */
 export const commands = (source) => sources.unshift(source);
 
-/** How well a text fits what was typed: the lower the better; null where it doesn't. */
-export function fit(text, typed) {
+/** Return the rank of a match, lower is better; null if the text doesn't match. */
+export function rankMatch(text, typed) {
   const where = text.toLowerCase();
   const wanted = typed.toLowerCase().trim();
   const at = where.indexOf(wanted);
@@ -38,22 +38,22 @@ export function fit(text, typed) {
   return 4 + spread / where.length;
 }
 
-function matching(typed) {
+function matchingCommands(typed) {
   const all = sources.flatMap((source) => source());
-  if (!typed.trim()) return all.slice(0, SHOWN);
+  if (!typed.trim()) return all.slice(0, MAX_SHOWN);
   return all
-    .map((command) => ({ command, rank: fit(command.title, typed) ?? (fit(command.hint ?? "", typed) ?? 9) + 5 }))
+    .map((command) => ({ command, rank: rankMatch(command.title, typed) ?? (rankMatch(command.hint ?? "", typed) ?? 9) + 5 }))
     .filter(({ rank }) => rank < 9)
     .sort((one, other) => one.rank - other.rank)
-    .slice(0, SHOWN)
+    .slice(0, MAX_SHOWN)
     .map(({ command }) => command);
 }
 
-/** Open the palette, with these letters typed. */
+/** Open the palette with an initial query. */
 export function openPalette(typed = "") {
   const before = document.getElementById("palette");
   if (before?.open) return;
-  before?.remove(); // it was closed a moment ago, and its `close` event is still to come
+  before?.remove(); // its `close` event is still pending
   const input = element("input", {
     type: "text", role: "combobox", value: typed, placeholder: "What do you want to do?", autocomplete: "off", spellcheck: false,
     "aria-label": "Command", "aria-expanded": "true", "aria-controls": "palette-options", "aria-autocomplete": "list",
@@ -76,7 +76,7 @@ export function openPalette(typed = "") {
     shown[index]?.run();
   };
   const draw = () => {
-    shown = matching(input.value);
+    shown = matchingCommands(input.value);
     options.replaceChildren();
     let group = "";
     shown.forEach((command, index) => {

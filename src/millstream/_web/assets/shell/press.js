@@ -1,26 +1,26 @@
-// Lists that are drawn anew stay as they are while somebody presses something in them: a click needs the same element
-// under the pointer when it's pressed and when it's released.
+// Delays redraws of a list while the pointer is pressed in it, because a click needs the same element at press and
+// release.
 
-let pressed = null;
-const waiting = new Map();
+let pressTarget = null;
+const delayed = new Map(); // list -> its newest draw function
 
-addEventListener("pointerdown", (event) => (pressed = event.target), { capture: true });
+addEventListener("pointerdown", (event) => (pressTarget = event.target), { capture: true });
 for (const end of ["pointerup", "pointercancel", "blur"]) {
-  addEventListener(end, () => setTimeout(released, 0), { capture: true }); // the click comes first
+  addEventListener(end, () => setTimeout(onRelease, 0), { capture: true }); // after the click event
 }
 
-function released() {
-  pressed = null;
-  const draws = [...waiting.values()];
-  waiting.clear();
+function onRelease() {
+  pressTarget = null;
+  const draws = [...delayed.values()];
+  delayed.clear();
   for (const draw of draws) draw();
 }
 
-/** Draw the content of `list` now, or once the pointer that is down in it is up. Only the newest `draw` of a list counts. */
+/** Draw the content of `list` now, or when the pointer is released. Only the newest `draw` of a list runs. */
 export function drawWhenReleased(list, draw) {
-  if (pressed && list.contains(pressed)) waiting.set(list, draw);
+  if (pressTarget && list.contains(pressTarget)) delayed.set(list, draw);
   else {
-    waiting.delete(list);
+    delayed.delete(list);
     draw();
   }
 }

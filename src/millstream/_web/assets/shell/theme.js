@@ -1,5 +1,5 @@
-// Sets the chosen theme before the first paint, so that nothing flashes: a plain script in the head, no module. The
-// rest of the page changes the theme through `millstreamTheme`.
+// Sets the theme before the first paint to avoid a flash, so it's a classic script in the head. Other scripts change the
+// theme through `millstreamTheme`.
 
 (() => {
   const KEY = "millstream.theme";
@@ -25,7 +25,7 @@
         if (theme === "auto") localStorage.removeItem(KEY);
         else localStorage.setItem(KEY, theme);
       } catch {
-        // As above.
+        // Storage is blocked.
       }
       apply(theme);
     },
