@@ -86,9 +86,9 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
         if rows:
             expect(frame.locator("#rows li")).to_have_text(rows)
         else:
-            expect(frame.locator("#answer")).to_have_text("The user didn't allow it.")
+            expect(frame.locator("#answer")).to_have_text("The user declined.")
     frame.get_by_role("button", name="Hidden tool").click()
-    expect(frame.locator("#answer")).to_have_text("There is no tool secret for apps.")
+    expect(frame.locator("#answer")).to_have_text("Apps have no tool secret.")
     frame.get_by_role("button", name="Say").click()
     page.get_by_text("What the app did").click()
     expect(page.locator(".app-events")).to_contain_text("Order more books")
@@ -104,7 +104,7 @@ def test_an_app_cannot_flood_the_page(shop: str, page: Page) -> None:
     page.get_by_text("What the app did").click()
     events = page.locator(".app-events > li")
     assert 1 < events.count() <= 50
-    expect(events.filter(has_text="Sent something that was dropped").last).to_contain_text("100 messages a second")
+    expect(events.filter(has_text="A message was dropped").last).to_contain_text("100 messages a second")
 
 
 def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: Page) -> None:
@@ -181,7 +181,7 @@ def test_an_app_of_the_official_library_runs_in_the_inspector(shop: str, page: P
     for choice in ("Decline", "Approve"):
         frame.get_by_role("button", name="Refresh").click()
         page.get_by_role("group", name="Allow it to call refresh?").get_by_role("button", name=choice).click()
-        expected = "The user didn't allow it." if choice == "Decline" else "millstream-inspect: 1"
+        expected = "The user declined." if choice == "Decline" else "millstream-inspect: 1"
         expect(frame.locator("#answer")).to_contain_text(expected)
     expect(frame.locator("#rows li")).to_have_text(["Counted 0", "Counted 1"])
     page.get_by_text("What the app did").click()

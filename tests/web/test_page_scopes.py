@@ -5,7 +5,8 @@ from millstream._web.pages import asset, pages
 from millstream.auth._sign_in import _REQUEST_PATHS
 
 CALL = re.compile(
-    r"(?<![\w.#])(?<!function )(?:fetch|fetchJson|new Feed|new WebSocket)\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
+    r"(?<![\w.#])(?<!function )(?:fetch(?:Json)?|new Feed|new WebSocket)"
+    r"\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
 )
 SCRIPTS = sorted(path for path in pages() if path.endswith(".js"))
 OPEN = {"/livez"}
@@ -16,7 +17,7 @@ NAMED = {
     ("chat/socket.js", "this.#probe"): ["/chat/members"],
     ("docs/operation.js", "path"): ["/tools/x"],
     ("inspect/sign-in.js", "route(server"): ["/inspect/sign-in/x"],
-    ("mcp/http.js", "this.#posts"): ["/mcp"],
+    ("mcp/http.js", "this.#postUrl"): ["/mcp"],
     ("mcp/http.js", "this.#url"): ["/mcp", "/inspect/via/x"],
     ("mcp/websocket.js", "this.#url"): ["/ws"],
     ("shell/fetch-json.js", "path"): [],

@@ -1,5 +1,5 @@
-// The host's side of MCP Apps 2026-01-26 (io.modelcontextprotocol/ui): JSON-RPC by messages with a frame that may run
-// anything. Nothing that comes from it is trusted: it gets what it may have, and everything that acts asks the person.
+// The host side of MCP Apps 2026-01-26 (io.modelcontextprotocol/ui): JSON-RPC by `postMessage` with an untrusted frame.
+// Its messages are limited in size and rate, and actions require the user's consent.
 
 export const VERSION = "2026-01-26";
 export const EXTENSION = "io.modelcontextprotocol/ui";
@@ -10,12 +10,12 @@ const INVALID = -32602;
 const REFUSED = -32000;
 const MAX_REQUEST = 1024 * 1024; // characters
 const MAX_NOTIFICATION = 16 * 1024; // characters
-const MAX_PENDING = 16; // requests of a frame that are under way
-const MAX_RATE = 100; // messages of a frame in a second
+const MAX_PENDING = 16; // requests of a frame
+const MAX_RATE = 100; // messages of a frame per second
 
 const error = (code, message) => Object.assign(new Error(message), { code });
 
-/** The characters of a value as JSON; infinite where it's no JSON. */
+/** Return the length of a value as JSON; infinity if it can't be encoded. */
 function sizeOf(value) {
   try {
     return (JSON.stringify(value) ?? "").length;
@@ -24,23 +24,23 @@ function sizeOf(value) {
   }
 }
 
-/** Whether an app may call a tool: by default, everybody may. */
-export const visibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model", "app"]).includes("app");
+/** Whether apps may call a tool, which is the default. */
+export const isVisibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model", "app"]).includes("app");
 
 /**
- * @typedef {object} Host what the page does for an app
- * @property {() => object} context the host context
+ * @typedef {object} Host the page's functions for an app
+ * @property {() => object} context returns the host context
  * @property {object} capabilities
- * @property {(name: string) => object | undefined} tool of the app's server
- * @property {(tool: object, given: object) => Promise<object>} call asks the person where that's needed
+ * @property {(name: string) => object | undefined} tool returns a tool of the app's server
+ * @property {(tool: object, given: object) => Promise<object>} call asks for consent if needed
  * @property {(uri: string) => Promise<object>} read
- * @property {(url: string) => Promise<void>} open rejects if the person doesn't want to
+ * @property {(url: string) => Promise<void>} open rejects if the user declines
  * @property {(text: string, role: string) => Promise<void>} say
- * @property {(context: object) => void} remember what the model should know
+ * @property {(context: object) => void} remember updates the model's context
  * @property {(size: {width?: number, height?: number}) => void} resize
  * @property {(level: string, data: unknown) => void} log
- * @property {(reason: string) => void} dropped a notification was dropped; of too many, once a second
- * @property {() => void} ready the app has begun
+ * @property {(reason: string) => void} dropped a notification was dropped; at most once a second if there are too many
+ * @property {() => void} ready the app has started
  */
 
 export class Bridge {
@@ -51,7 +51,7 @@ export class Bridge {
   #next = 1;
   #second = 0;
   #rate = 0; // messages in that second
-  #answers = new Map();
+  #waiting = new Map(); // id of a request to the app -> its resolve function
 
   /** @param {HTMLIFrameElement} frame @param {Host} host */
   constructor(frame, host) {
@@ -65,22 +65,22 @@ export class Bridge {
     removeEventListener("message", this.listen);
   }
 
-  /** Tell the app something. */
+  /** Send a notification to the app. */
   notify(method, params) {
     this.#post({ jsonrpc: "2.0", method, params });
   }
 
-  /** Ask the app, and wait a moment for what it says. */
+  /** Send a request to the app, and wait for its response, at most `ms`. */
   request(method, params, ms) {
     const id = `host-${this.#next++}`;
     this.#post({ jsonrpc: "2.0", id, method, params });
     return new Promise((resolve) => {
-      this.#answers.set(id, resolve);
+      this.#waiting.set(id, resolve);
       setTimeout(resolve, ms);
-    }).finally(() => this.#answers.delete(id));
+    }).finally(() => this.#waiting.delete(id));
   }
 
-  // The frame has an opaque origin, which no target names.
+  // The frame's origin is opaque, so the target can't be restricted to it.
   #post(message) {
     this.#frame.contentWindow?.postMessage(message, "*");
   }
@@ -88,20 +88,20 @@ export class Bridge {
   async listen({ source, data }) {
     if (!source || source !== this.#frame.contentWindow || data?.jsonrpc !== "2.0") return;
     const { id, method, params } = data;
-    if (method === undefined) return this.#answers.get(id)?.(data);
+    if (method === undefined) return this.#waiting.get(id)?.(data);
     const fast = this.#isTooFast();
     if (id === undefined) {
       if (fast) return this.#rate === MAX_RATE + 1 && this.#host.dropped(`An app sends at most ${MAX_RATE} messages a second.`);
       if (sizeOf(params) > MAX_NOTIFICATION) return this.#host.dropped(`${String(method).slice(0, 80)} is larger than ${MAX_NOTIFICATION / 1024} KiB.`);
-      return this.#hear(method, params ?? {});
+      return this.#onNotification(method, params ?? {});
     }
     if (typeof id !== "string" && typeof id !== "number") return;
     try {
       if (fast) throw error(REFUSED, `An app sends at most ${MAX_RATE} messages a second.`);
-      if (this.#pending >= MAX_PENDING) throw error(REFUSED, `An app has at most ${MAX_PENDING} requests under way.`);
+      if (this.#pending >= MAX_PENDING) throw error(REFUSED, `An app can have at most ${MAX_PENDING} pending requests.`);
       if (sizeOf(params) > MAX_REQUEST) throw error(INVALID, "This message is too large.");
       this.#pending += 1;
-      const result = await this.#answer(method, params ?? {}).finally(() => (this.#pending -= 1));
+      const result = await this.#onRequest(method, params ?? {}).finally(() => (this.#pending -= 1));
       this.#post({ jsonrpc: "2.0", id, result: result ?? {} });
     } catch (problem) {
       this.#post({ jsonrpc: "2.0", id, error: { code: problem.code ?? REFUSED, message: problem.message } });
@@ -115,7 +115,7 @@ export class Bridge {
     return this.#rate > MAX_RATE;
   }
 
-  #hear(method, params) {
+  #onNotification(method, params) {
     if (method === "ui/notifications/initialized" && !this.ready) {
       this.ready = true;
       this.#host.ready();
@@ -123,13 +123,13 @@ export class Bridge {
     else if (method === "notifications/message") this.#host.log(String(params.level ?? "info"), params.data);
   }
 
-  async #answer(method, params) {
+  async #onRequest(method, params) {
     const host = this.#host;
     if (method === "ui/initialize") return { protocolVersion: VERSION, hostInfo: { name: "millstream-inspect", version: "1" }, hostCapabilities: host.capabilities, hostContext: host.context() };
     if (method === "ping") return {};
     if (method === "tools/call") {
       const tool = host.tool(params.name);
-      if (!tool || !visibleToApps(tool)) throw error(INVALID, `There is no tool ${params.name} for apps.`);
+      if (!tool || !isVisibleToApps(tool)) throw error(INVALID, `Apps have no tool ${params.name}.`);
       return host.call(tool, params.arguments ?? {});
     }
     if (method === "resources/read") return host.read(String(params.uri));
@@ -140,6 +140,6 @@ export class Bridge {
     }
     if (method === "ui/update-model-context") return host.remember({ content: params.content, structuredContent: params.structuredContent });
     if (method === "ui/request-display-mode") return { mode: "inline" };
-    throw error(NOT_FOUND, `This host doesn't know ${method}.`);
+    throw error(NOT_FOUND, `This host doesn't support ${method}.`);
   }
 }

@@ -1,5 +1,5 @@
-// An app beside the result of its tool: the HTML of a `ui://` resource in a frame with an opaque origin, under the policy
-// that the resource declares. What the app wants to do is asked here, and shown.
+// An app beside the result of its tool: the HTML of a `ui://` resource in a frame with an opaque origin and the policy
+// that the resource declares. The user approves the app's actions here.
 
 import { element, labelOf, pretty } from "../dom.js";
 import { jsonBlock } from "../render/json.js";
@@ -8,24 +8,24 @@ import { Bridge, MIME } from "./bridge.js";
 
 const MAX_HTML = 5 * 1024 * 1024;
 const MAX_EVENTS = 50;
-const MAX_SHOWN = 16 * 1024; // characters of what an app said
+const MAX_SHOWN = 16 * 1024; // characters of an app's data
 const HEIGHTS = [80, 900];
 const TEARDOWN_MS = 300;
 const DOMAIN = /^((https?|wss?):\/\/(\*\.)?[A-Za-z0-9.-]{1,253}(:\d{1,5})?|(https?|wss?):\/\/\[[0-9a-fA-F:]+\](:\d{1,5})?)$/;
 const KINDS = { connectDomains: ["connect", "connects to"], resourceDomains: ["resource", "loads from"], frameDomains: ["frame", "embeds"], baseUriDomains: ["base", "resolves addresses below"] };
 
-const open = new Set(); // what closes each app that is shown
+const openApps = new Set(); // close functions
 
-/** The address of a tool's app, or "". */
+/** Return the URI of a tool's app, or "". */
 export const appOf = (tool) => {
   const uri = tool._meta?.ui?.resourceUri ?? tool._meta?.["ui/resourceUri"];
   return typeof uri === "string" && uri.startsWith("ui://") ? uri : "";
 };
 
-/** Take down every app: something else takes its place. Apps hear of it first, and have a moment. */
-export const closeApps = () => Promise.all([...open].map((close) => close()));
+/** Close all apps, after a short notice to each. */
+export const closeApps = () => Promise.all([...openApps].map((close) => close()));
 
-/** The domains that a resource declares, those that are none left out. */
+/** Return the valid domains that a resource declares. */
 function domainsOf(csp) {
   return Object.fromEntries(Object.keys(KINDS).map((name) => [name, [csp?.[name] ?? []].flat().filter((each) => typeof each === "string" && DOMAIN.test(each)).slice(0, 20)]));
 }
@@ -45,37 +45,37 @@ function themeOf() {
   return { theme: dark ? "dark" : "light", styles: { variables: Object.fromEntries(Object.entries(VARIABLES).map(([name, token]) => [name, style.getPropertyValue(token).trim()])) } };
 }
 
-/** The HTML of a resource, and what it declares. Throws where it's none. */
+/** Return the HTML and metadata of a resource. Throws if it isn't an app. */
 function htmlOf({ contents = [] }, uri) {
   const found = contents.find((each) => each.uri === uri) ?? contents[0];
   if (!found) throw new Error(`${uri} is empty.`);
-  if ((found.mimeType ?? "").replaceAll(" ", "") !== MIME) throw new Error(`${uri} is ${found.mimeType ?? "of no type"}. An app is ${MIME}.`);
+  if ((found.mimeType ?? "").replaceAll(" ", "") !== MIME) throw new Error(`${uri} has the type ${found.mimeType ?? "(none)"}. Apps need ${MIME}.`);
   const html = found.text ?? new TextDecoder().decode(Uint8Array.from(atob(found.blob ?? ""), (each) => each.charCodeAt(0)));
   if (html.length > MAX_HTML) throw new Error(`${uri} is larger than ${MAX_HTML / 1024 / 1024} MiB.`);
   return { html, meta: found._meta?.ui ?? {} };
 }
 
 /**
- * The card of an app.
+ * Create the card of an app.
  *
- * @param {object} tool whose result it shows
- * @param {object} given its arguments
+ * @param {object} tool
+ * @param {object} given arguments of the call
  * @param {object} result
- * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[], own: boolean}} server `own` is this server, whose
- *   hints count; a tool of another one always asks
+ * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[], own: boolean}} server
+ *   `own` is true for this page's server, whose tool hints are trusted; tools of other servers always need consent
  */
 export function appCard(tool, given, result, { request, tools, own }) {
   const uri = appOf(tool);
-  const allows = element("p", { className: "soft small" }, "Loading…");
-  const asked = element("div", { className: "app-asks stack tight" });
+  const status = element("p", { className: "soft small" }, "Loading…");
+  const consents = element("div", { className: "app-asks stack tight" });
   const events = element("ol", { className: "app-events" });
   const fold = element("details", { hidden: true }, element("summary", {}, "What the app did"), events);
   const stage = element("div", { className: "app-stage" });
-  const node = element("section", { className: "app stack tight", "aria-label": `App of ${tool.name}` }, element("div", { className: "row" }, element("h3", {}, "App"), element("code", { className: "one-line grow", dir: "auto" }, uri)), allows, asked, stage, fold);
+  const node = element("section", { className: "app stack tight", "aria-label": `App of ${tool.name}` }, element("div", { className: "row" }, element("h3", {}, "App"), element("code", { className: "one-line grow", dir: "auto" }, uri)), status, consents, stage, fold);
   const always = new Set();
   let bridge = null;
 
-  const note = (title, value) => {
+  const logEvent = (title, value) => {
     fold.hidden = false;
     const text = value === undefined ? "" : pretty(value);
     const shown = text.length > MAX_SHOWN ? [element("pre", { className: "wrap", tabIndex: 0, "aria-label": title }, `${text.slice(0, MAX_SHOWN)}…`)] : text && [jsonBlock(value, title)];
@@ -83,21 +83,21 @@ export function appCard(tool, given, result, { request, tools, own }) {
     if (events.childElementCount > MAX_EVENTS) events.firstChild.remove();
   };
 
-  /** Ask the person; rejects if they don't want it. */
-  const requestConsent = (says, value, key = "") => {
+  /** Ask the user for consent. Rejects if they decline. */
+  const requestConsent = (question, value, key = "") => {
     if (key && always.has(key)) return Promise.resolve();
     return new Promise((resolve, reject) => {
-      const choice = (text, look, act) => {
+      const choice = (text, look, onChoose) => {
         const button = element("button", { type: "button", className: look }, text);
         button.addEventListener("click", () => {
           card.remove();
-          act();
+          onChoose();
         });
         return button;
       };
-      const buttons = [choice("Approve", "primary", resolve), ...(key ? [choice("Always", "", () => (always.add(key), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The user didn't allow it.")))];
-      const card = element("div", { className: "notice stack tight", role: "group", "aria-label": says }, element("p", { role: "status" }, element("strong", {}, "The app asks: "), says), ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]), element("div", { className: "row" }, ...buttons));
-      asked.append(card);
+      const buttons = [choice("Approve", "primary", resolve), ...(key ? [choice("Always", "", () => (always.add(key), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The user declined.")))];
+      const card = element("div", { className: "notice stack tight", role: "group", "aria-label": question }, element("p", { role: "status" }, element("strong", {}, "The app asks: "), question), ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]), element("div", { className: "row" }, ...buttons));
+      consents.append(card);
     });
   };
 
@@ -111,67 +111,67 @@ export function appCard(tool, given, result, { request, tools, own }) {
     tool: (name) => tools().find((each) => each.name === name),
     call: async (wanted, values) => {
       if (!own || wanted.annotations?.readOnlyHint !== true) await requestConsent(`Allow it to call ${wanted.name}?`, values, wanted.name);
-      note(`Called ${wanted.name}`, values);
+      logEvent(`Called ${wanted.name}`, values);
       return request("tools/call", { name: wanted.name, arguments: values }, { schema: wanted.inputSchema });
     },
     read: (wanted) => {
-      note(`Read ${wanted}`);
+      logEvent(`Read ${wanted}`);
       return request("resources/read", { uri: wanted });
     },
     open: async (url) => {
       if (!/^https?:\/\//i.test(url)) throw new Error("This page only opens web addresses.");
       await requestConsent(`Allow it to open ${url}?`);
       window.open(url, "_blank", "noopener,noreferrer");
-      note(`Opened ${url}`);
+      logEvent(`Opened ${url}`);
     },
     say: async (text, role) => {
-      note(`Said as ${role}`, text);
+      logEvent(`Said as ${role}`, text);
     },
-    remember: (context) => note("Told the model", context),
+    remember: (context) => logEvent("Updated the model's context", context),
     resize: ({ height }) => {
       if (Number.isFinite(height)) stage.firstChild.style.height = `${Math.min(Math.max(Math.ceil(height), HEIGHTS[0]), HEIGHTS[1])}px`;
     },
-    log: (level, data) => note(`Logged (${level.slice(0, 20)})`, data),
-    dropped: (reason) => note("Sent something that was dropped", reason),
+    log: (level, data) => logEvent(`Logged (${level.slice(0, 20)})`, data),
+    dropped: (reason) => logEvent("A message was dropped", reason),
     ready: () => {
       bridge.notify("ui/notifications/tool-input", { arguments: given });
       bridge.notify("ui/notifications/tool-result", result);
     },
   });
 
-  const retheme = () => bridge?.ready && bridge.notify("ui/notifications/host-context-changed", themeOf());
+  const updateTheme = () => bridge?.ready && bridge.notify("ui/notifications/host-context-changed", themeOf());
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   const close = async () => {
-    open.delete(close);
-    removeEventListener("millstream-theme", retheme);
-    scheme.removeEventListener("change", retheme);
-    if (bridge?.ready && stage.isConnected) await bridge.request("ui/resource-teardown", { reason: "The page shows something else now." }, TEARDOWN_MS);
+    openApps.delete(close);
+    removeEventListener("millstream-theme", updateTheme);
+    scheme.removeEventListener("change", updateTheme);
+    if (bridge?.ready && stage.isConnected) await bridge.request("ui/resource-teardown", { reason: "The page no longer shows the app." }, TEARDOWN_MS);
     bridge?.close();
     stage.replaceChildren();
   };
-  open.add(close);
-  addEventListener("millstream-theme", retheme);
-  scheme.addEventListener("change", retheme);
+  openApps.add(close);
+  addEventListener("millstream-theme", updateTheme);
+  scheme.addEventListener("change", updateTheme);
 
   const start = async () => {
     const { html, meta } = htmlOf(await request("resources/read", { uri }), uri);
-    if (!open.has(close)) return;
+    if (!openApps.has(close)) return;
     const domains = domainsOf(meta.csp);
-    const said = Object.entries(KINDS).filter(([name]) => domains[name].length).map(([name, [, verb]]) => `${verb} ${domains[name].join(", ")}`);
-    allows.textContent = said.length ? `In a sandbox. It ${said.join("; ")}.` : "In a sandbox, without network.";
+    const access = Object.entries(KINDS).filter(([name]) => domains[name].length).map(([name, [, verb]]) => `${verb} ${domains[name].join(", ")}`);
+    status.textContent = access.length ? `In a sandbox. It ${access.join("; ")}.` : "In a sandbox, without network access.";
     const query = new URLSearchParams(Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each])));
     const frame = element("iframe", { className: meta.prefersBorder === false ? "" : "bordered", title: `App of ${labelOf(tool)}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: `inspect/app?${query}` });
     bridge = new Bridge(frame, host(domains));
-    addEventListener("message", function begin({ source, data }) {
+    addEventListener("message", function onReady({ source, data }) {
       if (source !== frame.contentWindow || data?.ready !== true) return;
-      removeEventListener("message", begin);
+      removeEventListener("message", onReady);
       source.postMessage({ html }, "*");
     });
     stage.replaceChildren(frame);
   };
   start().catch((problem) => {
-    allows.textContent = `The app can't be shown. ${problem.message}`;
-    allows.className = "notice bad";
+    status.textContent = `The app can't be shown. ${problem.message}`;
+    status.className = "notice bad";
   });
   return node;
 }

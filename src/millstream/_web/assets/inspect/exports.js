@@ -1,7 +1,7 @@
 // What one did here, for elsewhere: a call as curl, Python or TypeScript, and files to save.
 
 import { element, pretty } from "../dom.js";
-import { META, mirrored } from "../mcp/wire.js";
+import { META, requestHeaders } from "../mcp/wire.js";
 
 const REVISION = "2026-07-28";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -33,7 +33,7 @@ function python(value, indent = 0) {
 export function curl(url, method, params, headers, schema) {
   const meta = { [`${META}protocolVersion`]: REVISION, [`${META}clientInfo`]: { name: "curl", version: "8" }, [`${META}clientCapabilities`]: {} };
   const body = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params: { ...params, _meta: meta } });
-  const head = { "content-type": "application/json", accept: "application/json, text/event-stream", ...mirrored(REVISION, { method, params }, schema), ...headers };
+  const head = { "content-type": "application/json", accept: "application/json, text/event-stream", ...requestHeaders(REVISION, { method, params }, schema), ...headers };
   return [`curl -s ${url}`, ...Object.entries(head).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`), `-d ${quoted(body)}`].join(" \\\n  ");
 }
 

@@ -2,9 +2,9 @@
 // opened again when it is back.
 
 import { Client } from "../mcp/client.js";
-import { Http, HttpSse, unauthorized } from "../mcp/http.js";
-import { WebSocketLine } from "../mcp/websocket.js";
-import { HttpError, RpcError, knock, wait } from "../mcp/wire.js";
+import { Http, HttpSse, isUnauthorized } from "../mcp/http.js";
+import { WebSocketTransport } from "../mcp/websocket.js";
+import { HttpError, RpcError, checkServer, wait } from "../mcp/wire.js";
 import { showReconnected, showLost } from "../shell/connection.js";
 import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
@@ -15,7 +15,7 @@ const WAITS_MS = [500, 1_000, 2_000, 4_000];
 export const TRANSPORTS = {
   http: { title: "Streamable HTTP", line: Http, path: null },
   sse: { title: "HTTP+SSE", line: HttpSse, path: "sse" },
-  websocket: { title: "WebSocket", line: WebSocketLine, path: "ws" },
+  websocket: { title: "WebSocket", line: WebSocketTransport, path: "ws" },
 };
 
 /** What is connected now. Only this module changes it. */
@@ -101,13 +101,13 @@ async function fail(mine, error) {
   }
   events.state("Not connected", "bad");
   const retry = () => connect().catch(() => {});
-  if (unauthorized(error)) return showLost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
+  if (isUnauthorized(error)) return showLost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
   const final = error instanceof RpcError || (error instanceof HttpError && error.status < 500);
   showLost(`${say(error)}${final ? "" : " This page reconnects when the server is back."}`, retry);
   while (!final && session.client === mine) {
     await wait(WAITS_MS[Math.min(failures, WAITS_MS.length - 1)]);
     failures += 1;
-    if (session.client === mine && (await knock().catch(() => null)) && session.client === mine) retry();
+    if (session.client === mine && (await checkServer().catch(() => null)) && session.client === mine) retry();
   }
 }
 

@@ -2,7 +2,7 @@
 // The way there and back, and the tokens, are this server's: nothing of them comes into the page.
 
 import { $, element } from "../dom.js";
-import { refused } from "../mcp/wire.js";
+import { httpError } from "../mcp/wire.js";
 import { icon } from "../shell/icons.js";
 import { toast } from "../shell/toasts.js";
 import { forgetKey, openSettings } from "./settings.js";
@@ -27,7 +27,7 @@ function field(title, hint, properties = {}) {
 /** Ask the server where to go, and go there. Rejects if there is no way. */
 async function leave(server, wanted, hash) {
   const response = await fetch(route(server), { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(wanted) });
-  if (!response.ok) throw await refused(response);
+  if (!response.ok) throw await httpError(response);
   const { url } = await response.json();
   if (!/^https?:$/.test(new URL(url).protocol)) throw new Error("The server's sign-in address isn't a web address.");
   forgetKey();
@@ -108,7 +108,7 @@ export const asWhom = ({ who }) => (who ? `Signed in as ${who}` : "Signed in");
 async function signOut(server, done) {
   try {
     const response = await fetch(route(server), { method: "DELETE" });
-    if (!response.ok) throw await refused(response);
+    if (!response.ok) throw await httpError(response);
     const { revoked } = await response.json();
     toast(revoked ? "Signed out. The tokens are revoked." : "Signed out. The tokens are forgotten here, but couldn't be revoked.", "good");
   } catch (error) {

@@ -1,27 +1,27 @@
-// A small MCP client for every revision, over any of the transports. In the handshake era questions of the server arrive
-// as requests; in the per-request era (2026-07-28) a request says who sends it, and questions arrive as a result that
-// is answered by sending the request again.
+// A small MCP client for all revisions and transports. In the handshake era, the server asks questions by requests. In
+// the per-request era (2026-07-28), each request identifies the client, and questions arrive as a result; the client
+// answers by repeating the request.
 
-import { META, RpcError, knock, mirrored, wait } from "./wire.js";
+import { META, RpcError, checkServer, requestHeaders, wait } from "./wire.js";
 
 export const REVISIONS = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
 
 const CLIENT = { name: "millstream-inspect", version: "1" };
 const MAX_ROUNDS = 100;
-const BEAT_MS = 5_000;
+const CHECK_MS = 5_000;
 const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
 
-/** What lists and forms depend on, of what a server says of itself. */
-const told = ({ capabilities, instructions, _meta }) => JSON.stringify([capabilities, instructions, _meta?.[`${META}serverInfo`]]);
+/** Return a key of what lists and forms depend on. */
+const serverKey = ({ capabilities, instructions, _meta }) => JSON.stringify([capabilities, instructions, _meta?.[`${META}serverInfo`]]);
 
 /**
- * @typedef {object} Events what a client tells
- * @property {(message: object, how: object) => void} sent each message that goes out
- * @property {(message: object, how: object) => void} got each message that comes in
- * @property {(message: object, error: Error) => void} failed a request that got no answer
- * @property {(method: string, params: object, signal: AbortSignal) => Promise<object>} ask a question of the server
- * @property {(method: string, params: object) => void} notified a notification
- * @property {(error: Error) => void} lost the connection is lost, and this client with it
+ * @typedef {object} Events callbacks of a client
+ * @property {(message: object, how: object) => void} sent for each outgoing message
+ * @property {(message: object, how: object) => void} got for each incoming message
+ * @property {(message: object, error: Error) => void} failed for a request without a response
+ * @property {(method: string, params: object, signal: AbortSignal) => Promise<object>} ask answers a question of the server
+ * @property {(method: string, params: object) => void} notified for each notification
+ * @property {(error: Error) => void} lost the connection is lost; this client is closed
  */
 
 export class Client {
@@ -35,13 +35,13 @@ export class Client {
   #next = 1;
   #pending = new Map();
   #progress = new Map();
-  #notified = new Map(); // id of a request -> handler of its notifications
+  #notified = new Map(); // request id -> handler of its notifications
   #closed = new AbortController();
 
   /**
-   * @param {(on: object) => object} transport makes the line: `{replies, session, open, send, listen, close}`
+   * @param {(on: object) => object} transport creates a transport: `{replies, session, open, send, listen, close}`
    * @param {string} revision one of REVISIONS
-   * @param {object} capabilities what the person can do: elicitation, sampling, roots
+   * @param {object} capabilities client capabilities: elicitation, sampling, roots
    * @param {Events} on
    */
   constructor(transport, revision, capabilities, on) {
@@ -53,7 +53,7 @@ export class Client {
       sent: on.sent,
       got: (message, how) => {
         on.got(message, how);
-        this.#take(message, how);
+        this.#dispatch(message, how);
       },
     });
   }
@@ -70,29 +70,29 @@ export class Client {
     return this.#transport.session;
   }
 
-  /** Say hello, in the manner of the era, and begin to listen. */
+  /** Connect in the way of the era, and start listening. */
   async open() {
     await this.#transport.open(this.#closed.signal);
     if (this.handshake) {
-      this.server = await this.request("initialize", { protocolVersion: this.#revision, capabilities: this.#able(), clientInfo: CLIENT });
+      this.server = await this.request("initialize", { protocolVersion: this.#revision, capabilities: this.#clientCapabilities(), clientInfo: CLIENT });
       await this.notify("notifications/initialized");
     } else {
       const found = await this.request("server/discover", {});
       this.server = { ...found, serverInfo: found._meta?.[`${META}serverInfo`] ?? {}, protocolVersion: this.#revision };
     }
-    // A server without a version says "0", for the protocol wants one.
+    // Servers without a version send "0", because the protocol requires one.
     if (this.server.serverInfo?.version === "0") this.server = { ...this.server, serverInfo: { ...this.server.serverInfo, version: "" } };
-    this.#attend();
+    this.#monitor();
     return this.server;
   }
 
-  /** End everything that is under way, and the session. */
+  /** Cancel all requests, and end the session. */
   async close(reason = "Disconnected.") {
     this.#closed.abort(new Error(reason));
     await this.#transport.close(this.#headers({}));
   }
 
-  /** All pages of a list. */
+  /** Return the items of all pages of a list. */
   async list(method, key) {
     const found = [];
     let cursor;
@@ -110,8 +110,8 @@ export class Client {
    * @param {string} method
    * @param {object} params
    * @param {{progress?: (params: object) => void, notified?: (method: string, params: object) => void, signal?: AbortSignal, schema?: object}} options
-   *   `progress` receives each step; `notified` receives its other notifications; `signal` cancels; `schema` is that
-   *   of the arguments, where some of them travel as headers
+   *   `progress` receives progress; `notified` receives the request's other notifications; `signal` cancels; `schema` of
+   *   the arguments determines which of them are sent as headers
    */
   async request(method, params, options = {}) {
     if (this.handshake) return this.#round(method, params, options);
@@ -126,7 +126,7 @@ export class Client {
         extra.inputResponses[key] = await this.#on.ask(question.method, question.params ?? {}, options.signal);
       }
     }
-    throw new Error(`The server asked in more than ${MAX_ROUNDS} rounds.`);
+    throw new Error(`The server asked questions in more than ${MAX_ROUNDS} rounds.`);
   }
 
   /** Send a notification. */
@@ -135,7 +135,7 @@ export class Client {
     await this.#transport.send(message, this.#headers(message), this.#closed.signal);
   }
 
-  /** Hear of the changes of a resource until the signal says otherwise; they come as notifications. */
+  /** Subscribe to updates of a resource until the signal aborts. They arrive as notifications. */
   async watch(uri, signal) {
     if (!this.handshake) {
       await this.request("subscriptions/listen", { notifications: { resourceSubscriptions: [uri] } }, { signal });
@@ -156,10 +156,10 @@ export class Client {
     const cancel = () => this.#cancel(id);
     signal?.addEventListener("abort", cancel, { once: true });
     try {
-      return await this.#answer(message, this.#headers(message, schema), stop);
+      return await this.#sendAndWait(message, this.#headers(message, schema), stop);
     } catch (error) {
       if (!(error instanceof RpcError)) this.#on.failed(message, error);
-      if (error instanceof TypeError) this.#lose(error);
+      if (error instanceof TypeError) this.#handleLoss(error);
       throw error;
     } finally {
       signal?.removeEventListener("abort", cancel);
@@ -169,23 +169,23 @@ export class Client {
     }
   }
 
-  #answer(message, headers, signal) {
+  #sendAndWait(message, headers, signal) {
     return new Promise((resolve, reject) => {
       this.#pending.set(message.id, ({ error, result }, how) => (error ? reject(new RpcError(error, how)) : resolve(result)));
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
       if (signal.aborted) return reject(signal.reason);
-      const over = () => this.#transport.replies && reject(new Error("The stream ended without an answer."));
-      this.#transport.send(message, headers, signal).then(over, reject);
+      const onEnd = () => this.#transport.replies && reject(new Error("The stream ended without a response."));
+      this.#transport.send(message, headers, signal).then(onEnd, reject);
     });
   }
 
-  /** Over HTTP of the per-request era, closing the stream is the cancellation. */
+  /** Cancel a request. Over HTTP in the per-request era, closing the stream cancels it. */
   #cancel(requestId) {
     if (!this.handshake && this.#transport.replies) return;
     this.notify("notifications/cancelled", { requestId, reason: "Canceled by the user." }).catch(() => {});
   }
 
-  #take(message, how) {
+  #dispatch(message, how) {
     if (message.method && message.id !== undefined) this.#reply(message);
     else if (message.method === "notifications/progress") {
       this.#progress.get(message.params.progressToken)?.(message.params);
@@ -196,7 +196,7 @@ export class Client {
     } else this.#pending.get(message.id)?.(message, how);
   }
 
-  /** A question of the handshake era: a request, whose answer is sent. */
+  /** Answer a request of the server. */
   async #reply({ id, method, params }) {
     let reply;
     try {
@@ -208,36 +208,36 @@ export class Client {
     await this.#transport.send(message, this.#headers(message), this.#closed.signal).catch(() => {});
   }
 
-  // What the server says unasked, and whether it is still there
+  // Notifications of the server, and the state of the connection
 
-  /** Notice when the server goes away: its stream ends, or if it offers none, it no longer answers. */
-  async #attend() {
+  /** Listen to the server, and detect when its stream ends or, without one, when it stops responding. */
+  async #monitor() {
     const signal = this.#closed.signal;
     try {
       await this.#listen(signal);
-      const before = this.handshake ? "" : told(this.server);
+      const before = this.handshake ? "" : serverKey(this.server);
       for (;;) {
-        await wait(BEAT_MS, signal);
-        if (this.handshake) await knock(signal);
-        else if ((await this.#says(signal)) !== before) throw new Error("The server isn't the one that it was.");
+        await wait(CHECK_MS, signal);
+        if (this.handshake) await checkServer(signal);
+        else if ((await this.#discover(signal)) !== before) throw new Error("The server has changed.");
       }
     } catch (error) {
-      this.#lose(error);
+      this.#handleLoss(error);
     }
   }
 
-  /** Name, version, and capabilities now. This request is ours, so it isn't among the messages. */
-  #says(signal) {
+  /** Return the current key of the server. This request isn't shown among the messages. */
+  #discover(signal) {
     const message = { jsonrpc: "2.0", id: 0, method: "server/discover", params: this.#params({}) };
     return new Promise((resolve, reject) => {
-      const got = ({ result, error }) => (error ? reject(new RpcError(error)) : resolve(told(result)));
-      const over = () => reject(new Error("The server gave no answer."));
-      this.#make({ sent: () => {}, got }).send(message, this.#headers(message), signal).then(over, reject);
+      const got = ({ result, error }) => (error ? reject(new RpcError(error)) : resolve(serverKey(result)));
+      const onEnd = () => reject(new Error("The server sent no response."));
+      this.#make({ sent: () => {}, got }).send(message, this.#headers(message), signal).then(onEnd, reject);
     });
   }
 
   async #listen(signal) {
-    const lists = this.#changing();
+    const lists = this.#changingLists();
     if (this.handshake || !this.#transport.replies) {
       if (!this.handshake && lists) this.request("subscriptions/listen", { notifications: lists }, { signal }).catch(() => {});
       await this.#transport.listen(() => this.#headers({}), signal);
@@ -253,21 +253,21 @@ export class Client {
     throw new Error("The server closed the connection.");
   }
 
-  /** The lists that the server says may change. Where none does, it would answer at once, as if it were going. */
-  #changing() {
+  /** Return the lists that may change. A subscription without any would end immediately, like a lost connection. */
+  #changingLists() {
     const names = Object.keys(LISTS).filter((name) => this.server.capabilities?.[name.replace("ListChanged", "")]?.listChanged);
     return names.length ? Object.fromEntries(names.map((name) => [name, true])) : null;
   }
 
-  /** Doesn't end the session: either it's gone already, or there's nobody to tell. */
-  #lose(error) {
+  /** Close without ending the session, because the server doesn't respond or has dropped it. */
+  #handleLoss(error) {
     if (!this.server || this.#closed.signal.aborted) return;
     this.#transport.session = "";
     this.close("The connection to the server was lost.");
     this.#on.lost(error);
   }
 
-  #able() {
+  #clientCapabilities() {
     const { elicitation, ...others } = this.#capabilities;
     if (!elicitation || this.#revision < "2025-06-18") return others;
     return { ...others, elicitation: this.#revision < "2025-11-25" ? {} : { form: {}, url: {} } };
@@ -279,14 +279,14 @@ export class Client {
     if (!this.handshake) {
       meta[`${META}protocolVersion`] = this.#revision;
       meta[`${META}clientInfo`] = CLIENT;
-      meta[`${META}clientCapabilities`] = this.#able();
+      meta[`${META}clientCapabilities`] = this.#clientCapabilities();
       if (this.logLevel) meta[`${META}logLevel`] = this.logLevel;
     }
     return Object.keys(meta).length ? { ...params, _meta: meta } : params;
   }
 
   #headers(message, schema) {
-    if (!this.handshake) return message.method ? mirrored(this.#revision, message, schema) : {};
+    if (!this.handshake) return message.method ? requestHeaders(this.#revision, message, schema) : {};
     return this.server && this.revision >= "2025-06-18" ? { "mcp-protocol-version": this.revision } : {};
   }
 }

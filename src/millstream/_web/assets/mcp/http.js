@@ -1,13 +1,13 @@
-// Streamable HTTP: each message is a POST, whose reply is JSON or a stream. In the handshake era there is a session,
-// and a stream of its own for what the server says unasked.
+// Streamable HTTP: each message is a POST, and its response is JSON or a stream. The handshake era adds a session and a
+// stand-alone stream for messages of the server.
 
 import { Parser, events } from "../sse.js";
-import { HttpError, refused, shown, wait } from "./wire.js";
+import { HttpError, headersOf, httpError, wait } from "./wire.js";
 
 const MAX_RESUMES = 20;
 
 export class Http {
-  /** The reply of `send` is everything that answers a request: there is no other way for it. */
+  /** Responses to a request arrive only before `send` returns. */
   replies = true;
   session = "";
   #url;
@@ -16,9 +16,9 @@ export class Http {
 
   /**
    * @param {string} url the endpoint
-   * @param {Record<string, string>} own headers that the person adds to each request
-   * @param {{sent: Function, got: Function}} on each message with how it traveled: `{how, headers, of}`,
-   *   where `of` is the id of the request in whose reply it came
+   * @param {Record<string, string>} own headers that the user adds to each request
+   * @param {{sent: Function, got: Function}} on called with each message and `{how, headers, of}`: the transport, the
+   *   headers, and the id of the request in whose response it arrived
    */
   constructor(url, own, on) {
     this.#url = url;
@@ -28,26 +28,26 @@ export class Http {
 
   async open() {}
 
-  /** Send a message, and hand on what comes back until the reply is over. */
+  /** Send a message, and pass on messages until the response ends. */
   async send(message, headers, signal) {
     const response = await this.#post(message, headers, signal);
     this.session = response.headers.get("mcp-session-id") ?? this.session;
-    const how = { how: `HTTP ${response.status}`, status: response.status, headers: shown(response.headers), of: message.id };
+    const how = { how: `HTTP ${response.status}`, status: response.status, headers: headersOf(response.headers), of: message.id };
     const type = response.headers.get("content-type") ?? "";
     if (type.startsWith("text/event-stream")) {
       await this.#follow(response, message.id, headers, signal);
     } else if (type.startsWith("application/json")) {
       const copy = response.clone();
       const answer = await response.json();
-      const mine = Array.isArray(answer) || (answer.jsonrpc && message.id !== undefined);
-      if (!mine && !response.ok) throw await refused(copy);
-      if (mine) this.#hand(answer, how);
+      const isReply = Array.isArray(answer) || (answer.jsonrpc && message.id !== undefined);
+      if (!isReply && !response.ok) throw await httpError(copy);
+      if (isReply) this.#deliver(answer, how);
     } else if (!response.ok) {
-      throw await refused(response);
+      throw await httpError(response);
     }
   }
 
-  /** Read a stream up to the answer, and take it up again where it was cut. */
+  /** Read a stream until the response arrives, resuming it if it's interrupted. */
   async #follow(first, id, headers, signal) {
     const parser = new Parser();
     let response = first;
@@ -56,33 +56,33 @@ export class Http {
       if (!this.session || !parser.lastEventId) return;
       await wait(parser.retryMs ?? 1_000, signal);
       response = await this.#get(headers, parser.lastEventId, signal);
-      if (!response.ok) throw await refused(response);
+      if (!response.ok) throw await httpError(response);
     }
   }
 
-  /** Hand on the messages of a stream. True once the answer to this request came. */
+  /** Deliver the messages of a stream. Returns true once the response to request `id` arrives. */
   async #read(response, parser, id) {
-    const how = { how: "stream", headers: shown(response.headers), of: id };
+    const how = { how: "stream", headers: headersOf(response.headers), of: id };
     for await (const event of events(response, parser)) {
       if (!event.data) continue;
       const received = JSON.parse(event.data);
-      this.#hand(received, event.id ? { ...how, eventId: event.id } : how);
+      this.#deliver(received, event.id ? { ...how, eventId: event.id } : how);
       const all = Array.isArray(received) ? received : [received];
       if (id !== undefined && all.some((each) => each.id === id && !each.method)) return true;
     }
     return false;
   }
 
-  #hand(received, how) {
+  #deliver(received, how) {
     for (const each of Array.isArray(received) ? received : [received]) this.#on.got(each, how);
   }
 
-  /** The server's own stream. Returns if the server offers none, throws when it is lost. */
+  /** Read the stand-alone stream. Returns if the server has none, and throws if the session ends. */
   async listen(headers, signal) {
     const parser = new Parser();
     while (this.session) {
       const response = await this.#get(headers(), parser.lastEventId, signal);
-      if (response.status === 404) throw new Error("The session is over.");
+      if (response.status === 404) throw new Error("The session has ended.");
       if (!response.ok) return;
       await this.#read(response, parser);
       await wait(parser.retryMs ?? 1_000, signal);
@@ -97,33 +97,33 @@ export class Http {
     await fetch(this.#url, { method: "DELETE", headers: head, keepalive: true }).catch(() => {});
   }
 
-  #heads(headers) {
+  #allHeaders(headers) {
     return { ...headers, ...(this.session ? { "mcp-session-id": this.session } : {}), ...this.#own };
   }
 
   async #post(message, headers, signal) {
-    const head = this.#heads({ "content-type": "application/json", accept: "application/json, text/event-stream", ...headers });
+    const head = this.#allHeaders({ "content-type": "application/json", accept: "application/json, text/event-stream", ...headers });
     this.#on.sent(message, { how: `POST ${new URL(this.#url, document.baseURI).pathname}`, headers: head });
     return fetch(this.#url, { method: "POST", headers: head, body: JSON.stringify(message), signal });
   }
 
   async #get(headers, lastEventId, signal) {
-    const head = this.#heads({ ...headers, accept: "text/event-stream", ...(lastEventId ? { "last-event-id": lastEventId } : {}) });
+    const head = this.#allHeaders({ ...headers, accept: "text/event-stream", ...(lastEventId ? { "last-event-id": lastEventId } : {}) });
     return fetch(this.#url, { headers: head, signal, cache: "no-store" });
   }
 }
 
-/** HTTP+SSE of 2024-11-05: one stream from the server, which says first where to post. */
+/** HTTP+SSE of 2024-11-05: one stream from the server, whose first event is the URL for POST. */
 export class HttpSse {
   replies = false;
   session = "";
   #url;
   #own;
   #on;
-  #posts = "";
-  #over = new AbortController();
+  #postUrl = "";
+  #closed = new AbortController();
 
-  /** As for `Http`; the URL is that of the stream. */
+  /** As for `Http`; `url` is the URL of the stream. */
   constructor(url, own, on) {
     this.#url = url;
     this.#own = own;
@@ -131,20 +131,20 @@ export class HttpSse {
   }
 
   async open(signal) {
-    const stop = AbortSignal.any([signal, this.#over.signal]);
+    const stop = AbortSignal.any([signal, this.#closed.signal]);
     const response = await fetch(this.#url, { headers: { ...this.#own, accept: "text/event-stream" }, signal: stop, cache: "no-store" });
-    if (!response.ok) throw await refused(response);
+    if (!response.ok) throw await httpError(response);
     await new Promise((resolve, reject) => {
       this.ended = this.#read(response, resolve);
-      this.ended.then(() => reject(new Error("The stream ended at once.")), reject);
+      this.ended.then(() => reject(new Error("The stream ended before the endpoint event.")), reject);
     });
   }
 
   async #read(response, ready) {
-    const how = { how: "stream", headers: shown(response.headers) };
+    const how = { how: "stream", headers: headersOf(response.headers) };
     for await (const event of events(response)) {
       if (event.type === "endpoint") {
-        this.#posts = new URL(event.data, new URL(this.#url, document.baseURI)).href;
+        this.#postUrl = new URL(event.data, new URL(this.#url, document.baseURI)).href;
         ready();
       } else if (event.data) this.#on.got(JSON.parse(event.data), how);
     }
@@ -152,21 +152,21 @@ export class HttpSse {
 
   async send(message, _, signal) {
     const headers = { "content-type": "application/json", ...this.#own };
-    this.#on.sent(message, { how: `POST ${new URL(this.#posts).pathname}`, headers });
-    const response = await fetch(this.#posts, { method: "POST", headers, body: JSON.stringify(message), signal });
-    if (!response.ok) throw await refused(response);
+    this.#on.sent(message, { how: `POST ${new URL(this.#postUrl).pathname}`, headers });
+    const response = await fetch(this.#postUrl, { method: "POST", headers, body: JSON.stringify(message), signal });
+    if (!response.ok) throw await httpError(response);
   }
 
-  /** Resolves when the stream is over. */
+  /** Throw when the stream ends. */
   async listen() {
     await this.ended;
     throw new Error("The server closed the connection.");
   }
 
   async close() {
-    this.#over.abort(new Error("Disconnected."));
+    this.#closed.abort(new Error("Disconnected."));
   }
 }
 
-/** Whether an error says that the person must sign in. */
-export const unauthorized = (error) => error instanceof HttpError && (error.status === 401 || error.status === 403);
+/** Whether an error requires the user to sign in. */
+export const isUnauthorized = (error) => error instanceof HttpError && (error.status === 401 || error.status === 403);

@@ -1,6 +1,6 @@
-// MCP over a WebSocket: the subprotocol `mcp`, one message to a frame. A browser can't add headers to it.
+// MCP over a WebSocket: the subprotocol `mcp`, one message per frame. Browsers can't add headers to it.
 
-export class WebSocketLine {
+export class WebSocketTransport {
   replies = false;
   session = "";
   #url;
@@ -24,13 +24,13 @@ export class WebSocketLine {
     });
     return new Promise((resolve, reject) => {
       this.#socket.addEventListener("open", () => resolve());
-      this.#socket.addEventListener("close", () => reject(new TypeError("The socket could not be opened.")));
+      this.#socket.addEventListener("close", () => reject(new TypeError("The WebSocket couldn't be opened.")));
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     });
   }
 
   async send(message) {
-    if (this.#socket.readyState !== WebSocket.OPEN) throw new TypeError("The socket is closed.");
+    if (this.#socket.readyState !== WebSocket.OPEN) throw new TypeError("The WebSocket is closed.");
     this.#on.sent(message, { how: `WebSocket ${this.#url.pathname}`, headers: {} });
     this.#socket.send(JSON.stringify(message));
   }

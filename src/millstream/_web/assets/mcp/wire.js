@@ -1,21 +1,21 @@
-// What transports and the client share: errors, headers, waiting.
+// Errors, headers, and helpers shared by transports and the client.
 
 export const META = "io.modelcontextprotocol/";
-const NAMED = { "tools/call": "name", "prompts/get": "name", "resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId", "tasks/cancel": "taskId" };
+const NAME_PARAMS = { "tools/call": "name", "prompts/get": "name", "resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId", "tasks/cancel": "taskId" };
 
-/** An error that the server answered with. */
+/** A JSON-RPC error of the server. */
 export class RpcError extends Error {
   constructor({ code, message, data }, { status = 200, headers = {} } = {}) {
     super(message);
     this.name = "RpcError";
     this.code = code;
     this.data = data;
-    this.status = status; // of the reply of HTTP that it came with
+    this.status = status; // of the HTTP response
     this.challenge = headers["www-authenticate"] ?? "";
   }
 }
 
-/** A reply of HTTP that is no message of MCP: a refusal of the server or of what stands before it. */
+/** An HTTP response without an MCP message, from the server or from a proxy. */
 export class HttpError extends Error {
   constructor(status, message, challenge = "") {
     super(message);
@@ -25,7 +25,7 @@ export class HttpError extends Error {
   }
 }
 
-/** A value for a header: as it is where that is safe, else in base64 between marks. */
+/** Encode a header value: unchanged if that's safe, or else as marked base64. */
 function headerValue(value) {
   const text = String(value);
   const plain = /^[\x20-\x7e\t]*$/.test(text) && text.trim() === text && !/^=\?base64\?.*\?=$/.test(text);
@@ -33,7 +33,7 @@ function headerValue(value) {
   return `=?base64?${btoa(String.fromCharCode(...new TextEncoder().encode(text)))}?=`;
 }
 
-/** The headers that mirror arguments: properties of the schema marked with `x-mcp-header`. */
+/** Return headers for the arguments whose schema has `x-mcp-header`. */
 function argumentHeaders(schema, values, headers = {}) {
   for (const [name, part] of Object.entries(schema?.properties ?? {})) {
     const value = values?.[name];
@@ -44,15 +44,15 @@ function argumentHeaders(schema, values, headers = {}) {
   return headers;
 }
 
-/** The headers that a request of the per-request era (2026-07-28) carries beside its body. */
-export function mirrored(revision, { method, params }, schema) {
+/** Return the headers of a request in the per-request era (2026-07-28). */
+export function requestHeaders(revision, { method, params }, schema) {
   const headers = { "mcp-protocol-version": revision, "mcp-method": method };
-  if (NAMED[method] && params?.[NAMED[method]] !== undefined) headers["mcp-name"] = headerValue(params[NAMED[method]]);
+  if (NAME_PARAMS[method] && params?.[NAME_PARAMS[method]] !== undefined) headers["mcp-name"] = headerValue(params[NAME_PARAMS[method]]);
   return { ...headers, ...(method === "tools/call" ? argumentHeaders(schema, params?.arguments) : {}) };
 }
 
-/** Check whether the server of this page is there. Rejects if it can't be reached. */
-export const knock = (signal) => fetch("livez", { cache: "no-store", signal });
+/** Check whether this page's server responds. Rejects if it can't be reached. */
+export const checkServer = (signal) => fetch("livez", { cache: "no-store", signal });
 
 export const wait = (ms, signal) =>
   new Promise((resolve, reject) => {
@@ -60,19 +60,19 @@ export const wait = (ms, signal) =>
     signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
   });
 
-/** The words of a refusal, or its status where it has none. */
-export async function refused(response) {
+/** Return an error with the message of a response, or its status if it has none. */
+export async function httpError(response) {
   const text = await response.text().catch(() => "");
-  let words = "";
+  let message = "";
   try {
     const body = JSON.parse(text);
-    words = body.error?.message ?? body.detail ?? body.error_description ?? "";
+    message = body.error?.message ?? body.detail ?? body.error_description ?? "";
   } catch {
-    words = text.length < 400 && !/^\s*</.test(text) ? text.trim() : "";
+    message = text.length < 400 && !/^\s*</.test(text) ? text.trim() : "";
   }
-  words ||= `The server answered ${response.status} ${response.statusText}`.trim() + ".";
-  return new HttpError(response.status, words, response.headers.get("www-authenticate") ?? "");
+  message ||= `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+  return new HttpError(response.status, message, response.headers.get("www-authenticate") ?? "");
 }
 
-/** Headers of a reply as an object. */
-export const shown = (headers) => Object.fromEntries(headers.entries());
+/** Return headers as an object. */
+export const headersOf = (headers) => Object.fromEntries(headers.entries());

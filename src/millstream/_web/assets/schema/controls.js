@@ -1,19 +1,18 @@
-// The editors of single values: choices, switches, numbers, text, JSON. An editor shows a control and reads as its
-// value, or as undefined where nothing was entered.
+// Editors of single values: choices, checkboxes, numbers, text, and JSON. `read` returns the value, or undefined if the
+// field is empty.
 
 import { element, pretty } from "../dom.js";
 import { options } from "./resolve.js";
-import { masked } from "./secrets.js";
+import { isPassword } from "./secrets.js";
 
-/** Something was typed that is no value at all. */
+/** The input can't be parsed as a value. */
 export class Unreadable extends Error {}
 
 export function choice(schema, { id, required }) {
   const all = options(schema);
   const control = element("select", { id });
   const at = () => (required && all.length === 1 ? 0 : all.findIndex((each) => each.value === schema.default));
-  const free = !required || at() < 0;
-  if (free) control.append(element("option", { value: "" }, required ? "Choose…" : "–"));
+  if (!required || at() < 0) control.append(element("option", { value: "" }, required ? "Choose…" : "–"));
   all.forEach((each, index) => control.append(element("option", { value: String(index), selected: index === at() }, each.title)));
   const write = (value) => (control.value = String(all.findIndex((each) => JSON.stringify(each.value) === JSON.stringify(value))).replace("-1", ""));
   return { control, write, read: () => (control.value === "" ? undefined : all[Number(control.value)].value) };
@@ -32,7 +31,7 @@ export function several(schema, { id, required }) {
   return { control, group: true, write, read };
 }
 
-/** Yes, no, or nothing said. */
+/** True, false, or empty. */
 export function tristate(schema, { id, required }) {
   return choice({ enum: [true, false], enumNames: ["true", "false"], default: schema.default }, { id, required });
 }
@@ -56,42 +55,42 @@ export function numeric(schema, { id }) {
 
 const INPUTS = { email: "email", uri: "url", date: "date", "date-time": "datetime-local" };
 
-const LIKE = { time: "14:30:00", duration: "PT1H30M", uuid: "123e4567-e89b-12d3-a456-426614174000", ipv4: "192.0.2.1", ipv6: "2001:db8::1" };
+const PLACEHOLDERS = { time: "14:30:00", duration: "PT1H30M", uuid: "123e4567-e89b-12d3-a456-426614174000", ipv4: "192.0.2.1", ipv6: "2001:db8::1" };
 
-/** A moment as the field shows it, in the time zone of the person. */
-function local(text) {
+/** Convert a date-time to the value of a `datetime-local` field, in the local time zone. */
+function toLocal(text) {
   const moment = new Date(text);
   if (Number.isNaN(moment.getTime())) return "";
   return new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
 }
 
 export function text(schema, { id, single = false }) {
-  const type = masked(schema) ? "password" : (INPUTS[schema.format] ?? "text");
+  const type = isPassword(schema) ? "password" : (INPUTS[schema.format] ?? "text");
   const moment = schema.format === "date-time";
   const grows = type === "text" && !schema.format && !single;
-  const control = element(grows ? "textarea" : "input", { id, autocomplete: "off", dir: "auto", className: grows ? "grows" : "", placeholder: LIKE[schema.format] ?? "" });
+  const control = element(grows ? "textarea" : "input", { id, autocomplete: "off", dir: "auto", className: grows ? "grows" : "", placeholder: PLACEHOLDERS[schema.format] ?? "" });
   if (grows) control.rows = 1;
   else control.type = type;
   if (moment) control.step = "1";
   if (grows) {
-    // One line by default: Enter sends, and Shift-Enter begins a line.
+    // Enter submits, and Shift-Enter starts a new line.
     control.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
       event.preventDefault();
       control.form?.requestSubmit();
     });
   }
-  const write = (value) => (control.value = typeof value !== "string" ? "" : moment ? local(value) : value);
+  const write = (value) => (control.value = typeof value !== "string" ? "" : moment ? toLocal(value) : value);
   write(schema.default);
   const read = () => {
-    // A text that must be there and isn't is told as missing; an empty one can be sent as JSON.
+    // An empty field is a missing value. To send an empty string, switch to JSON.
     if (control.value === "") return undefined;
     return moment ? new Date(control.value).toISOString() : control.value;
   };
   return { control, write, read };
 }
 
-/** What no field can hold is written as JSON. */
+/** A JSON field, for values without a field of their own. */
 export function json(schema, { id }) {
   const control = element("textarea", { id, autocomplete: "off", spellcheck: false, className: "code" });
   control.placeholder = schema.type === "array" ? "[]" : schema.type === "object" ? "{}" : "JSON";
@@ -108,8 +107,8 @@ export function json(schema, { id }) {
   return { control, wide: true, write, read };
 }
 
-/** A value that can't be another one. */
-export function fixed(schema, { id }) {
+/** A constant. */
+export function constant(schema, { id }) {
   const control = element("output", { id, className: "code" }, JSON.stringify(schema.const));
   return { control, write: () => {}, read: () => schema.const };
 }

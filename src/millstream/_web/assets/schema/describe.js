@@ -1,4 +1,4 @@
-// A JSON Schema as a person reads it: names, types, limits and words; what is nested opens and closes.
+// A readable description of a JSON Schema: names, types, limits, and descriptions. Nested schemas are collapsible.
 
 import { element } from "../dom.js";
 import { inline } from "../render/markdown.js";
@@ -7,7 +7,7 @@ import { hint, nameOf, options, present } from "./resolve.js";
 const MAX_DEPTH = 8;
 const SHOWN_OPTIONS = 24;
 
-const typed = (schema, root) => {
+const arrayType = (schema, root) => {
   if (schema.type === "array" && schema.items) {
     const items = present(schema.items, root);
     return `array of ${items.title ?? items.type ?? "values"}`;
@@ -22,15 +22,15 @@ function values(schema) {
   return element("p", { className: "choices" }, "const" in schema ? "Always " : "One of ", ...shown, list.length > SHOWN_OPTIONS ? ` and ${list.length - SHOWN_OPTIONS} more` : "");
 }
 
-/** What stands below a place: its properties, items or alternatives. Null where there is nothing. */
-function inside(schema, root, depth) {
+/** Describe the properties, items, or alternatives of a schema; null if it has none. */
+function describeChildren(schema, root, depth) {
   if (depth > MAX_DEPTH || options(schema)) return null;
   const properties = Object.entries(schema.properties ?? {});
   const parts = [];
   if (properties.length) parts.push(list(properties.map(([name, part]) => row(name, part, schema.required?.includes(name), root, depth))));
   if (schema.additionalProperties && typeof schema.additionalProperties === "object") parts.push(list([row("any other name", schema.additionalProperties, false, root, depth, true)]));
   if (schema.type === "array" && schema.items) {
-    const below = inside(present(schema.items, root), root, depth + 1);
+    const below = describeChildren(present(schema.items, root), root, depth + 1);
     if (below) parts.push(below);
   }
   const shapes = schema.anyOf ?? schema.oneOf ?? schema.prefixItems;
@@ -42,8 +42,7 @@ const list = (rows) => element("ul", { className: "properties" }, ...rows);
 
 function row(name, given, required, root, depth, loose = false) {
   const schema = present(given, root);
-  const told = typed(schema, root);
-  const kind = hint(schema).replace(/^array/, told ?? "array");
+  const kind = hint(schema).replace(/^array/, arrayType(schema, root) ?? "array");
   const head = element(
     "p", { className: "property" },
     element("code", { className: loose ? "loose" : "", dir: "auto" }, name), " ",
@@ -51,22 +50,22 @@ function row(name, given, required, root, depth, loose = false) {
     required ? element("span", { className: "badge accent" }, "required") : null,
   );
   const words = schema.description ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description)) : null;
-  const below = inside(schema, root, depth + 1);
-  const number = below?.querySelector(".properties").childElementCount;
-  const nested = below && element("details", { open: depth < 1 }, element("summary", {}, number === 1 ? "1 field" : `${number} fields`), below);
+  const below = describeChildren(schema, root, depth + 1);
+  const fields = below?.querySelector(".properties").childElementCount;
+  const nested = below && element("details", { open: depth < 1 }, element("summary", {}, fields === 1 ? "1 field" : `${fields} fields`), below);
   return element("li", {}, head, words, values(schema), nested);
 }
 
 /**
- * The description of a value.
+ * Describe a schema.
  *
- * @param {object} given a schema
- * @param {object} root the document that references point into
- * @param {string} none what is said where there is nothing to describe
+ * @param {object} given
+ * @param {object} root document for references
+ * @param {string} none text for a schema without restrictions
  */
 export function describe(given, root, none = "Any JSON.") {
   const schema = present(given, root);
-  const below = inside(schema, root, 0);
+  const below = describeChildren(schema, root, 0);
   const about = schema.description ? [element("p", { className: "words", dir: "auto" }, ...inline(schema.description))] : [];
   if (below) return element("div", { className: "schema" }, ...about, below);
   if (schema.type === "object" || (!schema.type && !options(schema))) return element("div", { className: "schema" }, ...about, element("p", { className: "soft" }, none));

@@ -1,49 +1,49 @@
-// The editors of objects, lists, maps and alternatives. Each is made of other editors, which `at.make` makes; what is
-// optional is made only when somebody adds it, so that schemas that refer to themselves end.
+// Editors of objects, lists, maps, and alternatives. They contain other editors, created by `at.make`. Optional values are
+// created on demand, so recursive schemas terminate.
 
 import { element } from "../dom.js";
 import { icon } from "../shell/icons.js";
-import { nameOf, only, resolve } from "./resolve.js";
+import { nameOf, onlyValue, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
 
-const MOST_ROWS = 10; // of a list that must have so many: the others are added by hand
+const MAX_INITIAL_ROWS = 10; // longer lists are completed by the user
 
 /**
  * @typedef {object} Editor
- * @property {HTMLElement} node what is shown
- * @property {() => unknown} read the value, or undefined; throws `Unreadable` after it has said so in its place
+ * @property {HTMLElement} node
+ * @property {() => unknown} read returns the value, or undefined; shows and throws `Unreadable`
  * @property {(value: unknown) => void} write shows a value
- * @property {(path: Array<string | number>, message: string) => HTMLElement} complain says what is wrong at a place
- *   below; gives what should have the focus
- * @property {() => void} clear takes complaints back
+ * @property {(path: Array<string | number>, message: string) => HTMLElement} complain shows a problem at a place below,
+ *   and returns the control to focus
+ * @property {() => void} clear hides all problems
  */
 
-const small = (text, shown, act) => {
-  const button = element("button", { type: "button", className: "quiet small" }, icon(shown), text);
-  button.addEventListener("click", act);
+const smallButton = (text, iconName, onClick) => {
+  const button = element("button", { type: "button", className: "quiet smallButton" }, icon(iconName), text);
+  button.addEventListener("click", onClick);
   return button;
 };
 
-/** Where one begins to type: an item that is an object has buttons, and those may be hidden. */
+/** Return the first visible input, or else the first visible button. */
 const firstField = (node) => [...node.querySelectorAll("input, select, textarea"), ...node.querySelectorAll("button")].find((each) => each.checkVisibility());
 
-/** A frame with a title, what is wrong with the whole, and a body; `more` adds to the body's end, so it stands there. */
-function frame(name, schema, { id, required }, buttons, more = null) {
+/** Create a fieldset with a title, an error, and a body; `footer` replaces the buttons above the body. */
+function frame(name, schema, { id, required }, buttons, footer = null) {
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const body = element("div", { className: "nested-body" });
   const about = schema.description ? element("p", { className: "hint", dir: "auto" }, schema.description) : "";
   const optional = required ? "" : element("span", { className: "hint" }, "optional");
   const legend = element("legend", {}, element("span", {}, schema.title ?? name), optional);
-  const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, ...(more ? [about, body, more] : [element("div", { className: "nested-tools" }, ...buttons), about, body]), error);
-  const say = (message) => {
+  const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, ...(footer ? [about, body, footer] : [element("div", { className: "nested-tools" }, ...buttons), about, body]), error);
+  const showError = (message) => {
     error.textContent = message;
     error.hidden = !message;
     return node;
   };
-  return { node, body, say };
+  return { node, body, showError };
 }
 
-/** The editors of the properties of an object, and how they read, write and complain together. */
+/** Create the editors of an object's properties, and functions for all of them. */
 export function members(schema, at) {
   const required = new Set(schema.required ?? []);
   const list = Object.entries(schema.properties ?? {}).map(([name, part], index) => ({
@@ -51,33 +51,33 @@ export function members(schema, at) {
     editor: at.make(name, part, { ...at, variant: false, id: `${at.id}-${index}`, required: required.has(name), depth: at.depth + 1 }),
   }));
   const read = () => {
-    const found = {};
-    let wrong = null;
+    const values = {};
+    let firstError = null;
     for (const { name, editor } of list) {
       try {
         const value = editor.read();
-        if (value !== undefined) found[name] = value;
+        if (value !== undefined) values[name] = value;
       } catch (error) {
-        wrong ??= error;
+        firstError ??= error;
       }
     }
-    if (wrong) throw wrong;
-    return found;
+    if (firstError) throw firstError;
+    return values;
   };
   const write = (value) => list.forEach(({ name, editor }) => editor.write(value?.[name]));
   const complain = ([first, ...rest], message) => list.find(({ name }) => name === first)?.editor.complain(rest, message) ?? null;
   const clear = () => list.forEach(({ editor }) => editor.clear());
-  // The tag of an alternative is what the alternative is chosen by.
-  const hidden = (name) => at.variant && only(resolve(schema.properties[name], at.root)) !== undefined && required.has(name);
-  return { list, nodes: list.filter(({ name }) => !hidden(name)).map(({ editor }) => editor.node), read, write, complain, clear };
+  // The tag of an alternative is already selected with the alternative.
+  const isHidden = (name) => at.variant && onlyValue(resolve(schema.properties[name], at.root)) !== undefined && required.has(name);
+  return { list, nodes: list.filter(({ name }) => !isHidden(name)).map(({ editor }) => editor.node), read, write, complain, clear };
 }
 
 export function object(name, schema, at) {
   let inner = null;
-  // The button that was pressed goes, so the focus goes to what it made, and back.
-  const add = small("Add", "add", () => (open(), firstField(body)?.focus()));
-  const remove = small("Remove", "remove", () => (close(), add.focus()));
-  const { node, body, say } = frame(name, schema, at, [add, remove]);
+  // The pressed button disappears, so move the focus.
+  const add = smallButton("Add", "add", () => (open(), firstField(body)?.focus()));
+  const remove = smallButton("Remove", "remove", () => (close(), add.focus()));
+  const { node, body, showError } = frame(name, schema, at, [add, remove]);
   const show = () => {
     add.hidden = inner !== null;
     remove.hidden = inner === null || at.required;
@@ -103,79 +103,78 @@ export function object(name, schema, at) {
   return {
     node, write,
     read: () => inner?.read(),
-    complain: (path, message) => (path.length && inner?.complain(path, message)) || say(path.length ? `${path.join(".")}: ${message}` : message),
-    clear: () => (say(""), inner?.clear()),
+    complain: (path, message) => (path.length && inner?.complain(path, message)) || showError(path.length ? `${path.join(".")}: ${message}` : message),
+    clear: () => (showError(""), inner?.clear()),
   };
 }
 
 export function list(name, schema, at) {
   const rows = [];
-  let made = 0;
-  const least = Math.min(schema.minItems ?? 0, MOST_ROWS);
-  const most = Math.min(schema.maxItems ?? Infinity, schema.items === false ? schema.prefixItems.length : Infinity);
-  const tuple = least > 0 && least === most; // all of it is there, or nothing
-  const add = small(tuple ? "Add" : "Add item", "add", () => {
-    const first = rowFor(undefined);
-    while (rows.length < least) rowFor(undefined);
+  let lastNumber = 0;
+  const min = Math.min(schema.minItems ?? 0, MAX_INITIAL_ROWS);
+  const max = Math.min(schema.maxItems ?? Infinity, schema.items === false ? schema.prefixItems.length : Infinity);
+  const isTuple = min > 0 && min === max; // added and removed as a whole
+  const add = smallButton(isTuple ? "Add" : "Add item", "add", () => {
+    const first = addRow(undefined);
+    while (rows.length < min) addRow(undefined);
     firstField(first.node)?.focus();
   });
-  const none = small("Remove", "remove", () => (write([]), add.focus()));
-  const tools = element("div", { className: "nested-tools" }, add, none);
-  const { node, body, say } = frame(name, schema, at, [], tools);
-  const offer = () => {
-    add.hidden = rows.length >= most;
-    none.hidden = !tuple || at.required || !rows.length;
-    tools.hidden = add.hidden && none.hidden;
-    for (const row of rows) row.remove.hidden = tuple || (at.required && rows.length <= least);
+  const removeAll = smallButton("Remove", "remove", () => (write([]), add.focus()));
+  const tools = element("div", { className: "nested-tools" }, add, removeAll);
+  const { node, body, showError } = frame(name, schema, at, [], tools);
+  const updateButtons = () => {
+    add.hidden = rows.length >= max;
+    removeAll.hidden = !isTuple || at.required || !rows.length;
+    tools.hidden = add.hidden && removeAll.hidden;
+    for (const row of rows) row.remove.hidden = isTuple || (at.required && rows.length <= min);
   };
-  const partOf = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
-  const rowFor = (value) => {
-    const index = rows.length;
-    const called = ++made; // not its place: one that is gone leaves its name to nobody
-    const editor = at.make(`Item ${called}`, partOf(index), { ...at, variant: false, id: `${at.id}-i${called}`, required: true, depth: at.depth + 1 });
-    const remove = element("button", { type: "button", className: "quiet small square", "aria-label": `Remove item ${called}`, title: "Remove" }, icon("close"));
+  const itemSchema = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
+  const addRow = (value) => {
+    const number = ++lastNumber; // not the index: numbers of removed items aren't reused
+    const editor = at.make(`Item ${number}`, itemSchema(rows.length), { ...at, variant: false, id: `${at.id}-i${number}`, required: true, depth: at.depth + 1 });
+    const remove = element("button", { type: "button", className: "quiet smallButton square", "aria-label": `Remove item ${number}`, title: "Remove" }, icon("close"));
     const row = { editor, remove, node: null };
     remove.addEventListener("click", () => {
       rows.splice(rows.indexOf(row), 1);
       row.node.remove();
-      offer();
+      updateButtons();
       add.focus();
     });
     row.node = element("div", { className: "nested-row" }, editor.node, remove);
     if (value !== undefined) editor.write(value);
     rows.push(row);
     body.append(row.node);
-    offer();
+    updateButtons();
     return row;
   };
   const write = (value) => {
-    rows.length = made = 0;
+    rows.length = lastNumber = 0;
     body.replaceChildren();
-    for (const each of Array.isArray(value) ? value : []) rowFor(each);
-    while (at.required && rows.length < least) rowFor(undefined);
-    offer();
+    for (const each of Array.isArray(value) ? value : []) addRow(each);
+    while (at.required && rows.length < min) addRow(undefined);
+    updateButtons();
   };
   write(schema.default ?? []);
   return {
     node, write,
     read: () => (rows.length || at.required ? rows.map(({ editor }) => editor.read() ?? null) : undefined),
-    complain: ([first, ...rest], message) => rows[first]?.editor.complain(rest, message) ?? say(message),
-    clear: () => (say(""), rows.forEach(({ editor }) => editor.clear())),
+    complain: ([first, ...rest], message) => rows[first]?.editor.complain(rest, message) ?? showError(message),
+    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear())),
   };
 }
 
-/** Names that the person chooses, each with a value. */
+/** Entries with names entered by the user. */
 export function map(name, schema, at) {
   const rows = [];
-  let made = 0;
-  const add = small("Add entry", "add", () => rowFor("", undefined).key.focus());
-  const { node, body, say } = frame(name, schema, at, [], element("div", { className: "nested-tools" }, add));
-  const rowFor = (named, value) => {
-    const id = `${at.id}-e${made++}`;
-    const key = element("input", { id: `${id}-key`, value: named, autocomplete: "off", spellcheck: false });
+  let lastNumber = 0;
+  const add = smallButton("Add entry", "add", () => addRow("", undefined).key.focus());
+  const { node, body, showError } = frame(name, schema, at, [], element("div", { className: "nested-tools" }, add));
+  const addRow = (keyName, value) => {
+    const id = `${at.id}-e${lastNumber++}`;
+    const key = element("input", { id: `${id}-key`, value: keyName, autocomplete: "off", spellcheck: false });
     const editor = at.make("Value", schema.additionalProperties, { ...at, variant: false, id, required: true, depth: at.depth + 1 });
     const row = { key, editor, node: null };
-    const remove = element("button", { type: "button", className: "quiet small square", "aria-label": "Remove this entry", title: "Remove" }, icon("close"));
+    const remove = element("button", { type: "button", className: "quiet smallButton square", "aria-label": "Remove this entry", title: "Remove" }, icon("close"));
     remove.addEventListener("click", () => {
       rows.splice(rows.indexOf(row), 1);
       row.node.remove();
@@ -191,25 +190,25 @@ export function map(name, schema, at) {
   const write = (value) => {
     rows.length = 0;
     body.replaceChildren();
-    for (const [named, each] of Object.entries(value ?? {})) rowFor(named, each);
+    for (const [keyName, each] of Object.entries(value ?? {})) addRow(keyName, each);
   };
   write(schema.default);
   return {
     node, write,
     read: () => (rows.length || at.required ? Object.fromEntries(rows.map(({ key, editor }) => [key.value, editor.read() ?? null])) : undefined),
-    complain: ([first, ...rest], message) => rows.find(({ key }) => key.value === first)?.editor.complain(rest, message) ?? say(message),
-    clear: () => (say(""), rows.forEach(({ editor }) => editor.clear())),
+    complain: ([first, ...rest], message) => rows.find(({ key }) => key.value === first)?.editor.complain(rest, message) ?? showError(message),
+    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear())),
   };
 }
 
-/** One of several shapes. */
+/** One of several alternatives. */
 export function variants(name, schema, at) {
   const parts = schema.anyOf ?? schema.oneOf;
-  const free = !at.required;
+  const optional = !at.required;
   const select = element("select", { id: `${at.id}-shape`, "aria-label": `Shape of ${schema.title ?? name}` });
-  if (free) select.append(element("option", { value: "" }, "–"));
+  if (optional) select.append(element("option", { value: "" }, "–"));
   parts.forEach((part, index) => select.append(element("option", { value: String(index) }, nameOf(part, at.root, index))));
-  const { node, body, say } = frame(name, schema, at, [select]);
+  const { node, body, showError } = frame(name, schema, at, [select]);
   let inner = null;
   const show = () => {
     const part = select.value === "" ? null : parts[Number(select.value)];
@@ -219,7 +218,7 @@ export function variants(name, schema, at) {
   };
   select.addEventListener("change", show);
   const write = (value) => {
-    if (value === undefined || (value === null && free)) select.value = free ? "" : "0";
+    if (value === undefined || (value === null && optional)) select.value = optional ? "" : "0";
     else select.value = String(Math.max(0, parts.findIndex((part) => validate(value, resolve(part, at.root), at.root).length === 0)));
     show();
     if (value !== undefined) inner?.write(value);
@@ -228,7 +227,7 @@ export function variants(name, schema, at) {
   return {
     node, write,
     read: () => inner?.read(),
-    complain: (path, message) => inner?.complain(path, message) ?? say(message),
-    clear: () => (say(""), inner?.clear()),
+    complain: (path, message) => inner?.complain(path, message) ?? showError(message),
+    clear: () => (showError(""), inner?.clear()),
   };
 }

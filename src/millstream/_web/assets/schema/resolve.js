@@ -1,27 +1,27 @@
-// What a JSON Schema means at one place: references followed, `null` alternatives taken off, `allOf` put together.
+// Resolves a JSON Schema for editing: follows references, removes `null` alternatives, and merges `allOf`.
 
 const MAX_STEPS = 20;
 
-/** The schema that a reference of the document leads to. `true` and unknown references are the empty schema. */
+/** Follow the reference of a schema. Returns the empty schema for `true` and for unknown references. */
 export function resolve(schema, root) {
   let found = schema;
   for (let steps = 0; found && typeof found.$ref === "string" && steps < MAX_STEPS; steps += 1) {
-    const { $ref, ...beside } = found;
+    const { $ref, ...siblings } = found;
     const target = $ref
       .replace(/^#\/?/, "")
       .split("/")
       .filter(Boolean)
       .reduce((node, part) => node?.[decodeURIComponent(part).replaceAll("~1", "/").replaceAll("~0", "~")], root);
-    found = target && typeof target === "object" ? { ...target, ...beside } : target;
+    found = target && typeof target === "object" ? { ...target, ...siblings } : target;
   }
   return found && typeof found === "object" ? found : {};
 }
 
-/** The parts of `allOf` as one schema, as far as an editor needs it. */
-function merged(schema, root) {
+/** Merge the parts of `allOf` into one schema, as far as an editor needs it. */
+function mergeAllOf(schema, root) {
   if (!schema.allOf) return schema;
   const { allOf, ...own } = schema;
-  return allOf.map((part) => merged(resolve(part, root), root)).reduce(
+  return allOf.map((part) => mergeAllOf(resolve(part, root), root)).reduce(
     (whole, part) => ({
       ...part, ...whole,
       ...(whole.properties || part.properties ? { properties: { ...whole.properties, ...part.properties, ...whole.properties } } : {}),
@@ -38,20 +38,20 @@ const isNull = (part, root) => {
 const isNumber = (type) => type === "integer" || type === "number";
 
 /**
- * A schema as an editor shows it: resolved, and without the alternative `null`, for which a field that is left empty
- * stands. `nullable` says that it was there.
+ * Prepare a schema for an editor: resolve it, and replace a `null` alternative by `nullable`, because an empty field
+ * stands for null.
  */
 export function present(schema, root) {
-  const found = merged(resolve(schema, root), root);
+  const found = mergeAllOf(resolve(schema, root), root);
   const parts = found.anyOf ?? found.oneOf;
   if (parts) {
-    const left = parts.filter((part) => !isNull(part, root));
-    const nullable = found.nullable || left.length < parts.length;
+    const remaining = parts.filter((part) => !isNull(part, root));
+    const nullable = found.nullable || remaining.length < parts.length;
     const rest = { ...found, anyOf: undefined, oneOf: undefined };
-    if (left.length === 1) return { ...rest, ...present(left[0], root), ...own(found), nullable };
-    // `int | float` is a number to whoever types it.
-    if (left.every((part) => isNumber(resolve(part, root).type))) return { ...rest, type: "number", nullable };
-    return { ...rest, anyOf: left, nullable };
+    if (remaining.length === 1) return { ...rest, ...present(remaining[0], root), ...annotations(found), nullable };
+    // `int | float` needs only one number field.
+    if (remaining.every((part) => isNumber(resolve(part, root).type))) return { ...rest, type: "number", nullable };
+    return { ...rest, anyOf: remaining, nullable };
   }
   if (Array.isArray(found.type)) {
     const types = found.type.filter((type) => type !== "null");
@@ -64,10 +64,10 @@ export function present(schema, root) {
   return found;
 }
 
-/** What stands beside the alternatives belongs to the place, not to one of them. */
-const own = ({ title, description, default: preset }) => Object.fromEntries(Object.entries({ title, description, default: preset }).filter(([, value]) => value !== undefined));
+/** Return the annotations beside the alternatives, which take precedence over those of an alternative. */
+const annotations = ({ title, description, default: preset }) => Object.fromEntries(Object.entries({ title, description, default: preset }).filter(([, value]) => value !== undefined));
 
-/** The choices of an enumeration in any of its forms, as `{value, title}`; null where there are none. */
+/** Return the choices of an enumeration in any of its forms, as `{value, title}`; null if it isn't one. */
 export function options(schema) {
   if (schema.enum) return schema.enum.filter((value) => value !== null || !schema.nullable).map((value, index) => ({ value, title: String(schema.enumNames?.[index] ?? (typeof value === "object" ? JSON.stringify(value) : value)) }));
   const parts = schema.oneOf ?? schema.anyOf;
@@ -92,31 +92,31 @@ function range(low, high, unit) {
   return unit ? `${words} ${unit}${(high ?? low) === 1 ? "" : "s"}` : words;
 }
 
-/** The type of a value, as a person is told it. */
+/** Return the displayed type of a value. */
 export const kindOf = (schema) => [schema.type ?? (options(schema) ? "value" : schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON"), schema.format].filter(Boolean).join(", ");
 
-/** The limits of a value; empty where there are none. */
+/** Return the limits of a value; empty if there are none. */
 export function limits(schema) {
-  // That a text isn't empty needs no words: one that's left empty isn't sent.
-  const least = (name) => (name === "minimum" || schema[name] > (name === "minLength" && schema.maxLength === undefined ? 1 : 0) ? schema[name] : undefined);
-  const lengths = RANGES.map(([low, high, unit]) => [least(low), schema[high], unit]);
-  const ranges = lengths.filter(([low, high]) => low !== undefined || high !== undefined).map((each) => range(...each));
-  return [...ranges, ...LIMITS.filter(([name]) => schema[name] !== undefined).map(([name, say]) => say(schema[name]))].join(", ");
+  // A minimum length of 1 isn't mentioned, because empty fields aren't sent.
+  const lower = (name) => (name === "minimum" || schema[name] > (name === "minLength" && schema.maxLength === undefined ? 1 : 0) ? schema[name] : undefined);
+  const bounds = RANGES.map(([low, high, unit]) => [lower(low), schema[high], unit]);
+  const ranges = bounds.filter(([low, high]) => low !== undefined || high !== undefined).map((each) => range(...each));
+  return [...ranges, ...LIMITS.filter(([name]) => schema[name] !== undefined).map(([name, format]) => format(schema[name]))].join(", ");
 }
 
-/** What a person is told about a value: type, limits, default. */
+/** Return type, limits, and default of a value. */
 export function hint(schema) {
   const preset = schema.default === undefined || schema.default === null || schema.default === "" ? "" : `default ${JSON.stringify(schema.default)}`;
   return [kindOf(schema), limits(schema), preset].filter(Boolean).join(", ");
 }
 
-/** The one value that a schema allows, if it's one. */
-export const only = (schema) => (schema.enum?.length === 1 ? schema.enum[0] : schema.const);
+/** Return the only value that a schema allows, or undefined. */
+export const onlyValue = (schema) => (schema.enum?.length === 1 ? schema.enum[0] : schema.const);
 
-/** What an alternative is called. */
+/** Return the displayed name of an alternative. */
 export function nameOf(schema, root, index) {
   const found = resolve(schema, root);
-  const tag = Object.values(found.properties ?? {}).map((part) => only(resolve(part, root))).find((value) => value !== undefined);
+  const tag = Object.values(found.properties ?? {}).map((part) => onlyValue(resolve(part, root))).find((value) => value !== undefined);
   const reference = typeof schema.$ref === "string" ? schema.$ref.split("/").at(-1) : "";
   return String(found.title ?? (reference || tag || found.format || found.type || `Shape ${index + 1}`));
 }

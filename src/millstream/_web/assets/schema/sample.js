@@ -1,5 +1,5 @@
-// One value that fits a JSON Schema, as a person would write it: for code that runs as it stands, and to fill a form in.
-// What is made is checked; where nothing fits, there is none.
+// Realistic sample values for JSON Schemas, for code examples and to fill in forms. Samples are validated; if none is
+// valid, there's no sample.
 
 import { options, present } from "./resolve.js";
 import { validate } from "./validate.js";
@@ -11,14 +11,14 @@ const FORMATS = {
   date: "2026-03-14", time: "09:30:00Z", "date-time": "2026-03-14T09:30:00Z", duration: "PT1H", email: "ada@example.com", uuid: "123e4567-e89b-42d3-a456-426614174000",
   uri: SITE, url: SITE, hostname: "example.com", ipv4: "192.0.2.1", ipv6: "2001:db8::1",
 };
-const WORDS = [
+const BY_NAME = [
   [/e?mail/i, "ada@example.com"], [/url|uri|link|website/i, SITE], [/city|town/i, "York"], [/country/i, "GB"], [/street|address/i, "1 Mill Lane"], [/time_?zone|tz$/i, "Europe/London"], [/lang|locale/i, "en"],
   [/(^|_)(user_?|first_?|last_?|full_?)?name$|customer|author|person/i, "Ada"], [/title|subject/i, "A title"], [/query|search|words?$/i, "mill"], [/message|text|note|content|body/i, "Hello"], [/path|file/i, "notes.txt"], [/currency/i, "EUR"], [/colou?r/i, "red"],
   [/(^|_)(id|key|sku|isbn|code|ref)$/i, "A-100"],
 ];
 
-/** A text that a regular expression matches, for those that patterns of tools are mostly made of; null for others. */
-function matching(pattern) {
+/** Return a text that matches a regular expression; null if it uses unsupported features. */
+function textMatching(pattern) {
   let at = 0;
   const classes = { d: "7", w: "a", s: " ", D: "a", W: "-", S: "a" };
   const escaped = () => classes[pattern[at]] ?? { n: "\n", t: "\t" }[pattern[at]] ?? pattern[at];
@@ -81,13 +81,12 @@ function matching(pattern) {
 
 function text(schema, name) {
   if (schema.format in FORMATS) return FORMATS[schema.format];
-  const least = schema.minLength ?? 0;
   if (schema.pattern !== undefined) {
-    const likely = [WORDS.find(([words]) => words.test(name))?.[1], "A-100", "Ada", matching(schema.pattern)];
-    return likely.find((each) => typeof each === "string" && !validate(each, schema).length);
+    const candidates = [BY_NAME.find(([names]) => names.test(name))?.[1], "A-100", "Ada", textMatching(schema.pattern)];
+    return candidates.find((each) => typeof each === "string" && !validate(each, schema).length);
   }
-  const word = WORDS.find(([words]) => words.test(name))?.[1] ?? "text";
-  return word.padEnd(Math.min(least, 1_000), word).slice(0, schema.maxLength ?? 1_000);
+  const word = BY_NAME.find(([names]) => names.test(name))?.[1] ?? "text";
+  return word.padEnd(Math.min(schema.minLength ?? 0, 1_000), word).slice(0, schema.maxLength ?? 1_000);
 }
 
 function number(schema, name) {
@@ -96,11 +95,11 @@ function number(schema, name) {
   const step = schema.multipleOf ?? 1;
   const start = Number.isFinite(low) ? Math.ceil(low / step) * step : Math.min(0, Number.isFinite(high) ? Math.floor(high / step) * step : 0);
   const middle = Number.isFinite(low) && Number.isFinite(high) ? (low + high) / 2 : 0;
-  const likely = [/price|cost|amount/i.test(name) && schema.type === "number" ? 9.5 : step, start, start + step, start - step, low, high, middle];
-  return likely.find((each) => Number.isFinite(each) && !validate(each, schema).length);
+  const candidates = [/price|cost|amount/i.test(name) && schema.type === "number" ? 9.5 : step, start, start + step, start - step, low, high, middle];
+  return candidates.find((each) => Number.isFinite(each) && !validate(each, schema).length);
 }
 
-/** Objects have what they must, or where that's nothing, what comes first. */
+/** Return an object with the required properties, or the first property if none is required. */
 function object(schema, root, depth) {
   const made = {};
   const properties = schema.properties ?? {};
@@ -123,11 +122,11 @@ function object(schema, root, depth) {
 
 function array(schema, root, name, depth) {
   const first = schema.prefixItems ?? [];
-  const least = Math.max(schema.minItems ?? 0, first.length);
-  const length = Math.min(Math.max(least, schema.items && depth < MAX_DEPTH ? 1 : 0), schema.maxItems ?? Infinity, Math.max(MAX_ITEMS, least));
-  const one = name.replace(/s$/, "");
-  const items = Array.from({ length }, (_, index) => make(first[index] ?? schema.items ?? {}, root, one, depth + 1));
-  if (items.includes(undefined)) return least ? undefined : [];
+  const min = Math.max(schema.minItems ?? 0, first.length);
+  const length = Math.min(Math.max(min, schema.items && depth < MAX_DEPTH ? 1 : 0), schema.maxItems ?? Infinity, Math.max(MAX_ITEMS, min));
+  const singular = name.replace(/s$/, "");
+  const items = Array.from({ length }, (_, index) => make(first[index] ?? schema.items ?? {}, root, singular, depth + 1));
+  if (items.includes(undefined)) return min ? undefined : [];
   if (schema.uniqueItems) return items.map((each, index) => (index === 0 ? each : typeof each === "number" ? each + index : typeof each === "string" ? (options(present(schema.items ?? {}, root))?.[index]?.value ?? `${each}${index}`) : each));
   return items;
 }
@@ -135,16 +134,16 @@ function array(schema, root, name, depth) {
 function make(given, root, name, depth) {
   if (depth > MAX_DEPTH || given === false) return undefined;
   const schema = present(given === true ? {} : given, root);
-  const value = some(schema, root, name, depth);
+  const value = makeResolved(schema, root, name, depth);
   return value === undefined && schema.nullable ? null : value;
 }
 
-/** A value for a schema that is resolved. */
-function some(schema, root, name, depth) {
+/** Return a value for a resolved schema. */
+function makeResolved(schema, root, name, depth) {
   if ("const" in schema) return schema.const;
   const fits = (value) => value !== undefined && !validate(value, schema, root).length;
-  const told = [schema.examples?.[0], schema.example, schema.default].find((each) => each !== null && each !== "" && fits(each));
-  if (told !== undefined) return told;
+  const declared = [schema.examples?.[0], schema.example, schema.default].find((each) => each !== null && each !== "" && fits(each));
+  if (declared !== undefined) return declared;
   const all = options(schema);
   if (all?.length) return all[0].value;
   const parts = schema.anyOf ?? schema.oneOf;
@@ -164,10 +163,10 @@ function some(schema, root, name, depth) {
 }
 
 /**
- * A value that fits, or undefined.
+ * Return a valid value, or undefined.
  *
  * @param {object} schema
- * @param {object} root the document that references are looked up in
+ * @param {object} root document for references
  */
 export function sample(schema, root = schema) {
   const value = make(schema, root, "", 0);

@@ -1,11 +1,11 @@
-// JSON Schema, draft 2020-12, as far as tools use it: checks a value and says what is wrong, and where. It only
-// interprets: compiling a schema to code needs what the pages' Content-Security-Policy forbids.
+// JSON Schema validation (draft 2020-12), for the keywords that tools use. It interprets schemas, because the pages'
+// Content-Security-Policy forbids compiling them to code.
 
 import { resolve } from "./resolve.js";
 
 const MAX_DEPTH = 64;
 const MAX_PROBLEMS = 50;
-const MAX_STEPS = 100_000; // Alternatives in alternatives take exponential time: what was not reached by then is left to the server.
+const MAX_STEPS = 100_000; // Nested alternatives take exponential time. The rest is left to the server.
 
 const kindOf = (value) => (value === null ? "null" : Array.isArray(value) ? "array" : typeof value);
 const same = (one, other) => one === other || JSON.stringify(sorted(one)) === JSON.stringify(sorted(other));
@@ -49,11 +49,11 @@ const matches = (pattern, text) => {
   try {
     return new RegExp(pattern, "u").test(text);
   } catch {
-    return true; // A pattern of another dialect: the server knows it.
+    return true; // A pattern of another dialect, left to the server.
   }
 };
 
-/** One check for each keyword: `(argument, value, at)` gives words, or nothing. */
+/** A check for each keyword: `(argument, value)` returns a message, or false. */
 const TEXT = {
   minLength: (least, value) => length(value) < least && `At least ${least} characters; it has ${length(value)}.`,
   maxLength: (most, value) => length(value) > most && `At most ${most} characters; it has ${length(value)}.`,
@@ -70,7 +70,7 @@ const NUMBER = {
 const ARRAY = {
   minItems: (least, value) => value.length < least && `At least ${least} items; it has ${value.length}.`,
   maxItems: (most, value) => value.length > most && `At most ${most} items; it has ${value.length}.`,
-  uniqueItems: (wanted, value) => wanted && new Set(value.map((each) => JSON.stringify(sorted(each)))).size < value.length && "No two items may be the same.",
+  uniqueItems: (wanted, value) => wanted && new Set(value.map((each) => JSON.stringify(sorted(each)))).size < value.length && "Items must be unique.",
 };
 const OBJECT = {
   minProperties: (least, value) => Object.keys(value).length < least && `At least ${least} properties.`,
@@ -83,37 +83,37 @@ const ANY = {
 const BY_KIND = { string: TEXT, number: NUMBER, array: ARRAY, object: OBJECT };
 
 /**
- * What is wrong with a value, at most 50 problems.
+ * Return the problems of a value, at most 50.
  *
  * @param {unknown} value
  * @param {object | boolean} schema
- * @param {object} root the document that references are looked up in
+ * @param {object} root document for references
  * @returns {Array<{path: Array<string | number>, message: string, keyword: string}>}
  */
 export function validate(value, schema, root = schema) {
   const problems = [];
-  check(value, schema, { root, path: [], depth: 0, budget: { left: MAX_STEPS }, say: (path, keyword, message) => problems.length < MAX_PROBLEMS && problems.push({ path, keyword, message }) });
+  check(value, schema, { root, path: [], depth: 0, budget: { left: MAX_STEPS }, report: (path, keyword, message) => problems.length < MAX_PROBLEMS && problems.push({ path, keyword, message }) });
   return problems;
 }
 
 const fits = (value, schema, at) => {
-  let good = true;
-  check(value, schema, { ...at, depth: at.depth + 1, say: () => (good = false) });
-  return good;
+  let valid = true;
+  check(value, schema, { ...at, depth: at.depth + 1, report: () => (valid = false) });
+  return valid;
 };
 
 function check(value, given, at) {
   if (given === true || given === undefined || at.depth > MAX_DEPTH || (at.budget.left -= 1) < 0) return;
-  if (given === false) return void at.say(at.path, "false", "Nothing is allowed here.");
+  if (given === false) return void at.report(at.path, "false", "No value is allowed here.");
   const schema = resolve(given, at.root);
   const below = (part, step) => ({ ...at, depth: at.depth + 1, path: step === undefined ? at.path : [...at.path, step] });
   const types = schema.type === undefined ? null : [schema.type].flat();
   if (types && !types.some((type) => is[type]?.(value) ?? true)) {
-    return void at.say(at.path, "type", `Must be ${types.map(article).join(" or ")}; it's ${["object", "null"].includes(kindOf(value)) ? article(kindOf(value)) : brief(value)}.`);
+    return void at.report(at.path, "type", `Must be ${types.map(article).join(" or ")}; it's ${["object", "null"].includes(kindOf(value)) ? article(kindOf(value)) : brief(value)}.`);
   }
   for (const [keyword, test] of Object.entries({ ...ANY, ...BY_KIND[kindOf(value)] })) {
-    const words = schema[keyword] !== undefined && test(schema[keyword], value);
-    if (words) at.say(at.path, keyword, words);
+    const message = schema[keyword] !== undefined && test(schema[keyword], value);
+    if (message) at.report(at.path, keyword, message);
   }
   if (is.array(value)) items(value, schema, at, below);
   if (is.object(value)) properties(value, schema, at, below);
@@ -126,53 +126,53 @@ function items(value, schema, at, below) {
     const part = index < first.length ? first[index] : schema.items;
     if (part !== undefined) check(each, part, below(part, index));
   });
-  if (schema.contains !== undefined && schema.minContains !== 0 && !value.some((each) => fits(each, schema.contains, at))) at.say(at.path, "contains", "No item matches.");
+  if (schema.contains !== undefined && schema.minContains !== 0 && !value.some((each) => fits(each, schema.contains, at))) at.report(at.path, "contains", "No item matches.");
 }
 
 function properties(value, schema, at, below) {
   const own = schema.properties ?? {};
   const patterns = Object.entries(schema.patternProperties ?? {});
-  for (const name of schema.required ?? []) if (!Object.hasOwn(value, name)) at.say([...at.path, name], "required", "Required.");
+  for (const name of schema.required ?? []) if (!Object.hasOwn(value, name)) at.report([...at.path, name], "required", "Required.");
   for (const [name, others] of Object.entries(schema.dependentRequired ?? {})) {
-    for (const other of Object.hasOwn(value, name) ? others : []) if (!Object.hasOwn(value, other)) at.say([...at.path, other], "required", `Required with ${name}.`);
+    for (const other of Object.hasOwn(value, name) ? others : []) if (!Object.hasOwn(value, other)) at.report([...at.path, other], "required", `Required with ${name}.`);
   }
   for (const [name, each] of Object.entries(value)) {
     const matching = patterns.filter(([pattern]) => matches(pattern, name)).map(([, part]) => part);
     if (Object.hasOwn(own, name)) check(each, own[name], below(own[name], name));
     for (const part of matching) check(each, part, below(part, name));
-    if (schema.propertyNames !== undefined && !fits(name, schema.propertyNames, at)) at.say([...at.path, name], "propertyNames", "This name isn't allowed.");
+    if (schema.propertyNames !== undefined && !fits(name, schema.propertyNames, at)) at.report([...at.path, name], "propertyNames", "This name isn't allowed.");
     if (Object.hasOwn(own, name) || matching.length || schema.additionalProperties === undefined) continue;
-    if (schema.additionalProperties === false) at.say([...at.path, name], "additionalProperties", "The schema doesn't have this property.");
+    if (schema.additionalProperties === false) at.report([...at.path, name], "additionalProperties", "The schema doesn't allow this property.");
     else check(each, schema.additionalProperties, below(schema.additionalProperties, name));
   }
 }
 
 function alternatives(value, schema, at, below) {
   for (const part of schema.allOf ?? []) check(value, part, below(part));
-  if (schema.anyOf && !schema.anyOf.some((part) => fits(value, part, at))) nearest(value, schema.anyOf, "anyOf", at, below);
+  if (schema.anyOf && !schema.anyOf.some((part) => fits(value, part, at))) reportClosest(value, schema.anyOf, "anyOf", at, below);
   if (schema.oneOf) {
     const count = schema.oneOf.filter((part) => fits(value, part, at)).length;
-    if (count === 0) nearest(value, schema.oneOf, "oneOf", at, below);
-    else if (count > 1) at.say(at.path, "oneOf", `Fits ${count} of the shapes; it must fit one.`);
+    if (count === 0) reportClosest(value, schema.oneOf, "oneOf", at, below);
+    else if (count > 1) at.report(at.path, "oneOf", `Matches ${count} of the alternatives; it must match exactly one.`);
   }
-  if (schema.not !== undefined && fits(value, schema.not, at)) at.say(at.path, "not", "Has a shape that isn't allowed.");
+  if (schema.not !== undefined && fits(value, schema.not, at)) at.report(at.path, "not", "This value isn't allowed.");
   if (schema.if !== undefined) {
     const branch = fits(value, schema.if, at) ? schema.then : schema.else;
     if (branch !== undefined) check(value, branch, below(branch));
   }
 }
 
-/** No alternative fits: tell what the one that comes nearest is missing. */
-function nearest(value, parts, keyword, at, below) {
+/** Report the problems of the closest alternative, if none matches. */
+function reportClosest(value, parts, keyword, at, below) {
   const found = parts.map((part) => {
     const problems = [];
-    check(value, part, { ...below(part), say: (path, word, message) => problems.push([path, word, message]) });
+    check(value, part, { ...below(part), report: (path, word, message) => problems.push([path, word, message]) });
     return problems;
   });
-  // A wrong type or tag at this very place says that another alternative was meant.
+  // A wrong type or tag at this place indicates another alternative.
   const distance = (problems) => problems.length + 10 * problems.filter(([path, word]) => (word === "type" && path.length === at.path.length) || word === "const").length;
   const best = found.reduce((one, other) => (distance(other) < distance(one) ? other : one));
   if (parts.length > 1 && best.some(([path, word]) => word === "type" && path.length === at.path.length)) {
-    at.say(at.path, keyword, `Fits none of the ${parts.length} shapes: it's ${article(kindOf(value))}.`);
-  } else for (const problem of best) at.say(...problem);
+    at.report(at.path, keyword, `Matches none of the ${parts.length} alternatives: it's ${article(kindOf(value))}.`);
+  } else for (const problem of best) at.report(...problem);
 }
