@@ -138,9 +138,9 @@ def test_forms_round_trip_values(page: Page) -> None:
             document.body.append(form.node);
             form.write(value);
             const fields = form.read();
-            form.turn(true);
+            form.showJson(true);
             const raw = form.read();
-            form.turn(false);
+            form.showJson(false);
             return [fields, raw, form.read()];
           });
         }""",

@@ -1,5 +1,5 @@
-// Tool calls beside the text of an answer: each is a card that opens, with its arguments, its result, and how long it
-// took. Before a tool that may change something runs, the card asks.
+// Tool calls within an answer: each is a collapsible card with its arguments, result, and duration. It asks for approval
+// of calls that may change something.
 
 import { $, element, pretty, write } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
@@ -14,7 +14,7 @@ const PREVIEW = 120;
 const preview = (given) => Object.entries(given).map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ").slice(0, PREVIEW);
 const seconds = (milliseconds) => (milliseconds < 1_000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1_000).toFixed(1)} s`);
 
-/** The text of a result as what it is: JSON, Markdown, or text. */
+/** Render the text of a result as JSON, Markdown, or plain text. */
 function result(text) {
   try {
     if (/^\s*[[{]/.test(text)) {
@@ -22,7 +22,7 @@ function result(text) {
       return copyable(element("pre", { tabIndex: 0, "aria-label": "Result", dir: "ltr" }, ...colored(whole)), "Copy the result", () => whole);
     }
   } catch {
-    // Text that begins as JSON does.
+    // It only looks like JSON.
   }
   if (looksLikeMarkdown(text)) return element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" }, ...markdown(text));
   return copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Result", dir: "auto" }, text || "(nothing)"), "Copy the result", () => text);
@@ -47,10 +47,10 @@ export class Card {
     this.#summary.append(this.#shown, element("code", { className: "call-name" }, tool), element("span", { className: "soft small one-line grow", dir: "auto" }, preview(given)), this.#word, this.#time);
     this.#body.append(element("p", { className: "soft small" }, "Arguments"), jsonBlock(given, `Arguments of ${tool}`));
     this.node = element("details", { className: "call" }, this.#summary, this.#body);
-    this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // the question stays in sight
+    this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // keep a pending question visible
   }
 
-  /** Ask whether the call may run. */
+  /** Ask the user to approve the call. */
   requestApproval(description, decide) {
     this.node.open = true;
     this.node.classList.add("asks");
@@ -70,7 +70,7 @@ export class Card {
     this.#body.append(this.#asked);
   }
 
-  /** Whether the person hasn't decided yet. */
+  /** Whether approval is pending. */
   get waits() {
     return Boolean(this.#asked);
   }
@@ -115,13 +115,13 @@ export class Card {
     if (outcome !== "refused" && text) this.#body.append(element("p", { className: "soft small" }, "Result"), result(text));
   }
 
-  /** The answer ended before the call did. */
+  /** Mark the call as stopped if it hasn't finished. */
   stop() {
     if (!this.over) this.settle({ text: "", outcome: "stopped" });
   }
 }
 
-/** A question of a tool: a form, or an address to open. `fill` gets the values, or null. */
+/** Create the card for a question of a tool: a form, or a URL to open. `fill` receives the values, or null. */
 export function formCard({ id, message, url, schema }, fill) {
   const form = url ? null : schemaForm(schema ?? {}, { id: `fill-${id}`, label: "Answer as JSON" });
   const address = url && element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, url);

@@ -1,5 +1,5 @@
-// The messages of the open channel: a list that follows its end, unless somebody reads further up. What is heard is drawn
-// with the next frame, all at once: a thousand messages a second mustn't cost a thousand layouts.
+// The messages of the open channel. The list stays scrolled to the end, unless the user has scrolled up. New messages are
+// drawn once per frame to limit layouts.
 
 import { $ } from "../dom.js";
 import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
@@ -8,16 +8,16 @@ import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
 let room = null;
 let actions = {};
 let follows = true;
-let words = []; // what is searched for
-let undrawn = []; // {entry, before}: what was heard since the last frame
+let words = []; // search words
+let undrawn = []; // {entry, before}: messages since the last frame
 
-/** `retry(entry)` and `edit(entry)` are what the buttons of a message that failed do. */
+/** `retry(entry)` and `edit(entry)` are called by the buttons of a failed message. */
 export const connectList = (given) => (actions = { ...given, found: () => words.length > 0 });
 
-/** Whether an entry has every word that is searched for. */
+/** Whether an entry contains all search words. */
 const matches = (entry) => !words.length || (entry.kind === "message" && words.every((word) => `${entry.name}\n${entry.text}`.toLowerCase().includes(word)));
 
-/** Show only what has these words; gives how many messages have. */
+/** Show only messages that contain these words, and return their number. */
 export function search(text) {
   words = text.toLowerCase().split(/\s+/).filter(Boolean);
   redraw();
@@ -25,7 +25,7 @@ export function search(text) {
   return room?.entries.filter((entry) => entry.kind === "message" && matches(entry)).length ?? 0;
 }
 
-/** Bring a message into sight and mark it; false if it isn't here. */
+/** Scroll to a message and highlight it. Returns false if it isn't in the list. */
 export function reveal(id) {
   const entry = room?.entries.find((each) => each.id === id);
   drawNew();
@@ -33,19 +33,19 @@ export function reveal(id) {
   follows = false;
   entry.node.scrollIntoView({ block: "center" });
   entry.node.classList.remove("marked");
-  void entry.node.offsetWidth; // so that a second visit is seen, too
+  void entry.node.offsetWidth; // restarts the animation
   entry.node.classList.add("marked");
   return true;
 }
 
-/** Show the end. */
+/** Scroll to the end. */
 export function toEnd() {
   follows = true;
   $("scroll").scrollTop = $("scroll").scrollHeight;
   $("newer").hidden = true;
 }
 
-/** Stay at the end, if that is where the list is. */
+/** Keep the list at the end if it was there. */
 export const stay = () => follows && toEnd();
 
 /** Show a channel, or none. */
@@ -56,7 +56,7 @@ export function showRoom(conversation) {
   toEnd();
 }
 
-/** Draw the open channel anew. */
+/** Redraw the open channel. */
 export function redraw() {
   undrawn = [];
   if (room) drawAll(room, actions, matches);
@@ -64,7 +64,7 @@ export function redraw() {
   stay();
 }
 
-/** Show a new entry of the open channel; what this person just wrote is there at once. */
+/** Show a new entry of the open channel; the user's own messages immediately. */
 export function append(entry, before) {
   if (!matches(entry)) return;
   undrawn.push({ entry, before });
@@ -80,13 +80,13 @@ function drawNew() {
   list.append(...undrawn.flatMap(({ entry, before }) => [...(entry === room.mark ? [unreadLine()] : []), ...draw(entry, before, actions)]));
   undrawn = [];
   $("quiet").hidden = true;
-  // Somebody who reads older messages keeps them for a while.
+  // Keep more messages while the user reads older ones.
   for (const most = follows ? DRAWN : 4 * DRAWN; list.childElementCount > most; ) list.firstChild.remove();
   if (follows) toEnd();
   else $("newer").hidden = false;
 }
 
-/** Draw an entry again that has changed. */
+/** Redraw a changed entry. */
 export function update(entry) {
   if (!entry.node?.isConnected) return;
   const place = room.entries.indexOf(entry);
@@ -94,7 +94,7 @@ export function update(entry) {
   stay();
 }
 
-/** Take an entry away. */
+/** Remove an entry. */
 export function remove(entry) {
   undrawn = undrawn.filter((each) => each.entry !== entry);
   entry.node?.remove();
@@ -105,5 +105,5 @@ $("scroll").addEventListener("scroll", () => {
   follows = $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 60;
   if (follows) $("newer").hidden = true;
 });
-// Where the room for messages shrinks, the newest stays in sight.
+// Keep the newest message visible when the list shrinks.
 new ResizeObserver(stay).observe($("scroll"));

@@ -1,25 +1,25 @@
-// The conversation: messages as they are drawn, by day and by person, with links and code; and those on their way.
+// Messages: parsing, and rendering by day and sender with their delivery state.
 
 import { $, element } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copy, copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 
-const LONGEST = 20_000; // characters that are read as Markdown
+const LONGEST = 20_000; // maximum characters rendered as Markdown
 const TOGETHER_MS = 5 * 60_000;
-export const DRAWN = 400; // messages that a channel keeps
-const HEARD = 2_000; // ids that are remembered: what is heard twice comes soon after the first time
+export const DRAWN = 400; // maximum messages of a channel
+const HEARD = 2_000; // ids kept to detect duplicates
 
 const days = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
 const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
-/** When it was said, if that is a time: any program may publish anything here. */
+/** Return the time of a message as a Date; null if it's invalid, because programs can publish any data. */
 function moment(time) {
   const at = typeof time === "number" ? new Date(time * 1_000) : typeof time === "string" ? new Date(time) : null;
   return at && Number.isFinite(at.getTime()) ? at : null;
 }
 
-/** What was said, by whom and when. Other programs send plain text to the channel, too. */
+/** Parse an event: sender, text, and time. Programs may publish plain text. */
 export function read({ data, id }) {
   try {
     const value = JSON.parse(data);
@@ -31,11 +31,11 @@ export function read({ data, id }) {
   return { id, name: "", text: data, at: null, key: "" };
 }
 
-/** A text as Markdown: bold, lists, links, code with a button to copy it. What would be HTML is text. */
+/** Render a text as Markdown, with copy buttons for code. HTML is shown as text. */
 export function body(text) {
   if (text.length > LONGEST) return [element("p", {}, text)];
   return markdown(text).map((node) => {
-    node.removeAttribute("dir"); // the bubble runs as its first letter does
+    node.removeAttribute("dir"); // inherit the direction of the bubble
     if (node.nodeName !== "PRE") return node;
     node.dir = "ltr";
     const language = node.ariaLabel === "Code" ? "" : node.ariaLabel;
@@ -51,33 +51,33 @@ const dayName = (at) => {
   return named;
 };
 
-/** One channel's messages. Only the one that is open is drawn. */
+/** The state of a channel. Only the open channel is drawn. */
 export class Conversation {
   entries = []; // {kind: "message" | "event", ...}
-  drawn = new Set(); // ids that were heard lately
+  drawn = new Set(); // ids of recent messages
   unread = 0;
-  mark = null; // the first entry that was not read when the channel was last left
+  mark = null; // the first unread entry
   members = new Map();
-  ready = false; // its past was heard
-  live = false; // it is heard now
-  present = false; // its members are known
+  ready = false; // its history has arrived
+  live = false; // its subscription is active
+  present = false; // its members are loaded
   failed = "";
   draft = "";
-  typing = new Map(); // who -> until when
+  typing = new Map(); // name -> expiry time
 
   add(entry) {
     this.entries.push(entry);
     if (this.entries.length > DRAWN) this.entries.shift();
   }
 
-  /** Remember that this was heard. */
+  /** Record the id of a received message. */
   hears(id) {
     this.drawn.add(id);
     if (this.drawn.size > HEARD) this.drawn.delete(this.drawn.values().next().value);
   }
 }
 
-/** The node of an entry, given the one before it. */
+/** Return the nodes of an entry, given the previous entry. */
 export function draw(entry, before, actions) {
   if (entry.kind === "event") return [element("li", { className: `event ${entry.look ?? ""}`, dir: "auto" }, entry.text)];
   const nodes = [];
@@ -96,7 +96,7 @@ export function draw(entry, before, actions) {
   return [...nodes, node];
 }
 
-/** A button that copies the address of a message, or goes there from a list of what was found. */
+/** Create a button that copies a link to a message or, in search results, shows it in the conversation. */
 function linkButton(entry, { address, found }) {
   if (!entry.id) return null;
   const searching = found();
@@ -117,10 +117,10 @@ function state(entry, { retry, edit }) {
   return element("div", { className: "fate bad", role: "alert" }, icon("alert"), element("span", {}, `Not sent. ${entry.reason}`), again, change);
 }
 
-/** What stands above the first message that wasn't read. */
+/** Create the line above the first unread message. */
 export const unreadLine = () => element("li", { className: "unread" }, "New");
 
-/** Draw all of a channel. */
+/** Draw all entries of a channel. */
 export function drawAll(conversation, actions, matches = () => true) {
   const nodes = [];
   let before = null;

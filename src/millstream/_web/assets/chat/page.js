@@ -1,5 +1,5 @@
-// The chat: channels of the hub over one WebSocket. It needs no tool, so it works on any server with a hub; the hub's
-// rules say who may listen and speak where. The presence of a channel says who is here.
+// The chat: channels of the hub over one WebSocket. It works on any server with a hub, whose rules control access to
+// channels. The presence of a channel lists its members.
 
 import { $, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
@@ -15,19 +15,19 @@ import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
 import { callTool, findTool, mayTake, toolName } from "./tool.js";
 
-const FIRST = "broadcast"; // where the hub publishes if no channel is named
+const FIRST = "broadcast"; // the hub's default channel
 const HISTORY = 200;
 const NAME = "millstream.name";
 const CHANNELS = "millstream.channels";
 const OWN = "millstream.own";
-const MAX_CHANNELS = 12; // a socket has 16; each channel takes one, the open one two more
+const MAX_CHANNELS = 12; // of 16 subscriptions; the open channel uses two more
 const TYPING_MS = 3_000;
 const TYPED_MS = 6_000;
 const BACK_MS = 15_000;
 
 const me = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), name: "" };
-const own = new Set(JSON.parse(sessionStorage.getItem(OWN) ?? "[]")); // ids of what this tab has said
-const pending = new Map(); // key -> what is on its way
+const own = new Set(JSON.parse(sessionStorage.getItem(OWN) ?? "[]")); // ids of this tab's messages
+const pending = new Map(); // key -> unconfirmed message
 /** @type {Map<string, Conversation>} */
 const rooms = new Map();
 let current = "";
@@ -45,7 +45,7 @@ const hub = new Hub((state) => {
   for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
 }, "chat/members", ({ name = "", title, version = "" }) => {
   write($("server-name"), title || name);
-  write($("server-version"), version === "0" ? "" : version); // what a server says that has none
+  write($("server-version"), version === "0" ? "" : version); // servers without a version send "0"
 });
 
 // Messages
@@ -59,8 +59,7 @@ connectList({ retry: (entry) => send(entry), edit, address: ({ channel, id }) =>
 
 const addressOf = (channel, message = "") => `#channel=${encodeURIComponent(channel)}${message ? `&message=${encodeURIComponent(message)}` : ""}`;
 
-
-/** Show a new entry of a channel, if that is the one that is open. */
+/** Add an entry to a channel, and show it if the channel is open. */
 function show(channel, entry) {
   const conversation = rooms.get(channel);
   const before = conversation.entries.at(-1);
@@ -93,7 +92,7 @@ function hear(channel, event) {
   show(channel, { kind: "message", ...said, own: own.has(event.id) });
 }
 
-/** A message of ours stands where everybody else sees it: behind what was heard before it. */
+/** Move the user's confirmed message to its position in the channel. */
 function inOrder(entry, at) {
   const { entries } = rooms.get(entry.channel);
   const later = entries.slice(entries.indexOf(entry) + 1).some((each) => !each.own || !each.state);
@@ -111,7 +110,7 @@ function remember(id) {
   sessionStorage.setItem(OWN, JSON.stringify([...own].slice(-HISTORY)));
 }
 
-/** What became of a message of ours: "", "sending", "waiting" or "failed". */
+/** Set the delivery state of the user's message: "", "sending", "waiting", or "failed". */
 function fate(entry, state, reason = "", at = entry.at) {
   Object.assign(entry, { state, reason, at });
   if (entry.channel === current) update(entry);
@@ -124,7 +123,7 @@ function forget(entry) {
   remove(entry);
 }
 
-/** Publish by the server's own tool. What it publishes is heard as everything is; a call isn't repeated by itself. */
+/** Publish with the server's tool. The message arrives by the subscription; failed calls aren't repeated. */
 async function sendByTool(entry) {
   fate(entry, "sending");
   try {
@@ -145,7 +144,7 @@ async function send(entry) {
     const { event_id: id } = await hub.publish(entry.channel, { name: me.name, message: entry.text, time: entry.at.getTime() / 1_000, key: entry.key });
     remember(id);
     entry.id = id;
-    // What we don't hear, as we may only speak there, is done with this; else hearing it puts it in its place.
+    // Without permission to subscribe, this response is the only confirmation.
     if (rooms.get(entry.channel)?.failed) pending.delete(entry.key);
     if (entry.state) fate(entry, "");
   } catch (error) {
@@ -171,7 +170,7 @@ function submit() {
 
 const showPeople = () => drawPeople([...(room()?.members.values() ?? [])], hub.ids);
 
-/** Who came and went. A reconnect, which leaves and joins, is no news. */
+/** Handle a presence event. A quick reconnect isn't shown. */
 function hearPresence(channel, event) {
   const conversation = rooms.get(channel);
   if (!conversation || conversation.drawn.has(event.id)) return;
@@ -192,8 +191,8 @@ function hearPresence(channel, event) {
 
 async function fetchMembers(channel) {
   const conversation = rooms.get(channel);
-  const members = await fetchJson(`chat/members?${new URLSearchParams({ channel })}`, "who is here");
-  if (!members) return; // The presence goes on telling who comes and goes; the next connection asks again.
+  const members = await fetchJson(`chat/members?${new URLSearchParams({ channel })}`, "the members of this channel");
+  if (!members) return; // presence events continue, and the next connection tries again
   conversation.members = new Map(members.map((member) => [member.client_id, member]));
   conversation.present = true;
   if (channel === current) showPeople();
@@ -209,7 +208,7 @@ function hearTyping(channel, event) {
   showTyping();
 }
 
-/** At most every few seconds; where the server doesn't allow it, nobody sees it. */
+/** Publish that the user is typing, at most every few seconds. Errors are ignored. */
 function sayTyping() {
   if (!hub.open || !$("text").value.trim() || Date.now() - saidTyping < TYPING_MS) return;
   saidTyping = Date.now();
@@ -219,7 +218,7 @@ function sayTyping() {
 const showChannels = () => drawChannels(rooms, current, FIRST, part);
 const keep = () => localStorage.setItem(CHANNELS, JSON.stringify([...rooms.keys()]));
 
-/** Hear a channel, in the background at first. */
+/** Subscribe to a channel without opening it. */
 function enterChannel(channel) {
   if (rooms.has(channel)) return true;
   if (rooms.size >= MAX_CHANNELS) return false;
@@ -234,7 +233,7 @@ function enterChannel(channel) {
       conversation.failed = "";
       if (channel === current) note();
       if (channel === current && wantedMessage) setTimeout(() => find(wantedMessage), 0);
-      // What was not heard until here was not published: it can be said again.
+      // Messages that aren't in the history weren't published, so send them again.
       for (const entry of pending.values()) if (entry.channel === channel && entry.state) send(entry);
     },
     failed: (reason) => {
@@ -316,7 +315,7 @@ addEventListener("hashchange", () => {
   if (wantedMessage && room()?.ready) find(wantedMessage);
 });
 
-/** Show the message that the address names. */
+/** Show the message in the URL. */
 function find(id) {
   wantedMessage = "";
   endSearch();
@@ -359,7 +358,7 @@ function offerTool() {
   $("by-tool").textContent = `Send with ${toolName()}`;
 }
 
-// Coming in and going out
+// Joining and leaving
 
 function enter(name) {
   me.name = name;
@@ -416,7 +415,7 @@ document.addEventListener("visibilitychange", () => {
   room().unread = 0;
   showChannels();
 });
-/** The channel before or after the open one. */
+/** Open the next or previous channel. */
 function step(by) {
   const names = [...rooms.keys()];
   if (names.length > 1) open(names[(names.indexOf(current) + by + names.length) % names.length]);
@@ -435,7 +434,7 @@ commands(() => (current ? [
   { title: "Change name", group: "Chat", icon: "edit", run: leave },
 ] : []));
 
-/** Open the people's room: with the name that was given before, or by asking for one. */
+/** Open the people room with the stored name, or ask for one. */
 function people() {
   const known = localStorage.getItem(NAME);
   if (current) showChannels();

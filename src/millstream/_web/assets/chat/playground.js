@@ -1,5 +1,5 @@
-// The playground: a conversation with a model that uses the server's tools. It lives as long as its WebSocket. The
-// server runs the model and the calls; this page shows what happens, and says what the person allows.
+// The playground: a conversation with a model that uses the server's tools. It lasts as long as its WebSocket. The server
+// runs the model and the calls; this page shows them, and asks the user for approval.
 
 import { $, element, labelOf, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
@@ -17,7 +17,7 @@ let state = null; // {state, model, reason} of the server
 let socket = null;
 let busy = false;
 let follows = true;
-let turn = null; // the answer that is under way: {node, text, cards}
+let turn = null; // the current answer: {body, text, cards}
 
 // Drawing
 
@@ -29,7 +29,7 @@ function toEnd() {
 
 const stay = () => (follows ? toEnd() : ($("answers-newer").hidden = !busy));
 
-/** Add something to the answer, after its text so far. */
+/** Append a node to the answer. */
 function add(node) {
   turn.text = null;
   turn.body.append(node);
@@ -45,7 +45,7 @@ function begin(text) {
   toEnd();
 }
 
-/** Text that grows is drawn once a frame. */
+/** Append text to the answer, drawn once per frame. */
 function grow(piece) {
   if (!turn.text) {
     const node = element("div", { className: "markdown", dir: "auto" });
@@ -75,7 +75,7 @@ function work(on, says = "") {
   write($("activity"), says);
 }
 
-/** What the server says, by its type. */
+/** Handlers of the server's messages by type. */
 const HEARD = {
   asking: () => write($("activity"), "The model is thinking…"),
   delta: ({ text }) => (write($("activity"), "The model is writing…"), grow(text)),
@@ -189,9 +189,9 @@ function fresh() {
   $("question").focus();
 }
 
-// What there is
+// State and tools
 
-/** Ask the server whether there's a playground; gives why there's none. */
+/** Load the state of the playground. Returns an error message, or "". */
 async function look() {
   const failed = (reason) => {
     $("unavailable").textContent = reason;
@@ -235,7 +235,7 @@ async function showTools() {
 const ENV = ["API_URL=http://127.0.0.1:11434/v1", "API_KEY=your_api_key", "DEFAULT_MODEL=your_model"].join("\n");
 const code = (text, name) => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": name, dir: "ltr" }, text), "Copy");
 
-/** Open the room. */
+/** Open the playground. */
 export async function openPlayground() {
   if (state?.state === "ready") return $("question").focus();
   $("setup-install").replaceChildren(code("pip install 'millstream[agent]'", "Install"));

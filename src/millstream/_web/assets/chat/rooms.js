@@ -1,5 +1,4 @@
-// The rooms of the chat: people, who talk on channels, and the playground, where a model uses the tools. The address
-// says which is open.
+// The rooms of the chat: people on channels, and the playground with a model. The URL determines the open room.
 
 import { $ } from "../dom.js";
 import { shortcut } from "../shell/keys.js";
@@ -10,7 +9,7 @@ let rooms = {};
 
 export const room = () => $("main").dataset.room;
 
-/** Open a room, and let it begin. */
+/** Open a room. */
 export function enterRoom(name) {
   $("main").dataset.room = name;
   for (const each of Object.keys(TITLES)) {
@@ -33,9 +32,9 @@ for (const id of ["show-channels", "show-rooms"]) {
 }
 
 /**
- * Begin with the room that the address names.
+ * Open the room in the URL, now and when it changes.
  *
- * @param {Record<string, () => void>} given what each room does when it's opened
+ * @param {Record<string, () => void>} given called when a room is opened
  */
 export function beginRooms(given) {
   rooms = given;

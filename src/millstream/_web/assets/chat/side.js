@@ -1,10 +1,10 @@
-// What stands beside the conversation: the channels with what wasn't read, who is here, who is typing.
+// The sidebars: channels with unread counts, members, and who is typing.
 
 import { $, element, write } from "../dom.js";
 import { icon } from "../shell/icons.js";
 import { drawWhenReleased } from "../shell/press.js";
 
-/** Who is on the open channel; `own` are the ids of this page. */
+/** Draw the members of the open channel; `own` contains the ids of this page. */
 export function drawPeople(members, own) {
   const people = members.sort((one, other) => one.since - other.since);
   write($("people-count"), people.length);
@@ -18,7 +18,7 @@ export function drawPeople(members, own) {
   );
 }
 
-/** Who is typing: name -> until when. */
+/** Draw who is typing: name -> expiry time. */
 export function drawTyping(typing) {
   const now = Date.now();
   const names = [...typing].filter(([, until]) => until > now).map(([name]) => name);
@@ -26,7 +26,7 @@ export function drawTyping(typing) {
   write($("typing"), text);
 }
 
-/** The channels, and in the title of the page how much wasn't read. `part` leaves one; `first` can't be left. */
+/** Draw the channels, and the unread count in the page's title. `part` leaves a channel; `first` can't be left. */
 export function drawChannels(rooms, current, first, part) {
   let all = 0;
   const items = [...rooms].map(([channel, { unread, failed }]) => {
@@ -44,7 +44,7 @@ export function drawChannels(rooms, current, first, part) {
   if ($("main").dataset.room === "people") document.title = all ? `(${all}) Chat` : "Chat";
 }
 
-/** What is wrong with the name of a channel; the hub's own rules, told before it is asked. */
+/** Validate a channel's name by the hub's rules. Returns a message, or "". */
 export function wrong(name) {
   if (/\s/.test(name)) return "A channel's name has no spaces.";
   if (name.startsWith("$")) return "Names with $ belong to the server.";
@@ -52,5 +52,5 @@ export function wrong(name) {
   return name.split(".").includes("") ? "A channel's name has no empty part." : "";
 }
 
-// On a small window, who is here is a drawer.
+// In a small window, the members are a drawer.
 $("show-people").addEventListener("click", () => ($("show-people").ariaExpanded = String($("people").classList.toggle("shown"))));

@@ -1,5 +1,5 @@
-// The hub over one WebSocket: subscriptions that come back and continue where they were, and publications that are
-// answered. See the dialect of /ws.
+// The hub over one WebSocket: subscriptions that resume after a reconnect, and confirmed publications. See the reference
+// of /ws.
 
 import { errorMessage } from "../sse.js";
 
@@ -7,14 +7,14 @@ const WAITS_MS = [500, 1_000, 2_000, 4_000, 8_000, 15_000];
 const PING_MS = 20_000;
 const ANSWER_MS = 15_000;
 
-/** What the server refused, in its words. */
+/** An error sent by the server. */
 export class Refused extends Error {}
 
 export class Hub {
-  /** Under which this page has appeared to others: one for each connection. */
+  /** Client ids of this page, one for each connection. */
   ids = new Set();
   #socket = null;
-  #waiting = new Map(); // number of a request -> {resolve, reject, timer}
+  #waiting = new Map(); // request id -> {resolve, reject, timer}
   #number = 0;
   #wanted = new Map(); // channel -> {name, history, last, hear, ready, failed}
   #failures = 0;
@@ -27,8 +27,8 @@ export class Hub {
 
   /**
    * @param {(state: {state: string, reason: string}) => void} onState connecting, open, waiting, offline
-   * @param {string} probe a path that tells why the server refuses a socket: a browser doesn't
-   * @param {(server: {name?: string, title?: string, version?: string}) => void} onServer who the server says it is
+   * @param {string} probe path that returns why the server rejects a WebSocket, because browsers hide the response
+   * @param {(server: {name?: string, title?: string, version?: string}) => void} onServer called with the server's info
    */
   constructor(onState, probe, onServer) {
     this.#onState = onState;
@@ -50,7 +50,7 @@ export class Hub {
     this.#socket?.close();
   }
 
-  /** Try again at once, if it waits. */
+  /** Reconnect immediately if it's waiting. */
   now() {
     if (this.#stopped || this.#socket) return;
     clearTimeout(this.#timer);
@@ -62,11 +62,11 @@ export class Hub {
   }
 
   /**
-   * Hear a channel from now on, also after the connection was lost.
+   * Subscribe to a channel, and resubscribe after reconnects.
    *
    * @param {string} channel
    * @param {{name?: string, history?: number, hear: (event: {data: string, id: string, event?: string}) => void, ready?: (again: boolean) => void, failed?: (reason: string) => void, gap?: () => void}} options
-   *   `ready` is called when everything that was missed has been heard
+   *   `ready` is called when all missed events have arrived
    */
   subscribe(channel, options) {
     this.#wanted.set(channel, { history: 0, last: "", begun: false, ...options });
@@ -77,7 +77,7 @@ export class Hub {
     if (this.#wanted.delete(channel) && this.open) this.#ask({ type: "unsubscribe", channel }).catch(() => {});
   }
 
-  /** Publish, and wait until the hub has it. Throws `Refused` if the server says no, another error if it is gone. */
+  /** Publish and wait for the confirmation. Throws `Refused` if the server rejects it, or another error. */
   publish(channel, data, event) {
     return this.#ask({ type: "publish", channel, data, ...(event ? { event } : {}) });
   }
@@ -112,7 +112,7 @@ export class Hub {
       this.#failures = 0;
       this.#onState({ state: "open", reason: "" });
       for (const channel of this.#wanted.keys()) this.#subscribe(channel);
-      // Browsers hide pings: one of our own finds out that the other side is gone.
+      // Browsers hide WebSocket pings, so detect a dead connection with a ping message.
       this.#beat = setInterval(() => this.#ask({ type: "ping" }).catch(() => socket.close()), PING_MS);
     });
   }

@@ -1,5 +1,4 @@
-// The server's own tool that publishes a message, `send_sse_message` by convention: what people say can go through it, as
-// what an MCP client says does.
+// Publishing with the server's tool, `send_sse_message` by convention, like an MCP client does.
 
 const NAME = "send_sse_message";
 const HEAD = { method: "POST", headers: { "content-type": "application/json" } };
@@ -10,7 +9,7 @@ const properties = () => tool?.inputSchema?.properties ?? {};
 
 export const toolName = () => tool?.name ?? "";
 
-/** Ask the server whether it has the tool. */
+/** Find the tool in the server's list. */
 export async function findTool() {
   const response = await fetch("mcp/tools/list", { ...HEAD, body: "{}" });
   if (!response.ok) return;
@@ -18,10 +17,10 @@ export async function findTool() {
   tool = found?.inputSchema?.properties?.message ? found : null;
 }
 
-/** Whether the tool publishes to this channel: one that takes no channel knows only the first. */
+/** Whether the tool can publish to a channel. Without a channel argument, it publishes to the first. */
 export const mayTake = (channel, first) => Boolean(tool) && (channel === first || "channel" in properties());
 
-/** Call it with what it takes. Throws in the words of the server. */
+/** Call the tool with the arguments that it accepts. Throws the server's error. */
 export async function callTool(given) {
   const known = Object.fromEntries(Object.entries(given).filter(([name]) => name in properties()));
   const response = await fetch("mcp/tools/call", { ...HEAD, body: JSON.stringify({ params: { name: NAME, arguments: known } }) });

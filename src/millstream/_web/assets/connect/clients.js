@@ -1,16 +1,16 @@
-// How each client is given this server: the steps that a person takes, as text, commands, and links that open a program.
+// Steps to add this server to each client: texts, commands, and links that open a program.
 
 const KEY = "MCP_SERVER_AUTH_KEY";
 
-/** The name of the server in a client's configuration: every client takes these letters. */
+/** Return the server's name for configurations, in characters that all clients accept. */
 export const shortName = (name) => name.toLowerCase().replace(/[^a-z0-9_-]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 40) || "server";
 
-/** A word for a shell. */
+/** Quote a word for a shell. */
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 const base64 = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
 
-/** An argument of `millstream call` for each property that a tool requires. */
+/** Return an argument of `millstream call` for each required property of a tool. */
 function argumentsOf(schema) {
   const small = { integer: 1, number: 1, boolean: "true", array: "[]", object: "{}" };
   const value = (property) => {
@@ -21,11 +21,11 @@ function argumentsOf(schema) {
 }
 
 /**
- * Every client with its steps.
+ * Return all clients with their steps.
  *
  * @param {{name: string, url: string, keys: boolean, oauth: boolean, near: boolean, tool: object | null}} server `keys`
- *   and `oauth` are the ways to sign in; `near` is an address that only this machine or its network reaches; `tool` is
- *   one to try
+ *   and `oauth` are the accepted sign-in methods; `near` is true if only this machine or its network can reach the URL;
+ *   `tool` is an example to call
  * @returns {Array<{id: string, title: string, steps: Array<{text: string, code?: string, says?: string, open?: string, label?: string, warn?: boolean}>}>}
  */
 export function clients({ name, url, keys, oauth, near, tool }) {

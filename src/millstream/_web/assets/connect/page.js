@@ -1,5 +1,6 @@
-// The connect page: what this server is, and how each client is given its address. The address is the one that tokens
-// are for, since OAuth clients refuse any other, or else that of this page: right behind a proxy and below any path. Names and descriptions come by MCP, as the caller may see them.
+// The connect page: what this server offers, and how to add it to each client. The URL is the token audience, because
+// OAuth clients reject others, or else relative to this page, so it's correct behind a proxy and below any path. Names and
+// descriptions are loaded by MCP with the caller's permissions.
 
 import { $, count, element, labelOf, write } from "../dom.js";
 import { Client, REVISIONS } from "../mcp/client.js";
@@ -63,7 +64,7 @@ function drawPages() {
   $("pages").replaceChildren(...shown.map(([name, [title, about]]) => element("a", { className: "card page-link", href: name }, element("strong", {}, title, icon("next")), element("span", { className: "soft small" }, about))));
 }
 
-/** The first sentence of a description. */
+/** Return the first sentence of a description. */
 const summary = (text) => (text ?? "").trim().split(/\n|(?<=[.!?])\s/)[0];
 
 function drawOffers(tools, resources, prompts) {

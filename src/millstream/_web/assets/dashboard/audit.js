@@ -1,4 +1,4 @@
-// The newest records of the audit log. The tab stays away where no log is kept.
+// The newest records of the audit log. The tab is hidden without an audit log.
 
 import { $, clock, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
@@ -42,14 +42,14 @@ async function load() {
   table.show(found.records);
 }
 
-/** Whether this part of the page is open. */
+/** Tell whether the tab is open. */
 export function showAudit(now) {
   open = now;
   if (open) load();
   else clearTrouble("the audit log");
 }
 
-/** Ask whether a log is kept; `tell` hears it. */
+/** Find out whether there's an audit log, and call `tell` with the answer. */
 export function lookForAudit(tell) {
   told = tell;
   load();

@@ -1,4 +1,4 @@
-// Calls: the newest, or those of a time or of an error; the errors by message; and the clients by name and version.
+// Recent calls, or the calls of a period or with an error; errors by message; and clients by name and version.
 
 import { $, clock, count, element, figure, pretty, write } from "../dom.js";
 import { colored } from "../render/json.js";
@@ -26,7 +26,7 @@ function show(call) {
   try {
     text = pretty(JSON.parse(call.arguments));
   } catch {
-    // It was cut: shown as it is.
+    // Truncated: shown as text.
   }
   const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Arguments", dir: "ltr" }, ...colored(text ?? ""));
   const told = call.arguments ? copyable(block, "Copy the arguments") : element("p", { className: "soft small" }, call.arguments === "" ? "The call had no arguments." : "Arguments are kept for calls that fail or are slow, and for others while “Recent calls” is open, up to a limit of size.");
@@ -45,12 +45,12 @@ function show(call) {
 }
 
 /** @type {{since: number, until: number, total: number} | null} */
-let time = null; // whose calls are shown
-let error = null; // the message whose calls are shown
+let time = null; // the selected period
+let error = null; // the selected error
 let go = () => {};
 let cleared = () => {};
 
-/** Whether a text is of a kind of errors: the same words in the same order, with anything in place of each `…`. */
+/** Whether a text matches an error message, in which each `…` stands for any text. */
 function isOf(text, message) {
   let from = 0;
   return message.split("…").every((part) => {
@@ -130,7 +130,7 @@ const clients = new LiveTable($("clients"), {
   ],
 });
 
-/** Calls with what tells them apart: those of one moment may be alike, and the older ones of them keep their numbers. */
+/** Add a unique key to each call. Identical calls are numbered from the oldest. */
 function keyed(calls) {
   const alike = new Map();
   for (const call of [...calls].sort((one, other) => one.at - other.at)) {
@@ -157,14 +157,14 @@ async function load() {
   say(found.calls.length);
 }
 
-/** The part of the page that is open now. */
+/** Set the open tab. */
 export function showCalls(part) {
   shown = part;
   if (!PARTS.includes(shown)) clearTrouble("the recent calls");
   load();
 }
 
-/** `open(part)` is called to open a part of the page, `forget()` when the calls are no longer those of a time. */
+/** `open(part)` is called to open a tab, and `forget()` when the selected period is cleared. */
 export function connectCalls({ open, forget }) {
   go = open;
   cleared = forget;
@@ -190,7 +190,7 @@ function say(kept = 0) {
   $("call-note").title = $("call-note").textContent;
 }
 
-/** Show the calls of a time, in whole seconds since 1970. `total` is how many there were, `words` what they're filtered by. */
+/** Show the calls of a period, in whole seconds since 1970. `total` is their number, and `words` is the filter. */
 export function callsBetween(since, until, total, words = "") {
   time = { since, until, total };
   error = null;

@@ -1,6 +1,5 @@
-// Line charts on a canvas: time on the x axis, a unit on the y axis, a legend that says the values. Colors are tokens,
-// so a chart is dark where the page is. Point at it, or focus it and use the arrow keys, to read an earlier moment; press
-// there, drag over a time, or press Enter, to choose it.
+// Line charts on a canvas, with values in the legend and colors of the theme. Hover, or focus and use the arrow keys, to
+// read an earlier point; click it, drag over a period, or press Enter to select it.
 
 import { color, element, write } from "../dom.js";
 
@@ -8,17 +7,17 @@ const LEFT = 54;
 const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 20;
-const DRAGGED_PX = 5; // A press that moves less is a press.
+const DRAGGED_PX = 5; // shorter movements are clicks
 const DASHES = { solid: [], dashed: [6, 4], dotted: [1.5, 3.5] };
 
-/** The smallest of 1, 2, 2.5, 5 times a power of ten that is at least this. */
+/** Round up to 1, 2, 2.5, or 5 times a power of ten. */
 function niceStep(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   const factor = [1, 2, 2.5, 5, 10].find((each) => each * power >= value * 0.999);
   return factor * power;
 }
 
-/** Make a canvas as large as its box, in the pixels of the screen, and give what draws on it. */
+/** Resize a canvas to its box in device pixels, and return its context. */
 function prepare(canvas) {
   const ratio = devicePixelRatio || 1;
   const { width, height } = canvas.getBoundingClientRect();
@@ -33,13 +32,13 @@ function prepare(canvas) {
 
 const charts = new Set();
 /** @type {{since: number, until: number} | null} */
-let marked = null; // the time that is chosen, in all charts
+let marked = null; // the selected period, in all charts
 let picked = () => {};
 
-/** `pick(since, until)` is called when a time is chosen, in seconds since 1970. */
+/** `pick(since, until)` is called when a period is selected, in seconds since 1970. */
 export const onPick = (pick) => (picked = pick);
 
-/** Mark a time in all charts, or none. */
+/** Mark a period in all charts; null clears it. */
 export function markTime(time) {
   marked = time;
   for (const chart of charts) chart.draw();
@@ -50,7 +49,7 @@ addEventListener("millstream-theme", redraw);
 const resized = new ResizeObserver((entries) => entries.forEach((entry) => entry.target.chart?.draw()));
 const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
-/** How a moment is called in a chart of so many seconds. */
+/** Return the axis label of a time. */
 function when(ago, at, seconds) {
   if (ago <= 0) return "now";
   return seconds <= 60 ? `−${Math.round(ago)} s` : hours.format(at * 1_000);
@@ -73,9 +72,9 @@ export class LineChart {
   #top = 0;
 
   /**
-   * @param place the element that gets the title, the legend and the canvas
-   * @param options name: what is shown, and says: the same in full; format: writes a value with its unit; series: `{name, color, dash, fill}` with a
-   *   token as the color; atLeast: the smallest top of the y axis
+   * @param place container of the title, the legend, and the canvas
+   * @param options name: title, and says: the long title; format: formats a value with its unit; series: `{name, color,
+   *   dash, fill}` with a token as the color; atLeast: minimum of the y axis's upper limit
    */
   constructor(place, { name, format, series, says = name, atLeast = 1 }) {
     this.#name = name;
@@ -100,7 +99,7 @@ export class LineChart {
     charts.add(this);
   }
 
-  /** Name the chart anew, as when another thing is chosen to be shown. */
+  /** Change the title. */
   rename(name) {
     this.#name = name;
     write(this.#title, name);
@@ -113,7 +112,7 @@ export class LineChart {
   }
 
   /**
-   * Replace everything.
+   * Replace the data.
    *
    * @param {{times: number[], until: number, seconds: number, step: number}} axis `times` are the ends of the points in
    *   seconds, oldest first, and `step` is how long each of them is
@@ -153,7 +152,7 @@ export class LineChart {
     this.#tell();
   }
 
-  /** The top only sinks when half of it would do: an axis that moves with each second can't be read. */
+  /** Return the scale of the y axis. Its limit shrinks only by half or more, to keep the axis readable. */
   #scale(height) {
     const values = this.#values.flat().filter((value) => value !== null && value !== undefined);
     const most = Math.max(this.#atLeast, ...values) * 1.05;
@@ -184,7 +183,7 @@ export class LineChart {
     for (let mark = 0; mark <= marks; mark += 1) {
       const ago = this.#seconds * (1 - mark / marks);
       pen.textAlign = mark === 0 ? "left" : mark === marks ? "right" : "center";
-      if (mark < marks && width - LEFT - RIGHT < 90) continue; // no place for two
+      if (mark < marks && width - LEFT - RIGHT < 90) continue; // no space for two labels
       pen.fillText(when(ago, this.#until - ago, this.#seconds), x(this.#until - ago), height - 4);
     }
   }
@@ -215,7 +214,7 @@ export class LineChart {
     pen.fill();
   }
 
-  /** The stretches of a series without a missing value. */
+  /** Return the runs of a series between missing values. */
   #runs(index) {
     const runs = [];
     let open = false;
@@ -249,7 +248,7 @@ export class LineChart {
     });
   }
 
-  /** The newest moment that has a value, or the one that somebody points at. */
+  /** Show the values of the newest or the hovered point in the legend. */
   #tell() {
     const place = this.#place();
     const told = this.#series.flatMap((series, index) => {
@@ -263,7 +262,7 @@ export class LineChart {
     this.#canvas.setAttribute("aria-label", this.#times.length ? `${this.#name}, ${moment}: ${told.join(", ")}` : `${this.#name}: no data yet`);
   }
 
-  /** Choose a moment by pointer or arrow keys, in all charts. It counts from the end, so that it stays a distance. */
+  /** Select a point by pointer or arrow keys, in all charts, counted from the end. */
   #follow() {
     const canvas = this.#canvas;
     let from = null; // where the pointer went down
@@ -308,7 +307,7 @@ export class LineChart {
     });
   }
 
-  /** The points between two moments, as a whole. A press beside a line belongs to the point that is nearest. */
+  /** Extend a period to whole points, at least the nearest one. */
   #whole(one, other) {
     const [low, high] = [Math.min(one, other), Math.max(one, other)];
     const inside = this.#times.filter((end) => end > low && end - this.#step < high);
@@ -317,7 +316,7 @@ export class LineChart {
     return { since: Math.floor(ends[0] - this.#step), until: Math.ceil(ends.at(-1)) };
   }
 
-  /** Mark a moment. */
+  /** Mark a point, counted from the end; null clears it. */
   mark(at) {
     this.#at = at !== null && -at > this.#times.length ? null : at;
     this.draw();

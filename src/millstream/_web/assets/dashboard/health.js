@@ -1,22 +1,22 @@
-// Whether the server is well: a verdict, and each reason for it in a sentence.
+// The server's health: a verdict with its reasons.
 
 import { $, count, duration, element, figure, write } from "../dom.js";
 
 const LAST = "These are the last figures received.";
 const WORDS = { good: "Healthy", warn: "Needs a look", bad: "In trouble" };
 const ORDER = ["good", "warn", "bad"];
-const LEAST_CALLS = 10; // a share of fewer says nothing
-const BLOCKED_MS = { warn: 1_000, bad: 6_000 }; // of a minute: one hiccup, as at the start, is nothing to look at
+const LEAST_CALLS = 10; // the share of fewer calls isn't meaningful
+const BLOCKED_MS = { warn: 1_000, bad: 6_000 }; // per minute; a short delay, as at the start, is normal
 
-let cutBefore = null; // how many slow readers had been cut when the page came, and when the last one was
+let cutBefore = null; // slow readers disconnected before the last snapshot
 let cutAt = 0;
 
 const share = (errors, calls) => (calls ? (100 * errors) / calls : 0);
 
-/** A time in milliseconds, with its unit. */
+/** Format a duration in milliseconds with its unit. */
 export const ms = (value) => (value === null || value === undefined ? "–" : value >= 10_000 ? `${figure(value / 1_000)} s` : value >= 1_000 ? `${(value / 1_000).toFixed(2)} s` : `${figure(value)} ms`);
 
-/** The reasons, the worst first: `[look, sentence]`. */
+/** Return the reasons, worst first: `[look, sentence]`. */
 export function reasons(snapshot, past) {
   const found = [];
   const say = (look, text) => found.push([look, text]);
@@ -32,11 +32,11 @@ export function reasons(snapshot, past) {
   const cut = snapshot.hub?.cut?.slow ?? 0;
   if (cutBefore !== null && cut > cutBefore) cutAt = snapshot.at_seconds;
   cutBefore = cut;
-  if (cutAt && snapshot.at_seconds - cutAt < 300) say("warn", `Slow readers are being cut off: ${count(cut)} so far.`);
+  if (cutAt && snapshot.at_seconds - cutAt < 300) say("warn", `Slow readers are being disconnected: ${count(cut)} so far.`);
   return found.sort(([one], [other]) => ORDER.indexOf(other) - ORDER.indexOf(one));
 }
 
-/** Nobody knows how the server is now: the figures stay, and are the last ones. */
+/** Show that the figures are outdated, because the connection is lost. */
 export function drawUnknown() {
   $("verdict").className = "badge";
   write($("verdict"), "Unknown");
@@ -44,14 +44,14 @@ export function drawUnknown() {
   $("reasons").replaceChildren(element("li", {}, LAST));
 }
 
-/** A figure with its unit, which is smaller. */
+/** Show a figure with a smaller unit. */
 function unit(node, text) {
   if (node.textContent === text) return;
   const [value, name = ""] = text.split(" ");
   node.replaceChildren(value, ...(name ? [element("span", { className: "unit" }, ` ${name}`)] : []));
 }
 
-/** Draw the top of the page. */
+/** Draw the verdict and the figures. */
 export function drawHealth(snapshot, past) {
   const found = reasons(snapshot, past);
   const look = found[0]?.[0] ?? "good";

@@ -1,4 +1,4 @@
-// The stream of log lines: kept up to a bound, filtered by words and level, and held back while it is paused.
+// The log: a bounded list of lines, filtered by words and level, that can be paused.
 
 import { $, clock, showContentOrEmpty, element, write } from "../dom.js";
 
@@ -35,7 +35,7 @@ function draw(line) {
   return item;
 }
 
-/** Draw everything anew: another filter, or the end of a pause. */
+/** Redraw the list after a new filter or a pause. */
 function redraw() {
   waiting = 0;
   const list = $("log");
@@ -44,7 +44,7 @@ function redraw() {
   tell();
 }
 
-/** What the closed drawer says: the newest line, and how much went wrong since it was last open. */
+/** Show the newest line, and the warnings and errors since the drawer was last open. */
 function tellClosed() {
   const last = lines.at(-1)?.line;
   write($("log-last"), last && !opened ? `${clock(new Date(last.ts))} ${last.level} ${last.message}` : "");
@@ -71,7 +71,7 @@ function tell() {
   $("log-count").textContent = lines.length ? `${list.childElementCount} of ${lines.length} lines${held}` : "";
 }
 
-/** Take new lines in. The view follows the end unless somebody scrolled up. */
+/** Add lines. The list stays scrolled to the end, unless the user has scrolled up. */
 export function add(news) {
   const list = $("log");
   const fresh = news.map((line) => ({ line, text: JSON.stringify(line).toLowerCase() }));

@@ -1,5 +1,5 @@
-// The dashboard. One event stream brings the server's facts once, a snapshot each second, and the log; what happened
-// before comes from the history, for as long a range as is chosen.
+// The dashboard. An event stream sends the server's facts once, a snapshot each second, and the log. The charts of the
+// selected range come from the history.
 
 import { $, count, element, figure, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
@@ -39,7 +39,7 @@ const charts = {
 };
 
 let range = Number(sessionStorage.getItem(CHOSEN)) || 60;
-let chosen = null; // {method, name} of the row that the charts show
+let chosen = null; // {method, name} of the row shown in the charts
 let snapshot = null;
 let past = null;
 let asked = 0;
@@ -78,7 +78,7 @@ function choose(row) {
   load();
 }
 
-/** What was called since the start, with what happened in the range. */
+/** Draw all operations since the start, with their figures in the range. */
 function drawTools() {
   const lately = new Map((past?.operations ?? []).map((row) => [key(row), row]));
   const ever = [...snapshot.tools, ...snapshot.methods];
@@ -106,7 +106,7 @@ function drawCharts() {
   charts.memory.show(axis, [process.memory_bytes.map((bytes) => (bytes === null ? null : bytes / MIB))]);
 }
 
-/** Show the calls behind a part of the charts. */
+/** Show the calls of a period selected in the charts. */
 function drillDown(since, until) {
   const { at, step, all, chosen: ofOne } = past;
   const calls = (chosen ? ofOne : all).calls;
@@ -149,7 +149,7 @@ async function load() {
 }
 document.addEventListener("visibilitychange", () => document.hidden || load());
 
-// The parts below the charts
+// Tabs below the charts
 
 const PARTS = { tools: "Tools and methods", calls: "Recent calls", errors: "Errors", clients: "Clients", streams: "Streams", workers: "Workers", audit: "Audit", server: "Server" };
 const parts = tabs($("parts"), Object.entries(PARTS).map(([id, name]) => ({ id, title: name, panel: `part-${id}` })), (id) => {

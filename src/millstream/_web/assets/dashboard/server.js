@@ -1,4 +1,4 @@
-// The workers, and what the server says about itself and its store.
+// The workers, and facts about the server and its store.
 
 import { $, count, element, figure, write } from "../dom.js";
 import { LiveTable } from "./table.js";
@@ -26,7 +26,7 @@ const workers = new LiveTable($("workers"), {
   ],
 });
 
-/** A row for each worker. */
+/** Draw a row for each worker. */
 export function drawWorkers(rows) {
   workers.show(rows);
   write($("fleet"), rows.length > 1 ? `The figures above are for all ${count(rows.length)} workers together. The log is from the worker that serves this page.` : "One process serves everything.");
@@ -34,7 +34,7 @@ export function drawWorkers(rows) {
 
 const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.max_bytes / MIB)} MiB`;
 
-/** Whether the store answers, and how full it is. */
+/** Return the store's state and usage. */
 function storeHealth(store) {
   const log = store?.log ?? {};
   return store
@@ -42,7 +42,7 @@ function storeHealth(store) {
     : {};
 }
 
-/** What the snapshot says of the process and the store. */
+/** Draw the facts about the process and the store. */
 export function drawServer(snapshot) {
   const figures = snapshot.process;
   const descriptors = figures.open_descriptors;
@@ -61,7 +61,7 @@ export function drawServer(snapshot) {
   $("server").replaceChildren(...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, WORDS[value] ?? String(value)))));
 }
 
-/** What never changes while the server runs. */
+/** Handle the facts that don't change while the server runs. */
 export function takeFacts(info) {
   $("server-name").textContent = info.title || info.name;
   document.title = `${info.title || info.name} · Dashboard`;

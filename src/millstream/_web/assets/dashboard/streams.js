@@ -1,4 +1,4 @@
-// Who is connected: the readers that are furthest behind, what is open by kind, the channels.
+// Connections: the slowest readers, open connections by transport, and channels.
 
 import { $, count, duration, showContentOrEmpty, element, figure, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
@@ -6,7 +6,7 @@ import { clearTrouble } from "../shell/connection.js";
 import { LiveTable } from "./table.js";
 
 const EVERY_MS = 2_000;
-const LATE = 64 * 1024; // a reader this far behind is drawn in red: at 512 KiB it is cut off
+const LATE = 64 * 1024; // slower readers are shown in red; at 512 KiB they're disconnected
 
 const size = (bytes) => (bytes >= 1_048_576 ? `${figure(bytes / 1_048_576)} MiB` : bytes >= 1_024 ? `${figure(bytes / 1_024)} KiB` : `${bytes} B`);
 
@@ -42,7 +42,7 @@ function fill(table, empty, rows) {
   showContentOrEmpty(table, empty, rows.length > 0);
 }
 
-/** What the snapshot says of them. */
+/** Draw the connections of a snapshot. */
 export function drawStreams(snapshot) {
   const row = (each) => [each.transport, each.revision || "–", count(each.count)];
   fill($("connections"), $("no-connections"), snapshot.connections.map(row));
@@ -67,7 +67,7 @@ async function load() {
   if (found) readers.show(found.readers.map((reader, number) => ({ ...reader, number })));
 }
 
-/** Whether this part of the page is open. */
+/** Tell whether the tab is open. */
 export function showStreams(now) {
   open = now;
   if (!open) clearTrouble("the readers of streams");

@@ -1,6 +1,5 @@
-// A table of live rows: sorted by its heads, filtered by words, and so many rows a page as fit. While a mouse is over it
-// or the keyboard is in it, no row comes, goes or moves: only figures change, and what waits is counted. A finger that
-// is down in it holds it, too.
+// A table of live rows, with sorting, a filter, and pages that fit the height. While the mouse or the keyboard focus is in
+// it, or a finger is down, rows don't move: only their figures change, and new rows are counted.
 
 import { count, element, write } from "../dom.js";
 import { icon } from "../shell/icons.js";
@@ -33,15 +32,15 @@ export class LiveTable {
   #pager;
   #search;
   #order = [];
-  #frozen = new Map(); // key -> row, as they were when the pointer came
+  #frozen = new Map(); // key -> row, in the frozen order
   #outside;
   #over = false;
 
   /**
-   * @param {HTMLElement} place what it fills
+   * @param {HTMLElement} place container of the table
    * @param {{name: string, columns: Column[], key: (row: any) => string, sort: string, down?: boolean, empty: [string, string], words?: (row: any) => string, search?: HTMLInputElement, fits?: (row: any) => boolean, pager?: HTMLElement}} options
-   *   `sort` is the column that counts at first; `words` is what `search` looks in; `pager` is the line above the table
-   *   that gets the buttons for its pages, instead of one below it
+   *   `sort` is the initial sort column; `words` returns the text for `search`; `pager` is a container for the page
+   *   buttons above the table, instead of below it
    */
   constructor(place, { name, columns, key, sort, down = true, empty, words = () => "", search = null, fits = () => true, pager = null }) {
     this.#place = place;
@@ -71,7 +70,7 @@ export class LiveTable {
     this.draw(true);
   }
 
-  /** Note whether the mouse is over the rows. A finger leaves no pointer behind, so it only holds while it's down. */
+  /** Track whether the mouse is over the rows. A finger counts only while it's down. */
   #hold() {
     this.#body.addEventListener("pointerenter", ({ pointerType }) => (this.#over = pointerType === "mouse"));
     this.#body.addEventListener("pointerleave", () => {
@@ -109,13 +108,13 @@ export class LiveTable {
     return button;
   }
 
-  /** Show these rows from now on. */
+  /** Replace the rows. */
   show(rows) {
     this.#rows = rows;
     drawWhenReleased(this.#body, () => this.draw(false));
   }
 
-  /** Draw anew; `again` puts the rows in order even while somebody is in the table. */
+  /** Redraw; `again` sorts the rows even while the table is in use. */
   draw(again) {
     const held = !again && this.#order.length > 0 && (this.#over || this.#body.querySelector(":focus-visible") !== null);
     const fitting = this.#rows.filter(this.#fits);
@@ -143,7 +142,7 @@ export class LiveTable {
     }
   }
 
-  /** The rows that were there, with the figures of now: none comes, goes or moves. */
+  /** Return the frozen rows with current figures. */
   #unmoved(rows) {
     for (const row of rows) if (this.#frozen.has(this.#key(row))) this.#frozen.set(this.#key(row), row);
     return this.#order.map((key) => this.#frozen.get(key));
@@ -188,7 +187,7 @@ export class LiveTable {
   }
 }
 
-/** A button in a cell, made once; `run` gets the row of now. */
+/** Fill a cell with a button, created once; `run` receives the current row. */
 export function cellButton(cell, row, title, run) {
   if (!cell.firstChild) {
     const button = element("button", { type: "button", className: "quiet row-name" });
@@ -201,7 +200,7 @@ export function cellButton(cell, row, title, run) {
   return button;
 }
 
-/** A word with a color, or nothing. */
+/** Fill a cell with a badge. */
 export function cellBadge(cell, text, look) {
   if (!cell.firstChild) cell.append(element("span"));
   const badge = cell.firstChild;

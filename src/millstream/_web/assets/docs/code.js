@@ -1,8 +1,8 @@
-// A call of an operation as code: for a terminal, in Python and in TypeScript, with nothing to install where possible.
+// Example code for an operation: curl, Python, and TypeScript without dependencies.
 
 import { pretty } from "../dom.js";
 
-/** JSON as a Python literal. */
+/** Format JSON as a Python literal. */
 function python(value, indent = 0) {
   const pad = " ".repeat(indent + 4);
   const end = `\n${" ".repeat(indent)}`;
@@ -14,7 +14,7 @@ function python(value, indent = 0) {
   return entries.length ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)},\n`).join("")}${end.slice(1)}}` : "{}";
 }
 
-/** JSON for a shell: on one line as long as it is short. */
+/** Quote JSON for a shell, on one line if it's short. */
 function quoted(values) {
   const line = JSON.stringify(values);
   return (line.length > 48 ? pretty(values) : line).replaceAll("'", "'\\''");

@@ -1,5 +1,4 @@
-// What a server has beside its tools: resources and prompts, as MCP lists them to whoever looks, and the routes of the
-// hub.
+// The server's resources and prompts, as listed by MCP for the caller, and the routes of the hub.
 
 import { element } from "../dom.js";
 import { Client, REVISIONS } from "../mcp/client.js";
@@ -10,7 +9,7 @@ import { copyable } from "../shell/copy.js";
 const quiet = () => {};
 const SHOWN = 200;
 
-/** What the server lists by MCP: `{resources, templates, prompts}`. Rejects where it doesn't tell this caller. */
+/** Load `{resources, templates, prompts}` by MCP. Rejects if the caller has no access. */
 export async function listed(endpoint) {
   const client = new Client((on) => new Http(endpoint, {}, on), REVISIONS[0], {}, { sent: quiet, got: quiet, failed: quiet, ask: () => Promise.reject(new Error("This page can't answer.")), notified: quiet, lost: quiet });
   try {
@@ -30,7 +29,7 @@ const row = (head, ...facts) => element("li", {}, element("p", { className: "pro
 const rows = (label, list, draw) => [element("ul", { className: "properties offers", "aria-label": label }, ...list.slice(0, SHOWN).map(draw)), ...(list.length > SHOWN ? [element("p", { className: "soft small" }, `And ${list.length - SHOWN} more.`)] : [])];
 const code = (label, text) => copyable(element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, text), `Copy: ${label}`);
 
-/** Resources and templates. */
+/** Draw resources and templates. */
 export function drawResources({ resources, templates }, endpoint) {
   const all = [...resources.map((each) => ({ ...each, kind: "resource", at: each.uri })), ...templates.map((each) => ({ ...each, kind: "template", at: each.uriTemplate }))];
   const draw = (each) => row([element("strong", {}, name(each.kind, each.name, each.title ?? each.name)), element("code", { dir: "auto" }, each.at), each.mimeType ? element("span", { className: "soft small" }, each.mimeType) : ""], about(each));
@@ -42,14 +41,14 @@ export function drawResources({ resources, templates }, endpoint) {
   ];
 }
 
-/** Prompts and their arguments. */
+/** Draw prompts and their arguments. */
 export function drawPrompts({ prompts }) {
   const argument = ({ name: wanted, required, description }) => element("li", {}, element("code", { dir: "auto" }, wanted), required ? element("span", { className: "badge accent" }, "required") : "", description ? element("span", { className: "soft small", dir: "auto" }, description) : "");
   const draw = (each) => row([element("strong", {}, name("prompt", each.name, each.title ?? each.name))], about(each), each.arguments?.length ? element("ul", { className: "prompt-arguments", "aria-label": `Arguments of ${each.name}` }, ...each.arguments.map(argument)) : "");
   return [element("p", {}, "A prompt is a text to start from: the user's application fills it in and sends it to the model."), ...rows("Prompts", prompts, draw)];
 }
 
-/** The routes of the hub. */
+/** Draw the routes of the hub. */
 export function drawEvents(base) {
   const at = (path) => new URL(path, base).href;
   return [

@@ -1,4 +1,4 @@
-// One operation: what it does and takes, code that calls it, and a form that runs it. The result stands beside the code.
+// One operation: its description and arguments, example code, and a form that runs it. The result is shown beside the code.
 
 import { element, pretty, reveal } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
@@ -18,7 +18,7 @@ const pictures = (result) =>
     .filter((block) => block?.type === "image" && /^image\/[\w.+-]+$/.test(block.mimeType))
     .map((block, index) => element("img", { src: `data:${block.mimeType};base64,${block.data}`, alt: `Image ${index + 1} of the result` }));
 
-/** Send the arguments, and draw what comes back into `output`. */
+/** Send the arguments, and draw the response into `output`. */
 async function run(path, values, output, again) {
   const started = performance.now();
   let response, body;
@@ -37,7 +37,7 @@ async function run(path, values, output, again) {
   try {
     result = JSON.parse(body);
   } catch {
-    // Shown as it is.
+    // Shown as text.
   }
   const status = element("span", { className: `badge ${response.ok ? "good" : "bad"}` }, `${response.status} ${response.statusText}`.trim());
   const summary = element("p", { className: "row" }, status, element("span", { className: "soft small" }, took));
@@ -46,7 +46,7 @@ async function run(path, values, output, again) {
   output.replaceChildren(summary, ...detail, ...pictures(result), copyable(block, "Copy the reply"));
 }
 
-/** The code of a call in the language that was chosen last, and what makes it anew. */
+/** Create example code in the selected language; `show(values)` updates it. */
 function examples(url, first) {
   const names = Object.keys(LANGUAGES);
   const block = element("pre", { tabIndex: 0, "aria-label": "Code", dir: "ltr" });
@@ -65,7 +65,7 @@ function examples(url, first) {
     block.textContent = LANGUAGES[name](url, values);
   };
   draw();
-  addEventListener(LANGUAGE, draw); // every operation that was opened shows the same one
+  addEventListener(LANGUAGE, draw); // all opened operations use the same language
   const node = element(
     "section", { className: "card stack tight", "aria-label": "Request" },
     element("div", { className: "row" }, element("h3", { className: "grow" }, "Request"), element("div", { className: "segments", role: "group", "aria-label": "Language" }, ...buttons)),
@@ -92,7 +92,7 @@ function problems(operation, root) {
   return element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col", className: "number" }, "Status"), element("th", { scope: "col" }, "When"))), element("tbody", {}, ...rows));
 }
 
-/** The nodes of an operation. */
+/** Return the nodes of an operation. */
 export function draw({ name, path, operation }, root) {
   const media = operation.requestBody.content["application/json"];
   const schema = resolve(media.schema, root);
@@ -102,7 +102,7 @@ export function draw({ name, path, operation }, root) {
   const likely = sample(whole) ?? media.example ?? {};
   const code = examples(url, likely);
   const fields = schemaForm(whole, { id: "try" });
-  /** What is typed, and in place of what must still be typed, the sample's. */
+  /** Complete the entered values with sample values for required arguments. */
   const completed = (values) => ({ ...Object.fromEntries((schema.required ?? []).filter((each) => each in likely).map((each) => [each, likely[each]])), ...values });
   const output = element("div", { className: "stack tight", role: "status", "aria-label": "Result" }, element("p", { className: "soft small" }, "Run the tool to see its result here."));
   const button = element("button", { className: "primary", type: "submit" }, "Run");
@@ -133,7 +133,7 @@ export function draw({ name, path, operation }, root) {
     try {
       code.show(completed(fields.values()));
     } catch {
-      // What can't be read yet isn't code yet.
+      // Keep the previous code while an input is invalid.
     }
   });
   const link = copyButton(() => `${location.href.split("#")[0]}#tool=${encodeURIComponent(name)}`, "Copy a link to this tool");

@@ -1,5 +1,5 @@
-// The reference of the tools, made from openapi.json: a list that one can filter, and one operation at a time. What comes
-// from the server is set as text, never as markup.
+// The tool reference, built from openapi.json: a filterable list, and one operation at a time. Data from the server is set
+// as text, never as markup.
 
 import { $, element } from "../dom.js";
 import { markdown } from "../render/markdown.js";
@@ -18,7 +18,7 @@ let root = null;
 let operations = [];
 let shown = [];
 let current = null;
-const drawn = new Map(); // operation -> its nodes: what somebody typed, opened and got there stays as long as the page
+const drawn = new Map(); // operation -> its nodes, kept with their inputs and results
 
 const items = new LongList($("index"), {
   row: (each) => ("group" in each ? headOf(each) : [element("strong", {}, each.name), element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)]),
@@ -26,13 +26,13 @@ const items = new LongList($("index"), {
   choose: (each) => {
     if ("group" in each) return fold(each);
     location.hash = `tool=${encodeURIComponent(each.name)}`;
-    view("detail"); // a phone hides it until then, and what is hidden takes no focus
+    view("detail"); // before focusing, because it's hidden on a phone
     $("pane").focus({ preventScroll: true });
   },
   height: (each) => Number.parseFloat(getComputedStyle($("index")).getPropertyValue("group" in each ? "--head" : "--row")) * 16,
 });
 
-const unfolded = new Map(); // name of a group -> whether the person opened it
+const unfolded = new Map(); // group -> whether the user opened or closed it
 const headOf = ({ group, size, closed }) => [icon(closed ? "next" : "fold"), element("span", { className: "group-name", dir: "auto" }, group), element("span", { className: "count" }, String(size)), element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")];
 
 /** Open or close a group. */
@@ -42,7 +42,7 @@ function fold({ group, closed }) {
   items.activate((each) => each.group === group);
 }
 
-/** Show the operations that match, in groups where that helps. */
+/** Show the matching operations, in groups if that helps. */
 function list() {
   const groups = groupItems(shown, ({ name }) => name, ({ operation }) => operation.tags ?? []);
   items.show(groups ? withHeads(groups, unfolded, { current, all: $("filter").value !== "" }) : shown, current);
@@ -61,7 +61,7 @@ function filter() {
 
 const view = (name) => ($("main").dataset.view = name);
 
-/** Show what the address names: a tool, a place in the overview, or the overview. */
+/** Show the tool, the place in the overview, or the overview that the URL names. */
 function route(first = false) {
   if (!root) return;
   const hash = location.hash.slice(1);
@@ -96,13 +96,13 @@ function route(first = false) {
   view(!hash && first ? "list" : "detail");
 }
 
-const PATIENCE_MS = 300; // for what stands above the list of tools, which must not move it later
+const PATIENCE_MS = 300; // wait for sections above the list of tools, to avoid a layout shift
 
 async function ready(document_) {
   root = document_;
   operations = Object.entries(root.paths).map(([path, item]) => ({ name: item.post.operationId, path: path.slice(1), operation: item.post, words: `${item.post.operationId} ${item.post.description} ${(item.post.tags ?? []).join(" ")}`.toLowerCase() }));
   $("server-name").textContent = $("overview-title").textContent = root.info.title;
-  $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI wants one of those who have none
+  $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI requires a version; "0" stands for none
   $("base").textContent = new URL(".", document.baseURI).href;
   $("about").replaceChildren(...(root.info.description ? markdown(root.info.description) : []));
   await Promise.race([drawBeside(root["x-mcp"]), new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
@@ -111,7 +111,7 @@ async function ready(document_) {
   route(true);
 }
 
-/** What there is beside the tools, as far as the document and MCP tell it. */
+/** Draw the sections for connecting, resources, prompts, and events. */
 async function drawBeside(mcp) {
   if (!mcp) return;
   const endpoint = new URL(mcp.endpoint, document.baseURI).href;
@@ -124,7 +124,7 @@ async function drawBeside(mcp) {
     if (nodes && size) $(`to-${id}`).lastElementChild.textContent = size;
   };
   if (mcp.events) show("events", 0, drawEvents(document.baseURI));
-  const found = await listed(mcp.endpoint).catch(() => null); // Who may not list them doesn't miss them here.
+  const found = await listed(mcp.endpoint).catch(() => null); // without permission, these sections stay hidden
   if (!found) return;
   const resources = found.resources.length + found.templates.length;
   show("resources", resources, resources ? drawResources(found, endpoint) : null);

@@ -1,5 +1,4 @@
-// The selected upstream: its tools with what each costs a model, its facts, and definitions that are quarantined, beside
-// the accepted ones.
+// The selected upstream: its tools with their token cost, its state, and quarantined definitions beside the accepted ones.
 
 import { $, count, duration, element, showContentOrEmpty, pretty, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
@@ -20,7 +19,7 @@ let current = null;
 let asked = 0;
 let seen = "";
 
-/** Show an upstream; the same one again with its figures of now. */
+/** Show an upstream, or update its figures. */
 export function open(row) {
   const other = current?.name !== row.name;
   current = row;
@@ -42,13 +41,13 @@ export function open(row) {
   }
 }
 
-/** Show none. */
+/** Deselect the upstream. */
 export function closeChosen() {
   current = null;
   showContentOrEmpty($("chosen"), $("nothing"), false);
 }
 
-/** Ask again, where the lists have changed. */
+/** Reload the lists if they have changed. */
 export function refresh() {
   if (current) load();
 }
@@ -108,7 +107,7 @@ function drawFacts(row) {
   $("facts").replaceChildren(...shown.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value))));
 }
 
-/** A word for a shell. */
+/** Quote a word for a shell. */
 const word = (text) => (/^[\w.:/@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 function quarantined({ kind, name, accepted, offered }) {

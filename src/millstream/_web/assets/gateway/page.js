@@ -1,5 +1,5 @@
-// The gateway: every upstream with its state and figures, asked for again and again while the page is looked at, and
-// the selected one with its tools and its quarantined definitions.
+// The gateway: all upstreams with their state and figures, polled while the page is visible, and the selected upstream
+// with its tools and quarantined definitions.
 
 import { $, count, duration, figure, reveal, write } from "../dom.js";
 import { LiveTable, cellBadge, cellButton } from "../dashboard/table.js";
@@ -115,7 +115,7 @@ async function answers() {
 document.addEventListener("visibilitychange", () => document.hidden || load());
 addEventListener("hashchange", () => {
   drawChosen();
-  if (chosen()) reveal($("chosen")); // on a phone, it stands below the list
+  if (chosen()) reveal($("chosen")); // below the list on a phone
 });
 shortcut("/", "Filter the upstreams", () => $("upstream-filter").focus());
 commands(() => upstreams.map((row) => ({ title: row.name, group: "Upstreams", icon: "next", run: () => choose(row) })));

@@ -1,4 +1,4 @@
-// One thing of a server on the bench: its form, what it does while it runs, and what came of it.
+// The detail view of an item: its form, its progress while it runs, and its result.
 
 import { closeApps } from "../apps/view.js";
 import { count, element, figure, reveal } from "../dom.js";
@@ -15,48 +15,47 @@ import { menu } from "../shell/menu.js";
 let running = null;
 let watching = null;
 
-/** End what is under way: something else takes its place. */
+/** Cancel what is running in the detail view. */
 export function cease() {
   running?.abort(new Error("Cancelled."));
   watching?.abort(new Error("No longer watched."));
   closeApps();
 }
 
-/** An error as a person reads it. */
+/** Return the displayed text of an error. */
 export function say(error) {
   const code = error instanceof RpcError ? ` (${error.code})` : "";
   return error.name === "TypeError" ? "The server can't be reached." : `${error.message}${code}`;
 }
 
 /**
- * @typedef {object} Work what is on the bench
+ * @typedef {object} Work an item in the detail view
  * @property {string} heading
- * @property {string} [sub] a name or an address, as it is
+ * @property {string} [sub] a name or URI
  * @property {string} [about] Markdown
  * @property {Node[]} [badges]
- * @property {object | null} form as `schemaForm` makes it; null where nothing is entered
- * @property {Node[]} [parts] fields that stand in place of a form's
- * @property {(force: boolean) => object | null} read the values, or null where something is wrong
- * @property {(values: object) => {method: string, params: object}} request what is sent for them
+ * @property {object | null} form returned by `schemaForm`; null without input
+ * @property {Node[]} [parts] fields instead of a form
+ * @property {(force: boolean) => object | null} read returns the values, or null if they're invalid
+ * @property {(values: object) => {method: string, params: object}} request returns the request for the values
  * @property {(method: string, params: object, options: object) => Promise<object>} send
  * @property {(result: object) => Node[]} draw
  * @property {((values: object, result: object) => Node) | null} [app] shows a result in an app of the server
  * @property {string} verb
  * @property {object} [outputSchema]
- * @property {Function | null} [watch] `(params, signal, changed)`: hear of changes; each runs it again
- * @property {Array<{title: string, text: (request: object, values: object) => string}>} copies what "Copy as" offers
- * @property {(values: object, outcome: object) => void} [done] told of each run
- * @property {(() => void) | null} [reset] empties the form
- * @property {(error: Error, values: object) => Node | null} [remedy] what helps against an error, where something does
- * @property {((values: object, last: object | null) => void) | null} [save] keeps the call; `last` is what came of the
- *   newest run of it
+ * @property {Function | null} [watch] `(params, signal, changed)` subscribes to changes; each change runs it again
+ * @property {Array<{title: string, text: (request: object, values: object) => string}>} copies entries of "Copy as"
+ * @property {(values: object, outcome: object) => void} [done] called after each run
+ * @property {(() => void) | null} [reset] resets the form
+ * @property {(error: Error, values: object) => Node | null} [remedy] returns a node that helps with an error, if any
+ * @property {((values: object, last: object | null) => void) | null} [save] saves the call; `last` is its newest outcome
  * @property {Node[]} [extra]
- * @property {boolean} [begins] it runs as soon as it's there
- * @property {string} [stops] what the button says that ends it
- * @property {boolean} [raw] false where the result is nothing that came over the wire
+ * @property {boolean} [begins] runs immediately
+ * @property {string} [stops] label of the cancel button
+ * @property {boolean} [raw] false if the result isn't a message
  */
 
-/** The nodes of one thing, and `start()`, which runs it. @param {Work} work */
+/** Return the nodes of the detail view. @param {Work} work */
 export function bench(work) {
   const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, reset = null, save = null, copies = [], extra = [], begins = false, stops = "Cancel" } = work;
   const button = element("button", { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" }, icon("play"), verb);
@@ -88,7 +87,7 @@ export function bench(work) {
     const stop = (running = new AbortController());
     cancel.onclick = () => stop.abort(Object.assign(new Error("Cancelled."), { byPerson: true }));
     cancel.hidden = false;
-    // Not `disabled`: the focus comes back here when a question is answered.
+    // Not `disabled`, because the focus returns here after a question.
     button.ariaDisabled = "true";
     status.textContent = "Running";
     const outcome = await perform(output, work, values, stop.signal);
@@ -136,7 +135,7 @@ async function toggle(follow, form, status, { read, request, watch }) {
   }
 }
 
-/** Run, show how far it is, then what came of it. */
+/** Run it, and show its progress and its outcome. */
 async function perform(output, work, values, signal) {
   const bar = element("progress", { "aria-label": "Progress" });
   const step = element("p", { className: "soft small" }, "Running…");
@@ -171,10 +170,10 @@ async function perform(output, work, values, signal) {
 
 const plain = (value) => value === null || typeof value !== "object";
 
-/** A structured value without the object that the protocol wants around one that is no object. */
+/** Unwrap a value that the server wrapped as `{result: …}`, because the protocol requires an object. */
 const bare = (value) => (!plain(value) && Object.keys(value).join() === "result" ? value.result : value);
 
-/** Whether the content says nothing but the structured value, as it does for clients that don't know the latter. */
+/** Whether the content only repeats the structured value, as servers do for older clients. */
 function same(content, structured) {
   if (structured === undefined || content?.length !== 1 || content[0]?.type !== "text") return false;
   const wanted = [structured, bare(structured)];
@@ -187,7 +186,7 @@ function same(content, structured) {
   }
 }
 
-/** What came of it, once: content, structured content with what is wrong with it, and everything as it came. */
+/** Render a result without repetition: content, structured content with its problems, and the raw result. */
 function results(result, { draw, outputSchema, raw: came = true }) {
   const structured = result.structuredContent;
   const twice = same(result.content, structured);
@@ -199,19 +198,19 @@ function results(result, { draw, outputSchema, raw: came = true }) {
   return [...shown, raw];
 }
 
-/** A structured value: as a table where it's a list of objects, as a tree, and as JSON. */
+/** Create the views of a structured value: a table if it's a list of objects, a tree, and JSON. */
 function structuredViews(value, problems) {
   const rows = rowsOf(value);
   const json = () => copyable(jsonBlock(value, "Structured content"), "Copy the structured content");
   return views([...(rows && !problems.length ? [["Table", () => rowTable(rows)]] : []), ["Tree", () => tree(value, problems)], ["JSON", json]]);
 }
 
-/** A structured value and how it fits its schema; `told` where the content has said the same. */
+/** Render a structured value and its validation; `told` is true if the content shows the same value. */
 function check(value, schema, told) {
   const problems = schema ? (value === undefined ? [{ path: [], message: "The tool has an output schema, but its result has no structured content." }] : validate(value, schema)) : [];
   const verdict = !schema ? element("span", { className: "badge" }, "no output schema") : problems.length ? element("span", { className: "badge bad" }, problems.length === 1 ? "1 deviation" : `${problems.length} deviations`) : element("span", { className: "badge good" }, "fits the schema");
   const list = problems.length ? [element("ul", { className: "problems", "aria-label": "Deviations from the output schema" }, ...problems.map(({ path, message }) => element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)))] : [];
-  const again = value === undefined || (told && plain(bare(value)) && !problems.length); // The content shows it.
+  const again = value === undefined || (told && plain(bare(value)) && !problems.length); // already shown
   if (again && value !== undefined) return element("p", { className: "row soft small" }, "As structured content, it's the same value.", verdict);
   const { node, bar } = again ? { node: "", bar: "" } : structuredViews(value, problems);
   return element("div", { className: "structured stack tight" }, element("div", { className: "row" }, element("h3", {}, "Structured content"), verdict, element("span", { className: "spacer" }), bar), ...list, node);

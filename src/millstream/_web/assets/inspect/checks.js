@@ -1,4 +1,4 @@
-// What must hold in a result, as a person states it: a place, a relation, a value. Nothing here touches the page.
+// Checks of a result: a path, a relation, and a value. Independent of the page.
 
 export const RELATIONS = {
   equals: "equals", differs: "doesn't equal", contains: "contains", matches: "matches", atLeast: "is at least", atMost: "is at most", exists: "is there", missing: "isn't there",
@@ -8,13 +8,13 @@ export const WITHOUT_VALUE = ["exists", "missing"];
 const MAX_PATHS = 150;
 const MAX_DEPTH = 8;
 
-/** The names and numbers of a path: `content[0].text`. */
+/** Split a path such as `content[0].text` into names and indexes. */
 const steps = (path) => path.split(/[.[\]]+/).filter(Boolean);
 
-/** The value at a place, or undefined. */
+/** Return the value at a path, or undefined. */
 export const at = (value, path) => steps(path).reduce((found, step) => (found === null || found === undefined ? undefined : Object.hasOwn(Object(found), step) ? found[step] : undefined), value);
 
-/** A value as a person types it: JSON where it is some, else text. */
+/** Parse an entered value: as JSON if possible, or else as text. */
 function typed(text) {
   try {
     return JSON.parse(text);
@@ -36,7 +36,7 @@ const holds = {
 };
 
 /**
- * Whether a statement holds for a result, and what was found there.
+ * Evaluate a check.
  *
  * @param {{path: string, relation: string, value: string}} check
  * @returns {{good: boolean, found: unknown, problem?: string}}
@@ -50,7 +50,7 @@ export function judge({ path, relation, value }, result) {
   }
 }
 
-/** The places of a result that hold a plain value, for suggestions. */
+/** Return the paths of a result's primitive values, for suggestions. */
 export function paths(value, path = "", found = []) {
   if (found.length >= MAX_PATHS || steps(path).length > MAX_DEPTH) return found;
   if (value === null || typeof value !== "object") found.push(path);

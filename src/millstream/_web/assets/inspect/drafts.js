@@ -1,12 +1,12 @@
-// Forms as a person left them: as long as the page lives, a thing that is opened again has what was typed there, half a
-// value and the wrong ones included. After that, it has what was sent last in this tab.
+// Drafts of forms. Until the page is closed, a reopened item has the entered values, even invalid ones. After a reload,
+// it has the values that were last sent from this tab.
 
 import { lastSent } from "./history.js";
 import { session } from "./session.js";
 
 const KEPT = 100;
 
-/** @type {Map<string, {form: object, shape: string} | null>} the one opened last is the last; null where it begins anew */
+/** @type {Map<string, {form: object, shape: string} | null>} in the order of use; null after a reset */
 const drafts = new Map();
 
 const keyOf = (kind, name) => JSON.stringify([session.via?.url ?? "", kind, name]);
@@ -15,16 +15,16 @@ function read(form) {
   try {
     return form.values();
   } catch {
-    return null; // Half a value has no place in another form.
+    return null; // Invalid values don't fit another form.
   }
 }
 
 /**
- * The form of a thing: the one that a person has seen, or a new one.
+ * Return the existing form of an item, or create one.
  *
  * @param {string} kind
  * @param {string} name
- * @param {unknown} about what the form is made from: a form of another shape only gives its values
+ * @param {unknown} about schema of the form: if it has changed, a new form gets the old values
  * @param {() => object} make
  */
 export function draft(kind, name, about, make) {
@@ -42,5 +42,5 @@ export function draft(kind, name, about, make) {
   return form;
 }
 
-/** Let the form of a thing begin anew, with its defaults. */
+/** Reset the form of an item to its defaults. */
 export const forget = (kind, name) => drafts.set(keyOf(kind, name), null);

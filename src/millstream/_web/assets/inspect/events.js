@@ -1,4 +1,4 @@
-// Events: types that the server declares, and a subscription that shows what arrives, by a stream or by polls.
+// Events: the types that the server declares, and subscriptions by stream or polling.
 
 import { clock, count, element, pretty, write } from "../dom.js";
 import { wait } from "../mcp/wire.js";
@@ -10,11 +10,11 @@ import { connected, request, session } from "./session.js";
 
 export const EVENTS = "io.modelcontextprotocol/events";
 const KEPT = 200;
-const POLL_MS = [200, 10_000]; // at least, by default
+const POLL_MS = [200, 10_000]; // minimum, default
 
 export const loadEvents = () => session.client.list("events/list", "events");
 
-/** The events of one subscription: the newest are kept. */
+/** The newest events of a subscription. */
 class Arrivals {
   total = 0;
   #list = element("ol");
@@ -33,11 +33,11 @@ class Arrivals {
   }
 
   miss() {
-    this.#list.prepend(element("li", { className: "soft small" }, "Events may be missing here: the server no longer has all of them."));
+    this.#list.prepend(element("li", { className: "soft small" }, "Some events may be missing, because the server no longer has all of them."));
   }
 }
 
-/** Receive by a stream, which ends when the person stops it. */
+/** Receive events by a stream until the user stops it. */
 function stream(params, arrivals, signal) {
   const notified = (method, { truncated, ...event }) => {
     if (method === "notifications/events/event") arrivals.add(event);

@@ -1,4 +1,4 @@
-// What one did here, for elsewhere: a call as curl, Python or TypeScript, and files to save.
+// Exports: a call as curl, Python, or TypeScript, and downloads.
 
 import { element, pretty } from "../dom.js";
 import { META, requestHeaders } from "../mcp/wire.js";
@@ -6,7 +6,7 @@ import { META, requestHeaders } from "../mcp/wire.js";
 const REVISION = "2026-07-28";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** JSON as a Python literal. */
+/** Format JSON as a Python literal. */
 function python(value, indent = 0) {
   const pad = " ".repeat(indent + 4);
   const end = `\n${" ".repeat(indent)}`;
@@ -22,13 +22,13 @@ function python(value, indent = 0) {
 }
 
 /**
- * A request for a terminal. It needs no session: it is written in the per-request era.
+ * Return a curl command. It uses the per-request era, which has no session.
  *
  * @param {string} url
  * @param {string} method
  * @param {object} params
- * @param {Record<string, string>} headers those that the person added
- * @param {object} [schema] that of a tool's arguments, some of which may also travel as headers
+ * @param {Record<string, string>} headers added by the user
+ * @param {object} [schema] schema of a tool's arguments, some of which may be sent as headers
  */
 export function curl(url, method, params, headers, schema) {
   const meta = { [`${META}protocolVersion`]: REVISION, [`${META}clientInfo`]: { name: "curl", version: "8" }, [`${META}clientCapabilities`]: {} };
@@ -43,7 +43,7 @@ const PYTHON = {
   "prompts/get": ({ name, arguments: given }) => [`print(await client.prompt(${JSON.stringify(name)}, ${python(given ?? {}, 8)}))`],
 };
 
-/** The same in Python, with Millstream's own client. */
+/** Return Python code that uses Millstream's client. */
 export function pythonCode(url, method, params, headers) {
   const lines = (PYTHON[method] ?? (() => [`print(await client.request(${JSON.stringify(method)}, ${python(params, 8)}))`]))(params);
   const options = Object.keys(headers).length ? `, headers=${python(headers, 4)}` : "";
@@ -54,10 +54,10 @@ const TYPESCRIPT = {
   "tools/call": (params) => `await client.callTool(${pretty(params)})`,
   "resources/read": (params) => `await client.readResource(${pretty(params)})`,
   "prompts/get": (params) => `await client.getPrompt(${pretty(params)})`,
-  "server/discover": () => "await client.ping()", // it keeps this method to itself
+  "server/discover": () => "await client.ping()", // the SDK doesn't expose this method
 };
 
-/** The same in TypeScript, with the official SDK. */
+/** Return TypeScript code that uses the official SDK. */
 export function typescript(url, method, params, headers) {
   const call = (TYPESCRIPT[method] ?? (() => `await client.request(${pretty({ method, params })})`))(params);
   const options = Object.keys(headers).length ? `, { requestInit: { headers: ${pretty(headers)} } }` : "";
@@ -69,7 +69,7 @@ export function typescript(url, method, params, headers) {
   ].join("\n");
 }
 
-/** Give the person a file. */
+/** Download a file. */
 export function save(name, text, type) {
   const url = URL.createObjectURL(new Blob([text], { type }));
   element("a", { href: url, download: name }).click();

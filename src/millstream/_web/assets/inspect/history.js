@@ -1,4 +1,4 @@
-// What was run in this tab, newest first: each can be opened again with its values, and changed.
+// The runs of this tab, newest first. Each can be reopened with its values.
 
 import { $, clock, element, figure } from "../dom.js";
 import { icon } from "../shell/icons.js";
@@ -11,7 +11,7 @@ const MAX_BYTES = 20_000;
 
 /**
  * @typedef {{server: string, kind: string, name: string, values: object, kept: object, text: string, good: boolean, ms: number, at: number}} Run
- *   `kept` are the values without secrets: those outlive the page
+ *   `kept` are the values without secrets, which are stored
  */
 
 /** @type {Run[]} */
@@ -21,7 +21,7 @@ let counted = () => {};
 
 const here = () => session.via?.url ?? "";
 
-/** `open(run)` is called for the run that the person wants again. */
+/** `open(run)` is called to reopen a run. */
 export function connectHistory({ open, count }) {
   reopen = open;
   counted = count;
@@ -33,7 +33,7 @@ export function connectHistory({ open, count }) {
   draw();
 }
 
-/** Remember a run. */
+/** Add a run to the history. */
 export function remember(run) {
   runs.unshift({ ...run, server: here(), at: Date.now() });
   runs.length = Math.min(runs.length, KEPT);
@@ -46,7 +46,7 @@ export function remember(run) {
   draw();
 }
 
-/** What was sent last to a thing of this server, or null. */
+/** Return the values last sent to an item of this server, or null. */
 export const lastSent = (kind, name) => runs.find((each) => each.server === here() && each.kind === kind && each.name === name)?.values ?? null;
 
 export function clearHistory() {

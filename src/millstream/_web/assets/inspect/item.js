@@ -1,4 +1,4 @@
-// What all kinds have in common: an item of a server on the bench, with what its form keeps, copies, and remembers.
+// Shared by all kinds of items: the detail view with copying, saving, and history.
 
 import { element, pretty } from "../dom.js";
 import { nodes } from "../render/content.js";
@@ -34,22 +34,22 @@ export const copies = (schema) => [
   { title: "JSON", text: ({ params }) => pretty(params) },
 ];
 
-/** Everything that a thing can be copied as, a link to this page with its values among it, but without its secrets. */
+/** Return the formats for copying, including a link to this page with the values but without secrets. */
 const copiesOf = (kind, { name, inputSchema }, kept) => [...copies(inputSchema), { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href }];
 
-/** The nodes of content blocks, with links that open resources. */
+/** Return the nodes of content blocks. Links open resources. */
 export const contentNodes = (list) => list.flatMap((each) => nodes(each, readUri));
 
 export const drawContent = (list) => (list.length ? contentNodes(list) : [element("p", { className: "soft" }, "The result is empty.")]);
 
-/** A folded block of JSON, written out when it is opened. */
+/** Create collapsed blocks of JSON, rendered when they're opened. */
 export function folded(title, ...blocks) {
   const made = element("details", {}, element("summary", {}, title));
   made.addEventListener("toggle", () => made.open && made.childElementCount === 1 && made.append(...blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`))));
   return made;
 }
 
-/** Put it on the bench, fill in values, and remember what is run. */
+/** Show an item in the detail view, fill in values, and record its runs. */
 export function show(kind, item, values, work) {
   if (values) work.form?.write(values);
   const kept = (given) => withoutSecrets(given, item.inputSchema);

@@ -1,5 +1,5 @@
-// What can be opened: tools, resources, templates, prompts, and the server itself. Each kind says where its list comes
-// from, and puts one of its items on the bench.
+// The kinds of items: tools, resources, templates, prompts, and the server itself. Each kind loads its list, and shows one
+// of its items in the detail view.
 
 import { appCard, appOf } from "../apps/view.js";
 import { element, labelOf } from "../dom.js";
@@ -21,21 +21,21 @@ import { complete, expand, variables } from "./templates.js";
 import { costOf, saidCost } from "./tokens.js";
 
 const HINTS = { readOnlyHint: ["reads only", "good"], destructiveHint: ["may destroy", "warn"], idempotentHint: ["idempotent", ""], openWorldHint: ["open world", ""] };
-const watched = new Map(); // uri -> what to do when it changed
+const watched = new Map(); // uri -> callback for updates
 
 let offeredTools = () => [];
 
-/** `tools()` are those of the server. */
+/** `tools()` returns the server's tools. */
 export function connectKinds({ tools }) {
   offeredTools = tools;
 }
 
-/** A resource changed. */
+/** Handle an update of a resource. */
 export const updated = (uri) => watched.get(uri)?.();
 
 const completes = () => Boolean(session.server.capabilities?.completions);
 
-/** Fields for texts, some of which must be there, whose values the server may complete. */
+/** Create a form of text fields, with completion by the server. */
 function textForm(list, ref) {
   const editors = list.map(({ name, description, required }, index) => ({ name, required, ...textField(name, { description, required, id: `argument-${index}` }) }));
   if (completes()) {
@@ -72,7 +72,7 @@ function tool(item, values) {
   });
 }
 
-/** Hear of every change of a resource until the signal says otherwise; they come as notifications. */
+/** Subscribe to updates of a resource until the signal aborts. */
 async function watch({ uri }, signal, changed) {
   watched.set(uri, changed);
   signal.addEventListener("abort", () => watched.delete(uri));
@@ -110,7 +110,7 @@ function prompt(item, values) {
   });
 }
 
-// The server itself
+// Server
 
 function about() {
   const { client, server, via } = session;
@@ -170,8 +170,7 @@ const SERVER_ITEMS = [
 
 const list = (method, key) => () => session.client.list(method, key);
 
-/** Everything there is, by kind. `needs` is the capability, and `extension` the extension, without which
- *  there is no list. */
+/** All kinds. `needs` is the required capability, and `extension` the required extension. */
 export const KINDS = {
   tools: { title: "Tools", needs: "tools", load: list("tools/list", "tools"), show: tool, none: "Register a function with @mcp.tool.", first: "A tool is a function that models call. This makes one:", example: '@mcp.tool\ndef greet(name: str) -> str:\n    """Say hello to somebody."""\n    return f"Hello, {name}!"' },
   resources: { title: "Resources", needs: "resources", load: list("resources/list", "resources"), show: resource, none: "Register a function with @mcp.resource.", first: "A resource is something that clients read. This makes one:", example: '@mcp.resource("shop://hours")\ndef hours() -> str:\n    """When the shop is open."""\n    return "Nine to five"' },

@@ -3,7 +3,7 @@
 const KINDS = { tool: "tools", resource: "resources", template: "templates", prompt: "prompts", skill: "skills", event: "events", task: "tasks", server: "server", saved: "saved" };
 const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [kind, name]));
 
-/** What an address asks for: `{kind, name, values}`; null where it asks for nothing. */
+/** Parse a hash: `{kind, name, values}`; null without an item. */
 export function read(hash) {
   const wanted = new URLSearchParams(hash.replace(/^#/, "").replaceAll("+", "%2B"));
   const found = Object.keys(KINDS).find((name) => wanted.has(name));
@@ -12,12 +12,12 @@ export function read(hash) {
   try {
     values = JSON.parse(wanted.get("args") ?? "null");
   } catch {
-    // The thing is opened without values.
+    // Open the item without values.
   }
   return { kind: KINDS[found], name: wanted.get(found), values };
 }
 
-/** The address of a thing, with values where some are given. */
+/** Return the hash for an item and its values. */
 export function write(kind, name, values = null) {
   const args = values && Object.keys(values).length ? `&args=${encodeURIComponent(JSON.stringify(values))}` : "";
   return `#${NAMES[kind]}=${encodeURIComponent(name)}${args}`;

@@ -1,4 +1,4 @@
-// What the server says unasked: notifications, and among them its log messages, which have a list of their own.
+// Notifications of the server. Log messages are also shown in a separate list.
 
 import { $, clock, element, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
@@ -16,11 +16,11 @@ export function connectNotes({ count }) {
   counted = count;
 }
 
-const fresh = { notes: [], logs: [] }; // what makes the items that came since the last frame
+const fresh = { notes: [], logs: [] }; // functions that create the items added since the last frame
 
 let asked = false;
 
-/** Add what `make` makes with the next frame, together with all that comes until then. */
+/** Add the item that `make` creates with the next frame. */
 function append(list, make) {
   fresh[list].push(make);
   if (fresh[list].length > KEPT) fresh[list].shift();
@@ -28,7 +28,7 @@ function append(list, make) {
   asked = true;
 }
 
-/** Draw what came to a list that is seen. What comes to another one waits until somebody opens it. */
+/** Draw new items of the visible list. Items of other lists wait until their list is opened. */
 export function drawNotes() {
   asked = false;
   for (const [name, empty] of [["notes", "no-notes"], ["logs", "no-logs"]]) {
@@ -53,7 +53,7 @@ function tell() {
 
 const written = (data) => (typeof data === "string" ? data : (data?.message ?? data?.msg ?? JSON.stringify(data)));
 
-/** The line of code where something failed, which opens to the whole traceback. */
+/** Create a summary of a traceback that expands to the full text. */
 function traceOf(stack) {
   const whole = element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, stack);
   const found = parseTraceback(stack);
@@ -77,14 +77,14 @@ function notification(now, method, params) {
   return element("li", {}, folded(head, params ?? {}));
 }
 
-/** One line that opens to the whole. */
+/** Create a line that expands to the full data. */
 function folded(head, whole) {
   const details = element("details", {}, element("summary", { className: "log-line" }, ...head));
   details.addEventListener("toggle", () => details.open && details.childElementCount === 1 && details.append(element("pre", { tabIndex: 0, "aria-label": "Data", dir: "ltr" }, ...colored(pretty(whole)))));
   return details;
 }
 
-/** Take a notification in. */
+/** Add a notification. */
 export function note(method, params) {
   const now = new Date();
   if (method === "notifications/message") {
@@ -96,7 +96,7 @@ export function note(method, params) {
   append("notes", () => notification(now, method, params));
 }
 
-/** Take lines of the server's own log in, as its structured log writes them. They come while it's being developed. */
+/** Add records of the server's structured log, which it sends in development. */
 export function noteLog(records) {
   for (const { ts, level, logger, message, error } of records) {
     counts.logs += 1;

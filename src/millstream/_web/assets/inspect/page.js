@@ -1,5 +1,5 @@
-// The inspector: a client of this server in the page. It lists what there is, makes a form of each thing, runs it, and
-// shows every message.
+// The inspector: an MCP client in the page. It lists what the server offers, creates a form for each item, runs it, and
+// shows all messages.
 
 import { $, count, element, labelOf, write } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
@@ -31,7 +31,7 @@ import { costOf, saidCost, totalCost } from "./tokens.js";
 import * as traffic from "./traffic.js";
 
 const LEVELS = ["", "debug", "info", "notice", "warning", "error"];
-const LINE = "millstream.inspect.line"; // transport, revision and server, as long as the tab is open
+const LINE = "millstream.inspect.line"; // transport, revision, and server of this tab
 const CHANGED = {
   "notifications/tools/list_changed": ["tools"],
   "notifications/prompts/list_changed": ["prompts"],
@@ -41,25 +41,25 @@ const CHANGED = {
 let kind = "tools";
 /** @type {Record<string, Array<{name: string}>>} */
 const offered = {};
-const refused = {}; // why there is no list of a kind
+const refused = {}; // kind -> why its list can't be loaded
 const chosen = {};
-const away = backFrom(); // where somebody was who signed in elsewhere
-let asked = links.read(location.hash || (away?.hash ?? "")); // what the address asked for, until it is opened
-let welcomed = away === null; // whether somebody who is back was told that it went well
+const away = backFrom(); // the place before a sign-in redirect
+let asked = links.read(location.hash || (away?.hash ?? "")); // the item in the URL, until it's opened
+let welcomed = away === null; // whether the user was told that sign-in succeeded
 let others = [];
-let begun = false; // whether a list was ever shown
+let begun = false; // whether a list has been shown
 
 // Lists
 
 const ORDER = "millstream.inspect.order";
-const unfolded = new Map(); // name of a group -> whether the person opened it
-let ownTags = {}; // of this server's tools, which aren't in its list
+const unfolded = new Map(); // group -> whether the user opened or closed it
+let ownTags = {}; // tags of this server's tools, which its list doesn't contain
 
 const tags = (item) => (kind !== "tools" ? [] : session.via ? tagsOf(item) : (ownTags[item.name] ?? tagsOf(item)));
 const fits = (item, words) => words.every((word) => `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""} ${tags(item).join(" ")}`.toLowerCase().includes(word));
 const matching = () => (offered[kind] ?? []).filter((item) => fits(item, $("filter").value.toLowerCase().split(/\s+/)));
 
-/** What the list shows: the items that match, in the order that was chosen, with the heads of their groups. */
+/** Return the rows of the list: the matching items in the selected order, with the headings of their groups. */
 function ordered(found) {
   if (kind !== "tools") return found;
   if ($("order").value === "tokens") return [...found].sort((one, other) => costOf(other) - costOf(one));
@@ -83,7 +83,7 @@ const items = new LongList($("items"), {
 const costed = (item) => (kind === "tools" && $("order").value === "tokens" ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item))) : "");
 const headOf = ({ group, size, closed: folded }) => [icon(folded ? "next" : "fold"), element("span", { className: "group-name", dir: "auto" }, group), element("span", { className: "count" }, String(size)), element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", folded ? "closed" : "open")];
 
-/** A saved call in the list: whether it passed, its name, and what it calls. */
+/** Return the row of a saved call: its name, its target, and whether it passed. */
 function savedRow(call) {
   const outcome = outcomeOf(call);
   const mark = outcome ? element("span", { className: `mark ${outcome.good ? "good" : "bad"}` }, icon(outcome.good ? "check" : "close"), element("span", { className: "visually-hidden" }, outcome.good ? "passes" : "fails")) : element("span", { className: "mark soft" }, icon("play"));
@@ -103,7 +103,7 @@ const kinds = tabs($("kinds"), Object.entries(KINDS).map(([id, { title }]) => ({
 });
 for (const [name, { extension }] of Object.entries(KINDS)) kinds.hide(name, Boolean(extension));
 
-/** Whether the server has an extension at this revision; tasks need one without a handshake. */
+/** Whether the server has an extension at this revision. Tasks need the per-request era. */
 function announces(extension) {
   if (!extension) return true;
   if (extension === TASKS && session.client?.handshake) return false;
@@ -117,7 +117,7 @@ async function load(name) {
   try {
     offered[name] = (needs && !session.server.capabilities?.[needs]) || !announces(extension) ? [] : await fetchAll();
   } catch (error) {
-    // A list that the server refuses to give, such as that of templates: the others are there all the same.
+    // If the server rejects one list, such as templates, the others still load.
     if (!(error instanceof RpcError)) throw error;
     offered[name] = [];
     refused[name] = `The server answered: ${say(error)}`;
@@ -135,7 +135,7 @@ function drawItems() {
   $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${KINDS[kind].plural ?? kind}`), there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none));
 }
 
-/** What the tools cost, and the order of their list. */
+/** Draw the footer: the cost of the tools, the order of the list, or the summary of saved calls. */
 function drawFoot() {
   const tools = offered.tools ?? [];
   $("saved-foot").hidden = kind !== "saved" || !begun;
@@ -150,16 +150,16 @@ function drawFoot() {
   $("cost").title = `${text} for the tools and the instructions, in the context of a model. ${title}`;
 }
 
-/** What stands in the place of a thing where there's none: how to make one, where that's for this person to do. */
+/** Return the placeholder for an empty kind, with an example for developers of this server. */
 function nothing(name) {
   const { none, first, example, plural = name } = KINDS[name];
   if (session.via || refused[name] || !begun || !example) return element("p", { className: "empty narrow-only" }, element("strong", {}, `No ${plural}`), refused[name] ?? none);
   const code = copyable(element("pre", { tabIndex: 0, "aria-label": "Example", dir: "ltr" }, example), "Copy the example");
-  const then = element("p", { className: "small" }, "Save and restart the server: this page comes back by itself. With ", element("code", {}, "millstream dev"), ", saving is enough.");
+  const then = element("p", { className: "small" }, "Save the file and restart the server. This page reconnects automatically. With ", element("code", {}, "millstream dev"), ", saving is enough.");
   return element("section", { className: "empty first", "aria-label": "How to begin" }, element("p", {}, first), code, then);
 }
 
-/** Show a kind: its list, and what was last opened of it. */
+/** Show a kind: its list, and the item that was last open. */
 function open(name) {
   kind = name;
   kinds.choose(name, false);
@@ -170,7 +170,7 @@ function open(name) {
   else $("detail").replaceChildren(nothing(name));
 }
 
-/** Put one thing on the bench. */
+/** Show an item in the detail view. */
 function show(item, values = null) {
   cease();
   chosen[kind] = item.name;
@@ -181,7 +181,7 @@ function show(item, values = null) {
   history.replaceState(null, "", links.write(kind, item.name));
 }
 
-/** Open what an address, the history or a result names. A resource need not be listed. */
+/** Open an item by name, from a link, the history, or a result. Resources don't have to be listed. */
 function jump({ kind: name, name: wanted, values }) {
   const named = (offered[name] ?? []).find((item) => item.name === wanted || item.uri === wanted);
   const item = named ?? (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted) ? { name: wanted, uri: wanted, described: false, description: "A resource that isn't listed." } : null);
@@ -192,7 +192,7 @@ function jump({ kind: name, name: wanted, values }) {
   drawItems();
   show(item, values);
   view("detail");
-  if (!asked) $("pane").focus({ preventScroll: true }); // a page that has just been loaded is read from its start
+  if (!asked) $("pane").focus({ preventScroll: true }); // not after loading: screen readers start at the top
 }
 
 // Connecting
@@ -205,7 +205,7 @@ async function findEndpoint() {
 
 const ownLog = new Feed("inspect/log", ({ data }) => noteLog(JSON.parse(data)));
 
-/** Offer the other servers that the operator named, where there are any, and say who is signed in at the one of now. */
+/** Show the other servers that the operator named, and the user signed in at the current one. */
 async function offerServers() {
   const chosenName = $("server").value;
   const { servers, log, tags: named = {} } = await otherServers();
@@ -220,7 +220,7 @@ async function offerServers() {
   showAccount(session.via, again);
 }
 
-/** Another server is there once somebody signs in: ask for that, in the place of what it would show. */
+/** Show the sign-in card of another server. */
 async function signIn(error) {
   const mine = session.client;
   await offerServers().catch(() => {});
@@ -245,7 +245,7 @@ function state(text, look) {
   else delete $("state").dataset.revision;
 }
 
-/** A server is there: read its lists, and show again what was shown. */
+/** Load the lists after connecting, and restore the open item. */
 async function ready(mine) {
   const { name = "", title, version = "" } = session.server.serverInfo ?? {};
   $("server-name").textContent = title || name;
@@ -256,7 +256,7 @@ async function ready(mine) {
   begun = true;
   if (!welcomed && session.via?.signed_in) toast(`${asWhom(session.via.signed_in)}.`, "good");
   welcomed = true;
-  // Keep a form that somebody has begun to fill in, unless its tool has changed.
+  // Keep the open form, unless its tool has changed.
   if (asked) jump(asked);
   else if (before && before === JSON.stringify(current()) && kind !== "server") drawItems();
   else open(kind);
@@ -276,7 +276,7 @@ async function notified(method, params) {
 function again() {
   cease();
   session.via = others.find(({ name }) => name === $("server").value) ?? null;
-  if (session.via) $("transport").value = "http"; // There is one way through.
+  if (session.via) $("transport").value = "http"; // the proxy supports only this transport
   $("transport").disabled = session.via !== null;
   session.transport = $("transport").value;
   if (session.transport === "sse" && $("revision").value > "2026") $("revision").value = "2024-11-05";
@@ -284,13 +284,13 @@ function again() {
   session.revision = $("revision").value;
   sessionStorage.setItem(LINE, JSON.stringify([session.transport, session.revision, session.via?.url ?? ""]));
   showAccount(session.via, again);
-  offered[kind] = []; // Draw the form again: a revision has its own abilities.
+  offered[kind] = []; // redraw the form, because it depends on the revision
   connect().catch(() => {});
 }
 
 // The page
 
-/** On a phone one of three views is shown: "list", "detail" or "activity". */
+/** Select the view on a phone: "list", "detail", or "activity". */
 function view(name) {
   $("main").dataset.view = name;
   for (const button of $("views").children) button.ariaCurrent = String(button.dataset.view === name);
@@ -311,7 +311,7 @@ function editAndResend(method, { _meta, inputResponses, requestState, ...params 
 const exportTranscript = () => save(`${session.server.serverInfo?.name ?? "mcp"}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.jsonl`, traffic.transcript(), "application/jsonl");
 const clearAll = { messages: traffic.clear, runs: clearHistory, notes: clearNotes, logs: clearNotes };
 
-/** Something about the saved calls has changed; `call` is the one, where it's one. */
+/** Update the saved calls; `call` is the changed one, if it's only one. */
 function savedChanged(call) {
   const before = offered.saved ?? [];
   offered.saved = savedCalls();
@@ -319,13 +319,13 @@ function savedChanged(call) {
   kinds.count("saved", total || "", done > good ? "bad" : "");
   if (call && !before.includes(call)) return jump({ kind: "saved", name: call.name, values: null });
   if (kind !== "saved") return;
-  if (call && call !== current() && !offered.saved.includes(current())) chosen.saved = call.name; // it has another name
+  if (call && call !== current() && !offered.saved.includes(current())) chosen.saved = call.name; // it was renamed
   items.invalidate();
   drawItems();
   if (!current()) open("saved");
 }
 
-/** The state of a task has changed, or there's a new one. */
+/** Update the list of tasks. */
 function tasksChanged() {
   offered.tasks = knownTasks();
   kinds.count("tasks", offered.tasks.length);
@@ -369,16 +369,16 @@ $("back").addEventListener("click", () => view("list"));
 $("export").addEventListener("click", exportTranscript);
 $("clear").addEventListener("click", () => clearAll[activity.current()]());
 addEventListener("hashchange", ({ newURL }) => {
-  const wanted = links.read(new URL(newURL).hash); // the address itself may say already what was opened in between
+  const wanted = links.read(new URL(newURL).hash); // not `location`, which may have changed since
   if (!begun) asked = wanted ?? asked;
   else if (wanted && (wanted.kind !== kind || wanted.name !== chosen[kind] || wanted.values)) jump(wanted);
 });
 addEventListener("pagehide", () => session.client?.close());
-// The browser kept this page in its cache and shows it again.
+// Restored from the back/forward cache.
 addEventListener("pageshow", (event) => event.persisted && connect().catch(() => {}));
 
 shortcut("/", "Filter the list", () => (view("list"), $("filter").focus()));
-// In the form and in a question, the form itself listens.
+// Forms and questions handle this key themselves.
 shortcut("mod+enter", "Run what's open", () => document.querySelector("dialog[open]") ? document.querySelector("#question[open] form")?.requestSubmit() : $("detail").querySelector("form")?.requestSubmit());
 Object.keys(KINDS).forEach((name, index) => shortcut(String(index + 1), `Show ${KINDS[name].title.toLowerCase()}`, () => announces(KINDS[name].extension) && (open(name), view("list"), $("items").focus())));
 commands(() => [

@@ -1,5 +1,5 @@
-// What a server asks its client, put to the person one at a time: elicitations (forms and links), samplings, roots.
-// Each answer is the bare result; both eras carry it, each in its way.
+// Questions of the server to the user, one at a time: elicitation (forms and links), sampling, and roots. Answers are
+// results, which the client sends as the era requires.
 
 import { $, element, pretty } from "../dom.js";
 import { nodes } from "../render/content.js";
@@ -10,7 +10,7 @@ let turn = Promise.resolve();
 let made = 0;
 
 /**
- * Ask the person. Rejects where the kind of question cannot say no in its result.
+ * Ask the user. Rejects if they decline and the result can't express that.
  *
  * @param {string} method
  * @param {object} params
@@ -18,7 +18,7 @@ let made = 0;
  */
 export function ask(method, params, signal) {
   const make = KINDS[method];
-  if (!make) return Promise.reject(Object.assign(new Error(`This client doesn't know ${method}.`), { code: -32601 }));
+  if (!make) return Promise.reject(Object.assign(new Error(`This client doesn't support ${method}.`), { code: -32601 }));
   if (method === "roots/list" && roots().length) return Promise.resolve({ roots: roots() });
   const answer = turn.then(() => put(make(params), signal));
   turn = answer.catch(() => {});
@@ -63,7 +63,7 @@ function put(question, signal) {
     if (signal?.aborted) finish(() => { throw signal.reason; });
     else {
       dialog.showModal();
-      // What there is to write comes first, not what there is to read.
+      // Focus the first input, not the content above it.
       [...$("question-body").querySelectorAll("input, select, textarea")].find((each) => each.checkVisibility())?.focus();
     }
   });
@@ -113,7 +113,7 @@ const REPLY = {
   },
 };
 
-/** The person plays the model: in words, or with the whole result as JSON, tool calls included. */
+/** Let the user answer as the model: as text, or as a JSON result that may contain tool calls. */
 function sampling(params) {
   const asked = (params.messages ?? []).map((message) => element("div", { className: `said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, () => {}))));
   const limits = Object.entries({ "System prompt": params.systemPrompt, "At most": params.maxTokens && `${params.maxTokens} tokens`, Temperature: params.temperature, Stop: params.stopSequences?.join(", "), Models: params.modelPreferences && pretty(params.modelPreferences), Tools: params.tools?.map(({ name }) => name).join(", ") })

@@ -1,4 +1,4 @@
-// Calls that a person keeps, with what must hold in their results. They stay in the browser, and go to others as a file.
+// Saved calls with checks of their results. They're stored in the browser, and can be exported.
 
 import { element, figure, pretty } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
@@ -20,27 +20,27 @@ const METHODS = { "tools/call": "tools", "resources/read": "resources", "prompts
 
 /**
  * @typedef {object} Saved
- * @property {string} name what the person calls it; no two of a server are alike
+ * @property {string} name unique for each server
  * @property {string} server
- * @property {string} kind of what it was made from
- * @property {string} from the name of that
- * @property {object} values of its form
+ * @property {string} kind kind of the item
+ * @property {string} from name of the item
+ * @property {object} values values of its form
  * @property {string} method
  * @property {object} params
- * @property {boolean} fails whether it must fail
+ * @property {boolean} fails whether it's expected to fail
  * @property {Array<{path: string, relation: string, value: string}>} checks
  */
 
 /** @type {Saved[]} */
 let all = [];
-const outcomes = new WeakMap(); // of this page: call -> {good, problems, result, ms}
+const outcomes = new WeakMap(); // call -> {good, problems, result, ms}
 let changed = () => {};
 let openForm = () => {};
-let stop = null; // ends a run of all
+let stop = null; // stops "Run all"
 
 const here = () => session.via?.url ?? `own ${session.server.serverInfo?.name ?? ""}`;
 
-/** The calls of the server of now, as the list shows them. */
+/** Return the calls of the current server. */
 export const savedCalls = () => all.filter((call) => call.server === here());
 
 export const outcomeOf = (call) => outcomes.get(call) ?? null;
@@ -66,7 +66,7 @@ function store() {
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
-/** A call as it may be kept, from wherever it comes; null where it's none. */
+/** Validate a stored or imported call; null if it's invalid. */
 function clean(given, server) {
   if (!isObject(given) || !(given.method in METHODS) || !isObject(given.params)) return null;
   const checks = (Array.isArray(given.checks) ? given.checks : []).filter((each) => isObject(each) && typeof each.path === "string" && Object.hasOwn(RELATIONS, each.relation)).slice(0, MAX_CHECKS);
@@ -78,7 +78,7 @@ function clean(given, server) {
   };
 }
 
-/** A name that no other call of this server has. */
+/** Return a name that no other call of this server has. */
 function unused(name) {
   const taken = new Set(savedCalls().map((each) => each.name));
   for (let number = 1; ; number += 1) {
@@ -87,7 +87,7 @@ function unused(name) {
   }
 }
 
-/** Keep a call. `last` is what came of it on the bench, where it was run. */
+/** Save a call. `last` is its newest outcome, if it was run. */
 export function keep({ kind, from, values, method, params }, last) {
   const call = clean({ kind, from, values, method, params, name: unused(from), fails: last?.good === false, checks: [] }, here());
   all.push(call);
@@ -98,7 +98,7 @@ export function keep({ kind, from, values, method, params }, last) {
   return call;
 }
 
-/** A call has an outcome, or has lost it. */
+/** Set or clear the outcome of a call. */
 function judged(call, outcome) {
   if (outcome) outcomes.set(call, outcome);
   else outcomes.delete(call);
@@ -106,7 +106,7 @@ function judged(call, outcome) {
   changed(call);
 }
 
-/** Run a call, and judge what comes of it. */
+/** Run a call, and check its result. */
 async function run(call, signal) {
   const started = performance.now();
   let result;
@@ -129,7 +129,7 @@ async function run(call, signal) {
   judged(call, { good: !problems.length, problems, result, ms: performance.now() - started });
 }
 
-/** Run all calls of this server, one after the other; a second time ends that. */
+/** Run all calls of this server in turn, or stop if they're running. */
 export async function runAll() {
   if (stop) return stop.abort();
   stop = new AbortController();
@@ -142,7 +142,7 @@ export async function runAll() {
   changed();
 }
 
-/** How they fared: "3 of 4 pass". */
+/** Summarize the outcomes: "3 of 4 pass". */
 export function summary() {
   const calls = savedCalls();
   const done = calls.map(outcomeOf).filter(Boolean);
@@ -152,13 +152,13 @@ export function summary() {
 
 export const exportCalls = () => saveFile(`${session.server.serverInfo?.name ?? "mcp"}-calls.json`, `${pretty({ format: FORMAT, version: 1, calls: savedCalls().map(({ server, ...call }) => call) })}\n`, "application/json");
 
-/** Take calls of a file in. */
+/** Import calls from a file. */
 export async function importCalls(file) {
   let found = null;
   try {
     if (file.size <= MAX_FILE) found = JSON.parse(await file.text());
   } catch {
-    // Said below.
+    // Reported below.
   }
   const calls = (found?.format === FORMAT && Array.isArray(found.calls) ? found.calls : []).map((each) => clean(each, here())).filter(Boolean);
   if (!calls.length) return toast(`${file.name} has no calls. Choose a file that this page has exported.`, "bad");
@@ -169,12 +169,12 @@ export async function importCalls(file) {
   toast(calls.length === 1 ? "1 call was added." : `${calls.length} calls were added.`, "good");
 }
 
-// One call on the bench
+// Detail view of a call
 
 let made = 0;
-let shown = null; // the call that is on the bench, and what draws its outcome anew
+let shown = null; // the open call, and the function that redraws its outcome
 
-/** The fields of one statement. */
+/** Create the fields of a check. */
 function checkRow(check, { list, edited, remove }) {
   const path = element("input", { value: check.path, placeholder: "structuredContent.total", "aria-label": "Place in the result", autocomplete: "off", spellcheck: false, list: list.id });
   const relation = element("select", { "aria-label": "Relation" }, ...Object.entries(RELATIONS).map(([value, title]) => element("option", { value }, title)));
@@ -188,7 +188,7 @@ function checkRow(check, { list, edited, remove }) {
     edited();
   };
   value.addEventListener("focus", () => {
-    // What the last result has there is most likely what it should have.
+    // The value in the last result is most likely the expected one.
     const found = at(list.result, path.value.trim());
     if (!value.value && found !== undefined && relation.value === "equals") value.value = typeof found === "string" ? found : JSON.stringify(found);
     value.select();
@@ -200,7 +200,7 @@ function checkRow(check, { list, edited, remove }) {
   return element("div", { className: "check-row" }, path, relation, value, away);
 }
 
-/** What came of a call. */
+/** Render the outcome of a call. */
 function verdict(call) {
   const outcome = outcomeOf(call);
   if (!outcome) return [];
@@ -210,7 +210,7 @@ function verdict(call) {
   return [element("div", { className: "row" }, element("span", { className: `badge ${good ? "good" : "bad"}` }, good ? "Pass" : "Fail"), element("span", { className: "soft small" }, `${figure(ms)} ms`)), ...list, ...shown];
 }
 
-/** The nodes of a call: what it sends, what must hold, and what came of it. */
+/** Return the nodes of a call: its request, its checks, and its outcome. */
 export function savedCard(call) {
   const id = `saved-${++made}`;
   const list = element("datalist", { id: `${id}-paths` });

@@ -1,5 +1,4 @@
-// The connection of the page to the server: it is opened with what the person chose, given up when the server goes, and
-// opened again when it is back.
+// The page's connection to the server: connects with the user's settings, and reconnects when the server is back.
 
 import { Client } from "../mcp/client.js";
 import { Http, HttpSse, isUnauthorized } from "../mcp/http.js";
@@ -18,49 +17,49 @@ export const TRANSPORTS = {
   websocket: { title: "WebSocket", line: WebSocketTransport, path: "ws" },
 };
 
-/** What is connected now. Only this module changes it. */
+/** The current connection. Only this module changes it. */
 export const session = {
   /** @type {Client | null} */ client: null,
-  server: {}, // what the server said about itself when we last connected
+  server: {}, // the server's last `initialize` or `server/discover` result
   endpoint: "mcp",
-  /** @type {{name: string, url: string, signed_in: object | null} | null} */ via: null, // another server, which this one passes requests on to
+  /** @type {{name: string, url: string, signed_in: object | null} | null} */ via: null, // another server, reached through the proxy
   transport: "http",
   revision: "2026-07-28",
   level: "",
 };
 
-let opening = null; // the attempt to connect that is under way
+let opening = null; // the pending connection attempt
 let failures = 0;
 let events = {};
 
 /**
- * @param {object} on `sent`, `got`, `failed`, `ask` and `notified` as the client tells them; `state(text, look)`; `ready()` is
- *   awaited when a server is there, before the page calls itself connected; `signIn(error)` where another server asks for it
+ * @param {object} on `sent`, `got`, `failed`, `ask`, and `notified` of the client; `state(text, look)`; `ready()` is awaited
+ *   before the state becomes connected; `signIn(error)` is called if another server requires sign-in
  */
 export const connectSession = (on) => (events = on);
 
 const target = () => (session.via ? `inspect/via/${encodeURIComponent(session.via.name)}` : (TRANSPORTS[session.transport].path ?? session.endpoint));
 
-/** What goes with each request. On the way to another server, the key has a name of its own: ours is for this one. */
+/** Return the headers of each request. Credentials for another server have their own header. */
 function headers() {
   const own = ownHeaders();
   if (!session.via) return own;
   return Object.fromEntries(Object.entries(own).map(([name, value]) => [name.toLowerCase() === "authorization" ? "mcp-inspect-authorization" : name, value]));
 }
 
-/** The address of the endpoint for programs elsewhere. */
+/** Return the absolute URL of the endpoint. */
 export const address = () => session.via?.url ?? new URL(session.endpoint, document.baseURI).href;
 
 /**
- * The other servers that the operator named, `{name, url, signed_in: {who, issuer, scopes} | null}`, and whether this
- * server sends its log to the page.
+ * Return the other servers that the operator named, `{name, url, signed_in: {who, issuer, scopes} | null}`, and whether
+ * this server sends its log to the page.
  */
 export async function otherServers() {
   const response = await fetch("inspect/servers", { cache: "no-store" });
   return response.ok ? response.json() : { servers: [], log: false };
 }
 
-/** Start a new connection. Resolves with the client. Rejects if there is no connection, but the page keeps trying. */
+/** Start a new connection. Resolves with the client, or rejects on failure while the page keeps retrying. */
 export function connect() {
   session.client?.close();
   events.state("Connecting…", "");
@@ -89,7 +88,7 @@ async function establish(mine) {
   return mine;
 }
 
-/** Say that there is no connection, and wait for the server. If the server itself refused, it would refuse again. */
+/** Show that the connection is lost, and reconnect when the server is back, unless it rejected the client. */
 async function fail(mine, error) {
   if (mine.gone) return;
   mine.gone = true;
@@ -111,13 +110,13 @@ async function fail(mine, error) {
   }
 }
 
-/** The connected client. If there is no connection, this tries again at once. */
+/** Return the connected client. Reconnects immediately if the connection is lost. */
 export const connected = async () => opening ?? (session.client.gone ? connect() : session.client);
 
-/** Send a request over the connection of now. */
+/** Send a request over the current connection. */
 export const request = async (...message) => (await connected()).request(...message);
 
-/** Ask the server for log messages of the level that was chosen. */
+/** Request log messages of the selected level. */
 export async function applyLevel() {
   const { client, level, server } = session;
   client.logLevel = level;

@@ -1,5 +1,5 @@
-// How this page connects: headers of the person, a key, what the client says it can do, and the roots. Headers and keys
-// are kept as long as the tab is open, everything else for good.
+// Connection settings: headers, a key, client capabilities, and roots. Headers and keys are stored until the tab is closed,
+// the others permanently.
 
 import { EXTENSION, MIME } from "../apps/bridge.js";
 import { $, element } from "../dom.js";
@@ -25,16 +25,16 @@ let able = load(localStorage, CAPABLE, Object.keys(ABILITIES));
 let known = load(localStorage, ROOTS, []);
 let changed = () => {};
 
-/** The headers that go with each request. */
+/** Return the user's headers for each request. */
 export const ownHeaders = () => ({ ...headers });
 
-/** What the client says it can do. */
+/** Return the client capabilities. */
 export const capabilities = () => ({ ...Object.fromEntries(able.filter((name) => name !== "tasks").map((name) => [name, name === "roots" ? { listChanged: true } : {}])), extensions: { [EXTENSION]: { mimeTypes: [MIME] }, ...(able.includes("tasks") ? { [TASKS]: {} } : {}) } });
 
-/** The roots that are told without asking: `{uri, name?}`. */
+/** Return the roots that are sent without asking: `{uri, name?}`. */
 export const roots = () => known;
 
-/** Send no key any more: the person signs in instead. */
+/** Remove the key, because the user signs in instead. */
 export function forgetKey() {
   headers = Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== "authorization"));
   sessionStorage.setItem(HEADERS, JSON.stringify(headers));
@@ -58,7 +58,7 @@ function row(list, name = "", value = "") {
   return key;
 }
 
-/** Open the dialog; `focus` is "key" to begin with the key. */
+/** Open the dialog; `focus` is "key" to focus the key. */
 export function openSettings(focus = "") {
   const key = element("input", { id: "settings-key", type: "password", value: bearer(), autocomplete: "off", spellcheck: false });
   const list = element("div", { className: "stack tight", role: "group", "aria-label": "Headers" });
@@ -105,7 +105,7 @@ function tell() {
   $("settings-count").textContent = Object.keys(headers).length || "";
 }
 
-/** `onChange` is called when settings were saved. */
+/** `onChange` is called when settings are saved. */
 export function connectSettings(onChange) {
   changed = onChange;
   $("open-settings").addEventListener("click", () => openSettings());

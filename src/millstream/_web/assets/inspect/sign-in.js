@@ -1,5 +1,5 @@
-// Signing in to another server: what asks for it, in the place of what can't be shown without it, and who is signed in.
-// The way there and back, and the tokens, are this server's: nothing of them comes into the page.
+// Sign-in to another server: the card that asks for it, and the account dialog. This page's server handles the redirects
+// and stores the tokens; the page never receives them.
 
 import { $, element } from "../dom.js";
 import { httpError } from "../mcp/wire.js";
@@ -7,9 +7,9 @@ import { icon } from "../shell/icons.js";
 import { toast } from "../shell/toasts.js";
 import { forgetKey, openSettings } from "./settings.js";
 
-const AWAY = "millstream.inspect.away"; // where the person was when they left to sign in
+const AWAY = "millstream.inspect.away"; // the place before the sign-in redirect
 
-/** Whether an error of another server says that signing in, or signing in for more, would help. */
+/** Whether signing in, or requesting more scopes, would resolve an error of another server. */
 export const asksToSignIn = ({ status, challenge }) => status === 401 || (status === 403 && challenge.includes("insufficient_scope"));
 
 const scopesOf = ({ challenge }) => (/\bscope="([^"]*)"/.exec(challenge)?.[1] ?? "").split(" ").filter(Boolean);
@@ -24,7 +24,7 @@ function field(title, hint, properties = {}) {
   return [input, element("div", { className: "field" }, element("label", { htmlFor: id }, title), input, ...(hint ? [element("span", { className: "hint" }, hint)] : []))];
 }
 
-/** Ask the server where to go, and go there. Rejects if there is no way. */
+/** Get the sign-in URL, and navigate to it. Rejects if there's none. */
 async function leave(server, wanted, hash) {
   const response = await fetch(route(server), { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(wanted) });
   if (!response.ok) throw await httpError(response);
@@ -35,7 +35,7 @@ async function leave(server, wanted, hash) {
   location.assign(url);
 }
 
-/** Let a form lead away: `wanted()` is what it asks for. What goes wrong stands in `wrong`. */
+/** Redirect when a form is submitted. `wanted()` returns the request, and errors are shown in `wrong`. */
 function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -54,11 +54,11 @@ function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
 }
 
 /**
- * What asks a person to sign in.
+ * Create the card that asks the user to sign in.
  *
  * @param {{name: string, url: string, signed_in: object | null}} server
- * @param {HttpError | RpcError} error its refusal
- * @param {string} hash what to open when they are back
+ * @param {HttpError | RpcError} error the server's error
+ * @param {string} hash place to open afterwards
  */
 export function signInCard(server, error, hash) {
   const more = error.status === 403;
@@ -91,7 +91,7 @@ export function signInCard(server, error, hash) {
   return form;
 }
 
-/** Where the person was when they left to sign in: `{name, hash}`; null if they haven't. It's told once. */
+/** Return the place before the sign-in redirect, once: `{name, hash}`; null if there was none. */
 export function back() {
   const kept = sessionStorage.getItem(AWAY);
   sessionStorage.removeItem(AWAY);
@@ -102,7 +102,7 @@ export function back() {
   }
 }
 
-/** The words for a person who is signed in, as far as their token says. */
+/** Return the text for a signed-in user. */
 export const asWhom = ({ who }) => (who ? `Signed in as ${who}` : "Signed in");
 
 async function signOut(server, done) {
@@ -110,7 +110,7 @@ async function signOut(server, done) {
     const response = await fetch(route(server), { method: "DELETE" });
     if (!response.ok) throw await httpError(response);
     const { revoked } = await response.json();
-    toast(revoked ? "Signed out. The tokens are revoked." : "Signed out. The tokens are forgotten here, but couldn't be revoked.", "good");
+    toast(revoked ? "Signed out. The tokens are revoked." : "Signed out. The tokens were deleted here, but couldn't be revoked.", "good");
   } catch (error) {
     toast(error.name === "TypeError" ? "This page's server can't be reached." : error.message, "bad");
   }
@@ -150,7 +150,7 @@ function openAccount(server, done) {
   close.focus();
 }
 
-/** Show in the bar who is signed in at the server that is inspected; `done` is called when they have signed out. */
+/** Show the signed-in user in the toolbar; `done` is called after sign-out. */
 export function showAccount(server, done) {
   const there = Boolean(server?.signed_in);
   const button = $("account-button");

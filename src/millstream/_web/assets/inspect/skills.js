@@ -1,4 +1,4 @@
-// Skills: folders of instructions for models. Each file can be read, and is compared with the manifest.
+// Skills: folders of instructions for models. Each file can be read, and is verified against the manifest.
 
 import { element } from "../dom.js";
 import { contents } from "../render/content.js";
@@ -7,7 +7,7 @@ import { request, session } from "./session.js";
 
 export const SKILLS = "io.modelcontextprotocol/skills";
 
-/** All skills, as the list shows them. Names aren't unique, URIs are. */
+/** Load all skills. Their URIs are unique, their names aren't. */
 export async function loadSkills() {
   const found = await session.client.list("skills/list", "skills");
   return found.map((skill) => ({ ...skill, name: skill.uri, title: String(skill.frontmatter?.name ?? skill.uri), description: String(skill.frontmatter?.description ?? "") }));
@@ -15,7 +15,7 @@ export async function loadSkills() {
 
 const bytesOf = ({ text, blob }) => (blob === undefined ? new TextEncoder().encode(text ?? "") : Uint8Array.from(atob(blob), (each) => each.charCodeAt(0)));
 
-/** Whether a file is what the manifest says: a badge, or none where there's no manifest or no way to compute a digest. */
+/** Return a badge for whether a file matches the manifest; none without a manifest or the Web Crypto API. */
 async function verdict(entry, result) {
   const file = (result.contents ?? [])[0];
   if (!entry || !file || !globalThis.crypto?.subtle) return [];

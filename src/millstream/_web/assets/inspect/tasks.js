@@ -1,5 +1,5 @@
-// Tasks: calls that the server answers with an id, and goes on with. This page follows them by polls, answers their
-// questions, and lists those that it started, as long as the tab is open.
+// Tasks: calls that the server answers with an id and continues in the background. This page polls them, answers their
+// questions, and lists the tasks that this tab started.
 
 import { element } from "../dom.js";
 import { RpcError, wait } from "../mcp/wire.js";
@@ -11,7 +11,7 @@ import { address, request } from "./session.js";
 export const TASKS = "io.modelcontextprotocol/tasks";
 const KEY = "millstream.inspect.tasks";
 const KEPT = 100;
-const PAUSES_MS = [50, 1_000, 30_000]; // between two polls: at least, by default, at most
+const PAUSES_MS = [50, 1_000, 30_000]; // between two polls: minimum, default, maximum
 const LOOKS = { working: ["Working", ""], input_required: ["Asks you", "warn"], completed: ["Done", "good"], failed: ["Failed", "bad"], cancelled: ["Canceled", "warn"] };
 const OVER = ["completed", "failed", "cancelled"];
 
@@ -21,7 +21,7 @@ const OVER = ["completed", "failed", "cancelled"];
 let known = [];
 let changed = () => {};
 
-/** `change()` is called when a task is new, or its state is another. */
+/** `change()` is called when a task is added or its state changes. */
 export function connectTasks({ change }) {
   changed = change;
   try {
@@ -34,10 +34,10 @@ export function connectTasks({ change }) {
 const titleOf = ({ status }) => LOOKS[status] ?? [status, ""];
 const words = ({ status, statusMessage }) => [titleOf({ status })[0], statusMessage].filter(Boolean).join(": ");
 
-/** The tasks of the server of now, the newest first, as the list shows them. */
+/** Return the tasks of the current server, newest first. */
 export const knownTasks = () => known.filter(({ server }) => server === address()).map((task) => Object.assign(task, { title: task.tool, description: words(task.state) }));
 
-/** Whether a task is over, and how: what its row in the list begins with. */
+/** Return the status icon of a task's row. */
 export function taskMark({ state: { status } }) {
   const shape = { completed: ["check", "good"], failed: ["close", "bad"], cancelled: ["stop", "soft"], input_required: ["help", "soft"] }[status] ?? ["reload", "soft"];
   return element("span", { className: `mark ${shape[1]}` }, icon(shape[0]));
@@ -59,7 +59,7 @@ function keep(state, tool) {
   return task;
 }
 
-/** Get a task until it's over; `told(state)` is called for each state. */
+/** Poll a task until it ends; `told(state)` is called for each state. */
 async function poll(state, signal, told) {
   const answered = new Set();
   for (;;) {
@@ -80,8 +80,7 @@ async function poll(state, signal, told) {
 }
 
 /**
- * Wait for the result of a task. If the person cancels, the task is canceled; if something else takes its place here,
- * it goes on.
+ * Wait for the result of a task. If the user cancels, the task is canceled; if they open another item, it continues.
  *
  * @param {object} begun the task, as the call or `tasks/get` returned it
  * @param {string} tool
@@ -109,7 +108,7 @@ export async function follow(begun, tool, { progress, place, signal }) {
   return ended.result ?? {};
 }
 
-/** A task on the bench: it's followed at once. */
+/** Show a task, and follow it immediately. */
 export function taskCard(task) {
   const { taskId, createdAt, lastUpdatedAt, ttlMs } = task.state;
   const time = (text) => (text ? new Date(text).toLocaleString() : "–");

@@ -1,4 +1,4 @@
-// URI templates (RFC 6570, as far as resources use them), and values that the server completes while one types.
+// URI templates (the part of RFC 6570 that resources use), and completion of values.
 
 import { element } from "../dom.js";
 
@@ -7,10 +7,10 @@ const LEAD = { "": ["", ","], "+": ["", ","], "#": ["#", ","], ".": [".", "."], 
 
 const names = (list) => list.split(",").map((name) => name.replace(/\*$|:\d+$/, ""));
 
-/** The variables of a template, each once. */
+/** Return the variables of a template, each once. */
 export const variables = (template) => [...new Set([...template.matchAll(EXPRESSION)].flatMap(([, , list]) => names(list)))];
 
-/** The URI for these values; what has no value is left out. */
+/** Expand a template. Variables without a value are left out. */
 export function expand(template, values) {
   return template.replace(EXPRESSION, (_, operator, list) => {
     const [first, between] = LEAD[operator];
@@ -22,7 +22,7 @@ export function expand(template, values) {
   });
 }
 
-/** Offer values for a field. Only the newest question counts. */
+/** Add completion to a field. A newer request cancels the older one. */
 export function complete(each, ref, list, request) {
   const choices = element("datalist", { id: `${each.control.id}-values` });
   each.control.setAttribute("list", choices.id);
@@ -38,7 +38,7 @@ export function complete(each, ref, list, request) {
       const { completion } = await request(params, asking.signal);
       choices.replaceChildren(...completion.values.map((value) => element("option", { value })));
     } catch {
-      // Without completions one types the whole value.
+      // Completion is optional.
     }
   };
   each.control.addEventListener("input", look);

@@ -1,6 +1,5 @@
-// What tools cost a model before it has called one. A token is counted as four characters of the JSON that a model is
-// given (name, description and input schema), as `millstream tokens` counts: tokenizers differ by model, and by no more
-// than a third for such text.
+// Token cost of tool definitions, estimated like `millstream tokens`: four characters of a definition's JSON (name,
+// description, and input schema) per token. Tokenizers differ by up to a third for such text.
 
 import { count } from "../dom.js";
 
@@ -9,7 +8,7 @@ const SAYS = "An estimate: four characters of name, description, and schema per 
 
 const known = new WeakMap();
 
-/** About how many tokens a tool takes in the context of a model. */
+/** Estimate the tokens of a tool's definition. */
 export function costOf(tool) {
   if (!known.has(tool)) {
     const shown = JSON.stringify({ name: tool.name, description: tool.description ?? "", input_schema: tool.inputSchema });
@@ -18,8 +17,8 @@ export function costOf(tool) {
   return known.get(tool);
 }
 
-/** About how many tokens all tools and the instructions take. */
+/** Estimate the tokens of all tools and the instructions. */
 export const totalCost = (tools, instructions = "") => tools.reduce((sum, tool) => sum + costOf(tool), 0) + Math.ceil([...instructions].length / CHARACTERS);
 
-/** A cost as a person reads it, and what it is. */
+/** Return the text and the title for a cost. */
 export const saidCost = (tokens) => ({ text: `≈ ${count(tokens)} tokens`, title: SAYS });

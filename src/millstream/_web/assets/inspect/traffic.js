@@ -1,6 +1,5 @@
-// What went over the wire, a row for each exchange: a request, its response, and the notifications that belong to it.
-// A message that asks for nothing and belongs to nothing is a row of its own. Drawn together, a few times a second at
-// most, however many come.
+// The messages, with a row for each exchange: a request, its response, and its notifications. Unrelated messages have
+// their own rows. The list is drawn at most a few times a second.
 
 import { $, clock, count, element, figure, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
@@ -12,25 +11,25 @@ const KEPT = 500; // exchanges
 const KEPT_NOTES = 200; // of one exchange, the newest
 const SHOWN = 300;
 const SHOWN_NOTES = 100;
-const PAUSE_MS = 120; // At least between two drawings: a flood of messages must leave time for everything else.
+const PAUSE_MS = 120; // minimum between two redraws, to keep the page responsive
 
 /**
  * @typedef {{number: number, out: boolean, message: object, how: object, at: Date, when: number}} Entry one message
  * @typedef {object} Exchange
- * @property {Entry} first the request, or the message that stands alone
+ * @property {Entry} first the request, or a single message
  * @property {Entry | null} answer
- * @property {Entry[]} notes the newest that belong to it
- * @property {number} noted how many there were
+ * @property {Entry[]} notes the newest notifications
+ * @property {number} noted number of notifications
  * @property {string} method
  * @property {string} about
- * @property {string} problem why there is no answer
+ * @property {string} problem why there's no response
  * @property {HTMLElement | null} row
  */
 
 /** @type {Exchange[]} */
 const exchanges = [];
-const asked = new Map(); // "true 3" -> the exchange of the request with id 3 that went out
-const fresh = new Set(); // exchanges that came or changed since the last drawing
+const asked = new Map(); // "true 3" -> exchange of the sent request with id 3
+const fresh = new Set(); // exchanges that were added or changed since the last redraw
 let messages = 0;
 let failures = 0;
 let due = false;
@@ -46,7 +45,7 @@ export function connect({ edit, count: tellCount }) {
 const text = (value) => (typeof value === "string" ? value : "");
 const aboutOf = ({ name, uri, ref, clientInfo, message } = {}) => text(name) || text(uri) || text(ref?.name) || text(ref?.uri) || text(clientInfo?.name) || text(message);
 
-/** The exchange that a message without an id belongs to: it tells its progress, or came in its reply. */
+/** Return the exchange of a notification, by its progress token or the request in whose response it arrived. */
 function ownerOf(out, { params = {} }, how) {
   const id = params.progressToken ?? params._meta?.["io.modelcontextprotocol/subscriptionId"] ?? how.of;
   if (id === undefined) return null;
@@ -56,12 +55,12 @@ function ownerOf(out, { params = {} }, how) {
 const failed = ({ answer, problem }) => Boolean(problem || answer?.message.error || answer?.message.result?.isError === true);
 
 /**
- * Take a message in.
+ * Add a message.
  *
- * @param {boolean} out whether it went out
+ * @param {boolean} out whether it was sent
  * @param {object} message
- * @param {{how: string, headers: Record<string, string>, of?: number}} how how it traveled; `of` is the id of the request
- *   in whose reply it came
+ * @param {{how: string, headers: Record<string, string>, of?: number}} how transport and headers; `of` is the id of the
+ *   request in whose response it arrived
  */
 export function record(out, message, how) {
   const entry = { number: ++messages, out, message, how, at: new Date(), when: performance.now() };
@@ -70,7 +69,7 @@ export function record(out, message, how) {
   if (answered) {
     asked.delete(`${!out} ${message.id}`);
     answered.answer = entry;
-    if (!exchanges.includes(answered)) exchanges.push(answered); // The list was cleared in between.
+    if (!exchanges.includes(answered)) exchanges.push(answered); // the list was cleared in between
     if (failed(answered)) failures += 1;
     draw(answered);
   } else if (owner) {
@@ -96,7 +95,7 @@ export function record(out, message, how) {
   return entry;
 }
 
-/** A request got no answer. */
+/** Record that a request failed without a response. */
 export function fail(message, error) {
   const exchange = asked.get(`true ${message.id}`);
   if (!exchange) return;
@@ -115,7 +114,7 @@ function fits(exchange) {
 
 let drawn = -PAUSE_MS;
 
-/** Draw an exchange with the next frame, or in a flood a little later. */
+/** Schedule a redraw of an exchange. */
 function draw(exchange) {
   fresh.add(exchange);
   if (due) return;
@@ -149,7 +148,7 @@ function flush() {
   });
 }
 
-/** Draw everything anew: another filter. */
+/** Redraw the whole list. */
 function redraw() {
   const box = $("traffic").parentElement;
   const end = follows(box);
@@ -167,7 +166,7 @@ function tell() {
   $("no-traffic").firstElementChild.textContent = exchanges.length ? "No exchange matches" : "No messages yet";
 }
 
-/** What became of a request, in a word. */
+/** Return the outcome of a request in a word. */
 function outcome({ first, answer, problem }) {
   if (problem) return "failed";
   if (!first.message.method || first.message.id === undefined) return "";
@@ -180,7 +179,7 @@ function outcome({ first, answer, problem }) {
 function head(exchange) {
   const { first, answer, method, about, noted } = exchange;
   const word = outcome(exchange);
-  const way = element("span", { className: "way", "aria-hidden": "true" }, first.out ? "↑" : "↓"); // Not an icon: there may be many a second.
+  const way = element("span", { className: "way", "aria-hidden": "true" }, first.out ? "↑" : "↓"); // text is faster than an icon
   const what = element("span", { className: "what" }, element("span", { className: "visually-hidden" }, first.out ? "sent " : "received "), element("span", { className: about ? "soft" : "" }, method), about ? " " : "", about ? element("span", { dir: "auto" }, about) : "");
   const notes = noted ? element("span", { className: "count", title: noted === 1 ? "1 notification" : `${count(noted)} notifications` }, count(noted)) : "";
   const shown = word && word !== "result" && word !== "open" ? element("span", { className: "word" }, word) : word ? element("span", { className: "visually-hidden" }, word) : "";
@@ -192,7 +191,7 @@ function row(exchange) {
   const summary = element("summary", {});
   const details = element("details", {}, summary);
   const item = element("li", { id: `message-${exchange.first.number}` }, details);
-  // Most are never opened: an exchange is written out when it is.
+  // Rendered when opened, because most exchanges never are.
   details.addEventListener("toggle", () => {
     if (details.open && details.childElementCount === 1) details.append(...opened(exchange));
     if (details.open) details.scrollIntoView({ block: "nearest" });
@@ -203,7 +202,7 @@ function row(exchange) {
   return item;
 }
 
-/** Draw what changed of a row that is there. */
+/** Update an existing row. */
 function update(exchange) {
   const { row: item, first } = exchange;
   const details = item.firstChild;
@@ -215,7 +214,7 @@ function update(exchange) {
   for (const each of details.querySelectorAll("details")) each.open = open.has(each.className);
 }
 
-/** One message of an exchange: its headers and its JSON. */
+/** Render a message: its headers and its JSON. */
 function message({ message: value, how }, title, look) {
   const json = pretty(value);
   const headers = Object.entries(how.headers ?? {}).map(([name, each]) => element("div", {}, element("dt", {}, name), element("dd", {}, secret(name) ? "••••" : each)));
@@ -224,7 +223,7 @@ function message({ message: value, how }, title, look) {
   return element("section", { className: "message", "aria-label": title }, bar, ...kept, element("pre", { tabIndex: 0, "aria-label": title, dir: "ltr" }, ...colored(json)));
 }
 
-/** What an opened row shows. */
+/** Render the content of an opened row. */
 function opened(exchange) {
   const { first, answer, notes, noted, problem } = exchange;
   const asks = first.message.method && first.message.id !== undefined;
@@ -255,10 +254,10 @@ function folded(notes, noted) {
   return all;
 }
 
-/** What nobody should see on a shared screen, or in a transcript. */
+/** Whether a header is secret, so it's hidden on the screen and in transcripts. */
 const secret = (name) => /^(authorization|cookie|x-api-key|proxy-authorization|mcp-session-id)$/i.test(name) || /key|token|secret/i.test(name);
 
-/** Everything as JSON Lines, one message to a line, without secrets. */
+/** Return all messages as JSON Lines, without secrets. */
 export function transcript() {
   const all = exchanges.flatMap(({ first, answer, notes }) => [[first, null], ...notes.map((each) => [each, null]), ...(answer ? [[answer, first]] : [])]);
   const lines = all.sort(([one], [other]) => one.number - other.number).map(([{ number, out, message: value, how, at, when }, question]) => {
