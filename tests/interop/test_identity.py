@@ -219,7 +219,7 @@ async def test_denied_external_login_is_reported(desk_with: Make) -> None:
     window = Browser(desk)
     _, url = await away(desk, window)
     reply = await back(window, await sign_in_at(url, "ada@example.com", URL, agrees=False))
-    assert (reply.status, "allowed Google to identify you" in reply.text) == (403, True)
+    assert (reply.status, "allow Google to identify you" in reply.text) == (403, True)
 
 
 async def test_foreign_codes_do_not_sign_in(desk_with: Make) -> None:
