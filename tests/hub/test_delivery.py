@@ -285,7 +285,7 @@ async def test_unpushed_events_are_read_after_an_interruption() -> None:
     async with open_hub(store) as hub, open_hub(store) as other:
         outlet = await listen(hub)
         await turns()
-        tail = hub._delivery.events
+        tail = hub._delivery.event_tail
         tail.stop()
         await other.publish("broadcast", "1")
         await turns()

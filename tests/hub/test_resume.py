@@ -187,7 +187,7 @@ async def test_quiet_subscribers_receive_their_position() -> None:
 async def test_worker_that_fell_behind_sends_a_gap_and_continues() -> None:
     store = MemoryStore()
     async with open_hub(store) as hub, open_hub(store, journal=3) as other:
-        hub._delivery.events.stop()  # the bus loses every message
+        hub._delivery.event_tail.stop()  # the bus loses every message
         outlet = await listen(hub)
         await publish(other, "1")
         await hub.refresh()

@@ -147,7 +147,7 @@ async def test_outbound_fetches_follow_no_redirect(status: int, where: str) -> N
             target.encode(),
         )
         with pytest.raises(OutboundError, match=str(status)):
-            await fetch(f"{issuer.url}/from", headers={"authorization": "Basic secret"}, judge=anywhere)
+            await fetch(f"{issuer.url}/from", headers={"authorization": "Basic secret"}, is_allowed=anywhere)
         assert issuer.request_counts == {"/from": 1}
         assert other.request_counts.total() == 0
 
@@ -182,14 +182,14 @@ async def test_oversized_and_truncated_responses_are_refused(answer: bytes) -> N
     async with run_issuer() as issuer:
         issuer.answers["/x"] = answer
         with pytest.raises(OutboundError):
-            await fetch(f"{issuer.url}/x", judge=anywhere)
+            await fetch(f"{issuer.url}/x", is_allowed=anywhere)
 
 
 async def test_unresponsive_peers_time_out() -> None:
     async with run_issuer() as issuer:
         issuer.gate = asyncio.Event()
         with pytest.raises(OutboundError, match="seconds"):
-            await fetch(f"{issuer.url}/keys", judge=anywhere, seconds=0.05)
+            await fetch(f"{issuer.url}/keys", is_allowed=anywhere, seconds=0.05)
         issuer.gate.set()
 
 
@@ -202,7 +202,7 @@ async def test_responses_are_read_in_every_framing(answer: bytes) -> None:
     """RFC 9112 §6."""
     async with run_issuer() as issuer:
         issuer.answers["/x?y=z"] = answer
-        assert (await fetch(f"{issuer.url}/x?y=z#part", judge=anywhere)).body == b"{}"
+        assert (await fetch(f"{issuer.url}/x?y=z#part", is_allowed=anywhere)).body == b"{}"
         assert b"\r\nhost: 127.0.0.1:%d\r\n" % issuer.port in issuer.requests[0]
 
 
@@ -229,5 +229,5 @@ async def test_remote_schema_references_are_refused_unfetched(form: str) -> None
 async def test_headers_cannot_be_injected() -> None:
     async with run_issuer() as issuer:
         with pytest.raises(OutboundError):
-            await fetch(f"{issuer.url}/keys", headers={"authorization": "a\r\nx: y"}, judge=anywhere)
+            await fetch(f"{issuer.url}/keys", headers={"authorization": "a\r\nx: y"}, is_allowed=anywhere)
         assert issuer.request_counts.total() == 0

@@ -266,13 +266,13 @@ async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
         return sent[0]["status"], dict(sent[0]["headers"])
 
     held = [asyncio.create_task(post()) for _ in range(2)]
-    await _until(lambda: adapter.unfinished.held == 200)
+    await _until(lambda: adapter.body_budget.used == 200)
     status, headers = await post()
     assert (status, headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
-    assert adapter.unfinished.held == 200
+    assert adapter.body_budget.used == 200
     go.set()
     assert [status for status, _ in await asyncio.gather(*held)] == [200, 200]
-    assert adapter.unfinished.held == 0
+    assert adapter.body_budget.used == 0
 
 
 @for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
@@ -285,10 +285,10 @@ async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, 
         await peer.send(head % (path, 200) + b"y" * 50)
         await peer.send(b"y" * 50)
         if count < 3:
-            await _until(lambda count=count: _guard(server).unfinished.held == 100 * count)  # type: ignore[misc]
+            await _until(lambda count=count: _guard(server).unfinished.used == 100 * count)  # type: ignore[misc]
     body = await expect_refusal(holding[2], 503)
     assert b"too much data" in body
-    assert _guard(server).unfinished.held == 200
+    assert _guard(server).unfinished.used == 200
     await holding[0].send(b"y" * 100 + (b"\r\n0\r\n\r\n" if head is CHUNKED else b""))
     if head is not CHUNKED:
         assert len((await holding[0].reply())[2]) == 200
@@ -296,7 +296,7 @@ async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, 
     for peer in holding:
         peer.writer.transport.abort()
     await server.wait_for_connections(0)
-    assert _guard(server).unfinished.held == 0
+    assert _guard(server).unfinished.used == 0
 
 
 async def _known_host(server: Any) -> None:

@@ -280,7 +280,7 @@ def test_random_conversations_stay_in_the_tables(pieces: list[bytes], completes:
     connection.lose()
     assert set(connection.seen) <= pairs(READING_MOVES)
     assert set(connection.replied) <= pairs(REPLYING_MOVES)
-    assert shared.unfinished.held == 0
+    assert shared.unfinished.used == 0
 
 
 @pytest.mark.parametrize("path", ["/echo", "/exact"])

@@ -133,4 +133,4 @@ async def test_body_messages_are_bounded_under_any_asgi_server() -> None:
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"127.0.0.1")], "client": None}
     await adapter(scope, receive, send)
     assert (sent[0]["status"], received <= MAX_PIECES * 65 // 64 + 2) == (400, True)
-    assert adapter.unfinished.held == 0
+    assert adapter.body_budget.used == 0

@@ -33,7 +33,7 @@ BOUNDS: dict[str, Any] = {"max_message": 200_000, "max_body": 200_000, "max_unfi
 
 def held(app: World) -> int:
     """Bytes of everything that is unfinished at the server."""
-    return app.running.guard.unfinished.held
+    return app.running.guard.unfinished.used
 
 
 async def socket_from(app: World, address: str) -> RawSocket:
@@ -70,7 +70,7 @@ async def test_unfinished_messages_share_the_budget_of_bodies(sent: bytes) -> No
 async def test_messages_and_bodies_share_the_budget_of_their_address() -> None:
     async with world(**BOUNDS) as app:
         socket = await app.raw()
-        assert app.running.guard.unfinished.take("127.0.0.1", 180_000)
+        assert app.running.guard.unfinished.acquire("127.0.0.1", 180_000)
         await socket.send(FRAGMENT)
         assert (await socket.wait_for_close())[0] == 1013
         await app.until(lambda: held(app) == 180_000)
@@ -212,7 +212,7 @@ async def fed(**settings: Any) -> AsyncIterator[Fed]:
     yield one
     one.protocol.connection_lost(None)
     await one.until(lambda: not one.state.tasks)
-    assert one.unfinished.held == 0
+    assert one.unfinished.used == 0
     assert one.protocol._deadline is None
 
 
@@ -225,9 +225,9 @@ async def test_bytes_and_pings_do_not_extend_the_message_timeout() -> None:
         for more in (frame(CONT, b" ", fin=False), frame(PING), frame(PONG), frame(CONT, b" ")[:-1]):
             protocol.data_received(more)
             assert protocol._deadline is deadline
-        assert one.unfinished.held == protocol._counted > 0
+        assert one.unfinished.used == protocol._counted > 0
         protocol.data_received(frame(CONT, b" ")[-1:])
-        assert (protocol._deadline, deadline.cancelled(), one.unfinished.held) == (None, True, 0)
+        assert (protocol._deadline, deadline.cancelled(), one.unfinished.used) == (None, True, 0)
 
 
 @for_each("whole", [frame(TEXT, ASK), frame(PING, b"x"), frame(TEXT, ASK) + frame(TEXT, fin=False)])
@@ -277,7 +277,7 @@ async def test_complete_small_messages_need_no_timer() -> None:
         for _ in range(100):
             one.app.taken.clear()
             one.protocol.data_received(frame(TEXT, ASK) * 5 + frame(PING))
-            assert (one.protocol._deadline, one.unfinished.held) == (None, 0)
+            assert (one.protocol._deadline, one.unfinished.used) == (None, 0)
             await one.until(lambda: len(one.app.taken) == 5 and one.transport.reads)
 
 

@@ -134,4 +134,4 @@ async def test_fragments_after_our_close_frame_are_dropped(kind: int) -> None:
         assert one.protocol._fragments == []
         one.protocol.data_received(frame(0, HALF))
         assert one.protocol._fragments == []
-        assert one.unfinished.held == 0
+        assert one.unfinished.used == 0

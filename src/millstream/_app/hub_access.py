@@ -104,10 +104,10 @@ class HubAccess:
         self._bridge(OutboundBridge(broker, channels, to, name=name, group=group, options=options))
 
     def _bridge(self, bridge: "Bridge") -> None:
-        from millstream.hub._bus import check_circle  # noqa: PLC0415
+        from millstream.hub._bus import check_loop  # noqa: PLC0415
 
         bridges = self._runtimes.definition.bridges
-        check_circle(bridges, bridge)
+        check_loop(bridges, bridge)
         bridges.append(bridge)
 
     def stats(self) -> "HubStats":

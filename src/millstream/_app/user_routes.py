@@ -200,7 +200,7 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     files = Files(folder, max_age=max_age, max_ranges=MAX_RANGES, shared=public)
 
     def make(before: str, show_errors: Callable[[], bool]) -> Handler:
-        return _report_failures(HostedApplication(files, below=before + path.rstrip("/")).serve, show_errors)
+        return _report_failures(HostedApplication(files, mount_path=before + path.rstrip("/")).serve, show_errors)
 
     return UserRoute(path.rstrip("/") or "/", frozenset(("GET", "HEAD")), public, None, True, make)
 

@@ -147,9 +147,9 @@ class HttpRequest(Struct, eq=False):
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Return whether the peer is gone, after the handler's task was cancelled, but not its call.
+        """Return whether the peer has disconnected, after the handler's task was cancelled but not its call.
 
-        If not, the peer still waits for an answer.
+        If not, the peer is still waiting for a reply.
         """
         return False
 

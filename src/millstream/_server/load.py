@@ -117,7 +117,7 @@ class Load:
         """
         if size > LIGHT:
             call.weight = size
-            if not self._bodies.take(call.owner, size):
+            if not self._bodies.acquire(call.owner, size):
                 release_arguments(call, self._bodies)
                 raise busy_error()
 
@@ -169,7 +169,7 @@ def busy_error() -> ProtocolError:
 def release_arguments(call: Call, bodies: "ByteBudget") -> None:
     """Release the arguments of a large call, which then no longer count."""
     if call.weight:
-        bodies.give(call.owner, call.weight)
+        bodies.release(call.owner, call.weight)
         call.weight = 0
 
 

@@ -25,7 +25,7 @@ from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, TooMany
 from millstream.hub._channels import DEFAULT
-from millstream.hub._limits import check_unread
+from millstream.hub._limits import check_encoded_size
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
@@ -191,7 +191,7 @@ class HubRoutes:
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
-        check_unread(len(request.body), self._hub.limits.max_event)
+        check_encoded_size(len(request.body), self._hub.limits.max_event)
         check_text(request.body, self._max_depth)
         try:
             return _decode_publication(request.body)

@@ -224,7 +224,7 @@ def introspection(
         raise ValueError("auth.introspection() requires client= and secret=, this server's credentials at the endpoint")
 
     async def post(form: bytes, authorization: str) -> "FetchedDocument":
-        return await fetch(url, form=form, headers={"authorization": authorization}, judge=allow_any)
+        return await fetch(url, form=form, headers={"authorization": authorization}, is_allowed=allow_any)
 
     rules = rules_of(issuer, audience, scopes, implied, believed=30.0)
     return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)

@@ -9,4 +9,4 @@ _MAX_BYTES = 512 * 1024
 
 async def ask_issuer(url: str) -> FetchedDocument:
     """Fetch a document from an issuer on any network."""
-    return await fetch(url, judge=allow_any, max_bytes=_MAX_BYTES)
+    return await fetch(url, is_allowed=allow_any, max_bytes=_MAX_BYTES)

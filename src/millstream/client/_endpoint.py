@@ -135,7 +135,7 @@ class Endpoint:
                 url = _redirect_target(url, method, reply, redirects)
             else:
                 if redirects:
-                    reply.moved = url
+                    reply.final_url = url
                 return reply
             self._discard(reply)
 

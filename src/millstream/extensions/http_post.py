@@ -10,12 +10,12 @@ from typing import Literal
 
 from msgspec import Struct
 
-from millstream._http.client.dial import AddressRefused, Judge, allow_any, guard_dial, is_public
+from millstream._http.client.dial import AddressCheck, AddressRefused, allow_any, guard_dial, is_public
 from millstream._http.client.errors import ClientError, TargetError, TlsFailed
 from millstream._http.client.fetch import request
 from millstream._http.client.url import Url, parse
 
-__all__ = ["Judge", "PostFailed", "PostReply", "Url", "allow_any", "is_public", "parse_url", "post"]
+__all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "is_public", "parse_url", "post"]
 
 
 def parse_url(text: str) -> Url:
@@ -51,7 +51,7 @@ async def post(
     headers: Mapping[str, str],
     body: bytes,
     *,
-    judge: Judge = is_public,
+    judge: AddressCheck = is_public,
     tls: ssl.SSLContext | None = None,
     seconds: float = 5.0,
     max_bytes: int = 16 * 1024,

@@ -26,7 +26,7 @@ raise."""
 
 
 def check_target(channel: str) -> None:
-    """Check that peers can publish to a channel.
+    """Check that a channel can be published to.
 
     Raises:
         InvalidName: The channel name is invalid.
@@ -67,7 +67,7 @@ class AccessRules:
         return all(rule(principal, channel) for rule in self._rules)
 
     def publish(self, channel: str, principal: Principal | None = None) -> None:
-        """Check that a peer can publish. The program itself needs no check.
+        """Check that a peer can publish. The server itself needs no check.
 
         Raises:
             InvalidName: The channel name is invalid.
@@ -91,20 +91,20 @@ class AccessRules:
         Args:
             channels: Channels and patterns.
             client_id: The client id for the channels' presence.
-            name: The client's name there.
+            name: The client's display name.
             principal: The subscriber.
-            address: The address, for the cap per address.
+            address: The peer's address, for the cap per address.
             direct: Whether the peer receives the channels without filtering, so the rules of `restrict` apply. An
-            extension that filters events passes False.
+                extension that filters events passes False.
 
         Raises:
             InvalidName, Forbidden, TooMany: The subscription isn't allowed.
         """
-        wanted = tuple(dict.fromkeys(channels))
-        most = self._limits.max_channels_per_subscriber
-        if not 1 <= len(wanted) <= most:
-            raise InvalidName(f"A subscription must have 1 to {most} channels, not {len(wanted)}.")
-        for channel in wanted:
+        names = tuple(dict.fromkeys(channels))
+        limit = self._limits.max_channels_per_subscriber
+        if not 1 <= len(names) <= limit:
+            raise InvalidName(f"A subscription must have 1 to {limit} channels, not {len(names)}.")
+        for channel in names:
             check_pattern(channel)
             if f"{channel}.".startswith(CLIENT):
                 raise Forbidden("subscribe", channel)
@@ -114,8 +114,8 @@ class AccessRules:
         if client_id:
             check_client_id(client_id)
         check_name(name)
-        self._audience.check_room(wanted, address)
-        return wanted
+        self._audience.check_room(names, address)
+        return names
 
     def receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
         """Return the mailbox of a principal's client, if a connection can listen to it.

@@ -1,6 +1,6 @@
 """The subscribers of each channel, and a delivery plan per channel, built on demand.
 
-A plan lists the outlets of a channel, grouped by encoder. An outlet with several subscriptions is in it once.
+A plan lists the outlets of a channel, grouped by encoder. It contains each outlet once.
 """
 
 from collections import Counter
@@ -15,20 +15,21 @@ from millstream.hub._subscriber import Encode, Subscription
 
 FanOut = list[tuple[Encode, list[Outlet]]]
 
-_PLANS = 4096
-"""Maximum number of cached plans. When it's exceeded, all are dropped, because a plan is quickly rebuilt."""
+_MAX_PLANS = 4096
+"""Maximum number of cached plans. When it's exceeded, the cache is cleared, because plans are cheap to rebuild."""
 
 
 class Audience:
-    """All subscribers of one worker. A subscriber counts from `enter` on, and receives events from `join` on."""
+    """All subscribers of one worker. `enter` counts a subscriber, and `join` starts delivery to it."""
 
     __slots__ = (
-        "_by_address", "_by_channel", "_by_outlet", "_by_transport", "_entered", "_exact", "_limits", "_plans", "_wild",
+        "_by_address", "_by_channel", "_by_outlet", "_by_transport", "_exact", "_limits", "_plans", "_subscriptions",
+        "_wild",
     )  # fmt: skip
 
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
-        self._entered: dict[Subscription, None] = {}
+        self._subscriptions: dict[Subscription, None] = {}
         self._by_address: dict[str, int] = {}
         self._by_channel: dict[str, int] = {}
         self._by_transport: Counter[str] = Counter()
@@ -38,11 +39,11 @@ class Audience:
         self._plans: dict[str, FanOut] = {}
 
     def __len__(self) -> int:
-        return len(self._entered)
+        return len(self._subscriptions)
 
     def all(self) -> list[Subscription]:
         """Return all subscribers, including those still catching up."""
-        return list(self._entered)
+        return list(self._subscriptions)
 
     def counts(self) -> dict[str, int]:
         """Return the number of subscribers per channel and pattern."""
@@ -62,17 +63,17 @@ class Audience:
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
         """Return the subscriptions of the outlets with the most unread bytes. Iterates over all outlets."""
-        found = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
-        return [self._by_outlet[outlet] for outlet in found]
+        outlets = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
+        return [self._by_outlet[outlet] for outlet in outlets]
 
     def check_room(self, channels: Sequence[str], address: str) -> None:
-        """Check that one more subscriber can enter.
+        """Check that one more subscriber is within the caps.
 
         Raises:
             TooMany: A cap is reached.
         """
         limits = self._limits
-        if limits.max_connections and len(self._entered) >= limits.max_connections:
+        if limits.max_connections and len(self._subscriptions) >= limits.max_connections:
             raise TooMany("connections", limits.max_connections)
         cap = limits.max_connections_per_address
         if cap and address and self._by_address.get(peer_network(address), 0) >= cap:
@@ -83,7 +84,7 @@ class Audience:
 
     def enter(self, subscription: Subscription) -> None:
         """Count a subscriber."""
-        self._entered[subscription] = None
+        self._subscriptions[subscription] = None
         self._by_transport[subscription.transport] += 1
         self._by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
         if subscription.address:
@@ -103,9 +104,9 @@ class Audience:
 
     def leave(self, subscription: Subscription) -> bool:
         """Remove a subscriber. Return False if it was already removed."""
-        if subscription not in self._entered:
+        if subscription not in self._subscriptions:
             return False
-        del self._entered[subscription]
+        del self._subscriptions[subscription]
         self._by_transport[subscription.transport] -= 1
         outlet = subscription.outlet
         others = tuple(each for each in self._by_outlet.pop(outlet) if each is not subscription)
@@ -115,10 +116,10 @@ class Audience:
             _count(self._by_address, peer_network(subscription.address), -1)
         for channel in subscription.channels:
             _count(self._by_channel, channel, -1)
-            hearers = self._exact.get(channel)
-            if hearers is not None:
-                hearers.pop(subscription, None)
-                if not hearers:
+            subscribers = self._exact.get(channel)
+            if subscribers is not None:
+                subscribers.pop(subscription, None)
+                if not subscribers:
                     del self._exact[channel]
             if is_pattern(channel):
                 self._wild.discard(channel, subscription)
@@ -129,25 +130,25 @@ class Audience:
         """Return the outlets for publications on a channel. The caller must not change it."""
         plan = self._plans.get(channel)
         if plan is None:
-            if len(self._plans) >= _PLANS:
+            if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             plan = self._plans[channel] = self._make_plan(channel)
         return plan
 
     def everyone(self) -> FanOut:
         """Return the outlets of all subscribers that have caught up."""
-        return _group(each for each in self._entered if each.joined)
+        return _group(each for each in self._subscriptions if each.joined)
 
     def on(self, outlet: Outlet) -> tuple[Subscription, ...]:
         """Return the subscribers that share an outlet, in order of arrival."""
         return self._by_outlet.get(outlet, ())
 
     def _make_plan(self, channel: str) -> FanOut:
-        hearers = self._exact.get(channel, {}).copy()
+        subscribers = self._exact.get(channel, {}).copy()
         for each in self._wild.find(channel):
-            if each not in hearers and each.wants(channel):
-                hearers[each] = None
-        return _group(hearers)
+            if each not in subscribers and each.wants(channel):
+                subscribers[each] = None
+        return _group(subscribers)
 
     def _forget_plans(self, subscription: Subscription) -> None:
         if subscription.wild:

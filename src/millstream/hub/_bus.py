@@ -1,8 +1,8 @@
 """Bridges between the hub and a message bus, based on FastStream's public interface.
 
 Both directions deliver at least once. A message from the bus is acknowledged after the hub has stored its event. An
-event from the hub counts as sent after the broker has confirmed it. One worker at a time sends, and its position is
-kept in the store.
+event from the hub counts as sent after the broker has confirmed it. One worker at a time sends events and saves its
+position in the store.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ CLAIM_AFTER: Final = 60_000
 """Milliseconds after which a worker claims unacknowledged messages of another worker in a Redis stream."""
 _PAGE: Final = 100
 _CURSOR_TTL: Final = 30 * 86400.0
-_LINES: Final = 20
+_MAX_LINES: Final = 20
 """Maximum number of rejected messages that a worker logs per bridge in `_PERIOD` seconds."""
-_PERIOD: Final = 60.0
+_LOG_PERIOD: Final = 60.0
 _BROKERS: Final = {"kafka": "KafkaBroker", "nats": "NatsBroker", "rabbit": "RabbitBroker", "redis": "RedisBroker"}
-"""FastStream package -> its broker class. A package is imported only if the program has created such a broker."""
+"""FastStream package -> its broker class. A package is imported only by programs that create such a broker."""
 _ORIGIN: Final = "millstream-hub"
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
@@ -64,18 +64,18 @@ class InboundBridge:
         keyed = is_pattern(subject) or self._kind == "kafka"
         check_template(to, ("key", "subject") if keyed else ("subject",))
         self._hub: Hub | None = None
-        self._turn = asyncio.Lock()
-        self._refused = LineLimit()
+        self._lock = asyncio.Lock()
+        self._rejection_log = LineLimit()
         for subscriber in _subscribers(self._kind, broker, subject, group, dict(options)):
             subscriber(self._receive)
 
     def open(self, hub: Hub | None) -> None:
-        """Publish to this hub. With None, messages are rejected until another hub is opened."""
+        """Publish to this hub. With None, messages are returned to the broker until another hub is opened."""
         self._hub = hub
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def _receive(self, message: Any) -> None:
-        async with self._turn:  # One at a time, to keep the order of the bus.
+        async with self._lock:  # One at a time, to keep the order of the bus.
             if message.headers.get(_ORIGIN) == self._name:
                 await message.ack()
                 return
@@ -83,7 +83,7 @@ class InboundBridge:
                 channel, text = self._read(message)
                 published = await self._publish(channel, text, message_id(self._kind, message))
             except (ToolError, ValueError) as error:
-                self._refused.log("Rejected a message from %r: %s", self.subject, error)
+                self._rejection_log.log("Rejected a message from %r: %s", self.subject, error)
                 # Redis has no dead-letter queue and would redeliver the message forever.
                 await (message.ack() if self._kind == "redis" else message.reject())
             else:
@@ -138,45 +138,45 @@ class OutboundBridge:
         check_template(to, ("key", "channel") if is_pattern(channels) else ("channel",))
         self._name = name
         self._options = _with_stream(self._kind, dict(options))
-        self._refused = LineLimit()
+        self._rejection_log = LineLimit()
         digest = hashlib.sha256(f"{group} {self._kind} {channels} {to}".encode()).hexdigest()[:16]
         self._lease_key = f"bridge:lease.{digest}"
         self._cursor_key = f"bridge:cursor.{digest}"
-        self._opened: Position | None = None
+        self._start_position: Position | None = None
 
     async def open(self, store: Store) -> None:
-        """Save the end of the journal as the position, unless there is one. Events published later are sent, even if
-        the bus can't be reached yet.
+        """Save the end of the journal as the position, unless a position is already saved. Later events are sent even
+        if the bus isn't reachable yet.
 
         Raises:
-            LocalError: The store didn't answer.
+            LocalError: The store didn't respond.
         """
         newest = await store.log.newest(JOURNAL, 1)
-        self._opened = newest[-1].position if newest else None
-        if self._opened is not None:
-            await store.kv.compare_and_set(self._cursor_key, None, _pack(self._opened), _CURSOR_TTL)
+        self._start_position = newest[-1].position if newest else None
+        if self._start_position is not None:
+            await store.kv.compare_and_set(self._cursor_key, None, _pack(self._start_position), _CURSOR_TTL)
 
     async def run(self, store: Store) -> None:
         """Send events while this worker has the lease, until cancelled."""
         attempt = 0
-        trouble = LogOnce(
+        outage = LogOnce(
             _logger, f"Events of {self.channels!r} can't be sent to the bus; retrying",
             f"Events of {self.channels!r} can be sent to the bus again.",
         )  # fmt: skip
         try:
             while True:
-                with trouble:
+                with outage:
                     await self._forward(store)
-                attempt = attempt + 1 if trouble.lasts else 0
-                await asyncio.sleep(backoff(attempt) if trouble.lasts else store.workers.lease / 3)
+                attempt = attempt + 1 if outage.lasts else 0
+                await asyncio.sleep(backoff(attempt) if outage.lasts else store.workers.lease / 3)
         finally:
             if store.shared:
                 me = store.workers.me.encode()
                 with suppress(LocalError):
                     await store.kv.compare_and_set(self._lease_key, me, None, 1.0)
 
-    async def _leads(self, store: Store) -> bool:
-        """Take or renew the lease."""
+    async def _acquire_lease(self, store: Store) -> bool:
+        """Acquire or renew the lease. Return whether this worker has it."""
         if not store.shared:
             return True
         me, lease = store.workers.me.encode(), store.workers.lease
@@ -186,15 +186,15 @@ class OutboundBridge:
 
     async def _forward(self, store: Store) -> None:
         """Send stored and new events of the journal while this worker has the lease."""
-        if not await self._leads(store):
+        if not await self._acquire_lease(store):
             return
-        woken = asyncio.Event()
-        stop = store.log.listen(JOURNAL, lambda _: woken.set(), interrupted=woken.set)
+        wakeup = asyncio.Event()
+        stop = store.log.listen(JOURNAL, lambda _: wakeup.set(), interrupted=wakeup.set)
         try:
             await store.log.wait_until_listening(JOURNAL)
             position = await self._start(store)
-            while await self._leads(store):
-                woken.clear()
+            while await self._acquire_lease(store):
+                wakeup.clear()
                 try:
                     page = await store.log.read(JOURNAL, position, _PAGE)
                 except Gap as loss:
@@ -211,15 +211,15 @@ class OutboundBridge:
                 else:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(store.workers.lease / 3):
-                            await woken.wait()
+                            await wakeup.wait()
         finally:
             stop()
 
     async def _start(self, store: Store) -> Position | None:
-        """Return the saved position. If the store has lost it, return the end of the journal at the start."""
+        """Return the saved position, or the end of the journal at startup if the store has lost it."""
         saved = await store.kv.get(self._cursor_key)
         if saved is None:
-            return self._opened
+            return self._start_position
         epoch, _, digits = saved.decode().rpartition(".")
         return Position(epoch, read_offset(digits) or 1)
 
@@ -231,7 +231,9 @@ class OutboundBridge:
             return
         subject = self.to.format(key=key_of(self.channels, event.channel), channel=event.channel)
         if self._kind == "kafka" and not _TOPIC.fullmatch(subject):
-            self._refused.log("An event of %r wasn't sent: %s", event.channel, "Kafka has no topic with that name")
+            self._rejection_log.log(
+                "Didn't send an event of %r: %s", event.channel, "Kafka has no topic with that name"
+            )
             return
         headers = {_ORIGIN: self._name, "millstream-channel": event.channel, "millstream-event-id": event.id}
         if event.event is not None:
@@ -247,7 +249,7 @@ class OutboundBridge:
             options["topic" if self._kind == "kafka" else "stream"] = subject
         try:
             await self.broker.publish(body, headers=headers, **options)
-        except Exception as error:  # each client has its own errors, and all of them mean: retry
+        except Exception as error:  # each client library has its own errors, and all of them call for a retry
             raise LocalError(f"{type(self.broker).__name__} rejected an event: {error!r:.300}") from error
 
 
@@ -259,22 +261,22 @@ Bridge = InboundBridge | OutboundBridge
 
 
 class LineLimit:
-    """A logger that limits the number of lines and counts the omitted ones."""
+    """A rate limit for log lines that counts the omitted ones."""
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._clock = clock
-        self._began = -_PERIOD
+        self._began = -_LOG_PERIOD
         self._lines = 0
 
     def log(self, what: str, subject: str, reason: object) -> None:
-        """Log a line, unless the limit is reached."""
+        """Log a line unless the limit is reached."""
         now = self._clock() if self._clock is not None else asyncio.get_running_loop().time()
-        if now - self._began >= _PERIOD:
-            if self._lines > _LINES:
-                _logger.warning("Omitted %d more lines about %r.", self._lines - _LINES, subject)
+        if now - self._began >= _LOG_PERIOD:
+            if self._lines > _MAX_LINES:
+                _logger.warning("Omitted %d more lines about %r.", self._lines - _MAX_LINES, subject)
             self._began, self._lines = now, 0
         self._lines += 1
-        if self._lines <= _LINES:
+        if self._lines <= _MAX_LINES:
             _logger.warning(what, subject, str(reason)[:300])
 
 
@@ -291,15 +293,15 @@ def kind_of(broker: object) -> str:
         module = sys.modules.get(f"faststream.{kind}")
         if module is not None and isinstance(broker, getattr(module, name)):
             return kind
-    wanted = ", ".join(f"faststream.{kind}.{name}" for kind, name in _BROKERS.items())
-    raise TypeError(f"A message bus must be a broker ({wanted}), not {type(broker)}.")
+    supported = ", ".join(f"faststream.{kind}.{name}" for kind, name in _BROKERS.items())
+    raise TypeError(f"A message bus must be a broker ({supported}), not {type(broker)}.")
 
 
 def check_template(to: str, fields: tuple[str, ...]) -> None:
-    """Check the name template for the other side.
+    """Check the template for names on the destination side.
 
     Raises:
-        ValueError: The template has unknown fields or gives an invalid name.
+        ValueError: The template has unknown fields or produces an invalid name.
     """
     try:
         parsed = list(string.Formatter().parse(to))
@@ -307,9 +309,9 @@ def check_template(to: str, fields: tuple[str, ...]) -> None:
         raise ValueError(f"{to!r} isn't a valid name template: {error}. Use fields such as {{key}}.") from error
     for _, field, form, conversion in parsed:
         if field is not None and (field not in fields or form or conversion):
-            have = " and ".join(f"{{{each}}}" for each in fields)
+            allowed = " and ".join(f"{{{each}}}" for each in fields)
             hint = ". A key needs a wildcard in the source's name" if field == "key" else ""
-            raise ValueError(f"{to!r} can use the fields {have}, not {{{field}}}{hint}.")
+            raise ValueError(f"{to!r} can use the fields {allowed}, not {{{field}}}{hint}.")
     check_target(to.format(**dict.fromkeys(fields, "key")))
 
 
@@ -322,13 +324,13 @@ def key_of(pattern: str, name: str) -> str:
     if not matches(pattern, name):
         raise InvalidName(f"The pattern {pattern!r} doesn't match {name[:200]!r}.")
     segments, rest = split_pattern(pattern)
-    given = name.split(".")
-    keys = [each for wanted, each in zip(segments, given, strict=False) if wanted == "*"]
-    return ".".join(keys + given[len(segments) :] if rest else keys)
+    parts = name.split(".")
+    keys = [part for segment, part in zip(segments, parts, strict=False) if segment == "*"]
+    return ".".join(keys + parts[len(segments) :] if rest else keys)
 
 
-def check_circle(bridges: "list[Bridge]", new: "Bridge") -> None:
-    """Refuse two bridges that would send events back to their source.
+def check_loop(bridges: "list[Bridge]", new: "Bridge") -> None:
+    """Refuse a bridge that would send events back to their source.
 
     Raises:
         ValueError: The new bridge and another one form a loop.
@@ -346,7 +348,7 @@ def check_circle(bridges: "list[Bridge]", new: "Bridge") -> None:
         ):
             raise ValueError(
                 f"from_bus publishes {inbound.subject!r} to channels that to_bus sends to {outbound.to!r}, so "
-                "every message would loop. Use different names on one side."
+                "every message would loop. Use other names for one of them."
             )
 
 
@@ -409,14 +411,14 @@ def _subscribers(kind: str, broker: Any, subject: str, group: str, options: dict
     if kind == "nats":
         from faststream.nats import PullSub  # noqa: PLC0415
 
-        pulled = {"durable": name, "pull_sub": PullSub(batch_size=PREFETCH)}
-        return [broker.subscriber(subject, **common, **pulled | _with_stream(kind, options))]
+        durable = {"durable": name, "pull_sub": PullSub(batch_size=PREFETCH)}
+        return [broker.subscriber(subject, **common, **durable | _with_stream(kind, options))]
     if kind == "rabbit":
         from faststream.rabbit import Channel, RabbitQueue  # noqa: PLC0415
 
         queue = RabbitQueue(name, durable=True, routing_key=subject.replace(">", "#"))
-        bound = {"queue": queue, "channel": Channel(prefetch_count=PREFETCH)}
-        return [broker.subscriber(**common, **bound | _with_stream(kind, options))]
+        binding = {"queue": queue, "channel": Channel(prefetch_count=PREFETCH)}
+        return [broker.subscriber(**common, **binding | _with_stream(kind, options))]
     if kind == "kafka":
         read = {"group_id": group, "auto_offset_reset": "earliest"} | options
         if is_pattern(subject):
@@ -443,7 +445,7 @@ def _with_stream(kind: str, options: dict[str, Any]) -> dict[str, Any]:
         ValueError: No stream is named.
     """
     if kind == "nats" and "stream" not in options:
-        raise ValueError('NATS only keeps messages in a stream. Name one: stream="ORDERS".')
+        raise ValueError('NATS stores messages only in a stream. Name one: stream="ORDERS".')
     if kind == "rabbit" and "exchange" not in options:
         from faststream.rabbit import ExchangeType, RabbitExchange  # noqa: PLC0415
 

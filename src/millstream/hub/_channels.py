@@ -19,7 +19,7 @@ MAX_CLIENT_NAME = 80
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNREADABLE = "\ufffd"
-"""The replacement character for bytes that aren't UTF-8 in queries, paths, and headers. A name with it was misread."""
+"""The replacement character for invalid UTF-8 in queries, paths, and headers. Names that contain it are invalid."""
 
 
 def check_channel(name: str) -> None:
@@ -49,19 +49,19 @@ def check_pattern(name: str) -> None:
 
 
 def check_client_id(client_id: str) -> None:
-    """Check a client id, which is the end of a channel name and one path segment.
+    """Check a client id. It's used in a channel name and as a path segment.
 
     Raises:
         InvalidName: The id is invalid or longer than 128 characters.
     """
     _check_text("client id", client_id, MAX_CLIENT_ID)
     if "/" in client_id:
-        raise InvalidName("A client id must not contain a slash, because it's one segment of a path.")
+        raise InvalidName("A client id must not contain a slash.")
     check_channel(CLIENT + client_id)
 
 
 def owner_of(principal: Principal | None) -> str:
-    """Return the part of names that represents a principal."""
+    """Return the owner prefix of a principal's clients, or an empty string without a principal."""
     return "" if principal is None else principal.binding.hex()
 
 
@@ -78,7 +78,7 @@ def check_name(name: str) -> None:
     """
     _check_readable("client's name", name)
     if len(name) > MAX_CLIENT_NAME or _CONTROLS.search(name):
-        raise InvalidName(f"A client's name must have at most {MAX_CLIENT_NAME} characters, and no control characters.")
+        raise InvalidName(f"A client's name must have at most {MAX_CLIENT_NAME} characters and no control characters.")
 
 
 def is_pattern(name: str) -> bool:
@@ -97,19 +97,19 @@ def matches(pattern: str, channel: str) -> bool:
     """Return whether a pattern matches a channel."""
     if pattern == channel:
         return True
-    wanted, given = pattern.split("."), channel.split(".")
-    if channel.startswith("$") and wanted[0] != given[0]:
+    tokens, segments = pattern.split("."), channel.split(".")
+    if channel.startswith("$") and tokens[0] != segments[0]:
         return False
-    if wanted[-1] == ">":
-        wanted.pop()
-        if len(given) <= len(wanted):
+    if tokens[-1] == ">":
+        tokens.pop()
+        if len(segments) <= len(tokens):
             return False
-        del given[len(wanted) :]
-    return len(wanted) == len(given) and all(map(_same, wanted, given))
+        del segments[len(tokens) :]
+    return len(tokens) == len(segments) and all(map(_matches_segment, tokens, segments))
 
 
-def _same(wanted: str, given: str) -> bool:
-    return wanted in ("*", given)
+def _matches_segment(token: str, segment: str) -> bool:
+    return token in ("*", segment)
 
 
 def _check_readable(what: str, text: str) -> None:

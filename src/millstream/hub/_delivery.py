@@ -1,7 +1,7 @@
 """Delivery from the journal to the outlets of this worker.
 
-Each event is encoded once per kind of outlet, and one plain loop writes the same bytes to all outlets of that kind. A
-subscriber that is too far behind gets a last event with the reason, and can resume. Other subscribers are unaffected.
+Each event is encoded once per kind of outlet, and a plain loop writes the same bytes to all outlets of that kind. A
+subscriber that falls too far behind gets a final event with the reason and can resume. Others are unaffected.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ class Delivery:
     """Reads the journal and presence changes, and writes them to the audience."""
 
     __slots__ = (
-        "_arrivals", "_audience", "_journal", "_mailboxes", "_max_buffered", "_reader", "_store", "_tasks", "backlog",
-        "cut", "delivered", "events", "gaps", "visits",
+        "_audience", "_journal", "_mailboxes", "_max_buffered", "_presence_changes", "_reader", "_store", "_tasks",
+        "backlog", "change_tail", "cut", "delivered", "event_tail", "gaps",
     )  # fmt: skip
 
-    events: Tail
-    """The reader of the journal. After `Tail.reach`, an event has been delivered."""
-    visits: Tail
+    event_tail: Tail
+    """The reader of the journal. `Tail.reach` returns after an event has been delivered."""
+    change_tail: Tail
     """The reader of presence changes."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Delivery:
         store: Store,
         journal: Journal,
         reader: JournalReader,
-        arrivals: PresenceChanges,
+        presence_changes: PresenceChanges,
         mailboxes: Mailboxes,
         audience: Audience,
         *,
@@ -55,7 +55,7 @@ class Delivery:
         self._store = store
         self._journal = journal
         self._reader = reader
-        self._arrivals = arrivals
+        self._presence_changes = presence_changes
         self._mailboxes = mailboxes
         self._audience = audience
         self._max_buffered = limits.max_buffered
@@ -68,16 +68,16 @@ class Delivery:
 
     async def open(self) -> None:
         """Start listening at the end of both streams."""
-        self.events = Tail(self._store.log, JOURNAL, None, self._take, self._on_gap)
-        self.visits = Tail(self._store.log, STREAM, None, self._take_changes, self._on_changes_lost)
-        self.events.position = await self._journal.open()
-        self.visits.position = await self._arrivals.open(self._journal.epoch)
+        self.event_tail = Tail(self._store.log, JOURNAL, None, self._deliver_entries, self._on_gap)
+        self.change_tail = Tail(self._store.log, STREAM, None, self._deliver_changes, self._on_changes_lost)
+        self.event_tail.position = await self._journal.open()
+        self.change_tail.position = await self._presence_changes.open(self._journal.epoch)
         await self.catch_up()
-        self._tasks = [asyncio.create_task(tail.run()) for tail in (self.events, self.visits)]
+        self._tasks = [asyncio.create_task(tail.run()) for tail in (self.event_tail, self.change_tail)]
 
     async def close(self) -> None:
         """Stop the readers."""
-        for tail in (self.events, self.visits):
+        for tail in (self.event_tail, self.change_tail):
             tail.stop()
         for task in self._tasks:
             task.cancel()
@@ -85,11 +85,11 @@ class Delivery:
 
     async def catch_up(self) -> None:
         """Deliver all new entries of the two streams."""
-        await self.events.catch_up()
-        await self.visits.catch_up()
+        await self.event_tail.catch_up()
+        await self.change_tail.catch_up()
 
-    def _take(self, entries: Sequence[Entry]) -> None:
-        take, write = self._journal.take, self._write
+    def _deliver_entries(self, entries: Sequence[Entry]) -> None:
+        take, write = self._journal.add, self._write
         for entry in entries:
             event = take(entry)
             if event is None:
@@ -98,41 +98,44 @@ class Delivery:
             if event.channel.startswith(CLIENT):
                 self._mailboxes.mark_delivered(event.channel.removeprefix(CLIENT))
 
-    def _take_changes(self, entries: Sequence[Entry]) -> None:
+    def _deliver_changes(self, entries: Sequence[Entry]) -> None:
         journal = self._journal
         for entry in entries:
-            event = self._arrivals.take(entry, journal.epoch, journal.offset)
+            event = self._presence_changes.add(entry, journal.epoch, journal.offset)
             self._write(event, event.channel)
 
     def _on_gap(self, loss: Gap) -> None:
         self._journal.reset(loss)
         self._reader.forget()
-        self._arrivals.forget(self._journal.offset)  # their positions in the journal are invalid now
-        self._tell_loss("journal")
+        self._presence_changes.forget(self._journal.offset)  # their positions in the journal are invalid now
+        self._send_gap("journal")
 
     def _on_changes_lost(self, loss: Gap) -> None:
-        self._arrivals.forget(self._journal.offset)
-        self._tell_loss("stream of arrivals")
+        self._presence_changes.forget(self._journal.offset)
+        self._send_gap("presence stream")
 
-    def _tell_loss(self, what: str) -> None:
+    def _send_gap(self, stream: str) -> None:
         self.gaps += 1
         _logger.warning(
-            "Entries of the hub's %s were dropped before this worker read them. Its subscribers get a gap.", what
+            "Entries of the hub's %s were dropped before this worker read them. Its subscribers receive a gap event.",
+            stream,
         )
         self._write(gap("lost"), None)
 
-    def tell_place(self) -> None:
+    def send_position(self) -> None:
         """Write the id of the current position to all subscribers."""
-        self._write(self.place(), None)
+        self._write(self.position_event(), None)
 
-    def place(self) -> Event:
-        """Return an event with this worker's position, so subscribers can resume before the first event."""
+    def position_event(self) -> Event:
+        """Return an event with this worker's position, so subscribers can resume before their first event."""
         journal = self._journal
-        return Event("", None, None, self._arrivals.mark(journal.place(), journal.offset), journal.offset)
+        return Event(
+            "", None, None, self._presence_changes.resume_id(journal.current_id(), journal.offset), journal.offset
+        )
 
     def _write(self, event: Event, channel: str | None) -> None:
-        """Write to the subscribers of a channel, or to all."""
-        most = self._max_buffered
+        """Write an event to the subscribers of a channel, or to all subscribers if it's None."""
+        limit = self._max_buffered
         written = 0
         slow: list[Outlet] = []
         for encode, outlets in self._audience.everyone() if channel is None else self._audience.plan(channel):
@@ -141,7 +144,7 @@ class Delivery:
                 continue
             for outlet in outlets:
                 outlet.write(chunk)
-                if outlet.buffered > most:
+                if outlet.buffered > limit:
                     slow.append(outlet)
             self.delivered += len(outlets)
             written += len(chunk) * len(outlets)
@@ -150,8 +153,8 @@ class Delivery:
         self.backlog.add(written)
 
     def _end(self, outlet: Outlet, reason: str) -> None:
-        sharing = self._audience.on(outlet)
-        if sharing:
+        subscriptions = self._audience.on(outlet)
+        if subscriptions:
             self.cut[reason] = self.cut.get(reason, 0) + 1
-            sharing[0].write(cut(reason))
-            sharing[0].close()
+            subscriptions[0].write(cut(reason))
+            subscriptions[0].close()

@@ -1,7 +1,7 @@
 """Events, as stored and as delivered, and their ids.
 
-A subscriber resumes with the publisher's id, or with ``<epoch>.<offset>``, a position in the journal. A suffix
-``-<number>`` is the last presence change after that position.
+A subscriber resumes from the publisher's id, or from ``<epoch>.<offset>``, a position in the journal. The suffix
+``-<number>`` is the number of the last presence change after that position.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from millstream.hub._limits import InvalidName
 
 GAP = "gap"
 CUT = "cut"
-RESERVED = frozenset({GAP, CUT})
+RESERVED_NAMES = frozenset({GAP, CUT})
 """Event names that only the hub uses."""
 
 MAX_EVENT_NAME = 100
@@ -32,7 +32,7 @@ class StoredEvent(Struct, frozen=True, gc=False, array_like=True):
     """Time of publication, by the publisher's clock."""
 
 
-class Stamp(Struct, frozen=True, gc=False, array_like=True):
+class EventHeader(Struct, frozen=True, gc=False, array_like=True):
     """A `StoredEvent` without its data."""
 
     channel: str
@@ -49,14 +49,14 @@ class _Channel(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """An event for an encoder, which runs once for all subscribers of its kind.
+    """An event. An encoder converts it to bytes once for all subscribers of its kind.
 
     Example:
         ``def encode(event: Event) -> bytes: return event.data or b""``
     """
 
     channel: str
-    """The channel. Empty for messages of the hub to one subscriber."""
+    """The channel. Empty for the hub's own messages to a subscriber."""
     data: bytes | None
     """UTF-8 text. None for an event that only carries `id`, the position to resume from."""
     event: str | None = None
@@ -70,12 +70,12 @@ class PublishResult(Struct, frozen=True, gc=False):
 
     id: str
     subscribers: int
-    """Number of subscribers on this worker that the event was written to."""
+    """Number of subscribers on this worker that received the event."""
 
 
 _encode_record = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(StoredEvent).decode
-_decode_stamp = msgspec.msgpack.Decoder(Stamp).decode
+_decode_header = msgspec.msgpack.Decoder(EventHeader).decode
 _decode_channel = msgspec.msgpack.Decoder(_Channel).decode
 _encode_json = msgspec.json.Encoder().encode
 
@@ -91,18 +91,18 @@ def unpack(data: bytes | memoryview, epoch: str, offset: int) -> Event:
     return Event(record.channel, record.data, record.event, record.id or position_id(epoch, offset), offset, record.at)
 
 
-def stamp_of(data: bytes) -> Stamp:
+def unpack_header(data: bytes) -> EventHeader:
     """Return the channel, id, and time of a stored record without copying its data."""
-    return _decode_stamp(data)
+    return _decode_header(data)
 
 
-def channel_of(data: bytes) -> str:
-    """Return the channel of a stored record, decoding nothing else."""
+def unpack_channel(data: bytes) -> str:
+    """Return the channel of a stored record without decoding the rest."""
     return _decode_channel(data).channel
 
 
 def encode_data(data: Any) -> bytes:
-    """Return text unchanged, and anything else as JSON.
+    """Return text as UTF-8, and anything else as JSON.
 
     Raises:
         TypeError: The data isn't JSON-serializable.
@@ -117,30 +117,31 @@ def position_id(epoch: str, offset: int) -> str:
 
 def parse_position(id: str, epoch: str) -> tuple[int, int | None] | None:
     """Return the offset in an id of this epoch and the number of the last presence change, or None for any other id."""
-    found, _, digits = id.rpartition(".")
+    id_epoch, _, digits = id.rpartition(".")
     digits, dash, last = digits.partition("-")
     offset, number = read_offset(digits), read_offset(last) if dash else 0
-    if found != epoch or offset is None or number is None:
+    if id_epoch != epoch or offset is None or number is None:
         return None
     return offset, number if dash else None
 
 
 def parse_offset(id: str, epoch: str) -> int:
-    """Return the id of the position after a journal entry."""
+    """Return the offset in an id of this epoch, or 0 for any other id."""
     return (parse_position(id, epoch) or (0, None))[0]
 
 
 def gap(reason: str) -> Event:
     """Return an event that reports missing events.
 
-    Reasons: ``trimmed`` (more events than are kept), ``expired`` (too long ago), ``lost`` (this worker missed events),
-    ``epoch`` (the store began again), and ``unknown``. For an unknown id, all kept events follow and can repeat some.
+    Reasons: ``trimmed`` (too many events since), ``expired`` (too old), ``lost`` (this worker missed events), ``epoch``
+    (the store started over), and ``unknown`` (an unknown id). After ``unknown``, all stored events follow, possibly
+    including some that were already received.
     """
     return Event("", _encode_json({"reason": reason}), GAP)
 
 
 def cut(reason: str) -> Event:
-    """Return the last event of a subscriber that the hub cuts."""
+    """Return the final event for a subscriber that the hub disconnects."""
     return Event("", _encode_json({"reason": reason}), CUT)
 
 
@@ -153,7 +154,7 @@ def check_event_name(name: str | None) -> None:
     if name is None:
         return
     _check_line("name", name, MAX_EVENT_NAME)
-    if name in RESERVED:
+    if name in RESERVED_NAMES:
         raise InvalidName(f"The event name {name!r} is reserved for the hub.")
 
 
@@ -161,7 +162,7 @@ def check_event_id(id: str | None, epoch: str) -> None:
     """Check a publisher's event id.
 
     Raises:
-        InvalidName: The id is empty or too long, has control characters, or looks like the hub's own ids.
+        InvalidName: The id is empty or too long, has control characters, or has the form of the hub's own ids.
     """
     if id is None:
         return
@@ -174,4 +175,4 @@ def _check_line(what: str, text: str, limit: int) -> None:
     if not 1 <= len(text) <= limit:
         raise InvalidName(f"An event {what} must have 1 to {limit} characters, not {len(text)}.")
     if not text.isprintable():
-        raise InvalidName(f"An event {what} must not contain line ends or control characters: {text[:80]!r}.")
+        raise InvalidName(f"An event {what} must not contain line breaks or control characters: {text[:80]!r}.")

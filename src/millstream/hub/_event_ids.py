@@ -4,12 +4,12 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-MOST: Final = 10_000
-"""Maximum number of ids that a worker remembers. The oldest are dropped first."""
-WINDOW: Final = 120.0
-"""Seconds within which the same id on the same channel counts as a repetition."""
-_CHANNELS: Final = 16
-"""Maximum number of channels remembered per id."""
+MAX_IDS: Final = 10_000
+"""Maximum number of ids that a worker keeps. The oldest are dropped first."""
+DEDUPLICATION_WINDOW: Final = 120.0
+"""Seconds within which an event with the same id on the same channel is a duplicate."""
+_MAX_CHANNELS: Final = 16
+"""Maximum number of channels per id."""
 
 
 class KnownEvent(Struct, frozen=True, gc=False):
@@ -23,40 +23,40 @@ class KnownEvent(Struct, frozen=True, gc=False):
 class EventIds:
     """The newest events with publisher-assigned ids, as read from the journal by one worker."""
 
-    __slots__ = ("_known", "_repeats")
+    __slots__ = ("_events", "_repeated_offsets")
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[KnownEvent, ...]] = {}
-        self._repeats: dict[int, None] = {}
+        self._events: dict[str, tuple[KnownEvent, ...]] = {}
+        self._repeated_offsets: dict[int, None] = {}
 
     def add(self, id: str, event: KnownEvent) -> bool:
-        """Remember an event. Return False if it repeats an earlier one."""
-        earlier = self._known.pop(id, ())
+        """Add an event. Return False if it repeats an earlier one."""
+        earlier = self._events.pop(id, ())
         same = next((each for each in earlier if each.channel == event.channel), event)
         first, second = (same, event) if same.offset <= event.offset else (event, same)
-        repeats = second is not first and second.offset != first.offset and second.at - first.at < WINDOW
+        repeats = second is not first and second.offset != first.offset and second.at - first.at < DEDUPLICATION_WINDOW
         if repeats:
-            self._repeats[second.offset] = None
-            _trim(self._repeats)
-        others = tuple(each for each in earlier if each is not same)[-_CHANNELS + 1 :]
-        self._known[id] = (*others, first if repeats else second)
-        _trim(self._known)
+            self._repeated_offsets[second.offset] = None
+            _trim(self._repeated_offsets)
+        others = tuple(each for each in earlier if each is not same)[-_MAX_CHANNELS + 1 :]
+        self._events[id] = (*others, first if repeats else second)
+        _trim(self._events)
         return not (repeats and second is event)
 
     def find(self, id: str) -> tuple[KnownEvent, ...]:
-        """Return the newest event of each channel with an id."""
-        return self._known.get(id, ())
+        """Return the newest event with an id on each channel."""
+        return self._events.get(id, ())
 
-    def repeats(self, offset: int) -> bool:
+    def is_repeated(self, offset: int) -> bool:
         """Return whether the event at an offset repeats an earlier one."""
-        return offset in self._repeats
+        return offset in self._repeated_offsets
 
     def forget(self) -> None:
-        """Forget all ids, because their offsets have become invalid."""
-        self._known.clear()
-        self._repeats.clear()
+        """Drop all ids, because their offsets have become invalid."""
+        self._events.clear()
+        self._repeated_offsets.clear()
 
 
 def _trim(known: dict[Any, Any]) -> None:
-    if len(known) > MOST:
+    if len(known) > MAX_IDS:
         del known[next(iter(known))]

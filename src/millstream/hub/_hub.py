@@ -29,7 +29,7 @@ from millstream.hub._event import (
     encode_data,
     position_id,
 )
-from millstream.hub._event_ids import WINDOW
+from millstream.hub._event_ids import DEDUPLICATION_WINDOW
 from millstream.hub._journal import Journal
 from millstream.hub._limits import EventTooLarge, HubLimits
 from millstream.hub._mailbox import Mailboxes
@@ -40,12 +40,12 @@ from millstream.hub._presence_events import PresenceEvents
 from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
-_READS: Final = 6
-"""One in this many refreshes reads for messages whose hints were lost. The store reports interruptions, so this is
-rarely needed, and it costs an idle worker two commands.
+_REFRESHES_PER_READ: Final = 6
+"""Refreshes per read of the streams, which finds messages whose notifications were lost. The store reports
+interruptions, so this is rarely needed, and it costs an idle worker two commands.
 """
-_TURN = 32
-"""Publications after which the event loop gets a turn, so sockets can send."""
+_PUBLICATIONS_PER_YIELD = 32
+"""Publications after which the hub yields to the event loop, so sockets can send."""
 
 _logger = logging.getLogger("millstream.hub")
 
@@ -69,8 +69,8 @@ class HubStats(Struct, frozen=True):
     transports: dict[str, int]
     """Number of subscribers per transport."""
     replays: dict[str, int]
-    """Number of subscribers that returned with an event id or to a mailbox: ``full`` if they missed nothing, else
-    ``gap``.
+    """Number of subscribers that resumed from an event id or opened a mailbox: ``full`` if they received everything,
+    ``gap`` otherwise.
     """
 
 
@@ -101,31 +101,31 @@ class Hub:
         self._audience = Audience(limits)
         self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
         """Access checks that transports run before they respond."""
-        self._arrivals = PresenceChanges(store)
+        self._presence_changes = PresenceChanges(store)
         self._mailboxes = Mailboxes(store, self._journal, limits)
         self._delivery = Delivery(
-            store, self._journal, self._reader, self._arrivals, self._mailboxes, self._audience, limits=limits
+            store, self._journal, self._reader, self._presence_changes, self._mailboxes, self._audience, limits=limits
         )
-        self._presence = Presence(store, self._tell, self._tell_here)
-        self._attendance = PresenceEvents(
+        self._presence = Presence(store, self._presence_entry, self._wait_for_delivery)
+        self._presence_events = PresenceEvents(
             self._audience,
             self._mailboxes,
             self._presence,
             self._journal,
             self._reader,
-            self._arrivals,
+            self._presence_changes,
             delivery=self._delivery,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
-        self._publishing: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._pending_publications: dict[tuple[str, str], asyncio.Future[None]] = {}
         """Channels and ids of events whose publication is in progress."""
 
     async def open(self) -> None:
         """Find the end of the journal and start listening. The store must be open."""
         await self._delivery.open()
-        works = (self._attendance.run_departures, self._mailboxes.keep_saved, self._keep_fresh)
-        self._tasks = [asyncio.create_task(work()) for work in works]
+        jobs = (self._presence_events.run_departures, self._mailboxes.run_saves, self._run_refreshes)
+        self._tasks = [asyncio.create_task(job()) for job in jobs]
 
     async def close(self) -> None:
         """End all subscriptions, and save what clients need for their next connection. Idempotent."""
@@ -138,7 +138,7 @@ class Hub:
         await self._delivery.close()
         for subscription in self._audience.all():
             subscription.close()
-        self._attendance.forget()
+        self._presence_events.forget()
         await self._mailboxes.save()
         await self._presence.leave_all()
         self._reader.close()
@@ -203,7 +203,7 @@ class Hub:
             outlet: The outlet. Events written by its other subscriptions aren't repeated.
             encode: The encoder, one function per kind of outlet.
             last_event_id: The id of the last received event. Missed events are written first, after a `gap` event if
-                some of them are gone.
+                some of them are no longer stored.
             history: The number of recent events to write first, without a last event id.
             client_id: The id that appears in the presence of the channels (not of patterns) until the outlet closes.
             name: The client's display name.
@@ -222,14 +222,14 @@ class Hub:
             wanted,
             outlet,
             encode,
-            self._attendance.leave,
+            self._presence_events.leave,
             member=member,
             principal=principal,
             address=address,
             authorize=self.admission.reach,
             transport=transport,
         )
-        return await self._attendance.start(subscription, last_event_id, history)
+        return await self._presence_events.start(subscription, last_event_id, history)
 
     async def follow(
         self, channel: str, outlet: Outlet, *, encode: Encode, last_event_id: str = "", transport: str = ""
@@ -242,8 +242,8 @@ class Hub:
             InvalidName: The channel name is invalid. Nothing was written.
         """
         check_channel(channel)
-        subscription = Subscription((channel,), outlet, encode, self._attendance.leave, transport=transport)
-        return await self._attendance.start(subscription, last_event_id, 0)
+        subscription = Subscription((channel,), outlet, encode, self._presence_events.leave, transport=transport)
+        return await self._presence_events.start(subscription, last_event_id, 0)
 
     async def receive(
         self,
@@ -258,18 +258,18 @@ class Hub:
     ) -> Subscription:
         """Write a client's messages to an outlet: first those that arrived while it was offline, then new ones.
 
-        Without a last event id, the first messages are those that no connection of the client has received. With an id,
-        they are those after it. Arguments and errors are those of `subscribe`.
+        Without a last event id, the first messages are the undelivered ones. With an id, they are the messages after
+        that event. Arguments and errors are those of `subscribe`.
         """
         mailbox = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
-            (CLIENT + mailbox,), outlet, encode, self._attendance.leave,
+            (CLIENT + mailbox,), outlet, encode, self._presence_events.leave,
             mailbox=mailbox, principal=principal, address=address, transport=transport,
         )  # fmt: skip
-        return await self._attendance.start(subscription, last_event_id, 0)
+        return await self._presence_events.start(subscription, last_event_id, 0)
 
     async def presence(self, channel: str) -> list[Member]:
-        """Return the clients on a channel, over all workers, in order of arrival.
+        """Return the clients on a channel, across all workers, in order of arrival.
 
         Raises:
             InvalidName: The channel name is invalid.
@@ -288,18 +288,18 @@ class Hub:
 
     def place(self) -> str:
         """Return the id of this worker's position. A subscriber can resume after it."""
-        return self._journal.place()
+        return self._journal.current_id()
 
     def stats(self) -> HubStats:
         """Return the statistics of this worker's hub."""
         delivery = self._delivery
         return HubStats(
             len(self._audience), self._audience.counts(), self._published, delivery.delivered, dict(delivery.cut),
-            delivery.gaps, self._audience.transports(), dict(self._attendance.replays),
+            delivery.gaps, self._audience.transports(), dict(self._presence_events.replays),
         )  # fmt: skip
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
-        """Return the subscribers furthest behind, each with its subscriptions. Iterates over all subscribers."""
+        """Return the slowest subscribers, each with its subscriptions. Iterates over all subscribers."""
         return self._audience.slowest(count)
 
     def queued_bytes(self) -> int:
@@ -313,7 +313,7 @@ class Hub:
         if read:
             await self._delivery.catch_up()
         await self._presence.refresh()
-        self._delivery.tell_place()
+        self._delivery.send_position()
 
     # Internals
 
@@ -328,53 +328,56 @@ class Hub:
         return await self._append(channel, encoded, event, None)
 
     async def _publish_once(self, channel: str, encoded: bytes, event: str | None, id: str) -> PublishResult:
-        """Publish an event, unless one with its id was just published."""
-        under_way = self._publishing.get((channel, id))
-        if under_way is not None:
-            await asyncio.wait([under_way])
-        if any(each.channel == channel and self._clock() - each.at < WINDOW for each in self._journal.ids.find(id)):
+        """Publish an event unless an event with the same id was just published."""
+        pending = self._pending_publications.get((channel, id))
+        if pending is not None:
+            await asyncio.wait([pending])
+        if any(
+            each.channel == channel and self._clock() - each.at < DEDUPLICATION_WINDOW
+            for each in self._journal.ids.find(id)
+        ):
             return PublishResult(id, 0)
-        done = self._publishing[channel, id] = asyncio.get_running_loop().create_future()
+        done = self._pending_publications[channel, id] = asyncio.get_running_loop().create_future()
         try:
             return await self._append(channel, encoded, event, id)
         finally:
             done.set_result(None)
-            if self._publishing.get((channel, id)) is done:
-                del self._publishing[channel, id]
+            if self._pending_publications.get((channel, id)) is done:
+                del self._pending_publications[channel, id]
 
     async def _append(self, channel: str, encoded: bytes, event: str | None, id: str | None) -> PublishResult:
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
-        at = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
-        place = position_id(at.epoch, at.offset)  # the journal can be at another epoch
+        position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
+        event_id = position_id(position.epoch, position.offset)  # the journal can be at another epoch
         if not subscribers and channel.startswith(CLIENT):
-            await self._mailboxes.record_debt(channel.removeprefix(CLIENT), place, now)
-        await self._delivery.events.reach(at)
-        await self._count()
-        return PublishResult(id or place, subscribers)
+            await self._mailboxes.record_undelivered(channel.removeprefix(CLIENT), event_id, now)
+        await self._delivery.event_tail.reach(position)
+        await self._count_publication()
+        return PublishResult(id or event_id, subscribers)
 
-    def _tell(self, channel: str, event: str, member: Member) -> CoAppend:
-        """Return the presence event of a member."""
-        behind = str(self._journal.offset)
-        return self._arrivals.entry_for(
-            StoredEvent(PRESENCE + channel, encode_data(member), event, behind, self._clock())
+    def _presence_entry(self, channel: str, event: str, member: Member) -> CoAppend:
+        """Return the log entry for a presence event."""
+        offset = str(self._journal.offset)
+        return self._presence_changes.entry_for(
+            StoredEvent(PRESENCE + channel, encode_data(member), event, offset, self._clock())
         )
 
-    async def _tell_here(self, told: Position) -> None:
-        """Wait until this worker's subscribers have an event. Returns immediately when the hub is closing."""
+    async def _wait_for_delivery(self, position: Position) -> None:
+        """Wait until this worker's subscribers have a presence event. Returns immediately when the hub is closing."""
         if self._tasks:
-            await self._delivery.visits.reach(told)
-        await self._count()
+            await self._delivery.change_tail.reach(position)
+        await self._count_publication()
 
-    async def _count(self) -> None:
+    async def _count_publication(self) -> None:
         self._published += 1
-        if not self._published % _TURN:
+        if not self._published % _PUBLICATIONS_PER_YIELD:
             await asyncio.sleep(0)
 
-    async def _keep_fresh(self) -> None:
+    async def _run_refreshes(self) -> None:
         trouble = LogOnce(
             _logger, "The hub can't refresh its records; retrying", "The hub can refresh its records again."
         )
-        for turn in count(1):
+        for number in count(1):
             await asyncio.sleep(self.limits.refresh)
             with trouble:
-                await self.refresh(read=turn % _READS == 0)
+                await self.refresh(read=number % _REFRESHES_PER_READ == 0)

@@ -1,8 +1,8 @@
 """The journal of all channels, and the history of each channel.
 
 The journal is one stream of the store, like a JetStream stream with many subjects. All workers deliver in its order, so
-one offset is a position on all channels, including wildcards, and one id per event serves all readers. The newest
-events are also cached in decoded form (see `Journal.recent`), because most clients that reconnect missed only these.
+an offset is a position on all channels, including wildcards, and each event needs only one id. The newest events are
+also cached in decoded form (see `Journal.recent`), because most reconnecting clients missed only these.
 
 A channel's history outlives the journal, so a busy channel doesn't displace a quiet one. The history of a client's
 channel is its mailbox.
@@ -23,51 +23,52 @@ from millstream.hub._limits import HubLimits
 JOURNAL: Final = "hub:journal"
 _CHANNEL: Final = "hub:channel:"
 _MAILBOX: Final = "mailbox:"
-"""A separate kind of stream, so publications use none of its space."""
-_OPENING: Final = "$opening"
+"""A separate kind of stream, so publications don't use its space."""
+_FIRST_CHANNEL: Final = "$opening"
 _JOURNAL_TTL: Final = 30 * 86400.0
-_RECENT: Final = 2_000
-_RECENT_BYTES: Final = 4 * 1024 * 1024
+_MAX_RECENT: Final = 2_000
+_MAX_RECENT_BYTES: Final = 4 * 1024 * 1024
 
 
 class Journal:
     """The journal and histories, as written and read by one worker."""
 
     __slots__ = (
-        "_clock", "_limits", "_recent", "_recent_bytes", "_store", "began", "epoch", "ids", "offset", "recent_floor",
+        "_clock", "_limits", "_recent", "_recent_bytes", "_store", "epoch", "ids", "offset", "recent_floor",
+        "start_offset",
     )  # fmt: skip
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
-        # configuration
+        # Configuration
         self._store = store
         self._limits = limits
         self._clock = clock
-        # process
+        # Process
         self.epoch = ""
         self.offset = 0
-        """The offset up to which this worker has read."""
+        """The last offset that this worker has read."""
         self._recent: deque[Event] = deque()
         self._recent_bytes = 0
         self.recent_floor = 0
-        """All events after this offset that were read are still in `_recent`."""
+        """The cache contains all events that were read after this offset."""
         self.ids = EventIds()
         """The newest events with publisher-assigned ids."""
-        self.began = 0
-        """The offset at which this worker continued after it last lost events. Later events are or will be read."""
+        self.start_offset = 0
+        """The offset at which this worker started reading, or restarted after it last lost events."""
 
     async def open(self) -> Position:
         """Go to the end of the journal and return the position."""
         log = self._store.log
-        while not (entries := await log.newest(JOURNAL, _RECENT, _RECENT_BYTES)):
+        while not (entries := await log.newest(JOURNAL, _MAX_RECENT, _MAX_RECENT_BYTES)):
             # An empty stream has no position to resume from. This entry provides one.
-            await self.append(StoredEvent(_OPENING, b"", None, None, self._clock()))
+            await self.append(StoredEvent(_FIRST_CHANNEL, b"", None, None, self._clock()))
         self.epoch = entries[0].position.epoch
         self._restart(entries[0].position.offset - 1)
         for entry in entries:
-            self.take(entry)
+            self.add(entry)
         return entries[-1].position
 
-    def place(self) -> str:
+    def current_id(self) -> str:
         """Return the id of this worker's position."""
         return position_id(self.epoch, self.offset)
 
@@ -79,14 +80,14 @@ class Journal:
         """
         data = pack(record)
         count, age = self.bounds(record.channel)
-        # One more than the limit, which shows whether entries were dropped.
+        # An entry beyond the limit shows that entries were dropped.
         index = Index(history_stream(record.channel), age, count + 1) if count else None
         position = await self._store.log.append(
             JOURNAL, data, ttl=_JOURNAL_TTL, max_entries=self._limits.journal, index=index
         )
         return Entry(position, data)
 
-    def take(self, entry: Entry) -> Event | None:
+    def add(self, entry: Entry) -> Event | None:
         """Advance to the next entry. Return its event, which is cached, or None if it repeats another one."""
         event = unpack(entry.data, entry.position.epoch, entry.position.offset)
         self.offset = event.offset
@@ -97,14 +98,14 @@ class Journal:
         recent = self._recent
         recent.append(event)
         self._recent_bytes += len(event.data or b"")
-        while len(recent) > _RECENT or self._recent_bytes > _RECENT_BYTES:
+        while len(recent) > _MAX_RECENT or self._recent_bytes > _MAX_RECENT_BYTES:
             oldest = recent.popleft()
             self._recent_bytes -= len(oldest.data or b"")
             self.recent_floor = oldest.offset
         return event
 
     def reset(self, gap: Gap) -> None:
-        """Reset, because this worker missed events or the store lost delivered ones."""
+        """Restart after this worker missed events or the store lost delivered ones."""
         self.ids.forget()  # new events reuse the offsets of lost ones
         oldest, newest = gap.oldest, gap.newest
         if gap.epoch != self.epoch:
@@ -114,8 +115,8 @@ class Journal:
         self._restart(max(self.offset, oldest.offset - 1) if oldest is not None else self.offset)
 
     def recent(self, after: int, max_bytes: int) -> tuple[list[Event], int] | None:
-        """Return cached events after an offset, about `max_bytes` long, and the offset they reach. None if the cache
-        doesn't go back that far.
+        """Return about `max_bytes` of cached events after an offset, and the offset of the last one, or None if the
+        cache doesn't go back that far.
         """
         if after < self.recent_floor and after != self.offset:
             return None
@@ -128,19 +129,19 @@ class Journal:
         return events, self.offset
 
     def recent_events(self, after: int = 0) -> Iterator[Event]:
-        """Iterate over the cached events after an offset. Nothing must be read during the iteration."""
+        """Iterate over the cached events after an offset. No event must be added during the iteration."""
         recent = self._recent
         return islice(recent, bisect_right(recent, after, key=_offset), None)
 
-    def recall(self, offset: int) -> Event | None:
+    def find_recent(self, offset: int) -> Event | None:
         """Return the event at an offset, if it's cached."""
         at = bisect_left(self._recent, offset, key=_offset)
         return self._recent[at] if at < len(self._recent) and self._recent[at].offset == offset else None
 
     async def history(self, channel: str, count: int) -> list[Event]:
         """Return the newest events of a channel, oldest first."""
-        most, age = self.bounds(channel)
-        if not (count := min(count, most)):
+        limit, age = self.bounds(channel)
+        if not (count := min(count, limit)):
             return []
         entries = await self._store.log.newest(history_stream(channel), count)
         oldest = self._clock() - age
@@ -152,19 +153,19 @@ class Journal:
         return entry.position.epoch == self.epoch
 
     async def has_history(self, channel: str) -> bool:
-        """Return whether any history of a channel exists."""
+        """Return whether a channel has any history."""
         return bool(await self._store.log.newest(history_stream(channel), 1))
 
-    def too_old(self, event: Event) -> bool:
-        """Return whether an event of the journal has expired from its channel's history."""
-        return self.past(event.channel, event.at)
+    def is_expired(self, event: Event) -> bool:
+        """Return whether an event is too old for its channel's history."""
+        return self.is_expired_time(event.channel, event.at)
 
-    def past(self, channel: str, at: float) -> bool:
-        """Return whether events published at a time have expired from a channel's history."""
+    def is_expired_time(self, channel: str, at: float) -> bool:
+        """Return whether a time of publication is too old for a channel's history."""
         return at < self._clock() - self.bounds(channel)[1]
 
     def bounds(self, channel: str) -> tuple[int, float]:
-        """Return how many events of a channel are kept, and for how many seconds."""
+        """Return the maximum number of a channel's events and their maximum age in seconds."""
         limits = self._limits
         if channel.startswith(CLIENT):
             return limits.mailbox, limits.mailbox_age
@@ -173,7 +174,7 @@ class Journal:
     def _restart(self, floor: int) -> None:
         self._recent.clear()
         self._recent_bytes = 0
-        self.recent_floor = self.began = floor
+        self.recent_floor = self.start_offset = floor
 
 
 def _offset(event: Event) -> int:

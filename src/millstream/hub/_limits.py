@@ -1,7 +1,7 @@
 """Limits of the hub, and errors that name the limit.
 
-Errors of a publication are also a `ToolError`. A tool that forwards its caller's input doesn't need to catch them: the
-caller receives the text.
+The errors of a publication are also tool errors, so a tool that publishes its caller's input doesn't need to catch
+them: the caller receives the text.
 """
 
 from msgspec import Struct
@@ -29,9 +29,9 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     max_buffered: int = 512 * 1024
     """A subscriber with more unread bytes is cut. Must be below the limit of the outlet."""
     max_unread: int = 256 * 1024 * 1024
-    """Maximum number of unread bytes for all subscribers of a worker. Above it, those furthest behind are cut."""
+    """Maximum number of unread bytes for all subscribers of a worker. Above it, the slowest subscribers are cut."""
     journal: int = _DEFAULTS.hub_journal
-    """Number of events of all channels that a subscriber can resume through."""
+    """Number of events, over all channels, from which a subscriber can resume."""
     history: int = _DEFAULTS.hub_history
     """Number of events to keep per channel."""
     history_age: float = _DEFAULTS.hub_history_age
@@ -70,13 +70,13 @@ class EventTooLarge(ToolError, ValueError):
     """
 
 
-def check_unread(size: int, max_event: int) -> None:
-    """Refuse the JSON of an event that is too large to decode. Smaller events are measured after decoding.
+def check_encoded_size(size: int, max_event: int) -> None:
+    """Refuse an event whose JSON is too large to decode. Smaller events are measured after decoding.
 
-    Escapes and fractions such as ``1.500000`` make the JSON longer than the delivered event, but not by that much.
+    Escapes and trailing zeros make the JSON longer than the delivered event, but by less than a factor of four.
 
     Raises:
-        EventTooLarge: The `size` in bytes is more than four times the maximum size of an event.
+        EventTooLarge: `size` exceeds four times the maximum size of an event.
     """
     if size > 4 * max_event:
         raise EventTooLarge(f"An event must have at most {max_event} bytes, not {size} bytes of JSON.")
@@ -94,7 +94,7 @@ class Forbidden(ToolError):
 
 
 class TooMany(Exception):
-    """A cap is reached. `scope` is its name: connections, address, or channel.
+    """A cap is reached. `scope` names the cap: connections, address, or channel.
 
     Example:
         ``except TooMany as error: print(error.scope)``

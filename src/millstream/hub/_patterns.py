@@ -1,4 +1,4 @@
-"""An index of subscribers by pattern: a tree of segments. Lookup time depends on the channel, not on the patterns."""
+"""An index of subscribers by pattern: a tree of segments. Lookup time doesn't depend on the number of patterns."""
 
 from collections.abc import Iterator
 
@@ -9,18 +9,18 @@ from millstream.hub._subscriber import Subscription
 class _Node:
     """The patterns that start with the same segments."""
 
-    __slots__ = ("children", "ending", "rest")
+    __slots__ = ("children", "rest_subscribers", "subscribers")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
-        """The next segment, or ``*``."""
-        self.ending: dict[Subscription, None] = {}
+        """Nodes by the next segment, which can be ``*``."""
+        self.subscribers: dict[Subscription, None] = {}
         """Subscribers whose pattern ends here."""
-        self.rest: dict[Subscription, None] = {}
-        """Subscribers whose pattern continues with ``>``."""
+        self.rest_subscribers: dict[Subscription, None] = {}
+        """Subscribers whose pattern ends with ``>`` after this node."""
 
     def __bool__(self) -> bool:
-        return bool(self.children or self.ending or self.rest)
+        return bool(self.children or self.subscribers or self.rest_subscribers)
 
 
 class PatternIndex:
@@ -37,10 +37,10 @@ class PatternIndex:
         node = self._root
         for segment in segments:
             node = node.children.setdefault(segment, _Node())
-        (node.rest if rest else node.ending)[subscription] = None
+        (node.rest_subscribers if rest else node.subscribers)[subscription] = None
 
     def discard(self, pattern: str, subscription: Subscription) -> None:
-        """Remove a subscriber from one of its patterns, if it is there."""
+        """Remove a subscriber from one of its patterns. Idempotent."""
         segments, rest = split_pattern(pattern)
         path = [self._root]
         for segment in segments:
@@ -48,7 +48,7 @@ class PatternIndex:
             if node is None:
                 return
             path.append(node)
-        (path[-1].rest if rest else path[-1].ending).pop(subscription, None)
+        (path[-1].rest_subscribers if rest else path[-1].subscribers).pop(subscription, None)
         for parent, segment in zip(reversed(path[:-1]), reversed(segments), strict=True):
             if parent.children[segment]:
                 return
@@ -61,14 +61,14 @@ class PatternIndex:
         nodes = [self._root]
         for number, segment in enumerate(segments):
             hidden = not number and segment.startswith("$")
-            following: list[_Node] = []
+            children: list[_Node] = []
             for node in nodes:
                 if not hidden:
-                    yield from node.rest
-                for wanted in (segment,) if hidden else (segment, "*"):
-                    child = node.children.get(wanted)
+                    yield from node.rest_subscribers
+                for name in (segment,) if hidden else (segment, "*"):
+                    child = node.children.get(name)
                     if child is not None:
-                        following.append(child)
-            nodes = following
+                        children.append(child)
+            nodes = children
         for node in nodes:
-            yield from node.ending
+            yield from node.subscribers

@@ -1,7 +1,7 @@
 """The authorization hook, with error handling.
 
-Only callers that can subscribe to a channel can see its presence, so a check of ``$presence.X`` becomes one of ``X``. A
-hook that raises denies access, and doesn't end other subscriptions.
+Only callers that can subscribe to a channel can see its presence, so ``$presence.X`` is checked as ``X``. A hook that
+raises denies access and doesn't affect other subscriptions.
 """
 
 import logging
@@ -21,7 +21,7 @@ class SafeAuthorize:
     def __init__(self, authorize: Authorize) -> None:
         self._authorize = authorize
         self._logged: set[type[Exception]] = set()
-        """Errors that were logged. Each kind is logged once, because peers control how often the hook runs."""
+        """Types of logged errors. Each is logged once, because peers control how often the hook runs."""
 
     def __call__(self, principal: Principal | None, action: str, channel: str) -> bool:
         try:

@@ -1,8 +1,8 @@
-"""Presence: the clients with an id on each channel, over all workers.
+"""Presence: the clients with an id on each channel, across all workers.
 
-Each channel is a group of the store's members. A worker registers each connected client there under its lease. If the
-worker dies, the others report its clients as departed, unless another worker has registered them. The operation that
-changes the group also returns the arrivals and departures, so each is reported once.
+Each channel is a member group in the store. A worker registers its connected clients there under its lease. If the
+worker dies, the others report its clients as departed unless another worker has registered them. The store operation
+that changes the group also appends the presence event, so each change is reported once.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from millstream._stores.base import CoAppend, Position, Store
 from millstream.hub._channels import owned_id
 
 _GROUP: Final = "presence:"
-_LOCKS: Final = 64
+_LOCK_COUNT: Final = 64
 
-Tell = Callable[[str, str, "Member"], CoAppend]
-"""``tell(channel, "join" or "leave", member)`` returns the event to publish."""
-Reach = Callable[[Position], Awaitable[None]]
+MakeEntry = Callable[[str, str, "Member"], CoAppend]
+"""``make_entry(channel, "join" or "leave", member)`` returns the event to publish."""
+WaitForDelivery = Callable[[Position], Awaitable[None]]
 """Waits until a published event is delivered on this worker."""
 
 
@@ -32,7 +32,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
     name: str = ""
     since: float = 0.0
     owner: str = ""
-    """The principal that owns the client, so other principals can't appear as the same client. Empty without one."""
+    """The principal that owns the client, so other principals can't impersonate it. Empty without a principal."""
 
     @property
     def key(self) -> str:
@@ -48,92 +48,94 @@ class Presence:
     """The members of all channels, as registered by one worker."""
 
     __slots__ = (
-        "_abandoned", "_here", "_locks", "_log", "_members", "_name", "_reach", "_tell", "_vouched", "_workers",
+        "_connections", "_locks", "_log", "_make_entry", "_members", "_registered", "_unreported", "_wait_for_delivery",
+        "_worker_id", "_workers",
     )  # fmt: skip
 
-    def __init__(self, store: Store, tell: Tell, reach: Reach) -> None:
+    def __init__(self, store: Store, make_entry: MakeEntry, wait_for_delivery: WaitForDelivery) -> None:
         # configuration
         self._log = store.log
         self._members = store.members
         self._workers = store.workers
-        self._tell = tell
-        self._reach = reach
+        self._make_entry = make_entry
+        self._wait_for_delivery = wait_for_delivery
         # process
-        self._here: dict[tuple[str, str], list[Member]] = {}
-        """The connections of each client to this worker, by channel."""
-        self._vouched: dict[tuple[str, str], Member] = {}
-        """Clients that this worker has registered, as announced on arrival."""
-        self._name = store.workers.me
-        """The name that this worker registers them under."""
-        self._abandoned: deque[tuple[str, str, bytes]] = deque()
-        """Departed clients of dead workers that this worker must report."""
-        self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
-        """Locks that keep the changes of one client in order."""
+        self._connections: dict[tuple[str, str], list[Member]] = {}
+        """The connections to this worker by channel and client."""
+        self._registered: dict[tuple[str, str], Member] = {}
+        """Clients that this worker has registered."""
+        self._worker_id = store.workers.me
+        """The worker id of the registrations."""
+        self._unreported: deque[tuple[str, str, bytes]] = deque()
+        """Departed clients of dead workers that haven't been reported yet."""
+        self._locks = [asyncio.Lock() for _ in range(_LOCK_COUNT)]
+        """Locks that keep the changes of each client in order."""
 
     async def join(self, channel: str, member: Member) -> None:
         """Add a connection of a client to a channel."""
-        here = self._here.setdefault((channel, member.key), [])
-        here.append(member)
-        if len(here) == 1:
-            await self._settle(channel, member.key)
+        connections = self._connections.setdefault((channel, member.key), [])
+        connections.append(member)
+        if len(connections) == 1:
+            await self._update(channel, member.key)
 
     async def leave(self, channel: str, member: Member) -> None:
-        """Remove a connection that joined or was about to join."""
-        here = self._here.get((channel, member.key), [])
-        if member not in here:
+        """Remove a connection that has joined or is about to join."""
+        connections = self._connections.get((channel, member.key), [])
+        if member not in connections:
             return
-        here.remove(member)
-        if not here:
-            del self._here[channel, member.key]
-            await self._settle(channel, member.key)
+        connections.remove(member)
+        if not connections:
+            del self._connections[channel, member.key]
+            await self._update(channel, member.key)
 
     async def members(self, channel: str) -> list[Member]:
         """Return all clients on a channel, in order of arrival."""
-        found = [_decode(value) for _, value in await self._members.present(_GROUP + channel)]
-        found.sort(key=lambda member: (member.since, member.client_id))
-        return found
+        members = [_decode(value) for _, value in await self._members.present(_GROUP + channel)]
+        members.sort(key=lambda member: (member.since, member.client_id))
+        return members
 
     async def refresh(self) -> None:
-        """Repeat failed operations, and report the clients of dead workers as departed.
+        """Retry failed operations, and report the clients of dead workers as departed.
 
-        If the other workers considered this one dead, register all of its clients again under its new name.
+        If this worker was considered dead, register its clients again under its new id.
         """
-        if self._name != self._workers.me:
-            self._name = self._workers.me
-            self._vouched.clear()
-        await self._settle_all()
-        self._abandoned += await self._members.remove_abandoned()
-        while self._abandoned:
-            group, _, value = self._abandoned[0]
-            told = self._tell(group.removeprefix(_GROUP), "leave", _decode(value))
-            place = await self._log.append(told.stream, told.data, ttl=told.ttl, max_entries=told.max_entries)
-            self._abandoned.popleft()
-            await self._reach(place)
+        if self._worker_id != self._workers.me:
+            self._worker_id = self._workers.me
+            self._registered.clear()
+        await self._update_all()
+        self._unreported += await self._members.remove_abandoned()
+        while self._unreported:
+            group, _, value = self._unreported[0]
+            entry = self._make_entry(group.removeprefix(_GROUP), "leave", _decode(value))
+            position = await self._log.append(entry.stream, entry.data, ttl=entry.ttl, max_entries=entry.max_entries)
+            self._unreported.popleft()
+            await self._wait_for_delivery(position)
 
     async def leave_all(self) -> None:
         """Remove all clients of this worker, because it's shutting down."""
-        self._here.clear()
-        await self._settle_all()
+        self._connections.clear()
+        await self._update_all()
 
-    async def _settle_all(self) -> None:
-        for channel, client_id in self._here.keys() ^ self._vouched.keys():
-            await self._settle(channel, client_id)
+    async def _update_all(self) -> None:
+        for channel, client_id in self._connections.keys() ^ self._registered.keys():
+            await self._update(channel, client_id)
 
-    async def _settle(self, channel: str, client_id: str) -> None:
+    async def _update(self, channel: str, client_id: str) -> None:
         """Register a client if it's connected, and unregister it otherwise."""
         key = (channel, client_id)
-        async with self._locks[hash(key) % _LOCKS]:
-            here, vouched = self._here.get(key), self._vouched.get(key)
-            if here and vouched is None:
-                member = here[0]
-                value, told = await self._members.join(
-                    _GROUP + channel, client_id, _encode(member), self._tell(channel, "join", member)
+        async with self._locks[hash(key) % _LOCK_COUNT]:
+            connections, registered = self._connections.get(key), self._registered.get(key)
+            if connections and registered is None:
+                member = connections[0]
+                value, position = await self._members.join(
+                    _GROUP + channel, client_id, _encode(member), self._make_entry(channel, "join", member)
                 )
-                self._vouched[key] = _decode(value)
-            elif vouched is not None and not here:
-                told = await self._members.leave(_GROUP + channel, client_id, self._tell(channel, "leave", vouched))
-                del self._vouched[key]
+                self._registered[key] = _decode(value)
+            elif registered is not None and not connections:
+                entry = self._make_entry(channel, "leave", registered)
+                position = await self._members.leave(_GROUP + channel, client_id, entry)
+                del self._registered[key]
             else:
                 return
-        if told is not None:
-            await self._reach(told)
+        if position is not None:
+            await self._wait_for_delivery(position)

@@ -23,8 +23,8 @@ class PresenceEvents:
     """The presence events of this worker's subscribers."""
 
     __slots__ = (
-        "_arrivals", "_audience", "_delivery", "_departed", "_departures", "_journal", "_mailboxes", "_presence",
-        "_reader", "_trouble", "replays",
+        "_audience", "_delivery", "_departure_added", "_departures", "_journal", "_log_once", "_mailboxes", "_presence",
+        "_presence_changes", "_reader", "replays",
     )  # fmt: skip
 
     def __init__(
@@ -34,7 +34,7 @@ class PresenceEvents:
         presence: Presence,
         journal: Journal,
         reader: JournalReader,
-        arrivals: PresenceChanges,
+        presence_changes: PresenceChanges,
         *,
         delivery: Delivery,
     ) -> None:
@@ -43,69 +43,71 @@ class PresenceEvents:
         self._presence = presence
         self._journal = journal
         self._reader = reader
-        self._arrivals = arrivals
+        self._presence_changes = presence_changes
         self._delivery = delivery
         self.replays = {"full": 0, "gap": 0}
-        """Number of returning subscribers that got everything they missed, or a `gap`."""
-        self._departed: deque[Subscription] = deque()
-        self._trouble = LogOnce(
+        """Number of returning subscribers that received everything they missed, or a `gap`."""
+        self._departures: deque[Subscription] = deque()
+        self._log_once = LogOnce(
             _logger,
             "The hub can't publish presence events; retrying",
             "The hub can publish presence events again.",
         )
-        self._departures = asyncio.Event()
+        self._departure_added = asyncio.Event()
 
     def forget(self) -> None:
         """Drop arrivals that haven't been published, because the hub is closing."""
-        self._departed.clear()
+        self._departures.clear()
 
     async def start(self, subscription: Subscription, last_event_id: str, history: int) -> Subscription:
         """Bring a subscriber up to date and deliver future events to it."""
         self._audience.enter(subscription)
         outlet = subscription.outlet
         outlet.on_close(subscription.handle_close)
-        beside = [each for each in self._audience.on(outlet) if each.joined]
+        others = [each for each in self._audience.on(outlet) if each.joined]
         delivery = self._delivery
         replay = CatchUp(
             self._journal,
             self._reader,
-            self._arrivals,
+            self._presence_changes,
             subscription,
             backlog=delivery.backlog,
             catch_up=delivery.catch_up,
-            beside=beside,
+            others=others,
         )
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:
             client_id = subscription.mailbox
             await replay.mailbox(
-                client_id, await self._mailboxes.read_offset(client_id), await self._mailboxes.debt(client_id)
+                client_id,
+                await self._mailboxes.read_offset(client_id),
+                await self._mailboxes.oldest_undelivered(client_id),
             )
         elif history:
             await replay.newest(history)
         replay.finish()
         if last_event_id or subscription.mailbox:
             self.replays["full" if replay.complete else "gap"] += 1
-        # There is no await between the end of the replay and this line, or an event would be lost.
+        # Nothing must be awaited between the end of the replay and this line, or an event would be lost.
         if outlet.closed:
             return subscription
         self._audience.join(subscription)
         if subscription.mailbox:
             self._mailboxes.client_arrived(subscription.mailbox, served=replay.wrote)
-        subscription.write(self._delivery.place())
+        subscription.write(self._delivery.position_event())
         if subscription.member is not None:
-            await self._show(subscription, subscription.member)
+            await self._publish_arrival(subscription, subscription.member)
         return subscription
 
-    async def _show(self, subscription: Subscription, member: Member) -> None:
+    async def _publish_arrival(self, subscription: Subscription, member: Member) -> None:
         """Publish the arrival of a subscriber."""
         try:
             for channel in _presence_channels(subscription):
-                with self._trouble:
+                with self._log_once:
                     await self._presence.join(channel, member)
         finally:
-            # Set last, so that the departure isn't published before the arrival.
+            # Set last, so the departure isn't published before the arrival.
             subscription.present = True
             if subscription.outlet.closed:
                 self._depart(subscription)
@@ -120,21 +122,21 @@ class PresenceEvents:
             self._depart(subscription)
 
     def _depart(self, subscription: Subscription) -> None:
-        self._departed.append(subscription)
-        self._departures.set()
+        self._departures.append(subscription)
+        self._departure_added.set()
 
     async def run_departures(self) -> None:
         """Publish departures until cancelled. The queue is bounded by the number of subscribers."""
         while True:
-            await self._departures.wait()
-            self._departures.clear()
-            while self._departed:
-                await self._tell_departure(self._departed.popleft())
+            await self._departure_added.wait()
+            self._departure_added.clear()
+            while self._departures:
+                await self._publish_departure(self._departures.popleft())
 
-    async def _tell_departure(self, subscription: Subscription) -> None:
+    async def _publish_departure(self, subscription: Subscription) -> None:
         if subscription.member is not None:
             for channel in _presence_channels(subscription):
-                with self._trouble:  # `Presence.refresh` retries
+                with self._log_once:  # `Presence.refresh` retries
                     await self._presence.leave(channel, subscription.member)
 
 

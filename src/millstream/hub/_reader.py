@@ -1,7 +1,7 @@
 """Reads of the journal and histories for subscribers that catch up.
 
-A subscriber that waits for its connection holds offsets but no events. When it has space, it reads the page again,
-which is often cached by then. At most `TURNS` subscribers hold pages at the same time.
+A subscriber that waits for its connection keeps offsets but no events. When the connection has space, it reads the page
+again, often from the cache. Up to `MAX_READERS` subscribers keep pages at the same time.
 """
 
 import asyncio
@@ -15,20 +15,20 @@ from msgspec import Struct
 
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream.hub._channels import CLIENT
-from millstream.hub._event import stamp_of
+from millstream.hub._event import unpack_header
 from millstream.hub._event_ids import KnownEvent
 from millstream.hub._journal import JOURNAL, Journal, history_stream
 from millstream.hub._shared_reads import SharedReads
 
 PAGE: Final = 500
-"""Entries per page. Journal pages start at multiples of it, so subscribers read the same pages."""
+"""Entries per page. Journal pages start at multiples of this number, so subscribers read the same pages."""
 PAGE_BYTES: Final = 512 * 1024
-"""Approximate maximum bytes of a page."""
-TURNS: Final = 8
-_ALIGNED: Final = 16
+"""Approximate maximum size of a page in bytes."""
+MAX_READERS: Final = 8
+_PAGE_ALIGNMENT: Final = 16
 """History pages start at multiples of this number of entries."""
-_INDEX_BYTES: Final = 600
-_INDEXED_BYTES: Final = 40
+_INDEX_OVERHEAD: Final = 600
+_INDEX_ENTRY_BYTES: Final = 40
 
 Wants = Callable[[str], bool]
 """Returns whether a channel is wanted."""
@@ -36,7 +36,7 @@ Page = Sequence[Entry]
 
 
 class HistoryIndex(Struct, frozen=True):
-    """The contents of a channel's history, without the events."""
+    """An index of a channel's history, without the events."""
 
     offsets: "array[int]"
     times: "array[float]"
@@ -44,29 +44,29 @@ class HistoryIndex(Struct, frozen=True):
     """The offsets of events with publisher-assigned ids."""
 
     def start(self, offset: int) -> int:
-        """Return the offset after which the shared page with this offset starts."""
+        """Return the start of the shared page that contains this offset."""
         place = bisect_left(self.offsets, offset)
-        place -= place % _ALIGNED
+        place -= place % _PAGE_ALIGNMENT
         return self.offsets[place - 1] if place else 0
 
 
 class JournalReader:
     """The reads of one worker."""
 
-    __slots__ = ("_indexes", "_indexing", "_journal", "_pages", "_store", "turns")
+    __slots__ = ("_id_search", "_indexes", "_journal", "_pages", "_store", "slots")
 
     def __init__(self, store: Store, journal: Journal) -> None:
         self._store = store
         self._journal = journal
         self._pages = SharedReads[Page](_page_size)
         self._indexes = SharedReads[HistoryIndex](_index_size)
-        self._indexing: tuple[str, asyncio.Task[None]] | None = None
-        """The epoch whose journal was searched for publisher-assigned ids, and the search."""
-        self.turns = asyncio.Semaphore(TURNS)
-        """Held while a subscriber holds pages, and released while it waits for its connection."""
+        self._id_search: tuple[str, asyncio.Task[None]] | None = None
+        """The search of the journal for publisher-assigned ids, and the epoch that it covers."""
+        self.slots = asyncio.Semaphore(MAX_READERS)
+        """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes of cached pages."""
         return self._pages.bytes
 
@@ -79,13 +79,13 @@ class JournalReader:
         """Drop cached pages and stop reading."""
         self._pages.close()
         self._indexes.close()
-        if self._indexing is not None:
-            self._indexing[1].cancel()
+        if self._id_search is not None:
+            self._id_search[1].cancel()
 
     async def index(self, channel: str, newest: int = 0) -> HistoryIndex:
-        """Return the contents of a channel's history, or of its newest events.
+        """Return the index of a channel's history, or of its newest events.
 
-        Events newer than the oldest cached event can be missing.
+        Events newer than the oldest cached event can be missing from it.
         """
         if channel.startswith(CLIENT):
             return await self._read_index(channel, newest)
@@ -99,7 +99,7 @@ class JournalReader:
 
     async def _read_index(self, channel: str, newest: int) -> HistoryIndex:
         stream, index = history_stream(channel), HistoryIndex(array("q"), array("d"), {})
-        async with self.turns:
+        async with self.slots:
             if newest:
                 self._add(index, await self._store.log.newest(stream, newest))
                 return index
@@ -117,19 +117,19 @@ class JournalReader:
         for entry in page:
             offset = entry.position.offset
             if offset > last and self._journal.is_current(entry):
-                stamp = stamp_of(entry.data)
+                stamp = unpack_header(entry.data)
                 index.offsets.append(offset)
                 index.times.append(stamp.at)
                 if stamp.id is not None:
                     index.ids[stamp.id] = offset
 
     async def history_page(self, stream: str, start: int, upto: int) -> Page:
-        """Return the page of a history after an offset, or the oldest page if that is gone.
+        """Return the page of a history after an offset, or the oldest page if that page was trimmed.
 
         Args:
             stream: The history's stream.
             start: The offset of one of its entries, or 0 for the oldest page.
-            upto: The page must be read late enough to contain entries up to this offset.
+            upto: The last offset that the page must cover. An older cached page isn't used.
         """
 
         def usable(since: int, page: Page | None) -> bool:
@@ -138,20 +138,20 @@ class JournalReader:
         return await self._read_page(stream, start, usable, lambda page: True)
 
     async def journal_page(self, start: int | None, after: int) -> tuple[Page, int]:
-        """Return journal entries after the offset `after`, and the start of their page for the next call.
+        """Return journal entries after an offset, and the start of their page for the next call.
 
         Args:
             start: The start of the last call's page, or None for the first call.
             after: The offset.
 
         Raises:
-            Gap: Some of the entries are gone.
+            Gap: Some of the entries were trimmed.
         """
         epoch = self._journal.epoch
         for begin in dict.fromkeys((after - after % PAGE if start is None else start, after)):
             page = await self._read_page(JOURNAL, begin, lambda since, page: True, _is_full)
             if not page or page[0].position.epoch != epoch:
-                break  # the end, or a gap: the store tells which
+                break  # the end or a gap; the read below raises for a gap
             place = bisect_right(page, after, key=_offset)
             if place < len(page) and (place or page[0].position.offset == after + 1):
                 return page[place:], begin
@@ -175,26 +175,26 @@ class JournalReader:
     async def find(self, id: str, wants: Wants) -> int | None:
         """Return the offset of the newest wanted event with a publisher-assigned id, or None.
 
-        The worker's journal is searched once. After that, the ids are in memory.
+        The journal is searched once. After that, the ids are in memory.
         """
         journal = self._journal
         if not journal.ids.find(id) and journal.recent_floor:
-            if self._indexing is None or self._indexing[0] != journal.epoch or _has_failed(self._indexing[1]):
-                self._indexing = journal.epoch, asyncio.create_task(self._index_journal(journal.epoch))
-            await asyncio.shield(self._indexing[1])
+            if self._id_search is None or self._id_search[0] != journal.epoch or _has_failed(self._id_search[1]):
+                self._id_search = journal.epoch, asyncio.create_task(self._index_journal(journal.epoch))
+            await asyncio.shield(self._id_search[1])
         return max((each.offset for each in journal.ids.find(id) if wants(each.channel)), default=None)
 
     async def _index_journal(self, epoch: str) -> None:
         """Load the ids of journal entries from before this worker started."""
         journal, log = self._journal, self._store.log
-        until, last = journal.began, 0
+        until, last = journal.start_offset, 0
         while last < until and journal.epoch == epoch:
             after = Position(epoch, last) if last else None
             try:
-                async with self.turns:
+                async with self.slots:
                     page = await log.read(JOURNAL, after, PAGE, PAGE_BYTES)
                     for entry in page:
-                        stamp = stamp_of(entry.data)
+                        stamp = unpack_header(entry.data)
                         if stamp.id is not None and journal.is_current(entry) and entry.position.offset <= until:
                             known = KnownEvent(stamp.channel, entry.position.offset, stamp.at)
                             journal.ids.add(stamp.id, known)
@@ -219,7 +219,7 @@ class HistoryCursor:
         self._page: Page = ()
 
     async def entry(self, offset: int) -> Entry | None:
-        """Return the entry at an offset after the last one, or None if it's gone."""
+        """Return the entry at an offset after the last one, or None if it was trimmed."""
         page = self._page
         while not page or page[-1].position.offset < offset:
             if page and page[-1].position.offset > self._start:
@@ -251,7 +251,7 @@ def _page_size(page: Page) -> int:
 
 
 def _index_size(index: HistoryIndex) -> int:
-    return _INDEX_BYTES + len(index.offsets) * _INDEXED_BYTES
+    return _INDEX_OVERHEAD + len(index.offsets) * _INDEX_ENTRY_BYTES
 
 
 def _is_full(page: Page) -> bool:

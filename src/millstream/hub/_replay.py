@@ -1,10 +1,10 @@
 """Replay of missed events to a subscriber before new ones.
 
-A subscriber that reconnects names an event id. If all later events are available, it gets them once and in order.
-Otherwise it gets a `gap` event and the remaining events. A client that returns without an id gets the new messages of
-its mailbox.
+A subscriber that reconnects sends an event id. If all later events are available, it gets them once and in order.
+Otherwise it gets a `gap` event and the remaining events. A client that reconnects without an id gets the new messages
+of its mailbox.
 
-A subscriber that waits for its connection holds only offsets, so thousands of slow ones take little memory.
+A subscriber that waits for its connection keeps only offsets, so thousands of slow ones take little memory.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from millstream._stores.base import Entry, Gap
 from millstream.hub._backlog import UnreadBacklog
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
-from millstream.hub._event import Event, channel_of, gap, parse_position, position_id, unpack
+from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_channel
 from millstream.hub._journal import Journal
 from millstream.hub._presence_changes import PresenceChange, PresenceChanges
 from millstream.hub._reader import HistoryCursor, HistoryIndex, JournalReader
@@ -29,70 +29,71 @@ from millstream.hub._subscriber import Subscription
 
 _CHUNK = 64 * 1024
 """Bytes to write between checks for space in the outlet."""
-_MEMORY = -1
+_CACHED = -1
 """The source of cached events."""
 
-Place = tuple[int, int]
-"""An offset, and the number of the channel whose history has it, or `_MEMORY`."""
+EventLocation = tuple[int, int]
+"""An offset, and the number of the channel whose history contains it, or `_CACHED`."""
 
 
 class CatchUp:
     """The replay for one subscriber."""
 
     __slots__ = (
-        "_arrivals", "_at", "_backlog", "_beside", "_catch_up", "_cursors", "_dropped", "_epoch", "_heard", "_journal",
-        "_page", "_reader", "_subscription", "_told", "_unread", "_visiting", "_visits", "_wanted", "_written", "wrote",
+        "_backlog", "_catch_up", "_changes_after", "_cursors", "_epoch", "_gap_sent", "_journal", "_last_dropped",
+        "_last_written", "_others", "_page", "_pending_changes", "_position", "_presence_changes", "_reader",
+        "_subscription", "_unread", "_wanted_channels", "_wants_presence", "wrote",
     )  # fmt: skip
 
     def __init__(
         self,
         journal: Journal,
         reader: JournalReader,
-        arrivals: PresenceChanges,
+        presence_changes: PresenceChanges,
         subscription: Subscription,
         *,
         backlog: UnreadBacklog,
         catch_up: Callable[[], Awaitable[None]],
-        beside: Sequence[Subscription] = (),
+        others: Sequence[Subscription] = (),
     ) -> None:
         self._journal = journal
         self._reader = reader
         self._backlog = backlog
-        self._arrivals = arrivals
+        self._presence_changes = presence_changes
         self._catch_up = catch_up
         self._subscription = subscription
-        self._beside = beside
+        self._others = others
         """Other subscriptions of the same outlet."""
-        self._at = subscription.since = journal.offset
-        """All wanted events up to here are written."""
-        self._written = 0
+        self._position = subscription.since = journal.offset
+        """The offset up to which all wanted events are written."""
+        self._last_written = 0
         """The offset of the last written event."""
-        self._visiting = any(channel.startswith(PRESENCE) for channel in subscription.channels)
-        subscription.heard = arrivals.last.number
-        self._heard: tuple[int, int | None] = 0, subscription.heard
-        """Offset and number after which presence changes are new to the subscriber."""
+        self._wants_presence = any(channel.startswith(PRESENCE) for channel in subscription.channels)
+        subscription.last_change = presence_changes.last.number
+        self._changes_after: tuple[int, int | None] = 0, subscription.last_change
+        """The journal offset and number of the last presence change that the subscriber received."""
         self._epoch = journal.epoch
-        self._dropped: dict[str, int] = {}
-        """Channel -> its newest event that the history has dropped."""
-        self._told = False
-        """Whether a gap event was sent. One is enough."""
+        self._last_dropped: dict[str, int] = {}
+        """Offset of the newest event that each channel's history has dropped."""
+        self._gap_sent = False
+        """Whether a gap event was sent. It's sent only once."""
         self._page: int | None = None
         """The start of the last journal page that was read."""
         self._cursors: list[HistoryCursor] = []
         """Positions in the histories of the channels."""
         self._unread = 0
         """Bytes written since the last check for space in the outlet."""
-        self._visits: deque[PresenceChange] = deque()
+        self._pending_changes: deque[PresenceChange] = deque()
         """Presence changes to write before the next event."""
-        self._wanted: dict[str, bool] = {}
-        """Channel -> whether it's wanted, so each pattern is matched once per channel."""
+        self._wanted_channels: dict[str, bool] = {}
+        """Whether each channel is wanted, so patterns are matched once per channel."""
         self.wrote = False
         """Whether any event was written."""
 
     @property
     def complete(self) -> bool:
         """Return whether the subscriber got no gap event."""
-        return not self._told
+        return not self._gap_sent
 
     async def resume(self, id: str) -> None:
         """Continue after the event with this id."""
@@ -103,31 +104,31 @@ class CatchUp:
         if offset is None:
             offset = max((index.ids[id] for index in await self._indexes() if id in index.ids), default=None)
         if offset is not None:
-            await self._reach(offset)
+            await self._read_until(offset)
         if offset is None or offset > journal.offset:
-            # The id is from before a restart, was never published, or has left the journal.
+            # The id is from before a restart, was never published, or is no longer stored.
             await self._start_over("unknown", after=0)
         else:
-            self._at = self._written = self._subscription.since = offset
-            self._heard = offset, number
+            self._position = self._last_written = self._subscription.since = offset
+            self._changes_after = offset, number
             if number is not None:
-                self._subscription.heard = number
-        await self._follow()
+                self._subscription.last_change = number
+        await self._write_new()
 
-    async def mailbox(self, client_id: str, seen: int, owed: tuple[int, float]) -> None:
-        """Write a client's messages after `seen`. `owed` is the position and time of its oldest undelivered message."""
-        oldest, at = owed
-        await self._reach(max(seen, oldest))
+    async def mailbox(self, client_id: str, seen: int, undelivered: tuple[int, float]) -> None:
+        """Write a client's messages after the offset `seen`, given its oldest undelivered message (offset and time)."""
+        oldest, at = undelivered
+        await self._read_until(max(seen, oldest))
         end = self._journal.offset
         channel = CLIENT + client_id
         plan = self._merge(await self._indexes(), seen, end)
         first = next(plan, None)
         if oldest > seen and (first is None or first[0] > oldest):
-            self._tell_gap("expired" if self._journal.past(channel, at) else "trimmed")
-        elif self._dropped[channel] > seen:
-            self._tell_gap("trimmed")
+            self._send_gap("expired" if self._journal.is_expired_time(channel, at) else "trimmed")
+        elif self._last_dropped[channel] > seen:
+            self._send_gap("trimmed")
         await self._write(_chain(first, plan))
-        await self._follow()
+        await self._write_new()
 
     async def newest(self, count: int) -> None:
         """Write the last `count` events that the subscription wants. Presence changes aren't counted."""
@@ -135,89 +136,87 @@ class CatchUp:
         plan = self._merge(await self._indexes(count), 0, end)
         newest = deque(plan, maxlen=count)
         await self._write(iter(newest))
-        await self._follow()
+        await self._write_new()
 
     def finish(self) -> None:
-        """Write presence changes during the replay. Must not await, because the next event is delivered directly."""
+        """Write the presence changes that arrived during the replay. Must not await, because delivery starts next."""
         if not self._subscription.outlet.closed:
             self._send_changes(self._missed_changes(), sys.maxsize)
 
     def _missed_changes(self) -> deque[PresenceChange]:
-        if not self._visiting:
+        if not self._wants_presence:
             return deque()
-        visits, complete = self._arrivals.since(*self._heard)
+        changes, complete = self._presence_changes.since(*self._changes_after)
         if not complete:
-            self._tell_gap("trimmed")
-        return visits
+            self._send_gap("trimmed")
+        return changes
 
-    def _send_changes(self, visits: deque[PresenceChange], before: int) -> None:
-        """Write the changes delivered before an event, each in order, because an id stands for everything written
-        before it.
-        """
+    def _send_changes(self, changes: deque[PresenceChange], before: int) -> None:
+        """Write the changes delivered before an event, in order, because an id covers everything written before it."""
         subscription, journal = self._subscription, self._journal
-        while visits and visits[0].behind < before:
-            visit = visits.popleft()
-            if self._heard[1] is None:
-                subscription.heard = visit.number - 1
-            self._heard = 0, visit.number
-            if self._lacks(visit.event) and not journal.too_old(visit.event):
-                place = position_id(journal.epoch, max(visit.behind, self._written))
-                subscription.write(replace(visit.event, id=f"{place}-{visit.number}"))
+        while changes and changes[0].journal_offset < before:
+            change = changes.popleft()
+            if self._changes_after[1] is None:
+                subscription.last_change = change.number - 1
+            self._changes_after = 0, change.number
+            if self._is_missing(change.event) and not journal.is_expired(change.event):
+                place = position_id(journal.epoch, max(change.journal_offset, self._last_written))
+                subscription.write(replace(change.event, id=f"{place}-{change.number}"))
 
-    async def _reach(self, offset: int) -> None:
-        """Wait until this worker has read up to an offset. Another worker may have delivered more than this one."""
+    async def _read_until(self, offset: int) -> None:
+        """Read up to an offset, because another worker may have delivered more than this one."""
         if offset > self._journal.offset:
             await self._catch_up()
 
-    async def _follow(self) -> None:
-        """Write events after `_at` until there are none. Nothing else runs between the last check and the return."""
+    async def _write_new(self) -> None:
+        """Write all events after `_position`. Nothing else runs between the last check and the return."""
         journal, outlet = self._journal, self._subscription.outlet
         while not outlet.closed:
-            if journal.epoch != self._epoch or journal.offset < self._at:
+            if journal.epoch != self._epoch or journal.offset < self._position:
                 self._skip_lost()
-            elif self._at == journal.offset:
+            elif self._position == journal.offset:
                 return
-            elif (recent := journal.recent(self._at, _CHUNK)) is not None:
-                events, self._at = recent
-                self._visits = self._missed_changes()
+            elif (recent := journal.recent(self._position, _CHUNK)) is not None:
+                events, self._position = recent
+                self._pending_changes = self._missed_changes()
                 for event in events:
-                    self._offer(event)
-            elif not await self._read_on() and journal.epoch == self._epoch:
-                await self._bridge()
-            await self._make_room()
+                    self._write_if_missing(event)
+            elif not await self._write_page() and journal.epoch == self._epoch:
+                await self._write_from_histories()
+            await self._wait_for_space()
 
     def _skip_lost(self) -> None:
-        """Continue at the position where this worker continued after losing events, like connected subscribers."""
+        """Skip to the position where this worker restarted after losing events, like connected subscribers."""
         journal = self._journal
-        self._tell_gap("epoch" if journal.epoch != self._epoch else "lost")
-        self._epoch, self._at, self._page = journal.epoch, journal.began, None
-        self._subscription.since = journal.began
+        self._send_gap("epoch" if journal.epoch != self._epoch else "lost")
+        self._epoch, self._position, self._page = journal.epoch, journal.start_offset, None
+        self._subscription.since = journal.start_offset
 
-    async def _read_on(self) -> bool:
-        """Write stored events after `_at`. Return False if some are gone or the store began a new epoch."""
-        journal, after = self._journal, self._at
+    async def _write_page(self) -> bool:
+        """Write a page of events after `_position`. Return False if some were trimmed or the store has a new epoch."""
+        journal, after = self._journal, self._position
         if not after:  # a new epoch, whose stream was empty when the position was sent
             return False
         try:
-            async with self._reader.turns:
+            async with self._reader.slots:
                 page, self._page = await self._reader.journal_page(self._page, after)
                 if journal.epoch != self._epoch:
                     return False
-                self._visits = self._missed_changes()
+                self._pending_changes = self._missed_changes()
                 for entry in page:
                     if entry.position.offset > journal.offset or self._unread >= _CHUNK:
                         break
-                    self._at = entry.position.offset
-                    self._offer_entry(entry)
+                    self._position = entry.position.offset
+                    self._write_entry_if_missing(entry)
         except Gap:
             await self._catch_up()  # the store may be at a new epoch
             return False
         await asyncio.sleep(0)
-        return self._at > after
+        return self._position > after
 
-    async def _bridge(self) -> None:
-        """Use the channels' histories if the journal begins after `_at` and all histories go back that far."""
-        after, end = self._at, self._journal.offset
+    async def _write_from_histories(self) -> None:
+        """Write from the channels' histories, if all of them go back further than the journal. Otherwise start over."""
+        after, end = self._position, self._journal.offset
         indexes = await self._indexes()
         if self._journal.epoch != self._epoch:
             return
@@ -228,152 +227,154 @@ class CatchUp:
             await self._write(self._merge(indexes, after, end))
 
     async def _start_over(self, reason: str, *, after: int) -> None:
-        """Send a gap event, then write the remaining events after `after`."""
+        """Send a gap event, then write the remaining events after an offset."""
         self._epoch, end = self._journal.epoch, self._journal.offset
-        self._tell_gap(reason)
+        self._send_gap(reason)
         plan = self._merge(await self._indexes(), after, end)
         first = next(plan, None)
         self._subscription.since = first[0] - 1 if first is not None else end
         await self._write(_chain(first, plan))
 
-    def _tell_gap(self, reason: str) -> None:
-        if not self._told:
-            self._told = True
+    def _send_gap(self, reason: str) -> None:
+        if not self._gap_sent:
+            self._gap_sent = True
             self._subscription.write(gap(reason))
 
     async def _indexes(self, newest: int = 0) -> list[HistoryIndex]:
-        """Return the contents of each channel's history; none for patterns."""
+        """Return the index of each channel's history. The index of a pattern is empty."""
         indexes: list[HistoryIndex] = []
         for channel in self._subscription.channels:
-            most, _ = self._journal.bounds(channel)
-            if is_pattern(channel) or not most:
+            limit, _ = self._journal.bounds(channel)
+            if is_pattern(channel) or not limit:
                 indexes.append(HistoryIndex(array("q"), array("d"), {}))
             else:
-                # One more than the limit, which shows whether entries were dropped.
-                indexes.append(await self._reader.index(channel, newest and min(newest, most) + 1))
+                # An entry beyond the limit shows that entries were dropped.
+                indexes.append(await self._reader.index(channel, newest and min(newest, limit) + 1))
         return indexes
 
-    def _start(self, channel: str, index: HistoryIndex) -> int:
-        """Return the number of the oldest entry within the limits of age and count."""
-        most, _ = self._journal.bounds(channel)
-        start = max(0, len(index.offsets) - most)
-        while start < len(index.offsets) and self._journal.past(channel, index.times[start]):
+    def _first_valid(self, channel: str, index: HistoryIndex) -> int:
+        """Return the position in the index of the oldest entry within the limits of age and count."""
+        limit, _ = self._journal.bounds(channel)
+        start = max(0, len(index.offsets) - limit)
+        while start < len(index.offsets) and self._journal.is_expired_time(channel, index.times[start]):
             start += 1
         return start
 
     def _first(self, number: int, index: HistoryIndex) -> int | None:
         """Return the oldest offset in a channel's history."""
-        start = self._start(self._subscription.channels[number], index)
+        start = self._first_valid(self._subscription.channels[number], index)
         return index.offsets[start] if start < len(index.offsets) else None
 
-    def _merge(self, indexes: Sequence[HistoryIndex], after: int, end: int) -> Iterator[Place]:
-        """Return the positions of events between two offsets, in order, and advance past them.
+    def _merge(self, indexes: Sequence[HistoryIndex], after: int, end: int) -> Iterator[EventLocation]:
+        """Return the locations of events between two offsets, in order, and advance past them.
 
         Cached events are included, because a worker can deliver an event before its publisher has appended it to the
         history.
         """
         journal, channels = self._journal, self._subscription.channels
-        self._at = end
-        sources: list[Iterator[Place]] = []
+        self._position = end
+        sources: list[Iterator[EventLocation]] = []
         for number, (channel, index) in enumerate(zip(channels, indexes, strict=True)):
-            start = self._start(channel, index)
+            start = self._first_valid(channel, index)
             if is_pattern(channel):
                 continue
             dropped = index.offsets[start - 1] if start else 0
-            self._dropped[channel] = dropped if journal.bounds(channel)[0] else journal.offset
+            self._last_dropped[channel] = dropped if journal.bounds(channel)[0] else journal.offset
             offsets = index.offsets[max(start, bisect_left(index.offsets, after + 1)) :]
             sources.append(zip(offsets, repeat(number)))
-        remembered = array("q")
+        cached = array("q")
         for event in journal.recent_events(after):
-            dropped = self._dropped.get(event.channel, 0)
-            if event.offset > dropped and self._lacks(event) and not journal.too_old(event):
-                remembered.append(event.offset)
-        sources.append(zip(remembered, repeat(_MEMORY)))
+            dropped = self._last_dropped.get(event.channel, 0)
+            if event.offset > dropped and self._is_missing(event) and not journal.is_expired(event):
+                cached.append(event.offset)
+        sources.append(zip(cached, repeat(_CACHED)))
         self._cursors = [
             HistoryCursor(self._reader, channel, index.start(after + 1))
             for channel, index in zip(channels, indexes, strict=True)
         ]
-        return self._places(heapq.merge(*sources), end)
+        return self._deduplicate(heapq.merge(*sources), end)
 
-    def _places(self, merged: Iterator[Place], end: int) -> Iterator[Place]:
-        """Yield each offset up to the end once, if the subscriber lacks it."""
+    def _deduplicate(self, merged: Iterator[EventLocation], end: int) -> Iterator[EventLocation]:
+        """Yield each missing offset up to the end once."""
         last = 0
         for offset, source in merged:
             if offset > end:
                 return
-            if offset != last and (source == _MEMORY or self._lacks_at(offset, self._subscription.channels[source])):
+            if offset != last and (
+                source == _CACHED or self._is_missing_at(offset, self._subscription.channels[source])
+            ):
                 last = offset
                 yield offset, source
 
-    async def _write(self, plan: Iterator[Place]) -> None:
-        """Write the events at these positions, waiting for space in the outlet."""
+    async def _write(self, plan: Iterator[EventLocation]) -> None:
+        """Write the events at these locations, waiting for space in the outlet."""
         outlet, journal, cursors, epoch = self._subscription.outlet, self._journal, self._cursors, self._epoch
         place = next(plan, None)
         while place is not None and not outlet.closed:
-            async with self._reader.turns:
-                self._visits = self._missed_changes()
+            async with self._reader.slots:
+                self._pending_changes = self._missed_changes()
                 while place is not None and self._unread < _CHUNK:
                     offset, source = place
-                    event = journal.recall(offset)
-                    if event is None and source != _MEMORY:
+                    event = journal.find_recent(offset)
+                    if event is None and source != _CACHED:
                         entry = await cursors[source].entry(offset)
                         event = None if entry is None else unpack(entry.data, epoch, offset)
                     if journal.epoch != epoch:
                         return
                     if event is None:
-                        self._tell_gap("trimmed")
-                    elif not journal.ids.repeats(offset):
-                        self._put(event)
+                        self._send_gap("trimmed")
+                    elif not journal.ids.is_repeated(offset):
+                        self._write_event(event)
                     place = next(plan, None)
                 for cursor in cursors:
                     cursor.release()
-            await self._make_room()
+            await self._wait_for_space()
 
-    def _offer(self, event: Event) -> None:
-        """Write an event if the subscriber lacks it."""
-        if self._lacks(event):
-            if self._journal.too_old(event):
-                self._tell_gap("expired")
+    def _write_if_missing(self, event: Event) -> None:
+        """Write an event if the subscriber is missing it."""
+        if self._is_missing(event):
+            if self._journal.is_expired(event):
+                self._send_gap("expired")
             else:
-                self._put(event)
+                self._write_event(event)
 
-    def _offer_entry(self, entry: Entry) -> None:
-        """Write a stored event if the subscriber lacks it. Unwanted ones are decoded only up to the channel."""
+    def _write_entry_if_missing(self, entry: Entry) -> None:
+        """Write a stored event if the subscriber is missing it. Unwanted events are decoded only up to the channel."""
         offset = entry.position.offset
-        if self._lacks_at(offset, channel_of(entry.data)) and not self._journal.ids.repeats(offset):
-            self._offer(unpack(entry.data, self._epoch, offset))
+        if self._is_missing_at(offset, unpack_channel(entry.data)) and not self._journal.ids.is_repeated(offset):
+            self._write_if_missing(unpack(entry.data, self._epoch, offset))
 
-    def _put(self, event: Event) -> None:
+    def _write_event(self, event: Event) -> None:
         """Write an event after the presence changes before it."""
-        if self._visits:
-            self._send_changes(self._visits, event.offset)
-        self._written, self.wrote = event.offset, True
+        if self._pending_changes:
+            self._send_changes(self._pending_changes, event.offset)
+        self._last_written, self.wrote = event.offset, True
         data = self._subscription.encode(event)
         self._subscription.outlet.write(data)
         self._unread += len(data)
 
-    async def _make_room(self) -> None:
+    async def _wait_for_space(self) -> None:
         """Wait for space in the outlet, after every `_CHUNK` bytes."""
         if self._unread >= _CHUNK:
             self._unread = 0
             await self._backlog.drain(self._subscription.outlet)
 
     def _wants(self, channel: str) -> bool:
-        wanted = self._wanted.get(channel)
+        wanted = self._wanted_channels.get(channel)
         if wanted is None:
-            wanted = self._wanted[channel] = self._subscription.wants(channel)
+            wanted = self._wanted_channels[channel] = self._subscription.wants(channel)
         return wanted
 
-    def _lacks(self, event: Event) -> bool:
+    def _is_missing(self, event: Event) -> bool:
         """Return whether the subscriber wants an event that no other subscription writes to its outlet."""
-        return self._lacks_at(event.offset, event.channel)
+        return self._is_missing_at(event.offset, event.channel)
 
-    def _lacks_at(self, offset: int, channel: str) -> bool:
-        arrival = channel.startswith(PRESENCE)
+    def _is_missing_at(self, offset: int, channel: str) -> bool:
+        is_presence = channel.startswith(PRESENCE)
         return self._wants(channel) and not any(
-            (each.heard if arrival else each.since) < offset and each.wants(channel) for each in self._beside
+            (each.last_change if is_presence else each.since) < offset and each.wants(channel) for each in self._others
         )
 
 
-def _chain(first: Place | None, others: Iterator[Place]) -> Iterator[Place]:
+def _chain(first: EventLocation | None, others: Iterator[EventLocation]) -> Iterator[EventLocation]:
     return others if first is None else chain((first,), others)

@@ -1,7 +1,7 @@
-"""Reads of the store shared by subscribers that need the same data within seconds.
+"""Reads of the store that are shared by subscribers that need the same data within seconds.
 
-After a restart, thousands of subscribers come back at once, and most missed the same events. The cache is bounded in
-bytes and time. A subscriber that waits for its connection holds no cached data and reads the page again.
+After a restart, thousands of subscribers reconnect at once, and most missed the same events. The cache is bounded in
+bytes and time. A subscriber that waits for its connection keeps no cached data and reads the page again.
 """
 
 import asyncio
@@ -11,8 +11,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from msgspec import Struct
 
-KEPT_SECONDS: Final = 10.0
-KEPT_BYTES: Final = 16 * 1024 * 1024
+CACHE_SECONDS: Final = 10.0
+MAX_CACHE_BYTES: Final = 16 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -41,20 +41,20 @@ class SharedReads(Generic[T]):
         size: Returns the size of a result in bytes.
     """
 
-    __slots__ = ("_kept", "_reading", "_size", "_tasks", "bytes")
+    __slots__ = ("_cached", "_pending", "_size", "_tasks", "bytes")
 
     def __init__(self, size: Callable[[T], int]) -> None:
         self._size = size
-        self._kept: dict[Hashable, _CachedRead[T]] = {}
-        self._reading: dict[Hashable, _PendingRead[T]] = {}
+        self._cached: dict[Hashable, _CachedRead[T]] = {}
+        self._pending: dict[Hashable, _PendingRead[T]] = {}
         """Reads in progress that can serve further subscribers."""
         self._tasks: set[asyncio.Task[T]] = set()
         """All reads in progress."""
         self.bytes = 0
-        """Total size of cached results, at most `KEPT_BYTES`."""
+        """Total size of cached results in bytes, up to `MAX_CACHE_BYTES`."""
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._cached)
 
     async def get(
         self,
@@ -72,50 +72,50 @@ class SharedReads(Generic[T]):
             read: Reads the store.
             since: The worker's current offset.
             usable: Returns whether a result read at an offset is still complete enough. The result is None while it's
-            being read.
+                being read.
             final: Returns whether to cache a result. Other results serve only the callers that wait for this read.
         """
-        kept = self._kept.get(key)
-        if kept is not None and usable(kept.since, kept.value):
-            return kept.value
-        reading = self._reading.get(key)
-        if reading is None or not usable(reading.since, None):
-            reading = self._reading[key] = _PendingRead(since, asyncio.create_task(read()))
-            self._tasks.add(reading.future)
-            reading.future.add_done_callback(partial(self._on_read_done, key, reading, final))
-        return await asyncio.shield(reading.future)
+        cached = self._cached.get(key)
+        if cached is not None and usable(cached.since, cached.value):
+            return cached.value
+        pending = self._pending.get(key)
+        if pending is None or not usable(pending.since, None):
+            pending = self._pending[key] = _PendingRead(since, asyncio.create_task(read()))
+            self._tasks.add(pending.future)
+            pending.future.add_done_callback(partial(self._on_read_done, key, pending, final))
+        return await asyncio.shield(pending.future)
 
     def _on_read_done(
-        self, key: Hashable, reading: _PendingRead[T], final: Callable[[T], bool], done: asyncio.Task[T]
+        self, key: Hashable, pending: _PendingRead[T], final: Callable[[T], bool], done: asyncio.Task[T]
     ) -> None:
         self._tasks.discard(done)
         failed = done.cancelled() or done.exception() is not None
-        if self._reading.get(key) is not reading:
+        if self._pending.get(key) is not pending:
             return  # a later read replaced it, or events were lost since it began
-        del self._reading[key]
+        del self._pending[key]
         if failed or not final(done.result()):
             return
         self._drop(key)
         value = done.result()
         size = self._size(value)
-        while self._kept and self.bytes + size > KEPT_BYTES:
-            self._drop(next(iter(self._kept)))
-        if size <= KEPT_BYTES:
-            end = asyncio.get_running_loop().call_later(KEPT_SECONDS, self._drop, key)
-            self._kept[key] = _CachedRead(value, reading.since, size, end)
+        while self._cached and self.bytes + size > MAX_CACHE_BYTES:
+            self._drop(next(iter(self._cached)))
+        if size <= MAX_CACHE_BYTES:
+            end = asyncio.get_running_loop().call_later(CACHE_SECONDS, self._drop, key)
+            self._cached[key] = _CachedRead(value, pending.since, size, end)
             self.bytes += size
 
     def _drop(self, key: Hashable) -> None:
-        kept = self._kept.pop(key, None)
-        if kept is not None:
-            kept.end.cancel()
-            self.bytes -= kept.size
+        cached = self._cached.pop(key, None)
+        if cached is not None:
+            cached.end.cancel()
+            self.bytes -= cached.size
 
     def forget(self) -> None:
-        """Drop all results. Pending reads serve only the callers that already wait for them."""
-        for key in list(self._kept):
+        """Drop all results. Pending reads serve only the callers that are already waiting."""
+        for key in list(self._cached):
             self._drop(key)
-        self._reading.clear()
+        self._pending.clear()
 
     def close(self) -> None:
         """Drop all results, and cancel pending reads."""

@@ -1,7 +1,7 @@
 """A subscriber: an outlet for bytes, its channels, and its identity.
 
-There is no queue and no task: the outlet is the bounded queue, and the hub checks how far behind it is. Several
-subscriptions can share an outlet, which then gets each event once.
+A subscriber has no queue and no task: the outlet is the bounded queue, and the hub checks its unread bytes. Several
+subscriptions can share an outlet, which gets each event once.
 """
 
 from collections.abc import Callable
@@ -13,18 +13,16 @@ from millstream.hub._event import Event
 from millstream.hub._presence import Member
 
 Encode = Callable[[Event], bytes]
-"""Encodes an event for one kind of outlet. Returns empty bytes if that kind can't represent the event.
+"""Encodes an event for one kind of outlet, or returns empty bytes if that kind can't represent it.
 
-Subscribers with the same function object share the bytes, so it must be a module-level function.
+Subscribers with the same function object share the result, so use a module-level function.
 """
 
 Authorize = Callable[[Principal | None, str, str], bool]
-"""``authorize(principal, action, channel)`` with the action ``publish`` or ``subscribe``. Must not block.
+"""``authorize(principal, action, channel)`` returns whether an action, ``publish`` or ``subscribe``, is allowed.
 
-For ``$presence.X``, it's called with ``X``. A hook that raises denies access.
-
-For a subscription with wildcards, it's called with the pattern, then with each matching channel on the first
-publication there.
+It must not block. If it raises, access is denied. ``$presence.X`` is checked as ``X``. For a subscription with
+wildcards, it's called with the pattern, and later with each matching channel on its first publication.
 """
 
 
@@ -32,7 +30,7 @@ class Subscription:
     """One subscriber of the hub. ``subscription.close()``"""
 
     __slots__ = (
-        "_leave", "address", "authorize", "channels", "encode", "heard", "joined", "mailbox", "member", "outlet",
+        "_leave", "address", "authorize", "channels", "encode", "joined", "last_change", "mailbox", "member", "outlet",
         "present", "principal", "since", "transport", "wild",
     )  # fmt: skip
 
@@ -56,7 +54,7 @@ class Subscription:
         self.mailbox: str = mailbox
         """The client whose mailbox this is, or an empty string."""
         self.member: Member | None = member
-        """The client in the presence of its channels, or None without an id."""
+        """The client's entry in the presence of its channels, or None without a client id."""
         self.principal: Principal | None = principal
         self.address: str = address
         self.authorize: Authorize | None = authorize
@@ -66,9 +64,9 @@ class Subscription:
         self.joined: bool = False
         """Whether the subscriber has caught up and receives new events."""
         self.since: int = 0
-        """After joining: wanted events after this offset were written to the outlet."""
-        self.heard: int = 0
-        """The same for the number of a presence change."""
+        """Wanted events after this offset have been written to the outlet."""
+        self.last_change: int = 0
+        """Presence changes after this number have been written to the outlet."""
         self.present: bool = False
         """Whether the subscriber is visible in the presence of its channels."""
         self._leave = leave
@@ -92,5 +90,5 @@ class Subscription:
         self.outlet.close()
 
     def handle_close(self) -> None:
-        """Handle that the outlet is closed or no longer carries this subscription."""
+        """Unsubscribe after the outlet was closed or stopped carrying this subscription."""
         self._leave(self)

@@ -12,7 +12,7 @@ from msgspec import Struct
 from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, run_to_exit, status_of
 from millstream._cli.tables import brief, print_json, print_text
 from millstream._http.client.connection import HttpReply
-from millstream._http.client.pool import ConnectionPool, connect_error, plain, tls_error
+from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url
 from millstream.client._client import Client
@@ -125,7 +125,7 @@ async def looked_up(url: Url, seconds: float) -> DiagnosticStep:
     except TimeoutError as exc:
         raise ConnectFailed(f"The name {url.host} couldn't be resolved within {seconds:g} seconds.") from exc
     except OSError as exc:
-        raise ConnectFailed(f"The name {url.host} can't be resolved: {plain(exc)}.") from exc
+        raise ConnectFailed(f"The name {url.host} can't be resolved: {os_error_text(exc)}.") from exc
     addresses = sorted({str(each[4][0]) for each in known})
     found = (
         f"{url.host} is already an address"

@@ -37,7 +37,7 @@ _TOO_MANY = refusal(
 )
 
 
-_OVER: Any = object()
+_FINISHED: Any = object()
 _current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
@@ -53,7 +53,7 @@ def no_peer(scope: Scope) -> str:
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = ("digits", "hot", "limits", "policy", "requests", "root_path", "route", "unfinished")
+    __slots__ = ("body_budget", "digits", "hot", "limits", "policy", "requests", "root_path", "route")
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class AsgiAdapter:
         self.root_path = root_path
         """The prefix that a proxy removed, if the ASGI server doesn't know it."""
         self.limits = limits
-        self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
+        self.body_budget = ByteBudget(limits.max_unfinished, limits.max_body)
         """The budget for incomplete bodies that arrive in several messages."""
         self.requests = 0
         """Number of requests in progress. A server without a shutdown hook closes when it reaches 0."""
@@ -139,14 +139,14 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     """The handler's result, or the refusal of the body."""
     sink: AsgiSink | None = None
     # waiting
-    arrived: bool = False
+    body_complete: bool = False
     """Whether the body is complete."""
-    waiting: asyncio.Handle | asyncio.Task[None] | None = None
+    watcher: asyncio.Handle | asyncio.Task[None] | None = None
     """The body's timeout while the body is awaited, then the watcher for the peer's disconnect."""
-    stopped: bool = False
+    cancelled_itself: bool = False
     """Whether the exchange has cancelled its own task."""
-    gone: bool = False
-    over: bool = False
+    disconnected: bool = False
+    finished: bool = False
     interrupted: bool = False
     """Whether the handler itself or the server cancelled the task."""
 
@@ -154,26 +154,26 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         """Read the body, run the handler, and send its result."""
         step = self.work(handler).__await__()
         try:
-            pending = next(step, _OVER)
-            if pending is not _OVER:
-                self.wait(_current_task())
+            pending = next(step, _FINISHED)
+            if pending is not _FINISHED:
+                self.start_watching(_current_task())
                 await _resume(step, pending)
             response = self.answer
         except asyncio.CancelledError:
-            if self.ends_with(_current_task()):
+            if self.cut_stream(_current_task()):
                 raise
-            response = None if self.arrived else _TOO_SLOW
+            response = None if self.body_complete else _TOO_SLOW
         except Exception as exc:
-            if not self.arrived:
+            if not self.body_complete:
                 raise
             response = self.fail(exc)
         finally:
-            if self.waiting is not None:
-                await self.settle(_current_task())
+            if self.watcher is not None:
+                await self.stop_watching(_current_task())
         if (
             type(response) is Response
             and self.sink is None
-            and not (self.gone or self.cors)
+            and not (self.disconnected or self.cors)
             and self.method == "POST"
             and response.status == 200
             and len(response.body) < FROM_BYTES
@@ -202,11 +202,11 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             if self.answer is not None:
                 return
         del message  # lets the handler release the body
-        self.arrived = True
-        if self.waiting is not None:
-            self.waiting.cancel()
+        self.body_complete = True
+        if self.watcher is not None:
+            self.watcher.cancel()
             task = _current_task()
-            self.waiting = task.get_loop().call_soon(self.wait, task)
+            self.watcher = task.get_loop().call_soon(self.start_watching, task)
         self.answer = response = await handler(self)
         if self.sink is not None and response is self.sink:
             await self.sink.wait_closed()
@@ -215,7 +215,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         """Send the handler's result: a reply, or the rest of a stream."""
         if self.sink is not None:
             await self.sink.finish()
-        elif not self.gone:
+        elif not self.disconnected:
             if not isinstance(response, Response):
                 response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
             await self.reply(response)
@@ -242,7 +242,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
                 piece = message.get("body", b"")
                 parts += piece
                 pieces += 1
-                room = adapter.unfinished.take(self.peer, len(piece))
+                room = adapter.body_budget.acquire(self.peer, len(piece))
                 if len(parts) > adapter.limits.max_body:
                     return _TOO_LARGE
                 if not message.get("more_body", False):
@@ -254,41 +254,41 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
                     return _PIECES_TOO_SMALL
                 message = await self.receive()
         finally:
-            adapter.unfinished.give(self.peer, len(parts))
-        self.gone = True
+            adapter.body_budget.release(self.peer, len(parts))
+        self.disconnected = True
         return _TOO_SLOW
 
-    def wait(self, task: asyncio.Task[Any]) -> None:
+    def start_watching(self, task: asyncio.Task[Any]) -> None:
         """Wait for the body, which has a time limit, or for the handler while watching for a disconnect."""
         loop = task.get_loop()
-        if not self.arrived:
-            self.waiting = loop.call_later(self.adapter.limits.body_timeout, self.stop, task)
+        if not self.body_complete:
+            self.watcher = loop.call_later(self.adapter.limits.body_timeout, self.stop, task)
         else:
             self.cancel = task.cancel
-            self.waiting = loop.create_task(self.watch(task))
+            self.watcher = loop.create_task(self.watch(task))
 
     def ends_call(self) -> bool:
         """Return whether a cancellation ends the call, like `HttpRequest.ends_call`."""
-        self.interrupted = not self.gone
-        return self.gone
+        self.interrupted = not self.disconnected
+        return self.disconnected
 
     def stop(self, task: asyncio.Task[Any]) -> None:
         """Cancel the exchange's own task."""
-        self.stopped = True
+        self.cancelled_itself = True
         task.cancel()
 
-    def ends_with(self, task: asyncio.Task[Any]) -> bool:
+    def cut_stream(self, task: asyncio.Task[Any]) -> bool:
         """Cut the stream. Return whether anything besides this exchange cancelled the task."""
         if self.sink is not None:
             self.sink.cut()
-        return not self.stopped or task.cancelling() > 1
+        return not self.cancelled_itself or task.cancelling() > 1
 
-    async def settle(self, task: asyncio.Task[Any]) -> None:
+    async def stop_watching(self, task: asyncio.Task[Any]) -> None:
         """End the watchers and restore the cancellation state of the server's task."""
-        self.over = True
+        self.finished = True
         # A cancelled task's traceback refers to this exchange. Dropping the reference to the task avoids a cycle.
-        waiting, self.waiting, self.cancel = self.waiting, None, None
-        if self.stopped:
+        waiting, self.watcher, self.cancel = self.watcher, None, None
+        if self.cancelled_itself:
             task.uncancel()
         if waiting is not None:
             waiting.cancel()
@@ -299,9 +299,9 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         """Wait for the disconnect, then end the stream. Cancel the handler if it asked for that."""
         while (await self.receive())["type"] == "http.request":
             pass
-        if self.over:
+        if self.finished:
             return
-        self.gone = True
+        self.disconnected = True
         if self.sink is not None:
             self.sink.cut()
         if self.cancel_on_disconnect:
@@ -312,7 +312,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         if self.sink is not None:
             raise RuntimeError("This reply was already opened as a stream.")
         self.sink = AsgiSink(self.send, status, head + self.cors, limit=self.adapter.limits.stream_buffer)
-        if self.gone:
+        if self.disconnected:
             self.sink.cut()
         return self.sink
 

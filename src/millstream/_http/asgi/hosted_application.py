@@ -12,34 +12,34 @@ from millstream._http.message import HttpRequest, Response, Sink
 
 Application = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
-COLLECTED: Final = 256 * 1024
+MAX_COLLECTED: Final = 256 * 1024
 """Maximum bytes of a reply with a known length to collect."""
-_OURS = frozenset((b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server"))
+_SENDER_HEADERS = frozenset((b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server"))
 """Headers that the sender of the reply sets."""
-_BREAKS = (b"\r", b"\n", b"\0")
+_LINE_BREAKS = (b"\r", b"\n", b"\0")
 
 
 class HostedApplication:
     """A handler that runs an ASGI application."""
 
-    __slots__ = ("_application", "_below", "_parameters")
+    __slots__ = ("_application", "_mount_path", "_parameters")
 
     def __init__(
         self,
         application: Application,
         *,
-        below: str = "",
+        mount_path: str = "",
         parameters: Callable[[HttpRequest], dict[str, Any]] | None = None,
     ) -> None:
         """Create a handler for an application.
 
         Args:
             application: an ASGI 3 application, for scopes of type ``http``.
-            below: the path at which it's mounted.
+            mount_path: the path at which the application is mounted.
             parameters: path parameters, passed to the application as ``path_params``.
         """
         self._application = application
-        self._below = below
+        self._mount_path = mount_path
         self._parameters = parameters
 
     async def serve(self, request: HttpRequest) -> Response | Sink | None:
@@ -50,18 +50,18 @@ class HostedApplication:
             Exception: the application failed before that.
         """
         reply = _Reply(request)
-        scope = _scope(request, self._below)
+        scope = _scope(request, self._mount_path)
         if self._parameters is not None:
             scope["path_params"] = self._parameters(request)
         try:
-            with contextlib.suppress(_Enough):
+            with contextlib.suppress(_StopApplication):
                 await self._application(scope, reply.receive, reply.send)
-            if not reply.complete and not reply.left:
+            if not reply.complete and not reply.disconnected:
                 raise RuntimeError("The application didn't send a complete reply.")
         except Exception as exc:
-            if reply.left:
+            if reply.disconnected:
                 return None
-            if reply.begun:
+            if reply.has_started:
                 raise BrokenReply(str(exc)) from exc
             raise
         return reply.response
@@ -71,44 +71,46 @@ class BrokenReply(Exception):
     """An application failed in the middle of its reply."""
 
 
-class _Enough(Exception):
+class _StopApplication(Exception):
     """Raised to stop the application: the reply to a HEAD needs no body."""
 
 
 class _Reply:
     """A reply in progress, which converts ASGI messages to a `Response` or to chunks of a stream."""
 
-    __slots__ = ("_asked", "_collects", "_head", "_parts", "_request", "_sink", "_status", "_streams", "complete",
-                 "response")  # fmt: skip
+    __slots__ = (
+        "_collects", "_decided", "_head", "_parts", "_request", "_request_sent", "_sink", "_status", "complete",
+        "response",
+    )  # fmt: skip
 
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
-        self._asked = False
+        self._request_sent = False
         self._status = 0
         self._head = b""
         self._parts: list[bytes] = []
         self._collects = False
         self._sink: Sink | None = None
-        self._streams = asyncio.Event()
+        self._decided = asyncio.Event()
         self.complete = False
         self.response: Response | None = None
         """The complete reply, unless it was streamed."""
 
     @property
-    def begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether part of the reply has been sent."""
         return self._sink is not None
 
     @property
-    def left(self) -> bool:
+    def disconnected(self) -> bool:
         """Whether the client disconnected during the reply."""
         return self._sink is not None and self._sink.closed
 
     async def receive(self) -> dict[str, Any]:
-        if not self._asked:
-            self._asked = True
+        if not self._request_sent:
+            self._request_sent = True
             return {"type": "http.request", "body": self._request.body, "more_body": False}
-        await self._streams.wait()
+        await self._decided.wait()
         if self._sink is not None:
             await self._sink.wait_closed()
         return {"type": "http.disconnect"}
@@ -121,7 +123,7 @@ class _Reply:
 
     def _start(self, status: int, headers: Any) -> None:
         pairs = [(bytes(name).lower(), bytes(value)) for name, value in headers]
-        if any(each in part for pair in pairs for part in pair for each in _BREAKS):
+        if any(each in part for pair in pairs for part in pair for each in _LINE_BREAKS):
             raise ValueError("A header of the reply contains a line break.")
         length = next((value for name, value in pairs if name == b"content-length"), b"")
         names = {name for name, _ in pairs}
@@ -131,8 +133,8 @@ class _Reply:
         else:
             pairs.sort(key=lambda pair: pair[0] == b"content-type")
         self._status = status
-        self._head = b"".join(b"%b: %b\r\n" % pair for pair in pairs if pair[0] not in _OURS)
-        self._collects = length.isdigit() and int(length) <= COLLECTED
+        self._head = b"".join(b"%b: %b\r\n" % pair for pair in pairs if pair[0] not in _SENDER_HEADERS)
+        self._collects = length.isdigit() and int(length) <= MAX_COLLECTED
 
     async def _body(self, body: bytes, *, more: bool) -> None:
         if self._sink is None and (self._collects or not more):
@@ -142,11 +144,11 @@ class _Reply:
             return
         if self._sink is None:
             self._sink = self._request.open(self._status, self._head)
-            self._streams.set()
+            self._decided.set()
             if self._request.method == "HEAD":
                 self._sink.close()
                 self._finish(None)
-                raise _Enough
+                raise _StopApplication
         sink = self._sink
         if sink.closed:
             raise OSError("The client has disconnected.")
@@ -157,11 +159,11 @@ class _Reply:
             self._finish(None)
 
     def _finish(self, response: Response | None) -> None:
-        self._streams.set()
+        self._decided.set()
         self.complete, self.response = True, response
 
 
-def _scope(request: HttpRequest, below: str) -> dict[str, Any]:
+def _scope(request: HttpRequest, mount_path: str) -> dict[str, Any]:
     path = request.root_path + request.path
     return {
         "type": "http",
@@ -171,7 +173,7 @@ def _scope(request: HttpRequest, below: str) -> dict[str, Any]:
         "scheme": request.scheme,
         "path": path,
         "raw_path": path.encode(),
-        "root_path": request.root_path + below,
+        "root_path": request.root_path + mount_path,
         "query_string": request.query,
         "headers": list(request.raw_headers),
         "client": (request.peer, 0) if request.peer else None,

@@ -13,7 +13,7 @@ from millstream._http.close_signal import CloseSignal
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _HIGH_WATER = 64 * 1024
-_REMEMBERED = 256
+_MAX_CACHED = 256
 
 header_lists: dict[bytes, list[tuple[bytes, bytes]]] = {}
 """Cache of split header lines. Nearly all replies use one of a few heads."""
@@ -27,7 +27,7 @@ def header_list(head: bytes) -> list[tuple[bytes, bytes]]:
         for line in head.split(b"\r\n")[:-1]:
             name, _, value = line.partition(b": ")
             found.append((name, value))
-        if len(header_lists) >= _REMEMBERED:
+        if len(header_lists) >= _MAX_CACHED:
             header_lists.clear()
         header_lists[head] = found
     return found

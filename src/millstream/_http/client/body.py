@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-_HIGH = 1024 * 1024
+_HIGH_WATER = 1024 * 1024
 """Buffered bytes above which the connection stops reading."""
 
 
@@ -51,7 +51,7 @@ class Body:
                 self._waiter = None
         data = b"".join(self._chunks)
         self._chunks.clear()
-        if self._size > _HIGH:
+        if self._size > _HIGH_WATER:
             self._source.resume()
         self._size = 0
         return data
@@ -69,7 +69,7 @@ class Body:
         """Add received bytes."""
         self._chunks.append(data)
         self._size += len(data)
-        if self._size > _HIGH:
+        if self._size > _HIGH_WATER:
             self._source.pause()
         self._wake()
 

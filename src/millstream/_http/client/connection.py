@@ -19,18 +19,18 @@ from millstream._http.client.url import Url
 
 MAX_HEAD = 512 * 1024
 """Maximum bytes of a head or of trailers, because the parser buffers them."""
-_MAX_LEFT = 256 * 1024
+_MAX_DISCARD = 256 * 1024
 """Maximum bytes of an unread body to discard so that the connection can be reused."""
-_LEFT_SECONDS = 1.0
+_DISCARD_TIMEOUT = 1.0
 """Maximum seconds to wait for the end of such a body."""
-_SILENCE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+_KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 """TCP keep-alive: idle seconds, interval, and number of probes. `TCP_KEEPALIVE` is `TCP_KEEPIDLE` on macOS."""
 
 
 class HttpReply:
     """The server's response. `stream` is for event streams, and `body` for everything else."""
 
-    __slots__ = ("body", "headers", "moved", "status", "stream")
+    __slots__ = ("body", "final_url", "headers", "status", "stream")
 
     def __init__(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
@@ -38,7 +38,7 @@ class HttpReply:
         """Last value of each header, by lower-case name."""
         self.body = b""
         self.stream: Body | None = None
-        self.moved: Url | None = None
+        self.final_url: Url | None = None
         """The final URL, if the request was redirected."""
 
     def header(self, name: bytes) -> str:
@@ -51,7 +51,7 @@ class HttpReply:
         return self.header(b"content-type").partition(";")[0].strip().lower()
 
     @property
-    def passing(self) -> bool:
+    def is_temporary(self) -> bool:
         """Whether the status means that the server is temporarily unavailable."""
         return self.status >= 500 or self.status == 429
 
@@ -60,8 +60,9 @@ class HttpConnection(asyncio.Protocol):
     """A connection for one request at a time, created by the pool."""
 
     __slots__ = (
-        "_began", "_fault", "_fed", "_headers", "_left", "_loop", "_max_body", "_max_head", "_on_end", "_parser",
-        "_parts", "_reply", "_size", "_timer", "_to_end", "_transport", "_waiter", "closed", "free_since", "served",
+        "_discards", "_ends_with_connection", "_error", "_head_bytes", "_headers", "_loop", "_max_body", "_max_head",
+        "_on_end", "_parser", "_parts", "_reply", "_reply_began", "_size", "_timer", "_transport", "_waiter", "closed",
+        "free_since", "reply_count",
     )  # fmt: skip
 
     def __init__(
@@ -81,7 +82,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
         self.closed = False
-        self.served = 0
+        self.reply_count = 0
         """Number of replies received."""
         self.free_since = 0.0
         # Reply
@@ -90,14 +91,14 @@ class HttpConnection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
         self._size = 0
-        self._fed = 0
-        self._began = False
-        self._to_end = False
+        self._head_bytes = 0
+        self._reply_began = False
+        self._ends_with_connection = False
         """Whether the body has no length and ends with the connection."""
-        self._left = False
+        self._discards = False
         """Whether the rest of the body has no reader."""
         self._timer: asyncio.TimerHandle | None = None
-        self._fault: ClientError | None = None
+        self._error: ClientError | None = None
 
     # For the pool
 
@@ -106,15 +107,15 @@ class HttpConnection(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}
-        self._fed = 0
-        self._began = False
+        self._head_bytes = 0
+        self._reply_began = False
         self._transport.write(data)
         return waiter
 
     @property
     def closed_before_reply(self) -> bool:
         """Whether the server closed a reused connection before the first byte of the reply."""
-        return self.closed and self.served > 0 and not self._began
+        return self.closed and self.reply_count > 0 and not self._reply_began
 
     def abort(self) -> None:
         """Close immediately, even during a request."""
@@ -138,40 +139,40 @@ class HttpConnection(asyncio.Protocol):
         """Discard the rest of the body. If it ends soon, the connection is reused."""
         if self.closed:
             return
-        self._left = True
+        self._discards = True
         self._size = 0
         self.resume()
-        self._timer = self._loop.call_later(_LEFT_SECONDS, self.abort)
+        self._timer = self._loop.call_later(_DISCARD_TIMEOUT, self.abort)
 
     # From the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        _look_after(transport)
+        _enable_keep_alive(transport)
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None and self._reply is None:
             self.abort()  # unsolicited data
             return
-        self._began = True
-        self._fed += len(data)
+        self._reply_began = True
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
-            self._fault = BadAnswer("The server switched to another protocol without a request.")
+            self._error = BadAnswer("The server switched to another protocol without a request.")
         except HttpParserError as exc:
-            if self._fault is None and not self.closed:
-                self._fault = BadAnswer(f"The server doesn't speak HTTP/1.1: {exc}.")
-        if self._fault is None and self._fed > self._max_head:
-            self._fault = TooLarge(
+            if self._error is None and not self.closed:
+                self._error = BadAnswer(f"The server doesn't speak HTTP/1.1: {exc}.")
+        if self._error is None and self._head_bytes > self._max_head:
+            self._error = TooLarge(
                 f"The server's reply is larger than {self._max_head // 1024} KiB, not counting its body."
             )
-        if self._fault is not None:
-            self._end(self._fault)
+        if self._error is not None:
+            self._end(self._error)
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._reply is not None and self._to_end and exc is None:
+        if self._reply is not None and self._ends_with_connection and exc is None:
             self._complete(reusable=False)
         self._end(None)
 
@@ -187,38 +188,38 @@ class HttpConnection(asyncio.Protocol):
             self._headers = {}
             return  # interim responses, such as 100 Continue, precede the reply
         if self._waiter is None:
-            self._fault = BadAnswer("The server answered a request twice.")
+            self._error = BadAnswer("The server answered a request twice.")
             return
         reply = self._reply = HttpReply(status, headers)
         self._parts = []
         self._size = 0
         length = headers.get(b"content-length")
-        self._to_end = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
+        self._ends_with_connection = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
         kind = headers.get(b"content-type")
         if kind != b"application/json" and reply.media_type == "text/event-stream":
             reply.stream = Body(self)
             self._deliver(reply)
         elif length is not None and int(length) > self._max_body:
-            self._fault = too_large(self._max_body)
+            self._error = too_large(self._max_body)
 
     def on_body(self, data: bytes) -> None:
         reply = self._reply
-        if reply is None or self._fault is not None:
+        if reply is None or self._error is not None:
             return
         self._size += len(data)
-        self._fed = 0
-        if self._left:
-            if self._size > _MAX_LEFT:
+        self._head_bytes = 0
+        if self._discards:
+            if self._size > _MAX_DISCARD:
                 self._loop.call_soon(self.abort)
         elif reply.stream is not None:
             reply.stream.feed(data)
         elif self._size > self._max_body:
-            self._fault = too_large(self._max_body)
+            self._error = too_large(self._max_body)
         else:
             self._parts.append(data)
 
     def on_message_complete(self) -> None:
-        if self._reply is not None and self._fault is None:
+        if self._reply is not None and self._error is None:
             self._complete(reusable=self._parser.should_keep_alive())
 
     # Ends
@@ -234,8 +235,8 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._left = False
-        self.served += 1
+        self._discards = False
+        self.reply_count += 1
         if reply.stream is not None:
             reply.stream.end()
         else:
@@ -275,13 +276,13 @@ def too_large(limit: int) -> TooLarge:
     return TooLarge(f"The server sent a message of more than {limit:,} bytes. To allow more, set Options.max_bytes.")
 
 
-def _look_after(transport: asyncio.BaseTransport) -> None:
+def _enable_keep_alive(transport: asyncio.BaseTransport) -> None:
     """Enable TCP keep-alive, to detect dead servers and keep idle connections open through NAT."""
     peer = transport.get_extra_info("socket")
     if peer is None or peer.family not in (socket.AF_INET, socket.AF_INET6):
         return
     with suppress(OSError):  # the socket may be closed, or the system may lack an option
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _SILENCE:
+        for name, value in _KEEP_ALIVE_OPTIONS:
             if (option := getattr(socket, name, None)) is not None:
                 peer.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -19,16 +19,16 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 Dial = Callable[[Callable[[], P], Url, ssl.SSLContext | None], Awaitable[P]]
 """``await dial(make_protocol, url, tls)`` connects to the server of a URL."""
-Judge = Callable[[str], bool]
+AddressCheck = Callable[[str], bool]
 """Returns whether connecting to an address is permitted."""
 
 _NAT64 = 0x0064FF9B << 96
 """64:ff9b::/96, RFC 6052: the last 32 bits are an IPv4 address."""
-_LOOKUPS = BoundedSemaphore(16)
+_LOOKUP_SLOTS = BoundedSemaphore(16)
 """Limits concurrent lookups of untrusted names in this process."""
 _UNICAST = ip_network("2000::/3")
 """The assigned global unicast range (RFC 4291 §2.4). Other ranges embed addresses or aren't public."""
-_ODD = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
+_SPECIAL_NETWORKS = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
 """The metadata service of Azure, 6to4 relays, and documentation (RFC 9637). `is_global` is True for them."""
 
 
@@ -47,7 +47,7 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if ip not in _UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast and not any(ip in each for each in _ODD)
+    return ip.is_global and not ip.is_multicast and not any(ip in each for each in _SPECIAL_NETWORKS)
 
 
 def allow_any(address: str) -> bool:
@@ -70,15 +70,15 @@ async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext 
     return protocol
 
 
-def guard_dial(judge: Judge) -> Dial[Any]:
-    """Return a dial function that connects only to addresses that `judge` accepts.
+def guard_dial(is_allowed: AddressCheck) -> Dial[Any]:
+    """Return a dial function that connects only to addresses that `is_allowed` accepts.
 
     A name is refused if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
     resolve to loopback addresses only, which `is_public` refuses.
     """
 
     async def connect(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:
-        address, port = await _resolve(url.host, url.port, judge)
+        address, port = await _resolve(url.host, url.port, is_allowed)
         name = url.host if tls is not None else None
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(make, address, port, ssl=tls, server_hostname=name)
@@ -87,17 +87,17 @@ def guard_dial(judge: Judge) -> Dial[Any]:
     return connect
 
 
-async def _resolve(host: str, port: int, judge: Judge) -> tuple[str, int]:
+async def _resolve(host: str, port: int, is_allowed: AddressCheck) -> tuple[str, int]:
     loop = asyncio.get_running_loop()
     found = await (
-        _look_up(host, port) if judge is is_public else loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        _look_up(host, port) if is_allowed is is_public else loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     )
     addresses = [cast("tuple[Any, ...]", each[4]) for each in found]
-    here = is_this_machine(host)
+    is_local = is_this_machine(host)
     for each in addresses:
-        if not (ip_address(str(each[0]).partition("%")[0]).is_loopback if here else judge(str(each[0]))):
+        if not (ip_address(str(each[0]).partition("%")[0]).is_loopback if is_local else is_allowed(str(each[0]))):
             raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
-    if here and judge is is_public:
+    if is_local and is_allowed is is_public:
         raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
     return str(addresses[0][0]), int(addresses[0][1])
 
@@ -108,7 +108,7 @@ async def _look_up(host: str, port: int) -> list[Any]:
     A lookup can't be cancelled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
     free for other work, such as hashing passwords.
     """
-    if not _LOOKUPS.acquire(blocking=False):
+    if not _LOOKUP_SLOTS.acquire(blocking=False):
         raise AddressRefused("Too many names are being looked up. Retry later.")
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Any]] = loop.create_future()
@@ -121,16 +121,16 @@ async def _look_up(host: str, port: int) -> list[Any]:
         else:
             found.set_result(result)
 
-    def look() -> None:
+    def run() -> None:
         result: list[Any] | OSError | UnicodeError
         try:
             result = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as exc:
             result = exc
         finally:
-            _LOOKUPS.release()
+            _LOOKUP_SLOTS.release()
         with suppress(RuntimeError):  # the loop may be closed
             loop.call_soon_threadsafe(finish, result)
 
-    Thread(target=look, name="lookup", daemon=True).start()
+    Thread(target=run, name="lookup", daemon=True).start()
     return await found

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from msgspec import Struct
 
 from millstream._http.client.connection import HttpReply, lines
-from millstream._http.client.dial import AddressRefused, Dial, Judge, guard_dial, is_public, is_this_machine
+from millstream._http.client.dial import AddressCheck, AddressRefused, Dial, guard_dial, is_public, is_this_machine
 from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TargetError, TooLarge
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
@@ -62,7 +62,7 @@ async def fetch(
     *,
     form: bytes | None = None,
     headers: Mapping[str, str] | None = None,
-    judge: Judge = is_public,
+    is_allowed: AddressCheck = is_public,
     max_bytes: int = MAX_BYTES,
     seconds: float = TIMEOUT,
 ) -> FetchedDocument:
@@ -72,7 +72,7 @@ async def fetch(
         url: the URL.
         form: an encoded form to send.
         headers: further headers, sent to this origin only.
-        judge: accepts addresses. Use `allow_any` for a URL that the operator has configured.
+        is_allowed: returns whether an address is allowed. Use `allow_any` for a URL that the operator has configured.
         max_bytes: maximum bytes of the body.
         seconds: time limit in seconds.
 
@@ -81,7 +81,7 @@ async def fetch(
     """
     host = check_url(url).hostname
     try:
-        where = parse(url)
+        target = parse(url)
     except TargetError:
         raise OutboundError("The URL is malformed.") from None
     head = {"accept": "application/json", "user-agent": "millstream", **(headers or {})}
@@ -91,8 +91,8 @@ async def fetch(
         raise OutboundError("A header contains a line break or a character that isn't allowed.")
     try:
         reply = await request(
-            "GET" if form is None else "POST", where, head, form or b"", dial=guard_dial(judge), max_body=max_bytes,
-            max_head=_MAX_HEAD, seconds=seconds,
+            "GET" if form is None else "POST", target, head, form or b"", dial=guard_dial(is_allowed),
+            max_body=max_bytes, max_head=_MAX_HEAD, seconds=seconds,
         )  # fmt: skip
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
         raise OutboundError(_reason(exc, host or "", seconds)) from exc

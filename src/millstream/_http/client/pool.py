@@ -15,7 +15,7 @@ from millstream._http.client.errors import ConnectFailed, ConnectionLost, TlsFai
 from millstream._http.client.proxy import Proxy, no_proxy, proxy_error, proxy_for, tunnel
 from millstream._http.client.url import Url
 
-_FRESH = 3.0
+_MAX_IDLE = 3.0
 """Maximum idle seconds before a free connection is dropped. Servers usually close theirs after five seconds or more."""
 
 
@@ -23,20 +23,8 @@ class ConnectionPool:
     """A pool that sends requests as complete bytes, head and body."""
 
     __slots__ = (
-        "_all",
-        "_closed",
-        "_connecting",
-        "_dial_by",
-        "_free",
-        "_loop",
-        "_max",
-        "_max_body",
-        "_max_head",
-        "_proxy",
-        "_queue",
-        "_timeout",
-        "_tls",
-        "_url",
+        "_all", "_closed", "_connecting", "_dial_function", "_free", "_loop", "_max", "_max_body", "_max_head",
+        "_proxy", "_queue", "_timeout", "_tls", "_url",
     )  # fmt: skip
 
     def __init__(
@@ -49,7 +37,7 @@ class ConnectionPool:
         self._max = max_connections
         self._max_body = max_body
         self._max_head = max_head
-        self._dial_by: Dial[HttpConnection] = dial or connect_directly
+        self._dial_function: Dial[HttpConnection] = dial or connect_directly
         self._timeout = connect_timeout
         self._tls = (tls or ssl.create_default_context()) if url.secure else None
         self._proxy = proxy_for(url) if dial is None else None
@@ -75,7 +63,7 @@ class ConnectionPool:
         proxy = None if self._url.secure else self._proxy
         if proxy is not None:
             data = proxy.forward(self._url, data)
-        freshness = 3600.0 if repeatable else _FRESH
+        freshness = 3600.0 if repeatable else _MAX_IDLE
         while True:
             connection = self._take_free(freshness) or await self._take(freshness)
             waiter = connection.send(data)
@@ -151,8 +139,8 @@ class ConnectionPool:
         try:
             async with asyncio.timeout(self._timeout):
                 if proxy is not None:
-                    return await self._through(proxy)
-                connection = await self._dial_by(self._connection, url, self._tls)
+                    return await self._connect_through(proxy)
+                connection = await self._dial_function(self._connection, url, self._tls)
         except TimeoutError as exc:
             hint = " Use http:// if the server has no TLS." if url.secure else ""
             text = f"{url.origin} didn't accept a connection within {self._timeout:g} seconds.{hint}"
@@ -170,7 +158,7 @@ class ConnectionPool:
     def _connection(self) -> HttpConnection:
         return HttpConnection(self._loop, self._max_body, self._release, self._max_head)
 
-    async def _through(self, proxy: Proxy) -> HttpConnection:
+    async def _connect_through(self, proxy: Proxy) -> HttpConnection:
         """Return a connection to a forwarding proxy, or a tunnel through the proxy to the server."""
         url = self._url
         if self._tls is None:
@@ -206,7 +194,7 @@ class ConnectionPool:
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
     """Return the error for a server that doesn't respond."""
     remedy = "Check the host and port, and that the server is running."
-    return ConnectFailed(f"There is no server at {url.origin}: {plain(exc)}.", remedy=remedy)
+    return ConnectFailed(f"There is no server at {url.origin}: {os_error_text(exc)}.", remedy=remedy)
 
 
 def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
@@ -217,7 +205,7 @@ def tls_error(url: Url, exc: ssl.SSLCertVerificationError) -> TlsFailed:
     )
 
 
-def plain(exc: OSError) -> str:
+def os_error_text(exc: OSError) -> str:
     """Return the operating system's error message without its numbers."""
     text = exc.strerror or str(exc)
     if "Connect call failed" in text or "Multiple exceptions" in text:

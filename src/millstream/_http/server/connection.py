@@ -356,13 +356,13 @@ class ServerConnection:
     def _count(self) -> None:
         size = self._received - self._counted
         self._counted = self._received
-        if not self._shared.unfinished.take(self._peer, size):
+        if not self._shared.unfinished.acquire(self._peer, size):
             self.refuse(TOO_MANY_BODIES)
 
     def _drop_body(self) -> None:
         self.body = b""
         if self._counted:
-            self._shared.unfinished.give(self._peer, self._counted)
+            self._shared.unfinished.release(self._peer, self._counted)
             self._counted = 0
 
     # Callbacks of the parser

@@ -96,22 +96,8 @@ class ConnectionGuard:
     """The guard of one running server."""
 
     __slots__ = (
-        "_connections",
-        "_counts",
-        "_interval",
-        "_loop",
-        "_patience",
-        "_spares",
-        "_stalled",
-        "_state",
-        "_timer",
-        "clock",
-        "heads",
-        "leaving",
-        "limits",
-        "start",
-        "unfinished",
-        "unsent",
+        "_connections", "_counts", "_interval", "_loop", "_patience", "_spares", "_stalled", "_state", "_timer",
+        "clock", "heads", "leaving", "limits", "start", "unfinished", "unsent",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
@@ -181,7 +167,7 @@ class ConnectionGuard:
 
     @property
     def overrun(self) -> bool:
-        """Close a connection without a reply, because too many are being refused already."""
+        """Whether to close a new connection without a reply, because too many are already being refused."""
         return len(self._state.connections) > self.limits.max_connections + _LINGERING
 
     def release(self, connection: GuardedConnection) -> None:

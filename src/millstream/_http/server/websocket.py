@@ -411,8 +411,8 @@ class WebSocketProtocol(asyncio.Protocol):
             self._set_deadline()
         more, self._counted = size - self._counted, size
         if more < 0:
-            self._guard.unfinished.give(self.peer, -more)
-        elif more and not self._guard.unfinished.take(self.peer, more):
+            self._guard.unfinished.release(self.peer, -more)
+        elif more and not self._guard.unfinished.acquire(self.peer, more):
             self._fail_with(CloseCode.TRY_AGAIN_LATER, _NO_ROOM)
 
     def _finish_in_time(self) -> None:
@@ -421,7 +421,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
         if self._counted:
-            self._guard.unfinished.give(self.peer, self._counted)
+            self._guard.unfinished.release(self.peer, self._counted)
             self._counted = 0
 
     def _set_deadline(self) -> None:

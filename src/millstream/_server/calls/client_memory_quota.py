@@ -25,14 +25,14 @@ class ClientMemoryQuota:
         Raises:
             ProtocolError: FULL, HTTP 503: the caller's share or the whole quota is used up.
         """
-        if not self.bytes.take(owner, size):
-            is_full = self.bytes.held > self.bytes.most
-            self.bytes.give(owner, size)
+        if not self.bytes.acquire(owner, size):
+            is_full = self.bytes.used > self.bytes.max_bytes
+            self.bytes.release(owner, size)
             raise ProtocolError(FULL, OTHERS if is_full else YOURS, status=503)
 
     def give(self, owner: str, size: int) -> None:
         """Release bytes of a caller."""
-        self.bytes.give(owner, size)
+        self.bytes.release(owner, size)
 
     def resize(self, session: Session, size: int) -> None:
         """Set the record size of a connection's session.

@@ -96,9 +96,9 @@ class HttpSessions:
         since, kept = self._kept
         if now - since > self._services.settings.record_ttl:
             self._kept = (now, kept := ByteBudget(_CAPABILITIES_ROOM))
-        affords = kept.take(owner, size)
+        affords = kept.acquire(owner, size)
         if not affords:
-            kept.give(owner, size)
+            kept.release(owner, size)
         return affords
 
     def find_known(self, value: bytes | None, principal: Principal | None) -> Session | None:

@@ -37,7 +37,7 @@ from millstream._transports.null_reply import silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, Subscription, TooMany
 from millstream.hub._channels import DEFAULT
 from millstream.hub._event import CUT
-from millstream.hub._limits import check_unread
+from millstream.hub._limits import check_encoded_size
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
@@ -306,7 +306,7 @@ class Dialect:
         if not self._peer.may_publish:
             raise Forbidden("publish", message.channel)
         hub.admission.publish(message.channel, self._peer.principal)
-        check_unread(len(message.data), hub.limits.max_event)
+        check_encoded_size(len(message.data), hub.limits.max_event)
         done = await hub.publish(message.channel, _decode_data(message.data), event=message.event, id=message.event_id)
         self._reply(id, "published", channel=message.channel, event_id=done.id, subscribers=done.subscribers)
 

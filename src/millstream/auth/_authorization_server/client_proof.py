@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote_plus
 
-from millstream._http.client.dial import Judge, allow_any, is_public
+from millstream._http.client.dial import AddressCheck, allow_any, is_public
 from millstream._http.client.fetch import fetch
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.gcra import Limiter, Rate, report_headers
@@ -50,7 +50,7 @@ class ClientProof:
         self._audiences = (config.url, config.base + TOKEN)
         self._clients = clients
         self._vault = vault
-        self._judges: dict[str, Judge] = {
+        self._judges: dict[str, AddressCheck] = {
             # Only the operator may configure a URL on a private network.
             "given": allow_any,
             "document": judge_of(here=not config.secure),
@@ -190,7 +190,7 @@ class ClientProof:
             others = [each for each in self._keys if each[1] != "given"]
             for each in others[: max(0, len(others) + 1 - _MAX_KEYS)]:
                 del self._keys[each]
-            keys = self._keys[place] = FetchedKeys(_always(client.keys_url), partial(fetch, judge=judge))
+            keys = self._keys[place] = FetchedKeys(_always(client.keys_url), partial(fetch, is_allowed=judge))
         return keys
 
 

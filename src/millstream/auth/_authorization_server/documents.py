@@ -96,7 +96,7 @@ class Documents:
 
     async def _fetch(self, url: str) -> OAuthClient:
         try:
-            answer = await fetch(url, judge=self._judge, max_bytes=MAX_BYTES)
+            answer = await fetch(url, is_allowed=self._judge, max_bytes=MAX_BYTES)
         except OutboundError as exc:
             raise Unavailable(f"The client's metadata document couldn't be fetched. {exc}") from None
         client = read_document(url, answer)

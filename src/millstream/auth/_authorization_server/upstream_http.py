@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder(Any).decode
 
 async def get(url: str) -> FetchedDocument:
     """GET a URL on any network."""
-    return await fetch(url, judge=allow_any)
+    return await fetch(url, is_allowed=allow_any)
 
 
 async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, headers: Mapping[str, str]) -> Any:
@@ -38,7 +38,7 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     """
     body = None if form is None else urlencode(form).encode()
     try:
-        return _decode((await fetch(url, form=body, headers=headers, judge=allow_any)).body)
+        return _decode((await fetch(url, form=body, headers=headers, is_allowed=allow_any)).body)
     except (OutboundError, UnicodeError, msgspec.DecodeError, RecursionError) as exc:
         logger.error("A login request to %s failed: %s", url, exc)
         raise SignInFailed(f"{title} isn't responding as expected. Try again later.") from None

@@ -58,12 +58,12 @@ class HttpSseTransport:
         try:
             async with asyncio.timeout(self._timeout):
                 reply = await self._endpoint.send("GET", "Accept: text/event-stream\r\n", repeatable=True)
-                if reply.passing:
+                if reply.is_temporary:
                     raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
                 if reply.stream is None or reply.status != 200:
                     raise NotMcp(f"{url} has no event stream: it responds with status {reply.status}.")
-                if reply.moved is not None:
-                    self._endpoint.url = reply.moved
+                if reply.final_url is not None:
+                    self._endpoint.url = reply.final_url
                 self._background.start(self._read(reply, named))
                 await named
         except TimeoutError as exc:

@@ -91,8 +91,8 @@ class StreamableTransport:
             reply = await self._endpoint.send(
                 "POST", self._headers(request), request.body, repeatable=request.repeatable
             )
-            if reply.moved is not None:
-                self._endpoint.url = reply.moved  # skip the redirect from now on
+            if reply.final_url is not None:
+                self._endpoint.url = reply.final_url  # skip the redirect from now on
             if request.method == "initialize":
                 self._session = _session_id(reply)
             if reply.stream is None:
@@ -174,7 +174,7 @@ class StreamableTransport:
             what = f"{url} isn't an MCP endpoint: it responds with {reply.status} and {kind}."
             usual = f"Most servers use /mcp: try {url.origin}/mcp"
             return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
-        if reply.passing:
+        if reply.is_temporary:
             return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
         detail = "" if kind == "application/json" else f" and {kind}, not JSON"
         return NotMcp(f"{url} isn't an MCP endpoint: it responds with {reply.status}{detail}.")
@@ -268,7 +268,7 @@ class StreamableTransport:
 
     async def _read_once(self, reader: EventReader, stands: asyncio.Event) -> None:
         reply = await self._get(reader.last_event_id)
-        if reply.passing and (stands.is_set() or self._listener.subscribed.is_set()):
+        if reply.is_temporary and (stands.is_set() or self._listener.subscribed.is_set()):
             raise self._error(reply)
         if reply.status == 409 and stands.is_set():
             raise ConnectionLost("The server still has the previous stream open.")

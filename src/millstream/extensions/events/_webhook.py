@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream.extensions.events._errors import invalid
-from millstream.extensions.http_post import Judge, PostFailed, Url, is_public, parse_url, post
+from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  only the prefix
 TIMEOUT = 5.0
@@ -92,7 +92,7 @@ class WebhookSender:
 
     __slots__ = ("_judge", "_tls")
 
-    def __init__(self, *, judge: Judge = is_public, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, judge: AddressCheck = is_public, tls: ssl.SSLContext | None = None) -> None:
         self._judge = judge
         self._tls = tls
 
