@@ -128,7 +128,7 @@ class Call(Struct, eq=False, kw_only=True):
     rounds: Rounds | None = None
     """The rounds of this call: from its state, or created when user code asks its first question."""
     binding: bytes = b""
-    """The hash that this call's state is bound to, once computed."""
+    """The hash that binds the state to this call, once computed."""
     token: ProgressToken | None = None
     log_level: str = ""
     shared_state: dict[str, Any] | None = None
