@@ -104,11 +104,11 @@ async def test_a_model_uses_the_tools_and_each_call_says_how_long_it_took(api: A
     async with running(shop()) as address, talking(address) as socket:
         await send(socket, type="say", text="How much?")
         heard = await until(socket, "idle")
-    assert one("calling", heard)["arguments"] == {"isbn": "9780"}
-    assert (one("returned", heard)["text"], one("returned", heard)["outcome"]) == ("4", "done")
-    assert one("returned", heard)["milliseconds"] >= 0
+    assert one("tool_start", heard)["arguments"] == {"isbn": "9780"}
+    assert (one("tool_end", heard)["text"], one("tool_end", heard)["outcome"]) == ("4", "done")
+    assert one("tool_end", heard)["milliseconds"] >= 0
     assert len([each for each in heard if each["type"] == "delta"]) > 1
-    assert one("answered", heard)["text"] == "It costs 4"
+    assert one("assistant_message", heard)["text"] == "It costs 4"
 
 
 async def test_a_tool_that_may_change_something_runs_only_when_the_person_allows_it(api: Any) -> None:
@@ -120,10 +120,10 @@ async def test_a_tool_that_may_change_something_runs_only_when_the_person_allows
             asked = one("approval", await until(socket, "approval"))
             assert (asked["tool"], asked["arguments"], asked["description"]) == ("burn", {"isbn": "1"}, "Burn a book.")
             await send(socket, type="decide", id=asked["id"], decision=decision)
-            assert one("returned", await until(socket, "idle"))["outcome"] == outcome
+            assert one("tool_end", await until(socket, "idle"))["outcome"] == outcome
         await send(socket, type="say", text="Once more")
         heard = await until(socket, "idle")
-        assert one("returned", heard)["outcome"] == "done"
+        assert one("tool_end", heard)["outcome"] == "done"
         assert "approval" not in {each["type"] for each in heard}
 
 
@@ -134,7 +134,7 @@ async def test_a_form_of_the_server_is_filled_in_by_the_person(api: Any) -> None
         asked = one("question", await until(socket, "question"))
         assert (asked["message"], set(asked["schema"]["properties"])) == ("Where to?", {"street", "copies"})
         await send(socket, type="fill", id=asked["id"], values={"street": "Mill Lane"})
-        assert one("answered", await until(socket, "idle"))["text"] == "To Mill Lane, 1"
+        assert one("assistant_message", await until(socket, "idle"))["text"] == "To Mill Lane, 1"
 
 
 async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goes_on(api: Any) -> None:
@@ -147,7 +147,7 @@ async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goe
         await send(socket, type="stop")
         one("stopped", await until(socket, "idle"))
         await send(socket, type="say", text="Still there?")
-        assert one("answered", await until(socket, "idle"))["text"] == "Yes."
+        assert one("assistant_message", await until(socket, "idle"))["text"] == "Yes."
     assert [each["role"] for each in model.requests[-1].body["messages"]][-3:] == ["user", "assistant", "user"]
 
 
@@ -159,7 +159,7 @@ async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_ser
         async with talking(address, **grace) as socket:
             await send(socket, type="say", text="Who am I?")
             heard = await until(socket, "idle")
-            results = {each["tool"]: each for each in heard if each["type"] == "returned"}
+            results = {each["tool"]: each for each in heard if each["type"] == "tool_end"}
             assert results["who"]["text"] == "grace"
             assert results["order"]["outcome"] in ("error", "invalid")
             await send(socket, type="say", text="Again")
@@ -209,7 +209,7 @@ async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
         assert (closed.value.rcvd.code, "too many conversations" in closed.value.rcvd.reason) == (1013, True)
         await sockets[1].close()
         await send(sockets[0], type="say", text="Still there?")
-        assert one("answered", await until(sockets[0], "idle"))["text"] == "Yes."
+        assert one("assistant_message", await until(sockets[0], "idle"))["text"] == "Yes."
         for each in sockets:
             await each.close()
 
@@ -229,6 +229,6 @@ async def test_upstream_tools_ask_though_they_say_that_they_only_read(api: Any) 
         approval = (await until(socket, "approval"))[-1]
         assert approval["tool"] == "price"
         await send(socket, type="decide", id=approval["id"], decision="decline")
-        assert one("returned", await until(socket, "idle"))["outcome"] == "refused"
+        assert one("tool_end", await until(socket, "idle"))["outcome"] == "refused"
         await send(socket, type="say", text="Is it safe?")
-        assert one("returned", await until(socket, "idle"))["text"] == "yes"
+        assert one("tool_end", await until(socket, "idle"))["text"] == "yes"

@@ -76,11 +76,11 @@ function work(on, says = "") {
 }
 
 /** Handlers of the server's messages by type. */
-const HEARD = {
-  asking: () => write($("activity"), "The model is thinking…"),
+const HANDLERS = {
+  round_start: () => write($("activity"), "The model is thinking…"),
   delta: ({ text }) => (write($("activity"), "The model is writing…"), grow(text)),
-  answered: () => (turn.text = null),
-  waiting: ({ seconds, reason, void: empty }) => {
+  assistant_message: () => (turn.text = null),
+  model_retry: ({ seconds, reason, void: empty }) => {
     if (empty && turn.text) turn.text.node.remove();
     turn.text = null;
     write($("activity"), `${reason} Trying again in ${Math.ceil(seconds)} s.`);
@@ -100,7 +100,7 @@ const HEARD = {
     write($("activity"), "A tool is waiting for you.");
     add(formCard({ id, message, url, schema }, (values) => send({ type: "fill", id, values })));
   },
-  calling: ({ id, tool, arguments: given }) => {
+  tool_start: ({ id, tool, arguments: given }) => {
     write($("activity"), `${tool} is running…`);
     let card = turn.cards.find((each) => !each.id && each.tool === tool && each.allowed && same(each.given, given));
     if (!card) {
@@ -110,8 +110,8 @@ const HEARD = {
     }
     card.run(id);
   },
-  progressed: ({ id, value, total, message }) => turn.cards.find((each) => each.id === id)?.progress(value, total, message),
-  returned: ({ id, tool, text, outcome, milliseconds }) => {
+  tool_progress: ({ id, value, total, message }) => turn.cards.find((each) => each.id === id)?.progress(value, total, message),
+  tool_end: ({ id, tool, text, outcome, milliseconds }) => {
     let card = turn.cards.find((each) => each.id === id && !each.over) ?? turn.cards.find((each) => !each.id && !each.over && each.tool === tool && outcome === "refused");
     if (!card) {
       card = new Card({ tool, given: {} });
@@ -123,8 +123,8 @@ const HEARD = {
     write($("activity"), turn.cards.some((each) => each.waits) ? "The model is waiting for you." : "The model is thinking…");
     stay();
   },
-  sampled: ({ text }) => remark(`The server asked the model: ${text.slice(0, 300)}`),
-  finished: ({ reason }) => {
+  sampling_result: ({ text }) => remark(`The server asked the model: ${text.slice(0, 300)}`),
+  answer_end: ({ reason }) => {
     const why = { rounds: "Stopped: the model reached the limit of tool calls for one answer.", tokens: "Stopped: the answer reached its limit of tokens.", length: "The model reached its own limit of length.", filtered: "The model's API filtered the answer." }[reason];
     if (why) remark(why);
   },
@@ -151,7 +151,7 @@ function connect() {
   mine.addEventListener("message", ({ data }) => {
     if (mine !== socket || !turn) return;
     const message = JSON.parse(data);
-    HEARD[message.type]?.(message);
+    HANDLERS[message.type]?.(message);
   });
   mine.addEventListener("close", async ({ reason }) => {
     if (mine !== socket) return;
