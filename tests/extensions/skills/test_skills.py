@@ -155,8 +155,8 @@ def test_only_changed_files_are_read_again(folder: Path, monkeypatch: pytest.Mon
         ("---\n- bad\n---\n", "isn't a YAML mapping"),
         ("---\nname: bad\ndescription: [\n---\n", "isn't YAML"),
         ("---\na: &a [1]\nname: bad\ndescription: x\nb: *a\n---\n", "YAML alias"),
-        ("---\nname: bad\ndescription: x\nsize: .inf\n---\n", "a value that JSON doesn't"),
-        ("---\nname: bad\ndescription: x\n1: 2\n---\n", "isn't a text"),
+        ("---\nname: bad\ndescription: x\nsize: .inf\n---\n", "a value that JSON can't represent"),
+        ("---\nname: bad\ndescription: x\n1: 2\n---\n", "isn't a string"),
         (b"---\nname: bad\ndescription: \xff\n---\n", "isn't UTF-8"),
     ],
 )
