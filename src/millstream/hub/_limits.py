@@ -73,7 +73,7 @@ class EventTooLarge(ToolError, ValueError):
 def check_encoded_size(size: int, max_event: int) -> None:
     """Refuse an event whose JSON is too large to decode. Smaller events are measured after decoding.
 
-    Escapes and trailing zeros make the JSON longer than the delivered event, but by less than a factor of four.
+    Escapes and trailing zeros can make the JSON longer than the delivered event, so the bound is generous.
 
     Raises:
         EventTooLarge: `size` exceeds four times the maximum size of an event.
