@@ -60,6 +60,9 @@ class Receiver:
         self.replies = asyncio.Event()
         """While it's cleared, only challenges are answered."""
         self.replies.set()
+        self.challenge_replies = asyncio.Event()
+        """While it's cleared, challenges aren't answered."""
+        self.challenge_replies.set()
         self._arrival = asyncio.Event()
 
     def url(self, path: str = "/hook") -> str:
@@ -91,8 +94,7 @@ class Receiver:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
             message = Message(headers, await reader.readexactly(int(headers["content-length"])))
             status, body, extra = self._reply(message)
-            if message.data.get("type") != "verification":
-                await self.replies.wait()
+            await (self.challenge_replies if message.data.get("type") == "verification" else self.replies).wait()
             length = f"content-length: {len(body)}\r\n"
             writer.write(f"HTTP/1.1 {status} Status\r\n{extra}{length}connection: close\r\n\r\n{body}".encode())
             await writer.drain()

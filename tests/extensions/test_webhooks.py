@@ -28,7 +28,8 @@ from millstream.client import Failure
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore
 from millstream.client._options import Options
-from millstream.extensions.events import Events
+from millstream.extensions.events import Events, _webhook_methods
+from millstream.extensions.events._errors import RESOURCE_EXHAUSTED
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 
@@ -97,6 +98,21 @@ async def test_deliveries_are_signed(tmp_path: Path) -> None:
         assert len(receiver.challenges) == 1
         await world.client(BOB).subscribe(receiver.url(), receiver.secret())
         assert len(receiver.challenges) == 2
+
+
+async def test_concurrent_verifications_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_webhook_methods, "_MAX_VERIFICATIONS", 2)
+    async with asyncio.timeout(WAIT), run_delivery(tmp_path) as (world, receiver):
+        client, urls = world.client(), [receiver.url(f"/{number}") for number in range(6)]
+        for first, second, third in (urls[:3], urls[3:]):  # the same limit after earlier verifications have ended
+            before = len(receiver.challenges)
+            receiver.challenge_replies.clear()
+            pending = [asyncio.create_task(client.subscribe(url, receiver.secret())) for url in (first, second)]
+            while len(receiver.challenges) < before + 2:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            await _expect_error(client.subscribe(third, receiver.secret()), RESOURCE_EXHAUSTED)
+            receiver.challenge_replies.set()
+            await asyncio.gather(*pending)
 
 
 async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -> None:
