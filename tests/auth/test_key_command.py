@@ -71,7 +71,7 @@ def test_keys_from_command_line_and_environment_protect_a_server(
 
 def test_key_commands_work_beside_a_running_server(shop: str, tmp_path: Path) -> None:
     first, said = keys(tmp_path, "add", "first", "--scope", "orders:write", "--days", "30")
-    assert "shown only now" in said
+    assert "won't be shown again" in said
     port, file = free_port(), str(tmp_path / "millstream-keys.json")
     with run_server(run_command(shop, port, "--auth-keys", file), port, tmp_path / "log"):
         assert status(port, first) == (200, "first")

@@ -52,7 +52,7 @@ async def room_for_little() -> AsyncIterator[Runtime]:
         return title
 
     async with mcp.running() as runtime:
-        runtime.services.client_memory.bytes.most = ROOM
+        runtime.services.client_memory.bytes.max_bytes = ROOM
         yield runtime
 
 
@@ -73,7 +73,7 @@ async def test_one_address_gets_at_most_half_of_the_watch_quota() -> None:
         assert await one.subscribe("a", "unsubscribe") == await two.subscribe("c") == ""
         for client in (one, two, other):
             await client.connection.close()
-        assert runtime.services.client_memory.bytes.held == 0
+        assert runtime.services.client_memory.bytes.used == 0
 
 
 async def test_watch_quota_limits_all_callers_together() -> None:
@@ -81,10 +81,10 @@ async def test_watch_quota_limits_all_callers_together() -> None:
         clients = [await open_session(runtime, f"203.0.113.{number}") for number in range(5)]
         said = [await client.subscribe(name) for name in "ab" for client in clients]
         assert set(said) == {"", OTHERS}
-        assert runtime.services.client_memory.bytes.held <= ROOM
+        assert runtime.services.client_memory.bytes.used <= ROOM
         for client in clients:
             await client.connection.close()
-        assert runtime.services.client_memory.bytes.held == 0
+        assert runtime.services.client_memory.bytes.used == 0
 
 
 async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
@@ -96,7 +96,7 @@ async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
         second = await client.ask(per_request("subscriptions/listen", listen, 2))
         assert second["error"]["message"] == YOURS
         await client.connection.close()
-        assert runtime.services.client_memory.bytes.held == 0
+        assert runtime.services.client_memory.bytes.used == 0
 
 
 async def test_watches_of_a_closed_connection_are_not_counted() -> None:
@@ -106,7 +106,7 @@ async def test_watches_of_a_closed_connection_are_not_counted() -> None:
         assert session is not None
         await client.connection.close()
         await runtime.services.records.change(session, lambda _: SessionRecord(subscriptions=["shop://books/late"]))
-        assert runtime.services.client_memory.bytes.held == 0
+        assert runtime.services.client_memory.bytes.used == 0
 
 
 async def test_caller_without_an_address_gets_the_whole_watch_quota() -> None:

@@ -89,19 +89,19 @@ async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: 
             other.post(per_request("tools/call", arguments(SIZE)), routing("tools/call", "hold"))
         )
         await wire.until(lambda: len(dispatcher.calls) == 1)
-        assert SIZE < bodies.held <= BODY
-        held = bodies.held
+        assert SIZE < bodies.used <= BODY
+        held = bodies.used
         assert await send(wire, SIZE, session) == busy
-        assert (bodies.held, len(dispatcher.calls)) == (held, 1)
+        assert (bodies.used, len(dispatcher.calls)) == (held, 1)
         small = asyncio.create_task(send(wire, 10, session))
         await wire.until(lambda: len(dispatcher.calls) == 2)
-        assert bodies.held == held
+        assert bodies.used == held
         release.set()
         assert await small == 0
         assert (await first).status == 200
-        assert bodies.held == 0
+        assert bodies.used == 0
         assert await send(wire, SIZE, session) == 0
-        assert bodies.held == 0
+        assert bodies.used == 0
 
 
 async def test_websocket_calls_count_toward_the_body_budget() -> None:
@@ -112,10 +112,10 @@ async def test_websocket_calls_count_toward_the_body_budget() -> None:
         await send_json(socket, large)
         await app.until(lambda: len(app.runtime.dispatcher.calls) == 1)
         (call,) = app.runtime.dispatcher.calls
-        assert (call.owner, bodies.held > 40_000) == ("127.0.0.1", True)
+        assert (call.owner, bodies.used > 40_000) == ("127.0.0.1", True)
         answer = await ask(socket, large)
         assert answer["error"]["code"] == -32000
-    assert bodies.held == 0
+    assert bodies.used == 0
 
 
 async def test_single_connection_can_use_the_whole_budget() -> None:
@@ -128,7 +128,7 @@ async def test_single_connection_can_use_the_whole_budget() -> None:
         assert (refused["id"], refused["error"]["code"]) == (3, -32000)
         release.set()
         assert {json.loads(await pipe.receive())["id"] for _ in range(3)} == {0, 1, 2}
-        assert runtime.services.bodies.held == 0
+        assert runtime.services.bodies.used == 0
         await pipe.close()
 
 
@@ -143,10 +143,10 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
         connection = ClientConnection(runtime.dispatcher, lambda message: not sent.append(message), drain)
         connection.receive(json.dumps(request("tools/call", arguments(SIZE))).encode())
         assert runtime.dispatcher.by_id
-        assert runtime.services.bodies.held > SIZE
+        assert runtime.services.bodies.used > SIZE
         await connection.close()
         assert not runtime.dispatcher.by_id
-        assert runtime.services.bodies.held == 0
+        assert runtime.services.bodies.used == 0
         assert sent == []
 
 
@@ -157,12 +157,12 @@ async def test_duplicate_ids_are_refused_and_not_counted() -> None:
         message = request("tools/call", arguments(30_000), "same")
         first = asyncio.create_task(wire.post(message, session))
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
-        held = wire.runtime.services.bodies.held
+        held = wire.runtime.services.bodies.used
         assert (await wire.post(message, session)).message["error"]["code"] == -32600
-        assert wire.runtime.services.bodies.held == held
+        assert wire.runtime.services.bodies.used == held
         release.set()
         await first
-        assert wire.runtime.services.bodies.held == 0
+        assert wire.runtime.services.bodies.used == 0
 
 
 async def test_open_subscriptions_release_their_body_budget() -> None:
@@ -172,21 +172,21 @@ async def test_open_subscriptions_release_their_body_budget() -> None:
         message = per_request("subscriptions/listen", {"notifications": {"toolsListChanged": True}, "x": "x" * SIZE})
         task = asyncio.create_task(wire.post(message, routing("subscriptions/listen")))
         await wire.until(lambda: len(wire.runtime.services.endings) == 1)
-        assert wire.runtime.services.bodies.held == 0
+        assert wire.runtime.services.bodies.used == 0
         next(iter(wire.runtime.services.endings))()
         await task
-        assert wire.runtime.services.bodies.held == 0
+        assert wire.runtime.services.bodies.used == 0
 
 
 def test_one_owner_gets_half_of_the_budget() -> None:
     budget = ByteBudget(100)
-    assert budget.take("a", 50)
-    assert not budget.take("a", 1)
-    budget.give("a", 1)
-    assert budget.take("b", 50)
-    assert not budget.take("c", 1)
-    assert not budget.take("", 1)
+    assert budget.acquire("a", 50)
+    assert not budget.acquire("a", 1)
+    budget.release("a", 1)
+    assert budget.acquire("b", 50)
+    assert not budget.acquire("c", 1)
+    assert not budget.acquire("", 1)
     for owner, size in (("a", 50), ("b", 50), ("c", 1), ("", 1)):
-        budget.give(owner, size)
-    assert (budget.held, len(budget._by_owner)) == (0, 0)
-    assert budget.take("", 100)
+        budget.release(owner, size)
+    assert (budget.used, len(budget._by_owner)) == (0, 0)
+    assert budget.acquire("", 100)

@@ -245,7 +245,7 @@ async def test_extension_can_be_added_to_an_existing_server() -> None:
     async with connect(server) as client:
         assert {tool.meta[NAME] for tool in await client.tools()} == {"tools"}
         assert (await client.call("add", a=1, b=2)).data == 3
-        with pytest.raises(LocalError, match="comes too late"):
+        with pytest.raises(LocalError, match="already running"):
             server.extend(late)
 
 

@@ -75,7 +75,7 @@ def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
     asked = run("accept", str(file), "shop")
     assert asked.returncode == 1
     assert '"description": "Buy."' in asked.stdout
-    assert "add --yes" in asked.stderr
+    assert "use --yes" in asked.stderr
     assert not lock.exists()
     assert "Accepted buy." in run("accept", str(file), "shop", "--yes").stdout
     assert json.loads(lock.read_text("utf-8"))["shop"]["tools"]["buy"]["description"] == "Buy."

@@ -349,5 +349,5 @@ async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
             assert (await alice.submit("connect")).status_code == 502
         assert other.accounts.forms == other.accounts.registered == []
         outbound = outbound_for(parse("https://mcp.example.com/mcp"), private_addresses=False)
-        with pytest.raises(ConnectFailed, match="not on the public Internet"):
+        with pytest.raises(ConnectFailed, match="isn't on the public Internet"):
             await fetch("GET", other.accounts.url, outbound=outbound)

@@ -308,7 +308,7 @@ class Definition:
             LocalError: the server is running, or is mounted on another one.
         """
         if self._runs():
-            raise LocalError(f"The upstream {config.name!r} comes too late. Add upstreams before the server runs")
+            raise LocalError(f"The server is already running. Add the upstream {config.name!r} before it runs")
         if self._mounted_on:
             parent, _ = self._mounted_on[0]
             raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add the upstream {config.name!r} there")
@@ -321,7 +321,7 @@ class Definition:
             LocalError: the server is running, is mounted on another one, or already has middleware and items.
         """
         if self._runs():
-            raise LocalError(f"The extension {name!r} comes too late. Add extensions before the server runs")
+            raise LocalError(f"The server is already running. Add the extension {name!r} before it runs")
         if self._mounted_on:
             parent, _ = self._mounted_on[0]
             raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add the extension {name!r} there")
@@ -413,7 +413,7 @@ class Definition:
             LocalError: the server is running.
         """
         if self._runs():
-            raise LocalError(f"{added.path!r} comes too late. Add routes before the server runs")
+            raise LocalError(f"The server is already running. Add the route {added.path!r} before it runs")
         self.user_routes.append(added)
         try:
             self._check_paths()

@@ -132,7 +132,7 @@ class ParkedCall:
         else:
             self._backlog.put(method, params)
 
-    async def ask(self, forwarded: ForwardedQuestion) -> bytes:
+    async def ask(self, question: ForwardedQuestion) -> bytes:
         """Return the answer from a later request.
 
         Raises:
@@ -141,10 +141,10 @@ class ParkedCall:
         if len(self._open) >= MAX_OPEN_QUESTIONS or not self._admit(self):
             raise ProtocolError(INTERNAL_ERROR, "Too many questions are open. Try again later.")
         key = f"q{next(self._keys)}"
-        question = self._open[key] = _OpenQuestion(forwarded, asyncio.get_running_loop().create_future())
+        pending = self._open[key] = _OpenQuestion(question, asyncio.get_running_loop().create_future())
         self._change.set()
         try:
-            return await question.answer
+            return await pending.answer
         finally:
             del self._open[key]
 

@@ -53,7 +53,7 @@ def test_task_keeps_running_after_ctrl_c(url: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "millstream", "call", url, "report", "year=2026", "--task"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as calling:
         assert calling.stderr is not None
-        found = re.search(rf"^Task (\S+)\..* millstream tasks {url} (\S+) --wait", calling.stderr.readline())
+        found = re.search(rf"^Started task (\S+)\..* millstream tasks {url} (\S+) --wait", calling.stderr.readline())
         assert found is not None
         task_id = found[1]
         assert task_id == found[2]
@@ -73,13 +73,13 @@ def test_command_cancels_a_task_by_its_id(url: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "millstream", "call", url, "report", "year=2026", "--task"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as calling:
         assert calling.stderr is not None
-        task_id = calling.stderr.readline().split()[1].rstrip(".")
+        task_id = calling.stderr.readline().split()[2].rstrip(".")
         assert run("tasks", url, task_id, "--cancel") == (0, "", f"Canceled {task_id}.\n")
         assert calling.wait(WAIT) == 1
         assert "was canceled" in calling.stderr.read()
     assert "Unknown task" in run("tasks", url, "nothing")[2]
-    assert "Which task?" in run("tasks", url, "--wait")[2]
+    assert "require a task" in run("tasks", url, "--wait")[2]
     (tmp_path / "go").touch()
     code, printed, noted = run("call", url, "report", "year=7", "--task", "--revision", "2025-11-25")
     assert (code, printed) == (0, "The report of 7\n")
-    assert "no tasks" in noted
+    assert "doesn't support tasks" in noted

@@ -3,7 +3,7 @@
 import { $, count, duration, element, figure, write } from "../dom.js";
 
 const LAST = "These are the last figures received.";
-const WORDS = { good: "Healthy", warn: "Needs a look", bad: "In trouble" };
+const WORDS = { good: "Healthy", warn: "Degraded", bad: "Unhealthy" };
 const ORDER = ["good", "warn", "bad"];
 const LEAST_CALLS = 10; // the share of fewer calls isn't meaningful
 const BLOCKED_MS = { warn: 1_000, bad: 6_000 }; // per minute; a short delay, as at the start, is normal
