@@ -89,6 +89,7 @@ function route(first = false) {
     if (place.matches("tr")) place.classList.add("pointed");
     place.scrollIntoView({ block: place.matches("section") ? "start" : "center" });
   }
+  if (!$("failure").hidden) $("failure").scrollIntoView({ block: "nearest" });
   if (next && shown.includes(next)) {
     if (!items.has(next)) list(); // its group was closed
     items.mark(next);
