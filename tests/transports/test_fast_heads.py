@@ -239,6 +239,14 @@ def test_usual_heads_have_the_same_limits() -> None:
     assert b" 421 " in compare([message([b"host: evil.example", *USUAL[1:], b"content-length: 1"], b"x")])[0]
 
 
+def test_line_cache_reads_only_plain_content_lengths() -> None:
+    lines = HeaderLineCache()
+    assert lines[b"Content-Length: 60"] == (b"content-length", b"60")
+    for value in (b"9" * 16, b"+3", b"3_0", b"\xb2", b""):
+        with pytest.raises(KeyError):
+            lines[b"Content-Length: " + value]
+
+
 def test_line_cache_is_bounded_and_holds_no_secrets() -> None:
     lines = HeaderLineCache()
     for number in range(5000):

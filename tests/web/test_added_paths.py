@@ -328,7 +328,7 @@ async def test_duplicate_and_late_paths_are_refused() -> None:
     with pytest.raises(ValueError, match="the path of MCP"):
         Server("x", settings=Settings(sse_path="/stream")).route("/stream")(home_page)
     async with mcp.running():
-        with pytest.raises(Exception, match="before the server runs"):
+        with pytest.raises(Exception, match="already running"):
             mcp.route("/late")(home_page)
 
 
