@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Dict, TypedDict  # noqa: UP035  as in programs
+from typing import Annotated, Any, Dict, TypedDict  # noqa: UP035  as in programs
 
 import httpx2
 import msgspec
@@ -114,7 +114,7 @@ async def test_values_become_content_and_structured_content() -> None:
         return {"top": 3}
 
     class Clerk:
-        name: str
+        name: Annotated[str, Field(description="Full name")]
 
         def __init__(self, name: str) -> None:
             self.name = name
@@ -139,6 +139,7 @@ async def test_values_become_content_and_structured_content() -> None:
         assert (await client.call("counts")).data == {"top": 3}
         assert (await client.call("found")).data == {"result": {"top": 3}}
         assert (await client.call("clerk")).data == {"name": "Ada"}
+        assert "Full name" in str(next(each for each in await mcp.list_tools() if each.name == "clerk").outputSchema)
         plain = await client.call("text")
         assert plain.text == "7"
         assert plain.structured_content is msgspec.UNSET
