@@ -1,4 +1,4 @@
-"""What every test shares: a state folder of the run's own, the count of failures, `--update` for the transcripts."""
+"""Hooks for all tests: signals, timeouts, test order, a separate state folder, and `--update` for transcripts."""
 
 import gc
 import os
@@ -21,16 +21,15 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.default_int_handler(number, frame)
 
 
-# What a background job or `nohup` ignores, the servers that tests start would ignore, too. A Python handler does not
-# outlive the start of another program. The one of SIGINT isn't Python's own: asyncio would replace that for each `run`
-# of a loop, which takes longer than much of what runs there.
+# Servers started by tests would inherit signals that a background job or `nohup` ignores, but not a Python handler.
+# SIGINT gets a handler other than Python's own, because asyncio replaces that one on each run of a loop, which is slow.
 signal.signal(signal.SIGINT, _interrupt)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 HANGS = 900
-"""Seconds after which a test that waits for what never comes fails, instead of the whole run."""
+"""Seconds after which a hanging test fails."""
 NIGHTLY_HANGS = 2 * 3600
 
 
@@ -46,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import no file whose tests are all left out, and nothing of a folder of such files."""
+    """Skip files and folders whose tests are all deselected, without importing them."""
     expression = config.getoption("markexpr")
     left_out = frozenset(re.findall(r"\bnot (\w+)", expression))
     if collection_path.is_dir():
@@ -60,22 +59,23 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @cache
 def _marks(path: Path) -> frozenset[str]:
-    """Return the marks of all tests of a file."""
+    """Return the marks that a file gives to all of its tests."""
     line = re.search(r"^pytestmark = .*(?:\n[ )\]].*)*", path.read_text("utf-8"), re.MULTILINE)
     return frozenset(re.findall(r"pytest\.mark\.(\w+)", line.group())) if line else frozenset()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A test whose inputs are generated drives many, whatever else its file does."""
+    """Mark property tests with `many`."""
     if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
         item.add_marker("many")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a browser come first, and follow each other, so that they share it: they keep the cores busy. Of the
-    others that need servers, the later half waits more than it computes, and takes turns with files that only compute.
-    Some of these come last: at the end, each worker has something short to do.
+    """Order the files so that all cores stay busy.
+
+    Browser tests come first and together, because they share a browser. The later half of the other server tests mostly
+    waits, so these files alternate with files that only compute. Short files come last.
     """
     files = dict.fromkeys(item.path for item in items)
     serve = {item.path for item in items if item.get_closest_marker("server") is not None}
@@ -92,10 +92,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is collected lives as long as the run: no look for garbage goes through it, now or later.
+    """Exclude collected tests from garbage collection, because they live as long as the run.
 
-    The garbage among it stays, too: to look for that takes as long as a hundred tests. Later looks are rarer than
-    usual, since tests leave little: one for each 20,000 objects that stay, instead of 700.
+    Later collections run after 20,000 new objects instead of 700, because tests leave little garbage.
     """
     gc.disable()
     try:
@@ -108,9 +107,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.fixture(scope="module")
 def no_garbage() -> Iterator[None]:
-    """For who keeps the syntax trees of all sources: a million objects, and to look for garbage among them again and
-    again takes longer than to parse.
-    """
+    """Turn garbage collection off for tests that keep the syntax trees of all sources: a million objects."""
     gc.disable()
     yield
     gc.enable()
@@ -118,23 +115,22 @@ def no_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Keys that a server makes go to a folder of this run, in child processes too.
+    """Use a separate state folder for this run, in child processes, too.
 
-    These read the bytecode that this process has written, and write none: a program that a test changes twice within a
-    second, to the same length, would be taken for the one before.
+    Child processes write no bytecode. Otherwise, a program that a test changes twice within a second, keeping its
+    length, would run in its older version.
     """
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    # What Node has compiled is for all programs of the run: the start of Playwright takes a fifth less.
+    # A compile cache shared by all Node programs of the run makes Playwright start a fifth faster.
     os.environ["NODE_COMPILE_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "node")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """A worker of pytest-xdist sends one report of a test that passed, and everything about one that did not.
+    """Send one report instead of six for each passed test from a pytest-xdist worker.
 
-    Otherwise it sends six messages for each test, which take longer than most tests. The list of the slowest phases
-    needs them all.
+    The reports take longer than most tests. `--durations` requires all of them.
     """
     if not hasattr(item.config, "workerinput") or item.config.getoption("durations") is not None:
         return None

@@ -1,8 +1,7 @@
-"""A browser, the hub of the examples, and pages that must not complain.
+"""Fixtures for browser tests: the browser, shared servers, and pages.
 
-The browser is Debian's Chromium, driven by Playwright, without the window around the pages: that window is made of
-pages, too, and takes two thirds of the work of opening one. Every page that a test opens is watched: an error in the
-console, an exception, or something that the Content-Security-Policy refused fails the test when it is over.
+The browser is Debian's headless Chromium, driven by Playwright. A test fails at its end if a page that it opened
+logged a console error, raised an exception, or violated its Content-Security-Policy.
 """
 
 import shutil
@@ -29,10 +28,10 @@ ARGUMENTS = [
 
 
 @pytest.fixture(scope="package")
-def launched() -> Iterator[Callable[[], Browser]]:
-    """One browser for the tests of this folder, and another one should it crash.
+def launch_browser() -> Iterator[Callable[[], Browser]]:
+    """Yield a function that returns the folder's browser, and restarts it after a crash.
 
-    Not for the session: Playwright runs an event loop in this thread as long as it lives, and other tests need one.
+    The scope isn't the session, because Playwright's event loop blocks this thread for other tests.
     """
     program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
     assert program is not None, "These tests need Debian's chromium-headless-shell, or its chromium."
@@ -51,14 +50,14 @@ def launched() -> Iterator[Callable[[], Browser]]:
 
 
 @pytest.fixture
-def browser(launched: Callable[[], Browser]) -> Browser:
-    """The browser of these tests."""
-    return launched()
+def browser(launch_browser: Callable[[], Browser]) -> Browser:
+    """Return the browser."""
+    return launch_browser()
 
 
 @pytest.fixture(scope="session")
 def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
-    """`examples/hub.py` with everything that runs beside MCP."""
+    """Run `examples/hub.py` with everything switched on."""
 
     def command(port: int) -> list[str]:
         return run_command("examples/hub.py", port, "--serve", "all")
@@ -69,13 +68,13 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServe
 
 @pytest.fixture
 def hub(shared_hub: SharedServer) -> str:
-    """The address of the hub."""
+    """Return the URL of the hub."""
     return f"http://127.0.0.1:{shared_hub.port()}"
 
 
 @pytest.fixture(scope="session")
 def shared_plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
-    """A server with the pages and the smallest example's one tool."""
+    """Run `examples/greet.py`, which has one tool, with the pages."""
 
     def command(port: int) -> list[str]:
         return run_command("examples/greet.py", port, "--serve", "web")
@@ -86,13 +85,13 @@ def shared_plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSer
 
 @pytest.fixture
 def plain(shared_plain: SharedServer) -> str:
-    """The address of the plain server."""
+    """Return the URL of the server with one tool."""
     return f"http://127.0.0.1:{shared_plain.port()}"
 
 
 @pytest.fixture(scope="session")
 def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
-    """`large_shop.py` with the pages."""
+    """Run `large_shop.py` with the pages."""
 
     def command(port: int) -> list[str]:
         return run_command(str(Path(__file__).parent / "large_shop.py"), port, "--serve", "all")
@@ -102,16 +101,17 @@ def shared_crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSer
 
 
 @pytest.fixture(scope="package")
-def visits() -> PagePool:
-    """The contexts of the browser that a test has left behind, clean."""
+def page_pool() -> PagePool:
+    """Return the pool of cleared browser pages."""
     return PagePool()
 
 
 @pytest.fixture
-def open_page(browser: Browser, visits: PagePool) -> Iterator[OpenPage]:
-    """``open_page(url, name="", lossy=False, fresh=False, **options of the context)``: a page of a browser without a
-    past. It may have files of the pages in its cache, as theirs has who come again; `fresh` has nothing.
+def open_page(browser: Browser, page_pool: PagePool) -> Iterator[OpenPage]:
+    """Yield a function that opens a page: ``open_page(url, name="", lossy=False, fresh=False, **context_options)``.
+
+    Pages come from a pool: without history, but with cached files. A `fresh` page has no cache, either.
     """
-    visits.begin(browser)
-    yield visits.open
-    assert visits.end() == []
+    page_pool.begin(browser)
+    yield page_pool.open
+    assert page_pool.end() == []
