@@ -25,9 +25,9 @@ _DEFAULT_PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"
 _SIMPLE_TYPES = frozenset((b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
 """Types of bodies that browsers send to other origins without a preflight (Fetch, CORS-safelisted request-header)."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_REMEMBERED = 1024
+_MAX_ACCEPTED = 1024
 """Maximum number of cached Host values, because clients can make up any number of valid ones."""
-_FAMILIAR = 64
+_CACHE_SIZE = 64
 """Cache size for hosts and addresses. Most requests use one of a few."""
 
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin that is listed in `allowed_origins`.")
@@ -35,7 +35,7 @@ _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
     b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
 )
-_EXPOSED = (
+_EXPOSE_HEADERS = (
     b"access-control-expose-headers: mcp-session-id, www-authenticate, retry-after, ratelimit, "
     b"ratelimit-policy, link\r\nvary: origin\r\n"
 )
@@ -60,7 +60,7 @@ class Authority(NamedTuple):
         return self.name == "localhost" or self.name.endswith(".localhost")
 
 
-@lru_cache(_FAMILIAR)
+@lru_cache(_CACHE_SIZE)
 def parse_authority(value: bytes) -> Authority | None:
     """Parse a Host value. Return `None` if it's malformed (RFC 9110 §7.2)."""
     match = _HOST.fullmatch(value.strip(b" \t"))
@@ -109,7 +109,7 @@ class HostPolicy:
     is unknown (`loopback_bind` is None), peers with loopback addresses count as this machine.
     """
 
-    __slots__ = ("_cors", "_hosts", "_loopback_bind", "_origins", "_shared", "good")
+    __slots__ = ("_cors", "_hosts", "_loopback_bind", "_origins", "_public_paths", "good")
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class HostPolicy:
         self._hosts = HostNames(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
         self._loopback_bind = loopback_bind
-        self._shared = frozenset(shared)
+        self._public_paths = frozenset(shared)
         self.good: set[bytes] = set()
 
     def check(
@@ -153,10 +153,10 @@ class HostPolicy:
                 return wrong
         origin = headers.get(b"origin")
         if origin is not None:
-            return None if self._admits(origin, host, peer, method, headers) else _origin_refused(origin)
+            return None if self._allows(origin, host, peer, method, headers) else _origin_refused(origin)
         return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
 
-    def _admits(self, origin: bytes, host: bytes, peer: str, method: str, headers: Mapping[bytes, bytes]) -> bool:
+    def _allows(self, origin: bytes, host: bytes, peer: str, method: str, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether to serve a request from an Origin.
 
         Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
@@ -192,12 +192,12 @@ class HostPolicy:
         """Return the header lines for a reply to an Origin that ``check`` accepted."""
         if not self._cors:
             return b""
-        return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSED)
+        return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSE_HEADERS)
 
     def screen(self, request: HttpRequest) -> tuple[Response | None, bytes]:
         """Check a request. Return a refusal or preflight reply, if any, and the CORS header lines for the reply."""
-        if request.path.startswith(METADATA) or request.path in self._shared:
-            return self._screen_shared(request)
+        if request.path.startswith(METADATA) or request.path in self._public_paths:
+            return self._screen_public(request)
         wrong = None
         if request.path not in EXEMPT:
             wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
@@ -206,7 +206,7 @@ class HostPolicy:
             return wrong, b""
         return self.preflight(request), self.cors_head(origin)
 
-    def _screen_shared(self, request: HttpRequest) -> tuple[Response | None, bytes]:
+    def _screen_public(self, request: HttpRequest) -> tuple[Response | None, bytes]:
         """Check a request to a public path, which any origin may use under an allowed Host."""
         origin = {name: value for name, value in request.headers.items() if name != b"origin"}
         wrong = self.check("GET", origin, origin.items(), request.peer)
@@ -245,7 +245,7 @@ class HostPolicy:
                 f"This server doesn't serve Host {authority.name!r}. Add it to `allowed_hosts` "
                 "(MILLSTREAM_ALLOWED_HOSTS).",
             )
-        if len(self.good) >= _REMEMBERED:
+        if len(self.good) >= _MAX_ACCEPTED:
             self.good.clear()  # made-up addresses may have filled it; real Hosts return with their next request
         self.good.add(host)
         return None
@@ -335,7 +335,7 @@ def _origin_refused(origin: bytes) -> Response:
     return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
 
 
-@lru_cache(_FAMILIAR)
+@lru_cache(_CACHE_SIZE)
 def is_loopback(host: str) -> bool:
     """Return whether a bind or peer address is a loopback address."""
     try:

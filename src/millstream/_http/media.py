@@ -16,8 +16,8 @@ class AcceptedTypes(Struct, frozen=True, gc=False):
 
 _ANY = AcceptedTypes(True, True)
 _MEMO_SIZE = 256
-_known: dict[bytes | None, AcceptedTypes] = {None: _ANY}
-known_accept = _known.get
+_cache: dict[bytes | None, AcceptedTypes] = {None: _ANY}
+known_accept = _cache.get
 """Returns the cached result for an `Accept` value. Hot paths check it before `parse_accept`."""
 
 
@@ -25,11 +25,11 @@ def parse_accept(value: bytes | None) -> AcceptedTypes:
     """Return the reply types that an `Accept` header allows. Without the header, all are allowed; quality 0 excludes a
     type.
     """
-    known = _known.get(value)
+    known = _cache.get(value)
     if known is None:
-        if len(_known) >= _MEMO_SIZE:
-            _known.clear()
-        known = _known[value] = _ANY if value is None else _parse(value)
+        if len(_cache) >= _MEMO_SIZE:
+            _cache.clear()
+        known = _cache[value] = _ANY if value is None else _parse(value)
     return known
 
 
@@ -37,7 +37,7 @@ def _parse(value: bytes) -> AcceptedTypes:
     json = stream = page = named = False
     for item in value.lower().split(b","):
         name, _, parameters = item.partition(b";")
-        if any(_zero(parameter) for parameter in parameters.split(b";")):
+        if any(_is_excluded(parameter) for parameter in parameters.split(b";")):
             continue
         name = name.strip()
         json = json or name in {b"application/json", b"application/*", b"*/*"}
@@ -46,7 +46,7 @@ def _parse(value: bytes) -> AcceptedTypes:
     return AcceptedTypes(json, stream, page and stream and not named)
 
 
-def _zero(parameter: bytes) -> bool:
+def _is_excluded(parameter: bytes) -> bool:
     name, _, value = parameter.strip().partition(b"=")
     return name.strip() == b"q" and value.strip().rstrip(b"0").rstrip(b".") in {b"", b"0"} and value.strip() != b""
 

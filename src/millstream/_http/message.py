@@ -19,7 +19,7 @@ from millstream._protocol.principal import Principal
 JSON_HEAD = b"content-type: application/json\r\n"
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
 STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
-_CUSTOMER = 64
+_IPV6_PREFIX = 64
 """Prefix length of IPv6 networks. A customer can choose the remaining bits of an address."""
 
 
@@ -111,8 +111,8 @@ def peer_network(address: str) -> str:
         return address
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
-    network = int(parsed) >> (128 - _CUSTOMER) << (128 - _CUSTOMER)
-    return f"{IPv6Address(network)}/{_CUSTOMER}"
+    network = int(parsed) >> (128 - _IPV6_PREFIX) << (128 - _IPV6_PREFIX)
+    return f"{IPv6Address(network)}/{_IPV6_PREFIX}"
 
 
 class HttpRequest(Struct, eq=False):

@@ -55,7 +55,7 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     name, value = _variable(variables, f"{scheme}_proxy")
     if not value:
         name, value = _variable(variables, "all_proxy")
-    if not value or _is_here(url.host) or _is_excepted(url, _variable(variables, "no_proxy")[1]):
+    if not value or _is_local(url.host) or _is_excluded(url, _variable(variables, "no_proxy")[1]):
         return None
     parts = urlsplit(value if "://" in value else f"http://{value}")
     try:
@@ -82,11 +82,11 @@ def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
     return upper, "" if upper == "HTTP_PROXY" and "REQUEST_METHOD" in variables else variables.get(upper, "").strip()
 
 
-def _is_here(host: str) -> bool:
+def _is_local(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
 
 
-def _is_excepted(url: Url, exceptions: str) -> bool:
+def _is_excluded(url: Url, exceptions: str) -> bool:
     """Return whether an exception list matches. Names include subdomains, a port can follow, and ``*`` matches
     everything.
     """

@@ -75,8 +75,8 @@ MAX_PIPELINE = 64
 """Maximum number of requests queued behind a running one. Parsing stops at the next."""
 
 _PROBES = frozenset(path.encode() for path in EXEMPT)
-_SCREENED = frozenset({b"origin", b"sec-fetch-site"})
-_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
+_POLICY_HEADERS = frozenset({b"origin", b"sec-fetch-site"})
+_FORWARDED_HEADERS = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
 class Refusal(Struct, frozen=True):
@@ -236,7 +236,7 @@ class ServerConnection:
             found[1], found[2], fields.items(), fields, body, b"", self._peer, table.root_path, self._scheme,
             handler=found[0],
         )  # fmt: skip
-        if self._proxies is not None and not _FORWARDED.isdisjoint(fields):
+        if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
         if size == len(body):
             self.reading = READ_WHOLE[self.reading]
@@ -430,13 +430,13 @@ class ServerConnection:
             and self._parser.should_keep_alive()
             and not (self._shared.leaving or self.over_cap or self._asks_for_socket),
         )  # fmt: skip
-        if self._proxies is not None and not _FORWARDED.isdisjoint(fields):
+        if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
         self._ignores_body = False
         if (
             fields.get(b"host") not in table.policy.good
             or len(fields) != len(headers)
-            or not _SCREENED.isdisjoint(fields)
+            or not _POLICY_HEADERS.isdisjoint(fields)
         ) and path not in EXEMPT:
             reply, exchange.cors = table.policy.screen(exchange)
             if reply is not None:

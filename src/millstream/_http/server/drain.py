@@ -35,14 +35,14 @@ class DrainTimes(Struct, frozen=True):
 class ConnectionDrainer:
     """Closes the connections of a server that accepts no new ones."""
 
-    __slots__ = ("_announced", "_clock", "_guard", "_since", "_state")
+    __slots__ = ("_announced", "_clock", "_guard", "_idle_since", "_state")
 
     def __init__(self, state: "ServerState", guard: "ConnectionGuard", clock: Callable[[], float]) -> None:
         self._state = state
         self._guard = guard
         self._clock = clock
         self._announced: set[Any] = set()
-        self._since: dict[Any, float] = {}
+        self._idle_since: dict[Any, float] = {}
         """Time at which a connection was first seen waiting for its client."""
 
     def announce(self) -> None:
@@ -56,8 +56,8 @@ class ConnectionDrainer:
         """Close connections that have been idle for `linger` seconds. Return whether to check again."""
         self.announce()  # Include connections accepted since the last check.
         now, waiting = self._clock(), False
-        since = {each: self._since.get(each, now) for each in self._state.connections if _waits_for_client(each)}
-        self._since = since
+        since = {each: self._idle_since.get(each, now) for each in self._state.connections if _waits_for_client(each)}
+        self._idle_since = since
         over = [each for each, start in since.items() if now - start >= linger]
         sockets = {each: each.transport.get_extra_info("socket") for each in over if each.idle}
         unread = readable(sockets.values())

@@ -9,13 +9,13 @@ Framing has one case, HTTP/1.1 with a Content-Length of digits, so a message can
 keeps no secrets except valid credentials. ``tests/transports/test_fast_heads.py`` compares both readers.
 """
 
-_REPEATED = (
+_CACHED_HEADERS = (
     "accept", "accept-encoding", "accept-language", "cache-control", "connection", "content-length", "content-type",
     "host", "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id", "pragma", "sec-fetch-mode",
     "user-agent",
 )  # fmt: skip
 """Lines that a client repeats. The cache keeps them and reads all others each time."""
-_OTHERS = (
+_UNCACHED_HEADERS = (
     "authorization", "baggage", "cookie", "dnt", "forwarded", "from", "last-event-id", "priority", "referer",
     "sec-ch-ua", "sec-ch-ua-mobile", "sec-ch-ua-platform", "sec-fetch-dest", "sec-fetch-user", "sec-gpc",
     "traceparent", "tracestate", "via", "x-amzn-trace-id", "x-correlation-id", "x-forwarded-for", "x-forwarded-host",
@@ -26,10 +26,10 @@ excluded, because they decide whether a request is served at all. The parser rea
 
 _NAMES = {
     spelling.encode(): name.encode()
-    for name in _REPEATED + _OTHERS
+    for name in _CACHED_HEADERS + _UNCACHED_HEADERS
     for spelling in (name, name.title(), name.title().replace("Mcp", "MCP"))
 }
-_KEPT = frozenset(name.encode() for name in _REPEATED)
+_CACHED_NAMES = frozenset(name.encode() for name in _CACHED_HEADERS)
 _PRINTABLE = bytes(range(0x20, 0x7F))
 _MAX_LINES = 1024
 _MAX_LINE = 512
@@ -62,7 +62,7 @@ class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
         ):
             raise KeyError(line)
         header = (name, value)
-        if name in _KEPT and len(line) <= _MAX_LINE:
+        if name in _CACHED_NAMES and len(line) <= _MAX_LINE:
             if len(self) >= _MAX_LINES:
                 self.clear()
                 self.update(self._credentials)

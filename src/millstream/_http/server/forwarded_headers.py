@@ -58,7 +58,7 @@ class TrustedProxies:
         ]
         if not chain or self._all:
             return chain[0] if chain else ""
-        return next((each for each in reversed(chain) if len(each) > _LONGEST or not self.trusts(each)), chain[0])
+        return next((each for each in reversed(chain) if len(each) > _MAX_ADDRESS or not self.trusts(each)), chain[0])
 
     def apply(self, request: HttpRequest) -> None:
         """Set the peer and scheme of a request from its proxy's headers."""
@@ -68,7 +68,7 @@ class TrustedProxies:
         request.peer = self.client(request.raw_headers) or request.peer
 
 
-_LONGEST = 64
+_MAX_ADDRESS = 64
 """Maximum characters of an address. Longer texts can't be trusted and would fill the cache."""
 
 
