@@ -10,7 +10,7 @@ from cases import for_each
 pytestmark = pytest.mark.check
 
 HERE = Path(__file__).parent
-TO_FOUR = re.compile(r"\b(FOUR|ON_FOUR|ONE_AND_FOUR)\b|--workers")
+TO_FOUR = re.compile(r"\b(FOUR|ON_FOUR|STORE_KINDS)\b|--workers")
 
 PURE = "a function is tested, without any server"
 CLIENT = "our client or fetcher is attacked; the server is the attacker's"
