@@ -178,7 +178,7 @@ async def test_only_probes_are_answered_above_the_cap(start: Start, cap: dict[st
 
 
 async def test_probe_connections_are_few_and_short(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._http.server.guard._SPARES", 1)
+    monkeypatch.setattr("millstream._http.server.guard._MAX_SPARES", 1)
     monkeypatch.setattr("millstream._http.server.guard._LINGER", WAIT)
     server = await start(max_connections=1)
     full = await server.connect()
@@ -196,8 +196,8 @@ async def test_probe_connections_are_few_and_short(start: Start, monkeypatch: py
 
 
 async def test_excess_connections_are_dropped_without_a_reply(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._http.server.guard._LINGERING", 0)
-    monkeypatch.setattr("millstream._http.server.guard._SPARES", 0)
+    monkeypatch.setattr("millstream._http.server.guard._MAX_LINGERING", 0)
+    monkeypatch.setattr("millstream._http.server.guard._MAX_SPARES", 0)
     server = await start(max_connections=1)
     first = await server.connect()
     await first.send(request(body=b"x"))

@@ -80,7 +80,7 @@ async def test_bodies_in_tiny_chunks_are_refused_early(path: bytes, size: int) -
     fed.feed(CHUNKED % path + chunk * (3_600_000 // len(chunk)))
     assert b"too many small chunks" in fed.transport.written[0]
     framing = len(chunk) - size
-    assert fed.protocol.connection._received // size <= 2 * READ / len(chunk) + 2 * MAX_FRAMING / framing
+    assert fed.protocol.connection._body_bytes // size <= 2 * READ / len(chunk) + 2 * MAX_FRAMING / framing
     fed.protocol.connection_lost(None)
     for _ in range(4):
         await asyncio.sleep(0)

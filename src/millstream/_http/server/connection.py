@@ -124,10 +124,10 @@ class ServerConnection:
     """
 
     __slots__ = (
-        "_asks_for_socket", "_counted", "_framing", "_handshake", "_headers", "_ignored_head", "_ignored_upgrade",
-        "_ignores_body", "_missing", "_parser", "_peer", "_proxies", "_received", "_scheme", "_seen", "_shared",
-        "_size", "_table", "_target", "body", "fast", "held", "newest", "over_cap", "queue", "reading", "replying",
-        "since",
+        "_body_bytes", "_budgeted_bytes", "_bytes_since_body", "_chunk_bytes", "_framing_bytes", "_handshake",
+        "_headers", "_ignored_head", "_ignored_upgrade", "_ignores_body", "_parser", "_peer", "_proxies",
+        "_remaining_bytes", "_scheme", "_shared", "_table", "_target", "_wants_websocket", "body", "fast", "held",
+        "newest", "over_cap", "queue", "reading", "replying", "since",
     )  # fmt: skip
 
     _parser: HttpRequestParser
@@ -160,7 +160,7 @@ class ServerConnection:
         # Request
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._asks_for_socket = False
+        self._wants_websocket = False
         """Whether the request is a WebSocket handshake, even if WebSockets aren't served."""
         self._handshake = b""
         """The head of a WebSocket handshake."""
@@ -170,17 +170,17 @@ class ServerConnection:
         self._ignores_body = False
         """Whether the head alone determines the reply."""
         self.body: bytes | bytearray = b""
-        self._size = 0
+        self._chunk_bytes = 0
         """Bytes of the chunk being parsed."""
-        self._seen = 0
+        self._bytes_since_body = 0
         """Bytes since this request began, or since the last piece of its body."""
-        self._received = 0
+        self._body_bytes = 0
         """Bytes of the body."""
-        self._counted = 0
+        self._budgeted_bytes = 0
         """Bytes of the unfinished body in the server's budget."""
-        self._framing = 0
+        self._framing_bytes = 0
         """Bytes of framing received with the body, since the second chunk."""
-        self._missing = 0
+        self._remaining_bytes = 0
         """Remaining bytes of a body whose head was read without the parser."""
 
     @property
@@ -246,8 +246,8 @@ class ServerConnection:
         self.reading = READ_IN_PART[self.reading]
         self.since = self._shared.clock
         self._ignores_body = False
-        self._received = 0
-        self._missing = size
+        self._body_bytes = 0
+        self._remaining_bytes = size
         self._receive_body(body)
         return self.next_event()
 
@@ -300,8 +300,8 @@ class ServerConnection:
 
     def _parse(self, data: bytes) -> None:  # noqa: C901  one branch for each way in which the parser stops
         while data and self.reading != DONE:
-            self._size = size = len(data)
-            self._seen = self._seen + size if self.reading > IDLE else size
+            self._chunk_bytes = size = len(data)
+            self._bytes_since_body = self._bytes_since_body + size if self.reading > IDLE else size
             rest = b""
             upgrade = False
             try:
@@ -318,7 +318,7 @@ class ServerConnection:
                     self._stop()
                     self.queue.append(Upgrade(self._handshake, rest))
                     return
-                if self._asks_for_socket:
+                if self._wants_websocket:
                     self._stop()  # the next bytes may be WebSocket frames
                     return
                 # The server ignores this upgrade (RFC 9110 §7.8). The parser takes the body for another protocol, so a
@@ -327,43 +327,47 @@ class ServerConnection:
                 self.reading = IGNORES_UPGRADE[self.reading]
                 rest = self._ignored_head + rest
             elif IDLE < self.reading < DONE:
-                if self._seen > self._table.limits.max_header_bytes:
+                if self._bytes_since_body > self._table.limits.max_header_bytes:
                     self.refuse(HEADERS_TOO_LARGE)
-                elif self._received and self.reading > HEAD:
-                    self._weigh()
+                elif self._body_bytes and self.reading > HEAD:
+                    self._count_framing()
             data = rest
 
     def _receive_body(self, data: bytes) -> None:
         """Process the rest of a body whose head bypassed the parser. The parser reads everything after it."""
-        body = data[: self._missing]
-        self._missing -= len(body)
+        body = data[: self._remaining_bytes]
+        self._remaining_bytes -= len(body)
         self.on_body(body)
-        if self._missing:
+        if self._remaining_bytes:
             if self.reading != DONE:
-                self._count()
+                self._count_body()
             return
         self.on_message_complete()
         self._parse(data[len(body) :])
 
-    def _weigh(self) -> None:
+    def _count_framing(self) -> None:
         """Count the body bytes and the framing bytes in a chunk of an unfinished body."""
-        self._framing = self._framing + self._size - (self._received - self._counted) if self._counted else 0
-        if self._framing > MAX_FRAMING + self._received // 8:
+        self._framing_bytes = (
+            self._framing_bytes + self._chunk_bytes - (self._body_bytes - self._budgeted_bytes)
+            if self._budgeted_bytes
+            else 0
+        )
+        if self._framing_bytes > MAX_FRAMING + self._body_bytes // 8:
             self.refuse(CHUNKS_TOO_SMALL)
         else:
-            self._count()
+            self._count_body()
 
-    def _count(self) -> None:
-        size = self._received - self._counted
-        self._counted = self._received
+    def _count_body(self) -> None:
+        size = self._body_bytes - self._budgeted_bytes
+        self._budgeted_bytes = self._body_bytes
         if not self._shared.unfinished.acquire(self._peer, size):
             self.refuse(TOO_MANY_BODIES)
 
     def _drop_body(self) -> None:
         self.body = b""
-        if self._counted:
-            self._shared.unfinished.release(self._peer, self._counted)
-            self._counted = 0
+        if self._budgeted_bytes:
+            self._shared.unfinished.release(self._peer, self._budgeted_bytes)
+            self._budgeted_bytes = 0
 
     # Callbacks of the parser
 
@@ -393,7 +397,7 @@ class ServerConnection:
         self._headers = []
         fields = dict(headers)
         upgrade = fields.get(b"upgrade")
-        self._asks_for_socket = (
+        self._wants_websocket = (
             upgrade is not None and self._parser.should_upgrade() and upgrade.strip().lower() == b"websocket"
         )
         method, target = self._parser.get_method(), self._target
@@ -401,10 +405,10 @@ class ServerConnection:
         if wrong is not None:
             self.refuse(wrong)
             return
-        if self._asks_for_socket and table.websocket is not None:
+        if self._wants_websocket and table.websocket is not None:
             self._handshake = _write_head(b"%b %b HTTP/1.1" % (method, target), headers)
             return
-        if self._parser.should_upgrade() and not self._asks_for_socket:
+        if self._parser.should_upgrade() and not self._wants_websocket:
             version = self._parser.get_http_version().encode()
             others = [header for header in headers if header[0] != b"upgrade"]
             self._ignored_head = _write_head(b"%b %b HTTP/%b" % (method, target, version), others)
@@ -428,7 +432,7 @@ class ServerConnection:
             chunked=persistent,
             keep_alive=persistent
             and self._parser.should_keep_alive()
-            and not (self._shared.leaving or self.over_cap or self._asks_for_socket),
+            and not (self._shared.leaving or self.over_cap or self._wants_websocket),
         )  # fmt: skip
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
@@ -447,16 +451,16 @@ class ServerConnection:
             exchange.handler = handler or _not_found
             self._ignores_body = handler is None
         self.reading = TAKEN[self.reading]
-        self._seen = self._received = 0
+        self._bytes_since_body = self._body_bytes = 0
         if persistent and fields.get(b"expect", b"").strip().lower() == b"100-continue":
             self.reading = ASKS[self.reading]
 
     def on_body(self, body: bytes) -> None:
         if self.reading == DONE:
             return
-        self._seen = 0
-        self._received += len(body)
-        if self._received > self._table.limits.max_body:
+        self._bytes_since_body = 0
+        self._body_bytes += len(body)
+        if self._body_bytes > self._table.limits.max_body:
             self.refuse(BODY_TOO_LARGE)
         elif self._ignores_body:
             return
@@ -471,7 +475,7 @@ class ServerConnection:
         if self.reading == DONE or self._handshake or self._ignored_head:
             return
         self.reading = ENDS[self.reading]
-        self._seen = 0
+        self._bytes_since_body = 0
         self._target = b""
         self._headers = []  # Discard trailers.
         if self.newest is not None:
@@ -490,11 +494,11 @@ class ServerConnection:
                 self.newest.keep_alive = False
             self._stop()
         elif len(headers) > limits.max_header_count or (
-            self._seen + self._size > limits.max_header_bytes
+            self._bytes_since_body + self._chunk_bytes > limits.max_header_bytes
             and sum(len(name) + len(value) + 4 for name, value in headers) > limits.max_header_bytes
         ):
             self.refuse(HEADERS_TOO_LARGE)
-        self._seen = self._received = 0
+        self._bytes_since_body = self._body_bytes = 0
         return self.reading == DONE
 
     def _check(self, method: bytes, fields: dict[bytes, bytes], headers: list[tuple[bytes, bytes]]) -> Response | None:
@@ -514,7 +518,7 @@ class ServerConnection:
             return BODY_TOO_LARGE
         if not target.startswith(b"/") and _split_target(target) is None:
             return BAD_TARGET
-        if self._asks_for_socket:
+        if self._wants_websocket:
             if has_body:
                 return UPGRADE_WITH_BODY
             if self._table.websocket is not None and self.busy:

@@ -148,13 +148,13 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             response = await handler(self)
         except asyncio.CancelledError:
             if not self.cancelled:
-                self._give_up(protocol)
+                self._abort(protocol)
                 raise
             response = None
         except Exception as exc:
             response = self.fail(exc)
         except BaseException:
-            self._give_up(protocol)
+            self._abort(protocol)
             raise
         finally:
             if self.task is not None:
@@ -197,7 +197,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             # The caller of an exchange that never suspended continues by itself.
             protocol.proceed()
 
-    def _give_up(self, protocol: Carrier) -> None:
+    def _abort(self, protocol: Carrier) -> None:
         """Close without a reply, because the task was stopped by force."""
         self.response_complete = True
         protocol.transport.abort()

@@ -27,15 +27,15 @@ _TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
 """The refusal of a client that is too slow, by what the connection reads."""
 _LINGER = 2.0
 """Seconds that a refused client has to read the refusal."""
-_SPARES = 16
+_MAX_SPARES = 16
 """Connections above the cap that are reserved for health probes, so a full server doesn't look dead."""
-_AT_ONCE = 256
+_CHECKS_PER_YIELD = 256
 """Connections that a sweep checks before it yields to the event loop."""
-_ENDS_AT_ONCE = 4
+_CLOSES_PER_YIELD = 4
 """Connections that a sweep closes before it yields."""
-_TURNS = 500
+_MAX_ITERATIONS = 500
 """Maximum event loop iterations per sweep, so it finishes before the next one begins."""
-_LINGERING = 256
+_MAX_LINGERING = 256
 """Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
@@ -160,7 +160,7 @@ class ConnectionGuard:
             return True
         connection.connection.fast = None
         self._spares = {each for each in self._spares if each.connection.reading != DONE}
-        if len(self._spares) >= _SPARES:
+        if len(self._spares) >= _MAX_SPARES:
             return False
         self._spares.add(connection)
         return True
@@ -168,7 +168,7 @@ class ConnectionGuard:
     @property
     def overrun(self) -> bool:
         """Whether to close a new connection without a reply, because too many are already being refused."""
-        return len(self._state.connections) > self.limits.max_connections + _LINGERING
+        return len(self._state.connections) > self.limits.max_connections + _MAX_LINGERING
 
     def release(self, connection: GuardedConnection) -> None:
         """Stop watching a connection that is lost, or that continues as a WebSocket."""
@@ -213,27 +213,29 @@ class ConnectionGuard:
             if each in self._stalled:
                 self.stall(each)
         everybody = list(self._connections)
-        ends = max(_ENDS_AT_ONCE, len(everybody) // _TURNS)
-        self._look(everybody, now, max(1, _AT_ONCE // ends))
+        ends = max(_CLOSES_PER_YIELD, len(everybody) // _MAX_ITERATIONS)
+        self._check_batch(everybody, now, max(1, _CHECKS_PER_YIELD // ends))
         if self.limits.max_connections_per_address:
             # WebSockets aren't checked here but stay in the server's set, so count again.
             self._counts = Counter(peer_network(each.peer) for each in self._state.connections if each.peer)
 
-    def _look(self, left: list[GuardedConnection], now: float, end: int) -> None:
+    def _check_batch(self, left: list[GuardedConnection], now: float, end: int) -> None:
         """Check some of these connections, and the rest in the next iterations of the event loop.
 
         Closing a connection counts as `end` checks.
         """
-        room = _AT_ONCE
+        room = _CHECKS_PER_YIELD
         try:
             while left and room > 0:
-                ended = (one := left.pop()) in self._connections and (self._cut_off(one, now) or self._judge(one, now))
+                ended = (one := left.pop()) in self._connections and (
+                    self._abort_if_stalled(one, now) or self._close_if_late(one, now)
+                )
                 room -= end if ended else 1
         finally:
             if left:
-                self._loop.call_soon(self._look, left, now, end)
+                self._loop.call_soon(self._check_batch, left, now, end)
 
-    def _cut_off(self, connection: GuardedConnection, now: float) -> bool:
+    def _abort_if_stalled(self, connection: GuardedConnection, now: float) -> bool:
         """Close a connection whose client hasn't read for too long."""
         unsent = connection.transport.get_write_buffer_size()
         if unsent == 0 or unsent < connection.unsent:
@@ -243,7 +245,7 @@ class ConnectionGuard:
             connection.transport.abort()
         return late
 
-    def _judge(self, guarded: GuardedConnection, now: float) -> bool:
+    def _close_if_late(self, guarded: GuardedConnection, now: float) -> bool:
         """Close a connection that exceeded its timeout."""
         if guarded.unsent:
             return False

@@ -13,11 +13,11 @@ _BODILESS = frozenset({204, 304})
 class ReplyHeads:
     """Reply heads with status line and date, built once per status and second."""
 
-    __slots__ = ("_date", "_known", "usual")
+    __slots__ = ("_date", "_heads", "usual")
 
     def __init__(self) -> None:
         self._date = b""
-        self._known: dict[int, bytes] = {}
+        self._heads: dict[int, bytes] = {}
         self.usual = b""
         """The head of a 200 with JSON, up to its length."""
         self.tick()
@@ -27,14 +27,14 @@ class ReplyHeads:
         date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         if date != self._date:
             self._date = date
-            self._known.clear()
+            self._heads.clear()
             self.usual = self.make(200) + JSON_HEAD + b"content-length: "
 
     def make(self, status: int) -> bytes:
         """Return the head for a status, up to the reply's own lines."""
-        head = self._known.get(status)
+        head = self._heads.get(status)
         if head is None:
-            head = self._known[status] = b"HTTP/1.1 %d %b\r\n%b" % (status, _PHRASES.get(status, b""), self._date)
+            head = self._heads[status] = b"HTTP/1.1 %d %b\r\n%b" % (status, _PHRASES.get(status, b""), self._date)
         return head
 
     def reply(self, response: Response, cors: bytes = b"", *, keep_alive: bool, bodiless: bool = False) -> bytes:

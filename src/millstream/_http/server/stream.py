@@ -26,7 +26,7 @@ class Channel(Protocol):
 class HttpReplyStream(CloseSignal):
     """The `Sink` of our own server. A client more than `limit` bytes behind is cut off."""
 
-    __slots__ = ("_chunked", "_limit", "_mute", "_protocol", "_transport")
+    __slots__ = ("_bodiless", "_chunked", "_limit", "_protocol", "_transport")
 
     def __init__(self, protocol: Channel, *, limit: int, chunked: bool, mute: bool = False) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class HttpReplyStream(CloseSignal):
         self._transport = protocol.transport
         self._limit = limit
         self._chunked = chunked
-        self._mute = mute
+        self._bodiless = mute
         """Whether this is the reply to HEAD: headers only."""
 
     @property
@@ -43,7 +43,7 @@ class HttpReplyStream(CloseSignal):
 
     def write(self, data: bytes) -> None:
         """Write a chunk. Cut off a client that is already too far behind."""
-        if self.closed or not data or self._mute:
+        if self.closed or not data or self._bodiless:
             return
         transport = self._transport
         if transport.get_write_buffer_size() > self._limit:
@@ -65,7 +65,7 @@ class HttpReplyStream(CloseSignal):
         """End the reply with the final chunk."""
         if self.closed:
             return
-        if self._chunked and not self._mute:
+        if self._chunked and not self._bodiless:
             self._transport.write(b"0\r\n\r\n")
         self.connection_lost()
 
