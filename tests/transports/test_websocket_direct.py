@@ -156,10 +156,10 @@ async def test_slow_readers_of_large_replies_are_not_considered_dead() -> None:
         unread = protocol._unread
         await socket.peer.reader.readexactly(2_000_000)
         await app.until(lambda: protocol.transport.get_write_buffer_size() < unread)
-        protocol._miss_pong()
+        protocol._on_pong_timeout()
         assert not protocol.transport.is_closing()
         protocol._unread = protocol.transport.get_write_buffer_size()
-        protocol._miss_pong()
+        protocol._on_pong_timeout()
         assert protocol.transport.is_closing()
 
 

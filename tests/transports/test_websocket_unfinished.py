@@ -252,12 +252,12 @@ async def test_paused_reading_stops_the_message_timeout() -> None:
         protocol.data_received(frame(TEXT, ASK) + frame(TEXT, b" ", fin=False))
         first = protocol._deadline
         assert (first is None, one.transport.reads) == (False, False)
-        protocol._is_late()
+        protocol._on_deadline()
         assert protocol._deadline not in (None, first)
         assert not one.transport.closed
         app.takes.set()
         await one.until(lambda: one.transport.reads)
-        protocol._is_late()
+        protocol._on_deadline()
         assert one.transport.closed
 
 

@@ -96,14 +96,14 @@ async def test_ended_unread_connection_is_dropped_after_the_write_timeout(end: E
         transport, protocol = unread(one), one.protocol
         begun = protocol._loop.time()
         await end(one)
-        first = protocol._parting
+        first = protocol._unread_timer
         assert first is not None
         assert begun + 5 <= first.when() <= protocol._loop.time() + 5
         transport.waiting -= 1
-        protocol._see_it_read(3000)
+        protocol._check_unread(3000)
         assert not transport.aborted  # the peer reads, however slowly
-        assert protocol._parting not in (None, first)
-        protocol._see_it_read(2999)
+        assert protocol._unread_timer not in (None, first)
+        protocol._check_unread(2999)
         assert transport.aborted
 
 
@@ -112,10 +112,10 @@ async def test_lost_connections_wait_for_no_peer(end: End) -> None:
     async with fed() as one:
         unread(one)
         await end(one)
-        timer = one.protocol._parting
+        timer = one.protocol._unread_timer
     assert timer is not None
     assert timer.cancelled()
-    assert one.protocol._parting is None
+    assert one.protocol._unread_timer is None
 
 
 @for_each("end", [ends_by_its_peer, fails, runs_out, is_left_by_its_application, stops])
@@ -123,7 +123,7 @@ async def test_fully_read_connection_ends_without_a_timer(end: End) -> None:
     async with fed() as one:
         await end(one)
         assert one.transport.closed
-        assert one.protocol._parting is None
+        assert one.protocol._unread_timer is None
 
 
 @for_each("kind", [TEXT, BINARY])

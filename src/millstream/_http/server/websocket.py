@@ -51,12 +51,12 @@ PING_TIMEOUT = 20.0
 CLOSE_TIMEOUT = 10.0
 """Seconds that the client may take to answer a close frame."""
 
-_UNREADABLE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_NO_ROOM = "The server is receiving too much data. Reconnect, and send the message in one piece if possible."
+_BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_BUDGET_EXCEEDED = "The server is receiving too much data. Reconnect, and send the message in one piece if possible."
 
 logger = logging.getLogger("millstream")
-_quiet = logging.getLogger("millstream.websockets")
-_quiet.setLevel(logging.CRITICAL)  # clients must not be able to fill the log
+_silent_logger = logging.getLogger("millstream.websockets")
+_silent_logger.setLevel(logging.CRITICAL)  # clients must not be able to fill the log
 
 
 class ClientDisconnected(OSError):
@@ -68,10 +68,10 @@ class WebSocketProtocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_ahead", "_answer", "_client", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
-        "_denial", "_disconnected", "_fragments", "_guard", "_is_open", "_is_text", "_loop", "_messages", "_partial",
-        "_parting", "_ping_sent", "_ping_timer", "_pong_timer", "_pongs", "_proxies", "_read_paused", "_request",
-        "_rtt", "_scheme", "_scope", "_state", "_table", "_turn", "_unparsed", "_unread", "outbox", "peer", "room",
-        "transport",
+        "_denial", "_disconnected", "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
+        "_loop", "_messages", "_ping_sent", "_ping_timer", "_pong_timer", "_pongs", "_proxies", "_read_paused",
+        "_request", "_rtt", "_scheme", "_scope", "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
+        "peer", "room", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -96,7 +96,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.peer = ""
         self._client: tuple[str, int] | None = None
         self._scheme = "ws"
-        self._conn = ServerProtocol(max_size=table.max_message, logger=_quiet)
+        self._conn = ServerProtocol(max_size=table.max_message, logger=_silent_logger)
         self._request: Request | None = None
         self._answer: Response | None = None
         """The reply to the handshake that the application may still refuse."""
@@ -110,7 +110,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Whether a close frame or a refusal was sent."""
         self._disconnected = False
         self._close_timer: asyncio.TimerHandle | None = None
-        self._parting: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         """Timer for the next check whether the client still reads, after the connection ends."""
         # Reading
         self._read_paused = False
@@ -118,10 +118,10 @@ class WebSocketProtocol(asyncio.Protocol):
         """Received bytes that wait for the handshake, the application, or their turn."""
         self._turn: asyncio.Handle | None = None
         """Timer for parsing the rest, if it only waits for its turn."""
-        self._unparsed = 0
+        self._frame_bytes = 0
         """Bytes of an incomplete frame."""
         self._fragments: list[bytes] = []
-        self._partial: int | None = None
+        self._fragment_bytes: int | None = None
         """Bytes of the fragments of an unfinished message."""
         self._is_text = False
         self._counted = 0
@@ -161,10 +161,10 @@ class WebSocketProtocol(asyncio.Protocol):
         self._guard.resume(self)
         self._is_open = self._disconnected = True
         self.room.set()
-        for timer in (self._close_timer, self._parting):
+        for timer in (self._close_timer, self._unread_timer):
             if timer is not None:
                 timer.cancel()
-        self._close_timer = self._parting = None
+        self._close_timer = self._unread_timer = None
         if exc is None:
             self.transport.close()
         self._ahead = b""
@@ -172,7 +172,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Let the event loop close the transport: the client sends no more."""
-        self._part()
+        self._watch_unread()
 
     def announce_close(self) -> None:
         """Do nothing, because the application closes its WebSockets when the server stops."""
@@ -185,13 +185,13 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.abort()
             return
         if not self._closed and self._is_open:
-            self._hear_no_more(CloseCode.SERVICE_RESTART)
+            self._queue_disconnect(CloseCode.SERVICE_RESTART)
             self._conn.send_close(CloseCode.SERVICE_RESTART)
             self._flush()
         elif not self._closed:
             self._fail_handshake()
         self.transport.close()
-        self._part()
+        self._watch_unread()
 
     # Reading
 
@@ -204,18 +204,18 @@ class WebSocketProtocol(asyncio.Protocol):
             self._open(data)
         elif len(data) > PIECE or self._ahead or not self._is_open:
             self._ahead += data
-            self._read_on()
+            self._parse_pending()
             if self._ahead:
                 self._pause_reading()
         else:
             frames = self._parse(data)
-            if self._unparsed or self._partial is not None or self._deadline is not None:
-                self._weigh(frames)
+            if self._frame_bytes or self._fragment_bytes is not None or self._deadline is not None:
+                self._count_unfinished(frames)
 
     def _open(self, data: bytes) -> None:
         self._conn.receive_data(data)
         if self._conn.handshake_exc is not None:
-            self.transport.write(_UNREADABLE)
+            self.transport.write(_BAD_HANDSHAKE)
             self.transport.close()
             return
         for event in self._conn.events_received():
@@ -274,7 +274,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._read_paused = True
             self.transport.pause_reading()
 
-    def _read_on(self) -> None:
+    def _parse_pending(self) -> None:
         """Parse received bytes until a message waits for the application or the event loop gets its turn.
 
         After our close frame, messages are dropped, and only the client's close frame matters.
@@ -283,30 +283,30 @@ class WebSocketProtocol(asyncio.Protocol):
             return
         data, self._ahead = self._ahead, b""
         at = frames = 0
-        while at < len(data) and frames < MAX_FRAMES and self._takes():
+        while at < len(data) and frames < MAX_FRAMES and self._can_process():
             frames += self._parse(data[at : at + PIECE])
             at += PIECE
         if self.transport.is_closing():
             return
         self._ahead = data[at:]
-        if self._takes():
+        if self._can_process():
             if self._ahead:
-                self._wait_for_turn()
+                self._schedule_parsing()
             elif self._read_paused:
                 self._read_paused = False
                 self.transport.resume_reading()
         if frames or at:
-            self._weigh(frames)
+            self._count_unfinished(frames)
 
-    def _wait_for_turn(self) -> None:
+    def _schedule_parsing(self) -> None:
         if self._turn is None:
-            self._turn = self._loop.call_soon(self._take_turn)
+            self._turn = self._loop.call_soon(self._continue_parsing)
 
-    def _take_turn(self) -> None:
+    def _continue_parsing(self) -> None:
         self._turn = None
-        self._read_on()
+        self._parse_pending()
 
-    def _takes(self) -> bool:
+    def _can_process(self) -> bool:
         """Return whether a message can be processed now."""
         return (self._closed or self._messages.empty()) and not self.transport.is_closing()
 
@@ -323,13 +323,13 @@ class WebSocketProtocol(asyncio.Protocol):
             return 0
         if any(each.opcode is Opcode.PING for each in frames):
             self._flush_pongs()
-        self._unparsed += len(data)
+        self._frame_bytes += len(data)
         for frame in frames:
-            self._unparsed -= _wire_size(frame)
+            self._frame_bytes -= _wire_size(frame)
             self._handle(frame)
             frame.data = b""  # the parser keeps the frame until the next one
         if frames:
-            self._unparsed = min(max(0, self._unparsed), len(data))
+            self._frame_bytes = min(max(0, self._frame_bytes), len(data))
         return before
 
     def _handle(self, frame: Frame) -> None:
@@ -353,12 +353,12 @@ class WebSocketProtocol(asyncio.Protocol):
         if frame.fin:
             self._deliver()
         else:
-            self._partial = (self._partial or 0) + len(frame.data)
+            self._fragment_bytes = (self._fragment_bytes or 0) + len(frame.data)
 
     def _deliver(self) -> None:
         """Pass a complete message to the application. Invalid UTF-8 ends the connection (RFC 6455 §8.1)."""
-        self._finish_in_time()
-        fragments, self._fragments, self._partial = self._fragments, [], None
+        self._clear_deadline()
+        fragments, self._fragments, self._fragment_bytes = self._fragments, [], None
         data = fragments[0] if len(fragments) == 1 else b"".join(fragments)
         if self._is_text:
             try:
@@ -394,28 +394,28 @@ class WebSocketProtocol(asyncio.Protocol):
             self._messages.put_nowait({"type": "websocket.disconnect", "code": int(close.code), "reason": close.reason})
             self._flush()
             self.transport.close()
-        self._part()
+        self._watch_unread()
 
     # Unfinished messages
 
-    def _weigh(self, frames: int) -> None:
+    def _count_unfinished(self, frames: int) -> None:
         """Count the received part of a message or frame in the budget of all connections."""
-        if frames and self._partial is None:
-            self._finish_in_time()
-        if self.transport.is_closing() or (self._partial is None and not self._unparsed):
-            self._finish_in_time()
+        if frames and self._fragment_bytes is None:
+            self._clear_deadline()
+        if self.transport.is_closing() or (self._fragment_bytes is None and not self._frame_bytes):
+            self._clear_deadline()
             return
         # Exclude frame heads. Otherwise the largest message would not fit into a budget of its size.
-        size = (self._partial or 0) + max(min(1, self._unparsed), self._unparsed - MAX_FRAME_HEAD)
+        size = (self._fragment_bytes or 0) + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD)
         if self._deadline is None:
             self._set_deadline()
         more, self._counted = size - self._counted, size
         if more < 0:
             self._guard.unfinished.release(self.peer, -more)
         elif more and not self._guard.unfinished.acquire(self.peer, more):
-            self._fail_with(CloseCode.TRY_AGAIN_LATER, _NO_ROOM)
+            self._fail_with(CloseCode.TRY_AGAIN_LATER, _BUDGET_EXCEEDED)
 
-    def _finish_in_time(self) -> None:
+    def _clear_deadline(self) -> None:
         """Stop the deadline of a finished message. The next message gets its own."""
         if self._deadline is not None:
             self._deadline.cancel()
@@ -425,9 +425,9 @@ class WebSocketProtocol(asyncio.Protocol):
             self._counted = 0
 
     def _set_deadline(self) -> None:
-        self._deadline = self._loop.call_later(self._guard.limits.body_timeout, self._is_late)
+        self._deadline = self._loop.call_later(self._guard.limits.body_timeout, self._on_deadline)
 
-    def _is_late(self) -> None:
+    def _on_deadline(self) -> None:
         self._deadline = None
         if self._read_paused:
             self._set_deadline()  # the server has stopped reading, so the client can't continue
@@ -441,9 +441,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _end_messages(self) -> None:
         """Stop accepting messages, because the closing handshake has begun or the connection is lost."""
-        self._finish_in_time()
+        self._clear_deadline()
         self._fragments = []
-        self._partial = None
+        self._fragment_bytes = None
         if self.outbox is not None:
             self.outbox.connection_lost()
 
@@ -455,12 +455,12 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _fail(self, code: CloseCode) -> None:
         self._end_messages()
-        self._hear_no_more(code)
+        self._queue_disconnect(code)
         self._closed = True
         self.transport.close()
-        self._part()
+        self._watch_unread()
 
-    def _hear_no_more(self, code: CloseCode) -> None:
+    def _queue_disconnect(self, code: CloseCode) -> None:
         self._messages.put_nowait({"type": "websocket.disconnect", "code": int(code)})
 
     # Writing
@@ -494,19 +494,19 @@ class WebSocketProtocol(asyncio.Protocol):
         if self.outbox is not None:
             self.outbox.took()
 
-    def _part(self) -> None:
+    def _watch_unread(self) -> None:
         """End the connection even if the client leaves something unread."""
-        if self._parting is None:
-            self._see_it_read(inf)
+        if self._unread_timer is None:
+            self._check_unread(inf)
 
-    def _see_it_read(self, before: float) -> None:
+    def _check_unread(self, before: float) -> None:
         unread = self.transport.get_write_buffer_size()
         if unread and unread >= before:
             self.transport.abort()
         elif unread or self._close_timer is not None:
-            self._parting = self._loop.call_later(self._guard.limits.write_timeout, self._see_it_read, unread)
+            self._unread_timer = self._loop.call_later(self._guard.limits.write_timeout, self._check_unread, unread)
 
-    def _drop_unread(self) -> None:
+    def _abort_if_unread(self) -> None:
         if self.transport.get_write_buffer_size():
             self.transport.abort()
 
@@ -525,15 +525,15 @@ class WebSocketProtocol(asyncio.Protocol):
         self._conn.send_ping(payload)
         self._flush()
         self._unread = self.transport.get_write_buffer_size()
-        self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._miss_pong)
+        self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
 
-    def _miss_pong(self) -> None:
+    def _on_pong_timeout(self) -> None:
         """Close, unless the client has read data since and may not have reached the ping yet."""
         self._pong_timer = None
         unread = self.transport.get_write_buffer_size()
         if unread and unread < self._unread and not self._closed:
             self._unread = unread
-            self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._miss_pong)
+            self._pong_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
             return
         self._end_messages()
         if not self._closed and not self.transport.is_closing():
@@ -541,7 +541,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._flush()
             self._closed = True
             self.transport.close()
-        self._drop_unread()
+        self._abort_if_unread()
 
     def _stop_pings(self) -> None:
         for timer in (self._ping_timer, self._pong_timer):
@@ -568,9 +568,9 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._close_timer is None:
             self.transport.close()
         if not self.room.is_set():
-            self._drop_unread()
+            self._abort_if_unread()
         elif not self._disconnected:
-            self._part()
+            self._watch_unread()
 
     def _fail_handshake(self) -> None:
         """Refuse a handshake that the application didn't answer."""
@@ -583,16 +583,16 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def hang_up(self) -> None:
         """Make `receive` return a disconnect, because the application ends the connection itself."""
-        self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
+        self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
 
     async def receive(self) -> dict[str, Any]:
         """Return the next message for the application. Resume reading after the last one."""
         message = await self._messages.get()
         if self._read_paused and self._messages.empty():
             if self._ahead:
-                self._wait_for_turn()  # An application that takes every message must not block the event loop.
+                self._schedule_parsing()  # An application that takes every message must not block the event loop.
             else:
-                self._read_on()
+                self._parse_pending()
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
@@ -608,7 +608,7 @@ class WebSocketProtocol(asyncio.Protocol):
         kind = message["type"]
         if self._denial is not None and kind == "websocket.http.response.body":
             self._deny(message)
-        elif self._denial is None and not self._is_open and kind in _ANSWERS:
+        elif self._denial is None and not self._is_open and kind in _HANDSHAKE_REPLIES:
             self._settle(message)
         elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
             self._send_message(message)
@@ -620,7 +620,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if message["type"] == "websocket.accept":
             self._accept(message)
         elif message["type"] == "websocket.close":
-            self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
+            self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
             self._is_open = self._closed = True
             self._send_response(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
             self.transport.close()
@@ -641,7 +641,7 @@ class WebSocketProtocol(asyncio.Protocol):
         request.headers.clear()
         answer.headers.clear()
         self._answer = None
-        self._read_on()
+        self._parse_pending()
 
     def _deny(self, message: MutableMapping[str, Any]) -> None:
         status, headers, body = self._denial or (500, Headers(), b"")
@@ -652,7 +652,7 @@ class WebSocketProtocol(asyncio.Protocol):
         headers.setdefault("Connection", "close")
         headers.setdefault("Content-Length", str(len(body)))
         headers.setdefault("Content-Type", "text/plain; charset=utf-8")
-        self._hear_no_more(CloseCode.ABNORMAL_CLOSURE)
+        self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
         self._is_open = self._closed = True
         try:
             phrase = HTTPStatus(status).phrase
@@ -684,11 +684,11 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._read_paused = False
                 self.transport.resume_reading()
             self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.transport.close)
-        self._read_on()
-        self._part()
+        self._parse_pending()
+        self._watch_unread()
 
 
-_ANSWERS = ("websocket.accept", "websocket.close", "websocket.http.response.start")
+_HANDSHAKE_REPLIES = ("websocket.accept", "websocket.close", "websocket.http.response.start")
 _MESSAGES = ("websocket.send", "websocket.close")
 
 
