@@ -22,7 +22,7 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
             monkeypatch.setattr(login_throttle, name, Rate(getattr(login_throttle, name).count, _DAY))
         monkeypatch.setattr(_sign_in, "_SIGN_OUT_RATE", Rate(_sign_in._SIGN_OUT_RATE.count, _DAY))
         monkeypatch.setattr(documents, "_LOOKUPS", Rate(documents._LOOKUPS.count, _DAY))
-        monkeypatch.setattr(pending_logins, "_LEAVING", Rate(pending_logins._LEAVING.count, _DAY))
+        monkeypatch.setattr(pending_logins, "_REDIRECT_RATE", Rate(pending_logins._REDIRECT_RATE.count, _DAY))
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ class ChallengeResponses:
         return plain_problem(503, text, b"retry-after: 5\r\n" + _NO_STORE)
 
     @staticmethod
-    def slow(head: bytes) -> Response:
+    def too_many_failures(head: bytes) -> Response:
         """Respond to an address with too many invalid credentials."""
         return plain_problem(
             429, "Too many failed sign-ins from your address. Wait a minute, then try again.", head + _NO_STORE

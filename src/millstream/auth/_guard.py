@@ -142,10 +142,10 @@ class AuthGuard:
         if verdict is not None:
             return verdict.principal
         try:
-            async with self.turn(request.peer):
-                slow = self.slow(request.peer)
-                if slow is not None:
-                    return slow
+            async with self.verification_slot(request.peer):
+                refusal = self.refuse_throttled(request.peer)
+                if refusal is not None:
+                    return refusal
                 verdict, lacking = await self._look(key, credential)
         except Unavailable as exc:
             return self.challenges.unavailable(str(exc))
@@ -172,8 +172,8 @@ class AuthGuard:
             header_lines.keep_credential(key)
         return verdict, lacking
 
-    def turn(self, address: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a slot to verify a credential from an address; call `slow` and `record_failure` inside.
+    def verification_slot(self, address: str) -> AbstractAsyncContextManager[None]:
+        """Wait for a slot to verify a credential from an address; call `refuse_throttled` and `record_failure` inside.
 
         Raises:
             Unavailable: no slot was free in time.
@@ -202,11 +202,11 @@ class AuthGuard:
             raise failure
         return None, nothing
 
-    def slow(self, address: str) -> Response | None:
+    def refuse_throttled(self, address: str) -> Response | None:
         """Return the refusal for an address with too many invalid credentials; None if it may try again."""
         key = peer_network(address)
         wait = self._failures.wait(key)
-        return None if wait <= 0 else self.challenges.slow(report_headers(self._failures, key, wait))
+        return None if wait <= 0 else self.challenges.too_many_failures(report_headers(self._failures, key, wait))
 
     def record_failure(self, address: str) -> None:
         """Count an invalid credential from an address."""
@@ -265,8 +265,8 @@ class AuthGuard:
         self._epochs = epochs
         self.verdicts.clear()
         header_lines.forget_credentials()
-        for hear in self.on_revocation:
-            hear()
+        for on_revoked in self.on_revocation:
+            on_revoked()
         return True
 
 

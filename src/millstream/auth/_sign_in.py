@@ -108,9 +108,9 @@ class SignIn:
         if not _is_safe(request):
             return _INSECURE
         try:
-            async with self._guard.turn(request.peer):
-                slow = self._guard.slow(request.peer)
-                return await self._judge(request) if slow is None else slow
+            async with self._guard.verification_slot(request.peer):
+                refusal = self._guard.refuse_throttled(request.peer)
+                return await self._judge(request) if refusal is None else refusal
         except Unavailable as exc:
             return self._form(request, "", str(exc), 503)
 

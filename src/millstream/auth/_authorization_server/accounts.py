@@ -24,7 +24,7 @@ class Accounts:
         """Return the user with a name and password."""
         return None if self.passwords is None else await self.passwords.check(name, password)
 
-    def still(self, user: User, login: str) -> User | None:
+    def current_user(self, user: User, login: str) -> User | None:
         """Return a user's current state; None if they may no longer sign in."""
         if login in self._config.identities:
             return user if user.since == self._config.identities[login].number else None
@@ -35,9 +35,9 @@ class Accounts:
         found = None if self.passwords is None else self.passwords.find(user.subject)
         return found if found is not None and found.since == user.since else None
 
-    def again(self, grant: Grant) -> User | None:
+    def user_of_grant(self, grant: Grant) -> User | None:
         """Return the user who approved a grant, with the scopes at that time; None if they may no longer sign in."""
-        return self.still(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
+        return self.current_user(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the scopes that the client can get: the default ones, and the ones that the user may grant."""

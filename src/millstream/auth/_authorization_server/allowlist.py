@@ -70,7 +70,7 @@ class Allowlist:
             f"{shown} may not sign in here. Use another account, or contact the operator of this server."
         )
 
-    def still(self, number: float) -> bool:
+    def has_entry(self, number: float) -> bool:
         """Return whether the entry with this number still exists, with the same scopes."""
         return number in self._numbers
 

@@ -195,7 +195,7 @@ class AuthorizationRequests:
 
 
 REMEMBERED = 90 * 86_400.0
-_AGREED = Rate(60, 3600)
+_CONSENT_RATE = Rate(60, 3600)
 """Maximum consents of one user per hour."""
 
 
@@ -218,7 +218,7 @@ class AuthorizationEndpoint:
         self._tickets = tickets
         self._pending_logins = pending_logins
         # State
-        self._agreed = GlobalLimiter("consent", _AGREED, lambda: vault.pool)
+        self._consent_limiter = GlobalLimiter("consent", _CONSENT_RATE, lambda: vault.pool)
 
     # The browser arrives
 
@@ -269,7 +269,9 @@ class AuthorizationEndpoint:
 
     def _signed_in(self, request: HttpRequest) -> tuple[User | None, str]:
         person = self._tickets.person(request)
-        return (self._accounts.still(person.user, person.login), person.login) if person is not None else (None, LOCAL)
+        if person is None:
+            return None, LOCAL
+        return self._accounts.current_user(person.user, person.login), person.login
 
     async def _may_skip(
         self, user: User, client: OAuthClient, authorization: AuthorizationRequest, scopes: tuple[str, ...]
@@ -361,7 +363,7 @@ class AuthorizationEndpoint:
         self, client: OAuthClient, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
     ) -> Response:
         """Complete the consent."""
-        if await self._agreed.take(user.subject) > 0:
+        if await self._consent_limiter.take(user.subject) > 0:
             return pages.wrong(
                 "Wait a little", "You have approved too many requests in the last hour. Try again later.", 429
             )

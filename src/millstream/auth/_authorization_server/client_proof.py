@@ -31,10 +31,10 @@ from millstream.auth._method import Unavailable
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
 """Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
-_LONGEST = 600.0
+_MAX_ASSERTION_SECONDS = 600.0
 """Maximum lifetime of an assertion in seconds."""
 _FAILURES = Rate(30, 60)
-_AT_ONCE = 8
+_MAX_CONCURRENT_CHECKS = 8
 """Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
 _PROOFS = Rate(600, 60)
 """Maximum assertions per address from clients that the operator hasn't configured, because each use is stored."""
@@ -58,7 +58,7 @@ class ClientProof:
         }
         # State
         self._failures = GlobalLimiter("client-sign-in", _FAILURES, lambda: vault.pool)
-        self._checks = KeyedSemaphore(_AT_ONCE)
+        self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
         """Keys by URL and source. The oldest are dropped first, except keys of configured clients."""
@@ -153,7 +153,7 @@ class ClientProof:
             audience = audience[0]
         if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
             raise _invalid_client("The assertion has another subject, issuer, or audience.")
-        if not _is_number(until) or not now - LEEWAY < until < now + _LONGEST + LEEWAY:
+        if not _is_number(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
             raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
         begins = (claims.get("nbf"), claims.get("iat"))
         if any(_is_number(each) and each > now + LEEWAY for each in begins):

@@ -28,10 +28,10 @@ from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
 
 MAX_BYTES = 5 * 1024
-_KEPT = 300.0
-_LONGEST = 86_400.0
-_MAX_KEPT = 512
-_AT_ONCE = 16
+_DEFAULT_CACHE_SECONDS = 300.0
+_MAX_CACHE_SECONDS = 86_400.0
+_MAX_CACHED = 512
+_MAX_CONCURRENT_FETCHES = 16
 _LOOKUPS = Rate(60, 60)
 """Maximum fetches of documents and their key sets caused by one address."""
 TOO_MANY = "Too many client documents are being looked up. Try again in a minute."
@@ -76,7 +76,7 @@ class Documents:
         self._clock = clock
         self._judge = judge_of(here=here)
         # State
-        self._kept: OrderedDict[str, tuple[float, OAuthClient]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[float, OAuthClient]] = OrderedDict()
         """URL -> expiry and client; the oldest are dropped first."""
         self._flight = SingleFlight[OAuthClient]()
 
@@ -86,11 +86,11 @@ class Documents:
         Raises:
             Unavailable: the document is invalid, or can't be fetched.
         """
-        kept = self._kept.get(url)
+        kept = self._cache.get(url)
         if kept is not None and kept[0] > self._clock():
             return kept[1]
         check_id(url)
-        if not self._flight.runs(url) and (len(self._flight) >= _AT_ONCE or not may_fetch()):
+        if not self._flight.runs(url) and (len(self._flight) >= _MAX_CONCURRENT_FETCHES or not may_fetch()):
             raise Unavailable(TOO_MANY)
         return await self._flight.run(url, lambda: self._fetch(url))
 
@@ -101,11 +101,11 @@ class Documents:
             raise Unavailable(f"The client's metadata document couldn't be fetched. {exc}") from None
         client = read_document(url, answer)
         age = _age_of(answer)
-        self._kept.pop(url, None)
+        self._cache.pop(url, None)
         if age > 0:
-            while len(self._kept) >= _MAX_KEPT:
-                self._kept.popitem(last=False)
-            self._kept[url] = (self._clock() + age, client)
+            while len(self._cache) >= _MAX_CACHED:
+                self._cache.popitem(last=False)
+            self._cache[url] = (self._clock() + age, client)
         return client
 
 
@@ -217,4 +217,4 @@ def _age_of(answer: FetchedDocument) -> float:
     if "no-store" in control or "no-cache" in control:
         return 0.0
     age = _AGE.search(control)
-    return min(float(age[1]), _LONGEST) if age else _KEPT
+    return min(float(age[1]), _MAX_CACHE_SECONDS) if age else _DEFAULT_CACHE_SECONDS

@@ -168,7 +168,7 @@ class Grants:
         await self.end(id, subject)
         return TokenReuse(text, ended=ended)
 
-    def tell(self, address: str) -> None:
+    def report_reuse(self, address: str) -> None:
         """Report the address that reused a code or refresh token."""
         self._vault.refused(address)
 

@@ -23,7 +23,7 @@ from millstream.auth._key_sets import FetchedKeys
 from millstream.auth._method import Unavailable, prefetch_all
 
 _TYPE = "oauth-id-jag+jwt"
-_LONGEST = 600.0
+_MAX_GRANT_SECONDS = 600.0
 """Maximum lifetime of a grant in seconds."""
 _MAX_TEXT = 255
 
@@ -134,7 +134,7 @@ def _check_time(claims: Mapping[str, Any], now: float) -> None:
         raise _invalid_grant("The grant isn't valid yet.")
     if until <= now - LEEWAY:
         raise _invalid_grant("The grant has expired.")
-    if until - begins > _LONGEST:
+    if until - begins > _MAX_GRANT_SECONDS:
         raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
 
 

@@ -33,7 +33,7 @@ class Introspection:
         id = claims.get("grant_id")
         if id is not None:
             grant = await self._grants.get(str(id))
-            return grant if grant is not None and self._accounts.again(grant) is not None else False
+            return grant if grant is not None and self._accounts.user_of_grant(grant) is not None else False
         client = str(claims.get("client_id"))
         known = self._config.clients.get(client) or await self._config.provider.find_client(client)
         return known is not None and not await self._grants.is_revoked(str(claims.get("jti")))
@@ -58,7 +58,7 @@ class Introspection:
         found = await self._grants.find(token)
         if found is not None:
             said, grant = found
-            if said.generation != grant.generation or self._accounts.again(grant) is None:
+            if said.generation != grant.generation or self._accounts.user_of_grant(grant) is None:
                 return None
             return {"client_id": grant.client, "sub": grant.subject, "scope": " ".join(grant.scopes),
                     "iss": self._config.url, "token_type": "refresh_token"}  # fmt: skip

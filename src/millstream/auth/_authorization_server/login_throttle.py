@@ -25,7 +25,7 @@ from millstream.auth._keyed_semaphore import PATIENCE
 
 _MAX_WAITING: Final = 256
 """Maximum waiting attempts per key; people don't make more."""
-_LOOK_AGAIN: Final = 0.05, 0.5
+_POLL_SECONDS: Final = 0.05, 0.5
 """Initial and maximum seconds between polls for a free slot in the store, which sends no notifications."""
 
 
@@ -139,7 +139,7 @@ class FailureLimiter:
 
     async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
         """Return whether the store has a free slot for each key. Adds the slots taken to `seats`."""
-        loop, (pause, most) = asyncio.get_running_loop(), _LOOK_AGAIN
+        loop, (pause, most) = asyncio.get_running_loop(), _POLL_SECONDS
         me = token_hex(8)
         while (may := await self._take_seats(pool, keys, seats, me)) is _May.LATER:
             if loop.time() + pause >= until:

@@ -76,13 +76,13 @@ class PageLogin:
     async def recall(self, kept: bytes) -> tuple[Identity, Grant] | None:
         """Return the identity and the grant in a cookie's content; None if the user may no longer sign in."""
         grant = read(kept, Grant)
-        user = self._accounts.again(grant) if grant is not None else None
+        user = self._accounts.user_of_grant(grant) if grant is not None else None
         if grant is None or user is None:
             return None
         scopes = await self._scopes(user)
         claims: Mapping[str, Any] = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
         # The account may have been removed in the meantime, and the result is cached.
-        if self._accounts.again(grant) != user:
+        if self._accounts.user_of_grant(grant) != user:
             return None
         said = {**claims, "iss": self._config.url, "sub": user.subject}
         return Identity(

@@ -17,7 +17,7 @@ MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 _ITERATIONS, _MEMORY, _LANES = 3, 64 * 1024, 1
 """Cost parameters of a hash; memory in KiB."""
-_AT_ONCE = 2
+_MAX_CONCURRENT_CHECKS = 2
 _MAX_WAITING = 64
 
 
@@ -78,7 +78,7 @@ class Checks:
             del self._semaphores[each]
         self._waiting += 1
         try:
-            async with self._semaphores.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
+            async with self._semaphores.setdefault(loop, asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)):
                 return await asyncio.to_thread(verify_password, password, kept)
         finally:
             self._waiting -= 1

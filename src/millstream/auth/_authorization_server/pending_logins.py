@@ -21,9 +21,9 @@ from millstream.auth._authorization_server.vault import Vault
 
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 _PENDING_SECONDS = 600.0
-_MAX_KEPT = 2048
+_MAX_STATE_BYTES = 2048
 _PENDING_KIND = b"oauth pending login"
-_LEAVING = Rate(200, 60)
+_REDIRECT_RATE = Rate(200, 60)
 """Maximum redirects per address. Each stores a record, and a flood would displace the records of others."""
 
 
@@ -62,7 +62,7 @@ class PendingLogins:
         self._tickets = tickets
         self._base = base
         # State
-        self._leaving = Limiter("upstream", _LEAVING)
+        self._leaving = Limiter("upstream", _REDIRECT_RATE)
 
     async def begin(
         self,
@@ -87,9 +87,9 @@ class PendingLogins:
             redirect = await target.begin_anew(callback, state, authorization.renewal)
         else:
             redirect = await target.begin(callback, state)
-        if len(redirect.state_data) > _MAX_KEPT:
+        if len(redirect.state_data) > _MAX_STATE_BYTES:
             raise ValueError(
-                f"state_data of {target.name} has {len(redirect.state_data)} bytes; the maximum is {_MAX_KEPT}."
+                f"state_data of {target.name} has {len(redirect.state_data)} bytes; the maximum is {_MAX_STATE_BYTES}."
             )
         pending = PendingLogin(name_of(browser), target.name, redirect.state_data, authorization, page)
         sealed = self._vault.seal(_PENDING_KIND, pending)

@@ -59,8 +59,8 @@ logger = logging.getLogger("millstream")
 _TRIES = 8
 _REVOCABLE = ("grant_id", "jti", "client_id")
 """Claims that identify a token or grant for a revocation check."""
-_MAX_MET = 20_000
-_ANYBODY = ""
+_MAX_RECENT_GRANTS = 20_000
+_ALL_PRINCIPALS = ""
 """Stands for all principals, when announcements of revocations may have been lost."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
@@ -134,13 +134,13 @@ class RunningIssuer(PageMethod):
             pending_logins=self._pending_logins,
         )
         # State
-        self._ended: set[str] = set()
+        self._revoked_since_epoch: set[str] = set()
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""
-        self._just_ended: set[str] = set()
-        self._met: OrderedDict[str, Grant | None] = OrderedDict()
+        self._revoked_last_epoch: set[str] = set()
+        self._recent_grants: OrderedDict[str, Grant | None] = OrderedDict()
         """Principal id -> the most recently used grant; None for clients that act for themselves."""
         self._changes = 0
-        self._words = 0
+        self._announcements = 0
         """Number of announced revocations."""
         self._stop = vault.hear(ENDED, self._on_announcement, self._on_gap)
 
@@ -173,7 +173,7 @@ class RunningIssuer(PageMethod):
             grant = await self._grant_of(claims)
             if grant is False:
                 return None
-            self._meet(found.principal.id, grant if isinstance(grant, Grant) else None)
+            self._remember_grant(found.principal.id, grant if isinstance(grant, Grant) else None)
         except LocalError as exc:
             raise Unavailable("The store isn't available. Try again later.") from exc
         return found
@@ -181,35 +181,35 @@ class RunningIssuer(PageMethod):
     async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
         """See `Introspection.grant_of`. Repeats the check if a revocation was announced while it ran."""
         for _ in range(_TRIES):
-            words = self._words
+            announcements = self._announcements
             grant = await self._introspection.grant_of(claims)
-            if words == self._words:
+            if announcements == self._announcements:
                 return grant
         raise Unavailable("Too many changes at the moment. Try again later.")
 
-    def _meet(self, id: str, grant: Grant | None) -> None:
-        before = self._met.pop(id, None)
-        if before is not None and self._accounts.again(before) is None:
+    def _remember_grant(self, id: str, grant: Grant | None) -> None:
+        before = self._recent_grants.pop(id, None)
+        if before is not None and self._accounts.user_of_grant(before) is None:
             # The password has changed, so close earlier streams, even if the user has already signed in again.
-            self._ended.add(id)
-        while len(self._met) >= _MAX_MET:
-            self._met.popitem(last=False)
-        self._met[id] = grant
+            self._revoked_since_epoch.add(id)
+        while len(self._recent_grants) >= _MAX_RECENT_GRANTS:
+            self._recent_grants.popitem(last=False)
+        self._recent_grants[id] = grant
 
     def holds(self, id: str) -> bool:
         """Return whether a principal may still have a valid token. After one is revoked, return False for a moment,
         which closes all streams; clients with other valid tokens reconnect.
         """
-        if not self._just_ended.isdisjoint((id, _ANYBODY)) or id not in self._met:
+        if not self._revoked_last_epoch.isdisjoint((id, _ALL_PRINCIPALS)) or id not in self._recent_grants:
             return False
-        grant = self._met[id]
-        return grant is None or self._accounts.again(grant) is not None
+        grant = self._recent_grants[id]
+        return grant is None or self._accounts.user_of_grant(grant) is not None
 
     def epoch(self) -> int:
         """Return a number that changes when a grant is revoked on any worker, or an account is removed."""
-        if self._ended:
+        if self._revoked_since_epoch:
             self._changes += 1
-        self._just_ended, self._ended = self._ended, set()
+        self._revoked_last_epoch, self._revoked_since_epoch = self._revoked_since_epoch, set()
         passwords = self._accounts.passwords
         return self._changes + self.signing.epoch + (0 if passwords is None else passwords.epoch())
 
@@ -228,12 +228,12 @@ class RunningIssuer(PageMethod):
         return await self._introspection.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
 
     def _on_announcement(self, data: bytes) -> None:
-        self._words += 1
-        self._ended.add(f"{self._config.url} {data.decode('utf-8', 'replace').partition(' ')[2]}")
+        self._announcements += 1
+        self._revoked_since_epoch.add(f"{self._config.url} {data.decode('utf-8', 'replace').partition(' ')[2]}")
 
     def _on_gap(self) -> None:
-        self._words += 1
-        self._ended.add(_ANYBODY)
+        self._announcements += 1
+        self._revoked_since_epoch.add(_ALL_PRINCIPALS)
 
     # PageMethod
 
@@ -258,7 +258,7 @@ class RunningIssuer(PageMethod):
         if found is None:
             return None
         identity, grant = found
-        self._meet(identity.principal.id, grant)
+        self._remember_grant(identity.principal.id, grant)
         return identity
 
     # HTTP

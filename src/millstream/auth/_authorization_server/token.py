@@ -61,7 +61,7 @@ class TokenEndpoint:
         except OAuthError as exc:
             # Log once per grant, so that repeated attempts don't fill the log.
             if isinstance(exc, TokenReuse) and exc.ended:
-                self._grants.tell(request.peer)
+                self._grants.report_reuse(request.peer)
             return exc.response()
 
     async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:
@@ -84,7 +84,7 @@ class TokenEndpoint:
         if found is None or found[1].client != client.id:
             raise OAuthError("invalid_grant", "The refresh token is unknown or no longer valid. Sign in again.")
         said, grant = found
-        user = self._accounts.again(grant)
+        user = self._accounts.user_of_grant(grant)
         if user is None:
             await self._grants.end(said.grant, grant.subject)
             raise OAuthError("invalid_grant", "The user may no longer sign in.")
@@ -141,7 +141,7 @@ class TokenEndpoint:
         self, client: OAuthClient, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], *,
         refresh: str,
     ) -> _Answer:  # fmt: skip
-        user = self._accounts.again(grant)
+        user = self._accounts.user_of_grant(grant)
         more = dict(await self._config.provider.claims(user, client)) if user is not None else {}
         if grant.name:
             more.setdefault("name", grant.name)

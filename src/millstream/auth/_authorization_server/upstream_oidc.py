@@ -69,7 +69,7 @@ class OpenIdUpstream:
 
     def still(self, user: User) -> bool:
         """Return whether the user's `allow` entry still exists."""
-        return self._allowlist.still(user.since)
+        return self._allowlist.has_entry(user.since)
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect to the provider."""

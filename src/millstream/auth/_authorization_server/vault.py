@@ -28,7 +28,7 @@ class Vault:
         self.clock: Callable[[], float] = services.clock
         self.pool: StoreLimiter | None = None
         """Limiter shared between workers; None with a single worker."""
-        self.refused: Callable[[str], None] = _nobody_hears
+        self.refused: Callable[[str], None] = _ignore_refusal
         """Called with the address after each failed password or client authentication."""
 
     async def get(self, key: str, kind: type[T]) -> T | None:
@@ -76,7 +76,7 @@ class Vault:
         return self._services.store.bus.subscribe(topic, receive, interrupted=missed)
 
 
-def _nobody_hears(address: str) -> None:
+def _ignore_refusal(address: str) -> None:
     pass
 
 
