@@ -140,7 +140,7 @@ class AuthMethod:
 class PageLanding(Protocol):
     """The last step of an external login to the server's own pages."""
 
-    def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = ...) -> Response:
+    def complete(self, request: HttpRequest, page: str, kept: bytes, seconds: float = ...) -> Response:
         """Sign a user in, and continue to the requested page.
 
         Args:
@@ -168,7 +168,7 @@ class PageMethod(AuthMethod):
     landing: PageLanding | None = None
     """Completes external logins; None without pages."""
 
-    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
+    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """Return the page that redirects a browser to an external login, which returns to `page`.
 
         Raises:

@@ -97,8 +97,8 @@ class RunningOidc(TokenMethod, PageMethod):
         wanted = ("openid", *self.scopes, *sorted(self._known()))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
-    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.lead`."""
+    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
+        """See `PageMethod.redirect_to_login`."""
         check_here(request, self._base, page)
         try:
             return await self._pending_logins.begin(request, self, page=page)
@@ -113,7 +113,7 @@ class RunningOidc(TokenMethod, PageMethod):
             token, seconds = await self._token(callback)
         except SignInFailed as exc:
             return landing.refuse(request, pending.page, str(exc))
-        return landing.land(request, pending.page, token.encode(), seconds)
+        return landing.complete(request, pending.page, token.encode(), seconds)
 
     async def _token(self, callback: Callback) -> tuple[str, float]:
         """Return the user's token and its remaining lifetime.

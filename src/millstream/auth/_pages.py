@@ -41,7 +41,7 @@ class ConsentPage(Struct, frozen=True):
     client: OAuthClient
     authorization: AuthorizationRequest
     ticket: str
-    words: Mapping[str, str]
+    scope_descriptions: Mapping[str, str]
     """Scope -> description, for the scopes that the client can get."""
     user: User | None = None
     """User already signed in in this browser."""
@@ -117,7 +117,7 @@ def lead_on(url: str, label: str, head: bytes = b"") -> Response:
     return render("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
 
 
-def words_of(scopes: Iterable[str], described: Mapping[str, str]) -> dict[str, str]:
+def scope_descriptions(scopes: Iterable[str], described: Mapping[str, str]) -> dict[str, str]:
     """Return each scope's description, or its name."""
     return {each: described.get(each, "") or each for each in scopes}
 

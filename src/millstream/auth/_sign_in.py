@@ -141,7 +141,7 @@ class SignIn:
         method = self._login_methods.get(login)
         if method is None:
             raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
-        return await method.lead(request, login, self.target(wanted))
+        return await method.redirect_to_login(request, login, self.target(wanted))
 
     def target(self, wanted: str) -> str:
         """Return the requested page if it's one of ours, or the default page."""
@@ -251,8 +251,8 @@ class _SignInLanding:
         self._kind = kind
         self._bound = bound
 
-    def land(self, request: HttpRequest, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
-        """See `PageLanding.land`."""
+    def complete(self, request: HttpRequest, page: str, kept: bytes, seconds: float = LIFETIME) -> Response:
+        """See `PageLanding.complete`."""
         if not _is_safe(request):
             return _INSECURE
         if len(kept) > _MAX_CREDENTIAL:

@@ -297,7 +297,7 @@ class AuthorizationEndpoint:
         )
         shown = pages.ConsentPage(
             self._server, client, authorization, self._tickets.seal_request(browser, authorization),
-            pages.words_of(scopes, self._config.described), user, self._accounts.passwords is not None,
+            pages.scope_descriptions(scopes, self._config.described), user, self._accounts.passwords is not None,
             tuple(self._accounts.upstreams.values()), said, name, self._requests.elsewhere(authorization),
         )  # fmt: skip
         return pages.consent(shown, status, cookie + head)

@@ -50,8 +50,8 @@ class PageLogin:
         kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
         return kept, self._tickets.keep_device(name)
 
-    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.lead`."""
+    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
+        """See `PageMethod.redirect_to_login`."""
         upstream = self._accounts.upstreams.get(login)
         if upstream is None:
             raise NotAdmitted("This login method is no longer available.", 400, wrong=False)
@@ -71,7 +71,7 @@ class PageLogin:
             return landing.refuse(request, pending.page, str(exc))
         who = self._accounts.from_upstream(pending.login, user)
         grant = Grant(self._pages.id, who.subject, who.name, pending.login, who.scopes, (), since=who.since)
-        return landing.land(request, pending.page, pack(grant))
+        return landing.complete(request, pending.page, pack(grant))
 
     async def recall(self, kept: bytes) -> tuple[Identity, Grant] | None:
         """Return the identity and the grant in a cookie's content; None if the user may no longer sign in."""

@@ -241,9 +241,9 @@ class RunningIssuer(PageMethod):
         """See `PageMethod.admit`."""
         return await self._page_login.admit(request, name, password)
 
-    async def lead(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.lead`."""
-        return await self._page_login.lead(request, login, page)
+    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
+        """See `PageMethod.redirect_to_login`."""
+        return await self._page_login.redirect_to_login(request, login, page)
 
     async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         if pending.authorization is not None:
