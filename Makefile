@@ -34,7 +34,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 
 # JOBS workers (make test JOBS=2 tries another number); the tests of one file stay together, because they share
 # servers. In the order of tests/conftest.py, so that the files that take longest aren't the last to begin.
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
 .PHONY: help setup run orders check format test seeds unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
@@ -69,7 +69,6 @@ test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## run 
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) -m "$(DAY)" $(ARGS)
 
-unit: JOBS = $(shell getconf _NPROCESSORS_ONLN)
 unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or many inputs
 	$(PYTEST) -m "$(MARKS)" $(ARGS)
 
