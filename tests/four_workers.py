@@ -26,7 +26,7 @@ FOUR = "four"
 ON_FOUR = pytest.param(FOUR, marks=pytest.mark.server)
 ALLOWED_ORIGIN = "https://friend.example"
 """An allowed Origin."""
-ADMIN_KEY = "key-of-whoever-attacks-0123456789"
+ADMIN_KEY = "key-of-an-attacker-0123456789"
 """A key with all scopes."""
 _PROGRAM = f"""
 import sys

@@ -115,7 +115,7 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
         for number, each in ((1, near), (2, near), (3, near), (4, far)):
             each.receive(json.dumps(per_request("subscriptions/listen", LISTENING, number)).encode())
         async with asyncio.timeout(WAIT):
-            while len(sent) < 4:  # noqa: ASYNC110  nobody tells
+            while len(sent) < 4:  # noqa: ASYNC110  no event signals it
                 await asyncio.sleep(0)
         (refused,) = [each for each in map(json.loads, sent) if "error" in each]
         assert (refused["id"], refused["error"]["code"]) == (3, -31503)

@@ -111,7 +111,7 @@ def make_server(**settings: Any) -> Server:
 async def until(fact: Callable[[], bool]) -> None:
     """Run the event loop until a thread makes a condition true."""
     async with asyncio.timeout(WAIT):
-        while not fact():  # noqa: ASYNC110  nobody tells
+        while not fact():  # noqa: ASYNC110  no event signals it
             await asyncio.sleep(0.002)
 
 

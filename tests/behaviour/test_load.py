@@ -210,7 +210,7 @@ async def test_full_server_answers_pings_on_a_connection() -> None:
         opening = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
         connection.receive(json.dumps(request("initialize", opening, 1)).encode())
         connection.receive(json.dumps(request("tools/call", HELD, 2)).encode())
-        while not runtime.dispatcher.calls:  # noqa: ASYNC110  nobody tells
+        while not runtime.dispatcher.calls:  # noqa: ASYNC110  no event signals it
             await asyncio.sleep(0)
         for number, method in ((3, "tools/list"), (4, "ping")):
             connection.receive(json.dumps(request(method, id=number)).encode())

@@ -176,7 +176,7 @@ async def test_concurrent_requests_share_a_nonce() -> None:
         endpoint = Endpoint(url, {}, pool, credentials)
         asked = [asyncio.create_task(endpoint.send("POST", "", repeatable=True)) for _ in range(2)]
         async with asyncio.timeout(WAIT):
-            while issuer.request_counts["/mcp"] < 2:  # noqa: ASYNC110  nobody tells
+            while issuer.request_counts["/mcp"] < 2:  # noqa: ASYNC110  no event signals it
                 await asyncio.sleep(0)
             issuer.gate.set()
             assert [(await each).status for each in asked] == [200, 200]

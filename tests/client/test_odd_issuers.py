@@ -28,7 +28,7 @@ GOOD = {"access_token": "good", "token_type": "Bearer"}
 
 
 class World:
-    """Responses of the issuer that differ from the usual ones. ``@`` stands for its origin."""
+    """Responses of the issuer that differ from the usual ones. ``@`` is replaced with its origin."""
 
     def __init__(
         self,

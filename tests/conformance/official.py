@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """The results of one run of the suite."""
+    """Results of a run of the official suite."""
 
     exit_code: int
     printed: str

@@ -68,7 +68,7 @@ class _Shop:
         await self.settle()
         transport.protocol.connection_lost(None)
         async with asyncio.timeout(TimeLimit.seconds):
-            while self._busy():  # noqa: ASYNC110  nobody tells
+            while self._busy():  # noqa: ASYNC110  no event signals it
                 await asyncio.sleep(0)
         return b"".join(transport.written)
 

@@ -237,7 +237,7 @@ async def test_presence_events_resume_in_order() -> None:
         told = [data for _, data, _ in watcher.events()]
         assert len(set(ids)) == len(ids)
         for hubs in (hub, None):
-            async with open_hub(store) as other:  # which was told by the store
+            async with open_hub(store) as other:  # which learns of them from the store
                 for index, last in enumerate(ids):
                     again = await listen(hubs or other, "chat", "$presence.chat", last_event_id=last)
                     behind = [data for data in told[index + 1 :] if data is not None]

@@ -14,22 +14,22 @@ from redis_parts import RedisServer
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly, NEEDS_NGINX]
 ELSEWHERE = {
-    "test_a_list_that_changes_is_announced": "adds a tool at run time, which several workers refuse",
-    "test_a_subscription_is_acknowledged_first": "adds a tool at run time",
-    "test_a_subscription_is_a_stream_even_where": "adds a tool at run time",
-    "test_a_standing_stream_that_comes_back": "adds a tool at run time",
-    "test_a_server_that_stops_ends": "stops a server in its own process",
-    "test_a_runtime_that_is_closed_ends": "stops a server in its own process",
-    "test_what_broke_stands_in_the_log": "reads the log of its own process",
-    "test_a_state_that_expired_is_refused": "moves the clock of its own process",
-    "test_a_session_outlives_a_restart": "compares with servers that have another key",
-    "test_an_id_in_flight_cannot_be_used_again": "ids in flight are compared on one worker",
-    "test_a_reply_is_json_until": "expects a header that nginx keeps for itself",
-    "test_a_deleted_session_is_not_found": "the other workers hear of a deletion a moment after its answer",
-    "test_a_session_hears_logs_from": "the other workers hear of a log level a moment after its answer",
-    "test_a_thread_that_takes_too_long": "looks at the threads of its own process",
+    "test_list_changes_are_announced": "adds a tool at run time, which several workers refuse",
+    "test_subscriptions_are_acknowledged_first": "adds a tool at run time",
+    "test_subscriptions_stream_even_if": "adds a tool at run time",
+    "test_resumed_stand_alone_stream": "adds a tool at run time",
+    "test_stopping_server_ends": "stops a server in its own process",
+    "test_closing_the_runtime_ends": "stops a server in its own process",
+    "test_failures_are_logged": "reads the log of its own process",
+    "test_expired_state_is_refused": "moves the clock of its own process",
+    "test_sessions_survive_a_restart": "compares with servers that have another key",
+    "test_ids_in_flight_cannot_be_reused": "ids in flight are compared on one worker",
+    "test_reply_is_json_unless": "expects a header that nginx keeps for itself",
+    "test_deleted_sessions_are_not_found": "the other workers learn of a deletion shortly after the reply",
+    "test_sessions_receive_logs_from": "the other workers learn of a log level shortly after the reply",
+    "test_timed_out_threads": "checks the threads of its own process",
 }
-"""Beginnings of the names of tests that need one process, and why."""
+"""Prefix of a test's name -> why it requires a single process."""
 
 
 def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:

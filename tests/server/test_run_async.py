@@ -70,7 +70,7 @@ async def test_cancelled_server_task_shuts_down_cleanly() -> None:
         with pytest.raises(asyncio.CancelledError):
             await serving
         assert not await listens(port)
-        while asyncio.all_tasks() - before:  # noqa: ASYNC110  nobody tells
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110  no event signals it
             await asyncio.sleep(0.01)
 
 

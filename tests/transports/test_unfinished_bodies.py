@@ -92,7 +92,7 @@ async def test_bodies_in_reasonable_chunks_are_read(path: bytes) -> None:
         fed = Fed()
         fed.feed(CHUNKED % path + chunk * count + b"0\r\n\r\n")
         async with asyncio.timeout(WAIT):
-            while not fed.transport.written:  # noqa: ASYNC110  nobody tells
+            while not fed.transport.written:  # noqa: ASYNC110  no event signals it
                 await asyncio.sleep(0)
         assert fed.transport.written[0].startswith(b"HTTP/1.1 200 ")
         fed.protocol.connection_lost(None)
@@ -107,7 +107,7 @@ async def test_bodies_with_a_length_may_arrive_byte_by_byte() -> None:
     for _ in range(4_999):
         fed.protocol.data_received(b"x")
     async with asyncio.timeout(WAIT):
-        while not fed.transport.written:  # noqa: ASYNC110  nobody tells
+        while not fed.transport.written:  # noqa: ASYNC110  no event signals it
             await asyncio.sleep(0)
     assert fed.transport.written[0].startswith(b"HTTP/1.1 200 ")
     fed.protocol.connection_lost(None)

@@ -188,5 +188,5 @@ async def stop_calls(calls: Collection[Call], clock: Callable[[], float], second
 async def wait_for(owed: Collection[Call], calls: Collection[Call], clock: Callable[[], float], seconds: float) -> None:
     """Wait until the given calls have ended, with a time limit."""
     until = clock() + seconds
-    while any(each in calls for each in owed) and clock() < until:  # noqa: ASYNC110  nobody tells
+    while any(each in calls for each in owed) and clock() < until:  # noqa: ASYNC110  no event signals it
         await asyncio.sleep(0.01)

@@ -228,7 +228,7 @@ class LimitReached(Exception):
 
 
 class SeatLimit(Struct, frozen=True):
-    """A limit of concurrent work on all workers together."""
+    """A limit on concurrent work across all workers."""
 
     name: str
     key: str

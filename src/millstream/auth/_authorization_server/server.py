@@ -61,7 +61,7 @@ _REVOCABLE = ("grant_id", "jti", "client_id")
 """Claims that identify a token or grant for a revocation check."""
 _MAX_RECENT_GRANTS = 20_000
 _ALL_PRINCIPALS = ""
-"""Stands for all principals, when announcements of revocations may have been lost."""
+"""Marks all principals as revoked, because revocation messages may have been lost."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 
 

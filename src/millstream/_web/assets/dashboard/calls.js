@@ -50,7 +50,7 @@ let error = null; // the selected error
 let go = () => {};
 let cleared = () => {};
 
-/** Whether a text matches an error message, in which each `…` stands for any text. */
+/** Whether a text matches an error message, where each `…` matches any text. */
 function isOf(text, message) {
   let from = 0;
   return message.split("…").every((part) => {

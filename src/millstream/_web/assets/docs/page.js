@@ -103,7 +103,7 @@ async function ready(document_) {
   root = document_;
   operations = Object.entries(root.paths).map(([path, item]) => ({ name: item.post.operationId, path: path.slice(1), operation: item.post, words: `${item.post.operationId} ${item.post.description} ${(item.post.tags ?? []).join(" ")}`.toLowerCase() }));
   $("server-name").textContent = $("overview-title").textContent = root.info.title;
-  $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI requires a version; "0" stands for none
+  $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI requires a version; "0" means none
   $("base").textContent = new URL(".", document.baseURI).href;
   $("about").replaceChildren(...(root.info.description ? markdown(root.info.description) : []));
   await Promise.race([drawBeside(root["x-mcp"]), new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);

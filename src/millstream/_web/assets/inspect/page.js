@@ -45,7 +45,7 @@ const refused = {}; // kind -> why its list can't be loaded
 const chosen = {};
 const away = backFrom(); // the place before a sign-in redirect
 let asked = links.read(location.hash || (away?.hash ?? "")); // the item in the URL, until it's opened
-let welcomed = away === null; // whether the user was told that sign-in succeeded
+let welcomed = away === null; // whether the page has shown that sign-in succeeded
 let others = [];
 let begun = false; // whether a list has been shown
 

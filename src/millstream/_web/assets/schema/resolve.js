@@ -39,7 +39,7 @@ const isNumber = (type) => type === "integer" || type === "number";
 
 /**
  * Prepare a schema for an editor: resolve it, and replace a `null` alternative by `nullable`, because an empty field
- * stands for null.
+ * means null.
  */
 export function present(schema, root) {
   const found = mergeAllOf(resolve(schema, root), root);
