@@ -8,6 +8,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from millstream._typing import override
+
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = ("", ".exceptions", ".prompts", ".prompts.base", ".resources", ".server", ".tools", ".utilities",
             ".utilities.types")  # fmt: skip
@@ -27,11 +29,13 @@ class _Finder(MetaPathFinder, Loader):
     def __init__(self) -> None:
         self._told = False
 
+    @override
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
     ) -> ModuleSpec | None:
         return ModuleSpec(fullname, self, is_package=True) if fullname in _NAMES else None
 
+    @override
     def exec_module(self, module: ModuleType) -> None:
         source = _SOURCES.get(module.__name__)
         if source is None:

@@ -10,10 +10,13 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
+from millstream._typing import override
+
 _folders: list[Path] = []
 
 
 class _FromSource(SourceFileLoader):
+    @override
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)

@@ -21,6 +21,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from msgspec import Struct
 
+from millstream._typing import override
+
 _RESERVED = ":/?#[]@!$&'()*+,;="
 _HEX = frozenset("0123456789ABCDEFabcdef")
 _NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
@@ -89,6 +91,7 @@ class UriTemplate:
         self.variables: tuple[str, ...] = tuple(dict.fromkeys(names))
         """Names in order of first appearance."""
 
+    @override
     def __repr__(self) -> str:
         return f"UriTemplate({self.template!r})"
 

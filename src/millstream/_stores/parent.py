@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from millstream._typing import override
+
 
 class ParentAddress(Struct, frozen=True):
     """A UNIX socket in a private folder or, on systems without UNIX sockets, a loopback port with a secret."""
@@ -10,6 +12,7 @@ class ParentAddress(Struct, frozen=True):
     port: int = 0
     secret: str = ""
 
+    @override
     def __str__(self) -> str:
         return f"unix:{self.path}" if self.path else f"tcp:{self.port}:{self.secret}"
 

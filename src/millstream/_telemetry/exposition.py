@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from millstream._http.message import HttpRequest, Response
 from millstream._telemetry.metrics import Merge, Metrics, Reading
+from millstream._typing import override
 
 _HEAD: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
 _CUMULATIVE_KINDS: Final = ("counter", "histogram")
@@ -113,6 +114,7 @@ class _Readings(Collector):
     def __init__(self, readings: Iterable[Reading]) -> None:
         self._readings = readings
 
+    @override
     def collect(self) -> Iterable[Metric]:
         for each in self._readings:
             if each.samples:

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import msgspec
 
 from millstream._config import Settings
+from millstream._typing import override
 
 HIDDEN = "***"
 MAX_TEXT = 8192
@@ -137,6 +138,7 @@ class _CaptureHandler(logging.Handler):
         super().__init__()
         self._listener = listener
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         self._listener.handle(record)
         last = logging.lastResort
@@ -163,6 +165,7 @@ def _is_shown(name: str) -> bool:
 class JsonLines(logging.Formatter):
     """One JSON object per line: ``ts``, ``level``, ``logger``, ``message``, and the record's extra fields."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -184,6 +187,7 @@ class HumanLines(logging.Formatter):
         super().__init__()
         self.color = color
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         level = f"{record.levelname:<8}"

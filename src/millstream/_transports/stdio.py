@@ -23,6 +23,7 @@ from millstream._protocol.jsonrpc import error_message
 from millstream._protocol.lines import LineSplitter
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection
+from millstream._typing import override
 
 _CHUNK = 256 * 1024
 _LAST_SECONDS = 1.0
@@ -104,12 +105,15 @@ class _Output(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @override
     def pause_writing(self) -> None:
         self._room.clear()
 
+    @override
     def resume_writing(self) -> None:
         self._room.set()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
         self._room.set()

@@ -18,6 +18,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import expiry_of
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
+from millstream._typing import override
 from millstream.hub import Forbidden, InvalidName, TooMany
 
 logger = logging.getLogger("millstream")
@@ -41,6 +42,7 @@ class LogTail(logging.Handler):
         self.total: int = 0
         """Number of lines so far. Lines are numbered from 1."""
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode()

@@ -8,6 +8,7 @@ from math import inf
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
+from millstream._typing import override
 from millstream.auth._key_file import KeyFile, StoredKey, digest_of
 from millstream.auth._method import AuthMethod, Identity
 
@@ -43,6 +44,7 @@ class KeyMethod(AuthMethod):
             file.load()
         self.epoch()
 
+    @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a key. Compares it with all keys in constant time."""
         digest, now = digest_of(credential), self._clock()
@@ -59,12 +61,14 @@ class KeyMethod(AuthMethod):
     def _all(self) -> tuple[StoredKey, ...]:
         return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.keys)
 
+    @override
     def holds(self, id: str) -> bool:
         """Return whether this name has a valid key. After one of its keys is revoked, return False for a moment, which
         closes all streams of the name; clients with its other keys reconnect.
         """
         return id in self._names and id not in self._revoked_at
 
+    @override
     def epoch(self) -> int:
         """Return a number that changes when the file changes or a key expires."""
         file, now = self._file, self._clock()

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from millstream._http.client.fetch import FetchedDocument, OutboundError
+from millstream._typing import override
 from millstream.auth._claims import TokenRules, judge
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
@@ -53,6 +54,7 @@ class IntrospectedMethod(AuthMethod):
         self._requests = SingleFlight[Identity | None]()
         """Requests in progress; callers with the same token share one."""
 
+    @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a token."""
         if len(self._requests) >= _MAX_REQUESTS and not self._requests.runs(credential):
@@ -75,6 +77,7 @@ class IntrospectedMethod(AuthMethod):
         # The endpoint belongs to the issuer, so a missing `iss` means this one.
         return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())
 
+    @override
     def holds(self, id: str) -> bool:
         """Return True for every owner of this issuer's tokens; it reports no revocations."""
         return id.startswith(f"{self._rules.issuer} ")

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._server.calls.services import Services
+from millstream._typing import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.code_flow import CodeFlow
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed
@@ -84,6 +85,7 @@ class RunningOidc(TokenMethod, PageMethod):
 
     # HTTP
 
+    @override
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """Return the callback's handler, below the server's path and at the root."""
         handler = self._pending_logins.callback_handler(NAME, self._handle_callback)
@@ -97,6 +99,7 @@ class RunningOidc(TokenMethod, PageMethod):
         wanted = ("openid", *self.scopes, *sorted(self._known()))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
+    @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
         check_here(request, self._base, page)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
+from millstream._typing import override
 from millstream.auth._claims import TokenRules, judge
 from millstream.auth._jose import InvalidToken, PublicKey, read_header, verify
 from millstream.auth._method import AuthMethod, Identity
@@ -47,6 +48,7 @@ class TokenMethod(AuthMethod):
         self.issuers = (rules.issuer,)
         self.scopes = tuple(scopes)
 
+    @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a token."""
         try:
@@ -68,14 +70,17 @@ class TokenMethod(AuthMethod):
         except InvalidToken:
             return None
 
+    @override
     def holds(self, id: str) -> bool:
         """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
         return id.startswith(f"{self._rules.issuer} ")
 
+    @override
     def epoch(self) -> int:
         """Return a number that changes with the keys, because removing a key invalidates its tokens."""
         return self._keys.epoch
 
+    @override
     async def prefetch(self) -> None:
         """Fetch the keys."""
         await self._keys.prefetch()

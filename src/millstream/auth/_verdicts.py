@@ -7,6 +7,7 @@ force a signature check or a request to the issuer for each request of other cal
 from typing import NamedTuple
 
 from millstream._protocol.principal import Principal
+from millstream._typing import override
 
 _MAX_ENTRIES = 4096
 _MAX_PER_PRINCIPAL = 256
@@ -41,6 +42,7 @@ class Verdicts(dict[bytes, Verdict]):
         self[value] = verdict
         self._by_principal.setdefault(id, {})[value] = None
 
+    @override
     def __delitem__(self, value: bytes) -> None:
         id = self[value].principal.id
         super().__delitem__(value)
@@ -49,6 +51,7 @@ class Verdicts(dict[bytes, Verdict]):
         if not mine:
             del self._by_principal[id]
 
+    @override
     def clear(self) -> None:
         """Drop all verdicts."""
         super().clear()

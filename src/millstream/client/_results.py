@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._protocol.content import Text
 from millstream._protocol.messages import CallToolResult
+from millstream._typing import override
 from millstream.client._errors import BadAnswer, ToolFailed
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ _decode_wrapped = msgspec.json.Decoder(_WrappedValue, strict=True).decode
 class Result(CallToolResult, frozen=True, kw_only=True):
     """The result of a tool. ``result = await client.call("search", words="tea")``"""
 
+    @override
     def __repr__(self) -> str:
         """Show the value, and whether the tool failed."""
         try:

@@ -18,6 +18,7 @@ from typing import Any, Self
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
+from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
 from millstream.client._negotiation import Connection
@@ -214,6 +215,7 @@ class _ReopenedEvent(asyncio.Event):
         super().__init__()
         self._callback = callback
 
+    @override
     def set(self) -> None:
         """Set the event, and call the function the first time."""
         if not self.is_set():

@@ -24,6 +24,7 @@ from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
+from millstream._typing import override
 from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
 from millstream.gateway._bridge import forward, no_response_error
@@ -144,6 +145,7 @@ class UpstreamTool(Tool):
             return forward(call, self.upstream, "tools/call", params, self.own_name, headers=headers)
         return forward(call, self.upstream, "tools/call", params, self.own_name)
 
+    @override
     def within(self, hooks: Hooks) -> Self:
         """See `Item`. Middleware receives results as a `ToolResult`."""
         inner = copy.copy(self)
@@ -162,6 +164,7 @@ class UpstreamTool(Tool):
             raise _malformed_error(call, self.upstream, exc) from None
         return ToolResult([*result.content], result.structured_content, result.is_error, meta)
 
+    @override
     def encode(self, value: Any, call: Call) -> bytes:
         """Return the members of the result in the call's revision.
 
@@ -225,6 +228,7 @@ class UpstreamPrompt(Prompt):
         params = encode({"name": self.own_name, "arguments": arguments} if arguments else {"name": self.own_name})
         return _forward(self.upstream, "prompts/get", params, self.own_name, call)
 
+    @override
     def within(self, hooks: Hooks) -> Self:
         """See `Item`. Middleware receives results as a list of messages."""
         inner = copy.copy(self)
@@ -240,6 +244,7 @@ class UpstreamPrompt(Prompt):
         except MalformedResult as exc:
             raise _malformed_error(call, self.upstream, exc) from None
 
+    @override
     def encode(self, value: Any, call: Call) -> bytes:
         """See `Prompt.encode`."""
         if type(value) is not bytes:
@@ -257,6 +262,7 @@ class UpstreamPrompt(Prompt):
             raise _malformed_error(call, upstream, exc) from None
         return members
 
+    @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
         """See `Item.complete`."""
         return await _complete(self.upstream, {"type": "ref/prompt", "name": self.own_name}, params, call)
@@ -352,6 +358,7 @@ class UpstreamResource(Resource):
         self.meta = None
         self._described = {**description, "uri": name}
 
+    @override
     def within(self, hooks: Hooks) -> Self:
         """See `Item`. Middleware receives contents as a list of embedded resources."""
         inner = copy.copy(self)
@@ -362,12 +369,14 @@ class UpstreamResource(Resource):
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         return _read(self.upstream, self.name, call)
 
+    @override
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """See `Resource.encode`."""
         if type(value) is not bytes:
             return super().encode(value, uri, call)
         return _encode_contents(value, call, self.upstream)
 
+    @override
     def unwrap(self, value: Any) -> Any:
         """See `Resource.unwrap`."""
         return _unwrap_contents(value)
@@ -391,6 +400,7 @@ class UpstreamTemplate(Template):
         self._pattern = UpstreamPattern
         self._described = {**description, "uriTemplate": name}
 
+    @override
     def within(self, hooks: Hooks) -> Self:
         """See `UpstreamResource.within`."""
         inner = copy.copy(self)
@@ -401,16 +411,19 @@ class UpstreamTemplate(Template):
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         return _read(self.upstream, _uri_of(arguments, call), call)
 
+    @override
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """See `Template.encode`."""
         if type(value) is not bytes:
             return super().encode(value, uri, call)
         return _encode_contents(value, call, self.upstream)
 
+    @override
     def unwrap(self, value: Any) -> Any:
         """See `Template.unwrap`."""
         return _unwrap_contents(value)
 
+    @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
         """See `Item.complete`."""
         return await _complete(self.upstream, {"type": "ref/resource", "uri": self.own_name}, params, call)

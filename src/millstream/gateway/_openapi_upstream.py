@@ -35,6 +35,7 @@ from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import encode_result
+from millstream._typing import override
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
@@ -213,6 +214,7 @@ class ApiTool(Tool):
         super().__init__(source, tags=frozenset(operation.tags))
         self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
 
+    @override
     def encode(self, value: Any, call: Call) -> bytes:
         """See `Tool.encode`."""
         if type(value) is not bytes:
@@ -250,15 +252,18 @@ class ApiUpstream(Upstream):
         self._pools: dict[str, ConnectionPool] = {}
 
     @property
+    @override
     def address(self) -> Any:
         """See `Upstream`."""
         return self.openapi.base_url or self.openapi.document
 
     @property
+    @override
     def is_application(self) -> bool:
         """See `Upstream`."""
         return is_application(self.openapi.document)
 
+    @override
     async def open(self, pool: ProcessPool) -> None:
         """Start reading the document, in the background. An application in this process starts now."""
         if self.is_application:
@@ -271,6 +276,7 @@ class ApiUpstream(Upstream):
             self._application = Api(client)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
+    @override
     async def close(self) -> None:
         """Close all connections."""
         await super().close()
@@ -309,6 +315,7 @@ class ApiUpstream(Upstream):
 
     # The document
 
+    @override
     async def _run(self) -> None:
         failures = 0
         while True:

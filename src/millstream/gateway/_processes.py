@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
+from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
@@ -477,6 +478,7 @@ class ProcessTransport(StdioTransport):
         self.last_used = monotonic()
         self.relay.attach(listener)
 
+    @override
     async def open(self) -> None:
         """Start the process once there's room for it.
 
@@ -496,11 +498,13 @@ class ProcessTransport(StdioTransport):
                 processes.forget(self)
             raise
 
+    @override
     def process_started(self, process: asyncio.SubprocessTransport) -> None:
         """Record the start of the process."""
         super().process_started(process)
         self._processes.record_start(self)
 
+    @override
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         self.last_used = now = monotonic()
@@ -544,6 +548,7 @@ class ProcessTransport(StdioTransport):
 
     # Events of the process
 
+    @override
     def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output."""
         self.finish_boot()
@@ -559,6 +564,7 @@ class ProcessTransport(StdioTransport):
         if wait:
             self._pause(1, wait)
 
+    @override
     def feed_stderr(self, data: bytes) -> None:
         """Process a chunk of standard error."""
         super().feed_stderr(data)
@@ -583,6 +589,7 @@ class ProcessTransport(StdioTransport):
 
         asyncio.get_running_loop().call_later(seconds, resume)
 
+    @override
     def process_ended(self) -> None:
         """Record the exit of the process."""
         super().process_ended()
@@ -591,6 +598,7 @@ class ProcessTransport(StdioTransport):
             self._error_line = b""
         self._processes.record_exit(self)
 
+    @override
     async def close(self) -> None:
         """Close standard input, and terminate the process if it doesn't exit."""
         self.closing = True
@@ -753,6 +761,7 @@ class Watchdog(asyncio.SubprocessProtocol):
         if self._process is not None:
             cast("asyncio.WriteTransport", self._process.get_pipe_transport(0)).write(line)
 
+    @override
     def process_exited(self) -> None:
         """Record the exit of the watchdog."""
         if self._process is not None:

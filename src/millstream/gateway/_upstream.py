@@ -19,6 +19,7 @@ from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._stores.base import Store
+from millstream._typing import override
 from millstream.client._conversation import Conversation
 from millstream.client._errors import AccessDenied, ClientError, Failure, TargetError
 from millstream.client._options import Options
@@ -119,6 +120,7 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
     `OpenApi` that selects operations.
     """
 
+    @override
     def __repr__(self) -> str:
         """Return a text without potential secrets: headers, variables, and targets."""
         return f"UpstreamConfig(name={self.name!r})"

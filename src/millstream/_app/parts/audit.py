@@ -11,6 +11,7 @@ from millstream._protocol.admission import target_name
 from millstream._server.calls.call import Call
 from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
 from millstream._telemetry.messages import session_hash
+from millstream._typing import override
 
 logger = logging.getLogger("millstream")
 
@@ -36,6 +37,7 @@ class AuditPart(OwnPart):
         if host.guard is not None:
             host.guard.tell(self._refuse)
 
+    @override
     async def close(self) -> None:
         """Write pending lines, and close the file."""
         try:

@@ -8,6 +8,7 @@ from typing import Any
 from millstream._app.parts import OwnPart
 from millstream._parts import Host
 from millstream._stores.base import Store
+from millstream._typing import override
 from millstream.hub._bus import InboundBridge, OutboundBridge, backoff
 
 _CLOSE: float = 5.0
@@ -47,6 +48,7 @@ class BusPart(OwnPart):
         host.on_drain(stop)
         host.stack.push_async_callback(stop, 0)
 
+    @override
     async def close(self) -> None:
         """Stop the bridges before the hub closes."""
         for each in self.definition.bridges:

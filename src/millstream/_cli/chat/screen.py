@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from millstream._cli.tables import brief, one_line, safe, safe_json
+from millstream._typing import override
 from millstream.agent._events import (
     AnswerEnd,
     AssistantMessage,
@@ -92,11 +93,13 @@ class JsonScreen(PlainScreen):
 
     __slots__ = ()
 
+    @override
     def show(self, event: Event) -> None:
         """See `Screen`."""
         sys.stdout.write(safe_json(msgspec.json.encode(event).decode()) + "\n")
         sys.stdout.flush()
 
+    @override
     def fail(self, text: str) -> None:
         """See `Screen`."""
         sys.stdout.write(safe_json(json.dumps({"type": "failed", "error": text}, ensure_ascii=False)) + "\n")

@@ -18,6 +18,7 @@ from millstream._http.compression import FROM_BYTES, compress
 from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
+from millstream._typing import override
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -267,6 +268,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             self.cancel = task.cancel
             self.watcher = loop.create_task(self.watch(task))
 
+    @override
     def ends_call(self) -> bool:
         """Return whether a cancellation ends the call, like `HttpRequest.ends_call`."""
         self.interrupted = not self.disconnected
@@ -307,6 +309,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
         if self.cancel_on_disconnect:
             self.stop(task)
 
+    @override
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply."""
         if self.sink is not None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from millstream._http.close_signal import CloseSignal
+from millstream._typing import override
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -84,6 +85,7 @@ class AsgiSink(CloseSignal):
         finally:
             self._pump.cancel()
 
+    @override
     def connection_lost(self) -> None:
         """Stop writing."""
         super().connection_lost()

@@ -16,6 +16,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from millstream._http.client.body import Body
 from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TooLarge
 from millstream._http.client.url import Url
+from millstream._typing import override
 
 MAX_HEAD = 512 * 1024
 """Maximum bytes of a head or of trailers, because the parser buffers them."""
@@ -146,10 +147,12 @@ class HttpConnection(asyncio.Protocol):
 
     # From the transport
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         _enable_keep_alive(transport)
 
+    @override
     def data_received(self, data: bytes) -> None:
         if self._waiter is None and self._reply is None:
             self.abort()  # unsolicited data
@@ -171,6 +174,7 @@ class HttpConnection(asyncio.Protocol):
             self._end(self._error)
             self.abort()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         if self._reply is not None and self._ends_with_connection and exc is None:
             self._complete(reusable=False)

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from millstream._http.client.errors import ConnectFailed, TargetError
 from millstream._http.client.url import Url
+from millstream._typing import override
 
 _MAX_HEAD = 64 * 1024
 
@@ -29,6 +30,7 @@ class Proxy(Struct, frozen=True):
     address: str = ""
     """The URL as configured."""
 
+    @override
     def __str__(self) -> str:
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
@@ -107,12 +109,14 @@ class _ConnectRequest(asyncio.Protocol):
         self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._data = b""
 
+    @override
     def data_received(self, data: bytes) -> None:
         """Add received bytes. No data follows the proxy's reply, because the server doesn't send first."""
         self._data += data
         if not self.head.done() and (b"\r\n\r\n" in self._data or len(self._data) > _MAX_HEAD):
             self.head.set_result(self._data)
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.head.done():
             self.head.set_result(b"")

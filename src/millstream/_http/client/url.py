@@ -5,6 +5,7 @@ from urllib.parse import urljoin, urlsplit
 from msgspec import Struct
 
 from millstream._http.client.errors import TargetError
+from millstream._typing import override
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -34,6 +35,7 @@ class Url(Struct, frozen=True):
         """The scheme, host, and port."""
         return f"{self.scheme}://{self.authority}"
 
+    @override
     def __str__(self) -> str:
         return self.origin + self.target
 

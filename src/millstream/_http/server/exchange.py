@@ -11,6 +11,7 @@ from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, 
 from millstream._http.server.replies import CLOSE, ReplyHeads
 from millstream._http.server.states import COMPLETES, EXPECTED
 from millstream._http.server.stream import Channel, HttpReplyStream
+from millstream._typing import override
 
 
 class ReplyContext(Protocol):
@@ -90,6 +91,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
     """Whether the handler has returned while its stream is still open."""
     response_complete: bool = False
 
+    @override
     def ends_call(self) -> bool:
         """See `HttpRequest`."""
         return self.disconnected
@@ -99,6 +101,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         """Whether the head of the reply is written."""
         return self.response_complete or self.sink is not None
 
+    @override
     def open(self, status: int, head: bytes) -> Sink:
         """Start a streamed reply."""
         protocol = self.protocol

@@ -11,6 +11,7 @@ from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
 from millstream._http.server.replies import TOO_MANY_CONNECTIONS
 from millstream._http.server.states import DONE, EXPECTED
+from millstream._typing import override
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -43,6 +44,7 @@ class HttpProtocol(asyncio.Protocol):
         self.unsent_since = guard.clock
         self._writable: asyncio.Future[None] | None = None
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection, and refuse it if there are too many."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
@@ -61,6 +63,7 @@ class HttpProtocol(asyncio.Protocol):
             else:
                 self.refuse(TOO_MANY_CONNECTIONS)
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         """End the current call and remove the connection."""
         self.state.connections.discard(self)
@@ -78,6 +81,7 @@ class HttpProtocol(asyncio.Protocol):
         self.connection.lose()
         self.current = None
 
+    @override
     def data_received(self, data: bytes) -> None:
         """Process bytes, and start the request unless another is pending."""
         connection = self.connection
@@ -170,12 +174,14 @@ class HttpProtocol(asyncio.Protocol):
             self.read_paused = False
             self.transport.resume_reading()
 
+    @override
     def pause_writing(self) -> None:
         """Stop reading requests while the client doesn't read its replies."""
         self.write_paused = self.connection.held = True
         self._pause_reading()
         self.guard.stall(self)
 
+    @override
     def resume_writing(self) -> None:
         """Resume after `pause_writing`."""
         self.write_paused = self.connection.held = False

@@ -35,6 +35,7 @@ from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
 from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue
 from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket
+from millstream._typing import override
 
 PIECE = 8192
 """Maximum bytes passed to the parser at a time."""
@@ -144,6 +145,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # The connection
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the socket of an HTTP connection."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
@@ -152,6 +154,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.peer = "" if self._client is None else self._client[0]
         self._scheme = "wss" if transport.get_extra_info("sslcontext") else "ws"
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         """Notify the application, and drop received data."""
         self._end_messages()
@@ -170,6 +173,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._ahead = b""
         self._conn.receive_eof()  # drops its buffer
 
+    @override
     def eof_received(self) -> None:
         """Let the event loop close the transport: the client sends no more."""
         self._watch_unread()
@@ -195,6 +199,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # Reading
 
+    @override
     def data_received(self, data: bytes) -> None:
         """Process received bytes. The first are the handshake, which the HTTP connection has bounded.
 
@@ -482,11 +487,13 @@ class WebSocketProtocol(asyncio.Protocol):
             if self._pongs > MAX_UNREAD:
                 self.transport.abort()
 
+    @override
     def pause_writing(self) -> None:
         """Pause, because the transport's buffer is full."""
         self.room.clear()
         self._guard.stall(self)
 
+    @override
     def resume_writing(self) -> None:
         """Resume, because the transport's buffer has space."""
         self._guard.resume(self)

@@ -15,6 +15,7 @@ from millstream._http.asgi.sink import Send
 from millstream._http.close_signal import LastFrame
 from millstream._http.websocket.compact_queue import CompactEvent
 from millstream._http.websocket.socket import Socket
+from millstream._typing import override
 
 EXTENSION = "millstream.websocket"
 """The key of the protocol object in the scope's extensions."""
@@ -53,9 +54,11 @@ class DirectSocket(Socket):
         wire.outbox = self
 
     @property
+    @override
     def buffered(self) -> int:
         return 0 if self.closed else max(0, self._transport.get_write_buffer_size() - self._asked)
 
+    @override
     def write(self, message: bytes, /) -> bool:
         if self.closed or not message:
             return not self.closed
@@ -69,6 +72,7 @@ class DirectSocket(Socket):
         transport.write(_last.framed)
         return True
 
+    @override
     def answer(self, message: bytes) -> bool:
         if self.closed:
             return False
@@ -78,6 +82,7 @@ class DirectSocket(Socket):
             self._asked += len(data)
         return True
 
+    @override
     async def drain(self) -> None:
         room = self._wire.room
         while not (room.is_set() or self.closed):
@@ -87,11 +92,13 @@ class DirectSocket(Socket):
         """Resume, because the transport has space again."""
         self._asked = 0
 
+    @override
     def _stop(self) -> None:
         if self._farewell is not None:
             self._wire.hang_up()
         self._wire.room.notify()
 
+    @override
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
         """Read until the socket is closed, then send the close frame."""
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from millstream._http.asgi.sink import Send
 from millstream._http.websocket.socket import Socket
+from millstream._typing import override
 
 _HIGH_WATER = 64 * 1024
 
@@ -33,16 +34,19 @@ class QueuedSocket(Socket):
         self._deadline: asyncio.Timeout | None = None
 
     @property
+    @override
     def buffered(self) -> int:
         """Bytes of unsolicited messages that wait behind one which the peer hasn't accepted."""
         return self._unasked if self._held else 0
 
+    @override
     def write(self, message: bytes, /) -> bool:
         if self._held and self._unasked > self._limit:
             self.cut()
         self._unasked += len(message)
         return self._put(message, len(message))
 
+    @override
     def answer(self, message: bytes) -> bool:
         return self._put(message, 0)
 
@@ -56,18 +60,22 @@ class QueuedSocket(Socket):
         self._news.set()
         return True
 
+    @override
     async def drain(self) -> None:
         await self._room.wait()
 
+    @override
     def _drop(self) -> None:
         self._queue.clear()
 
+    @override
     def _stop(self) -> None:
         self._news.set()
         self._room.set()
         if self._deadline is not None:
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
 
+    @override
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
         """Read and send until the socket is closed and empty, or the peer is gone or doesn't read in time."""
         reader = asyncio.create_task(reading)

@@ -11,6 +11,7 @@ from typing import Any
 
 from millstream._http.asgi.sink import Send
 from millstream._http.close_signal import CloseSignal
+from millstream._typing import override
 
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
@@ -72,6 +73,7 @@ class Socket(CloseSignal, ABC):
         self._drop()
         self.end(TRY_AGAIN_LATER, SLOW)
 
+    @override
     def connection_lost(self) -> None:
         """Stop sending, because the peer is gone or the closing handshake has begun."""
         self._drop()

@@ -11,6 +11,7 @@ from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.results import encode_contents
+from millstream._typing import override
 
 HINTS = b',"ttlMs":0,"cacheScope":"private"'
 """A function may return a different value at any time, and for another caller."""
@@ -126,6 +127,7 @@ class Template(_Readable):
                 "names"
             )
 
+    @override
     def with_name(self, name: str) -> Self:
         """Return a copy with another URI. See `Item`."""
         other = super().with_name(name)

@@ -26,6 +26,7 @@ from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.results import ToolResult, encode_result, encode_value
+from millstream._typing import override
 
 
 class ToolOptions(Labels, total=False):
@@ -172,6 +173,7 @@ class Tool(Item):
         self.unclear: str = _unclear(source, self._described)
         """A warning for the author about missing information for models, or an empty string."""
 
+    @override
     def within(self, hooks: Hooks) -> Self:
         """Return a copy with middleware. See `Item`."""
         other = super().within(hooks)

@@ -62,6 +62,7 @@ from millstream._server.functions.problems import (
     list_names,
     place,
 )
+from millstream._typing import override
 
 MAX_ERRORS = 1_000
 """Above this number of problems, none is listed, because listing one means building all."""
@@ -193,12 +194,14 @@ class _ClosedArguments(_Arguments):
     """Refuses unknown arguments. As model configuration, this would also apply to dataclasses and TypedDicts inside."""
 
     @classmethod
+    @override
     def __get_pydantic_core_schema__(cls, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
         schema: Any = handler(source)
         schema["schema"]["extra_behavior"] = "forbid"
         return schema
 
     @classmethod
+    @override
     def __get_pydantic_json_schema__(cls, core: Any, handler: pydantic.GetJsonSchemaHandler) -> Schema:
         return {**handler.resolve_ref_schema(handler(core)), "additionalProperties": False}
 
@@ -341,16 +344,20 @@ class SchemaGenerator(GenerateJsonSchema):
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  pydantic's own attribute
 
+    @override
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
+    @override
     def encode_default(self, dft: Any) -> Any:
         """Return a default as JSON. pydantic builds a serializer for each, which plain values don't need."""
         return dft if type(dft) in _PLAIN_DEFAULTS else super().encode_default(dft)
 
+    @override
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
         return {"type": "string", "contentEncoding": "base64"}
 
+    @override
     def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
         """Return no schema for a serializer without a return annotation, because it can write anything."""
         made = super().ser_schema(schema)

@@ -43,6 +43,7 @@ from millstream._stores.parent import ParentAddress
 from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
+from millstream._typing import override
 
 PAUSE_BYTES: Final = 1024 * 1024
 """Unread bytes above which a worker's calls wait."""
@@ -79,10 +80,12 @@ class WorkerConnection(asyncio.Protocol):
 
     # The connection
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
         self._transport.set_write_buffer_limits(PAUSE_BYTES)
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._waiting.clear()
@@ -96,9 +99,11 @@ class WorkerConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @override
     def pause_writing(self) -> None:
         self._paused = True
 
+    @override
     def resume_writing(self) -> None:
         self._paused = False
         if self._dropped:
@@ -106,6 +111,7 @@ class WorkerConnection(asyncio.Protocol):
             self._write(DropNotice())
         self._work()
 
+    @override
     def data_received(self, data: bytes) -> None:
         try:
             for content in self._frames.feed(data):

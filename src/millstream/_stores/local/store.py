@@ -29,6 +29,7 @@ from millstream._stores.local.calls import (
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.parent import ParentAddress
 from millstream._stores.store import BackendStore
+from millstream._typing import override
 
 PATIENCE: Final = 10.0
 """Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""
@@ -178,12 +179,14 @@ class ParentConnection(asyncio.Protocol):
 
     # The connection
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
         self._frames = Frames(2**32)
         self._out = Frame()
         self._ended = asyncio.get_running_loop().create_future()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._ended is not None and not self._ended.done():
@@ -192,6 +195,7 @@ class ParentConnection(asyncio.Protocol):
         if self._open and (self._reconnecting is None or self._reconnecting.done()):
             self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
 
+    @override
     def data_received(self, data: bytes) -> None:
         self._received = True
         for content in self._frames.feed(data):

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
+from millstream._typing import override
 
 _PORT: Final = 4222
 _MAX_REPLICAS: Final = 5
@@ -33,6 +34,7 @@ class NatsAddress(Struct, frozen=True):
     """The prefix of all JetStream stream names."""
     tls: ssl.SSLContext | None = None
 
+    @override
     def __repr__(self) -> str:
         return f"NatsAddress({', '.join(self.servers)})"
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from millstream._protocol.errors import LocalError
+from millstream._typing import override
 
 SCHEMES: Final = {
     f"{scheme}{kind}": (scheme == "rediss", kind)
@@ -39,6 +40,7 @@ class RedisAddress:
     tls: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     """TLS options for redis-py. Empty without TLS."""
 
+    @override
     def __str__(self) -> str:
         return ", ".join(f"{host}:{port}" for host, port in self.hosts)
 

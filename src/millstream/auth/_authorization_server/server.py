@@ -18,6 +18,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
+from millstream._typing import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
@@ -144,25 +145,30 @@ class RunningIssuer(PageMethod):
         """Number of announced revocations."""
         self._stop = vault.hear(ENDED, self._on_announcement, self._on_gap)
 
+    @override
     async def prefetch(self) -> None:
         """See `AuthMethod.prefetch`."""
         upstreams = (each for each in self._accounts.upstreams.values() if isinstance(each, Prefetchable))
         await prefetch_all([self._identities, *upstreams])
 
+    @override
     def share(self, pool: StoreLimiter) -> None:
         """See `AuthMethod.share`."""
         self._vault.pool = pool
 
+    @override
     def tell(self, refused: Callable[[str], None]) -> None:
         """See `AuthMethod.tell`."""
         self._vault.refused = refused
 
+    @override
     def close(self) -> None:
         """Unsubscribe from announcements."""
         self._stop()
 
     # AuthMethod
 
+    @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the principal of one of our tokens."""
         try:
@@ -196,6 +202,7 @@ class RunningIssuer(PageMethod):
             self._recent_grants.popitem(last=False)
         self._recent_grants[id] = grant
 
+    @override
     def holds(self, id: str) -> bool:
         """Return whether a principal may still have a valid token. After one is revoked, return False for a moment,
         which closes all streams; clients with other valid tokens reconnect.
@@ -205,6 +212,7 @@ class RunningIssuer(PageMethod):
         grant = self._recent_grants[id]
         return grant is None or self._accounts.user_of_grant(grant) is not None
 
+    @override
     def epoch(self) -> int:
         """Return a number that changes when a grant is revoked on any worker, or an account is removed."""
         if self._revoked_since_epoch:
@@ -213,6 +221,7 @@ class RunningIssuer(PageMethod):
         passwords = self._accounts.passwords
         return self._changes + self.signing.epoch + (0 if passwords is None else passwords.epoch())
 
+    @override
     def revocation_id(self, principal: Principal) -> str:
         """Return the id of the token's grant, or of the token itself if it has none. See `AuthMethod.revocation_id`."""
         if principal.issuer != self._config.url:
@@ -220,6 +229,7 @@ class RunningIssuer(PageMethod):
         named = {name: principal.claims[name] for name in _REVOCABLE if name in principal.claims}
         return f"{self._config.url} {encode(named).decode()}"
 
+    @override
     async def is_revoked(self, revocation_id: str) -> bool:
         """See `AuthMethod.is_revoked`."""
         issuer, _, named = revocation_id.partition(" ")
@@ -237,10 +247,12 @@ class RunningIssuer(PageMethod):
 
     # PageMethod
 
+    @override
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
         return await self._page_login.admit(request, name, password)
 
+    @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
         return await self._page_login.redirect_to_login(request, login, page)
@@ -252,6 +264,7 @@ class RunningIssuer(PageMethod):
             return pages.wrong("Start again", TOO_OLD, 400, up="../../")
         return await self._page_login.handle_callback(request, pending, callback, self.landing)
 
+    @override
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
         found = await self._page_login.recall(kept)
@@ -263,6 +276,7 @@ class RunningIssuer(PageMethod):
 
     # HTTP
 
+    @override
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """Return handlers by path and method, below the issuer's path and, for proxies that strip it, at the root."""
         ends: dict[str, Mapping[str, Handler]] = {
@@ -283,6 +297,7 @@ class RunningIssuer(PageMethod):
             for path, handlers in found.items()
         }
 
+    @override
     def shared_paths(self) -> frozenset[str]:
         """See `AuthMethod.shared_paths`."""
         below = {self._config.path + each for each in SHARED}

@@ -19,6 +19,7 @@ from millstream._http.client.connection import too_large
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.lines import LineSplitter
 from millstream._protocol.revisions import Revision
+from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
 from millstream.client._transports.duplex import Duplex
@@ -68,20 +69,24 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._owner = owner
         self._process: asyncio.BaseTransport | None = None
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._process = transport
         self._owner.process_started(cast("asyncio.SubprocessTransport", transport))
 
+    @override
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 1:
             self._owner.feed_stdout(data)
         else:
             self._owner.feed_stderr(data)
 
+    @override
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
             self._owner.handle_eof()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.show_rest()
         self._owner.output_ended.set()
@@ -89,12 +94,15 @@ class _Pipes(asyncio.SubprocessProtocol):
         if self._process is not None:
             self._process.close()
 
+    @override
     def process_exited(self) -> None:
         self._owner.process_ended()
 
+    @override
     def pause_writing(self) -> None:
         self._owner.writable.clear()
 
+    @override
     def resume_writing(self) -> None:
         self._owner.writable.set()
 

@@ -15,6 +15,7 @@ from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url, parse
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
+from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (
@@ -37,6 +38,7 @@ _CLOSE_TIMEOUT = 2.0
 class _Connect(connect):
     """Doesn't follow redirects to other servers, because the headers are for this one only."""
 
+    @override
     def process_redirect(self, exc: Exception) -> Exception | str:
         try:
             target = super().process_redirect(exc)

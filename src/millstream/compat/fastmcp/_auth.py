@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from pydantic import BaseModel, Field
 
 from millstream._protocol.principal import Principal
+from millstream._typing import override
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.compat.fastmcp._signatures import current
 from millstream.compat.types import Url
@@ -238,6 +239,7 @@ class VerifierMethod(AuthMethod):
         self.issuers = (str(settings.issuer_url),) if self.resource else ()
         self.scopes = tuple(settings.required_scopes or ())
 
+    @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the identity of a token's owner; None for an invalid token.
 
@@ -262,6 +264,7 @@ class VerifierMethod(AuthMethod):
         principal = Principal(str(subject), client=client, scopes=scopes, claims={"access_token": found}, until=until)
         return Identity(principal, seconds)
 
+    @override
     def holds(self, id: str) -> bool:
         """Return True: verifiers report no revocations, so their results are only cached for seconds."""
         return True

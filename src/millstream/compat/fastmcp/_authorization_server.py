@@ -19,6 +19,7 @@ from millstream._http.message import Handler, HttpRequest, Response, peer_networ
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._server.calls.services import Services
+from millstream._typing import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply, see
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
@@ -124,24 +125,29 @@ class RunningProvider(VerifierMethod):
             _REVOKED, lambda data: self._ended.add(data.decode("utf-8", "replace")), lambda: self._ended.add(_UNKNOWN)
         )
 
+    @override
     def epoch(self) -> int:
         """Return a number that changes with each revocation."""
         self._changes += bool(self._ended)
         self._just_ended, self._ended = self._ended, set()
         return self._changes
 
+    @override
     def holds(self, id: str) -> bool:
         """Return False once after a revocation, which closes streams; clients with another valid token reconnect."""
         return self._just_ended.isdisjoint((id, _UNKNOWN))
 
+    @override
     def share(self, pool: StoreLimiter) -> None:
         """See `AuthMethod.share`."""
         self._vault.pool = pool
 
+    @override
     def close(self) -> None:
         """Unsubscribe from revocations."""
         self._stop()
 
+    @override
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """Return the handlers by path and method."""
         ends: dict[str, dict[str, Callable[[HttpRequest], Awaitable[Response]]]] = {
@@ -156,6 +162,7 @@ class RunningProvider(VerifierMethod):
         found |= {path: {"GET": self._metadata} for path in places(self._plan)}
         return {path: {method: _catch_errors(each) for method, each in by.items()} for path, by in found.items()}
 
+    @override
     def shared_paths(self) -> frozenset[str]:
         """See `AuthMethod.shared_paths`."""
         return frozenset(path for path in self.paths() if not path.endswith(AUTHORIZE))
@@ -316,6 +323,7 @@ class RunningProvider(VerifierMethod):
 class _Targets(Targets):
     """Accepts all scopes; the caller compares them with the client's registration."""
 
+    @override
     def requested_scopes(self, text: str) -> tuple[str, ...]:
         return tuple(text.split())
 
@@ -326,6 +334,7 @@ class _ProviderClients(Provider):
     def __init__(self, provider: Any) -> None:
         self._provider = provider
 
+    @override
     async def find_client(self, client_id: str) -> OAuthClient | None:
         """Return the provider's client as an `OAuthClient`; None if it's unknown or its secret has expired."""
         theirs = await self._provider.get_client(client_id)

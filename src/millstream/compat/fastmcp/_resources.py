@@ -15,6 +15,7 @@ from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 from millstream._server.calls.call import Call
 from millstream._server.features import resources
 from millstream._server.features.sources import ItemSource
+from millstream._typing import override
 from millstream.compat.fastmcp._content import to_text, to_wire
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import prefixed_errors, protocol_errors
@@ -99,6 +100,7 @@ class TextResource(Resource):
 
     text: str
 
+    @override
     async def read(self) -> str:
         """Return the text."""
         return self.text
@@ -109,6 +111,7 @@ class BinaryResource(Resource):
 
     data: bytes
 
+    @override
     async def read(self) -> bytes:
         """Return the bytes."""
         return self.data
@@ -134,10 +137,12 @@ class FunctionResource(Resource):
             {"uri": uri, "name": signature.name, "fn": fn, "description": signature.description, **given}
         )
 
+    @override
     async def read(self) -> Any:
         """Return the content. Raises ValueError if the function fails."""
         return await self.read_for(Context())
 
+    @override
     async def read_for(self, context: Any) -> str | bytes:
         """Return the content for one call. Raises ValueError if the function fails."""
         with prefixed_errors(f"Error reading resource {self.uri}"):
@@ -150,12 +155,14 @@ class FileResource(Resource):
     path: Path
     is_binary: bool = False
 
+    @override
     def model_post_init(self, context: Any, /) -> None:
         """Read media types other than text as bytes. Raises ValueError for a relative path."""
         if not self.path.is_absolute():
             raise ValueError("Path must be absolute")
         self.is_binary = self.is_binary or not self.mime_type.startswith("text/")
 
+    @override
     async def read(self) -> str | bytes:
         """Return the content of the file. Raises ValueError if it can't be read."""
         try:
@@ -172,6 +179,7 @@ class DirectoryResource(Resource):
     pattern: str | None = None
     mime_type: str = Field(default="application/json", pattern=_MIME_TYPE)
 
+    @override
     def model_post_init(self, context: Any, /) -> None:
         """Raise ValueError for a relative path."""
         if not self.path.is_absolute():
@@ -183,6 +191,7 @@ class DirectoryResource(Resource):
             raise NotADirectoryError(f"Not a directory: {self.path}")
         return list((self.path.rglob if self.recursive else self.path.glob)(self.pattern or "*"))
 
+    @override
     async def read(self) -> str:
         """Return the list. Raises ValueError if the directory can't be read."""
         try:

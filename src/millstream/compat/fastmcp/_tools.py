@@ -13,6 +13,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.features import tools
 from millstream._server.features.sources import ItemSource
+from millstream._typing import override
 from millstream.compat.fastmcp._content import is_result, to_blocks, to_wire
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import ToolError, requires_url, tool_errors
@@ -184,6 +185,7 @@ class ToolItem(tools.Tool):
         super().__init__(source, meta=tool.meta)
         self._described = tool.describe()
 
+    @override
     def encode(self, value: Any, call: Call) -> bytes:
         """Encode the members of the result for the call's revision."""
         result: ToolOutput = value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from millstream._protocol.errors import LocalError
+from millstream._typing import override
 from millstream.extensions import Extension
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ class Apps(Extension):
         self._tool_of_view: dict[str, str] = {}
         """URI of a view -> a tool that is linked to it."""
 
+    @override
     def register(self, server: "Server") -> None:
         """Store the server that serves the views as resources."""
         self._server = server
 
+    @override
     def unmet(self, server: "Server") -> str:
         """Return an error if a tool links to a view that doesn't exist, because hosts couldn't show its results."""
         registry = server.registry

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from millstream._protocol.jsonrpc import encode
+from millstream._typing import override
 from millstream.extensions import Extension, ServerHost
 from millstream.extensions.cards._documents import CARD_TYPE, CATALOG_TYPE, CardIdentity, catalog, identify, server_card
 
@@ -19,6 +20,7 @@ class Cards(Extension):
     name = "io.modelcontextprotocol/server-card"
     settings = None
 
+    @override
     async def open(self, host: ServerHost) -> None:
         """Register the paths.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from millstream._typing import override
 from millstream.client import Client, ClientError, EventSubscription, ServerEvent
 from millstream.extensions import Extension, ServerHost
 
@@ -36,6 +37,7 @@ class ClaudeChannel(Extension):
         self._ready = asyncio.Event()
         self._host: ServerHost | None = None
 
+    @override
     async def open(self, host: ServerHost) -> None:
         """Start to check for the session. `forward` waits for it, so the first events aren't lost."""
         self._host = host

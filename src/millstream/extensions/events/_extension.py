@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpac
 from millstream._protocol.errors import LocalError
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.revisions import PER_REQUEST
+from millstream._typing import override
 from millstream.extensions import CallContext, Extension, ServerHost
 from millstream.extensions.events._catalog import EventCatalog
 from millstream.extensions.events._delivery import EventDelivery, Outbox, WebhookDelivery, retry_delay
@@ -162,6 +163,7 @@ class Events(Extension):
 
     # The server
 
+    @override
     def register(self, server: "Server") -> None:
         """Add the tool if `recent_events_tool` is set."""
         self._server = server
@@ -174,6 +176,7 @@ class Events(Extension):
             raise LocalError("The server isn't running.")
         return self._host
 
+    @override
     async def open(self, host: ServerHost) -> None:
         """Register the methods and start the deliveries."""
         hub, clock = host.hub, host.now
@@ -217,6 +220,7 @@ class Events(Extension):
         self._delivery.open()
         host.on_drain(self._delivery.close)
 
+    @override
     async def close(self) -> None:
         """Stop the deliveries."""
         if self._delivery is not None:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
 from millstream._protocol.skills import DIRECTORY, SKILL_FILE, SKILLS, Skill
+from millstream._typing import override
 from millstream.extensions import Extension, method
 from millstream.extensions.skills._folder import SkillError, SkillFolder, media_type
 from millstream.extensions.skills._function import FunctionSkill, SkillOptions, media_type_of, skill_of
@@ -47,6 +48,7 @@ class Skills(Extension):
         self._page_size = 0
         self._hints: dict[str, Any] = {}
 
+    @override
     def register(self, server: "Server") -> None:
         """Serve all files through one resource template."""
         self._server = server
@@ -54,6 +56,7 @@ class Skills(Extension):
             self._read_resource
         )
 
+    @override
     async def open(self, host: "ServerHost") -> None:
         """Read the settings."""
         self._page_size = host.settings.page_size

@@ -13,6 +13,7 @@ from millstream import Context, Principal, ProtocolError
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, LocalError
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import PER_REQUEST
+from millstream._typing import override
 from millstream.extensions import CustomResult, Extension, ListenSubscription, PendingCall, ServerHost
 from millstream.extensions.tasks._records import CHANGE_TOPIC, TaskRecord, TaskRecords, name_of
 from millstream.extensions.tasks._runner import TaskRunner
@@ -47,6 +48,7 @@ class TasksExtension(Extension):
         self._records: TaskRecords
         self._followers: set[_Follower] = set()
 
+    @override
     async def open(self, host: ServerHost) -> None:
         """Announce the extension, and settle the tasks of dead workers.
 
@@ -72,6 +74,7 @@ class TasksExtension(Extension):
         host.on_close(host.bus.subscribe(CHANGE_TOPIC, self._on_change, interrupted=self._all_changed))
         host.report("tasks", lambda: len(runner), limit=host.settings.max_tasks)
 
+    @override
     async def close(self) -> None:
         """Stop running tasks."""
         for follower in list(self._followers):

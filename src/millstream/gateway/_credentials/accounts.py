@@ -20,6 +20,7 @@ from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
 from millstream._server.calls.context import Context
+from millstream._typing import override
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
 from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.dpop import SCHEME, Proofs, wants_nonce
@@ -115,6 +116,7 @@ class PersonalCredentials(UpstreamCredentials):
         self._user_change = asyncio.Event()
         """Set after a user has connected or disconnected."""
 
+    @override
     async def close(self) -> None:
         """Finish running tasks."""
         await self._tokens.close()
@@ -134,6 +136,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # Lists
 
+    @override
     async def lister(self) -> str:
         """Return the link key of a connected user, waiting for one if necessary."""
         while True:
@@ -150,6 +153,7 @@ class PersonalCredentials(UpstreamCredentials):
         if len(self._list_failures) > _MAX_LISTERS:
             del self._list_failures[min(self._list_failures, key=self._list_failures.__getitem__)]
 
+    @override
     def auth(self, link_key: str) -> LinkAuth:
         """See `UpstreamCredentials.auth`."""
         return LinkAuth(self, self.caller(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
@@ -170,6 +174,7 @@ class PersonalCredentials(UpstreamCredentials):
 
     # Calls
 
+    @override
     def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         principal = call.principal
         if principal is None:
@@ -181,6 +186,7 @@ class PersonalCredentials(UpstreamCredentials):
         owner = owner_of(principal.id)
         return owner, LinkCaller({}, owner)
 
+    @override
     async def prepare(self, call: "Call") -> None:
         """See `UpstreamCredentials.prepare`."""
         owner, _ = self._identify(call)
@@ -188,6 +194,7 @@ class PersonalCredentials(UpstreamCredentials):
         if grant is None or (not grant.tokens.refresh_token and 0 < grant.tokens.expires_at <= time.time()):
             await self._ask(call, owner, grant, f"The server {self.upstream!r} requires your account there.")
 
+    @override
     async def recover(self, call: "Call", denied: AccessDenied) -> bool:
         """See `UpstreamCredentials.recover`."""
         lacks_scope = denied.status == 403 and "insufficient_scope" in denied.challenge
@@ -205,6 +212,7 @@ class PersonalCredentials(UpstreamCredentials):
         await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
 
+    @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the token of the user's connection, renewed if it's about to expire."""
         owner = caller.owner
@@ -218,10 +226,12 @@ class PersonalCredentials(UpstreamCredentials):
         proof = self._proofs.headers(tokens.proof_key, method, url, tokens.access_token)
         return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
 
+    @override
     async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Renew the token that was refused."""
         return await self._tokens.replace(caller.owner, sent.get("Authorization", "").partition(" ")[2], self._renew)
 
+    @override
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """See `Auth.learn_nonce`."""
         return self._proofs.learn(url, nonce) and wants_nonce(challenge)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from millstream._http.client.url import Url
 from millstream._protocol.errors import LocalError, ProtocolError, ToolError
 from millstream._server.calls.services import Services
+from millstream._typing import override
 from millstream.client._errors import AccessDenied, ConnectFailed
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
 from millstream.client._oauth.dpop import BoundKey, Proofs
@@ -63,6 +64,7 @@ class _TokenCredentials(UpstreamCredentials):
         digest = sha256("\n".join(parts).encode()).hexdigest()[:32]
         self._tokens = SharedTokens(services, f"gateway-token:{digest}:", ttl=_TOKEN_SECONDS, lossy=True)
 
+    @override
     async def close(self) -> None:
         """Finish running tasks."""
         await self._tokens.close()
@@ -112,11 +114,13 @@ class _TokenCredentials(UpstreamCredentials):
 class OwnCredentials(_TokenCredentials):
     """One token for all callers (RFC 6749 §4.4)."""
 
+    @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that all workers share."""
         grant = await self._tokens.get("own", self._renew)
         return {} if grant is None else _header(grant)
 
+    @override
     async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Request another token."""
         return await self._tokens.replace("own", _sent_token(sent), self._renew)
@@ -148,6 +152,7 @@ class ExchangedCredentials(_TokenCredentials):
         """Link key whose token failed to read the lists."""
         self._caller_event = asyncio.Event()
 
+    @override
     def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         principal, headers = call.principal, call.headers
         if principal is None or not principal.issuer or headers is None:
@@ -169,6 +174,7 @@ class ExchangedCredentials(_TokenCredentials):
         until = min(principal.until, float(exp)) if isinstance(exp, int | float) else principal.until
         return key, LinkCaller({}, principal.id, token.strip().decode("ascii"), until)
 
+    @override
     def link_key(self, call: "Call") -> str:
         """See `UpstreamCredentials.link_key`."""
         key = self._last_key = super().link_key(call)
@@ -181,6 +187,7 @@ class ExchangedCredentials(_TokenCredentials):
             with suppress(ToolError, ProtocolError):
                 self.link_key(call)
 
+    @override
     async def lister(self) -> str:
         """Return the link key of the most recent caller, waiting for one with a valid token."""
         while True:
@@ -202,6 +209,7 @@ class ExchangedCredentials(_TokenCredentials):
         """See `UpstreamCredentials.avoid_lister`."""
         self._failed_key = link_key
 
+    @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the token that was exchanged for the caller's current one."""
         if caller.until <= time.time():
@@ -214,6 +222,7 @@ class ExchangedCredentials(_TokenCredentials):
         grant = await self._tokens.get(_token_key(caller), renew)
         return {} if grant is None else _header(grant)
 
+    @override
     async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Exchange the caller's token again."""
         token = caller.token

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.suggestions import SuggestionMeta
+from millstream._typing import override
 
 _MAX_SECRET: Final = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
@@ -32,15 +33,19 @@ class SecretText:
         """Return the text."""
         return self._text
 
+    @override
     def __repr__(self) -> str:
         return "SecretText(…)"
 
+    @override
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SecretText) and other._text == self._text
 
+    @override
     def __hash__(self) -> int:
         return hash(self._text)
 
+    @override
     def __reduce__(self) -> str:
         raise TypeError("A secret can't be pickled or copied into a file.")
 
@@ -164,6 +169,7 @@ class _MachineGrant(_Grant, frozen=True, kw_only=True):
     resource: str = ""
     """Identifier of the upstream at the authorization server (RFC 8707); its URL by default."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.issuer) == bool(self.token_url):
@@ -175,6 +181,7 @@ class _MachineGrant(_Grant, frozen=True, kw_only=True):
 class ClientCredentials(_MachineGrant, frozen=True, kw_only=True, tag="client_credentials"):
     """The gateway's own access token, the same for all callers (RFC 6749 §4.4)."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.client_id or (self.client_secret is None and self.private_key is None):
@@ -194,6 +201,7 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
     client_metadata_url: str = ""
     """URL of a client metadata document (CIMD); by default this server's own."""
 
+    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.client_id and not self.issuer:

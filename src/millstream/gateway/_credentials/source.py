@@ -15,6 +15,7 @@ from msgspec import Struct
 from millstream._http.client.dial import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._protocol.errors import INTERNAL_ERROR, LocalError, ProtocolError, ToolError
+from millstream._typing import override
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.challenges import read_challenges
@@ -200,6 +201,7 @@ class LinkAuth:
                 f"There are no credentials for {self._credentials.upstream!r} at the moment. {exc}"
             ) from exc
 
+    @override
     def __repr__(self) -> str:
         return f"LinkAuth({self._credentials.upstream!r})"
 
@@ -233,10 +235,12 @@ class FixedCredentials(UpstreamCredentials):
             raise LocalError(f"The credentials of {owner} can't be sent: {exc}") from None
         return found
 
+    @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
         """Return the headers."""
         return self._headers
 
+    @override
     async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Read the files again, because a secret may have been rotated."""
         try:

@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from millstream._http.asgi.hosted_application import HostedApplication
 from millstream._http.message import Handler
 from millstream._protocol.principal import Principal
+from millstream._typing import override
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.gateway._programs.http import SIGN_IN, HttpSide
 
@@ -50,6 +51,7 @@ class ProgramAuth(AuthMethod):
         servers: object = found.get("authorization_servers")
         self.issuers = tuple(map(str, cast("list[object]", servers))) if isinstance(servers, list) else ()
 
+    @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the identity of a token's owner; None for an invalid token.
 
@@ -87,10 +89,12 @@ class ProgramAuth(AuthMethod):
         self._remember(caller_of(principal), user)
         return Identity(principal, seconds)
 
+    @override
     def holds(self, id: str) -> bool:
         """Return True: programs don't report revocations, so their verdicts are valid only for seconds."""
         return True
 
+    @override
     def paths(self) -> Mapping[str, Mapping[str, Handler]]:
         """Return the paths with the program's protected resource metadata."""
         return {each.path: dict.fromkeys(sorted(each.methods or _METHODS), self._hosted.serve) for each in self._paths}

@@ -13,6 +13,8 @@ from typing import Any
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
+from millstream._typing import override
+
 
 class ServerInput(ObjectReceiveStream[Any]):
     """Messages for the server."""
@@ -55,6 +57,7 @@ class ServerInput(ObjectReceiveStream[Any]):
         self._wake()
         self._admit(len(self._writers))
 
+    @override
     async def receive(self) -> Any:
         """Return the next message.
 
@@ -73,6 +76,7 @@ class ServerInput(ObjectReceiveStream[Any]):
         self._admit(1)
         return message
 
+    @override
     async def aclose(self) -> None:
         """Close the stream, discarding unread messages."""
         self._closed = True
@@ -104,6 +108,7 @@ class ServerOutput(ObjectSendStream[Any]):
         self._deliver = deliver
         self._closed = False
 
+    @override
     async def send(self, item: Any) -> None:
         """Deliver a message.
 
@@ -116,6 +121,7 @@ class ServerOutput(ObjectSendStream[Any]):
         if not self._deliver(item):
             raise BrokenResourceError
 
+    @override
     async def aclose(self) -> None:
         """Close the stream."""
         self._closed = True

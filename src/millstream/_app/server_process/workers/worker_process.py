@@ -24,6 +24,7 @@ from millstream._app.server_process.workers.messages import (
     WorkerStates,
 )
 from millstream._app.server_process.workers.slot import VARIABLE
+from millstream._typing import override
 
 STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
 PATIENCE: Final = 30.0
@@ -189,6 +190,7 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    @override
     def __str__(self) -> str:
         return f"Worker {self.hello.worker} (process {self.pid})"
 
