@@ -1,0 +1,52 @@
+"""What several owners share (a table, a queue, a number of bytes), so that no owner can use it up for the others."""
+
+
+class Share:
+    """Counts what each owner holds of something bounded, and refuses what exceeds the owner's share.
+
+    An owner is a principal; without sign-in, an address; or a session. The owner above its share is refused, and no
+    entry of another owner is evicted for it. Name in the error what is full, what the owner holds (`held`), and when
+    to try again. A share counts for one process.
+
+    Args:
+        maximum: what all owners may hold together: a number of entries, or of bytes.
+        each: what one owner may hold; half of `maximum` by default.
+
+    Example:
+        ::
+
+            watches = Share(1_000)
+            if not watches.take(call.owner):
+                raise ToolError(f"You follow {watches.held(call.owner)} resources. Unsubscribe from one first.")
+    """
+
+    __slots__ = ("_held", "each", "maximum", "used")
+
+    def __init__(self, maximum: int, *, each: int | None = None) -> None:
+        self.maximum: int = maximum
+        self.each: int = max(1, maximum // 2) if each is None else each
+        self.used: int = 0
+        """What all owners hold together."""
+        self._held: dict[str, int] = {}
+
+    def held(self, owner: str) -> int:
+        """Return what an owner holds."""
+        return self._held.get(owner, 0)
+
+    def take(self, owner: str, amount: int = 1) -> bool:
+        """Count an amount of an owner. Return False, and count nothing, if it exceeds the share or the maximum."""
+        held = self._held.get(owner, 0) + amount
+        if held > self.each or self.used + amount > self.maximum:
+            return False
+        self._held[owner] = held
+        self.used += amount
+        return True
+
+    def leave(self, owner: str, amount: int = 1) -> None:
+        """Give back an amount that `take` has counted."""
+        self.used -= amount
+        held = self._held[owner] - amount
+        if held:
+            self._held[owner] = held
+        else:
+            del self._held[owner]
