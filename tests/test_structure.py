@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
 LAYERS = [
     "_version",
-    "_typing",
+    "_override",
     "_protocol",
     "_config",
     "_env_file",
@@ -160,7 +160,7 @@ def test_imports_point_down() -> None:
 
 BEYOND_THE_INTERFACE = {
     "millstream._frontmatter": "the client checks the frontmatter of skills by the same reader",
-    "millstream._typing": "typing.override for Python 3.11, as a stranger would import from typing_extensions",
+    "millstream._override": "typing.override for Python 3.11, as a stranger would import from typing_extensions",
 }
 """What extensions of the package import beyond public names, and why."""
 

@@ -5,7 +5,7 @@ def test_an_owner_holds_at_most_half_and_others_get_the_rest() -> None:
     share = Share(10)
     assert [share.take("mallory") for _ in range(7)] == [True] * 5 + [False] * 2
     assert [share.take("ada", 2) for _ in range(3)] == [True, True, False]
-    assert (share.held("mallory"), share.held("ada"), share.used) == (5, 4, 9)
+    assert (share.count("mallory"), share.count("ada"), share.used) == (5, 4, 9)
 
 
 def test_what_an_owner_gives_back_can_be_taken_again() -> None:
@@ -15,4 +15,4 @@ def test_what_an_owner_gives_back_can_be_taken_again() -> None:
     share.leave("ada")
     assert share.take("ada")
     share.leave("ada")
-    assert (share.held("ada"), share.used) == (0, 0)
+    assert (share.count("ada"), share.used) == (0, 0)

@@ -8,7 +8,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from millstream._typing import override
+from millstream._override import override
 
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = ("", ".exceptions", ".prompts", ".prompts.base", ".resources", ".server", ".tools", ".utilities",

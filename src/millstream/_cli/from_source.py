@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from millstream._typing import override
+from millstream._override import override
 
 _folders: list[Path] = []
 

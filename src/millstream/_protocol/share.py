@@ -5,7 +5,7 @@ class Share:
     """Counts what each owner holds of something bounded, and refuses what exceeds the owner's share.
 
     An owner is a principal; without sign-in, an address; or a session. The owner above its share is refused, and no
-    entry of another owner is evicted for it. Name in the error what is full, what the owner holds (`held`), and when
+    entry of another owner is evicted for it. Name in the error what is full, what the owner holds (`count`), and when
     to try again. A share counts for one process.
 
     Args:
@@ -17,7 +17,7 @@ class Share:
 
             watches = Share(1_000)
             if not watches.take(call.owner):
-                raise ToolError(f"You follow {watches.held(call.owner)} resources. Unsubscribe from one first.")
+                raise ToolError(f"You follow {watches.count(call.owner)} resources. Unsubscribe from one first.")
     """
 
     __slots__ = ("_held", "each", "maximum", "used")
@@ -29,8 +29,8 @@ class Share:
         """What all owners hold together."""
         self._held: dict[str, int] = {}
 
-    def held(self, owner: str) -> int:
-        """Return what an owner holds."""
+    def count(self, owner: str) -> int:
+        """Return the amount an owner holds."""
         return self._held.get(owner, 0)
 
     def take(self, owner: str, amount: int = 1) -> bool:

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from msgspec import Struct
 
-from millstream._typing import override
+from millstream._override import override
 
 _RESERVED = ":/?#[]@!$&'()*+,;="
 _HEX = frozenset("0123456789ABCDEFabcdef")

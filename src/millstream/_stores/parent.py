@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from millstream._typing import override
+from millstream._override import override
 
 
 class ParentAddress(Struct, frozen=True):

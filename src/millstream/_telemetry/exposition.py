@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, GCCollector, Metric, ProcessCol
 from prometheus_client.registry import Collector
 
 from millstream._http.message import HttpRequest, Response
+from millstream._override import override
 from millstream._telemetry.metrics import Merge, Metrics, Reading
-from millstream._typing import override
 
 _HEAD: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
 _CUMULATIVE_KINDS: Final = ("counter", "histogram")

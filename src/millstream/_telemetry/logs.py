@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import msgspec
 
 from millstream._config import Settings
-from millstream._typing import override
+from millstream._override import override
 
 HIDDEN = "***"
 MAX_TEXT = 8192

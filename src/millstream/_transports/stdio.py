@@ -18,12 +18,12 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
+from millstream._override import override
 from millstream._protocol.errors import PARSE_ERROR
 from millstream._protocol.jsonrpc import error_message
 from millstream._protocol.lines import LineSplitter
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection
-from millstream._typing import override
 
 _CHUNK = 256 * 1024
 _LAST_SECONDS = 1.0

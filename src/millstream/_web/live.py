@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, Sink, last_event_id, query_value
 from millstream._http.problems import plain_problem
+from millstream._override import override
 from millstream._protocol import sse
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import expiry_of
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
-from millstream._typing import override
 from millstream.hub import Forbidden, InvalidName, TooMany
 
 logger = logging.getLogger("millstream")

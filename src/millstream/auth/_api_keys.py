@@ -6,9 +6,9 @@ from collections.abc import Callable
 from hmac import compare_digest
 from math import inf
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
-from millstream._typing import override
 from millstream.auth._key_file import KeyFile, StoredKey, digest_of
 from millstream.auth._method import AuthMethod, Identity
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from millstream._http.client.fetch import FetchedDocument, OutboundError
-from millstream._typing import override
+from millstream._override import override
 from millstream.auth._claims import TokenRules, judge
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
 from millstream._http.message import Handler, HttpRequest, Response
+from millstream._override import override
 from millstream._server.calls.services import Services
-from millstream._typing import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.code_flow import CodeFlow
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-from millstream._typing import override
+from millstream._override import override
 from millstream.auth._claims import TokenRules, judge
 from millstream.auth._jose import InvalidToken, PublicKey, read_header, verify
 from millstream.auth._method import AuthMethod, Identity

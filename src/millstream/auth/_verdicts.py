@@ -6,8 +6,8 @@ force a signature check or a request to the issuer for each request of other cal
 
 from typing import NamedTuple
 
+from millstream._override import override
 from millstream._protocol.principal import Principal
-from millstream._typing import override
 
 _MAX_ENTRIES = 4096
 _MAX_PER_PRINCIPAL = 256

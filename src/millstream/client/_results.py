@@ -8,9 +8,9 @@ from typing import Any, TypeVar, cast, get_origin
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.messages import CallToolResult
-from millstream._typing import override
 from millstream.client._errors import BadAnswer, ToolFailed
 
 T = TypeVar("T")

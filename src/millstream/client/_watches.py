@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
-from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
 from millstream.client._negotiation import Connection

@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 import msgspec
 from msgspec import Raw, Struct, structs
 
+from millstream._override import override
 from millstream._protocol import projection
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
@@ -24,7 +25,6 @@ from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
-from millstream._typing import override
 from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
 from millstream.gateway._bridge import forward, no_response_error

@@ -24,6 +24,7 @@ from msgspec import structs
 from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
+from millstream._override import override
 from millstream._protocol import projection
 from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import ToolError
@@ -35,7 +36,6 @@ from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import encode_result
-from millstream._typing import override
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description

@@ -21,9 +21,9 @@ from typing import cast
 
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
-from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport

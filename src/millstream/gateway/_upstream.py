@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import msgspec
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol.json_schema import members
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._stores.base import Store
-from millstream._typing import override
 from millstream.client._conversation import Conversation
 from millstream.client._errors import AccessDenied, ClientError, Failure, TargetError
 from millstream.client._options import Options

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
+from millstream._override import override
 from millstream._parts import Host
 from millstream._protocol.admission import target_name
 from millstream._server.calls.call import Call
 from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
 from millstream._telemetry.messages import session_hash
-from millstream._typing import override
 
 logger = logging.getLogger("millstream")
 

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from typing import Any
 
 from millstream._app.parts import OwnPart
+from millstream._override import override
 from millstream._parts import Host
 from millstream._stores.base import Store
-from millstream._typing import override
 from millstream.hub._bus import InboundBridge, OutboundBridge, backoff
 
 _CLOSE: float = 5.0

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from millstream._cli.tables import brief, one_line, safe, safe_json
-from millstream._typing import override
+from millstream._override import override
 from millstream.agent._events import (
     AnswerEnd,
     AssistantMessage,

@@ -18,7 +18,7 @@ from millstream._http.compression import FROM_BYTES, compress
 from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
-from millstream._typing import override
+from millstream._override import override
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from millstream._http.close_signal import CloseSignal
-from millstream._typing import override
+from millstream._override import override
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 

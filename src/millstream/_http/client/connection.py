@@ -16,7 +16,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from millstream._http.client.body import Body
 from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TooLarge
 from millstream._http.client.url import Url
-from millstream._typing import override
+from millstream._override import override
 
 MAX_HEAD = 512 * 1024
 """Maximum bytes of a head or of trailers, because the parser buffers them."""

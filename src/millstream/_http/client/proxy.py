@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from millstream._http.client.errors import ConnectFailed, TargetError
 from millstream._http.client.url import Url
-from millstream._typing import override
+from millstream._override import override
 
 _MAX_HEAD = 64 * 1024
 

@@ -5,7 +5,7 @@ from urllib.parse import urljoin, urlsplit
 from msgspec import Struct
 
 from millstream._http.client.errors import TargetError
-from millstream._typing import override
+from millstream._override import override
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 

@@ -11,7 +11,7 @@ from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, 
 from millstream._http.server.replies import CLOSE, ReplyHeads
 from millstream._http.server.states import COMPLETES, EXPECTED
 from millstream._http.server.stream import Channel, HttpReplyStream
-from millstream._typing import override
+from millstream._override import override
 
 
 class ReplyContext(Protocol):

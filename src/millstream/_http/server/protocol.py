@@ -11,7 +11,7 @@ from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
 from millstream._http.server.replies import TOO_MANY_CONNECTIONS
 from millstream._http.server.states import DONE, EXPECTED
-from millstream._typing import override
+from millstream._override import override
 
 
 class HttpProtocol(asyncio.Protocol):

@@ -35,7 +35,7 @@ from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
 from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue
 from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket
-from millstream._typing import override
+from millstream._override import override
 
 PIECE = 8192
 """Maximum bytes passed to the parser at a time."""

@@ -15,7 +15,7 @@ from millstream._http.asgi.sink import Send
 from millstream._http.close_signal import LastFrame
 from millstream._http.websocket.compact_queue import CompactEvent
 from millstream._http.websocket.socket import Socket
-from millstream._typing import override
+from millstream._override import override
 
 EXTENSION = "millstream.websocket"
 """The key of the protocol object in the scope's extensions."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from millstream._http.asgi.sink import Send
 from millstream._http.websocket.socket import Socket
-from millstream._typing import override
+from millstream._override import override
 
 _HIGH_WATER = 64 * 1024
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from millstream._http.asgi.sink import Send
 from millstream._http.close_signal import CloseSignal
-from millstream._typing import override
+from millstream._override import override
 
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003

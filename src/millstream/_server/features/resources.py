@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, Unpack
 
+from millstream._override import override
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
@@ -11,7 +12,6 @@ from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.results import encode_contents
-from millstream._typing import override
 
 HINTS = b',"ttlMs":0,"cacheScope":"private"'
 """A function may return a different value at any time, and for another caller."""

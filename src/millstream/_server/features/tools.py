@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, Unpack, cast
 
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol import projection
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError
@@ -26,7 +27,6 @@ from millstream._server.features.sources import Item, ItemSource, source_of
 from millstream._server.functions.callables import name_of, warn_author
 from millstream._server.functions.description import Labels, Names, check_options, describe_item
 from millstream._server.functions.results import ToolResult, encode_result, encode_value
-from millstream._typing import override
 
 
 class ToolOptions(Labels, total=False):

@@ -22,6 +22,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticSerializationError, SchemaError, core_schema
 from typing_extensions import TypedDict
 
+from millstream._override import override
 from millstream._protocol.json_schema import (
     LOOSE,
     NO_NUMBER,
@@ -62,7 +63,6 @@ from millstream._server.functions.problems import (
     list_names,
     place,
 )
-from millstream._typing import override
 
 MAX_ERRORS = 1_000
 """Above this number of problems, none is listed, because listing one means building all."""

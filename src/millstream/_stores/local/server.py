@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Store
 from millstream._stores.local.calls import (
@@ -43,7 +44,6 @@ from millstream._stores.parent import ParentAddress
 from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
-from millstream._typing import override
 
 PAUSE_BYTES: Final = 1024 * 1024
 """Unread bytes above which a worker's calls wait."""

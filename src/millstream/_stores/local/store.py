@@ -11,6 +11,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
+from millstream._override import override
 from millstream._stores.base import Entry, Log, Map, StoreUnavailable
 from millstream._stores.local.calls import (
     FLUSH,
@@ -29,7 +30,6 @@ from millstream._stores.local.calls import (
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.parent import ParentAddress
 from millstream._stores.store import BackendStore
-from millstream._typing import override
 
 PATIENCE: Final = 10.0
 """Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""

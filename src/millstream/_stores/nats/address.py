@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl, unquote
 
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._typing import override
 
 _PORT: Final = 4222
 _MAX_REPLICAS: Final = 5

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._typing import override
 
 SCHEMES: Final = {
     f"{scheme}{kind}": (scheme == "rediss", kind)

@@ -14,11 +14,11 @@ import msgspec
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._http.problems import plain_problem
 from millstream._limits.store_limiter import StoreLimiter
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
-from millstream._typing import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets

@@ -16,10 +16,10 @@ from typing import cast
 from msgspec import Struct
 
 from millstream._http.client.connection import too_large
+from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.lines import LineSplitter
 from millstream._protocol.revisions import Revision
-from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
 from millstream.client._transports.duplex import Duplex

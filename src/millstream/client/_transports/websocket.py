@@ -13,9 +13,9 @@ from millstream._http.client.connection import too_large
 from millstream._http.client.pool import connect_error, tls_error
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url, parse
+from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
-from millstream._typing import override
 from millstream.client._background import Background
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import BaseModel, Field
 
+from millstream._override import override
 from millstream._protocol.principal import Principal
-from millstream._typing import override
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.compat.fastmcp._signatures import current
 from millstream.compat.types import Url

@@ -18,8 +18,8 @@ from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
 from millstream._limits.global_limiter import GlobalLimiter
 from millstream._limits.store_limiter import StoreLimiter
+from millstream._override import override
 from millstream._server.calls.services import Services
-from millstream._typing import override
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply, see
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets

@@ -12,10 +12,10 @@ from urllib.parse import unquote
 from msgspec import Struct
 from pydantic import AnyUrl, BaseModel, BeforeValidator, ConfigDict, Field
 
+from millstream._override import override
 from millstream._server.calls.call import Call
 from millstream._server.features import resources
 from millstream._server.features.sources import ItemSource
-from millstream._typing import override
 from millstream.compat.fastmcp._content import to_text, to_wire
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import prefixed_errors, protocol_errors

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol import projection
 from millstream._protocol.errors import Cancelled, Declined, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
 from millstream._server.features import tools
 from millstream._server.features.sources import ItemSource
-from millstream._typing import override
 from millstream.compat.fastmcp._content import is_result, to_blocks, to_wire
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._exceptions import ToolError, requires_url, tool_errors

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._typing import override
 from millstream.extensions import Extension
 
 if TYPE_CHECKING:

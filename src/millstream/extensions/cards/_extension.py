@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from millstream._override import override
 from millstream._protocol.jsonrpc import encode
-from millstream._typing import override
 from millstream.extensions import Extension, ServerHost
 from millstream.extensions.cards._documents import CARD_TYPE, CATALOG_TYPE, CardIdentity, catalog, identify, server_card
 

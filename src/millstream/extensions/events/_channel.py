@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._typing import override
+from millstream._override import override
 from millstream.client import Client, ClientError, EventSubscription, ServerEvent
 from millstream.extensions import Extension, ServerHost
 

@@ -5,10 +5,10 @@ import ssl
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack, get_args
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.revisions import PER_REQUEST
-from millstream._typing import override
 from millstream.extensions import CallContext, Extension, ServerHost
 from millstream.extensions.events._catalog import EventCatalog
 from millstream.extensions.events._delivery import EventDelivery, Outbox, WebhookDelivery, retry_delay

@@ -15,12 +15,12 @@ import msgspec
 from msgspec import Struct, structs
 
 from millstream._http.client.url import Url, parse
+from millstream._override import override
 from millstream._parts import Host
 from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
 from millstream._server.calls.context import Context
-from millstream._typing import override
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
 from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.dpop import SCHEME, Proofs, wants_nonce
@@ -147,7 +147,8 @@ class PersonalCredentials(UpstreamCredentials):
                     return owner
             await self._user_change.wait()
 
-    def pass_over(self, link_key: str) -> None:
+    @override
+    def avoid_lister(self, link_key: str) -> None:
         """See `UpstreamCredentials.avoid_lister`."""
         self._list_failures[link_key] = time.monotonic()
         if len(self._list_failures) > _MAX_LISTERS:

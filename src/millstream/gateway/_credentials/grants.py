@@ -8,9 +8,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from millstream._http.client.url import Url
+from millstream._override import override
 from millstream._protocol.errors import LocalError, ProtocolError, ToolError
 from millstream._server.calls.services import Services
-from millstream._typing import override
 from millstream.client._errors import AccessDenied, ConnectFailed
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
 from millstream.client._oauth.dpop import BoundKey, Proofs
@@ -205,7 +205,8 @@ class ExchangedCredentials(_TokenCredentials):
             else:
                 await self._caller_event.wait()
 
-    def pass_over(self, link_key: str) -> None:
+    @override
+    def avoid_lister(self, link_key: str) -> None:
         """See `UpstreamCredentials.avoid_lister`."""
         self._failed_key = link_key
 

@@ -12,9 +12,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.suggestions import SuggestionMeta
-from millstream._typing import override
 
 _MAX_SECRET: Final = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from millstream._http.client.dial import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
+from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, LocalError, ProtocolError, ToolError
-from millstream._typing import override
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.challenges import read_challenges

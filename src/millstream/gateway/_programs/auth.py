@@ -14,8 +14,8 @@ from starlette.requests import HTTPConnection
 
 from millstream._http.asgi.hosted_application import HostedApplication
 from millstream._http.message import Handler
+from millstream._override import override
 from millstream._protocol.principal import Principal
-from millstream._typing import override
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.gateway._programs.http import SIGN_IN, HttpSide
 

@@ -13,7 +13,7 @@ from typing import Any
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
-from millstream._typing import override
+from millstream._override import override
 
 
 class ServerInput(ObjectReceiveStream[Any]):

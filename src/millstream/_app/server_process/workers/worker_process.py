@@ -24,7 +24,7 @@ from millstream._app.server_process.workers.messages import (
     WorkerStates,
 )
 from millstream._app.server_process.workers.slot import VARIABLE
-from millstream._typing import override
+from millstream._override import override
 
 STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
 PATIENCE: Final = 30.0

@@ -1,4 +1,4 @@
-"""Typing names that Python 3.11 lacks, for type checkers only: importing typing_extensions takes a tenth of a start."""
+"""`typing.override` for Python 3.11, without the 10 ms that importing typing_extensions takes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
