@@ -1,0 +1,202 @@
+"""The second tenant doesn't notice: one tenant uses up something that both share, and the other one is still served.
+
+To add a case, write an async function that builds the real thing, and add it to the table at the end. Each returns a
+`Shared`: `hold` takes one more for a tenant and keeps it, `use` is a complete operation of a tenant that needs some of
+it, and `error` matches what the first tenant reads once it can't hold more. Both return the error of the operation, or
+an empty string. Whatever must end with the test goes on the exit stack.
+"""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, NamedTuple
+
+import pytest
+
+from fleet import until
+from http_peer import Peer, RunningServer, serve
+from millstream import Client, Context, Server, Settings, auth
+from patience import WAIT
+from wire import Json, encode_headers, encode_request, per_request, routing
+
+
+class Tenant(NamedTuple):
+    """A principal at an address of its own."""
+
+    name: str
+    key: str
+    address: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers with its credentials."""
+        return {"authorization": f"Bearer {self.key}"}
+
+
+ALICE = Tenant("alice", "alice-has-a-key-of-some-length", "127.0.0.2")
+BOB = Tenant("bob", "bob-has-another-of-some-length", "127.0.0.3")
+MANY = 100
+"""Far more than one tenant may hold of anything in these cases."""
+HANDSHAKE = "2025-11-25"
+FORM: Json = {"type": "object", "properties": {"x": {"type": "integer"}}}
+
+Operation = Callable[[Tenant], Awaitable[str]]
+Case = Callable[[AsyncExitStack], Awaitable["Shared"]]
+
+
+class Shared(NamedTuple):
+    """Something that both tenants use."""
+
+    hold: Operation
+    use: Operation
+    error: str
+
+
+def make_server(**settings: Any) -> Server:
+    """Return a server with both tenants."""
+    guard = auth.keys(named={each.name: each.key for each in (ALICE, BOB)})
+    return Server("front", auth=guard, settings=Settings(key="a secret of the tests that is long enough", **settings))
+
+
+async def run(stack: AsyncExitStack, mcp: Server) -> RunningServer:
+    """Serve until the test ends."""
+    await stack.enter_async_context(mcp.running())
+    return await stack.enter_async_context(serve(mcp))
+
+
+async def connect(stack: AsyncExitStack, running: RunningServer, tenant: Tenant, **options: Any) -> Client:
+    """Return a tenant's client, with a session in the handshake era."""
+    url = f"http://127.0.0.1:{running.port}/mcp"
+    return await stack.enter_async_context(Client(url, headers=tenant.headers, timeout=WAIT, **options))
+
+
+async def send(
+    stack: AsyncExitStack, running: RunningServer, tenant: Tenant, method: str, params: Json, *, missing: int = 0
+) -> tuple[Peer, bytes]:
+    """POST a request of the per-request era from the tenant's address, without its last `missing` bytes.
+
+    Returns:
+        The connection, and the missing bytes.
+    """
+    sock = socket.socket()
+    sock.bind((tenant.address, 0))  # all of 127.0.0.0/8 is this machine
+    sock.connect(("127.0.0.1", running.port))
+    sock.setblocking(False)
+    peer = Peer(*await asyncio.open_connection(sock=sock))
+    stack.callback(peer.close)
+    headers = {**routing(method, params.get("name", "")), **tenant.headers}
+    body = json.dumps(per_request(method, params, elicitation={"form": {}})).encode()
+    data = encode_request("POST", "/mcp", encode_headers(headers), body)
+    end = len(data) - missing
+    await peer.send(data[:end])
+    return peer, data[end:]
+
+
+async def parked_calls(stack: AsyncExitStack) -> Shared:
+    """Calls that wait at an upstream of the handshake era for an answer."""
+    there = Server("there")
+
+    @there.tool
+    async def ask(ctx: Context, note: str) -> str:
+        return str((await ctx.elicit("Well?", FORM))["x"])
+
+    mcp = make_server(max_questions=6, max_questions_per_principal=3)
+    mcp.upstream("there", there, prefix="", revision=HANDSHAKE, start_timeout=WAIT, timeout=WAIT)
+    running = await run(stack, mcp)
+
+    async def post(tenant: Tenant, **more: Any) -> Json:
+        params = {"name": "ask", "arguments": {"note": "x"}, **more}
+        peer, _ = await send(stack, running, tenant, "tools/call", params)
+        return dict(json.loads((await peer.reply())[2])["result"])
+
+    async def hold(tenant: Tenant) -> str:
+        result = await post(tenant)
+        return "" if result["resultType"] == "input_required" else str(result["content"][0]["text"])
+
+    async def use(tenant: Tenant) -> str:
+        asked = await post(tenant)
+        if asked["resultType"] != "input_required":
+            return str(asked["content"][0]["text"])
+        answers = {each: {"action": "accept", "content": {"x": 7}} for each in asked["inputRequests"]}
+        result = await post(tenant, inputResponses=answers, requestState=asked["requestState"])
+        return "" if result["content"][0]["text"] == "7" else str(result)
+
+    return Shared(hold, use, "Too many questions")
+
+
+async def links(stack: AsyncExitStack) -> Shared:
+    """Connections to an upstream with a session for each session of its callers."""
+    there, started = Server("there"), list[str]()
+
+    @there.tool
+    async def work(wait: bool) -> str:
+        if wait:
+            started.append("")
+            await asyncio.Event().wait()
+        return "worked"
+
+    mcp = make_server()
+    mcp.upstream("there", there, prefix="", revision=HANDSHAKE, max_links=8, start_timeout=WAIT, timeout=WAIT)
+    return await calls_of(stack, await run(stack, mcp), "work", lambda: len(started), "can't be reached")
+
+
+async def calls_of(
+    stack: AsyncExitStack, running: RunningServer, tool: str, count_started: Callable[[], int], error: str
+) -> Shared:
+    """Return a case of tool calls, each in a session of its own, that can wait until the test ends."""
+
+    async def hold(tenant: Tenant) -> str:
+        client, before = await connect(stack, running, tenant, revision=HANDSHAKE), count_started()
+        call = asyncio.create_task(client.call(tool, wait=True, raise_on_error=False))
+        stack.callback(call.cancel)
+        await until(lambda: call.done() or count_started() > before)
+        return call.result().text if call.done() else ""
+
+    async def use(tenant: Tenant) -> str:
+        client = await connect(stack, running, tenant, revision=HANDSHAKE)
+        result = await client.call(tool, wait=False, raise_on_error=False)
+        return result.text if result.is_error else ""
+
+    return Shared(hold, use, error)
+
+
+async def request_bytes(stack: AsyncExitStack) -> Shared:
+    """Bodies of requests in arrival, which belong to an address."""
+    running = await run(stack, make_server(max_unfinished=40_000, max_body=20_000))
+    budget = running.guard.unfinished
+
+    async def hold(tenant: Tenant) -> str:
+        before = budget.used
+        peer, _ = await send(stack, running, tenant, "server/discover", {"note": "x" * 8_000}, missing=1)
+        reply = asyncio.create_task(peer.reply())
+        stack.callback(reply.cancel)
+        await until(lambda: reply.done() or budget.used > before)
+        return reply.result()[2].decode() if reply.done() else ""
+
+    async def use(tenant: Tenant) -> str:
+        peer, rest = await send(stack, running, tenant, "server/discover", {"note": "x" * 8_000}, missing=1)
+        await peer.send(rest)
+        status, _, text = await peer.reply()
+        return "" if status == 200 else text.decode()
+
+    return Shared(hold, use, "too much data")
+
+
+CASES: list[Case] = [parked_calls, links, request_bytes]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+async def test_second_tenant_does_not_notice(case: Case) -> None:
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        shared = await case(stack)
+        assert not await shared.use(BOB)  # from now on, both tenants are known
+        error, held = "", 0
+        while not error and held < MANY:
+            error = await shared.hold(ALICE)
+            held += 1
+        assert re.search(shared.error, error), error
+        assert held > 1
+        assert not await shared.use(BOB)
