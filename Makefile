@@ -64,9 +64,9 @@ format: $(VENV)/.test ## rewrite the sources in the one format
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## run every test but those of the night (ARGS= goes to pytest)
-	@scripts/apt chromium-headless-shell || scripts/apt chromium
-	@scripts/apt apache2-bin curl fish haproxy nginx rabbitmq-server redis-server strace tmux zsh
-	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
+	-@scripts/apt chromium-headless-shell || scripts/apt chromium
+	-@scripts/apt apache2-bin curl fish haproxy nginx rabbitmq-server redis-server strace systemd tmux zsh
+	-@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) -m "$(DAY)" $(ARGS)
 
 unit: $(VENV)/.test ## run the tests that need no Node, server process, other package or many inputs

@@ -6,6 +6,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from programs import require_program
+
 _ROWS = 64
 _SOURCE = Path(__file__).parent / "scale" / "shifted_clock.c"
 
@@ -14,7 +16,7 @@ def clock_library(folder: Path) -> Path:
     """Return the library. `make test` installs a compiler if possible."""
     library = folder / "shifted_clock.so"
     if not library.exists():
-        command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
+        command = [require_program("cc"), "-shared", "-fPIC", "-O2", "-o", str(library), str(_SOURCE), "-ldl"]
         subprocess.run(command, check=True)
     return library
 

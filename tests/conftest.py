@@ -9,12 +9,14 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
 
 import property_settings  # noqa: F401  loads the profile of Hypothesis
 from processes import RunState
+from programs import describe_missing
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -142,6 +144,28 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         if report.when == "call" or not passed:
             item.ihook.pytest_runtest_logreport(report=report)
     return True
+
+
+def _describe_missing_programs(config: pytest.Config) -> list[str]:
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [] if reporter is None else reporter.stats.get("skipped", [])
+    return describe_missing(str(report.longrepr) for report in skipped)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run in CI that left tests out."""
+    if os.environ.get("CI") and _describe_missing_programs(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """End the run with what it left out for lack of a program, and how to install that."""
+    lines = _describe_missing_programs(config)
+    if lines:
+        terminalreporter.section("left out")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

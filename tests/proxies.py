@@ -1,28 +1,16 @@
 """Run nginx or HAProxy in front of workers."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from processes import free_port, run_server
+from programs import find_program, needs
 
-_PATH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
-NGINX = shutil.which("nginx", path=_PATH)
-HAPROXY = shutil.which("haproxy", path=_PATH)
-
-
-def _needs(program: str, found: str | None) -> pytest.MarkDecorator:
-    """Skip the test if the program is missing, or fail in CI."""
-    why = f"{program} is not installed; make test installs it where it may"
-    return pytest.mark.skipif(found is None and not os.environ.get("CI"), reason=why)
-
-
-NEEDS_NGINX = _needs("nginx", NGINX)
-NEEDS_HAPROXY = _needs("haproxy", HAPROXY)
+NGINX = find_program("nginx")
+HAPROXY = find_program("haproxy")
+NEEDS_NGINX = needs("nginx")
+NEEDS_HAPROXY = needs("haproxy")
 # No keep-alive to backends: each request opens a connection, which any worker may accept.
 _SITE = """
 upstream workers { %s }

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from nats_parts import free_ports
+from programs import MISSING
 from redis_parts import until
 
 _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -77,8 +78,7 @@ _shared: list[RabbitServer] = []
 def shared_rabbit() -> RabbitServer:
     """Return the node for all tests of this process."""
     if not _SERVER.exists() or shutil.which("epmd") is None:
-        assert not os.environ.get("CI"), "rabbitmq-server is not installed; make test installs it where it may"
-        pytest.skip("rabbitmq-server is not installed; make test installs it where it may")
+        pytest.skip(f"{MISSING}rabbitmq-server")
     if not _shared:
         _shared.append(RabbitServer())
         atexit.register(_shared[0].close)

@@ -3,8 +3,6 @@
 import asyncio
 import atexit
 import inspect
-import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -25,6 +23,7 @@ from millstream._stores.redis.store import RedisStore
 from millstream._stores.workers import Leases
 from patience import WAIT
 from processes import RunState, free_port, kill_with_parent
+from programs import require_program
 
 TTL = 300.0
 LEASE = 2.0
@@ -32,12 +31,8 @@ LEASE = 2.0
 
 
 def redis_server() -> str:
-    """Return the path of redis-server. If it's missing, skip the test, or fail in CI."""
-    found = shutil.which("redis-server")
-    if found is None:
-        assert not os.environ.get("CI"), "redis-server is not installed; make test installs it where it may"
-        pytest.skip("redis-server is not installed; make test installs it where it may")
-    return found
+    """Return the path of redis-server. If it's missing, skip the test."""
+    return require_program("redis-server")
 
 
 def ask(port: int, *command: str) -> Any:

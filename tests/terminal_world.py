@@ -1,6 +1,5 @@
 """A terminal of a given width in tmux: typed input, and visible output."""
 
-import shutil
 import subprocess
 import sys
 import time
@@ -9,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
-
 from patience import WAIT
+from programs import needs
 
-needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux isn't installed; `make test` installs it")
+needs_tmux = needs("tmux")
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from patience import WAIT
 from processes import ROOT, SharedServer, run_command, share_server
+from programs import require_program
 
 pytestmark = pytest.mark.server
 
@@ -19,7 +20,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The load program, compiled by the system's compiler."""
     built = tmp_path_factory.mktemp("load") / "subscribers"
     sources = sorted(str(path) for path in (ROOT / "benches" / "load").glob("*.c"))
-    subprocess.run(["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(built), *sources], check=True)
+    subprocess.run(
+        [require_program("cc"), "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", str(built), *sources],
+        check=True,
+    )
     return built
 
 

@@ -1,7 +1,6 @@
 import asyncio
 import json
 import re
-import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from millstream import Server, auth
 from millstream._app.argument_checks import check_auth
 from patience import WAIT
 from processes import free_port
+from programs import needs
 from scripts.docs import ROOT
 from wire import request
 
@@ -71,7 +71,7 @@ async def test_tokens_page_examples_work() -> None:
             assert (await world.call("another", "who")).status == 401
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
+@needs("openssl")
 async def test_authorization_server_page_commands_work(
     tmp_path: Path,
 ) -> None:

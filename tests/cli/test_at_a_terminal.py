@@ -13,11 +13,12 @@ import pytest
 
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_command, share_server
+from programs import needs
 
 TMUX = shutil.which("tmux")
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(TMUX is None, reason="tmux isn't installed; make test installs it where it may"),
+    needs("tmux"),
 ]
 SHOP = ROOT / "tests" / "client" / "shop.py"
 LINES = 50

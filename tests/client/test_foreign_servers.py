@@ -1,5 +1,4 @@
 import asyncio
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from millstream.client import Failure, Options, ToolFailed
 from millstream.client._questions import Question
 from patience import WAIT
 from processes import NODE, ROOT, SharedServer, share_server
+from programs import require_program
 
 pytestmark = pytest.mark.server
 
@@ -206,9 +206,7 @@ async def test_published_fetch_server_works(site: str, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def go_server(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Go server of the benchmark, built anew."""
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("Go isn't installed, and the Go SDK's server must be built with it.")
+    go = require_program("go")
     target = tmp_path_factory.mktemp("go") / "official"
     command = [go, "build", "-C", "benches/go", "-o", str(target), "./official"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=10 * WAIT, capture_output=True)

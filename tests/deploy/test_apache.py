@@ -1,6 +1,5 @@
 import asyncio
 import json
-import shutil
 from pathlib import Path
 
 import httpx2
@@ -10,14 +9,13 @@ from websockets.asyncio.client import connect
 from millstream import Client
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
+from programs import MISSING, find_program
 
-APACHE = shutil.which("apache2") or shutil.which("httpd")
+APACHE = find_program("apache2", "httpd")
 MODULES = Path("/usr/lib/apache2/modules")
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(
-        APACHE is None or not MODULES.is_dir(), reason="Apache isn't installed: scripts/apt apache2-bin"
-    ),
+    pytest.mark.skipif(APACHE is None or not MODULES.is_dir(), reason=f"{MISSING}apache2"),
 ]
 LOADED = ("mpm_event", "authz_core", "alias", "proxy", "proxy_http", "proxy_wstunnel")
 

@@ -2,7 +2,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import ssl
 import subprocess
 import sys
@@ -15,13 +14,14 @@ import pytest
 
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server, wait_for_port
+from programs import needs
 from proxies import NEEDS_NGINX, NGINX
 from redis_parts import RedisServer
 
 pytestmark = [
     pytest.mark.server,
     NEEDS_NGINX,
-    pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate"),
+    needs("openssl"),
 ]
 KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 CLIENT = {"name": "t", "version": "1"}
@@ -190,7 +190,7 @@ def test_image_command_and_health_check_run(tmp_path: Path, monkeypatch: pytest.
         assert process.wait(WAIT) == 0
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+@needs("systemd-analyze")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for name in ("millstream.socket", "millstream.service"):
         text = (ROOT / "deploy" / "systemd" / name).read_text("utf-8")

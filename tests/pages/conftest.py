@@ -4,7 +4,6 @@ The browser is Debian's headless Chromium, driven by Playwright. A test fails at
 logged a console error, raised an exception, or violated its Content-Security-Policy.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from pages_world import OpenPage, PagePool
 from patience import WAIT
 from processes import SharedServer, run_command, share_server
+from programs import require_program
 
 WAIT_MS = WAIT * 1000
 ARGUMENTS = [
@@ -33,8 +33,7 @@ def launch_browser() -> Iterator[Callable[[], Browser]]:
 
     The scope isn't the session, because Playwright's event loop blocks this thread for other tests.
     """
-    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-    assert program is not None, "These tests need Debian's chromium-headless-shell, or its chromium."
+    program = require_program("chromium", "chromium-headless-shell")
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         found: list[Browser] = []

@@ -2,7 +2,6 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,6 +20,7 @@ from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
 from millstream._stores.sqlite import writer as sqlite_writer
 from millstream._stores.sqlite.location import locate
 from millstream._stores.sqlite.store import SqliteStore
+from programs import require_program
 from property_settings import NIGHTLY
 from store_parts import TTL, append, data_of, read_all
 
@@ -248,10 +248,7 @@ async def test_kill_9_loses_no_acknowledged_data(path: Path, durability: str) ->
 @pytest.mark.server
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 async def test_disk_failure_loses_no_acknowledged_data(path: Path, call: str) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
-        assert "CI" not in os.environ, "install strace"
-        pytest.skip("strace isn't installed (make test installs it where it may)")
+    strace = require_program("strace")
     chance = random.Random(7)
     failures = 0
     sure: dict[int, bytes] = {}

@@ -1,7 +1,5 @@
 import asyncio
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -9,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+
+from programs import require_program
 
 WRITER = Path(__file__).with_name("sqlite_writer.py")
 CALL = re.compile(r"^(\d+) +(\w+)\((\d+)(.*)$")
@@ -67,10 +67,7 @@ def test_strace_records_are_parsed() -> None:
 @pytest.mark.server
 @pytest.mark.parametrize("durability", ["full", "normal"])
 async def test_full_durability_syncs_before_acknowledging(tmp_path: Path, durability: str) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
-        assert "CI" not in os.environ, "install strace"
-        pytest.skip("strace isn't installed (make test installs it where it may)")
+    strace = require_program("strace")
     record = tmp_path / "record"
     url = f"sqlite:///{tmp_path}/store.db?durability={durability}"
     command = [
