@@ -1,4 +1,7 @@
-"""Hello Server over the network: HTTP with server-sent events at http://127.0.0.1:8000/sse."""
+"""Hello Server over the network: HTTP with server-sent events at http://127.0.0.1:8000/sse.
+
+``pip install millstream``, then ``python servernetwork.py``.
+"""
 
 import argparse
 

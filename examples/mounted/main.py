@@ -1,4 +1,5 @@
-"""A FastAPI application with two servers: /echo/mcp and /math/mcp. Start it with ``uvicorn main:app`` in this folder.
+"""A FastAPI application with two servers: /echo/mcp and /math/mcp. In this folder,
+``pip install -r requirements.txt``, then ``uvicorn main:app``.
 
 Sessions are there for clients that want them. ``MILLSTREAM_SESSIONS=false`` serves every request by itself, and
 ``MILLSTREAM_JSON_ONLY=true`` answers without event streams.
