@@ -1,7 +1,7 @@
 """Every fixture that the official conformance suite asks of a server, one function each.
 
-After ``pip install "millstream[schema]"``, run it with ``millstream run examples/everything.py --port 8001`` and point the
-suite at ``/mcp``. The first tool takes no arguments and the first resource can be read, because two scenarios use
+After ``pip install "millstream[schema]"``, run it with ``millstream run examples/everything.py --port 8001``, and point
+the suite at ``/mcp``. The first tool takes no arguments and the first resource can be read, because two scenarios use
 whatever is listed first.
 """
 

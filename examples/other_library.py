@@ -1,4 +1,4 @@
-"""A program for the official SDK's MCPServer: millstream run examples/other_library.py."""
+"""A program for the official SDK's MCPServer: ``pip install "mcp>=2"``, then ``millstream run other_library.py``."""
 
 from mcp.server import MCPServer
 
