@@ -161,12 +161,6 @@ def is_pydantic_field(item: Any) -> bool:
     return fields is not None and isinstance(item, fields.FieldInfo)
 
 
-def is_model(annotation: Any) -> bool:
-    """Return whether a class is derived from ``pydantic.BaseModel``."""
-    pydantic = sys.modules.get("pydantic.main")
-    return pydantic is not None and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
-
-
 def needs_pydantic(annotation: Any) -> bool:
     """Return whether a type needs pydantic: models, validators, or pydantic's own types.
 

@@ -285,7 +285,7 @@ class MemoryLog:
     def stage(
         self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None = None, seal: bool = False
     ) -> Position:
-        """Append an entry without notifying listeners. Call `notify_listeners` to notify them."""
+        """Append an entry without notifying listeners."""
         now = self._clock()
         for each in self.kinds.values():  # unused kinds must free their space, too
             each.sweep(now)
@@ -296,10 +296,6 @@ class MemoryLog:
                     index.stream, data, ttl=index.ttl, max_entries=index.max_entries, at=position.offset
                 )
         return position
-
-    def notify_listeners(self, stream: str, entry: Entry) -> None:
-        """Notify the listeners of an entry."""
-        self.listeners.notify(stream, entry)
 
     def listen(
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None

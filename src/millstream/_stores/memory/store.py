@@ -160,12 +160,6 @@ class MemoryMap:
         for key in self._deadlines.due(now, look):
             self._forget(key)
 
-    def get_entry(self, key: str) -> tuple[bytes, float, bool] | None:
-        """Return the stored value, its deadline, and whether it's lossy, or None if the key is absent."""
-        kind = self.kinds[kind_of(key)]
-        value = kind.values.get(key)
-        return None if value is None else (value, self._deadlines.expires_at(key), key in kind.lossy)
-
     def restore(self, key: str, value: bytes, until: float, lossy: bool) -> None:
         """Replace a value with an earlier state of it."""
         self.forget(key)
