@@ -1,5 +1,6 @@
 """Programs that tests need and pip can't install: which are missing, and the command that installs them."""
 
+import re
 import shutil
 from collections.abc import Iterable
 
@@ -45,7 +46,7 @@ def require_program(name: str, *others: str) -> str:
 
 def describe_missing(reasons: Iterable[str]) -> list[str]:
     """Return lines about the tests that were left out, and the command that installs what they need."""
-    names = [reason.partition(MISSING)[2] for reason in reasons if MISSING in reason]
+    names = [name[1] for name in (re.search(rf"{MISSING}([\w-]+)", reason) for reason in reasons) if name]
     if not names:
         return []
     programs = sorted(set(names))
