@@ -63,7 +63,7 @@ class RedisServer:
         """`prefix` precedes the server's command."""
         assert RunState.may_serve, "Tests that start servers need the mark `server`."
         self.port = port or free_port()
-        self._prefix = prefix
+        self._command = [*prefix, redis_server()]  # skips the test before anything is open
         self.options = options
         self._folder = tempfile.TemporaryDirectory(prefix="millstream-redis-")
         self.folder = Path(self._folder.name)
@@ -73,7 +73,7 @@ class RedisServer:
     def start(self) -> None:
         """Start the server. After `stop`, it has the same port and files."""
         command = [
-            *self._prefix, redis_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            *self._command, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--save", "", "--daemonize", "no", "--loglevel", "warning", *self.options,
         ]  # fmt: skip
         with (self.folder / "log").open("ab") as log:
