@@ -181,6 +181,6 @@ async def test_programs_that_are_not_servers_are_explained(
             os.kill(int(mark.read_text("utf-8")), 0)
 
 
-@for_each("command", ["info", "ping", "tokens", "watch", "bench"])
+@for_each("command", ["info", "ping", "tokens", "watch"])
 async def test_connection_errors_are_the_same_in_every_command(command: str) -> None:
     await fails(3, "There is no server at", command, f"http://127.0.0.1:{free_port()}/mcp")

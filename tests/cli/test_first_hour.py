@@ -117,19 +117,6 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
             assert done.returncode == status, done.stderr
 
 
-@pytest.mark.server
-def test_bench_opens_listeners_and_counts_deliveries(tmp_path: Path) -> None:
-    port = free_port()
-    with run_server(run_command("examples/hub.py", port, "--serve", "hub,metrics"), port, tmp_path / "log"):
-        command = [*START, "bench", f"http://127.0.0.1:{port}/mcp", "--listeners", "5", "--seconds", "0.2", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["delivered"] == found["expected"] == 5 * found["broadcasts"] > 0
-    assert found["latencyMs"]["p50"] > 0
-    assert found["memoryBytes"]["with"] > 0
-
-
 def test_invalid_answers_are_explained_and_asked_again() -> None:
     for value, field, words in (
         ("x", {"type": "integer"}, "a whole number"),

@@ -218,7 +218,7 @@ def test_ctrl_c_ends_every_command_that_waits_for_a_server(start: Start) -> None
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
     table = {
         "list": [], "call": ["x"], "read": ["x:y"], "prompt": ["x"], "info": [], "ping": [], "doctor": [], "tokens": [],
-        "bench": [], "watch": [],
+        "watch": [],
     }  # fmt: skip
     with listener:
         for command, more in table.items():

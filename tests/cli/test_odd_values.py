@@ -76,7 +76,6 @@ async def behave(asked: ReceivedRequest) -> None:
         (["ping"], 0, "one two: "),
         (["watch", "--count", "1"], 0, "log\tone two\tHere!"),
         (["watch", "--count", "1", "--json"], 0, '"Here!"'),
-        (["bench", "--tool", "five", "--seconds", "0.1", "--connections", "1", "--json"], 0, "{"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

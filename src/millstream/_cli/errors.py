@@ -44,7 +44,7 @@ def tell(error: str, status: int, *, why: str = "", remedy: str = "") -> None:
 
 _OTHER_NAMES = {
     "add": "install", "ask": "chat", "check": "doctor", "create": "init", "debug": "dev", "get": "read",
-    "inspect": "dev", "inspector": "dev", "invoke": "call", "load": "bench", "ls": "list", "new": "init",
+    "inspect": "dev", "inspector": "dev", "invoke": "call", "ls": "list", "new": "init",
     "prompts": "list", "proxy": "run", "resources": "list", "serve": "run", "start": "run", "test": "doctor",
     "tools": "list",
 }  # fmt: skip

@@ -29,7 +29,6 @@ COMMANDS = {
         "ping": "Check whether it responds, and how fast.",
         "doctor": "Diagnose why a connection fails.",
         "tokens": "Show the cost of its tools in tokens.",
-        "bench": "Call it over many connections, and show its response times.",
         "record": "Record the messages between a client and a server.",
         "replay": "Answer a client from a recording.",
     },

@@ -27,7 +27,6 @@ MODULES = {
     "ping": "ping",
     "doctor": "doctor",
     "tokens": "tokens",
-    "bench": "bench",
     "record": "record",
     "replay": "replay",
     "keys": "keys",
