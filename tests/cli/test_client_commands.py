@@ -77,7 +77,7 @@ def test_overview_lists_every_command() -> None:
     assert max(map(len, overview().splitlines())) <= 80
 
 
-SILENT = {"channel", "dev", "record", "completion", "replay"}
+SILENT = {"channel", "dev", "record", "completion"}
 """They serve, or print a script."""
 
 

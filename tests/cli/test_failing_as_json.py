@@ -20,7 +20,6 @@ FAILURES: dict[str, tuple[int, str]] = {
     f"info {NOWHERE}": (3, "no server at"),
     f"ping {NOWHERE}": (3, "no server at"),
     f"tokens {NOWHERE}": (3, "no server at"),
-    f"bench {NOWHERE}": (3, "no server at"),
     f"tasks {NOWHERE}": (3, "no server at"),
     "publish no.py --dry-run": (1, "no file no.py"),
     "keys list --file no.json": (1, "no.json"),

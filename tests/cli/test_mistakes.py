@@ -111,8 +111,6 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("call shop.py order copies=two", "missing 'isbn'", '"isbn": string'),
     ("read shop.py book://al", "The server has no resource 'book://al'.", "Did you mean book://all?"),
     ("prompt shop.py pich", "The server has no prompt 'pich'.", "Did you mean pitch?"),
-    ("bench shop.py order isbn=1", "Name the tool with an option", "--tool order"),
-    ("bench shop.py --tool nothing", "The server has no tool 'nothing'.", "It has: order."),
     ("install shop.py --client emacs", "emacs isn't a supported application", "cursor"),
     ("install shop.py --client vs-code", "vs-code isn't a supported application", "Did you mean vscode?"),
     ("publish shop.py --dry-run", "needs a name in the registry", "--url https://shop.example.com/mcp"),
@@ -123,7 +121,6 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
     ("gateway nofile.toml", "There is no file nofile.toml.", "Use a gateway.toml"),
     ("gateway wrong.toml", "line 1: nonsense: unknown option", "use one of name"),
-    ("replay nofile", "nofile can't be read", "Create one with millstream record."),
     ("init shop.py", "shop.py is a file, not a folder.", "millstream init DIR"),
     ("completion nosh", 'Invalid value "nosh"', 'Choose from: "bash"'),
 ]

@@ -30,7 +30,6 @@ COMMANDS = {
         "doctor": "Diagnose why a connection fails.",
         "tokens": "Show the cost of its tools in tokens.",
         "record": "Record the messages between a client and a server.",
-        "replay": "Answer a client from a recording.",
     },
     "Millstream": {
         "completion": "Complete commands and options in your shell.",

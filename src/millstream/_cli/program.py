@@ -28,7 +28,6 @@ MODULES = {
     "doctor": "doctor",
     "tokens": "tokens",
     "record": "record",
-    "replay": "replay",
     "keys": "keys",
     "users": "users",
     "audit": "audit",

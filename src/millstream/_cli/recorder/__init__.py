@@ -1,1 +1,1 @@
-"""Recordings of messages between a client and a server, and their replay."""
+"""Recordings of messages between a client and a server."""

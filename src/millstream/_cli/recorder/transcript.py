@@ -12,24 +12,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
-
 from millstream._app.server_process.errors import CommandError
-from millstream._protocol.json_schema import is_array, is_object, members, value_at
+from millstream._protocol.json_schema import members
 from millstream._version import __version__
 
 MAX_BYTES = 256 * 1024 * 1024
 """Maximum bytes of a recording. Above it, messages are still forwarded."""
-
-
-class RecordedMessage(Struct, frozen=True):
-    """One message of a recording."""
-
-    who: str
-    """``client`` or ``server``."""
-    message: Mapping[str, Any]
-    number: int
-    """Line number in the file."""
 
 
 class Writer:
@@ -90,105 +78,6 @@ class Writer:
         self._file.close()
 
 
-def load(path: Path) -> list[RecordedMessage]:
-    """Return the messages of a recording, with batches split up.
-
-    Raises:
-        CommandError: the file doesn't exist, or a line is malformed.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as exc:
-        raise CommandError(f"{path} isn't a recording: it isn't UTF-8 text.") from exc
-    except OSError as exc:
-        raise CommandError(f"{path} can't be read: {exc.strerror}.", fix="Create one with millstream record.") from exc
-    found: list[RecordedMessage] = []
-    for number, line in enumerate(text.split("\n"), 1):  # messages may contain other line separators
-        if line.strip():
-            found += _read(line, number, path)
-    if not found:
-        raise CommandError(f"{path} has no messages.", fix="Record a session first: millstream record FILE SERVER")
-    return found
-
-
-def _read(line: str, number: int, path: Path) -> list[RecordedMessage]:
-    try:
-        entry: Any = json.loads(line)
-    except ValueError:
-        entry = None
-    fields = members(entry)
-    if not {"from", "session"} & fields.keys():
-        raise CommandError(
-            f"Line {number} of {path} isn't a line of a recording.",
-            why='Lines look like {"at": 0.1, "from": "client", "message": {}}.',
-            fix="Use a file created by millstream record.",
-        )
-    found: Any = fields.get("message")
-    who = str(fields.get("from"))
-    return [RecordedMessage(who, each, number) for each in (found if is_array(found) else [found]) if is_object(each)]
-
-
-class Exchange(Struct):
-    """A request of the client, and the server's messages that followed it."""
-
-    request: Mapping[str, Any]
-    replies: list[Mapping[str, Any]]
-    """The messages in order, including the response if there was one."""
-    used: bool = False
-
-    @property
-    def answer(self) -> Mapping[str, Any] | None:
-        """The response to the request."""
-        wanted = self.request.get("id")
-        return next((each for each in self.replies if is_answer(each) and each.get("id") == wanted), None)
-
-
-def exchanges(messages: list[RecordedMessage]) -> list[Exchange]:
-    """Return the requests of a recording, with the messages that followed each."""
-    found: list[Exchange] = []
-    open_: list[Exchange] = []
-    for each in messages:
-        message = each.message
-        if each.who == "client" and "method" in message and "id" in message:
-            open_.append(Exchange(message, []))
-            found.append(open_[-1])
-        elif each.who == "server":
-            owner = _owner(message, open_) or (found[-1] if found else None)
-            if owner is not None:
-                owner.replies.append(message)
-                if is_answer(message) and owner in open_:
-                    open_.remove(owner)
-    return found
-
-
-def _owner(message: Mapping[str, Any], open_: list[Exchange]) -> Exchange | None:
-    """Return the pending request that a message of the server belongs to."""
-    if is_answer(message):
-        return next((each for each in open_ if each.request.get("id") == message.get("id")), None)
-    token = params_of(message).get("progressToken")
-    if token is not None:
-        return next((each for each in open_ if progress_token(each.request) == token), None)
-    return open_[-1] if open_ else None
-
-
-def is_answer(message: Mapping[str, Any]) -> bool:
-    """Return whether a message is a response."""
-    return "method" not in message and ("result" in message or "error" in message)
-
-
-def progress_token(request: Mapping[str, Any]) -> Any:
-    """Return the progress token of a request."""
-    return value_at(request, ("params", "_meta", "progressToken"))
-
-
 def params_of(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a message."""
     return members(message.get("params"))
-
-
-_OF_ROUNDS = ("_meta", "requestState", "inputResponses")
-
-
-def plain_params(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that don't differ between connections."""
-    return {name: value for name, value in params_of(message).items() if name not in _OF_ROUNDS}
