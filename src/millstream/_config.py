@@ -113,8 +113,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """URLs of MCP servers that `/inspect` can reach, for programs on this machine."""
     audit_log: str = ""
     """The file of the audit log."""
-    consul: str = ""
-    """The URL of a Consul agent that lists the server while it accepts new work: ``http://127.0.0.1:8500``."""
     card_url: str = ""
     """The public URL of the MCP endpoint. If set, the server publishes a server card and a catalog (draft SEP-2127)."""
     card_name: str = ""

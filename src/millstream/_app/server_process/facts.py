@@ -1,9 +1,8 @@
 """Facts about a listening server for people: addresses, items, protections, and an example call."""
 
 import shlex
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -12,9 +11,6 @@ from millstream._app.definition import Definition
 from millstream._config import Settings
 from millstream._http.hosts import is_loopback
 from millstream._server.features.tools import Tool
-
-if TYPE_CHECKING:
-    from millstream._app.server_process.consul import ConsulRegistration
 
 EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
@@ -165,20 +161,3 @@ def example(schema: dict[str, Any]) -> Any:
     if kind in ("integer", "number"):
         return schema.get("minimum", EXAMPLES[kind])
     return EXAMPLES.get(kind, "hello")
-
-
-def registration(
-    agent: str, facts: Facts, host: str, port: int, serves: Callable[[], bool] = lambda: True
-) -> "ConsulRegistration | None":
-    """Return the registration of a server that listens on an address; None without a Consul agent.
-
-    Raises:
-        CommandError: the URL of the agent is invalid.
-    """
-    if not agent:
-        return None
-    from millstream._app.server_process.consul import ConsulRegistration  # noqa: PLC0415  few servers have one
-
-    url = urlsplit(facts.url)
-    meta = {"version": facts.version, "path": url.path, "scheme": url.scheme}
-    return ConsulRegistration(agent, name=facts.name, host=host, port=port, meta=meta, serves=serves)

@@ -5,7 +5,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
@@ -21,9 +21,6 @@ from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
 from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ServerState
 from millstream._http.server.listener import SocketListener
-
-if TYPE_CHECKING:
-    from millstream._app.server_process.consul import ConsulRegistration
 
 AFTER_DRAIN = 1
 """Seconds for connections to end after the drain; `drain_timeout` covers the drain itself."""
@@ -59,7 +56,7 @@ class HttpServer:
     """The server of one process: starts the application, listens, and drains when stopped."""
 
     __slots__ = (
-        "_application", "_callbacks", "_certificate", "_over", "_registration", "_runtimes", "_state", "_stopped",
+        "_application", "_callbacks", "_certificate", "_over", "_runtimes", "_state", "_stopped",
         "_stops", "_times",
     )  # fmt: skip
 
@@ -72,12 +69,10 @@ class HttpServer:
         stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
         seats: Collection[object] = (),
         certificate: Certificate | None = None,
-        registration: "ConsulRegistration | None" = None,
     ) -> None:
         # Configuration
         self._application = application
         self._certificate = certificate
-        self._registration = registration
         self._runtimes = application.runtimes
         self._callbacks = callbacks
         self._stops = stops
@@ -127,11 +122,7 @@ class HttpServer:
 
         if self._callbacks is not None:
             self._callbacks.on_listen(accept)
-        if self._registration is not None:
-            self._registration.open()
         await self._over.wait()
-        if self._registration is not None:
-            await self._registration.close()
         await self._shut_down(listener)
 
     def _stop(self, times: DrainTimes) -> None:
@@ -194,7 +185,6 @@ def serve(
     callbacks: ServeCallbacks | None = None,
     stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
     seats: Collection[object] = (),
-    registration: "ConsulRegistration | None" = None,
 ) -> None:
     """Serve over HTTP until stopped.
 
@@ -205,7 +195,6 @@ def serve(
         callbacks: run when the server listens, and when it stops accepting connections.
         stops: source of stop requests.
         seats: state of the workers of this address, for `/health`.
-        registration: registration for as long as it accepts new work.
 
     Raises:
         CommandError: the configuration can't work.
@@ -215,7 +204,7 @@ def serve(
     async def main() -> None:
         server = HttpServer(
             application, loopback=is_loopback(host), callbacks=callbacks, stops=stops, seats=seats,
-            certificate=certificate, registration=registration,
+            certificate=certificate,
         )  # fmt: skip
         await server.serve(listeners)
 
@@ -228,7 +217,6 @@ async def serve_here(
     *,
     listeners: list[socket.socket],
     callbacks: ServeCallbacks,
-    registration: "ConsulRegistration | None" = None,
 ) -> None:
     """Serve over HTTP in the running loop, until stopped or until the task is canceled, which drains, too."""
     server = HttpServer(
@@ -236,7 +224,6 @@ async def serve_here(
         loopback=is_loopback(host),
         callbacks=callbacks,
         certificate=_certificate(application),
-        registration=registration,
     )
     serving = asyncio.create_task(server.serve(listeners))
     try:

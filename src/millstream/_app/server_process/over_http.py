@@ -4,12 +4,11 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from millstream._app.definition import Definition
 from millstream._app.runtimes import ServerApplication
 from millstream._app.server_process.errors import CommandError, check_key, report, set_up_logs
-from millstream._app.server_process.facts import Facts, facts, registration
+from millstream._app.server_process.facts import Facts, facts
 from millstream._app.server_process.http_server import Accept, serve, serve_here
 from millstream._app.server_process.listen_sockets import chosen_address, listen, passed_sockets
 from millstream._app.server_process.panel import show
@@ -17,9 +16,6 @@ from millstream._app.server_process.public import check_public
 from millstream._app.server_process.workers.slot import begin_run, claim
 from millstream._app.server_process.workers.supervised_run import can_supervise, supervise
 from millstream._app.server_process.workers.worker import serve_worker
-
-if TYPE_CHECKING:
-    from millstream._app.server_process.consul import ConsulRegistration
 
 logger = logging.getLogger("millstream")
 
@@ -79,7 +75,7 @@ def serve_with_panel(
     """
     host, port, listeners = _bind_sockets(application, host, port, descriptor)
     panel = _Panel(application.runtimes.definition, host, port, told)
-    serve(application, host, listeners=listeners, callbacks=panel, registration=panel.registration())
+    serve(application, host, listeners=listeners, callbacks=panel)
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -92,7 +88,7 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
         set_up_logs(application.runtimes.definition.settings)
     host, port, listeners = _bind_sockets(application, host, port, None)
     panel = _Panel(application.runtimes.definition, host, port, show)
-    await serve_here(application, host, listeners=listeners, callbacks=panel, registration=panel.registration())
+    await serve_here(application, host, listeners=listeners, callbacks=panel)
 
 
 def _bind_sockets(
@@ -125,10 +121,6 @@ class _Panel:
 
     def _facts(self) -> Facts:
         return facts(self._definition, host=self._host, port=self._port)
-
-    def registration(self) -> "ConsulRegistration | None":
-        """Return the registration with the configured Consul agent, if there's one."""
-        return registration(self._definition.settings.consul, self._facts(), self._host, self._port)
 
     def on_listen(self, accept: Accept) -> None:
         """Show the panel. A gateway knows only now what its upstreams offer."""

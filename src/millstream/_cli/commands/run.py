@@ -153,10 +153,6 @@ def run(  # noqa: PLR0913  the options of the command
             validator=Number(gte=0),
         ),
     ] = None,
-    consul: Annotated[
-        str | None,
-        Parameter(group=LISTEN, metavar="URL", help="A Consul agent to register with: http://127.0.0.1:8500."),
-    ] = None,
     auth_key: Annotated[
         str | None,
         Parameter(group=SECURITY, metavar="KEY", help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it."),
@@ -234,7 +230,6 @@ def run(  # noqa: PLR0913  the options of the command
                 "json_only": json or None,
                 "path": "/" + path.strip("/") if path else None,
                 **secured,
-                "consul": consul,
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
                 "inspect": tuple(inspect) if inspect else None,

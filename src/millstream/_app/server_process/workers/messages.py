@@ -74,8 +74,6 @@ class Ready(WorkerMessage, frozen=True):
     facts: Facts
     patience: float
     """Maximum seconds for it to exit after a stop request."""
-    consul: str = ""
-    """URL of the Consul agent to register with."""
     watchdog: float = 0.0
     """Seconds without a heartbeat after which it's killed; 0 for never."""
 

@@ -13,21 +13,18 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from millstream._app.server_process.errors import CommandError
-from millstream._app.server_process.facts import Facts, registration
+from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.panel import show
 from millstream._app.server_process.signals import INTERRUPTED
 from millstream._app.server_process.workers.commands import ParentSignals
 from millstream._app.server_process.workers.messages import Hello, Ready
 from millstream._app.server_process.workers.worker_pool import Slot, WorkerPool, tell_failure
 from millstream._app.server_process.workers.worker_process import NotStarted, WorkerProcess
-
-if TYPE_CHECKING:
-    from millstream._app.server_process.consul import ConsulRegistration
 
 logger = logging.getLogger("millstream")
 
@@ -74,7 +71,6 @@ class Supervisor:
         self._store = store
         # State
         self._crew: WorkerPool
-        self._registration: ConsulRegistration | None = None
         self._chores: list[asyncio.Task[Any]] = []
 
     async def run(self) -> None:
@@ -132,12 +128,6 @@ class Supervisor:
         except NotStarted as exc:
             raise exc.error from None
         self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
-        port = first.listeners[0].getsockname()[1]
-        self._registration = registration(
-            ready.consul, ready.facts, self._host, port, lambda: bool(self._crew.serving_workers())
-        )
-        if self._registration is not None:
-            self._registration.open()
         self._chores.append(asyncio.create_task(self._keep_restarting(orders)))
         if changes is not None:
             self._chores.append(asyncio.create_task(self._watch(changes, orders)))
@@ -162,8 +152,6 @@ class Supervisor:
     async def _end(self, orders: ParentSignals) -> None:
         for chore in self._chores:
             chore.cancel()
-        if self._registration is not None:
-            await self._registration.close()
         await self._crew.end(orders.force, [each for slot in self._slots for each in slot.listeners])
         await asyncio.gather(*self._chores, return_exceptions=True)
 

@@ -90,7 +90,7 @@ class _ParentReports:
         hello, settings = self._place.hello, self._definition.settings
         told = facts(self._definition, host=hello.host, port=hello.port)
         patience = settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN
-        self._place.line.tell(Ready(told, patience, settings.consul, settings.watchdog))
+        self._place.line.tell(Ready(told, patience, settings.watchdog))
         if settings.watchdog:
             self._beat(asyncio.get_running_loop(), settings.watchdog / BEATS)
 
