@@ -15,6 +15,7 @@ import pytest
 from millstream import Client
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command
+from millstream.gateway._links import InUse
 from millstream.gateway._processes import ProcessPool, UpstreamProcesses
 from patience import WAIT
 
@@ -133,7 +134,7 @@ async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monke
         async with Client(upstream.target("a")) as client:
             hanging = asyncio.create_task(client.call("hang", timeout=WAIT))
             await until(lambda: pool.running[0].idle_seconds(monotonic()) < 0)
-            with pytest.raises(ConnectFailed, match=r"All 1 processes of files are in use\..*max_processes"):
+            with pytest.raises(InUse, match=r"in use: the caller holds 1 of its 1 processes\..*max_processes"):
                 await call(upstream, "b")
             assert upstream.describe().waiting == 0
             hanging.cancel()

@@ -10,8 +10,12 @@ import asyncio
 import json
 import re
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,7 +23,7 @@ import pytest
 from fleet import until
 from http_peer import Peer, RunningServer, serve
 from millstream import Client, Context, Server, Settings, auth
-from patience import WAIT
+from patience import WAIT, advance_clock
 from wire import Json, encode_headers, encode_request, per_request, routing
 
 
@@ -38,10 +42,28 @@ class Tenant(NamedTuple):
 
 ALICE = Tenant("alice", "alice-has-a-key-of-some-length", "127.0.0.2")
 BOB = Tenant("bob", "bob-has-another-of-some-length", "127.0.0.3")
+CAROL = Tenant("carol", "carol-has-a-third-one-of-some-length", "127.0.0.4")
 MANY = 100
 """Far more than one tenant may hold of anything in these cases."""
+QUEUE_TIMEOUT = 31
+"""Seconds after which a call no longer waits for a process."""
 HANDSHAKE = "2025-11-25"
 FORM: Json = {"type": "object", "properties": {"x": {"type": "integer"}}}
+WORKER = r"""
+import json, os, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "worker"}}
+    if message["method"] == "tools/list":
+        result = {"tools": [{"name": "work", "inputSchema": {"type": "object"}}]}
+    elif message["method"] == "tools/call":
+        result = {"content": [{"type": "text", "text": "worked"}]}
+        if message["params"]["arguments"]["wait"]:
+            open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
+            continue
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
 
 Operation = Callable[[Tenant], Awaitable[str]]
 Case = Callable[[AsyncExitStack], Awaitable["Shared"]]
@@ -56,8 +78,8 @@ class Shared(NamedTuple):
 
 
 def make_server(**settings: Any) -> Server:
-    """Return a server with both tenants."""
-    guard = auth.keys(named={each.name: each.key for each in (ALICE, BOB)})
+    """Return a server with the tenants."""
+    guard = auth.keys(named={each.name: each.key for each in (ALICE, BOB, CAROL)})
     return Server("front", auth=guard, settings=Settings(key="a secret of the tests that is long enough", **settings))
 
 
@@ -140,27 +162,66 @@ async def links(stack: AsyncExitStack) -> Shared:
 
     mcp = make_server()
     mcp.upstream("there", there, prefix="", revision=HANDSHAKE, max_links=8, start_timeout=WAIT, timeout=WAIT)
-    return await calls_of(stack, await run(stack, mcp), "work", lambda: len(started), "can't be reached")
+    running = await run(stack, mcp)
+    return make_calls(stack, running, ["work"], lambda: len(started), r"in use, not down: you hold \d of its 8 conn")
 
 
-async def calls_of(
-    stack: AsyncExitStack, running: RunningServer, tool: str, count_started: Callable[[], int], error: str
+def make_calls(
+    stack: AsyncExitStack,
+    running: RunningServer,
+    tools: list[str],
+    count_started: Callable[[], int],
+    error: str,
+    is_queued: Callable[[], bool] = lambda: False,
 ) -> Shared:
     """Return a case of tool calls, each in a session of its own, that can wait until the test ends."""
+    turns = cycle(tools)
 
     async def hold(tenant: Tenant) -> str:
         client, before = await connect(stack, running, tenant, revision=HANDSHAKE), count_started()
-        call = asyncio.create_task(client.call(tool, wait=True, raise_on_error=False))
+        call = asyncio.create_task(client.call(next(turns), wait=True, raise_on_error=False))
         stack.callback(call.cancel)
-        await until(lambda: call.done() or count_started() > before)
+        await until(lambda: call.done() or count_started() > before or is_queued())
+        if is_queued():
+            advance_clock(QUEUE_TIMEOUT)
+            await until(call.done)
         return call.result().text if call.done() else ""
 
     async def use(tenant: Tenant) -> str:
         client = await connect(stack, running, tenant, revision=HANDSHAKE)
-        result = await client.call(tool, wait=False, raise_on_error=False)
+        result = await client.call(tools[0], wait=False, raise_on_error=False)
         return result.text if result.is_error else ""
 
     return Shared(hold, use, error)
+
+
+async def processes(stack: AsyncExitStack) -> Shared:
+    """Processes of a command with one for each session of its callers. One more reads its lists."""
+    mcp = make_server()
+    return await make_process_calls(stack, mcp, ["there"], r"in use, not down: you hold \d of its 8 processes")
+
+
+async def processes_of_the_gateway(stack: AsyncExitStack) -> Shared:
+    """Processes of all commands. The first two read lists."""
+    mcp = make_server(max_processes=8)
+    error = r"in use, not down: you hold \d of this gateway's 8 processes"
+    return await make_process_calls(stack, mcp, ["there", "elsewhere"], error)
+
+
+async def make_process_calls(stack: AsyncExitStack, mcp: Server, names: list[str], error: str) -> Shared:
+    """Return a case of calls to commands, in processes that record the start of a call as a file."""
+    calls = Path(stack.enter_context(TemporaryDirectory()))
+    command = [sys.executable, "-I", "-S", "-c", WORKER, str(calls)]
+    for name in names:
+        mcp.upstream(name, command, scale="per_session", max_processes=8, start_timeout=WAIT, timeout=WAIT)
+    running, runtime = await run(stack, mcp), await mcp.start()
+
+    def is_queued() -> bool:
+        assert runtime.host.gateway is not None
+        return any(each["processes"]["waiting"] for each in runtime.host.gateway.describe())
+
+    tools = [f"{name}_work" for name in names]
+    return make_calls(stack, running, tools, lambda: len(list(calls.iterdir())), error, is_queued)
 
 
 async def request_bytes(stack: AsyncExitStack) -> Shared:
@@ -185,14 +246,14 @@ async def request_bytes(stack: AsyncExitStack) -> Shared:
     return Shared(hold, use, "too much data")
 
 
-CASES: list[Case] = [parked_calls, links, request_bytes]
+CASES: list[Case] = [parked_calls, links, processes, processes_of_the_gateway, request_bytes]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 async def test_second_tenant_does_not_notice(case: Case) -> None:
     async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
         shared = await case(stack)
-        assert not await shared.use(BOB)  # from now on, both tenants are known
+        assert not await shared.use(CAROL)  # so that Alice isn't the only known tenant
         error, held = "", 0
         while not error and held < MANY:
             error = await shared.hold(ALICE)

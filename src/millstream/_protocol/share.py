@@ -6,7 +6,8 @@ class Share:
 
     An owner is a principal; without sign-in, an address; or a session. The owner above its share is refused, and no
     entry of another owner is evicted for it. Name in the error what is full, what the owner holds (`count`), and when
-    to try again. A share counts for one process.
+    to try again. The empty owner is the server itself, or a caller that has the server to itself: it may hold
+    everything. A share counts for one process.
 
     Args:
         maximum: what all owners may hold together: a number of entries, or of bytes.
@@ -29,6 +30,11 @@ class Share:
         """What all owners hold together."""
         self._held: dict[str, int] = {}
 
+    def fit(self, largest: int) -> None:
+        """Grow, if needed, so that two owners can take this amount at once."""
+        self.maximum = max(self.maximum, 2 * largest)
+        self.each = max(self.each, self.maximum // 2)
+
     def count(self, owner: str) -> int:
         """Return the amount an owner holds."""
         return self._held.get(owner, 0)
@@ -36,17 +42,18 @@ class Share:
     def take(self, owner: str, amount: int = 1) -> bool:
         """Count an amount of an owner. Return False, and count nothing, if it exceeds the share or the maximum."""
         held = self._held.get(owner, 0) + amount
-        if held > self.each or self.used + amount > self.maximum:
+        if (held > self.each and owner) or self.used + amount > self.maximum:
             return False
-        self._held[owner] = held
-        self.used += amount
+        if amount:
+            self._held[owner] = held
+            self.used += amount
         return True
 
     def leave(self, owner: str, amount: int = 1) -> None:
         """Give back an amount that `take` has counted."""
         self.used -= amount
-        held = self._held[owner] - amount
+        held = self._held.get(owner, 0) - amount
         if held:
             self._held[owner] = held
         else:
-            del self._held[owner]
+            self._held.pop(owner, None)

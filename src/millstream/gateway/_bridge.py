@@ -64,7 +64,7 @@ from millstream.client._errors import (
 )
 from millstream.client._requests import Ask
 from millstream.gateway._cycles import PATH, Cycle, extend_path
-from millstream.gateway._links import Link, NoCredentials, TooManyLinks
+from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._parked_calls import CALL_OVER
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
@@ -310,7 +310,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         if upstream.credentials is not None:
             raise
         raise no_response_error(call, upstream, exc) from None
-    except TooManyLinks as exc:
+    except InUse as exc:
         raise no_response_error(call, upstream, exc) from None
     except ClientError as exc:
         if isinstance(exc, _CONNECTION_FAILURES):
@@ -328,14 +328,14 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
 async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
     key, links = upstream.key(call, abilities), upstream.links
     try:
-        link = links.ready(key) or await links.open(key)
+        link = links.ready(key) or await links.open(key, call.owner)
     except (BadAnswer, Failure, NotMcp, UnknownVersion) as exc:
         if not key.handshake:
             raise
         logger.info("%s doesn't support the handshake: %s", upstream.config.name, exc)
         upstream.has_handshake = False
         key = upstream.key(call, abilities)
-        link = links.ready(key) or await links.open(key)
+        link = links.ready(key) or await links.open(key, call.owner)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because
         # many servers send them on a stream that doesn't name the call.
@@ -343,7 +343,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
         for number in range(1, _MAX_HTTP_LINKS_PER_KEY if streams else _MAX_LINKS_PER_KEY):
             other = structs.replace(key, affinity=f"#{number}")
             try:
-                found = links.ready(other) or await links.open(other)
+                found = links.ready(other) or await links.open(other, call.owner)
             except ClientError as exc:
                 logger.debug("%s: another connection couldn't be opened: %s", upstream.config.name, exc)
                 break
@@ -763,6 +763,9 @@ def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> Too
     """Return the error for a call without a response. It doesn't reveal addresses or credentials."""
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
     name = upstream.config.name
+    if isinstance(exc, InUse):
+        text = f"The server {name!r} behind this gateway is in use, not down: you hold {exc.holding}."
+        return _make_error(call, f"{text} Try again when a call has ended.")
     if isinstance(exc, NoAnswer):
         return _make_error(call, f"The server {name!r} behind this gateway didn't respond in time.")
     if isinstance(exc, AccessDenied):

@@ -5,14 +5,14 @@ so upstream state never crosses callers. Clients never see an upstream's session
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
 from msgspec import Struct
 
+from millstream._server.pool import Pool
 from millstream.client._conversation import Conversation
-from millstream.client._errors import ClientError, ConnectionLost
+from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.gateway._relay import Relays
 
 
@@ -37,8 +37,13 @@ SHARED_KEY = LinkKey()
 """Key of the connection that reads the upstream's lists."""
 
 
-class TooManyLinks(ClientError):
-    """All connections to an upstream are in use."""
+class InUse(ConnectFailed):
+    """The processes or connections that a caller may hold are in use. This isn't a failure of the upstream."""
+
+    def __init__(self, holding: str, *, remedy: str) -> None:
+        super().__init__(f"The upstream is in use: the caller holds {holding}.", remedy=remedy)
+        self.holding: str = holding
+        """What the caller holds of how much, as a text."""
 
 
 class NoCredentials(ClientError):
@@ -48,10 +53,12 @@ class NoCredentials(ClientError):
 class Link:
     """One connection."""
 
-    __slots__ = ("calls", "conversation", "key", "last_used", "open_task", "relays")
+    __slots__ = ("calls", "conversation", "key", "last_used", "open_task", "owner", "relays")
 
-    def __init__(self, key: LinkKey, conversation: Conversation, relays: Relays) -> None:
+    def __init__(self, key: LinkKey, owner: str, conversation: Conversation, relays: Relays) -> None:
         self.key: LinkKey = key
+        self.owner: str = owner
+        """The caller whose share of the connections it uses; empty if callers share it."""
         self.conversation: Conversation = conversation
         self.relays: Relays = relays
         """Clients of the calls on this connection."""
@@ -65,18 +72,18 @@ class Link:
 class Links:
     """The connections to one upstream."""
 
-    __slots__ = ("_close_tasks", "_max_links", "_open", "_to_close", "connect")
+    __slots__ = ("_close_tasks", "_open", "_places", "_to_close", "connect")
 
-    def __init__(self, connect: Callable[[LinkKey], Link], *, max_links: int) -> None:
+    def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_links: int) -> None:
         """Create the pool; `open` makes connections.
 
         Args:
-            connect: creates a connection that isn't started yet.
-            max_links: maximum open connections. Beyond that, an idle one of the principal with the most connections is
-                closed, so one caller can't close those of all others. No principal may use more than half of them.
+            connect: creates a connection of an owner that isn't started yet.
+            max_links: maximum open connections. An owner that may not have another one loses an idle one of its own or
+                of an owner that holds more, see `Pool`.
         """
-        self.connect: Callable[[LinkKey], Link] = connect
-        self._max_links = max_links
+        self.connect: Callable[[LinkKey, str], Link] = connect
+        self._places = Pool(max_links)
         self._open: dict[LinkKey, Link] = {}
         self._to_close: set[Link] = set()
         """Connections to close when their last call ends, because their user has reconnected or disconnected."""
@@ -90,18 +97,24 @@ class Links:
         link = self._open.get(key)
         return link if link is not None and link.open_task is None else None
 
-    async def open(self, key: LinkKey) -> Link:
+    async def open(self, key: LinkKey, owner: str = "") -> Link:
         """Return the connection of a key, opening it if necessary.
 
+        Args:
+            key: identifies the connection.
+            owner: the caller, see `Call.owner`; empty for the gateway itself.
+
         Raises:
-            ClientError: the upstream can't be reached, or all connections are in use.
+            InUse: all connections are in use.
+            ClientError: the upstream can't be reached.
         """
         for _ in range(_ATTEMPTS):
             link = self._open.get(key)
             if link is None:
-                if len(self._open) >= self._max_links // 2:
-                    self._make_room(key.principal)
-                link = self._open[key] = self.connect(key)
+                if not (key.principal or key.affinity):
+                    owner = ""  # several callers share it
+                self._take_place(owner)
+                link = self._open[key] = self.connect(key, owner)
                 link.open_task = asyncio.get_running_loop().create_task(self._start(link))
                 link.open_task.add_done_callback(_retrieve_exception)
             opening = link.open_task
@@ -121,28 +134,31 @@ class Links:
         except BaseException:
             if self._open.get(link.key) is link:
                 del self._open[link.key]
+                self._places.leave(link.owner)
             raise
 
-    def _make_room(self, principal: str) -> None:
-        counts = Counter(link.key.principal for link in self._open.values())
-        full = len(self._open) >= self._max_links
-        if not full and (not principal or counts[principal] < self._max_links // 2):
-            return
-        idle = [
-            link for link in self._open.values() if not link.calls and link.open_task is None and link.key != SHARED_KEY
-        ]
-        if not full:
-            idle = [link for link in idle if link.key.principal == principal]
-        if not idle:
-            raise TooManyLinks(
-                f"The connections to this upstream are in use (max_links={self._max_links}). Try again later."
-            )
-        self.end(min(idle, key=lambda link: (-counts[link.key.principal], link.last_used)))
+    def _take_place(self, owner: str) -> None:
+        """Take a place for a connection, closing idle ones of the largest owner if needed."""
+        count = self._places.count
+        while not self._places.take(owner):
+            idle = [
+                link
+                for link in self._open.values()
+                if not link.calls
+                and link.open_task is None
+                and link.key != SHARED_KEY
+                and (link.owner in ("", owner) or count(link.owner) > count(owner))
+            ]
+            if not idle:
+                holding = f"{count(owner)} of its {self._places.maximum} connections"
+                raise InUse(holding, remedy="Raise max_links.")
+            self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
         if self._open.get(link.key) is link:
             del self._open[link.key]
+        self._places.leave(link.owner)
         task = asyncio.get_running_loop().create_task(_close(link))
         self._close_tasks.add(task)
         task.add_done_callback(self._close_tasks.discard)

@@ -2,7 +2,7 @@
 
 A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` provide client targets, one per key: one process for all
 callers, one per principal, or one per session. Each connection to a target is one process. If the process dies, the
-next call starts another one, as for every client connection.
+next call starts another one, as for every client connection. Places for processes belong to owners, see `Pool`.
 
 Each process leads a process group, which ends with it. A watchdog ends the groups of a killed worker.
 """
@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 from collections import Counter, OrderedDict, deque
+from collections.abc import Collection
 from pathlib import Path
 from time import monotonic
 from typing import cast
@@ -24,10 +25,12 @@ from msgspec import Struct
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
+from millstream._server.pool import Pool
 from millstream.client._background import Background
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import Listener, Transport, TransportRequest
+from millstream.gateway._links import InUse
 
 _logger = logging.getLogger("millstream.gateway.processes")
 
@@ -37,10 +40,6 @@ _BOOT_TIMEOUT = 15.0
 """Seconds after which a process without output no longer counts as booting."""
 _ADMISSION_TIMEOUT = 30.0
 """Seconds that a connection waits for a process."""
-_MAX_WAITING = 1000
-"""Maximum waiting connections to one upstream."""
-_RETRY_INTERVAL = 0.25
-"""Seconds between attempts to make room for a process."""
 _MAX_KEYS = 1000
 """Maximum keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
@@ -93,17 +92,18 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
 class ProcessTarget:
     """A client target: the process of one key."""
 
-    __slots__ = ("_key", "_processes", "key")
+    __slots__ = ("_key", "_owner", "_processes", "key")
 
-    def __init__(self, processes: "UpstreamProcesses", key: str) -> None:
+    def __init__(self, processes: "UpstreamProcesses", key: str, owner: str) -> None:
         self._processes = processes
         self._key = key
+        self._owner = owner
         self.key: str = repr(processes.command.argv)
         """Key under which a client caches the era of the server."""
 
     def new_transport(self, listener: Listener, background: Background) -> Transport:
         """Return a transport that isn't open yet. It uses a spare process, or starts one when it opens."""
-        return self._processes.take(self._key, listener)
+        return self._processes.take(self._key, self._owner, listener)
 
 
 class UpstreamProcesses:
@@ -128,44 +128,48 @@ class UpstreamProcesses:
         self.command: Command = command
         self.timeout: float = timeout
         self.max_bytes: int = max_bytes
-        self._limit = limit
         self._idle_seconds = idle_seconds
         self._memory_limit = memory_limit
         self._wanted_spares = spares
         # State
         self.running: set[ProcessTransport] = set()
         """Processes that are running, starting, or stopping."""
+        self.places: Pool = Pool(limit, on_wait=self._make_room)
         self.log: ErrorLog = ErrorLog(name)
         self._spares: deque[ProcessTransport] = deque()
         self._refill_task: asyncio.Task[None] | None = None
         self._crashes: OrderedDict[str, _Crashes] = OrderedDict()
         self._last_crash: ProcessTransport | None = None
         """Last process that crashed."""
-        self._admission_lock = asyncio.Lock()
         self._waiting = 0
         self._counts: Counter[str] = Counter()
         self._closed = False
 
-    def target(self, key: str = "") -> ProcessTarget:
+    def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
         """Return a target for a client.
 
         Args:
-            key: owner of the process: the id of a principal or session, or empty for one that all callers share.
+            key: the id of the principal or session that the process serves, or empty for one that all callers share.
                 Crashes of one key don't delay others.
+            owner: the caller whose share of the processes it uses, see `Call.owner`; empty for one that all callers
+                share.
 
         Example:
             ``Client(pool.add("files", Command(("mcp-server-files", "."))).target())``
         """
-        return ProcessTarget(self, key)
+        return ProcessTarget(self, key, owner)
 
-    def take(self, key: str, listener: Listener) -> "ProcessTransport":
+    def take(self, key: str, owner: str, listener: Listener) -> "ProcessTransport":
         """Return a spare process for a key, or one that starts when its transport opens."""
-        transport = None
-        while self._spares and (transport is None or transport.lost):
-            transport = self._spares.popleft()
-        if transport is None or transport.lost:
-            transport = ProcessTransport(self)
-        transport.attach(key, listener)
+        transport, pools = ProcessTransport(self), (self.places, self.pool.places)
+        while self._spares and all(places.has_room(owner, 0) for places in pools):
+            spare = self._spares.popleft()
+            if not spare.lost:
+                for places in pools:
+                    places.move("", owner)
+                transport = spare
+                break
+        transport.attach(key, owner, listener)
         self.warm_up()
         return transport
 
@@ -175,7 +179,8 @@ class UpstreamProcesses:
             self._refill_task = self.pool.background.start(self._start_spares())
 
     def _may_warm_up(self) -> bool:
-        return len(self._spares) < self._wanted_spares and not self._closed and self._has_room() and not self._delay("")
+        has_room = self.places.has_room("") and self.pool.places.has_room("") and not self._waiting
+        return has_room and len(self._spares) < self._wanted_spares and not self._closed and not self._delay("")
 
     async def _start_spares(self) -> None:
         while self._may_warm_up():
@@ -193,7 +198,8 @@ class UpstreamProcesses:
         """Wait until another process may start, and reserve its place.
 
         Raises:
-            ConnectFailed: it crashed too often recently, or all processes are in use.
+            InUse: the processes are in use.
+            ConnectFailed: it crashed too often recently.
         """
         delay = self._delay(transport.key)
         if delay:
@@ -201,49 +207,34 @@ class UpstreamProcesses:
                 f"The process of {self.name} exited {self._crashes[transport.key].count} times and restarts in "
                 f"{math.ceil(delay)} s. {self._last_error}".rstrip()
             )
-        if self._waiting >= _MAX_WAITING:
-            raise ConnectFailed(
-                f"{self._waiting:,} connections are already waiting for a process of {self.name}. Try again later."
-            )
+        owner, pool, reserved = transport.owner, self.pool, list[Pool]()
         self._waiting += 1
         try:
-            async with asyncio.timeout(_ADMISSION_TIMEOUT), self._admission_lock:
-                while not self._has_room():
-                    self._make_room()
-                    await self.pool.wait_for_room(_RETRY_INTERVAL)
-                self.running.add(transport)
-            try:
-                async with asyncio.timeout(_ADMISSION_TIMEOUT):
-                    await self.pool.starts.acquire()
-            except BaseException:
-                self.forget(transport)
-                raise
-            transport.booting, transport.started_at = True, monotonic()
-        except TimeoutError as exc:
-            raise ConnectFailed(self._full_message()) from exc
+            for places, what in (
+                (self.places, "its {} processes"),
+                (pool.places, "this gateway's {} processes"),
+                (pool.starts, "the {} processes that this gateway may start at a time"),
+            ):
+                admitted = False
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_ADMISSION_TIMEOUT):
+                        admitted = await places.acquire(owner)
+                if not admitted:
+                    raise InUse(
+                        f"{places.count(owner)} of {what.format(places.maximum)}", remedy="Raise max_processes."
+                    )
+                reserved.append(places)
+        except BaseException:
+            for places in reserved:
+                places.leave(owner)
+            raise
         finally:
             self._waiting -= 1
-
-    def _has_room(self) -> bool:
-        return len(self.running) < self._limit and not self.pool.full
-
-    def _full_message(self) -> str:
-        if len(self.running) >= self._limit:
-            return f"All {self._limit} processes of {self.name} are in use. Try again later, or raise max_processes."
-        return (
-            f"No process of {self.name} can start at the moment: {self.pool.limit} processes are running. Try "
-            "again later."
-        )
+        self.running.add(transport)
+        transport.boot_owner, transport.started_at = owner, monotonic()
 
     def _make_room(self) -> None:
-        """Stop the least recently used idle process, unless one is stopping already."""
-        among = list(self.running) if len(self.running) >= self._limit else self.pool.running
-        if any(each.closing for each in among):
-            return
-        now = monotonic()
-        idle = [each for each in among if each.idle_seconds(now) >= self.pool.min_idle_seconds]
-        if idle:
-            min(idle, key=lambda each: (each.attached, each.last_used)).retire()
+        _make_room(self.places, self.running, self.pool.min_idle_seconds)
 
     # Lifecycle
 
@@ -272,11 +263,13 @@ class UpstreamProcesses:
 
     def forget(self, transport: "ProcessTransport") -> None:
         """Release the resources of a process."""
-        self.running.discard(transport)
         with contextlib.suppress(ValueError):
             self._spares.remove(transport)
         transport.finish_boot()
-        self.pool.room_event.set()
+        if transport in self.running:
+            self.running.remove(transport)
+            self.places.leave(transport.owner)
+            self.pool.places.leave(transport.owner)
 
     def _delay(self, key: str) -> float:
         """Return the seconds until a process may start for a key."""
@@ -293,6 +286,7 @@ class UpstreamProcesses:
             transport.check(now)
             if transport.attached and self._idle_seconds and transport.idle_seconds(now) > self._idle_seconds:
                 transport.retire()
+        self._make_room()
         self.log.flush()
         self.warm_up()
 
@@ -302,7 +296,7 @@ class UpstreamProcesses:
             running=len(self.running),
             spare=len(self._spares),
             waiting=self._waiting,
-            limit=self._limit,
+            limit=self.places.maximum,
             started=self._counts["started"],
             crashed=self._counts["crashed"],
             ended_idle=self._counts["ended_idle"],
@@ -333,12 +327,11 @@ class ProcessPool:
             min_idle_seconds: seconds without a call after which a process may be stopped in favor of another one.
         """
         # Configuration
-        self.limit: int = limit
         self.min_idle_seconds: float = min_idle_seconds
         # State
         self.background: Background = Background()
-        self.starts: asyncio.Semaphore = asyncio.Semaphore(starts)
-        self.room_event: asyncio.Event = asyncio.Event()
+        self.places: Pool = Pool(limit, on_wait=self._make_room)
+        self.starts: Pool = Pool(starts)
         self.watchdog: Watchdog = Watchdog()
         self._upstreams: list[UpstreamProcesses] = []
 
@@ -392,17 +385,8 @@ class ProcessPool:
         """All processes that are running, starting, or stopping."""
         return [transport for processes in self._upstreams for transport in processes.running]
 
-    @property
-    def full(self) -> bool:
-        """Whether no other process may start."""
-        return sum(len(processes.running) for processes in self._upstreams) >= self.limit
-
-    async def wait_for_room(self, seconds: float) -> None:
-        """Wait until a process ends, for at most `seconds`."""
-        self.room_event.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.room_event.wait()
+    def _make_room(self) -> None:
+        _make_room(self.places, self.running, self.min_idle_seconds)
 
     def sweep(self, now: float) -> None:
         """Stop idle and hung processes. Call it once a second: ``host.every_second(pool.sweep)``.
@@ -412,6 +396,7 @@ class ProcessPool:
         """
         for processes in list(self._upstreams):
             processes.sweep(now)
+        self._make_room()
         if self.watchdog.is_missing:
             self.background.start(self.watchdog.start())
 
@@ -432,13 +417,16 @@ class ProcessTransport(StdioTransport):
         super().__init__(processes.command, self.relay, processes.pool.background, processes.max_bytes)
         self._processes = processes
         self.key: str = ""
+        self.owner: str = ""
+        """The caller whose share of the processes it uses; empty for spare and shared ones."""
         self.attached: bool = False
         """Whether a client uses it."""
         self.closing: bool = False
         """Whether the pool is stopping it."""
         self.retired: bool = False
         """Whether the pool stopped it, rather than its client."""
-        self.booting: bool = False
+        self.boot_owner: str | None = None
+        """The owner whose share of starting processes it uses; None if it isn't starting."""
         self.started_at: float = 0.0
         self.last_used: float = monotonic()
         self._waiting_since: float = 0.0
@@ -471,9 +459,10 @@ class ProcessTransport(StdioTransport):
         """Error that ended the process; None while it runs."""
         return self._duplex.fault
 
-    def attach(self, key: str, listener: Listener) -> None:
+    def attach(self, key: str, owner: str, listener: Listener) -> None:
         """Assign the process to a client."""
         self.key = key
+        self.owner = owner
         self.attached = True
         self.last_used = monotonic()
         self.relay.attach(listener)
@@ -484,7 +473,8 @@ class ProcessTransport(StdioTransport):
 
         Raises:
             TargetError: the program doesn't exist.
-            ConnectFailed: it crashed too often recently, all processes are in use, or the system couldn't start it.
+            InUse: the processes are in use.
+            ConnectFailed: it crashed too often recently, or the system couldn't start it.
         """
         if self._process is not None:
             return
@@ -533,7 +523,7 @@ class ProcessTransport(StdioTransport):
 
     def check(self, now: float) -> None:
         """Stop the process if it's hung."""
-        if self.booting and now - self.started_at > _BOOT_TIMEOUT:
+        if self.boot_owner is not None and now - self.started_at > _BOOT_TIMEOUT:
             self.finish_boot()
         silence = now - self._waiting_since if self._waiting_since else 0.0
         if self._unanswered_count >= _MAX_UNANSWERED and silence > self._processes.timeout and not self.closing:
@@ -542,9 +532,9 @@ class ProcessTransport(StdioTransport):
 
     def finish_boot(self) -> None:
         """Let another process boot."""
-        if self.booting:
-            self.booting = False
-            self._processes.pool.starts.release()
+        if self.boot_owner is not None:
+            owner, self.boot_owner = self.boot_owner, None
+            self._processes.pool.starts.leave(owner)
 
     # Events of the process
 
@@ -776,6 +766,21 @@ class Watchdog(asyncio.SubprocessProtocol):
             if self._process is not None:
                 cast("asyncio.WriteTransport", self._process.get_pipe_transport(0)).close()
                 await self._exited.wait()
+
+
+def _make_room(places: Pool, among: Collection[ProcessTransport], min_idle_seconds: float) -> None:
+    """Stop the least recently used idle process of the largest owner, if another one waits that holds less."""
+    if sum(each.closing for each in among) >= places.waiting.used:
+        return
+    owner, now = places.next_owner, monotonic()
+    idle = [
+        each
+        for each in among
+        if each.idle_seconds(now) >= min_idle_seconds
+        and (each.owner in ("", owner) or places.count(each.owner) > places.count(owner))
+    ]
+    if idle:
+        min(idle, key=lambda each: (each.attached, -places.count(each.owner), each.last_used)).retire()
 
 
 def _limit_memory(pid: int, limit: int, name: str) -> None:

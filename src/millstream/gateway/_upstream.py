@@ -30,7 +30,7 @@ from millstream.gateway._breaker import Breaker
 from millstream.gateway._catalog import Catalog, StoredCatalog
 from millstream.gateway._credentials.options import Credentials, PerUserOAuth
 from millstream.gateway._cycles import announced_ids
-from millstream.gateway._links import SHARED_KEY, Link, LinkKey, Links, NoCredentials
+from millstream.gateway._links import SHARED_KEY, InUse, Link, LinkKey, Links, NoCredentials
 from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import Pins, QuarantinedItem
@@ -413,18 +413,18 @@ class Upstream:
             max_bytes=config.max_bytes,
         )
 
-    def _make_link(self, key: LinkKey) -> Link:
+    def _make_link(self, key: LinkKey, owner: str) -> Link:
         # A process that serves several callers can't distinguish their capabilities.
         shared = self._shares_processes
         relays = Relays(self.config.name, ALL_ABILITIES if shared else key.capabilities, shared=shared)
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
-            target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}")
+            target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
         elif isinstance(target, Program):
             target = target.of(key.principal)
         conversation = relays.conversation = self._conversation(key, target, relays)
         conversation.incoming.observer = relays.receive
-        return Link(key, conversation, relays)
+        return Link(key, owner, conversation, relays)
 
     def _conversation(self, key: LinkKey, target: Any, relays: Relays) -> Conversation:
         config = self.config
@@ -470,7 +470,9 @@ class Upstream:
             except (ClientError, OSError) as exc:
                 if self._lister_left:
                     continue
-                if isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
+                if isinstance(exc, InUse) and self.catalog.taken_at:
+                    logger.warning("%s: the lists can't be refreshed at the moment: %s", self.config.name, exc)
+                elif isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
                     # Only one user's account is affected: other calls continue, and another account reads the lists.
                     logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
                     self._pass_over(self.lister.credentials)
