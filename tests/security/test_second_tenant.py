@@ -189,8 +189,11 @@ def make_calls(
 
     async def use(tenant: Tenant) -> str:
         client = await connect(stack, running, tenant, revision=HANDSHAKE)
-        result = await client.call(tools[0], wait=False, raise_on_error=False)
-        return result.text if result.is_error else ""
+        call = asyncio.create_task(client.call(tools[0], wait=False, raise_on_error=False))
+        await until(lambda: call.done() or is_queued())
+        if not call.done():
+            return "The call has to wait."
+        return call.result().text if call.result().is_error else ""
 
     return Shared(hold, use, error)
 
