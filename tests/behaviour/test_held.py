@@ -6,6 +6,7 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from millstream._app.runtime import Runtime
+from millstream._protocol.share import Share
 from millstream._server.calls.sessions import OTHERS, YOURS, SessionRecord
 from millstream._transports.connection import ClientConnection
 from patience import WAIT
@@ -52,7 +53,7 @@ async def room_for_little() -> AsyncIterator[Runtime]:
         return title
 
     async with mcp.running() as runtime:
-        runtime.services.client_memory.bytes.max_bytes = ROOM
+        runtime.services.client_memory.bytes = Share(ROOM)
         yield runtime
 
 

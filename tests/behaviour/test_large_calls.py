@@ -5,7 +5,6 @@ from typing import Any
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._http.budget import ByteBudget
 from millstream._transports.connection import ClientConnection
 from millstream._transports.memory import MemoryPipe
 from socket_world import ask, recv_json, send_json, world
@@ -176,17 +175,3 @@ async def test_open_subscriptions_release_their_body_budget() -> None:
         next(iter(wire.runtime.services.endings))()
         await task
         assert wire.runtime.services.bodies.used == 0
-
-
-def test_one_owner_gets_half_of_the_budget() -> None:
-    budget = ByteBudget(100)
-    assert budget.acquire("a", 50)
-    assert not budget.acquire("a", 1)
-    budget.release("a", 1)
-    assert budget.acquire("b", 50)
-    assert not budget.acquire("c", 1)
-    assert not budget.acquire("", 1)
-    for owner, size in (("a", 50), ("b", 50), ("c", 1), ("", 1)):
-        budget.release(owner, size)
-    assert (budget.used, len(budget._by_owner)) == (0, 0)
-    assert budget.acquire("", 100)

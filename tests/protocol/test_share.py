@@ -16,3 +16,22 @@ def test_what_an_owner_gives_back_can_be_taken_again() -> None:
     assert share.take("ada")
     share.leave("ada")
     assert (share.count("ada"), share.used) == (0, 0)
+
+
+def test_empty_owner_may_hold_everything() -> None:
+    share = Share(10)
+    assert share.take("", 9)
+    assert share.take("ada")
+    assert not share.take("")
+    share.leave("", 9)
+    share.leave("ada")
+    assert share.used == 0
+
+
+def test_share_grows_to_fit_two_large_amounts() -> None:
+    share = Share(10)
+    share.fit(20)
+    assert share.take("ada", 20)
+    assert share.take("bob", 20)
+    share.fit(5)
+    assert share.maximum == 40

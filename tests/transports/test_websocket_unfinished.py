@@ -10,12 +10,12 @@ from cases import for_each
 from millstream import Server
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
-from millstream._http.budget import ByteBudget
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_FRAMES, PIECE, WebSocketProtocol
+from millstream._protocol.share import Share
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
 from wire import FakeTransport
 
@@ -70,7 +70,7 @@ async def test_unfinished_messages_share_the_budget_of_bodies(sent: bytes) -> No
 async def test_messages_and_bodies_share_the_budget_of_their_address() -> None:
     async with world(**BOUNDS) as app:
         socket = await app.raw()
-        assert app.running.guard.unfinished.acquire("127.0.0.1", 180_000)
+        assert app.running.guard.unfinished.take("127.0.0.1", 180_000)
         await socket.send(FRAGMENT)
         assert (await socket.wait_for_close())[0] == 1013
         await app.until(lambda: held(app) == 180_000)
@@ -190,7 +190,7 @@ class Fed:
         self.protocol.connection_made(self.transport)
 
     @property
-    def unfinished(self) -> ByteBudget:
+    def unfinished(self) -> Share:
         """The room for what is unfinished."""
         return self.guard.unfinished
 

@@ -4,13 +4,11 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from millstream._protocol.errors import OVERLOADED, ProtocolError
+from millstream._protocol.share import Share
 from millstream._server.calls.call import Call
-
-if TYPE_CHECKING:
-    from millstream._http.budget import ByteBudget
 
 LIGHT = 16 * 1024
 """A smaller request counts as one call, but its bytes don't count."""
@@ -65,7 +63,7 @@ class Load:
         self,
         calls: Collection[Call],
         endings: Collection[Callable[[], None]],
-        bodies: "ByteBudget",
+        bodies: Share,
         *,
         max_calls: int,
         max_each: int,
@@ -116,10 +114,9 @@ class Load:
             ProtocolError: The limit is reached, see `admit`.
         """
         if size > LIGHT:
-            call.weight = size
-            if not self._bodies.acquire(call.owner, size):
-                release_arguments(call, self._bodies)
+            if not self._bodies.take(call.owner, size):
                 raise busy_error()
+            call.weight = size
 
     def full(self, owner: str) -> bool:
         """Return whether a caller is at its limit."""
@@ -166,10 +163,10 @@ def busy_error() -> ProtocolError:
     return ProtocolError(OVERLOADED, "Too many calls are running. Try again later.", status=503)
 
 
-def release_arguments(call: Call, bodies: "ByteBudget") -> None:
+def release_arguments(call: Call, bodies: Share) -> None:
     """Release the arguments of a large call, which then no longer count."""
     if call.weight:
-        bodies.release(call.owner, call.weight)
+        bodies.leave(call.owner, call.weight)
         call.weight = 0
 
 

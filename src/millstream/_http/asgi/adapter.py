@@ -12,13 +12,13 @@ from types import coroutine
 from typing import Any, cast
 
 from millstream._http.asgi.sink import AsgiSink, Send, header_list, header_lists
-from millstream._http.budget import ByteBudget
 from millstream._http.close_signal import failure
 from millstream._http.compression import FROM_BYTES, compress
 from millstream._http.hosts import EXEMPT, HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 from millstream._override import override
+from millstream._protocol.share import Share
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -72,7 +72,8 @@ class AsgiAdapter:
         self.root_path = root_path
         """The prefix that a proxy removed, if the ASGI server doesn't know it."""
         self.limits = limits
-        self.body_budget = ByteBudget(limits.max_unfinished, limits.max_body)
+        self.body_budget = Share(limits.max_unfinished)
+        self.body_budget.fit(limits.max_body)
         """The budget for incomplete bodies that arrive in several messages."""
         self.requests = 0
         """Number of requests in progress. A server without a shutdown hook closes when it reaches 0."""
@@ -237,13 +238,14 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
 
     async def read(self, message: Message) -> Response | None:
         """Read a body that arrives in several messages. Return the refusal if it's too large or incomplete."""
-        adapter, parts, pieces = self.adapter, bytearray(), 0
+        adapter, parts, pieces, counted = self.adapter, bytearray(), 0, 0
         try:
             while message["type"] == "http.request":
                 piece = message.get("body", b"")
                 parts += piece
                 pieces += 1
-                room = adapter.body_budget.acquire(self.peer, len(piece))
+                if room := adapter.body_budget.take(self.peer, len(piece)):
+                    counted += len(piece)
                 if len(parts) > adapter.limits.max_body:
                     return _TOO_LARGE
                 if not message.get("more_body", False):
@@ -255,7 +257,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
                     return _PIECES_TOO_SMALL
                 message = await self.receive()
         finally:
-            adapter.body_budget.release(self.peer, len(parts))
+            adapter.body_budget.leave(self.peer, counted)
         self.disconnected = True
         return _TOO_SLOW
 

@@ -24,7 +24,6 @@ from httptools import (
 )
 from msgspec import Struct
 
-from millstream._http.budget import ByteBudget
 from millstream._http.close_signal import failure
 from millstream._http.hosts import EXEMPT, parse_authority
 from millstream._http.limits import HttpLimits
@@ -68,6 +67,7 @@ from millstream._http.server.states import (
     STOPS,
     TAKEN,
 )
+from millstream._protocol.share import Share
 
 MAX_FRAMING = 64 * 1024
 """Maximum bytes of a body's chunk framing, plus an eighth of the body. Tiny chunks cost as much as large ones."""
@@ -109,7 +109,7 @@ class ServerContext(Protocol):
     """The time of the last sweep."""
     leaving: bool
     """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
-    unfinished: ByteBudget
+    unfinished: Share
 
 
 class ServerConnection:
@@ -358,15 +358,15 @@ class ServerConnection:
             self._count_body()
 
     def _count_body(self) -> None:
-        size = self._body_bytes - self._budgeted_bytes
-        self._budgeted_bytes = self._body_bytes
-        if not self._shared.unfinished.acquire(self._peer, size):
+        if self._shared.unfinished.take(self._peer, self._body_bytes - self._budgeted_bytes):
+            self._budgeted_bytes = self._body_bytes
+        else:
             self.refuse(TOO_MANY_BODIES)
 
     def _drop_body(self) -> None:
         self.body = b""
         if self._budgeted_bytes:
-            self._shared.unfinished.release(self._peer, self._budgeted_bytes)
+            self._shared.unfinished.leave(self._peer, self._budgeted_bytes)
             self._budgeted_bytes = 0
 
     # Callbacks of the parser

@@ -14,12 +14,12 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol, cast
 
-from millstream._http.budget import ByteBudget
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Response, peer_network
 from millstream._http.server.connection import ServerConnection
 from millstream._http.server.replies import BODY_TIMEOUT, HEADER_TIMEOUT, ReplyHeads
 from millstream._http.server.states import BODY, CLOSED, DONE, FAST_BODY, HEAD, IDLE, NEW
+from millstream._protocol.share import Share
 
 logger = logging.getLogger("millstream")
 
@@ -125,7 +125,8 @@ class ConnectionGuard:
         """Unsent bytes of each connection whose client can't keep up, longest stalled first."""
         self.clock = loop.time()
         self.heads = ReplyHeads()
-        self.unfinished = ByteBudget(limits.max_unfinished, limits.max_body)
+        self.unfinished = Share(limits.max_unfinished)
+        self.unfinished.fit(limits.max_body)
         """The budget for unfinished bodies and WebSocket messages that come in several pieces."""
         self.unsent = 0
         """The sum of `_stalled`."""

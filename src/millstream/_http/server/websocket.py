@@ -414,11 +414,13 @@ class WebSocketProtocol(asyncio.Protocol):
         size = (self._fragment_bytes or 0) + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD)
         if self._deadline is None:
             self._set_deadline()
-        more, self._counted = size - self._counted, size
+        more = size - self._counted
         if more < 0:
-            self._guard.unfinished.release(self.peer, -more)
-        elif more and not self._guard.unfinished.acquire(self.peer, more):
+            self._guard.unfinished.leave(self.peer, -more)
+        elif not self._guard.unfinished.take(self.peer, more):
             self._fail_with(CloseCode.TRY_AGAIN_LATER, _BUDGET_EXCEEDED)
+            return
+        self._counted = size
 
     def _clear_deadline(self) -> None:
         """Stop the deadline of a finished message. The next message gets its own."""
@@ -426,7 +428,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
         if self._counted:
-            self._guard.unfinished.release(self.peer, self._counted)
+            self._guard.unfinished.leave(self.peer, self._counted)
             self._counted = 0
 
     def _set_deadline(self) -> None:

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from millstream._http.budget import ByteBudget
 from millstream._protocol.errors import ProtocolError
+from millstream._protocol.share import Share
 from millstream._server.calls.sessions import FULL, OTHERS, YOURS, Session
 
 MAX_HELD: Final = 128 * 1024 * 1024
@@ -17,7 +17,7 @@ class ClientMemoryQuota:
     __slots__ = ("bytes",)
 
     def __init__(self) -> None:
-        self.bytes: ByteBudget = ByteBudget(MAX_HELD)
+        self.bytes: Share = Share(MAX_HELD)
 
     def take(self, owner: str, size: int) -> None:
         """Count bytes for a caller, until `give`.
@@ -25,14 +25,13 @@ class ClientMemoryQuota:
         Raises:
             ProtocolError: FULL, HTTP 503: the caller's share or the whole quota is used up.
         """
-        if not self.bytes.acquire(owner, size):
-            is_full = self.bytes.used > self.bytes.max_bytes
-            self.bytes.release(owner, size)
+        if not self.bytes.take(owner, size):
+            is_full = self.bytes.used + size > self.bytes.maximum
             raise ProtocolError(FULL, OTHERS if is_full else YOURS, status=503)
 
     def give(self, owner: str, size: int) -> None:
         """Release bytes of a caller."""
-        self.bytes.release(owner, size)
+        self.bytes.leave(owner, size)
 
     def resize(self, session: Session, size: int) -> None:
         """Set the record size of a connection's session.

@@ -15,6 +15,7 @@ from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.principal import Principal, Publisher
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
+from millstream._protocol.share import Share
 from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.keys import Secrets, load_secrets
 from millstream._server.calls.message_observer import ObserveMessage, ignore_message
@@ -91,8 +92,7 @@ class Services:
         # Shared state
         self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
-        from millstream._http.budget import ByteBudget  # noqa: PLC0415  only a server that runs has one
-        from millstream._server.calls.client_memory_quota import ClientMemoryQuota  # noqa: PLC0415  as above
+        from millstream._server.calls.client_memory_quota import ClientMemoryQuota  # noqa: PLC0415  only a server that runs has one
 
         self.client_memory: ClientMemoryQuota = ClientMemoryQuota()
         """The memory that clients use as long as they're connected."""
@@ -105,7 +105,8 @@ class Services:
             timeout=settings.ask_timeout,
             workers=store.workers,
         )
-        self.bodies: ByteBudget = ByteBudget(settings.max_call_bytes, settings.max_body)
+        self.bodies: Share = Share(settings.max_call_bytes)
+        self.bodies.fit(settings.max_body)
         """The budget for arguments of large calls while they run."""
         self.changes: ChangeFeed = changes
         self.threads: Threads = Threads(settings.max_threads)

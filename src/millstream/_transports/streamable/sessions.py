@@ -8,7 +8,6 @@ from base64 import urlsafe_b64encode
 from functools import lru_cache
 from hashlib import sha256
 
-from millstream._http.budget import ByteBudget
 from millstream._http.message import HttpRequest
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.handshake import Handshake
@@ -24,6 +23,7 @@ from millstream._protocol.session_token import (
     encode,
     hash_principal,
 )
+from millstream._protocol.share import Share
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
 from millstream._transports.refusals import unknown_session
@@ -51,7 +51,7 @@ class HttpSessions:
         """Header value -> session, principal hash, expiry."""
         self._ended: dict[str, tuple[float, int]] = {}
         """`Call.owner` -> start of its current period, and number of sessions ended in it."""
-        self._kept: tuple[float, ByteBudget] = (0.0, ByteBudget(_CAPABILITIES_ROOM))
+        self._kept: tuple[float, Share] = (0.0, Share(_CAPABILITIES_ROOM))
         """Start of the current period of stored capabilities, and bytes stored in it."""
         services.records.on_forget(self._remembered.clear)
 
@@ -95,11 +95,8 @@ class HttpSessions:
         """Return whether capabilities of this size can be stored, and count them."""
         since, kept = self._kept
         if now - since > self._services.settings.record_ttl:
-            self._kept = (now, kept := ByteBudget(_CAPABILITIES_ROOM))
-        affords = kept.acquire(owner, size)
-        if not affords:
-            kept.release(owner, size)
-        return affords
+            self._kept = (now, kept := Share(_CAPABILITIES_ROOM))
+        return kept.take(owner, size)
 
     def find_known(self, value: bytes | None, principal: Principal | None) -> Session | None:
         """Return a cached session of the caller without a record, or None to use `find`."""
