@@ -39,13 +39,17 @@ class Share:
         """Return the amount an owner holds."""
         return self._held.get(owner, 0)
 
+    def has_room(self, owner: str, amount: int = 1) -> bool:
+        """Return whether `take` would succeed."""
+        within = not owner or self._held.get(owner, 0) + amount <= self.each
+        return within and self.used + amount <= self.maximum
+
     def take(self, owner: str, amount: int = 1) -> bool:
         """Count an amount of an owner. Return False, and count nothing, if it exceeds the share or the maximum."""
-        held = self._held.get(owner, 0) + amount
-        if (held > self.each and owner) or self.used + amount > self.maximum:
+        if not self.has_room(owner, amount):
             return False
         if amount:
-            self._held[owner] = held
+            self._held[owner] = self._held.get(owner, 0) + amount
             self.used += amount
         return True
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from millstream._protocol.errors import ProtocolError, ToolError
+from millstream._protocol.share import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.features.registry import Registry
@@ -20,32 +20,27 @@ class Notifications:
     A notification isn't answered. One that exceeds a limit is dropped and logged at debug level.
     """
 
-    __slots__ = ("_load", "_owners", "_registry", "_services", "_tasks")
+    __slots__ = ("_registry", "_services", "_share", "_tasks")
 
     def __init__(self, registry: Registry, services: Services, load: Load) -> None:
         self._registry = registry
         self._services = services
-        self._load = load
         self._tasks: set[asyncio.Task[None]] = set()
-        self._owners: Counter[str] = Counter()
-        """Caller (see `Call.owner`) -> number of its running handlers."""
+        self._share = Share(load.max_calls, each=load.max_each)
 
     def take(self, call: Call, gate: Callable[[Call], Awaitable[None] | None] | None) -> None:
         """Start the handler of a notification, unless too many are running or `gate` refuses it."""
-        load, owner = self._load, call.owner
-        if len(self._tasks) >= load.max_calls or self._owners.get(owner, 0) >= load.max_each:
+        owner = call.owner
+        if not self._share.take(owner):
             _logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
             return
-        self._owners[owner] += 1
         task = asyncio.get_running_loop().create_task(self._run(call, gate))
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._end(done, owner))
 
     def _end(self, task: asyncio.Task[None], owner: str) -> None:
         self._tasks.discard(task)
-        self._owners[owner] -= 1
-        if not self._owners[owner]:
-            del self._owners[owner]
+        self._share.leave(owner)
 
     async def _run(self, call: Call, gate: Callable[[Call], Awaitable[None] | None] | None) -> None:
         call.services = self._services

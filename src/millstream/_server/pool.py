@@ -46,6 +46,7 @@ class Pool(Share):
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting owners, the one served last at the end."""
 
+    @override
     def has_room(self, owner: str, amount: int = 1) -> bool:
         """Return whether an owner may hold this many more places now."""
         kept = self._kept if owner and self.count(owner) else 0
@@ -57,7 +58,7 @@ class Pool(Share):
         self._first_owner = self._first_owner or owner
         if owner not in ("", self._first_owner):
             self._kept = min(-(-self.maximum // 8), self.maximum - 1)
-        return self.has_room(owner, amount) and super().take(owner, amount)
+        return super().take(owner, amount)
 
     async def acquire(self, owner: str) -> bool:
         """Take one place as soon as there's room. Return False if too many requests are waiting already."""
@@ -81,7 +82,7 @@ class Pool(Share):
         return True
 
     def move(self, source: str, target: str) -> None:
-        """Count a place of one owner for another one."""
+        """Count a place of one owner for another one that has room for none more (``has_room(target, 0)``)."""
         super().leave(source)
         super().take(target)
 

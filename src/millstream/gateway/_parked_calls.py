@@ -8,7 +8,6 @@ The client's retry resumes the call, on this worker or by messages to the one th
 import asyncio
 import contextlib
 import secrets
-from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from itertools import count
 from typing import Any
@@ -20,6 +19,7 @@ from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalErr
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired
+from millstream._protocol.share import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
@@ -216,9 +216,9 @@ class ParkedCalls:
         """Create an empty table. Questions have the same bounds as those for handshake clients."""
         self._services = services
         self._calls: dict[str, ParkedCall] = {}
-        self._by_owner: Counter[str] = Counter()
-        self._bytes = 0
-        self._bytes_by_owner: Counter[str] = Counter()
+        settings = services.settings
+        self._share = Share(settings.max_questions, each=settings.max_questions_per_principal)
+        self._bytes = Share(MAX_BYTES)
         self._running: set[ParkedCall] = set()
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
@@ -325,19 +325,11 @@ class ParkedCalls:
         """Return whether a call may be parked, and register it if so."""
         if parked.id:
             return True
-        settings = self._services.settings
-        if (
-            len(self._calls) >= settings.max_questions
-            or self._by_owner[parked.owner] >= settings.max_questions_per_principal
-            or self._bytes + parked.size > MAX_BYTES
-            or self._bytes_by_owner[parked.owner] + parked.size > MAX_BYTES // 2
-        ):
+        if not self._bytes.has_room(parked.owner, parked.size) or not self._share.take(parked.owner):
             return False
+        self._bytes.take(parked.owner, parked.size)
         parked.id = secrets.token_hex(16)
         self._calls[parked.id] = parked
-        self._by_owner[parked.owner] += 1
-        self._bytes += parked.size
-        self._bytes_by_owner[parked.owner] += parked.size
         return True
 
     def _drop(self, parked: ParkedCall) -> None:
@@ -347,11 +339,8 @@ class ParkedCalls:
             parked.timer.cancel()
         self._running.discard(parked)
         if self._calls.pop(parked.id, None) is not None:
-            self._by_owner[parked.owner] -= 1
-            self._bytes -= parked.size
-            self._bytes_by_owner[parked.owner] -= parked.size
-            if not self._by_owner[parked.owner]:
-                del self._by_owner[parked.owner], self._bytes_by_owner[parked.owner]
+            self._share.leave(parked.owner)
+            self._bytes.leave(parked.owner, parked.size)
 
     # On another worker
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import re
 import secrets
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import msgspec
 from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shorten
 from millstream._protocol.jsonrpc import Envelope, PeerError, notification_message, request_message
 from millstream._protocol.notifications import CancelledNotificationParams
+from millstream._protocol.share import Share
 from millstream._stores.base import Workers
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -49,16 +49,14 @@ class _PendingQuestion(NamedTuple):
 class PendingQuestions:
     """Requests to clients without an answer. Their number is bounded, and each ends with its call at the latest."""
 
-    __slots__ = ("_by_owner", "_cancellations", "_open", "_timeout", "_workers", "max_open", "max_per_owner")
+    __slots__ = ("_cancellations", "_open", "_share", "_timeout", "_workers")
 
     def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
-        self._by_owner: Counter[str] = Counter()
+        self._share = Share(max_open, each=max_per_owner)
         self._open: dict[str, _PendingQuestion] = {}
         self._cancellations: set[asyncio.Future[None]] = set()
         """Cancellations being sent to clients."""
         self._timeout = timeout
-        self.max_open: int = max_open
-        self.max_per_owner: int = max_per_owner
         self._workers = workers
 
     def __len__(self) -> int:
@@ -85,13 +83,12 @@ class PendingQuestions:
                 was
                 taken back.
         """
-        if len(self._open) >= self.max_open or self._by_owner[owner] >= self.max_per_owner:
+        if not self._share.take(owner):
             raise ToolError("Too many questions are open. Try again later.")
         # The id contains the worker that asked, so that any worker can route the answer.
         question_id = f"{self._workers.me}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._open[question_id] = _PendingQuestion(scope, future, send)
-        self._by_owner[owner] += 1
         asked = set() if asked is None else asked
         asked.add(question_id)
         telling: asyncio.Future[None] | None = None
@@ -119,9 +116,7 @@ class PendingQuestions:
                 asked.discard(question_id)
             if future.done() and not future.cancelled():
                 future.exception()  # otherwise asyncio logs that it was never retrieved
-            self._by_owner[owner] -= 1
-            if not self._by_owner[owner]:
-                del self._by_owner[owner]
+            self._share.leave(owner)
 
     def answer(self, message: Envelope, scope: str) -> bool:
         """Pass an answer to the waiting call. Return False if no call of this session waits for it."""
