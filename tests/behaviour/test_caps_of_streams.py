@@ -8,8 +8,6 @@ from bad_input.shop import make_shop, stock
 from cases import for_each
 from millstream import Context, Server, Settings
 from millstream._http.message import HttpRequest
-from millstream._protocol.principal import Principal
-from millstream._server.load import most_streams
 from millstream._transports.connection import ClientConnection
 from millstream.middleware import MessageRequest, Middleware, Next
 from patience import WAIT
@@ -122,15 +120,6 @@ async def test_one_address_gets_at_most_half_of_the_subscriptions() -> None:
         assert len(runtime.services.endings) == 3
         await near.close()
         await far.close()
-
-
-def test_principals_and_callers_without_address_have_the_principal_cap() -> None:
-    somebody = HttpRequest("GET", "/", (), {}, peer=ELSEWHERE, principal=Principal("ann"))
-    nobody = HttpRequest("GET", "/", (), {}, peer=ELSEWHERE)
-    of_a_pipe = HttpRequest("GET", "/", (), {})
-    assert [most_streams(each, 8, 7) for each in (somebody, nobody, of_a_pipe)] == [7, 4, 7]
-    assert [most_streams(each, 8, 3) for each in (somebody, nobody, of_a_pipe)] == [3, 3, 3]
-    assert most_streams(nobody, 1, 1) == 1
 
 
 class Slow(Middleware):

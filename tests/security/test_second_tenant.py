@@ -23,6 +23,8 @@ import pytest
 from fleet import until
 from http_peer import Peer, RunningServer, serve
 from millstream import Client, Context, Server, Settings, auth
+from millstream.client import Failure
+from millstream.client._questions import Question
 from patience import WAIT, advance_clock
 from wire import Json, encode_headers, encode_request, per_request, routing
 
@@ -151,19 +153,75 @@ async def parked_calls(stack: AsyncExitStack) -> Shared:
 
 async def links(stack: AsyncExitStack) -> Shared:
     """Connections to an upstream with a session for each session of its callers."""
-    there, started = Server("there"), list[str]()
+    there, mcp = Server("there"), make_server()
+    started = add_work(there)
+    mcp.upstream("there", there, prefix="", revision=HANDSHAKE, max_links=8, start_timeout=WAIT, timeout=WAIT)
+    error = r"in use, not down: you hold \d of its 8 connections"
+    return make_calls(stack, await run(stack, mcp), ["work"], lambda: len(started), error)
 
-    @there.tool
-    async def work(wait: bool) -> str:
+
+def add_work(mcp: Server) -> list[str]:
+    """Add a tool that can wait until the test ends. Returns an entry for each call that waits."""
+    started: list[str] = []
+
+    @mcp.tool
+    async def work(wait: bool, text: str = "") -> str:
         if wait:
             started.append("")
             await asyncio.Event().wait()
         return "worked"
 
-    mcp = make_server()
-    mcp.upstream("there", there, prefix="", revision=HANDSHAKE, max_links=8, start_timeout=WAIT, timeout=WAIT)
+    return started
+
+
+async def calls(stack: AsyncExitStack) -> Shared:
+    """Running calls."""
+    mcp = make_server(max_calls=8)
+    started = add_work(mcp)
+    return make_calls(stack, await run(stack, mcp), ["work"], lambda: len(started), "Too many calls are running")
+
+
+async def call_bytes(stack: AsyncExitStack) -> Shared:
+    """Arguments of large calls that are running."""
+    mcp = make_server(max_call_bytes=200_000, max_body=100_000)
+    started = add_work(mcp)
     running = await run(stack, mcp)
-    return make_calls(stack, running, ["work"], lambda: len(started), r"in use, not down: you hold \d of its 8 conn")
+    return make_calls(stack, running, ["work"], lambda: len(started), "Too many calls are running", text="x" * 40_000)
+
+
+async def questions(stack: AsyncExitStack) -> Shared:
+    """Questions to handshake clients."""
+    mcp, asked = make_server(max_questions=6, max_questions_per_principal=3), list[str]()
+
+    @mcp.tool
+    async def ask(ctx: Context, wait: bool) -> str:
+        return str((await ctx.elicit(f"Well? {wait}", FORM))["x"])
+
+    async def answer(question: Question) -> Json:
+        if question.message.endswith("True"):
+            asked.append("")
+            await asyncio.Event().wait()
+        return {"x": 7}
+
+    running = await run(stack, mcp)
+    return make_calls(stack, running, ["ask"], lambda: len(asked), "Too many questions are open", elicit=answer)
+
+
+async def streams(stack: AsyncExitStack) -> Shared:
+    """Subscriptions of the per-request era."""
+    mcp = make_server(max_streams=8)
+    add_work(mcp)
+    running = await run(stack, mcp)
+
+    async def use(tenant: Tenant) -> str:
+        filters = {"notifications": {"toolsListChanged": True}}
+        peer, _ = await send(stack, running, tenant, "subscriptions/listen", filters)
+        status, headers = await peer.head()
+        if status == 200:
+            return ""
+        return (await peer.reader.readexactly(int(headers[b"content-length"]))).decode()
+
+    return Shared(use, use, "Too many open streams")
 
 
 def make_calls(
@@ -172,28 +230,39 @@ def make_calls(
     tools: list[str],
     count_started: Callable[[], int],
     error: str,
+    *,
     is_queued: Callable[[], bool] = lambda: False,
+    elicit: Any = None,
+    **arguments: Any,
 ) -> Shared:
     """Return a case of tool calls, each in a session of its own, that can wait until the test ends."""
     turns = cycle(tools)
 
+    async def call(tenant: Tenant, tool: str, *, wait: bool) -> str:
+        try:
+            client = await connect(stack, running, tenant, revision=HANDSHAKE, elicit=elicit)
+            result = await client.call(tool, wait=wait, **arguments, raise_on_error=False)
+        except Failure as exc:
+            return exc.message
+        return result.text if result.is_error else ""
+
+    def start(tenant: Tenant, tool: str, *, wait: bool) -> asyncio.Task[str]:
+        task = asyncio.create_task(call(tenant, tool, wait=wait))
+        stack.callback(task.cancel)
+        return task
+
     async def hold(tenant: Tenant) -> str:
-        client, before = await connect(stack, running, tenant, revision=HANDSHAKE), count_started()
-        call = asyncio.create_task(client.call(next(turns), wait=True, raise_on_error=False))
-        stack.callback(call.cancel)
-        await until(lambda: call.done() or count_started() > before or is_queued())
+        before, task = count_started(), start(tenant, next(turns), wait=True)
+        await until(lambda: task.done() or count_started() > before or is_queued())
         if is_queued():
             advance_clock(QUEUE_TIMEOUT)
-            await until(call.done)
-        return call.result().text if call.done() else ""
+            await until(task.done)
+        return task.result() if task.done() else ""
 
     async def use(tenant: Tenant) -> str:
-        client = await connect(stack, running, tenant, revision=HANDSHAKE)
-        call = asyncio.create_task(client.call(tools[0], wait=False, raise_on_error=False))
-        await until(lambda: call.done() or is_queued())
-        if not call.done():
-            return "The call has to wait."
-        return call.result().text if call.result().is_error else ""
+        task = start(tenant, tools[0], wait=False)
+        await until(lambda: task.done() or is_queued())
+        return task.result() if task.done() else "The call has to wait."
 
     return Shared(hold, use, error)
 
@@ -213,8 +282,8 @@ async def processes_of_the_gateway(stack: AsyncExitStack) -> Shared:
 
 async def make_process_calls(stack: AsyncExitStack, mcp: Server, names: list[str], error: str) -> Shared:
     """Return a case of calls to commands, in processes that record the start of a call as a file."""
-    calls = Path(stack.enter_context(TemporaryDirectory()))
-    command = [sys.executable, "-I", "-S", "-c", WORKER, str(calls)]
+    started = Path(stack.enter_context(TemporaryDirectory()))
+    command = [sys.executable, "-I", "-S", "-c", WORKER, str(started)]
     for name in names:
         mcp.upstream(name, command, scale="per_session", max_processes=8, start_timeout=WAIT, timeout=WAIT)
     running, runtime = await run(stack, mcp), await mcp.start()
@@ -224,7 +293,7 @@ async def make_process_calls(stack: AsyncExitStack, mcp: Server, names: list[str
         return any(each["processes"]["waiting"] for each in runtime.host.gateway.describe())
 
     tools = [f"{name}_work" for name in names]
-    return make_calls(stack, running, tools, lambda: len(list(calls.iterdir())), error, is_queued)
+    return make_calls(stack, running, tools, lambda: len(list(started.iterdir())), error, is_queued=is_queued)
 
 
 async def request_bytes(stack: AsyncExitStack) -> Shared:
@@ -249,7 +318,17 @@ async def request_bytes(stack: AsyncExitStack) -> Shared:
     return Shared(hold, use, "too much data")
 
 
-CASES: list[Case] = [parked_calls, links, processes, processes_of_the_gateway, request_bytes]
+CASES: list[Case] = [
+    calls,
+    call_bytes,
+    request_bytes,
+    streams,
+    questions,
+    parked_calls,
+    links,
+    processes,
+    processes_of_the_gateway,
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

@@ -104,7 +104,7 @@ class Runtime:
             self.services.overrides_of = lambda home: home.all_overrides()
             self.streams = OpenStreams(
                 max_streams=settings.max_streams,
-                max_per_owner=settings.max_streams_per_principal,
+                max_per_owner=self.services.streams.each,
                 max_age=settings.stream_age,
             )
             self.dispatcher = Dispatcher(

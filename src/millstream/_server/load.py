@@ -151,13 +151,6 @@ class Load:
         return (call.owner for call in self._calls if not (call.long_lived or call.method == "subscriptions/listen"))
 
 
-def most_streams(caller: RequestOwner, max_streams: int, max_per_principal: int) -> int:
-    """Return the maximum number of streams for a caller. For an anonymous address it's at most half of the total."""
-    if caller.principal is not None or not caller.owner:
-        return max_per_principal
-    return min(max_per_principal, max(1, max_streams // 2))
-
-
 def busy_error() -> ProtocolError:
     """Return the error for a call above the limit."""
     return ProtocolError(OVERLOADED, "Too many calls are running. Try again later.", status=503)

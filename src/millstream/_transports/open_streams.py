@@ -12,9 +12,10 @@ from time import monotonic, time
 from typing import NamedTuple, Protocol
 
 from millstream._http.message import Sink
+from millstream._protocol.share import Share
 from millstream._protocol.sse import COMMENT, retry
 from millstream._server.calls.services import principal_id
-from millstream._server.load import RequestOwner, most_streams
+from millstream._server.load import RequestOwner
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
 
@@ -52,13 +53,13 @@ class _OpenStream(NamedTuple):
 class OpenStreams:
     """All open streams of one server."""
 
-    __slots__ = ("_by_owner", "_ends", "_kinds", "_max", "_max_age", "_max_per_owner", "_number", "_numbered",
-                 "_owned", "_sinks", "_unended", "by_kind", "lines", "wall")  # fmt: skip
+    __slots__ = ("_ends", "_kinds", "_max_age", "_number", "_numbered", "_share", "_sinks", "_unended", "by_kind",
+                 "lines", "wall")  # fmt: skip
 
     def __init__(self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf) -> None:
         self._max_age = max_age
-        self._max = max_streams
-        self._max_per_owner = max_per_owner
+        self._share = Share(max_streams, each=max_per_owner)
+        """All streams but those of calls, which have their own cap."""
         self.wall: Callable[[], float] = time
         """This machine's clock, which credentials are checked against, not the store's."""
         self._sinks: dict[Sink, _OpenStream] = {}
@@ -67,10 +68,6 @@ class OpenStreams:
         self._numbered: dict[int, Sink] = {}
         self._number = 0
         self._kinds: dict[Sink, tuple[str, str]] = {}
-        self._by_owner: dict[str, int] = {}
-        """`Call.owner` -> number of its counted streams."""
-        self._owned = 0
-        """Number of counted streams: all but those of calls, which have their own cap."""
         self.by_kind: Counter[tuple[str, ...]] = Counter()
         """Number of streams per transport and revision."""
         self.lines: dict[str, TakeoverListener] = {}
@@ -102,8 +99,7 @@ class OpenStreams:
 
     def full(self, caller: RequestOwner) -> bool:
         """Return whether a caller has reached its cap of streams."""
-        most = most_streams(caller, self._max, self._max_per_owner)
-        return self._owned >= self._max or self._by_owner.get(caller.owner, 0) >= most
+        return not self._share.has_room(caller.owner)
 
     def add(
         self,
@@ -134,11 +130,8 @@ class OpenStreams:
         owner = None if caller is None else principal_id(caller.principal)
         self._sinks[sink] = _OpenStream(code, monotonic(), end, dismiss or end, owner, finish)
         self.by_kind[kind] += 1
-        share = None if caller is None else caller.owner
-        if share is not None:
-            self._owned += 1
-            self._by_owner[share] = self._by_owner.get(share, 0) + 1
-        sink.on_close(partial(self._forget, sink, share, kind))
+        counted = caller.owner if caller is not None and self._share.take(caller.owner) else None
+        sink.on_close(partial(self._forget, sink, counted, kind))
         if until != math.inf and not sink.closed:
             self._number = number = self._number + 1
             self._numbered[number] = sink
@@ -149,17 +142,12 @@ class OpenStreams:
         del self._numbered[number]
         self._ends.forget(number)
 
-    def _forget(self, sink: Sink, share: str | None, kind: tuple[str, str]) -> None:
+    def _forget(self, sink: Sink, counted: str | None, kind: tuple[str, str]) -> None:
         self._sinks.pop(sink, None)
         self._kinds.pop(sink, None)
         self.by_kind[kind] -= 1
-        if share is not None:
-            self._owned -= 1
-            left = self._by_owner.get(share, 1) - 1
-            if left:
-                self._by_owner[share] = left
-            else:
-                self._by_owner.pop(share, None)
+        if counted is not None:
+            self._share.leave(counted)
 
     def beat(self) -> None:
         """Send a comment to every stream as a sign of life. End streams over the maximum age."""

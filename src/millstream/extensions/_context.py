@@ -10,7 +10,7 @@ from millstream._protocol.jsonrpc import notification_message
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
-from millstream._server.load import most_streams, release_arguments
+from millstream._server.load import release_arguments
 
 
 class CallContext(Context):
@@ -52,11 +52,8 @@ class ReplyStream:
             ProtocolError: the caller or the server has too many open streams.
         """
         call, services = self._call, self._call.services
-        settings, streaming = services.settings, services.open_streams
-        count, limit = streaming.get(call.owner, 0), settings.max_streams
-        if count >= most_streams(call, limit, settings.max_streams_per_principal) or sum(streaming.values()) >= limit:
+        if not services.streams.take(call.owner):
             raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
-        streaming[call.owner] = count + 1
         call.long_lived = True
         call.params = b""  # the stream may stay open for a day
         release_arguments(call, services.bodies)
@@ -82,11 +79,7 @@ class ReplyStream:
         services.endings.discard(self._closed_event.set)
         if self._unregister is not None:
             self._unregister()
-        remaining = services.open_streams[owner] - 1
-        if remaining:
-            services.open_streams[owner] = remaining
-        else:
-            del services.open_streams[owner]
+        services.streams.leave(owner)
 
     @property
     def closed(self) -> bool:

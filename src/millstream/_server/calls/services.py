@@ -53,8 +53,8 @@ class Services:
 
     __slots__ = (
         "_ring", "attach_stream", "bodies", "changes", "client_memory", "clock", "endings", "forwarded_extensions",
-        "hub", "leeway", "lifespan_of", "note", "notification_filters", "open_streams", "overrides_of", "peers",
-        "questions", "read_resource", "records", "scope_error", "secrets", "settings", "store", "tasks", "threads",
+        "hub", "leeway", "lifespan_of", "note", "notification_filters", "overrides_of", "peers", "questions",
+        "read_resource", "records", "scope_error", "secrets", "settings", "store", "streams", "tasks", "threads",
     )  # fmt: skip
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
@@ -112,8 +112,9 @@ class Services:
         self.threads: Threads = Threads(settings.max_threads)
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions of an upstream, which clients declare to it through this server."""
-        self.open_streams: dict[str, int] = {}
-        """`Call.owner` -> number of open replies of custom methods."""
+        self.streams: Share = Share(settings.max_streams)
+        self.streams.each = min(self.streams.each, settings.max_streams_per_principal)
+        """The open subscriptions, and the open replies of custom methods."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None

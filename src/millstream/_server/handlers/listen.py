@@ -26,7 +26,7 @@ from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.list_pages import sees
 from millstream._server.handlers.params import read
-from millstream._server.load import most_streams, release_arguments
+from millstream._server.load import release_arguments
 
 MAX_URI_BYTES = 128 * 1024
 """Maximum total length of a subscription's URIs, the same as in a session's record."""
@@ -39,13 +39,11 @@ _decoder = msgspec.json.Decoder(SubscriptionsListenRequestParams)
 class ListenHandlers:
     """The handler of `subscriptions/listen`."""
 
-    __slots__ = ("_open", "_registry", "_services")
+    __slots__ = ("_registry", "_services")
 
     def __init__(self, registry: Registry, services: Services) -> None:
         self._registry = registry
         self._services = services
-        self._open: dict[str, int] = {}
-        """`Call.owner` -> number of its open subscriptions."""
 
     def table(self) -> Mapping[str, Handler]:
         return {"subscriptions/listen": self.listen}
@@ -88,27 +86,22 @@ class ListenHandlers:
     async def _admit(
         self, call: Call, wanted: SubscriptionFilter, size: int, pushes: "_Pushes", agreed: dict[str, Any]
     ) -> bytes:
-        settings = self._services.settings
         # The request isn't read again, and the stream can be open for a day.
         client = call.client
         call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
         call.params, call.token = b"", None
         release_arguments(call, self._services.bodies)
-        owner = call.owner
-        mine, most = self._open.get(owner, 0), settings.max_streams
-        if mine >= most_streams(call, most, settings.max_streams_per_principal) or sum(self._open.values()) >= most:
+        owner, streams = call.owner, self._services.streams
+        if not streams.take(owner):
             raise ProtocolError(OVERLOADED, "Too many open subscriptions. Close some, or try again later.", status=503)
-        self._services.client_memory.take(owner, size)
-        self._open[owner] = mine + 1
         try:
-            return await self._serve(call, wanted, pushes, agreed)
+            self._services.client_memory.take(owner, size)
+            try:
+                return await self._serve(call, wanted, pushes, agreed)
+            finally:
+                self._services.client_memory.give(owner, size)
         finally:
-            self._services.client_memory.give(owner, size)
-            left = self._open[owner] - 1
-            if left:
-                self._open[owner] = left
-            else:
-                del self._open[owner]
+            streams.leave(owner)
 
     async def _serve(self, call: Call, wanted: SubscriptionFilter, pushes: "_Pushes", agreed: dict[str, Any]) -> bytes:
         mark = {SUBSCRIPTION_KEY: call.id}
