@@ -301,18 +301,22 @@ async def request_bytes(stack: AsyncExitStack) -> Shared:
     running = await run(stack, make_server(max_unfinished=40_000, max_body=20_000))
     budget = running.guard.unfinished
 
-    async def hold(tenant: Tenant) -> str:
+    async def begin(tenant: Tenant) -> tuple[Peer, bytes, asyncio.Task[Any]]:
         before = budget.used
-        peer, _ = await send(stack, running, tenant, "server/discover", {"note": "x" * 8_000}, missing=1)
+        peer, rest = await send(stack, running, tenant, "server/discover", {"note": "x" * 8_000}, missing=1)
         reply = asyncio.create_task(peer.reply())
         stack.callback(reply.cancel)
         await until(lambda: reply.done() or budget.used > before)
+        return peer, rest, reply
+
+    async def hold(tenant: Tenant) -> str:
+        _, _, reply = await begin(tenant)
         return reply.result()[2].decode() if reply.done() else ""
 
     async def use(tenant: Tenant) -> str:
-        peer, rest = await send(stack, running, tenant, "server/discover", {"note": "x" * 8_000}, missing=1)
+        peer, rest, reply = await begin(tenant)
         await peer.send(rest)
-        status, _, text = await peer.reply()
+        status, _, text = await reply
         return "" if status == 200 else text.decode()
 
     return Shared(hold, use, "too much data")
