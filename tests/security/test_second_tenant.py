@@ -148,7 +148,7 @@ async def parked_calls(stack: AsyncExitStack) -> Shared:
         result = await post(tenant, inputResponses=answers, requestState=asked["requestState"])
         return "" if result["content"][0]["text"] == "7" else str(result)
 
-    return Shared(hold, use, "Too many questions")
+    return Shared(hold, use, "Too many questions are open, 3 of them yours")
 
 
 async def links(stack: AsyncExitStack) -> Shared:
@@ -204,7 +204,9 @@ async def questions(stack: AsyncExitStack) -> Shared:
         return {"x": 7}
 
     running = await run(stack, mcp)
-    return make_calls(stack, running, ["ask"], lambda: len(asked), "Too many questions are open", elicit=answer)
+    return make_calls(
+        stack, running, ["ask"], lambda: len(asked), "Too many questions are open, 3 of them yours", elicit=answer
+    )
 
 
 async def streams(stack: AsyncExitStack) -> Shared:

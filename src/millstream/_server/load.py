@@ -156,6 +156,12 @@ def busy_error() -> ProtocolError:
     return ProtocolError(OVERLOADED, "Too many calls are running. Try again later.", status=503)
 
 
+def too_many_streams(yours: int) -> ProtocolError:
+    """Return the error for a stream above the limit."""
+    text = f"Too many open streams, {yours} of them yours. Close some, or try again later."
+    return ProtocolError(OVERLOADED, text, status=503)
+
+
 def release_arguments(call: Call, bodies: Share) -> None:
     """Release the arguments of a large call, which then no longer count."""
     if call.weight:

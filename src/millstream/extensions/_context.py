@@ -5,12 +5,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from millstream._protocol.errors import OVERLOADED, ProtocolError
 from millstream._protocol.jsonrpc import notification_message
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context
-from millstream._server.load import release_arguments
+from millstream._server.load import release_arguments, too_many_streams
 
 
 class CallContext(Context):
@@ -53,7 +52,7 @@ class ReplyStream:
         """
         call, services = self._call, self._call.services
         if not services.streams.take(call.owner):
-            raise ProtocolError(OVERLOADED, "Too many open streams: close some, or try again later", status=503)
+            raise too_many_streams(services.streams.count(call.owner))
         call.long_lived = True
         call.params = b""  # the stream may stay open for a day
         release_arguments(call, services.bodies)

@@ -71,7 +71,7 @@ class ParkedCall:
     )  # fmt: skip
 
     def __init__(
-        self, call: Call, abilities: bytes, source: Revision, size: int, admit: "Callable[[ParkedCall], bool]"
+        self, call: Call, abilities: bytes, source: Revision, size: int, admit: "Callable[[ParkedCall], None]"
     ) -> None:
         """Create the call; `start` runs it.
 
@@ -80,7 +80,7 @@ class ParkedCall:
             abilities: what the client can be asked.
             source: revision of the upstream.
             size: bytes of the request to the upstream.
-            admit: returns whether there's room to park the call.
+            admit: parks the call, or raises `ProtocolError` if there's no room.
         """
         self.id: str = ""
         """Id once it's parked; empty before."""
@@ -138,8 +138,9 @@ class ParkedCall:
         Raises:
             ProtocolError: too many questions are open.
         """
-        if len(self._open) >= MAX_OPEN_QUESTIONS or not self._admit(self):
+        if len(self._open) >= MAX_OPEN_QUESTIONS:
             raise ProtocolError(INTERNAL_ERROR, "Too many questions are open. Try again later.")
+        self._admit(self)
         key = f"q{next(self._keys)}"
         pending = self._open[key] = _OpenQuestion(question, asyncio.get_running_loop().create_future())
         self._change.set()
@@ -321,16 +322,21 @@ class ParkedCalls:
         loop = asyncio.get_running_loop()
         parked.timer = loop.call_later(self._services.settings.ask_timeout, self._drop, parked)
 
-    def _admit(self, parked: ParkedCall) -> bool:
-        """Return whether a call may be parked, and register it if so."""
+    def _admit(self, parked: ParkedCall) -> None:
+        """Park a call if there's room.
+
+        Raises:
+            ProtocolError: too many calls of its owner, or of all, are parked.
+        """
         if parked.id:
-            return True
+            return
         if not self._bytes.has_room(parked.owner, parked.size) or not self._share.take(parked.owner):
-            return False
+            yours = self._share.count(parked.owner)
+            text = f"Too many questions are open, {yours} of them yours. Answer them, or try again later."
+            raise ProtocolError(INTERNAL_ERROR, text)
         self._bytes.take(parked.owner, parked.size)
         parked.id = secrets.token_hex(16)
         self._calls[parked.id] = parked
-        return True
 
     def _drop(self, parked: ParkedCall) -> None:
         """Remove a call, and cancel it at the upstream if it's running."""

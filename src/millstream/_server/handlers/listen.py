@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import RequestId, notification_message
@@ -26,7 +26,7 @@ from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.list_pages import sees
 from millstream._server.handlers.params import read
-from millstream._server.load import release_arguments
+from millstream._server.load import release_arguments, too_many_streams
 
 MAX_URI_BYTES = 128 * 1024
 """Maximum total length of a subscription's URIs, the same as in a session's record."""
@@ -93,7 +93,7 @@ class ListenHandlers:
         release_arguments(call, self._services.bodies)
         owner, streams = call.owner, self._services.streams
         if not streams.take(owner):
-            raise ProtocolError(OVERLOADED, "Too many open subscriptions. Close some, or try again later.", status=503)
+            raise too_many_streams(streams.count(owner))
         try:
             self._services.client_memory.take(owner, size)
             try:

@@ -84,7 +84,8 @@ class PendingQuestions:
                 taken back.
         """
         if not self._share.take(owner):
-            raise ToolError("Too many questions are open. Try again later.")
+            yours = self._share.count(owner)
+            raise ToolError(f"Too many questions are open, {yours} of them yours. Answer them, or try again later.")
         # The id contains the worker that asked, so that any worker can route the answer.
         question_id = f"{self._workers.me}-{secrets.token_hex(16)}"
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
