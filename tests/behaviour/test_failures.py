@@ -257,7 +257,7 @@ async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None
                 if way == "timeout":
                     assert "didn't finish" in str(json.loads(await pipe.receive()))
                 assert await asyncio.to_thread(ended.acquire, timeout=WAIT)
-            await until(lambda: runtime.services.threads._free == 1 and not len(runtime.services.questions))
+            await until(lambda: not runtime.services.threads.full and not len(runtime.services.questions))
         await pipe.close()
 
 
@@ -275,7 +275,7 @@ async def test_slots_are_released_when_the_function_ends() -> None:
     with pytest.raises(ToolError, match="busy"):
         await threads.run(int)
     gate.set()
-    await until(lambda: threads._free == 1)
+    await until(lambda: not threads.full)
     assert await threads.run(int) == 0
     threads.close()
 

@@ -128,7 +128,7 @@ async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
 
 
 async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._processes._ADMISSION_TIMEOUT", 0.3)
+    monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.3)
     async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
         upstream = pool.add("files", shell, limit=1)
         async with Client(upstream.target("a")) as client:

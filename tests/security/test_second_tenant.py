@@ -16,7 +16,9 @@ from contextlib import AsyncExitStack
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -25,7 +27,7 @@ from http_peer import Peer, RunningServer, serve
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import Failure
 from millstream.client._questions import Question
-from patience import WAIT, advance_clock
+from patience import WAIT
 from wire import Json, encode_headers, encode_request, per_request, routing
 
 
@@ -47,8 +49,6 @@ BOB = Tenant("bob", "bob-has-another-of-some-length", "127.0.0.3")
 CAROL = Tenant("carol", "carol-has-a-third-one-of-some-length", "127.0.0.4")
 MANY = 100
 """Far more than one tenant may hold of anything in these cases."""
-QUEUE_TIMEOUT = 31
-"""Seconds after which a call no longer waits for a process."""
 HANDSHAKE = "2025-11-25"
 FORM: Json = {"type": "object", "properties": {"x": {"type": "integer"}}}
 WORKER = r"""
@@ -233,7 +233,6 @@ def make_calls(
     count_started: Callable[[], int],
     error: str,
     *,
-    is_queued: Callable[[], bool] = lambda: False,
     elicit: Any = None,
     **arguments: Any,
 ) -> Shared:
@@ -255,18 +254,52 @@ def make_calls(
 
     async def hold(tenant: Tenant) -> str:
         before, task = count_started(), start(tenant, next(turns), wait=True)
-        await until(lambda: task.done() or count_started() > before or is_queued())
-        if is_queued():
-            advance_clock(QUEUE_TIMEOUT)
-            await until(task.done)
+        await until(lambda: task.done() or count_started() > before)
         return task.result() if task.done() else ""
 
     async def use(tenant: Tenant) -> str:
-        task = start(tenant, tools[0], wait=False)
-        await until(lambda: task.done() or is_queued())
-        return task.result() if task.done() else "The call has to wait."
+        return await start(tenant, tools[0], wait=False)
 
     return Shared(hold, use, error)
+
+
+async def http_calls(stack: AsyncExitStack) -> Shared:
+    """HTTP connections to an upstream of the per-request era, which all callers share."""
+    there, mcp = Server("there"), make_server()
+    started, running = add_work(there), await run(stack, there)
+    url = f"http://127.0.0.1:{running.port}/mcp"
+    stack.enter_context(patch("millstream.gateway._links.MAX_HTTP_CALLS", 8))
+    mcp.upstream("there", url, prefix="", start_timeout=WAIT, timeout=WAIT)
+    error = r"in use, not down: you hold \d of its 8 connections"
+    running = await run(stack, mcp)
+    return make_calls(stack, running, ["work"], lambda: len(started), error)
+
+
+async def api_calls(stack: AsyncExitStack) -> Shared:
+    """HTTP connections to an API, which all callers share."""
+    there, mcp = Server("there", serve="rest"), make_server()
+    started, running = add_work(there), await run(stack, there)
+    stack.enter_context(patch("millstream.gateway._links.MAX_HTTP_CALLS", 8))
+    mcp.upstream("there", openapi=f"http://127.0.0.1:{running.port}/openapi.json", prefix="", start_timeout=WAIT)
+    error = r"in use, not down: you hold \d of its 8 connections"
+    running = await run(stack, mcp)
+    return make_calls(stack, running, ["work"], lambda: len(started), error)
+
+
+async def threads(stack: AsyncExitStack) -> Shared:
+    """Threads of plain functions."""
+    mcp, started, end = make_server(max_threads=8), list[str](), Event()
+    stack.callback(end.set)
+
+    @mcp.tool
+    def work(wait: bool) -> str:
+        if wait:
+            started.append("")
+            end.wait(WAIT)
+        return "worked"
+
+    error = r"worker threads are busy: your calls use \d of 8"
+    return make_calls(stack, await run(stack, mcp), ["work"], lambda: len(started), error)
 
 
 async def processes(stack: AsyncExitStack) -> Shared:
@@ -288,14 +321,9 @@ async def make_process_calls(stack: AsyncExitStack, mcp: Server, names: list[str
     command = [sys.executable, "-I", "-S", "-c", WORKER, str(started)]
     for name in names:
         mcp.upstream(name, command, scale="per_session", max_processes=8, start_timeout=WAIT, timeout=WAIT)
-    running, runtime = await run(stack, mcp), await mcp.start()
-
-    def is_queued() -> bool:
-        assert runtime.host.gateway is not None
-        return any(each["processes"]["waiting"] for each in runtime.host.gateway.describe())
-
+    running = await run(stack, mcp)
     tools = [f"{name}_work" for name in names]
-    return make_calls(stack, running, tools, lambda: len(list(started.iterdir())), error, is_queued=is_queued)
+    return make_calls(stack, running, tools, lambda: len(list(started.iterdir())), error)
 
 
 async def request_bytes(stack: AsyncExitStack) -> Shared:
@@ -328,17 +356,21 @@ CASES: list[Case] = [
     calls,
     call_bytes,
     request_bytes,
+    threads,
     streams,
     questions,
     parked_calls,
     links,
+    http_calls,
+    api_calls,
     processes,
     processes_of_the_gateway,
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-async def test_second_tenant_does_not_notice(case: Case) -> None:
+async def test_second_tenant_does_not_notice(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)  # who has to wait is refused
     async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
         shared = await case(stack)
         assert not await shared.use(CAROL)  # so that Alice isn't the only known tenant

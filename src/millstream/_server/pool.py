@@ -8,6 +8,8 @@ from contextlib import suppress
 from millstream._override import override
 from millstream._protocol.share import Share
 
+WAIT_TIMEOUT = 30.0
+"""Seconds that a request waits for a place."""
 _MAX_WAITING = 1000
 """Maximum waiting requests for one pool, half of them for one owner."""
 
@@ -61,7 +63,10 @@ class Pool(Share):
         return super().take(owner, amount)
 
     async def acquire(self, owner: str) -> bool:
-        """Take one place as soon as there's room. Return False if too many requests are waiting already."""
+        """Take one place as soon as there's room.
+
+        Return False if there's none within `WAIT_TIMEOUT`, or if too many requests are waiting already.
+        """
         if self.take(owner):
             return True
         if not self.waiting.take(owner):
@@ -70,12 +75,15 @@ class Pool(Share):
         self._queues.setdefault(owner, deque()).append(future)
         self._on_wait()
         try:
-            await future
-        except asyncio.CancelledError:
+            async with asyncio.timeout(WAIT_TIMEOUT):
+                await future
+        except (asyncio.CancelledError, TimeoutError) as exc:
             if future.cancelled():
                 self._remove(owner, future)
             else:  # the place came at the same time
                 self.leave(owner)
+            if isinstance(exc, TimeoutError):
+                return False
             raise
         finally:
             self.waiting.leave(owner)

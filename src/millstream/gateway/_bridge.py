@@ -190,6 +190,9 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.negotiated.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
+    owner, places = call.owner, link.places
+    if places is not None and not (places.take(owner) or await places.acquire(owner)):
+        raise no_response_error(call, upstream, InUse(places, owner))
     link.calls += 1
     started = link.last_used = monotonic()
     try:
@@ -211,6 +214,8 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
         raise no_response_error(call, upstream, exc) from None
     finally:
         link.calls -= 1
+        if places is not None:
+            places.leave(owner)
     return result
 
 
@@ -441,7 +446,7 @@ class _Exchange:
         """Send the request once, with `extra` members in its parameters."""
         call = self._call
         progress = call.token is not None or call.tee is not None
-        return _send(self._link, self._ask, recipient, progress=progress, extra=extra)
+        return _send(self._link, self._ask, recipient, call.owner, progress=progress, extra=extra)
 
     # Handshake-era upstreams
 
@@ -615,12 +620,15 @@ class _Exchange:
             ) from exc
 
 
-async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, extra: bytes) -> bytes:
+async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progress: bool, extra: bytes) -> bytes:
     """Send a request once. A parked call holds only this coroutine, and no reference to its client's request."""
     requests, recipients = link.conversation.requests, link.relays.recipients
     params = ask.params
     if extra:
         params = b"%b%b%b}" % (params[:-1], b"" if params == b"{}" else b",", extra)
+    places = link.places
+    if places is not None and not await places.acquire(owner):
+        raise InUse(places, owner)
     request_id = next(requests.ids)
     recipients[request_id] = recipient
     link.calls += 1
@@ -639,6 +647,8 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, *, progress: bool, e
         )
     finally:
         del recipients[request_id]
+        if places is not None:
+            places.leave(owner)
         link.calls -= 1
         link.last_used = monotonic()
 

@@ -31,6 +31,8 @@ class LinkKey(Struct, frozen=True, gc=False):
     """Whether it uses the handshake although the upstream also supports the per-request era."""
 
 
+MAX_HTTP_CALLS = 100
+"""Maximum concurrent calls that several callers send to one upstream over HTTP. Each takes a connection."""
 _ATTEMPTS = 3
 """Maximum connections that a call tries if each is closed while it opens, because its user is reconnecting."""
 SHARED_KEY = LinkKey()
@@ -40,7 +42,8 @@ SHARED_KEY = LinkKey()
 class InUse(ConnectFailed):
     """The processes or connections that a caller may hold are in use. This isn't a failure of the upstream."""
 
-    def __init__(self, holding: str, *, remedy: str) -> None:
+    def __init__(self, places: Pool, owner: str, what: str = "its {} connections", *, remedy: str = "") -> None:
+        holding = f"{places.count(owner)} of {what.format(places.maximum)}"
         super().__init__(f"The upstream is in use: the caller holds {holding}.", remedy=remedy)
         self.holding: str = holding
         """What the caller holds of how much, as a text."""
@@ -53,20 +56,29 @@ class NoCredentials(ClientError):
 class Link:
     """One connection."""
 
-    __slots__ = ("calls", "conversation", "key", "last_used", "open_task", "owner", "relays")
+    __slots__ = ("calls", "conversation", "key", "last_used", "open_task", "owner", "places", "relays")
 
-    def __init__(self, key: LinkKey, owner: str, conversation: Conversation, relays: Relays) -> None:
+    def __init__(
+        self, key: LinkKey, owner: str, conversation: Conversation, relays: Relays, places: Pool | None = None
+    ) -> None:
         self.key: LinkKey = key
         self.owner: str = owner
         """The caller whose share of the connections it uses; empty if callers share it."""
         self.conversation: Conversation = conversation
         self.relays: Relays = relays
         """Clients of the calls on this connection."""
+        self.places: Pool | None = places
+        """Places for calls, if several callers share the HTTP connections."""
         self.open_task: asyncio.Task[None] | None = None
         """Task that connects; None once it has succeeded."""
         self.calls: int = 0
         """Number of calls on this connection."""
         self.last_used: float = monotonic()
+
+
+def http_places() -> Pool:
+    """Return the places for calls that share the HTTP connections to one upstream."""
+    return Pool(MAX_HTTP_CALLS)
 
 
 class Links:
@@ -150,8 +162,7 @@ class Links:
                 and (link.owner in ("", owner) or count(link.owner) > count(owner))
             ]
             if not idle:
-                holding = f"{count(owner)} of its {self._places.maximum} connections"
-                raise InUse(holding, remedy="Raise max_links.")
+                raise InUse(self._places, owner, remedy="Raise max_links.")
             self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
 
     def end(self, link: Link) -> None:

@@ -38,8 +38,10 @@ from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
+from millstream.gateway._bridge import no_response_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials.options import StaticHeaders
+from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
     Api,
     Document,
@@ -58,7 +60,6 @@ logger = logging.getLogger("millstream.gateway")
 
 MAX_DEPTH = 64
 MAX_OPERATIONS = 1000
-_MAX_CONNECTIONS = 100
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLINGS = 8
@@ -250,6 +251,7 @@ class ApiUpstream(Upstream):
         self._base: Url | None = None
         self._application: Api | None = None
         self._pools: dict[str, ConnectionPool] = {}
+        self._places = http_places()
 
     @property
     @override
@@ -295,6 +297,14 @@ class ApiUpstream(Upstream):
         """
         if self._application is not None:
             return await self._application.request(operation, arguments, self._forwarded_headers(call))
+        if not await self._places.acquire(call.owner):
+            raise no_response_error(call, self, InUse(self._places, call.owner))
+        try:
+            return await self._request(operation, arguments, call)
+        finally:
+            self._places.leave(call.owner)
+
+    async def _request(self, operation: Operation, arguments: Mapping[str, Any], call: Call) -> Any:
         assert self._base is not None  # noqa: S101  set before any tool exists
         credentials, auth = self.credentials, None
         if credentials is not None:
@@ -400,7 +410,7 @@ class ApiUpstream(Upstream):
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = ConnectionPool(
-                url, max_connections=_MAX_CONNECTIONS, max_body=max_body, connect_timeout=self.config.connect_timeout,
+                url, max_connections=MAX_HTTP_CALLS, max_body=max_body, connect_timeout=self.config.connect_timeout,
                 tls=tls() if url.secure else None,
             )  # fmt: skip
         return Endpoint(url, headers, pool, auth)

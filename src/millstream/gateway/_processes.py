@@ -38,8 +38,6 @@ _MAX_BOOTING = 4
 """Maximum processes that boot at once; more would only slow each other down."""
 _BOOT_TIMEOUT = 15.0
 """Seconds after which a process without output no longer counts as booting."""
-_ADMISSION_TIMEOUT = 30.0
-"""Seconds that a connection waits for a process."""
 _MAX_KEYS = 1000
 """Maximum keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
@@ -215,14 +213,8 @@ class UpstreamProcesses:
                 (pool.places, "this gateway's {} processes"),
                 (pool.starts, "the {} processes that this gateway may start at a time"),
             ):
-                admitted = False
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_ADMISSION_TIMEOUT):
-                        admitted = await places.acquire(owner)
-                if not admitted:
-                    raise InUse(
-                        f"{places.count(owner)} of {what.format(places.maximum)}", remedy="Raise max_processes."
-                    )
+                if not await places.acquire(owner):
+                    raise InUse(places, owner, what, remedy="Raise max_processes.")
                 reserved.append(places)
         except BaseException:
             for places in reserved:

@@ -23,14 +23,23 @@ from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
 from millstream.client._errors import AccessDenied, ClientError, Failure, TargetError
 from millstream.client._options import Options
-from millstream.client._targets import find
+from millstream.client._targets import Remote, find
 from millstream.client._transports.stdio import Command
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._breaker import Breaker
 from millstream.gateway._catalog import Catalog, StoredCatalog
 from millstream.gateway._credentials.options import Credentials, PerUserOAuth
 from millstream.gateway._cycles import announced_ids
-from millstream.gateway._links import SHARED_KEY, InUse, Link, LinkKey, Links, NoCredentials
+from millstream.gateway._links import (
+    MAX_HTTP_CALLS,
+    SHARED_KEY,
+    InUse,
+    Link,
+    LinkKey,
+    Links,
+    NoCredentials,
+    http_places,
+)
 from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import Pins, QuarantinedItem
@@ -61,6 +70,8 @@ _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _PAUSE_FACTOR = 4.0
 """Pause before the next announced refresh, as a multiple of the duration of the last one."""
+_OTHER_CONNECTIONS = 28
+"""HTTP connections for lists, subscriptions, and polls of tasks, in addition to those of calls."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLINGS = 8
@@ -281,6 +292,7 @@ class Upstream:
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
         """Processes of a command."""
+        self._uses_http = False
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
@@ -295,7 +307,10 @@ class Upstream:
         Args:
             pool: runs the processes of a command.
         """
-        self.processes = self._add_processes(pool)
+        config, target = self.config, self._target
+        target = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
+        self._uses_http = isinstance(target, Remote) and target.url.scheme in ("http", "https")
+        self.processes = self._add_processes(pool, target)
         if hasattr(self._target, "running"):
             program = cast("ServerObject", self._target)
             running: AbstractAsyncContextManager[RunningServer] = program.running()
@@ -395,11 +410,9 @@ class Upstream:
         """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.scale != "per_session"
 
-    def _add_processes(self, pool: ProcessPool) -> UpstreamProcesses | None:
+    def _add_processes(self, pool: ProcessPool, command: object) -> UpstreamProcesses | None:
         """Return the processes of a command; None for other kinds of upstreams."""
         config = self.config
-        target = self._target
-        command = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
         if not isinstance(command, Command):
             return None
         return pool.add(
@@ -424,7 +437,7 @@ class Upstream:
             target = target.of(key.principal)
         conversation = relays.conversation = self._conversation(key, target, relays)
         conversation.incoming.observer = relays.receive
-        return Link(key, owner, conversation, relays)
+        return Link(key, owner, conversation, relays, http_places() if self._uses_http and not owner else None)
 
     def _conversation(self, key: LinkKey, target: Any, relays: Relays) -> Conversation:
         config = self.config
@@ -436,6 +449,7 @@ class Upstream:
             env=config.env,
             cwd=config.cwd,
             auth=None if self.credentials is None else self.credentials.auth(key.credentials),
+            max_connections=MAX_HTTP_CALLS + _OTHER_CONNECTIONS,
         )
         return Conversation(
             target,

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from millstream._protocol.errors import ToolError
+from millstream._server.pool import Pool
 
 T = TypeVar("T")
 
@@ -20,11 +21,10 @@ logger = logging.getLogger("millstream")
 class Threads:
     """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
 
-    __slots__ = ("_free", "_jobs", "_started", "size")
+    __slots__ = ("_jobs", "_places", "_started")
 
     def __init__(self, size: int) -> None:
-        self.size: int = size
-        self._free = size
+        self._places = Pool(size)
         self._started = 0
         self._jobs: Jobs = SimpleQueue()
         """Never longer than the number of threads, because a call without a slot is refused."""
@@ -32,31 +32,39 @@ class Threads:
     @property
     def full(self) -> bool:
         """Whether every thread is busy."""
-        return self._free <= 0
+        return not self._places.has_room("")
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def run(self, function: Callable[..., Any], *args: Any, owner: str = "") -> Any:
         """Run a function in a worker thread.
 
+        Args:
+            function: The function.
+            args: Its arguments.
+            owner: The caller whose share of the threads it uses, see `Call.owner`.
+
         Raises:
-            ToolError: Every thread is busy.
+            ToolError: The threads are busy.
         """
-        if self.full:
-            raise ToolError(f"All {self.size} worker threads are busy. Try again later.")
+        places = self._places
+        if not places.take(owner):
+            raise ToolError(
+                f"The worker threads are busy: your calls use {places.count(owner)} of {places.maximum}. Try again "
+                "later."
+            )
         loop = asyncio.get_running_loop()
-        self._free -= 1
-        if self._started < self.size - self._free:
+        if self._started < places.used:
             self._started += 1
             # Daemon threads, so that the process can end while a function still runs.
             threading.Thread(target=work, args=(self._jobs,), name=f"millstream_{self._started}", daemon=True).start()
         future: Future[Any] = Future()
-        future.add_done_callback(lambda _: self._release_in(loop))
+        future.add_done_callback(lambda _: self._release_in(loop, owner))
         context = contextvars.copy_context()
         self._jobs.put((future, lambda: context.run(run_carried, function, *args)))
         return await asyncio.wrap_future(future)
 
     async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a function in a worker thread, or in a new one if all are busy. For cleanup after a call."""
-        if self._free > 0:
+        if not self.full:
             return await self.run(function, *args)
         future: Future[Any] = Future()
         context, jobs = contextvars.copy_context(), Jobs()
@@ -65,16 +73,13 @@ class Threads:
         threading.Thread(target=work, args=(jobs,), name="millstream_end", daemon=True).start()
         return await asyncio.wrap_future(future)
 
-    def _release_in(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _release_in(self, loop: asyncio.AbstractEventLoop, owner: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
-            loop.call_soon_threadsafe(self._release)
-
-    def _release(self) -> None:
-        self._free += 1
+            loop.call_soon_threadsafe(self._places.leave, owner)
 
     def close(self) -> None:
         """End all threads when their functions are done, without waiting."""
-        busy = self.size - self._free
+        busy = self._places.used
         if busy:
             threads = "1 thread still runs a function" if busy == 1 else f"{busy} threads still run functions"
             logger.warning("%s. The server stops without waiting for them.", threads)

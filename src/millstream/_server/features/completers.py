@@ -40,7 +40,7 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
             if awaited:
                 found: Awaitable[Any] = function(value, known, **values)
                 return found
-            return call.services.threads.run(partial(function, value, known, **values))
+            return call.services.threads.run(partial(function, value, known, **values), owner=call.owner)
 
         return await call_with_dependencies(call, home, planned, ask)
 

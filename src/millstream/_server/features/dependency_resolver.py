@@ -97,7 +97,7 @@ class _Resolution:
         if planned.how == "manager":
             return await self._enter(_ManagerSlot(planned.make, arguments), threaded=planned.threaded)
         if planned.threaded:
-            return await self._call.services.threads.run(_call, planned.make, arguments)
+            return await self._call.services.threads.run(_call, planned.make, arguments, owner=self._call.owner)
         return planned.make(**arguments)
 
     async def _enter(self, slot: "_ManagerSlot", *, threaded: bool) -> Any:
@@ -111,7 +111,7 @@ class _Resolution:
                 slot.leave(exc)
 
         self._exits.append(leave)
-        return await threads.run(slot.enter) if threaded else slot.enter()
+        return await threads.run(slot.enter, owner=self._call.owner) if threaded else slot.enter()
 
     def _sync_context(self) -> SyncContext:
         if self._waits is None:

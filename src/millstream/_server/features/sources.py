@@ -283,7 +283,7 @@ def _in_thread(plan: Plan, home: object, call_function: Invoker) -> Run:
         work = _drain if plan.is_generator else _plainly
         try:
             return await call.services.threads.run(
-                work, call_function, arguments, SyncContext(context, waits), wants_context
+                work, call_function, arguments, SyncContext(context, waits), wants_context, owner=call.owner
             )
         finally:
             waits.abandon()

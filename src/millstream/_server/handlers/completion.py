@@ -79,5 +79,5 @@ class CompletionHandlers:
         elif inspect.iscoroutinefunction(completer):
             found = await completer(value, known)
         else:
-            found = await self._services.threads.run(completer, value, known)
+            found = await self._services.threads.run(completer, value, known, owner=call.owner)
         return [str(each) for each in found]

@@ -278,7 +278,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         """Run a plain function in a worker thread of the server."""
         if self._call is None:
             return await asyncio.to_thread(function)
-        return await self._call.services.threads.run(function)
+        return await self._call.services.threads.run(function, owner=self._call.owner)
 
     # Notifications
 
