@@ -45,6 +45,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "crowds": {"test_slow_senders": GIVEN, "test_unknown_key_ids": INSIDE},
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},
     "kept_capabilities": {"": INSIDE},
+    "second_tenant": {"": "shares count for one process; across workers, only the store limits"},
 }  # fmt: skip
 """Prefix of a file -> prefix of a test -> reason to run on one worker only."""
 
