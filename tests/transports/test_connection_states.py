@@ -12,7 +12,6 @@ from guard_peer import echo, make_endpoints
 from http_peer import HEAD, request
 from millstream._config import Settings
 from millstream._http import server
-from millstream._http.budget import ByteBudget
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler, Response
 from millstream._http.server import Endpoints, states
@@ -34,6 +33,7 @@ from millstream._http.server.states import (
     SILENT,
 )
 from millstream._http.server.states import HEAD as IN_HEAD
+from millstream._protocol.share import Share
 from property_settings import examples
 from strategies import cuts
 
@@ -61,7 +61,8 @@ class Shared:
     leaving = False
 
     def __init__(self) -> None:
-        self.unfinished = ByteBudget(self.limits.max_unfinished, self.limits.max_body)
+        self.unfinished = Share(self.limits.max_unfinished)
+        self.unfinished.fit(self.limits.max_body)
 
 
 async def no_socket(scope: Any, receive: Any, send: Any) -> None:
