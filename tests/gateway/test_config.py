@@ -161,6 +161,34 @@ def test_configuration_files_of_applications_are_read(tmp_path: Path) -> None:
             load_file(write(tmp_path, text, "mcp.json"))
 
 
+def test_a_url_in_a_file_never_becomes_a_command(tmp_path: Path) -> None:
+    variables = {"DOCS_URL": "touch pwned"}
+    for place, member, text in (
+        ("gateway.toml", "upstreams.docs.url", '[upstreams.docs]\nurl = "${DOCS_URL}"'),
+        ("gateway.toml", "upstreams.docs.url", '[upstreams.docs]\nurl = "pwn.py"'),
+        ("mcp.json", "mcpServers.docs.url", '{"mcpServers": {"docs": {\n"url": "touch pwned"}}}'),
+        ("mcp.json", "mcpServers.docs.httpUrl", '{"mcpServers": {"docs": {\n"httpUrl": "${DOCS_URL}"}}}'),
+        ("mcp.json", "servers.docs.serverUrl", '{"servers": {"docs": {\n"serverUrl": "docs.example/mcp"}}}'),
+    ):
+        with pytest.raises(ConfigError, match=rf"line 2: {member}: it must be a URL such as https:"):
+            load_file(write(tmp_path, text, place), variables)
+
+
+def test_variables_in_a_command_add_no_words(tmp_path: Path) -> None:
+    file = str(write(tmp_path, "", "shop.py"))
+    variables = {"FOLDER": "/a b; touch pwned", "PROGRAM": "touch pwned", "FILE": file}
+    for command, target in (
+        ("serve --in=${FOLDER} '${NONE:-a b} c'", ["serve", "--in=/a b; touch pwned", "a b c"]),
+        ("${PROGRAM}", ["touch pwned"]),
+        ("${FILE}", file),
+        ("serve --all", "serve --all"),
+    ):
+        text = f'[upstreams.a]\ncommand = "{command}"'
+        assert load_file(write(tmp_path, text), variables).upstreams[0].target == target
+    with pytest.raises(ConfigError, match=r"line 2: upstreams\.a\.command: .*No closing quotation"):
+        load_file(write(tmp_path, '[upstreams.a]\ncommand = "serve \'${FILE}"'), variables)
+
+
 def test_policies_in_code_are_checked_like_files() -> None:
     assert UpstreamPolicy(deny=["a*"]).deny == ("a*",)  # type: ignore[arg-type]  # what people write
     for options in ({"deny": "delete_*"}, {"limit": "often"}, {"tools": {"x": {"limit": 3}}}, {"cost": 0}):

@@ -6,6 +6,7 @@ start programs, so they must come from the operator, never over HTTP.
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -18,6 +19,8 @@ from msgspec import Struct, field
 from msgspec.structs import FieldInfo, fields
 
 from millstream._config import Settings
+from millstream._http.client.errors import TargetError
+from millstream._http.client.url import parse
 from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
 from millstream._protocol.errors import LocalError
@@ -303,6 +306,8 @@ def _load_upstream(source: Source, name: str, entry: Any, shared: UpstreamPolicy
             values[key] = _load_struct(source, UpstreamPolicy, value, path)
         elif key == "auth":
             values[key] = _load_credentials(source, value, path)
+        elif key == "command" and isinstance(value, str):
+            values[key] = _expand_command(source, value, path)
         else:
             values[key] = _convert(source, source.expand(value, path), options[key].type, path)
     if values.pop("disabled", False):
@@ -330,10 +335,40 @@ def _pop_target(source: Source, where: KeyPath, values: dict[str, Any]) -> tuple
     if url:
         if args:
             raise source.error((*where, "args"), "args requires a command, but this upstream has a url")
+        _check_url(source, url, (*where, "url"))
         return url, None
     if isinstance(command, str) and not args:
         return command, None
     return [*([command] if isinstance(command, str) else command or ()), *(args or ())], None
+
+
+def _check_url(source: Source, url: str, where: KeyPath) -> None:
+    """Raise a `ConfigError` unless a text is a URL, because the client would run any other text as a command."""
+    try:
+        parse(url)
+    except TargetError:
+        raise source.error(
+            where, "it must be a URL such as https://example.com/mcp, without a user name or password"
+        ) from None
+
+
+def _expand_command(source: Source, text: str, where: KeyPath) -> str | list[str]:
+    """Expand the variables of a command line after splitting it, so that no value becomes several words."""
+    variables: list[str] = []
+
+    def reserve(found: re.Match[str]) -> str:
+        variables.append(found[0])
+        return f"\0{len(variables) - 1}\0"
+
+    reserved = _VARIABLE.sub(reserve, text)
+    if not variables:
+        return text
+    try:
+        words = shlex.split(reserved, posix=os.name != "nt")
+    except ValueError as exc:
+        raise source.error(where, f"the command can't be parsed: {exc}") from exc
+    words = [source.expand(re.sub("\0(\\d+)\0", lambda at: variables[int(at[1])], each), where) for each in words]
+    return words[0] if len(words) == 1 and len(words[0].split()) <= 1 else words
 
 
 def _load_openapi(source: Source, value: Any, where: KeyPath) -> Any:
@@ -408,7 +443,8 @@ def _load_servers(source: Source) -> GatewayConfig:
         if values.get("disabled"):
             continue
         server = _Server(**values)
-        url = server.url or server.httpUrl or server.serverUrl
+        url_field = next((key for key in ("url", "httpUrl", "serverUrl") if values.get(key)), "")
+        url = values.get(url_field, "")
         if bool(url) == bool(server.command):
             misspelled = next(
                 (key for key in table if key not in options and closest_name(key, ("command", "url"))), None
@@ -422,6 +458,8 @@ def _load_servers(source: Source) -> GatewayConfig:
                 where,
                 f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}",
             )
+        if url:
+            _check_url(source, url, (*where, url_field))
         command = server.command if isinstance(server.command, tuple) else (server.command,)
         configs.append(
             UpstreamConfig(
