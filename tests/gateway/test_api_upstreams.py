@@ -3,6 +3,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from fastapi import FastAPI, Header
@@ -119,6 +120,60 @@ async def test_operations_become_tools_with_named_headers() -> None:
     assert "POST /v1/form? name=a%26b&tags=1&tags=true" in asked
     assert 'PATCH /v1/items/1? {"name":"n"}' in asked
     assert not any("evil" in each or each.startswith("GET /x") for each in asked)
+
+
+async def test_arguments_cannot_set_what_the_operator_fixes() -> None:
+    """Policies hide `Tenant` and `filter[tenant]`, and the operator configures the headers."""
+    any_object = {"type": "object", "additionalProperties": {"type": "string"}}
+    paging = {"type": "object", "properties": {"page": {}, "tenant": {}}}
+    find = operation(
+        "find",
+        *(query(name) for name in ("Tenant", "filter[tenant]", "words")),
+        query("labels", **any_object),
+        query("paging", **paging),
+        {**query("filter", **any_object), "style": "deepObject"},
+        {**query("loose"), "schema": {}},
+        query("X_Tenant", "header"),
+        query("session", "cookie"),
+        query("a=1; session", "cookie"),
+    )
+    async with shop(lambda port: document(paths={"/find": {"get": find}})) as (url, asked):
+        mcp = Server("front")
+        hidden = {"Tenant": "acme", "filter[tenant]": "acme"}
+        mcp.upstream(
+            "shop",
+            openapi=f"{url}/about.json",
+            headers={"X-Tenant": "acme", "Cookie": "session=acme"},
+            policy=UpstreamPolicy(tools={"find": ToolPolicy(hidden=hidden)}),
+            start_timeout=WAIT,
+        )
+        async with Client(mcp, timeout=WAIT) as client:
+            (tool,) = await client.tools()
+            assert set(tool.input_schema["properties"]) == {"words", "labels", "paging", "filter", "loose"}
+            for arguments in (
+                {"words": {"Tenant": "victim", "admin": "true"}},
+                {"words": ["x"]},
+                *(
+                    {"labels": {name: "victim"}}
+                    for name in ("Tenant", "TENANT[]", "tenant[0]", "filter[tenant]", "filter")
+                ),
+                {"filter": {"Tenant": "victim"}},
+                {"filter": {"tenant][": "victim"}},
+                {"paging": {"tenant": "victim"}},
+                {"paging": {"admin": "true"}},
+            ):
+                refused = await client.call("shop_find", arguments, raise_on_error=False)
+                assert refused.is_error, arguments
+                assert not asked, arguments
+            others = {"X_Tenant": "victim", "session": "victim", "a=1; session": "victim"}
+            fine = {"labels": {"color": "red"}, "paging": {"page": 2}, "filter": {"size": "9"}, "loose": {"a": 1}}
+            seen = (await client.call("shop_find", {"words": "a&Tenant=b", **fine, **others})).data
+    assert seen == {"x-tenant": "acme", "cookie": "session=acme"}
+    pairs = parse_qsl(urlsplit(asked[0].removeprefix("GET ")).query)
+    assert sorted(pairs) == [
+        ("Tenant", "acme"), ("color", "red"), ("filter[size]", "9"), ("filter[tenant]", "acme"),
+        ("loose", '{"a":1}'), ("page", "2"), ("words", "a&Tenant=b"),
+    ]  # fmt: skip
 
 
 async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCaptureFixture) -> None:

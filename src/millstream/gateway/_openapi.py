@@ -5,11 +5,11 @@ components become references to ``$defs``.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Protocol, cast
 from urllib.parse import quote, unquote
@@ -24,8 +24,10 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
-from millstream._server.features.sources import ItemSource
+from millstream._server.features.sources import ItemSource, Read
 from millstream._server.features.tools import Tool
+from millstream._server.functions.arguments import ArgumentError
+from millstream._server.functions.problems import MAX_LISTED, explain, find_problems
 from millstream._server.functions.results import ToolResult
 from millstream.gateway._credentials.source import check_forwarded
 
@@ -61,6 +63,8 @@ class Argument(Struct, frozen=True):
     """Encoding of an object or list in a query or form: the separator of a list's items, `deep` for
     ``name[key]=value``, `json`, or empty for one pair per item.
     """
+    members: frozenset[str] | None = frozenset()
+    """Properties of an object in a query that become pairs of their own; None for any."""
 
 
 class Operation(Struct, frozen=True):
@@ -135,7 +139,8 @@ class Document:
         for (original_name, location), parameter in parameters.items():
             is_duplicate = original_name in fields or original_name in arguments
             name = f"{original_name}__{location}" if is_duplicate else original_name
-            arguments[name] = Argument(original_name, location, _form_of(parameter))
+            members = self._query_members(parameter.get("schema", {})) if location == "query" else frozenset[str]()
+            arguments[name] = Argument(original_name, location, _form_of(parameter), members)
             description = str(parameter.get("description") or "")
             description = f"{description} ({location.capitalize()} parameter)".strip() if is_duplicate else description
             properties[name] = {**parameter.get("schema", {}), **({"description": description} if description else {})}
@@ -188,6 +193,22 @@ class Document:
             more, _ = self._fields({"$ref": kind if kind.startswith("#/") else _COMPONENT + kind}, visited)
             fields = more | fields
         return fields, list(dict.fromkeys(required_names))
+
+    def _query_members(self, schema: dict[str, Any]) -> frozenset[str] | None:
+        """Return the properties that a schema declares in any of its variants; None if an object can have any."""
+        names: set[str] = set()
+        pending, seen = [schema], set[int]()
+        while pending:
+            node = self._resolve(pending.pop())
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            properties: dict[str, Any] = node.get("properties") or {}
+            if node.get("additionalProperties", not properties and node.get("type") == "object"):
+                return None
+            names |= properties.keys()
+            pending += (part for keyword in ("allOf", "anyOf", "oneOf") for part in node.get(keyword) or ())
+        return frozenset(names)
 
     def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
         responses: dict[str, Any] = operation.get("responses") or {}
@@ -391,14 +412,12 @@ class Api:
         parts: dict[str, dict[str, Any]] = {
             location: {} for location in ("path", "query", "header", "cookie", "field", "body")
         }
-        for name, value in arguments.items():
-            argument = operation.arguments.get(name)
-            if argument is not None and value is not None:
-                parts[argument.place] |= _encode_argument(argument, value)
+        given = {each: value for name, value in arguments.items() if (each := operation.arguments.get(name))}
+        for argument, value in given.items():
+            if value is not None:
+                parts[argument.place] |= _encode_argument(argument, value, given)
         if parts["cookie"]:
-            parts["header"]["cookie"] = "; ".join(
-                f"{name}={quote(str(value))}" for name, value in parts["cookie"].items()
-            )
+            parts["header"]["cookie"] = "; ".join(f"{name}={quote(value)}" for name, value in parts["cookie"].items())
         if headers:
             remaining = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
             parts["header"] = {**remaining, **headers}
@@ -445,23 +464,47 @@ def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, (None, each if isinstance(each, str) else encode(each))) for name, each in pairs]
 
 
-def _encode_argument(argument: Argument, value: Any) -> dict[str, Any]:
-    """Return one argument as encoded in the request."""
+def _encode_argument(argument: Argument, value: Any, given: Collection[Argument]) -> dict[str, Any]:
+    """Return one argument as encoded in the request with all of the given arguments."""
     if argument.place == "query":
-        return _pairs(argument, value)
-    if argument.place in ("header", "path") and not isinstance(value, str):
-        value = encode(value).decode() if isinstance(value, bool | list | dict) else str(value)
-    return {argument.name: value}
+        return _expand(argument, value, given) if is_object(value) else _pairs(argument, value)
+    return {argument.name: _as_text(value) if argument.place in ("header", "path", "cookie") else value}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else encode(value).decode()
+
+
+def _expand(argument: Argument, value: dict[str, Any], given: Collection[Argument]) -> dict[str, Any]:
+    """Return the pairs of an object in a query. None of them can be read as another argument of the request."""
+    if (argument.members is not None and not argument.members) or argument.form == "json":
+        return {argument.name: encode(value).decode()}
+    deep = argument.form == "deep"
+    others = [each.name for each in given if each.place == "query" and each is not argument]
+    plain_names = {_plain_name(each) for each in others}
+    pairs: dict[str, Any] = {}
+    for key, each in value.items():
+        name = f"{argument.name}[{key}]" if deep else key
+        taken = name.casefold() in map(str.casefold, others) or "[" in key if deep else _plain_name(key) in plain_names
+        if taken or (argument.members is not None and key not in argument.members):
+            raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
+        pairs[name] = encode(each).decode() if is_object(each) else each
+    if deep or not argument.form:
+        return pairs
+    return {argument.name: argument.form.join(_as_text(each) for pair in pairs.items() for each in pair)}
+
+
+def _plain_name(name: str) -> str:
+    """Return the name that lenient frameworks read: without brackets, and regardless of case, dots, and spaces."""
+    return re.sub(r"\W", "_", name.partition("[")[0].strip().casefold())
 
 
 def _pairs(argument: Argument, value: Any) -> dict[str, Any]:
     """Return the pairs of a value in a query or form. Lists become several pairs with one name."""
     if argument.form == "json" and not isinstance(value, str):
         return {argument.name: encode(value).decode()}
-    if is_object(value) and argument.place == "query":
-        return {f"{argument.name}[{key}]" if argument.form == "deep" else key: each for key, each in value.items()}
     if is_array(value) and value and argument.form not in ("", "deep"):
-        return {argument.name: argument.form.join(map(str, value))}
+        return {argument.name: argument.form.join(map(_as_text, value))}
     return {argument.name: value}
 
 
@@ -506,15 +549,36 @@ class OperationTool(Tool):
             return result_of(operation, await api.request(operation, arguments))
 
         source = ItemSource(
-            name, run, _decode_object, description=operation.summary_text, schema=operation.input_schema
-        )
+            name, run, argument_reader(name, operation.input_schema), description=operation.summary_text,
+            schema=operation.input_schema,
+        )  # fmt: skip
         super().__init__(source, tags=operation.tags)
         if operation.output_schema is not None:
             self._described = {**self._described, "outputSchema": operation.output_schema}
 
 
-def _decode_object(raw: bytes) -> dict[str, Any]:
-    return msgspec.json.decode(raw, type=dict[str, Any])
+def argument_reader(name: str, schema: dict[str, Any]) -> Read:
+    """Return a function that decodes the arguments of an operation's tool and compares them with its schema.
+
+    The patterns of a document aren't tried, because they could take any time. The API decides.
+    """
+
+    def read(raw: Any) -> dict[str, Any]:
+        try:
+            arguments = _object_decoder.decode(raw)
+            present = {each: value for each, value in arguments.items() if value is not None}
+            problems = find_problems(schema, present, lax=True, matches=lambda pattern, text: True)
+            found = list(islice(problems, MAX_LISTED))
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
+        if found:
+            raise ArgumentError(f"Invalid arguments for tool {name!r}: {explain(found, schema)}")
+        return arguments
+
+    return read
+
+
+_object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def result_of(operation: Operation, response: Any) -> ToolResult:

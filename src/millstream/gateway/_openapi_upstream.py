@@ -34,7 +34,6 @@ from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
-from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import AccessDenied, ClientError
@@ -44,9 +43,11 @@ from millstream.gateway._credentials.options import StaticHeaders
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
     Api,
+    Argument,
     Document,
     OpenApi,
     Operation,
+    argument_reader,
     client_of_app,
     has_dot_segment,
     is_application,
@@ -211,7 +212,8 @@ class ApiTool(Tool):
             return b"{%b}" % encode_result(result_of(operation, response))
 
         schema = description.get("inputSchema", {})
-        source = ItemSource(name, run, _decode_object, description=description.get("description", ""), schema=schema)
+        read = argument_reader(name, schema)
+        source = ItemSource(name, run, read, description=description.get("description", ""), schema=schema)
         super().__init__(source, tags=frozenset(operation.tags))
         self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
 
@@ -222,16 +224,6 @@ class ApiTool(Tool):
             return super().encode(value, call)
         members = value[1:-1]
         return members if call.revision.structured == "any" else projection.tool_result(members, call.revision)
-
-
-def _decode_object(raw: Any) -> dict[str, Any]:
-    try:
-        return _object_decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
-
-
-_object_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class ApiUpstream(Upstream):
@@ -246,7 +238,8 @@ class ApiUpstream(Upstream):
         """Upstream's name -> operation."""
         self._forward = {name.lower().encode(): name.lower() for name in config.forward_headers}
         static_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
-        self._fixed_headers = {name.lower() for name in (*config.forward_headers, *config.headers, *static_headers)}
+        names = (*config.forward_headers, *config.headers, *static_headers)
+        self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
         self._base: Url | None = None
         self._application: Api | None = None
@@ -461,6 +454,10 @@ class ApiUpstream(Upstream):
             raise ApiError(f"The document is malformed: {type(exc).__name__} ({exc}).") from exc
         return found, tools
 
+    def _can_set(self, argument: Argument) -> bool:
+        header = "cookie" if argument.place == "cookie" else argument.name.lower().replace("_", "-")
+        return header not in self._fixed_headers and _HEADER.fullmatch(argument.name) is not None
+
     def _restrict(self, operation: Operation) -> Operation | None:
         """Return an operation without the headers that arguments can't set; None if its schema is too large.
 
@@ -470,7 +467,7 @@ class ApiUpstream(Upstream):
         hidden = frozenset(
             name
             for name, each in operation.arguments.items()
-            if each.place == "header" and (each.name.lower() in self._fixed_headers or not _HEADER.fullmatch(each.name))
+            if each.place in ("header", "cookie") and not self._can_set(each)
         )
         if hidden:
             operation = structs.replace(

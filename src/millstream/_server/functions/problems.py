@@ -7,6 +7,7 @@ and for types for which Python accepts more texts than their schema.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
+from decimal import Context, Decimal
 from itertools import islice
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
@@ -42,12 +43,17 @@ FORMATS: Mapping[str, tuple[Any, str]] = {
     "base64": (bytes, "a base64 string"),
 }
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool, "null": None}
+_EXACT = Context(prec=1000, traps=[])
+"""Divides decimals such as 19.99 and 0.01 without a rest; floats can't."""
 _NUMERIC: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minimum": (">=", lambda value, bound: value >= bound),
     "exclusiveMinimum": (">", lambda value, bound: value > bound),
     "maximum": ("<=", lambda value, bound: value <= bound),
     "exclusiveMaximum": ("<", lambda value, bound: value < bound),
-    "multipleOf": ("a multiple of", lambda value, bound: not value % bound),
+    "multipleOf": (
+        "a multiple of",
+        lambda value, bound: not _EXACT.remainder(Decimal(str(value)), Decimal(str(bound))),
+    ),
 }
 _SIZES = {
     "string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"),
@@ -209,7 +215,7 @@ class _Comparison:
             tag = tag or each.get("discriminator", {}).get("propertyName")
         fitting = sum(self._fits(each, value) for each in options)
         if fitting:
-            if keyword == "oneOf" and fitting > 1:
+            if keyword == "oneOf" and fitting > 1 and not self._lax:
                 yield Problem(path, f"must match one alternative of oneOf, but matches {fitting}")
             return
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
