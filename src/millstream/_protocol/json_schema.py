@@ -9,9 +9,10 @@ a `$ref` to another document is refused (MCP 2026-07-28, basic).
 import enum
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from math import isfinite
+from math import inf, isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
 
 from msgspec import Meta, Struct
 from msgspec.json import schema_components
@@ -23,6 +24,7 @@ SchemaHook = Callable[[type], Schema]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_DEPTH = 64
 MAX_SCHEMAS = 10_000
+_MAX_INDEX_DIGITS = 10
 
 REF = "#/$defs/"
 # Keywords that hold schemas (2020-12 core §10 and §11). All other keywords hold data.
@@ -81,6 +83,24 @@ def value_at(value: Any, path: Iterable[str]) -> Any:
     return value
 
 
+def value_at_pointer(document: Any, fragment: str) -> Any:
+    """Return the value that a URI fragment points to: ``#/paths/~1a/0`` (RFC 6901, section 6).
+
+    Raises:
+        LookupError: There's no such value.
+    """
+    if fragment != "#" and not fragment.startswith("#/"):
+        raise LookupError(f"{fragment!r} isn't a pointer into the document")
+    found = document
+    for token in unquote(fragment).split("/")[1:]:
+        name = token.replace("~1", "/").replace("~0", "~")
+        key = int(name) if is_array(found) and name.isdecimal() and len(name) < _MAX_INDEX_DIGITS else name
+        if not (key < len(found) if isinstance(key, int) else is_object(found) and key in found):
+            raise LookupError(f"{fragment!r} leads to nothing")
+        found = found[key]
+    return found
+
+
 def is_integral(value: Any) -> Any:
     """Return ``2.0`` as 2. JSON Schema counts both as integers, but msgspec's decoder accepts only 2."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -119,14 +139,18 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     return drop_formats(document, {"duration"}) if written else document
 
 
-def inline_references(root: Schema, definitions: Schema) -> Schema:
+def inline_references(root: Schema, definitions: Schema, *, max_nodes: float = inf) -> Schema:
     """Return a schema with references only to recursive types.
 
     Args:
         root: The schema, which is always expanded.
         definitions: The targets of its references.
+        max_nodes: Maximum number of subschemas in the result.
+
+    Raises:
+        OverflowError: The result would have more.
     """
-    return _Inliner().document(root, definitions)
+    return _Inliner(max_nodes).document(root, definitions)
 
 
 def _write_decimals(node: Any) -> None:
@@ -278,9 +302,12 @@ def rebase_references(node: Any, place: str) -> Any:
 class _Inliner:
     """Rewrites one schema document. A scope is the `$defs` that references are resolved in."""
 
-    __slots__ = ("hoisted", "names")
+    __slots__ = ("hoisted", "names", "nodes_left", "recursive")
 
-    def __init__(self) -> None:
+    def __init__(self, max_nodes: float) -> None:
+        self.nodes_left = max_nodes
+        self.recursive: dict[int, bool] = {}
+        """Id of a definition -> whether it refers to itself, directly or through others."""
         self.hoisted: Schema = {}
         """Definitions of the recursive types, under their final names."""
         self.names: dict[int, str] = {}
@@ -302,13 +329,18 @@ class _Inliner:
     def expand(self, node: Any, scope: Schema) -> Any:
         if not is_object(node):
             return node
+        self.nodes_left -= 1
+        if self.nodes_left < 0:
+            raise OverflowError
         if "$defs" in node:
             scope = node["$defs"]
         target, siblings = self.target(node, scope)
         rest = self.members(siblings, scope)
         if "$ref" not in node:
             return rest
-        if _reaches(target, target, scope):
+        if id(target) not in self.recursive:
+            self.recursive[id(target)] = _reaches(target, target, scope)
+        if self.recursive[id(target)]:
             return {"$ref": REF + self.hoist(node["$ref"].removeprefix(REF), target, scope), **rest}
         return self.members(target, scope) | rest
 

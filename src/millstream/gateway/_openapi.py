@@ -4,6 +4,7 @@ Used by `Server.from_openapi` and `Server.from_fastapi`. Schemas keep their shap
 components become references to ``$defs``.
 """
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from enum import Enum
 from importlib import import_module
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -19,7 +20,17 @@ from msgspec import Struct
 
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError, shorten
-from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.json_schema import (
+    LISTS,
+    REF,
+    SINGLE,
+    inline_references,
+    is_array,
+    is_object,
+    members,
+    rebuild,
+    value_at_pointer,
+)
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.call import Call
@@ -27,12 +38,13 @@ from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource, Read
 from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError
-from millstream._server.functions.problems import MAX_LISTED, explain, find_problems
+from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
 from millstream._server.functions.results import ToolResult
 from millstream.gateway._credentials.source import check_forwarded
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
+_PLACES = frozenset(("path", "query", "header", "cookie"))
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
 _MAX_NAME = 56
@@ -48,8 +60,22 @@ _MAX_DECODINGS = 4
 _MAX_ERROR_TEXT = 4000
 """Maximum characters of an error body in a message."""
 _SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " "}
-_KEYWORDS_WITH_NAMES = ("properties", "patternProperties", "$defs")
-"""Keywords with named members, whose names can look like keywords."""
+_VALUE_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(SINGLE, dict | bool), **dict.fromkeys((*LISTS, "enum", "required"), list),
+    **dict.fromkeys(("patternProperties", "properties", "dependentSchemas", "discriminator"), dict),
+    **dict.fromkeys(("title", "description", "format", "pattern", "contentEncoding"), str),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), int | float),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), int),
+}  # fmt: skip
+"""Keyword -> type of its value. Keywords with other values are left out, because clients refuse such schemas."""
+_NOT_KEPT = frozenset((
+    "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
+))  # fmt: skip
+"""Keywords that mean something else, or nothing, where a definition is moved to."""
+MAX_LOGGED = 20
+"""Maximum skipped operations to log by name."""
+_MAX_ROUTE = 200
+logger = logging.getLogger("millstream.gateway")
 
 
 class Argument(Struct, frozen=True):
@@ -110,28 +136,55 @@ class Document:
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first")
         self._spec: dict[str, Any] = spec
+        self.skipped: dict[str, str] = {}
+        """Method and path of each operation that isn't offered, and the reason."""
 
     @property
     def url(self) -> str:
         """URL of the API; empty if the document has none."""
-        servers: list[dict[str, Any]] = self._spec.get("servers") or [{}]
-        return str(servers[0].get("url", ""))
+        servers = self._spec.get("servers")
+        return str(members(servers[0]).get("url", "")) if is_array(servers) and servers else ""
+
+    @property
+    def title(self) -> str:
+        """Title of the API, for logs."""
+        return str(members(self._spec.get("info")).get("title") or "API")
 
     def operations(self) -> Iterator[Operation]:
-        """Yield the operations."""
+        """Yield the operations. One that can't be read is added to `skipped`."""
         for path, item in self._spec["paths"].items():
-            shared = self._resolve(item)
-            for method in _METHODS:
-                if is_object(shared.get(method)):
-                    yield self._operation(path, method.upper(), shared, shared[method])
+            for method in map(str.upper, _METHODS if is_object(item) else ()):
+                try:
+                    shared = self._resolve(item)
+                    operation = shared.get(method.lower())
+                    found = self._operation(path, method, shared, operation) if is_object(operation) else None
+                except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as exc:
+                    self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
+                    continue
+                if found is not None:
+                    yield found
+
+    def skip(self, method: str, path: str, reason: str) -> None:
+        """Record that an operation isn't offered."""
+        self.skipped[f"{method} {path}"[:_MAX_ROUTE]] = reason
+
+    def log_skipped(self, name: str, known: Collection[str] = ()) -> None:
+        """Log the operations that aren't offered, except for those that are already known."""
+        new = [(route, reason) for route, reason in self.skipped.items() if route not in known]
+        for route, reason in new[:MAX_LOGGED]:
+            logger.warning("%s: skipped %s, because %s", name, route, reason)
+        if len(new) > MAX_LOGGED:
+            logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
         parameters: dict[tuple[str, str], dict[str, Any]] = {}
-        for node in (*operation.get("parameters", ()), *shared.get("parameters", ())):
+        for node in (*(operation.get("parameters") or ()), *(shared.get("parameters") or ())):
             parameter = self._resolve(node)
-            if parameter.get("in") == "header" and str(parameter.get("name")).lower() in _RESERVED_HEADERS:
-                continue
-            parameters.setdefault((parameter["name"], parameter["in"]), parameter)
+            name, location = parameter.get("name"), parameter.get("in")
+            if not isinstance(name, str) or location not in _PLACES:
+                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
+            if location != "header" or name.lower() not in _RESERVED_HEADERS:
+                parameters.setdefault((name, location), parameter)
         place_of_fields, fields, body_required, media, forms = self._body(operation)
         arguments: dict[str, Argument] = {}
         properties: dict[str, Any] = {}
@@ -139,11 +192,14 @@ class Document:
         for (original_name, location), parameter in parameters.items():
             is_duplicate = original_name in fields or original_name in arguments
             name = f"{original_name}__{location}" if is_duplicate else original_name
-            members = self._query_members(parameter.get("schema", {})) if location == "query" else frozenset[str]()
-            arguments[name] = Argument(original_name, location, _form_of(parameter), members)
+            media_type, content = _content_of(parameter, ())
+            schema = content.get("schema") or parameter.get("schema") or {}
+            query_members = self._query_members(schema) if location == "query" else frozenset[str]()
+            form = "json" if media_type else _form_of(parameter)
+            arguments[name] = Argument(original_name, location, form, query_members)
             description = str(parameter.get("description") or "")
             description = f"{description} ({location.capitalize()} parameter)".strip() if is_duplicate else description
-            properties[name] = {**parameter.get("schema", {}), **({"description": description} if description else {})}
+            properties[name] = {**schema, **({"description": description} if description else {})}
             if parameter.get("required") or location == "path":
                 required.append(name)
         for name, schema in fields.items():
@@ -151,10 +207,12 @@ class Document:
             properties[name] = schema
         required += body_required
         output, wrapped = self._output(operation)
+        texts = {key: value for key, value in operation.items() if isinstance(value, str)}
+        tags: list[Any] = operation.get("tags") or []
         return Operation(
-            path, method, operation.get("operationId"), operation.get("summary"), operation.get("description"),
-            list(operation.get("tags") or ()), arguments,
-            self._with_definitions({"type": "object", "properties": properties, "required": required}),
+            path, method, texts.get("operationId"), texts.get("summary"), texts.get("description"),
+            [each for each in tags if isinstance(each, str)], arguments,
+            self._schema({"type": "object", "properties": properties, "required": required}, "readOnly"),
             output, wrapped, media,
         )  # fmt: skip
 
@@ -167,7 +225,7 @@ class Document:
         schema: dict[str, Any] = content.get("schema") or {}
         fields, required = self._fields(schema)
         if not fields:
-            name = re.sub(r"\W+", "_", str(self._resolve(schema).get("title", ""))).lower() or "body"
+            name = re.sub(r"\W+", "_", str(self.target(schema).get("title", ""))).lower() or "body"
             return "body", {name: schema}, [name] if body.get("required") else [], media, {}
         encodings: dict[str, Any] = content.get("encoding") or {}
         forms = {name: _form_of(each) for name, each in encodings.items()}
@@ -175,7 +233,7 @@ class Document:
 
     def _fields(self, schema: dict[str, Any], seen: set[int] | None = None) -> tuple[dict[str, Any], list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
-        resolved, visited = self._resolve(schema), set[int]() if seen is None else seen
+        resolved, visited = self.target(schema), set[int]() if seen is None else seen
         fields: dict[str, Any] = {}
         required_names: list[str] = []
         if id(resolved) in visited:
@@ -199,7 +257,7 @@ class Document:
         names: set[str] = set()
         pending, seen = [schema], set[int]()
         while pending:
-            node = self._resolve(pending.pop())
+            node = self.target(pending.pop())
             if id(node) in seen:
                 continue
             seen.add(id(node))
@@ -212,87 +270,145 @@ class Document:
 
     def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
         responses: dict[str, Any] = operation.get("responses") or {}
-        code = next((each for each in sorted(responses) if each.startswith("2")), "")
-        media, content = _content_of(self._resolve(responses.get(code) or {}), ())
+        code = next((each for each in sorted(responses, key=str) if str(each).startswith("2")), "")
+        media, content = _content_of(self.target(responses.get(code)), ())
         if not media:
             return None, False
         schema: dict[str, Any] = content.get("schema") or {}
-        resolved = self._resolve(schema)
+        resolved = self.target(schema)
         if resolved.get("type") == "object" or "properties" in resolved:
-            return self._with_definitions({**resolved, "type": "object"}, response=True), False
+            return self._schema({**resolved, "type": "object"}, "writeOnly"), False
         found = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
-        return self._with_definitions(found, response=True), True
+        return self._schema(found, "writeOnly"), True
 
-    def _write_only(self, schema: dict[str, Any]) -> frozenset[str]:
-        """Return the write-only properties of an object."""
-        fields, _ = self._fields(schema)
-        return frozenset(
-            name for name, each in fields.items() if is_object(each) and self._resolve(each).get("writeOnly") is True
-        )
+    def _resolve(self, node: Any) -> dict[str, Any]:
+        """Return the target of a reference, or the node itself if it isn't one.
 
-    # References
-
-    def _resolve(self, node: dict[str, Any]) -> dict[str, Any]:
-        """Return the target of a reference, or the node itself if it isn't one."""
+        Raises:
+            LookupError: the reference leaves the document, or leads to nothing.
+        """
         for _ in range(20):
-            reference = node.get("$ref")
-            if not isinstance(reference, str) or not reference.startswith("#/"):
-                return node
-            found: Any = self._spec
-            for part in reference[2:].split("/"):
-                found = found.get(part.replace("~1", "/").replace("~0", "~"), {}) if is_object(found) else {}
-            node = cast("dict[str, Any]", found)
-        return {}
-
-    def _with_definitions(self, schema: dict[str, Any], *, response: bool = False) -> dict[str, Any]:
-        """Return a schema with its definitions. The schema of a response has no write-only properties."""
-        definitions: dict[str, Any] = {}
-
-        def move(node: Any, hidden: frozenset[str] = frozenset()) -> Any:
-            if is_array(node):
-                return [move(each, hidden) for each in node]
             if not is_object(node):
-                return node
-            if response and not isinstance(node.get("$ref"), str):
-                hidden |= self._write_only(node)
-                node = without_properties(node, hidden)
+                break
             reference = node.get("$ref")
-            if isinstance(reference, str) and reference.startswith(_COMPONENT):
-                name = reference.removeprefix(_COMPONENT)
-                if name not in definitions:
-                    definitions[name] = {}
-                    definitions[name] = move(self._resolve(node))
-                return {**node, "$ref": f"#/$defs/{name}"}
-            converted = _members(node, hidden, move)
-            if node.get("nullable") is True and isinstance(converted.get("type"), str):
-                converted["type"] = [converted["type"], "null"]  # the form of 3.1
-            return converted
+            if not isinstance(reference, str):
+                return node
+            node = value_at_pointer(self._spec, reference)
+        raise LookupError("a reference leads to nothing in the document")
 
-        converted = cast("dict[str, Any]", move(schema))
-        if not definitions:
-            return converted
-        converted = {**converted, "$defs": definitions}
-        flat = inline(converted, max_nodes=_MAX_INLINED_NODES)
-        return converted if "$defs" in flat else flat
+    def _schema(self, schema: dict[str, Any], flag: str) -> dict[str, Any]:
+        """Return a schema as JSON Schema 2020-12, with its definitions.
+
+        Args:
+            schema: the schema in the document.
+            flag: properties with it are left out: `readOnly` in requests, `writeOnly` in responses.
+        """
+        conversion = _Conversion(self, flag)
+        converted = conversion.convert(schema)
+        conversion.finish()
+        try:
+            return inline_references(converted, conversion.definitions, max_nodes=_MAX_INLINED_NODES)
+        except (OverflowError, RecursionError):
+            return {**converted, "$defs": conversion.definitions}
+
+    def fields_with(self, flag: str, schema: dict[str, Any]) -> frozenset[str]:
+        """Return the properties of an object that have a flag."""
+        return frozenset(name for name, each in self._fields(schema)[0].items() if self.target(each).get(flag) is True)
+
+    def target(self, node: Any) -> dict[str, Any]:
+        """Return the schema that a node is or refers to, or an empty one, which allows everything."""
+        try:
+            return self._resolve(node)
+        except LookupError:
+            return {}
 
 
-def _members(node: dict[str, Any], hidden: frozenset[str], convert: Callable[..., Any]) -> dict[str, Any]:
-    """Return the keywords of a schema with their schemas converted. Parts of ``allOf`` describe the same object."""
-    converted: dict[str, Any] = {}
-    for key, value in node.items():
-        if key in _KEYWORDS_WITH_NAMES and is_object(value):
-            converted[key] = {name: convert(each) for name, each in value.items()}
-        elif key != "nullable":
-            converted[key] = convert(value, hidden if key == "allOf" else frozenset())
-    return converted
+class _Conversion:
+    """The conversion of one schema, and of the definitions that it refers to."""
+
+    __slots__ = ("_document", "_flag", "_names", "_pending", "definitions")
+
+    def __init__(self, document: Document, flag: str) -> None:
+        self._document = document
+        self._flag = flag
+        self._names: dict[int, str] = {}
+        """Id of a reference's target in the document -> name of its definition."""
+        self._pending: list[tuple[str, dict[str, Any]]] = []
+        self.definitions: dict[str, Any] = {}
+
+    def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
+        if not is_object(node):
+            return False if node is False else {}
+        if isinstance(node.get("$ref"), str):
+            return _replace_nullable({**self._reference(node), **self._keywords(node, hidden)})
+        return _replace_nullable(self._keywords(node, hidden | self._document.fields_with(self._flag, node)))
+
+    def finish(self) -> None:
+        """Convert the definitions."""
+        while self._pending:
+            name, target = self._pending.pop()
+            self.definitions[name] = self.convert(target)
+
+    def _keywords(self, node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
+        kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
+        parts: list[Any] = kept.pop("allOf", [])
+        converted = rebuild(kept, self.convert)
+        if parts:  # they describe the same object
+            converted["allOf"] = [self.convert(each, hidden) for each in parts]
+        return converted
+
+    def _reference(self, node: dict[str, Any]) -> dict[str, Any]:
+        target = self._document.target(node)
+        if not target:
+            return {}
+        if id(target) not in self._names:
+            plain = re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).rpartition("/")[2])
+            name = next(
+                each
+                for each in chain((plain,), (f"{plain}_{number}" for number in count(2)))
+                if each not in self.definitions
+            )
+            self._names[id(target)], self.definitions[name] = name, {}
+            self._pending.append((name, target))
+        return {"$ref": REF + self._names[id(target)]}
+
+
+def _is_valid(keyword: str, value: Any) -> bool:
+    """Return whether a keyword of a document can be part of a schema for clients."""
+    if keyword == "required":
+        return is_array(value) and all(isinstance(each, str) for each in value)
+    if value == [] or keyword in _NOT_KEPT:
+        return False
+    if keyword == "type":
+        return all(isinstance(each, str) and each in WORDS for each in (value if is_array(value) else [value]))
+    if isinstance(value, bool) and keyword in _VALUE_TYPES:
+        return keyword in SINGLE or keyword.startswith("exclusive")
+    return keyword not in _VALUE_TYPES or isinstance(value, _VALUE_TYPES[keyword])
+
+
+def _replace_nullable(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema of OpenAPI 3.0 without the keywords that JSON Schema 2020-12 doesn't have."""
+    for bound, keyword in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if isinstance(node.get(keyword), bool) and node.pop(keyword) and bound in node:
+            node[keyword] = node.pop(bound)
+    if node.pop("nullable", None) is not True or not node:
+        return node
+    if is_array(node.get("enum")) and None not in node["enum"]:
+        node["enum"] = [*node["enum"], None]
+    if isinstance(kind := node.get("type"), str):
+        node["type"] = [kind, "null"]
+    if "$ref" not in node and "allOf" not in node:
+        return node
+    notes: dict[str, Any] = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
+    return {**notes, "anyOf": [node, {"type": "null"}]}
 
 
 def without_properties(node: dict[str, Any], hidden: frozenset[str]) -> dict[str, Any]:
     """Return the schema of an object without some of its properties."""
     result = dict(node)
-    if is_object(node.get("properties")):
+    if hidden and is_object(node.get("properties")):
         result["properties"] = {name: each for name, each in node["properties"].items() if name not in hidden}
-    if is_array(node.get("required")):
+    if hidden and is_array(node.get("required")):
         result["required"] = [name for name in node["required"] if name not in hidden]
     return result
 
@@ -313,42 +429,10 @@ def _content_of(holder: dict[str, Any], other_types: tuple[str, ...]) -> tuple[s
     for kind, description in content.items():
         plain = kind.partition(";")[0].strip()
         if plain == JSON or plain.endswith("+json") or plain in other_types:
-            return kind, description
+            return kind, members(description)
+        if plain == "*/*":
+            return JSON, members(description)
     return "", {}
-
-
-def inline(schema: dict[str, Any], *, max_nodes: float = float("inf")) -> dict[str, Any]:
-    """Return a schema with its definitions inlined. Recursive ones stay definitions.
-
-    Args:
-        schema: the schema, returned unchanged if the result would be too large.
-        max_nodes: maximum nodes of the result.
-    """
-    definitions: dict[str, Any] = schema.get("$defs", {})
-    recursive: dict[str, Any] = {}
-    parts = count(1)
-
-    def put(node: Any, inside: tuple[str, ...]) -> Any:
-        if next(parts) > max_nodes:
-            raise OverflowError
-        if is_array(node):
-            return [put(each, inside) for each in node]
-        if not is_object(node):
-            return node
-        name = str(node.get("$ref", "")).rpartition("/")[2]
-        if name in definitions:
-            if name in inside:
-                recursive[name] = definitions[name]
-                return node
-            rest = {key: value for key, value in node.items() if key != "$ref"}
-            return {**put(definitions[name], (*inside, name)), **rest}
-        return {key: put(value, inside) for key, value in node.items() if key != "$defs" or inside}
-
-    try:
-        inlined: dict[str, Any] = put({key: value for key, value in schema.items() if key != "$defs"}, ())
-    except OverflowError:
-        return schema
-    return {**inlined, "$defs": definitions} if recursive else inlined
 
 
 _FIRST_ERROR_STATUS, _TOO_MANY_REQUESTS = 400, 429
@@ -669,6 +753,7 @@ def register(
         else:
             item = _resource(operation, name, api)
             catalog.add("templates" if isinstance(item, Template) else "resources", item.name, item)
+    document.log_skipped(document.title)
 
 
 def _http() -> Any:

@@ -241,6 +241,8 @@ class ApiUpstream(Upstream):
         names = (*config.forward_headers, *config.headers, *static_headers)
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
+        self._skipped: frozenset[str] = frozenset()
+        """Operations that the last document has but that aren't offered."""
         self._base: Url | None = None
         self._application: Api | None = None
         self._pools: dict[str, ConnectionPool] = {}
@@ -413,45 +415,42 @@ class ApiUpstream(Upstream):
         pattern = re.compile("|".join(map(translate, self.openapi.operations))) if self.openapi.operations else None
         tags, found, tools = set(self.openapi.tags), dict[str, Operation](), dict[str, Description]()
         size = 0
-        try:
-            for operation in document.operations():
-                operation_name = operation.name({})
-                route = f"{operation.method} {operation.path}"
-                if tags and tags.isdisjoint(operation.tags):
-                    continue
-                if pattern is not None and not (pattern.match(operation_name) or pattern.match(route)):
-                    continue
-                if not _PATH.fullmatch(operation.path) or has_dot_segment(operation.path):
-                    logger.warning(
-                        "%s: skipped %s, because its path isn't below the API's base URL", self.config.name, route
-                    )
-                    continue
-                if len(found) >= MAX_OPERATIONS:
-                    raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
-                name = next(
-                    each
-                    for each in chain((operation_name,), (f"{operation_name}_{n}" for n in count(2)))
-                    if each not in found
+        for operation in document.operations():
+            operation_name = operation.name({})
+            route = f"{operation.method} {operation.path}"
+            if tags and tags.isdisjoint(operation.tags):
+                continue
+            if pattern is not None and not (pattern.match(operation_name) or pattern.match(route)):
+                continue
+            if not _PATH.fullmatch(operation.path) or has_dot_segment(operation.path):
+                document.skip(operation.method, operation.path, "its path isn't below the API's base URL")
+                continue
+            if len(found) >= MAX_OPERATIONS:
+                raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
+            name = next(
+                each
+                for each in chain((operation_name,), (f"{operation_name}_{n}" for n in count(2)))
+                if each not in found
+            )
+            restricted = self._restrict(operation)
+            if restricted is None:
+                document.skip(operation.method, operation.path, "its schema is too large")
+                continue
+            found[name] = restricted
+            tools[name] = {
+                "name": name,
+                "description": restricted.summary_text,
+                "inputSchema": restricted.input_schema,
+            }
+            if restricted.output_schema is not None:
+                tools[name]["outputSchema"] = restricted.output_schema
+            size += len(encode(tools[name]))
+            if size > self.config.max_catalog_bytes:
+                raise ApiError(
+                    f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
                 )
-                restricted = self._restrict(operation)
-                if restricted is None:
-                    logger.warning("%s: skipped %s, because its schema is too large", self.config.name, route)
-                    continue
-                found[name] = restricted
-                tools[name] = {
-                    "name": name,
-                    "description": restricted.summary_text,
-                    "inputSchema": restricted.input_schema,
-                }
-                if restricted.output_schema is not None:
-                    tools[name]["outputSchema"] = restricted.output_schema
-                size += len(encode(tools[name]))
-                if size > self.config.max_catalog_bytes:
-                    raise ApiError(
-                        f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
-                    )
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as exc:
-            raise ApiError(f"The document is malformed: {type(exc).__name__} ({exc}).") from exc
+        document.log_skipped(self.config.name, self._skipped)
+        self._skipped = frozenset(document.skipped)
         return found, tools
 
     def _can_set(self, argument: Argument) -> bool:

@@ -10,13 +10,12 @@ from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal
 from itertools import islice
 from typing import Any, NamedTuple, cast
-from urllib.parse import unquote
 from uuid import UUID
 
 import msgspec
 
 from millstream._protocol.errors import shorten
-from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object
+from millstream._protocol.json_schema import DECIMAL, Schema, is_array, is_object, members, value_at_pointer
 
 MAX_WALKED = 64 * 1024
 """Maximum bytes of JSON to examine value by value. Larger arguments get the decoder's message."""
@@ -196,16 +195,10 @@ class _Comparison:
         reference: str = node.get("$ref", "")
         if not reference:
             return node
-        if reference != "#" and not reference.startswith("#/"):
-            return {}
-        found: Any = self._schema
         try:
-            for token in unquote(reference).split("/")[1:]:
-                name = token.replace("~1", "/").replace("~0", "~")
-                found = found[int(name)] if is_array(found) else found[name]
-        except (LookupError, ValueError):  # it counts from an `$id` inside the document
+            return members(value_at_pointer(self._schema, reference))
+        except LookupError:  # it counts from an `$id` inside the document
             return {}
-        return found if is_object(found) else {}
 
     def _of_union(self, node: Schema, keyword: str, value: Any, path: Path) -> Iterator[Problem]:
         options: list[Schema] = []

@@ -1,0 +1,282 @@
+"""Documents in the style of Kubernetes and DigitalOcean, with the parts that surprise readers."""
+
+import asyncio
+import json
+from itertools import count
+from typing import Any
+
+import httpx2
+import pytest
+from jsonschema import Draft202012Validator
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from http_peer import serve
+from millstream import Client, Server
+from millstream._protocol.json_schema import children
+from millstream.gateway import OpenApi
+from patience import WAIT
+
+
+def ref(to: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{to}"}
+
+
+def body(schema: Any, media: str = "application/json", **more: Any) -> dict[str, Any]:
+    return {"content": {media: {"schema": schema, **more}}}
+
+
+PROPS = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
+SCHEMA_PROPS = {
+    "description": "JSONSchemaProps is a JSON-Schema following Specification Draft 4 (http://json-schema.org/).",
+    "type": "object",
+    "properties": {
+        "$ref": {"type": "string"},
+        "$schema": {"type": "string"},
+        "allOf": {"type": "array", "items": {"default": {}, "allOf": [ref(PROPS)]}, "x-kubernetes-list-type": "atomic"},
+        "default": {"description": "default is a default value for undefined object fields."},
+        "enum": {"type": "array", "items": {}},
+        "example": {},
+        "nullable": {"type": "boolean"},
+        "properties": {"type": "object", "additionalProperties": {"default": {}, "allOf": [ref(PROPS)]}},
+        "required": {"type": "array", "items": {"type": "string", "default": ""}},
+        "x-kubernetes-embedded-resource": {"type": "boolean"},
+    },
+}
+CRD = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition"
+KUBERNETES: dict[str, Any] = {
+    "openapi": "3.0.0",
+    "info": {"title": "Kubernetes", "version": "v1.31.0"},
+    "paths": {
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}": {
+            "parameters": [
+                {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "uniqueItems": True}},
+                {"name": "pretty", "in": "query", "schema": {"type": "string", "uniqueItems": True}},
+            ],
+            "put": {
+                "operationId": "replaceApiextensionsV1CustomResourceDefinition",
+                "tags": ["apiextensions_v1"],
+                "requestBody": {**body(ref(CRD), "*/*"), "required": True},
+                "responses": {"200": {"description": "OK", **body(ref(CRD))}, "401": {"description": "Unauthorized"}},
+                "x-kubernetes-action": "put",
+                "x-kubernetes-group-version-kind": {"group": "apiextensions.k8s.io", "properties": [], "allOf": True},
+            },
+        },
+    },
+    "components": {
+        "schemas": {
+            CRD: {
+                "type": "object",
+                "required": ["spec"],
+                "properties": {
+                    "metadata": {
+                        "default": {},
+                        "allOf": [ref("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")],
+                        "description": "Standard object's metadata",
+                    },
+                    "spec": {
+                        "type": "object",
+                        "properties": {"names": {"type": "object"}, "schema": {"default": {}, "allOf": [ref(PROPS)]}},
+                        "example": {"properties": True, "required": None, "allOf": {"$ref": 5}, "$ref": "#/nowhere"},
+                    },
+                },
+                "x-kubernetes-group-version-kind": [{"kind": "CustomResourceDefinition", "items": "none"}],
+            },
+            "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta": {
+                "type": "object",
+                "properties": {
+                    "creationTimestamp": {"type": "string", "format": "date-time", "nullable": True, "readOnly": True},
+                    "deletionTimestamp": {"type": "string", "format": "date-time", "nullable": True},
+                    "labels": {"type": "object", "additionalProperties": {"type": "string", "default": ""}},
+                },
+                "required": ["creationTimestamp"],
+            },
+            PROPS: SCHEMA_PROPS,
+        }
+    },
+}
+
+APP = "#/paths/~1v2~1apps~1%7Bid%7D/get/responses/200/content/application~1json/schema"
+DIGITAL_OCEAN: dict[str, Any] = {
+    "openapi": "3.0.0",
+    "info": {"title": "DigitalOcean API", "version": "2.0"},
+    "servers": [{"url": "https://api.digitalocean.com"}],
+    "paths": {
+        "x-note": "paths may have extensions",
+        "/v2/apps/{id}": {
+            "get": {
+                "operationId": "apps_get",
+                "parameters": [
+                    {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": "4f6c"},
+                    {
+                        "name": "per_page",
+                        "in": "query",
+                        "schema": {"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 200},
+                    },
+                    {"name": "where", "in": "query", "content": {"application/json": {"schema": {"type": "object"}}}},
+                ],
+                "responses": {
+                    "200": {
+                        "description": "A JSON object with a `app` key.",
+                        **body(
+                            {"type": "object", "properties": {"app": ref("app")}},
+                            examples={"App": {"value": {"app": {"$ref": [], "properties": {"id": None}}}}},
+                        ),
+                    }
+                },
+                "x-codeSamples": [{"lang": "cURL", "source": "curl -X GET"}],
+            },
+            "put": {
+                "operationId": "apps_update",
+                "parameters": [{"$ref": "#/paths/~1v2~1apps~1%7Bid%7D/get/parameters/0"}],
+                "requestBody": body({"type": "object", "properties": {"app": {"$ref": f"{APP}/properties/app"}}}),
+                "responses": {"200": {"$ref": "#/components/responses/app"}},
+            },
+        },
+        "/v2/droplets": {
+            "post": {
+                "operationId": "droplets_create",
+                "requestBody": body(
+                    {
+                        "type": "object",
+                        "properties": {
+                            "image": {"oneOf": [{"type": "string"}, {"type": "integer"}], "example": {"oneOf": 1}},
+                            "region": {"enum": ["nyc3", {"items": 3}, None], "default": {"$ref": "#/components"}},
+                            "kind": {"const": {"$ref": "#/components", "allOf": 1}, "x-kind": {"properties": []}},
+                            "size": {"$ref": "#/components/schemas/app/allOf/1/properties/size"},
+                            "vpc": {"$ref": "#/components/schemas/app/allOf/1/properties/vpc", "nullable": True},
+                            "volumes": {"type": "array", "items": [{"type": "string"}], "minItems": "0"},
+                        },
+                        "required": ["image"],
+                    }
+                ),
+                "responses": {"202": {"$ref": "#/components/responses/app"}},
+            },
+            "get": {
+                "operationId": "droplets_list",
+                "parameters": [{"$ref": "#/components/parameters/missing"}],
+                "responses": {},
+            },
+            "delete": {
+                "operationId": "droplets_delete",
+                "parameters": [{"in": "query", "schema": {"type": "string"}}],
+                "responses": {},
+            },
+        },
+    },
+    "components": {
+        "responses": {"app": {"description": "An app", **body({"$ref": APP})}},
+        "schemas": {
+            "app": {
+                "allOf": [
+                    {"type": "object", "properties": {"id": {"type": "string"}, "owner": {"$ref": "./user.yml"}}},
+                    {
+                        "type": "object",
+                        "properties": {
+                            "size": {"type": "string", "enum": ["small", "large"], "nullable": True},
+                            "vpc": {"nullable": True, "allOf": [ref("vpc")]},
+                        },
+                    },
+                ],
+                "discriminator": {"propertyName": "id"},
+                "example": {"allOf": "text"},
+            },
+            "vpc": {
+                "type": "object",
+                "anyOf": [],
+                "properties": {"ip_range": {"type": "Text"}, "peers": True, "none": None},
+            },
+        },
+    },
+}
+
+
+async def test_documents_of_large_apis_become_tools(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[httpx2.Request] = []
+
+    def api(request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        asked.append(request)
+        return httpx2.Response(200, json={"app": {"id": "7"}})
+
+    http = httpx2.AsyncClient(base_url="http://api", transport=httpx2.MockTransport(api))
+    calls: dict[str, dict[str, Any]] = {
+        "replaceApiextensionsV1CustomResourceDefinition": {
+            "name": "a",
+            "spec": {"schema": {"properties": {"b": {"$ref": "c", "required": ["d"]}}}},
+            "metadata": {"labels": {"e": "f"}, "deletionTimestamp": None},
+        },
+        "apps_get": {"id": "7", "per_page": 5, "where": {"a": 1}},
+        "apps_update": {"id": "7", "app": {"id": "7", "owner": 3, "size": None, "vpc": None}},
+        "droplets_create": {
+            "image": 7,
+            "region": None,
+            "size": "large",
+            "vpc": {"peers": 1, "ip_range": 2},
+            "volumes": [{"a": 1}],
+        },
+    }
+    offered: set[str] = set()
+    for document in (KUBERNETES, DIGITAL_OCEAN):
+        async with Client(Server.from_openapi(document, http), timeout=WAIT) as client:
+            for tool in await client.tools():
+                offered.add(tool.name)
+                for schema in (tool.input_schema, tool.output_schema or {}):
+                    Draft202012Validator.check_schema(schema)
+                    assert dangling_references(schema) == []
+                Draft202012Validator(tool.input_schema).validate(
+                    {name: each for name, each in calls[tool.name].items() if each is not None}
+                )
+                result = await client.call(tool.name, calls[tool.name], raise_on_error=False)
+                assert not result.is_error, result.text
+            for tool_name, wrong in (("apps_get", {"per_page": 0}), ("droplets_create", {"size": "huge"})):
+                if tool_name in offered:
+                    arguments = calls[tool_name] | wrong
+                    assert (await client.call(tool_name, arguments, raise_on_error=False)).is_error
+    assert offered == set(calls)
+    replaced, got, updated, _ = asked
+    assert replaced.headers["content-type"] == "application/json"
+    assert json.loads(replaced.content)["spec"]["schema"]["properties"]["b"] == {"$ref": "c", "required": ["d"]}
+    assert got.url.params["where"] == '{"a":1}'
+    assert json.loads(updated.content) == {"app": {"id": "7", "owner": 3, "size": None, "vpc": None}}
+    skipped = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert [each.partition(", because")[0] for each in skipped] == [
+        "DigitalOcean API: skipped GET /v2/droplets",
+        "DigitalOcean API: skipped DELETE /v2/droplets",
+    ]
+
+
+def dangling_references(root: dict[str, Any]) -> list[str]:
+    """Return the references of a schema that lead to none of its definitions."""
+    found, pending = list[str](), [root]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            pending += [child for _, child in children(node)]
+            name = node.get("$ref", "")
+            found += [name] if name and name.removeprefix("#/$defs/") not in root.get("$defs", {}) else []
+    return found
+
+
+async def test_a_malformed_operation_is_logged_once_and_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    api, reads, read_again = Server("api"), count(1), asyncio.Event()
+
+    async def answer(request: Request) -> JSONResponse:
+        if next(reads) == 3:
+            read_again.set()
+        return JSONResponse({**DIGITAL_OCEAN, "servers": "none"})
+
+    api.route("/about.json")(answer)
+    async with serve(api) as running:
+        base = f"http://127.0.0.1:{running.port}"
+        mcp = Server("front")
+        about = OpenApi(document=f"{base}/about.json", base_url=base)
+        mcp.upstream("ocean", openapi=about, prefix="", start_timeout=WAIT, refresh_seconds=0.01)
+        async with Client(mcp, timeout=WAIT) as client, asyncio.timeout(WAIT):
+            assert {each.name for each in await client.tools()} == {"apps_get", "apps_update", "droplets_create"}
+            await read_again.wait()
+    skipped = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert [each.partition(", because")[0] for each in skipped] == [
+        "ocean: skipped GET /v2/droplets",
+        "ocean: skipped DELETE /v2/droplets",
+    ]
