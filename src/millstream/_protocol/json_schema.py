@@ -139,18 +139,21 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     return drop_formats(document, {"duration"}) if written else document
 
 
-def inline_references(root: Schema, definitions: Schema, *, max_nodes: float = inf) -> Schema:
+def inline_references(
+    root: Schema, definitions: Schema, *, max_nodes: float = inf, recursive: dict[int, bool] | None = None
+) -> Schema:
     """Return a schema with references only to recursive types.
 
     Args:
         root: The schema, which is always expanded.
         definitions: The targets of its references.
-        max_nodes: Maximum number of subschemas in the result.
-
-    Raises:
-        OverflowError: The result would have more.
+        max_nodes: Maximum number of subschemas in the result. If there are more, it keeps all references.
+        recursive: What is known of the definitions from earlier schemas, by their ids.
     """
-    return _Inliner(max_nodes).document(root, definitions)
+    try:
+        return _Inliner(max_nodes, {} if recursive is None else recursive).document(root, definitions)
+    except OverflowError:
+        return _Inliner(inf, None).document(root, definitions)
 
 
 def _write_decimals(node: Any) -> None:
@@ -304,10 +307,10 @@ class _Inliner:
 
     __slots__ = ("hoisted", "names", "nodes_left", "recursive")
 
-    def __init__(self, max_nodes: float) -> None:
+    def __init__(self, max_nodes: float, recursive: dict[int, bool] | None) -> None:
         self.nodes_left = max_nodes
-        self.recursive: dict[int, bool] = {}
-        """Id of a definition -> whether it refers to itself, directly or through others."""
+        self.recursive = recursive
+        """Id of a definition -> whether it refers to itself, directly or through others. None to expand none."""
         self.hoisted: Schema = {}
         """Definitions of the recursive types, under their final names."""
         self.names: dict[int, str] = {}
@@ -338,11 +341,16 @@ class _Inliner:
         rest = self.members(siblings, scope)
         if "$ref" not in node:
             return rest
-        if id(target) not in self.recursive:
-            self.recursive[id(target)] = _reaches(target, target, scope)
-        if self.recursive[id(target)]:
+        if self.keeps(target, scope):
             return {"$ref": REF + self.hoist(node["$ref"].removeprefix(REF), target, scope), **rest}
         return self.members(target, scope) | rest
+
+    def keeps(self, target: Schema, scope: Schema) -> bool:
+        if self.recursive is None:
+            return True
+        if id(target) not in self.recursive:
+            self.recursive[id(target)] = _reaches(target, target, scope)
+        return self.recursive[id(target)]
 
     def hoist(self, name: str, target: Schema, scope: Schema) -> str:
         if id(target) not in self.names:

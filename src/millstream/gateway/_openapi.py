@@ -136,14 +136,14 @@ class Document:
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first")
         self._spec: dict[str, Any] = spec
+        self._conversions: dict[str, _Conversion] = {}
         self.skipped: dict[str, str] = {}
         """Method and path of each operation that isn't offered, and the reason."""
 
     @property
     def url(self) -> str:
         """URL of the API; empty if the document has none."""
-        servers = self._spec.get("servers")
-        return str(members(servers[0]).get("url", "")) if is_array(servers) and servers else ""
+        return next((str(members(each).get("url", "")) for each in _items(self._spec.get("servers"))), "")
 
     @property
     def title(self) -> str:
@@ -178,7 +178,7 @@ class Document:
 
     def _operation(self, path: str, method: str, shared: dict[str, Any], operation: dict[str, Any]) -> Operation:
         parameters: dict[tuple[str, str], dict[str, Any]] = {}
-        for node in (*(operation.get("parameters") or ()), *(shared.get("parameters") or ())):
+        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
             parameter = self._resolve(node)
             name, location = parameter.get("name"), parameter.get("in")
             if not isinstance(name, str) or location not in _PLACES:
@@ -208,10 +208,9 @@ class Document:
         required += body_required
         output, wrapped = self._output(operation)
         texts = {key: value for key, value in operation.items() if isinstance(value, str)}
-        tags: list[Any] = operation.get("tags") or []
         return Operation(
             path, method, texts.get("operationId"), texts.get("summary"), texts.get("description"),
-            [each for each in tags if isinstance(each, str)], arguments,
+            [each for each in _items(operation.get("tags")) if isinstance(each, str)], arguments,
             self._schema({"type": "object", "properties": properties, "required": required}, "readOnly"),
             output, wrapped, media,
         )  # fmt: skip
@@ -239,15 +238,14 @@ class Document:
         if id(resolved) in visited:
             return fields, required_names
         visited.add(id(resolved))
-        for part in resolved.get("allOf") or ():
+        for part in _items(resolved.get("allOf")):
             more, required = self._fields(part, visited)
             fields |= more
             required_names += required
-        fields |= resolved.get("properties") or {}
-        required_names += resolved.get("required") or ()
-        discriminator: dict[str, Any] = resolved.get("discriminator") or {}
-        kinds: dict[str, str] = discriminator.get("mapping") or {}
-        for kind in kinds.values():
+        fields |= members(resolved.get("properties"))
+        required_names += [each for each in _items(resolved.get("required")) if isinstance(each, str)]
+        kinds = members(members(resolved.get("discriminator")).get("mapping"))
+        for kind in map(str, kinds.values()):
             more, _ = self._fields({"$ref": kind if kind.startswith("#/") else _COMPONENT + kind}, visited)
             fields = more | fields
         return fields, list(dict.fromkeys(required_names))
@@ -261,11 +259,11 @@ class Document:
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            properties: dict[str, Any] = node.get("properties") or {}
+            properties = members(node.get("properties"))
             if node.get("additionalProperties", not properties and node.get("type") == "object"):
                 return None
             names |= properties.keys()
-            pending += (part for keyword in ("allOf", "anyOf", "oneOf") for part in node.get(keyword) or ())
+            pending += (part for keyword in ("allOf", "anyOf", "oneOf") for part in _items(node.get(keyword)))
         return frozenset(names)
 
     def _output(self, operation: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
@@ -303,13 +301,12 @@ class Document:
             schema: the schema in the document.
             flag: properties with it are left out: `readOnly` in requests, `writeOnly` in responses.
         """
-        conversion = _Conversion(self, flag)
+        conversion = self._conversions.setdefault(flag, _Conversion(self, flag))
         converted = conversion.convert(schema)
         conversion.finish()
-        try:
-            return inline_references(converted, conversion.definitions, max_nodes=_MAX_INLINED_NODES)
-        except (OverflowError, RecursionError):
-            return {**converted, "$defs": conversion.definitions}
+        return inline_references(
+            converted, conversion.definitions, max_nodes=_MAX_INLINED_NODES, recursive=conversion.recursive
+        )
 
     def fields_with(self, flag: str, schema: dict[str, Any]) -> frozenset[str]:
         """Return the properties of an object that have a flag."""
@@ -324,9 +321,9 @@ class Document:
 
 
 class _Conversion:
-    """The conversion of one schema, and of the definitions that it refers to."""
+    """The conversion of a document's schemas, and of the definitions that they refer to."""
 
-    __slots__ = ("_document", "_flag", "_names", "_pending", "definitions")
+    __slots__ = ("_document", "_flag", "_names", "_pending", "definitions", "recursive")
 
     def __init__(self, document: Document, flag: str) -> None:
         self._document = document
@@ -335,6 +332,8 @@ class _Conversion:
         """Id of a reference's target in the document -> name of its definition."""
         self._pending: list[tuple[str, dict[str, Any]]] = []
         self.definitions: dict[str, Any] = {}
+        self.recursive: dict[int, bool] = {}
+        """See `inline_references`."""
 
     def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
         if not is_object(node):
@@ -371,6 +370,10 @@ class _Conversion:
             self._names[id(target)], self.definitions[name] = name, {}
             self._pending.append((name, target))
         return {"$ref": REF + self._names[id(target)]}
+
+
+def _items(value: Any) -> list[Any]:
+    return value if is_array(value) else []
 
 
 def _is_valid(keyword: str, value: Any) -> bool:

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
+from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
 from time import time
@@ -241,6 +242,9 @@ class ApiUpstream(Upstream):
         names = (*config.forward_headers, *config.headers, *static_headers)
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
+        self._descriptions: dict[str, Description] = {}
+        self._digest = b""
+        """Digest of the text that the operations were read from."""
         self._skipped: frozenset[str] = frozenset()
         """Operations that the last document has but that aren't offered."""
         self._base: Url | None = None
@@ -337,17 +341,19 @@ class ApiUpstream(Upstream):
                     await self._refresh_event.wait()
 
     async def _refresh(self) -> None:
-        document, origin = await self._read()
-        found, tools = await asyncio.to_thread(self._tools, document)
-        if self._application is None:
-            self._base = self._base_of(document.url, origin)
-        self.operations = found
-        await self._offer(Catalog(revision=NEWEST.date, tools=tools, capabilities={"tools": {}}, taken_at=time()))
+        digest, document, origin = await self._read()
+        if document is not None:
+            operations, tools = await asyncio.to_thread(self._tools, document)
+            if self._application is None:
+                self._base = self._base_of(document.url, origin)
+            self.operations, self._descriptions, self._digest = operations, tools, digest
+        found = Catalog(revision=NEWEST.date, tools=self._descriptions, capabilities={"tools": {}}, taken_at=time())
+        await self._offer(found)
         self._recover()
 
-    async def _read(self) -> tuple[Document, Url | None]:
-        """Return the document, and the URL that it was read from."""
-        document, origin = self.openapi.document, None
+    async def _read(self) -> tuple[bytes, Document | None, Url | None]:
+        """Return the digest of the document's text, the document unless it's unchanged, and its URL."""
+        digest, document, origin = b"", self.openapi.document, None
         if is_application(document):
             document = document.openapi()
         elif isinstance(document, str | Path):
@@ -358,6 +364,9 @@ class ApiUpstream(Upstream):
                 data = await asyncio.to_thread(Path(document).read_bytes)
             if len(data) > self.config.max_catalog_bytes:
                 raise ApiError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
+            digest = sha256(data).digest()
+            if digest == self._digest:
+                return digest, None, origin
             if reason := exceeds_limits(data, MAX_DEPTH):
                 raise ApiError(f"The document has {reason}.")
             try:
@@ -365,7 +374,7 @@ class ApiUpstream(Upstream):
             except msgspec.DecodeError as exc:
                 raise ApiError(f"The document isn't JSON ({exc}): convert YAML first.") from exc
         try:
-            return Document(document), origin
+            return digest, Document(document), origin
         except ValueError as exc:
             raise ApiError(str(exc)) from exc
 
