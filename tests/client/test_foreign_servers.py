@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from conformance.official import KEEP_ALIVE
-from millstream import Client
+from millstream import Client, Server
 from millstream.client import Failure, Options, ToolFailed
 from millstream.client._questions import Question
 from patience import WAIT
@@ -137,9 +138,48 @@ async def test_typescript_reference_server_works(transport: str, tmp_path: Path)
             assert "file:///work" in (await client.call("get-roots-list")).text
 
 
+TIME = [str(ROOT / ".venv-mcp1" / "bin" / "mcp-server-time"), "--local-timezone", "UTC"]
+RICH = """
+import sys
+from mcp.server.fastmcp import FastMCP
+
+mcp = FastMCP("s")
+sys.stderr.write("starting\\n")
+
+
+@mcp.tool()
+def add(a: int) -> int:
+    return a
+
+
+mcp.run()
+"""
+
+
+async def test_reports_about_the_probe_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """SDK 1.x writes up to 200 lines about `server/discover`, with or without rich."""
+    for command, tool, shown in (([PYTHONS["official_one"], "-c", RICH], "add", "starting"), (TIME, "", "")):
+        lines: list[str] = []
+        options = Options(stderr=lines.append)
+        async with asyncio.timeout(2 * WAIT), Client(command, timeout=WAIT, options=options) as client:
+            assert (client.revision, bool(await client.tools())) == (OLD, True)
+            if tool:
+                await client.call(tool, a=1)
+        text = "\n".join(lines)
+        assert "pydantic" not in text
+        assert shown in text
+        assert not tool or "CallToolRequest" in text  # lines after the report are shown
+        mcp = Server("front")
+        caplog.set_level(logging.INFO)
+        mcp.upstream("old", command, start_timeout=WAIT)
+        async with asyncio.timeout(2 * WAIT), Client(mcp, timeout=WAIT) as client:
+            assert await client.tools()
+    assert "starting" in caplog.text
+    assert "pydantic" not in caplog.text
+
+
 async def test_published_time_server_works() -> None:
-    command = [str(ROOT / ".venv-mcp1" / "bin" / "mcp-server-time"), "--local-timezone", "UTC"]
-    async with asyncio.timeout(2 * WAIT), connect(command) as client:
+    async with asyncio.timeout(2 * WAIT), connect(TIME) as client:
         told = (await client.call("get_current_time", timezone="Europe/Berlin")).data
         assert "Europe/Berlin" in str(told)
         assert (await client.call("get_current_time", timezone="Nowhere", raise_on_error=False)).is_error

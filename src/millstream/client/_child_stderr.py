@@ -10,6 +10,30 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u20
 """Characters that could manipulate a terminal."""
 
 
+_START = re.compile(r"Failed to validate request: \d+\b")
+_REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")
+
+
+class ProbeErrors:
+    """The report that servers with the official SDK 1.x write about `server/discover`: up to 200 lines.
+
+    It isn't shown, because the connection continues with the handshake.
+    """
+
+    __slots__ = ("_ended", "_started")
+
+    def __init__(self) -> None:
+        self._started = self._ended = False
+
+    def contain(self, line: str) -> bool:
+        """Return whether the next line of standard error belongs to the report."""
+        if not self._started:
+            self._started = _START.search(line) is not None
+            return self._started
+        self._ended = self._ended or _REST.match(line) is None
+        return not self._ended
+
+
 def line_printer(chosen: Callable[[str], object] | bool | None) -> Callable[[str], object] | None:
     """Return the function that receives each line, or None to drop the output.
 

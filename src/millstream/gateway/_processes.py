@@ -406,7 +406,10 @@ class ProcessTransport(StdioTransport):
 
     def __init__(self, processes: UpstreamProcesses) -> None:
         self.relay: ListenerRelay = ListenerRelay()
-        super().__init__(processes.command, self.relay, processes.pool.background, processes.max_bytes)
+        super().__init__(
+            processes.command, self.relay, processes.pool.background, processes.max_bytes,
+            show=lambda line: processes.log.write(line, self.pid),
+        )  # fmt: skip
         self._processes = processes
         self.key: str = ""
         self.owner: str = ""
@@ -425,7 +428,6 @@ class ProcessTransport(StdioTransport):
         """Time of the first request since the last output; 0 without one."""
         self._unanswered_count = 0
         """Number of requests since then that timed out or were canceled."""
-        self._error_line = b""
         self._output = _RateMeter(_LINES_PER_SECOND)
         self._messages = _RateMeter(_MESSAGES_PER_SECOND)
         self._errors = _RateMeter(_ERROR_BYTES_PER_SECOND)
@@ -550,10 +552,6 @@ class ProcessTransport(StdioTransport):
     def feed_stderr(self, data: bytes) -> None:
         """Process a chunk of standard error."""
         super().feed_stderr(data)
-        *lines, rest = (self._error_line + data).split(b"\n")
-        for line in lines:
-            self._processes.log.write(line, self.pid)
-        self._error_line = rest[:_MAX_LINE]
         wait = self._errors.take(len(data), monotonic())
         if wait:
             self._pause(2, wait)
@@ -575,9 +573,6 @@ class ProcessTransport(StdioTransport):
     def process_ended(self) -> None:
         """Record the exit of the process."""
         super().process_ended()
-        if self._error_line:
-            self._processes.log.write(self._error_line, self.pid)
-            self._error_line = b""
         self._processes.record_exit(self)
 
     @override
@@ -660,7 +655,7 @@ class ErrorLog:
         self._since = monotonic()
         self._dropped_count = 0
 
-    def write(self, line: bytes, pid: int) -> None:
+    def write(self, line: str, pid: int) -> None:
         """Log one line, truncated and without control characters."""
         now = monotonic()
         self._budget = min(_MAX_ERROR_BURST, self._budget + (now - self._since) * _ERROR_LINES_PER_SECOND)
@@ -669,7 +664,7 @@ class ErrorLog:
             self._dropped_count += 1
             return
         self._budget -= 1
-        text = line[:_MAX_LINE].decode("utf-8", "replace").translate(_CONTROL_CHARACTERS).rstrip()
+        text = line[:_MAX_LINE].translate(_CONTROL_CHARACTERS).rstrip()
         if text:
             _logger.info("%s: %s", self._name, text, extra={"upstream": self._name, "pid": pid})
 

@@ -21,6 +21,7 @@ from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.lines import LineSplitter
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
+from millstream.client._child_stderr import ProbeErrors
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, TransportRequest
@@ -131,6 +132,7 @@ class StdioTransport:
         self._lines = LineSplitter(max_bytes)
         self._stderr = b""
         self._partial_line = b""
+        self._probe_errors = ProbeErrors()
         self._noise = 0
         self._has_served = False
         self.exited = asyncio.Event()
@@ -243,7 +245,9 @@ class StdioTransport:
                 rest = b""
             self._partial_line = rest
             for line in lines:
-                self._show(line.decode("utf-8", "replace").rstrip("\r"))
+                text = line.decode("utf-8", "replace").rstrip("\r")
+                if not self._probe_errors.contain(text):
+                    self._show(text)
 
     def show_rest(self) -> None:
         """Show a last line that doesn't end with a newline."""
