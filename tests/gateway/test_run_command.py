@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from client.feature_walk import resources, tools
+from millstream._cli.load import is_elsewhere
 from millstream.client import Client, Options
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
@@ -27,6 +28,29 @@ async def test_commands_are_served_over_http_and_stdio(tmp_path: Path) -> None:
                 await resources(client)
                 if revision is None:
                     await tools(client)
+
+
+async def test_one_word_programs_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "shop server"
+    program.write_text(f"#!/bin/sh\nexec {COMMAND}\n", "utf-8")
+    program.chmod(0o755)
+    (tmp_path / "shop-server").symlink_to(program)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for target in (str(program), "shop-server"):
+        command = [sys.executable, "-m", "millstream", "run", target, "--transport", "stdio"]
+        async with Client(command, timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
+            assert (client.server.name, client.instructions) == (Path(target).name, "Sell books.")
+
+
+def test_modules_take_precedence_over_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bookshop"
+    program.write_text("#!/bin/sh\n", "utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert is_elsewhere("bookshop")
+    (tmp_path / "bookshop.py").touch()
+    assert not is_elsewhere("bookshop")
 
 
 @pytest.mark.parametrize(

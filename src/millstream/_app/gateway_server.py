@@ -13,13 +13,13 @@ START_TIMEOUT = 30.0
 """Seconds that the start waits for the lists of a command or program, since there's nothing else to offer."""
 
 
-def server_of_upstream(target: str) -> Server:
+def server_of_upstream(target: str | list[str]) -> Server:
     """Return a server that offers the items of one other server, under their own names.
 
     A command inherits the operator's environment variables, except for Millstream's.
 
     Args:
-        target: a URL, a command, or a script.
+        target: a URL, a script, or a command as text or list.
 
     Raises:
         ValueError: the target isn't a server.
@@ -40,11 +40,11 @@ def _variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def _name_of(target: str) -> str:
+def _name_of(target: str | list[str]) -> str:
     """Return a name for a server: its host, or its program."""
-    if "://" in target:
+    if isinstance(target, str) and "://" in target:
         return urlsplit(target).hostname or "server"
-    words = [Path(word).name for word in target.split()]
+    words = [Path(word).name for word in (target.split() if isinstance(target, str) else target)]
     return next((word for word in words[1:] if not word.startswith("-")), words[0])
 
 

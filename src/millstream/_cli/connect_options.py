@@ -90,7 +90,7 @@ Env = Annotated[
         name=("--env", "-e"),
         metavar="NAME=VALUE",
         group=CONNECTION,
-        help="Set NAME=VALUE for a server that this command starts. Of yours, it only inherits PATH, HOME, and the like.",
+        help="Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like.",
     ),
 ]
 Revision = Annotated[

@@ -6,6 +6,7 @@ A file is imported under a special name, so that ``if __name__ == "__main__"`` d
 
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import shutil
 import sys
@@ -64,13 +65,22 @@ def check_target(target: str) -> None:
 
 
 def is_elsewhere(target: str) -> bool:
-    """Return whether a target isn't imported: a URL, a command of several words, or a Node script."""
-    if "://" in target or Path(target).suffix in _SCRIPTS:
+    """Return whether a target isn't imported: a URL, a command, a program, or a Node script."""
+    if "://" in target or Path(target).suffix in _SCRIPTS or _is_program(target):
         return True
     words, source = target.split(), split_target(target)[0]
     if len(words) < 2 or Path(source).is_file():
         return False
     return Path(source).suffix != ".py" or shutil.which(words[0]) is not None
+
+
+def _is_program(target: str) -> bool:
+    """Return whether a target is an executable file or a program on the PATH. Modules take precedence."""
+    if Path(target).suffix in (".py", *_CONFIGURATIONS) or shutil.which(target) is None:
+        return False
+    package = target.partition(".")[0]
+    path = [str(Path.cwd()), *sys.path]
+    return not package.isidentifier() or importlib.machinery.PathFinder.find_spec(package, path) is None
 
 
 def _check_source(source: str) -> None:
@@ -110,7 +120,10 @@ def load_file(path: Path) -> ModuleType:
     name = f"_served_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise CommandError(f"{path.name} isn't a Python file.", fix="Use a file that ends in .py, or a module name.")
+        raise CommandError(
+            f"{path.name} isn't a Python file.",
+            fix="Use a file that ends in .py, the name of a module, or a program that may be executed.",
+        )
     module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
@@ -205,11 +218,12 @@ def _adopt(value: object, source: str) -> Server:
 def _load_upstream(target: str) -> Server:
     from millstream._app.gateway_server import server_of_upstream  # noqa: PLC0415  only for gateways
 
+    is_program = _is_program(target)
     program = target.split(maxsplit=1)[0]
-    if "://" not in target and Path(target).suffix not in _SCRIPTS and shutil.which(program) is None:
+    if not (is_program or "://" in target or Path(target).suffix in _SCRIPTS or shutil.which(program)):
         raise CommandError(f"There is no program {program!r}.", fix="Check its name, and that it is on the PATH.")
     try:
-        return server_of_upstream(target)
+        return server_of_upstream([target] if is_program else target)
     except VariableError as exc:
         raise _import_failure("millstream", exc) from exc
     except ValueError as exc:
