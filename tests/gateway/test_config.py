@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from millstream.gateway._config import ConfigError, load_file
-from millstream.gateway._policy import ToolPolicy, UpstreamPolicy
+from millstream.gateway._policy import Policy, ToolPolicy, UpstreamPolicy
 
 FILE = """
 name = "tools"
@@ -159,6 +159,25 @@ def test_configuration_files_of_applications_are_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=expected):
             load_file(write(tmp_path, text, "mcp.json"))
+
+
+GEMINI = """{"mcpServers": {
+  "shop": {"command": "npx", "includeTools": ["search(text)", "get_[x]"], "excludeTools": ["drop"], "trust": true},
+  "files": {"httpUrl": "https://files.example/mcp", "disabledTools": ["write"], "timeout": 9, "trust": false},
+  "off": {"command": "none", "disabled": true, "oauth": {}}
+}}"""
+
+
+def test_tools_that_an_application_disables_are_not_offered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, GEMINI, "settings.json")
+    shop, files = (Policy(each.policy) for each in load_file(path).upstreams if each.policy)
+    names = ("search", "get_[x]", "get_x", "drop", "write")
+    assert [each for each in names if shop.allows("tools", each)] == ["search", "get_[x]"]
+    assert shop.allows("resources", "file:///a")
+    assert [each for each in names if files.allows("tools", each)] == ["search", "get_[x]", "get_x", "drop"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: these options have no effect in a gateway: trust, timeout"
+    ]
 
 
 def test_a_url_in_a_file_never_becomes_a_command(tmp_path: Path) -> None:

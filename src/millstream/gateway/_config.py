@@ -4,12 +4,14 @@
 start programs, so they must come from the operator, never over HTTP.
 """
 
+import logging
 import os
 import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from glob import escape
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -41,6 +43,7 @@ _MULTILINE_QUOTE = re.compile(r'"""|\'\'\'')
 _SERVER_TABLES = ("mcpServers", "servers")
 """Members of JSON files that list servers: `servers` in VS Code, `mcpServers` in Claude, Cursor, and most others."""
 
+logger = logging.getLogger("millstream.gateway")
 KeyPath = tuple[str, ...]
 
 
@@ -412,7 +415,7 @@ def _check_upstreams(source: Source, table: str, configs: list[UpstreamConfig]) 
 
 
 class _Server(Struct, frozen=True, kw_only=True):
-    """An entry of `mcpServers` or `servers`, without the members that only applications use."""
+    """An entry of `mcpServers` or `servers`. Other members have no effect, and are named in a warning."""
 
     url: str = ""
     httpUrl: str = ""  # noqa: N815  as in the files
@@ -424,6 +427,21 @@ class _Server(Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = field(default_factory=dict[str, str])
     type: str = ""
     disabled: bool = False
+    includeTools: tuple[str, ...] = ()  # noqa: N815  Gemini CLI
+    excludeTools: tuple[str, ...] = ()  # noqa: N815  Gemini CLI
+    disabledTools: tuple[str, ...] = ()  # noqa: N815  Roo Code, Windsurf
+
+    @property
+    def policy(self) -> UpstreamPolicy | None:
+        """The policy for its tools. Gemini also accepts names with arguments: `search(query)`."""
+        allow, deny = (
+            tuple(escape(name.partition("(")[0]) for name in names)
+            for names in (self.includeTools, self.excludeTools + self.disabledTools)
+        )
+        return UpstreamPolicy(allow=(*allow, _ANY_URI) if allow else (), deny=deny) if allow or deny else None
+
+
+_ANY_URI = "*://*"
 
 
 def _load_servers(source: Source) -> GatewayConfig:
@@ -432,6 +450,7 @@ def _load_servers(source: Source) -> GatewayConfig:
         raise source.error((), "the file has neither mcpServers nor servers. List the MCP servers under one of them")
     options = {each.name: each for each in fields(_Server)}
     configs: list[UpstreamConfig] = []
+    ignored: dict[str, None] = {}
     for name, entry in _require_table(source, source.values[found[0]], (found[0],)).items():
         where = (found[0], name)
         table = _require_table(source, entry, where)
@@ -442,6 +461,7 @@ def _load_servers(source: Source) -> GatewayConfig:
         }
         if values.get("disabled"):
             continue
+        ignored |= dict.fromkeys(key for key in table if key not in options)
         server = _Server(**values)
         url_field = next((key for key in ("url", "httpUrl", "serverUrl") if values.get(key)), "")
         url = values.get(url_field, "")
@@ -469,9 +489,12 @@ def _load_servers(source: Source) -> GatewayConfig:
                 headers=server.headers,
                 env=server.env,
                 cwd=server.cwd,
+                policy=server.policy,
             )
         )
     _check_upstreams(source, found[0], configs)
+    if ignored:
+        logger.warning("%s: these options have no effect in a gateway: %s", source.path, ", ".join(ignored))
     return GatewayConfig(upstreams=tuple(configs))
 
 
