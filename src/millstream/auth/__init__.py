@@ -231,7 +231,7 @@ def introspection(
 
 
 @suggest_keywords
-def issuer(
+def issuer(  # noqa: PLR0913  the options of an issuer
     url: str,
     *,
     users: "LoginMethod | Sequence[LoginMethod]",
@@ -242,6 +242,7 @@ def issuer(
     described: Mapping[str, str] | None = None,
     implied: "Mapping[str, Names] | None" = None,
     registration: bool = True,
+    metadata_documents: bool = True,
     provider: "Provider | None" = None,
 ) -> "Issuer":
     """Make this server an OAuth authorization server that issues its own tokens.
@@ -261,6 +262,8 @@ def issuer(
         described: descriptions of scopes for users: ``{"orders:write": "order books"}``.
         implied: mapping of a scope to the scopes that it includes.
         registration: whether clients may register themselves. Clients with a metadata document don't need to.
+        metadata_documents: whether clients may describe themselves at a URL, which this server fetches. Set it to False
+            if the server has no access to the internet, so that clients such as Claude Code register instead.
         provider: custom decisions; see `millstream.auth.providers`.
 
     Raises:
@@ -276,7 +279,7 @@ def issuer(
     logins = list(users) if isinstance(users, Sequence) else [users]
     plan = issuer_config(
         url, logins, clients, audience=audience, resources=resources, scopes=scopes, described=described or {},
-        implied=implied or {}, registration=registration, provider=provider,
+        implied=implied or {}, registration=registration, metadata_documents=metadata_documents, provider=provider,
     )  # fmt: skip
     for each in (audience or url, *resources):
         rules_of(url, each, scopes, implied)

@@ -221,6 +221,29 @@ async def test_invalid_metadata_documents_are_refused(desk: Desk, body: bytes, h
         assert reply.status == 400
 
 
+async def test_metadata_documents_can_be_switched_off(desk: Desk) -> None:
+    """Clients then register, as RFC 8414 metadata without `client_id_metadata_document_supported` tells them to."""
+    desk = Desk(desk.services.store, url=HERE, metadata_documents=False)
+    said = (await desk.ask("GET", "/.well-known/oauth-authorization-server")).message
+    assert "client_id_metadata_document_supported" not in said
+    assert said["registration_endpoint"] == f"{HERE}/register"
+    async with run_issuer() as site:
+        reply = await desk.ask("GET", "/authorize", query=authorization(described(site)))
+        assert (reply.status, site.request_counts["/client.json"]) == (400, 0)
+        assert "Register the client instead." in reply.text
+    client = await desk.register()
+    assert (await desk.tokens(client["client_id"], resource=None))["access_token"]
+
+
+async def test_pages_about_documents_out_of_reach_name_the_setting(desk: Desk) -> None:
+    desk = Desk(desk.services.store, url=HERE)
+    async with run_issuer() as site:
+        id = described(site)
+    reply = await desk.ask("GET", "/authorize", query=authorization(id))
+    assert reply.status == 400
+    assert "metadata_documents=False" in reply.text
+
+
 @for_each(("control", "asked"), [
     (b"", 1), (b"cache-control: no-store\r\n", 3), (b"cache-control: max-age=0\r\n", 3),
     (b"cache-control: max-age=9\r\n", 1),

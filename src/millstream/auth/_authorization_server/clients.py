@@ -6,6 +6,7 @@ from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.documents import Documents, Lookups, is_document
 from millstream.auth._authorization_server.records import OAuthClient
 from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._method import Unavailable
 
 UNUSED = 86_400.0
 """Seconds before an unused registration expires."""
@@ -32,7 +33,7 @@ class Clients:
             may_fetch: returns whether the client's metadata document may be fetched now.
 
         Raises:
-            Unavailable: the client's document can't be fetched; the message gives the reason.
+            Unavailable: the client's document can't be fetched, or none are; the message gives the reason.
         """
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None
@@ -42,6 +43,8 @@ class Clients:
         if self._documents is None:
             return None  # the provider finds all clients
         if is_document(client_id):
+            if not self._config.metadata_documents:
+                raise Unavailable("This server doesn't fetch metadata documents. Register the client instead.")
             return await self._documents.find(client_id, may_fetch)
         for kind in ("oauth-client", "oauth-new"):
             found = await self._vault.get(f"{kind}:{client_id}", OAuthClient)

@@ -50,6 +50,8 @@ class IssuerConfig(Struct, frozen=True):
     registration: bool
     """Whether clients may register themselves."""
     provider: Provider
+    metadata_documents: bool
+    """Whether clients may describe themselves at a URL, which the server fetches."""
     identities: Mapping[str, TrustedIdentityProvider] = {}
     """Identity providers whose grants are accepted, by issuer."""
 
@@ -83,7 +85,7 @@ _UPSTREAM = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _MIN_SECRET = 32
 
 
-def issuer_config(
+def issuer_config(  # noqa: PLR0913  those of an issuer
     url: str,
     logins: Sequence[LoginMethod],
     clients: Sequence[OAuthClient],
@@ -94,6 +96,7 @@ def issuer_config(
     described: Mapping[str, str],
     implied: Mapping[str, Collection[str]],
     registration: bool,
+    metadata_documents: bool,
     provider: Provider | None,
 ) -> IssuerConfig:
     """Return the configuration. Arguments are those of ``auth.issuer``.
@@ -141,6 +144,7 @@ def issuer_config(
         clients={each.id: each for each in clients},
         registration=registration,
         provider=provider or Provider(),
+        metadata_documents=metadata_documents,
         identities=_identities(url, logins),
     )
 
@@ -238,6 +242,7 @@ class IssuerOptions(TypedDict, total=False):
     described: Mapping[str, str]
     implied: Mapping[str, Names]
     registration: bool
+    metadata_documents: bool
     provider: Provider | None
 
 

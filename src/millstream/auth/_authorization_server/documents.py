@@ -35,6 +35,10 @@ _MAX_CONCURRENT_FETCHES = 16
 _LOOKUPS = Rate(60, 60)
 """Maximum fetches of documents and their key sets caused by one address."""
 TOO_MANY = "Too many client documents are being looked up. Try again in a minute."
+_NO_ACCESS = (
+    "If the server has no access to the internet, its operator can set metadata_documents=False in auth.issuer(…). "
+    "Then, clients register instead."
+)
 MAX_REDIRECTS = 16
 MAX_NAME = 80
 _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
@@ -98,7 +102,7 @@ class Documents:
         try:
             answer = await fetch(url, is_allowed=self._judge, max_bytes=MAX_BYTES)
         except OutboundError as exc:
-            raise Unavailable(f"The client's metadata document couldn't be fetched. {exc}") from None
+            raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
         client = read_document(url, answer)
         age = _age_of(answer)
         self._cache.pop(url, None)

@@ -48,8 +48,9 @@ def metadata(config: IssuerConfig, known: Callable[[], Collection[str]]) -> dict
         "introspection_endpoint_auth_signing_alg_values_supported": algorithms,
         "code_challenge_methods_supported": ["S256"],
         "authorization_response_iss_parameter_supported": True,
-        "client_id_metadata_document_supported": True,
     }
+    if config.metadata_documents:
+        members["client_id_metadata_document_supported"] = True
     if config.identities:
         members["grant_types_supported"].append(ASSERTED)
         members["authorization_grant_profiles_supported"] = [PROFILE]

@@ -44,7 +44,7 @@ from millstream.compat.fastmcp._auth import (
 logger = logging.getLogger("millstream")
 
 METHODS = ("none", "client_secret_basic", "client_secret_post")
-_NOT_SERVED = ("jwks_uri", "introspection_", "client_id_metadata_", "authorization_response_iss")
+_NOT_SERVED = ("jwks_uri", "introspection_", "authorization_response_iss")
 _REVOKED = "oauth-revoked"
 """Topic of revocations between workers: the id of the principal, or `_UNKNOWN`."""
 _UNKNOWN = ""
@@ -92,6 +92,7 @@ class ServedProvider:
             upstreams={},
             clients={},
             registration=bool(getattr(registration, "enabled", False)),
+            metadata_documents=False,
             provider=_ProviderClients(self._provider),
         )
         return RunningProvider(self._provider, settings, plan, Vault(services))
