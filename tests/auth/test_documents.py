@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from auth_world import make_server, run_guarded
+from auth_world import ALICE, BOB, make_server, run_guarded
 from examples import archive, limits, nightly, tokens
 from issuer_world import claims, run_issuer, token
 from issuing_world import KnownUsers
@@ -33,13 +33,13 @@ def protect(server: Server, *methods: Any) -> Server:
 async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "how-to" / "protect-with-keys.md").read_text("utf-8")
     monkeypatch.setattr(archive.mcp.definition, "auth", ())
-    keys = auth.keys(named={"alice": ("alice-key", ["notes:write"]), "bob": "bob-key"})
+    keys = auth.keys(named={"alice": (ALICE, ["notes:write"]), "bob": BOB})
     async with run_guarded(protect(archive.mcp, keys)) as world:
         for key in (None, "wrong"):
             assert (await world.post(key, request("ping"))).body.decode() in page
-        assert (await world.call("bob-key", "write", {"name": "a", "text": "b"})).status == 403
-        assert (await world.call("alice-key", "write", {"name": "a", "text": "b"})).status == 200
-        assert "b (alice)" in (await world.call("bob-key", "read", {"name": "a"})).body.decode()
+        assert (await world.call(BOB, "write", {"name": "a", "text": "b"})).status == 403
+        assert (await world.call(ALICE, "write", {"name": "a", "text": "b"})).status == 200
+        assert "b (alice)" in (await world.call(BOB, "read", {"name": "a"})).body.decode()
 
 
 async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,14 +251,14 @@ async def test_oversized_credentials_are_refused_unread() -> None:
 
 
 async def test_auth_methods_are_tried_in_order() -> None:
-    both = [auth.keys(named={"one": "first-key"}), auth.keys(named={"two": "second-key"})]
+    both = [auth.keys(named={"one": "key-of-one-0123456789"}), auth.keys(named={"two": "key-of-two-0123456789"})]
     async with run_guarded(make_server(both)) as world:
-        for key, name in (("first-key", "one"), ("second-key", "two")):
+        for key, name in (("key-of-one-0123456789", "one"), ("key-of-two-0123456789", "two")):
             assert name in (await world.call(key, "who")).body.decode()
         assert (await world.call("third-key", "who")).status == 403
 
 
-@for_each("wrong", [[], (), "key", object(), [auth.keys("k"), None]])
+@for_each("wrong", [[], (), "key", object(), [auth.keys("k" * 16), None]])
 def test_ineffective_auth_is_refused_at_construction(wrong: Any) -> None:
     with pytest.raises(TypeError, match="auth"):
         Server("s", auth=wrong, settings=Settings())

@@ -62,6 +62,16 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert [each.name for each in first.keys] == ["two"]
 
 
+def test_paths_and_short_keys_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys-of-our-shop").touch()
+    for value in ("config/production/keys.json", "keys-of-our-shop", "k" * 15):
+        for options in ({"given": value}, {"named": {"desk": value}}, {"named": {"desk": (value, ["a"])}}):
+            with pytest.raises(ValueError, match=r"auth\.keys\(file=…\)"):
+                auth.keys(value) if "given" in options else auth.keys(**options)  # type: ignore[arg-type]
+    auth.keys("k" * 16, "x" * 5000, named={"desk": "sha256/abc.jsonp+/AAA"})
+
+
 @for_each("mode", [0o620, 0o602, 0o666])
 def test_key_files_writable_by_others_are_refused(kept: KeyFile, mode: int) -> None:
     kept.path.chmod(mode)

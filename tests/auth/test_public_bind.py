@@ -48,6 +48,13 @@ def test_guessable_keys_are_refused_on_a_public_bind(host: str) -> None:
         check_public(Server("s", settings=Settings(auth_key="my_secret_key")).definition, host)
 
 
+@for_each("host", PUBLIC + HERE)
+def test_paths_are_refused_as_keys(host: str) -> None:
+    with pytest.raises(CommandError, match="path of a file") as refused:
+        check_public(Server("s", settings=Settings(auth_key="config/production/keys.json")).definition, host)
+    assert "--auth-keys FILE" in refused.value.fix
+
+
 @for_each("name", ["MCP_SERVER_AUTH_KEY", "MILLSTREAM_AUTH_KEY", "MILLSTREAM_AUTH_KEYS"])
 @for_each("value", ["", " "])
 def test_placeholder_variables_stop_the_start(name: str, value: str) -> None:

@@ -3,7 +3,6 @@
 Each function returns an `AuthMethod` and imports only the modules for it. A server without ``auth`` imports none.
 """
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,8 @@ def keys(
     """Accept API keys, sent as ``Authorization: Bearer KEY``.
 
     Args:
-        given: keys with full access. Read them from the environment; don't write them in source code.
+        given: keys with full access, of at least 16 characters. Read them from the environment; don't write them in
+            source code.
         named: mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
         file: a file managed by ``millstream keys``. Changes to it take effect within a second.
 
@@ -49,8 +49,8 @@ def keys(
     Example:
         ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
     """
-    from millstream.auth._api_keys import KeyMethod  # noqa: PLC0415
-    from millstream.auth._key_file import KeyFile, StoredKey, check_key, check_name, check_scopes, digest_of  # noqa: PLC0415
+    from millstream.auth._api_keys import key_method  # noqa: PLC0415
+    from millstream.auth._key_file import check_name, check_strength  # noqa: PLC0415
 
     if not (given or named or file):
         raise ValueError("auth.keys() requires a key, or a file with keys: auth.keys(file='keys.json')")
@@ -58,11 +58,10 @@ def keys(
     for name, value in (named or {}).items():
         key, scopes = (value, ()) if isinstance(value, str) else value
         wanted.append((check_name(name), key, scopes))
+    method = key_method(wanted, file)
     for name, key, _ in wanted:
-        check_key(name, key)
-    now = time.time()
-    stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(scopes)) for name, key, scopes in wanted)
-    return KeyMethod(stored, KeyFile(Path(file)) if file else None)
+        check_strength(name, key)
+    return method
 
 
 @suggest_keywords

@@ -2,14 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from hmac import compare_digest
 from math import inf
+from pathlib import Path
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Principal
-from millstream.auth._key_file import KeyFile, StoredKey, digest_of
+from millstream.auth._key_file import KeyFile, StoredKey, check_key, check_scopes, digest_of
 from millstream.auth._method import AuthMethod, Identity
 
 logger = logging.getLogger("millstream")
@@ -18,6 +19,20 @@ _VERDICT_SECONDS = 3600.0
 """Seconds that a verdict on a key is cached. Revocations take effect within a second (`AuthGuard.refresh`)."""
 _REVOCATION_SECONDS = 10.0
 """Seconds after which every guard with this method has polled `epoch` and seen a revocation."""
+
+
+def key_method(given: Sequence[tuple[str, str, Collection[str]]], file: str | Path) -> "KeyMethod":
+    """Return the method for keys with their names and scopes, and for a file.
+
+    Raises:
+        TypeError, ValueError: a key or scope is invalid.
+        LocalError: the file can't be read.
+    """
+    for name, key, _ in given:
+        check_key(name, key)
+    now = time.time()
+    stored = tuple(StoredKey(name, digest_of(key), now, check_scopes(scopes)) for name, key, scopes in given)
+    return KeyMethod(stored, KeyFile(Path(file)) if file else None)
 
 
 class KeyMethod(AuthMethod):

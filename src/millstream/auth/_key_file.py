@@ -3,6 +3,7 @@
 Keys are made from 32 random bytes, so a plain hash is sufficient.
 """
 
+import os
 import re
 import secrets
 from collections.abc import Callable, Collection
@@ -17,6 +18,9 @@ from millstream.auth._locked_file import Stamp, lock, read_file, replace_file, s
 
 PREFIX = "ms_"
 """Prefix that lets secret scanners recognize leaked keys."""
+SHORTEST_KEY = 16
+"""Minimum characters of a key that can't be guessed remotely."""
+_PATH = re.compile(r"\.(env|json|keys|toml|txt|ya?ml)$")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,128}")
 """Syntax of a scope: scope-token of RFC 6749 §3.3."""
@@ -75,6 +79,26 @@ def check_key(name: str, key: str) -> None:
         )
     if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError(f"The key {name!r} is empty or has invalid characters. Use printable ASCII without spaces.")
+
+
+def is_path(key: str) -> bool:
+    """Return whether a key is the path of a file."""
+    return _PATH.search(key) is not None or os.path.isfile(key)  # noqa: PTH113  unlike a Path, it takes any length
+
+
+def check_strength(name: str, key: str) -> None:
+    """Raise an error if a key of a program could be guessed, or is the path of a file.
+
+    Raises:
+        ValueError: the key is too short, or a path.
+    """
+    if is_path(key):
+        raise ValueError(f"The key {name!r} is the path of a file. To accept the keys in it, write auth.keys(file=…).")
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(
+            f"The key {name!r} has fewer than {SHORTEST_KEY} characters, so it could be guessed. Use a longer one, or "
+            "`millstream keys add` and auth.keys(file=…)."
+        )
 
 
 def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:

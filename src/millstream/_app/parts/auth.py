@@ -8,6 +8,7 @@ from millstream._app.parts import OwnPart
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._parts import Host, Route
 from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import EVERYTHING
 
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
@@ -125,9 +126,10 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
             )
         served |= paths
     if settings.auth_key or settings.auth_keys:
-        from millstream import auth  # noqa: PLC0415  only where callers sign in
+        from millstream.auth._api_keys import key_method  # noqa: PLC0415  only where callers sign in
 
-        methods.append(auth.keys(*([settings.auth_key] if settings.auth_key else []), file=settings.auth_keys))
+        wanted = [("key", settings.auth_key, (EVERYTHING,))] if settings.auth_key else []
+        methods.append(key_method(wanted, settings.auth_keys))
     return methods
 
 

@@ -3,18 +3,18 @@
 from millstream._app.definition import Definition
 from millstream._app.server_process.errors import CommandError
 from millstream._http.hosts import is_loopback
-
-SHORTEST_KEY = 16
-"""Minimum characters of a key that can't be guessed remotely."""
+from millstream.auth._key_file import SHORTEST_KEY, is_path
 
 
 def check_public(definition: Definition, host: str) -> None:
     """Check that a public address is protected, unless the operator has allowed otherwise.
 
     Raises:
-        CommandError: the address is public, and there's no sign-in or a guessable key.
+        CommandError: the address is public, and there's no sign-in or a guessable key; or the key is a path.
     """
     settings = definition.settings
+    if is_path(settings.auth_key):
+        raise CommandError("The auth key is the path of a file.", fix="To accept the keys in it, add --auth-keys FILE.")
     if is_loopback(host) or settings.public_without_auth:
         return
     if not definition.protected:
