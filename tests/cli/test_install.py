@@ -395,5 +395,9 @@ def test_foreign_servers_are_started_unchanged(tmp_path: Path) -> None:
     python = launch.launch_of(str(tmp_path / "other.py"), env={}, headers={})
     assert (python.command, python.args) == (sys.executable, (str(tmp_path / "other.py"),))
     assert launch.launch_of(str(tmp_path / "other.js"), env={}, headers={}).args == (str(tmp_path / "other.js"),)
+    old = tmp_path / "old.py"  # the SDK that's installed here is 2.x, which has no such module
+    old.write_text("from mcp.server.fastmcp import FastMCP\n", "utf-8")
+    by_run = launch.launch_of(f"{old}:mcp", env={}, headers={})
+    assert (by_run.command, by_run.args) == (PROGRAM, ("run", f"{old}:mcp", "--transport", "stdio"))
     assert launch.Launch(url="http://10.0.0.1/mcp").by_remote().args[-1] == "--allow-http"
     assert launch.Launch(url="http://localhost:8000/mcp").by_remote().args[-1] == "http://localhost:8000/mcp"

@@ -235,6 +235,81 @@ def test_server_factories_get_a_helpful_error(tmp_path: Path) -> None:
     assert f'millstream run "python {file}"' in " ".join(ended.stderr.split())
 
 
+UNGUARDED = """
+import sys
+from {module} import {server}
+
+mcp = {server}("old"{options})
+
+@mcp.tool()
+def add(a: int, b: int) -> int:
+    return a + b
+
+mcp.run({transport})
+print("served", file=sys.stderr)
+"""
+LOADS = (
+    "import sys\nfrom millstream._cli.load import load\nserver = load(sys.argv[1])\n"
+    "print(server.name, server.settings.sessions, server.settings.json_only)"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "server", "options", "transport", "said"),
+    [
+        ("sdk_one", "mcp.server.fastmcp.FastMCP", ", stateless_http=True", "'streamable-http'", "old False False"),
+        ("sdk_one", "mcp.server.fastmcp.FastMCP", ", json_response=True", "", "old True True"),
+        ("sdk_two", "mcp.server.MCPServer", "", "'streamable-http'", "old True False"),
+        ("sdk_two", "mcp.server.fastmcp.FastMCP", ", stateless_http=True", "", "old False False"),
+        ("fast", "fastmcp.FastMCP", "", "'sse'", "old True False"),
+    ],
+)
+def test_millstream_serves_where_a_program_calls_run(
+    name: str, server: str, options: str, transport: str, said: str, tmp_path: Path
+) -> None:
+    file, (module, _, kind) = tmp_path / "old.py", server.rpartition(".")
+    file.write_text(UNGUARDED.format(module=module, server=kind, options=options, transport=transport))
+    command = [PYTHONS[name], "-c", LOADS, str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False, stdin=subprocess.DEVNULL)
+    assert (ended.returncode, ended.stdout) == (0, f"{said}\n"), ended.stderr
+    assert "served" not in ended.stderr
+
+
+OLD = """
+from helper import Context
+from mcp import types
+from mcp.server.fastmcp import FastMCP
+
+mcp = FastMCP("old")
+
+@mcp.tool()
+async def add(a: int, b: int, ctx: Context) -> list[types.TextContent]:
+    await ctx.info("adding")
+    return [types.TextContent(type="text", text=str(a + b))]
+"""
+
+
+def without_application(python: str) -> list[str]:
+    """Return the start of a command whose SDK 1.x is as old as 1.7, which had no Streamable HTTP."""
+    start = (
+        "from mcp.server.fastmcp import FastMCP\ndel FastMCP.streamable_http_app\n"
+        "from millstream._cli import main; main()"
+    )
+    return [python, "-c", start]
+
+
+async def test_programs_run_beside_an_sdk_of_another_version(tmp_path: Path) -> None:
+    file = tmp_path / "old.py"
+    file.write_text(OLD)
+    (tmp_path / "helper.py").write_text("from mcp.server.fastmcp import Context\n")
+    for start in ([sys.executable, "-m", "millstream"], without_application(PYTHONS["sdk_one"])):
+        command = [*start, "run", str(file), "--transport", "stdio"]
+        async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+            assert (client.revision, (await client.call("add", a=2, b=3)).text) == ("2026-07-28", "5")
+            said = str(getattr(client.conversation.transport, "last_stderr", ""))
+        assert said.count("can't run this program, so it runs on Millstream's compatibility layer") == 1
+
+
 async def test_missing_sdk_import_uses_our_compatibility_layer(tmp_path: Path) -> None:
     file = tmp_path / "old.py"
     file.write_text(

@@ -2,13 +2,14 @@
 
 import logging
 import os
+import sys
 from typing import Any
 
 from millstream._app.gateway_server import START_TIMEOUT
 from millstream._app.server import Server
 from millstream._config import Settings
 from millstream.gateway._programs.classes import library_of
-from millstream.gateway._programs.http import SIGN_IN
+from millstream.gateway._programs.http import SIGN_IN, HttpSide
 from millstream.gateway._programs.libraries import program_of
 
 
@@ -30,7 +31,7 @@ def server_of(value: Any) -> Server:
     server = Server(
         program.name,
         version=program.version,
-        settings=_settings_of(value, () if side is None else side.cors_origins()),
+        settings=_settings_of(value, side),
         auth=program.authenticator() if side is not None and side.protected else None,
     )
     if side is not None:
@@ -60,9 +61,16 @@ def _quiet_logs() -> None:
         library.setLevel(logging.WARNING)
 
 
-def _settings_of(value: Any, cors_origins: tuple[str, ...]) -> Settings:
-    """Return the settings of the environment, with the program's hosts and origins as defaults."""
+def _settings_of(value: Any, side: HttpSide | None) -> Settings:
+    """Return the settings of the environment, with the program's HTTP settings as defaults."""
     changed: dict[str, Any] = {}
+    cors_origins = () if side is None else side.cors_origins()
+    manager = None if side is None else side.session_manager
+    shared = getattr(sys.modules.get(library_of(value)), "settings", None)  # of all servers of fastmcp
+    if getattr(manager, "stateless", False) or getattr(shared, "stateless_http", False):
+        changed["sessions"] = False
+    if getattr(manager, "json_response", False) or getattr(shared, "json_response", False):
+        changed["json_only"] = True
     security: Any = None
     if library_of(value) == "mcp":  # in fastmcp, `settings` is something else
         security = getattr(getattr(value, "settings", None), "transport_security", None)

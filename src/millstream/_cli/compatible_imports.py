@@ -1,14 +1,21 @@
-"""The compatibility layer under the import names of the official SDK 1.x, if no SDK is installed."""
+"""Imports of programs for other libraries: the compatibility layer, and calls of `run` at the top level.
+
+Programs for the official SDK 1.x run on the compatibility layer, under the SDK's import names, if no SDK is installed,
+or one of a version that can't run them.
+"""
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
+from importlib import import_module, metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
+from millstream._app.server_process.errors import RunCalled
 from millstream._override import override
+from millstream.gateway._programs.classes import UnsupportedVersion, library_of
 
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = ("", ".exceptions", ".prompts", ".prompts.base", ".resources", ".server", ".tools", ".utilities",
@@ -21,19 +28,40 @@ _SOURCES = dict.fromkeys((f"mcp.server.fastmcp{each}" for each in _FASTMCP), "mi
 }
 """Module of the SDK -> module with the same public names."""
 _NAMES = {*_PACKAGES, *_SOURCES, "mcp.server.auth", "mcp.shared"}
+_LIBRARIES = ("mcp", "fastmcp")
 
 
-class _Finder(MetaPathFinder, Loader):
-    """Finds the SDK's modules if no other finder does."""
+class CompatibleImports(MetaPathFinder, Loader):
+    """Finds the SDK's modules if no other finder does, or instead of them."""
 
     def __init__(self) -> None:
+        self._before = set(sys.modules)
+        self._replaces = False
         self._told = False
+
+    def replace_sdk(self, error: BaseException | None) -> bool:
+        """Find the SDK's modules before it does, if it can't run the program. Return whether to import that again.
+
+        Args:
+            error: what the import of the program raised.
+        """
+        missing = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("mcp.server.fastmcp")
+        if self._replaces or not (missing or isinstance(error, UnsupportedVersion)):
+            return False
+        self._replaces = True
+        sys.meta_path.remove(self)
+        sys.meta_path.insert(0, self)
+        for name in [each for each in sys.modules if each in _SOURCES or each not in self._before]:
+            if name in _SOURCES or not _is_installed(sys.modules[name]):
+                del sys.modules[name]
+        return True
 
     @override
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self, is_package=True) if fullname in _NAMES else None
+        found = fullname in (_SOURCES if self._replaces else _NAMES)
+        return ModuleSpec(fullname, self, is_package=True) if found else None
 
     @override
     def exec_module(self, module: ModuleType) -> None:
@@ -45,18 +73,60 @@ class _Finder(MetaPathFinder, Loader):
         vars(module).update({name: getattr(found, name) for name in names})
         if not self._told:
             self._told = True
-            print(
-                f"{module.__name__} isn't installed, so the program runs on Millstream's compatibility layer.",
-                file=sys.stderr,
+            reason = (
+                f"mcp {metadata.version('mcp')} can't run this program, so it"
+                if self._replaces
+                else f"{module.__name__} isn't installed, so the program"
             )
+            print(f"{reason} runs on Millstream's compatibility layer.", file=sys.stderr)
+
+
+def _is_installed(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None) or "site-packages"
+    return "site-packages" in file or file.startswith(sys.base_prefix)
+
+
+class _RunWatcher(MetaPathFinder):
+    """Ends the import of a program where it would serve by itself, because the command serves it."""
+
+    def __init__(self) -> None:
+        self.restore: Callable[[], None] = lambda: None
+
+    @override
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
+    ) -> ModuleSpec | None:
+        if fullname in _LIBRARIES:
+            sys.meta_path.remove(self)
+            self._watch(import_module("anyio"))
+        return None
+
+    def _watch(self, anyio: Any) -> None:
+        original: Any = anyio.run
+
+        def run(function: Any, *args: Any, **options: Any) -> Any:
+            function_or_method = getattr(function, "func", function)  # of a partial
+            cells = getattr(function_or_method, "__closure__", None) or ()
+            for owner in (getattr(function_or_method, "__self__", None), *(cell.cell_contents for cell in cells)):
+                if library_of(owner):
+                    raise RunCalled(owner)
+            return original(function, *args, **options)
+
+        anyio.run = run
+        self.restore = lambda: setattr(anyio, "run", original)
 
 
 @contextmanager
-def compatible_imports() -> Generator[None]:
-    """Provide ``mcp.server.fastmcp`` while the block imports a program, if no package named ``mcp`` is installed."""
-    finder = _Finder()
+def compatible_imports() -> Generator[CompatibleImports]:
+    """Provide ``mcp.server.fastmcp`` while the block imports a program, if no package named ``mcp`` is installed.
+
+    A call of `run` by an object of another library ends the import with `RunCalled`.
+    """
+    finder, watcher = CompatibleImports(), _RunWatcher()
     sys.meta_path.append(finder)  # last, so that an installed package takes precedence
+    sys.meta_path.insert(0, watcher)
     try:
-        yield
+        yield finder
     finally:
-        sys.meta_path.remove(finder)
+        sys.meta_path[:] = [each for each in sys.meta_path if each is not watcher and each is not finder]
+        watcher.restore()

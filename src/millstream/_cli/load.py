@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from millstream._app import Server
-from millstream._app.server_process.errors import CommandError, mark_import, place_of, show_failure
+from millstream._app.server_process.errors import CommandError, RunCalled, mark_import, place_of, show_failure
 from millstream._cli.compatible_imports import compatible_imports
 from millstream._cli.from_source import from_source
 from millstream._config import VariableError
@@ -45,8 +45,20 @@ def load(target: str) -> Server:
     _check_source(source)
     if Path(source).suffix in _CONFIGURATIONS:
         return _load_gateway(Path(source))
-    with compatible_imports():
+    with compatible_imports() as imports:
+        try:
+            return _import(source, name)
+        except CommandError as exc:
+            if not imports.replace_sdk(exc.__cause__):
+                raise
+        return _import(source, name)
+
+
+def _import(source: str, name: str) -> Server:
+    try:
         module = load_file(Path(source)) if _is_path(source) else load_module(source)
+    except RunCalled as call:
+        return _server(call.server) or _adopt(call.server, source)
     return pick(vars(module), name, source)
 
 

@@ -1,5 +1,6 @@
 """Targets of a client: a URL, a command, a script, a server object, or an entry of a configuration file."""
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from millstream.client._transports.stdio import Command
 
 _IMPORTS_MILLSTREAM = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
 _IMPORTS_OTHER_LIBRARY = re.compile(r"^\s*(?:from|import)\s+(?:mcp|fastmcp)\b", re.MULTILINE)
+_IMPORTS_SDK_ONE = re.compile(r"^\s*(?:from|import)\s+mcp\.server\.fastmcp\b", re.MULTILINE)
 _RUN_CODE = "from millstream._cli import main; main()"
 _SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
 _CONFIGURATION = (".json",)
@@ -128,7 +130,7 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
         return _from_configuration(given, name, str(path), env, cwd)
     if path.suffix == ".py":
         text = path.read_text("utf-8", "replace")
-        if _IMPORTS_MILLSTREAM.search(text):
+        if is_run_by_us(text):
             # Its `__main__` block may serve HTTP, or nothing.
             chosen = f"{path}:{name}" if name else str(path)
             return Command(
@@ -140,6 +142,18 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
     if path.suffix in _SCRIPTS:
         return Command((_SCRIPTS[path.suffix], str(path)), env, cwd)
     return Command((str(path),), env, cwd)
+
+
+def is_run_by_us(text: str) -> bool:
+    """Return whether `millstream run` has to start a program, because Python alone would serve nothing, or fail.
+
+    It imports Millstream, or the official SDK 1.x although that isn't installed here.
+    """
+    if not _IMPORTS_SDK_ONE.search(text):
+        return _IMPORTS_MILLSTREAM.search(text) is not None
+    spec = importlib.util.find_spec("mcp")
+    places = () if spec is None else spec.submodule_search_locations or ()
+    return not any(Path(each, "server", "fastmcp", "__init__.py").is_file() for each in places)  # 2.x has a stub
 
 
 def _hint(path: Path, text: str) -> str:

@@ -39,12 +39,26 @@ class _Imports:
     source = ""
 
 
-def check_not_importing() -> None:
+class RunCalled(BaseException):
+    """A program for another library would serve at this point of its import."""
+
+    def __init__(self, server: object) -> None:
+        super().__init__()
+        self.server = server
+
+
+def check_not_importing(server: object = None) -> None:
     """Refuse to serve from inside the import of a file that a command serves.
+
+    Args:
+        server: the server object of a program for another library, which the command serves as it is then.
 
     Raises:
         CommandError: the file is being imported.
+        RunCalled: the same, with `server`.
     """
+    if _Imports.source and server is not None:
+        raise RunCalled(server)
     if _Imports.source:
         raise CommandError(
             f"{_Imports.source} calls run() while it's being imported.",

@@ -15,8 +15,8 @@ from millstream._cli.uv import find_uv, with_packages
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream.client._errors import TargetError
+from millstream.client._targets import is_run_by_us
 
-_OURS = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -86,7 +86,7 @@ def _words(path: Path, name: str, *, python: str = "") -> list[str]:
         return [shutil.which("node") or "node", str(path)]
     if path.suffix != ".py":
         raise CommandError(f"{path.name} is neither Python nor JavaScript.", fix="Use a .py or .js file, or a URL.")
-    if not _OURS.search(path.read_text("utf-8", "replace")):
+    if not is_run_by_us(path.read_text("utf-8", "replace")):
         return [python or sys.executable, str(path)]
     program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
     start = [str(program)] if program.is_file() and not python else [python or sys.executable, "-m", "millstream"]

@@ -13,6 +13,7 @@ from starlette.routing import Mount, Route
 from millstream._app.definition import Info
 from millstream._app.server import Server
 from millstream._app.server_process import launch
+from millstream._app.server_process.errors import check_not_importing
 from millstream._app.user_routes import route_of
 from millstream._config import Settings as EngineSettings
 from millstream._http.hosts import is_loopback
@@ -378,6 +379,7 @@ class FastMCP(Generic[LifespanT]):
         launch.launch(self.engine, kind, self.settings.host, self.settings.port, 1)
 
     def _prepare(self, transport: str, mount_path: str | None = None) -> str:
+        check_not_importing(self)
         if transport not in _TRANSPORTS:
             raise ValueError(f"Unknown transport: {transport}")
         if mount_path is not None:

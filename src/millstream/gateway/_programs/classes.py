@@ -19,6 +19,10 @@ class ProgramError(ValueError):
     """A program can't run here; the message says why and what to do."""
 
 
+class UnsupportedVersion(ProgramError):
+    """The installed version of a program's library can't be run here."""
+
+
 def library_of(value: object) -> str:
     """Return the library that a server object belongs to; empty for any other object."""
     for (module, name), library in _CLASSES.items():

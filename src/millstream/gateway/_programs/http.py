@@ -59,9 +59,14 @@ class HttpSide:
         return str(getattr(self._mcp, "path", ""))
 
     @property
+    def session_manager(self) -> Any:
+        """The object that serves sessions; None if the library doesn't expose it."""
+        return getattr(_holder_of(self._mcp), "session_manager", None)
+
+    @property
     def low_level(self) -> Any:
         """The low-level server behind the application; None if the library doesn't expose it."""
-        return getattr(getattr(_holder_of(self._mcp), "session_manager", None), "app", None)
+        return getattr(self.session_manager, "app", None)
 
     def unknown_middleware(self) -> list[str]:
         """Return the names of middleware classes that can't run in front of MCP here."""

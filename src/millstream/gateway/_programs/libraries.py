@@ -6,7 +6,7 @@ from functools import partial
 from importlib import import_module, metadata
 from typing import Any, cast
 
-from millstream.gateway._programs.classes import ProgramError, library_of
+from millstream.gateway._programs.classes import ProgramError, UnsupportedVersion, library_of
 from millstream.gateway._programs.http import HttpSide
 from millstream.gateway._programs.program import Program, ProgramServer
 from millstream.gateway._programs.single_exchange import SingleExchange
@@ -27,6 +27,8 @@ def program_of(value: Any) -> Program:
         side, open = HttpSide(value.http_app()), partial(_fastmcp, value, library_version)
     elif isinstance(value, _low_level_class()):
         side, open = None, partial(_low_level, value)
+    elif not hasattr(value, "streamable_http_app"):
+        raise UnsupportedVersion(f"{library_version} is too old to run here. Update it.")
     else:
         side = HttpSide(value.streamable_http_app())
         open = partial(_low_level, _check_low_level(side.low_level, library_version))
@@ -81,7 +83,7 @@ def _check_low_level(server: Any, library_version: str) -> Any:
         ProgramError: it isn't one, because this version structures its application differently.
     """
     if not isinstance(server, _low_level_class()):
-        raise ProgramError(
+        raise UnsupportedVersion(
             f"{library_version} doesn't expose the server behind its HTTP application. Run the program as a command "
             'instead: millstream run "python FILE"'
         )
