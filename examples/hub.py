@@ -59,7 +59,7 @@ def finite(work: Callable[[Number, Number], Number], a: Number, b: Number) -> Nu
 async def send_sse_message(message: str, name: str = "", channel: str = "broadcast") -> str:
     """Send a message to everybody who listens to a channel: plain text, or with a name as JSON."""
     sent = await mcp.hub.publish(channel, {"name": name, "message": message, "time": time.time()} if name else message)
-    return f"Message sent to {sent.subscribers} listeners."
+    return f"Message sent to {sent.subscribers} listeners on this worker."
 
 
 # endregion

@@ -10,7 +10,7 @@ mcp = Server("news", serve="hub")
 async def announce(text: str) -> str:
     """Tell everybody who listens to the news."""
     sent = await mcp.hub.publish("news", {"text": text})
-    return f"{sent.subscribers} heard it."
+    return f"{sent.subscribers} on this worker heard it."
 
 
 # endregion

@@ -21,7 +21,7 @@ mcp = Server("rooms", serve="hub", authorize_channel=may_use)
 async def say(room: str, text: str, name: str = "somebody") -> str:
     """Say something in a room."""
     sent = await mcp.hub.publish(f"room.{room}", {"name": name, "text": text})
-    return f"{sent.subscribers} heard it."
+    return f"{sent.subscribers} on this worker heard it."
 
 
 # endregion

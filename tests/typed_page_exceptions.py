@@ -151,7 +151,7 @@ PAGES = {
         },
         also={
             "": (
-                TypedCommand(tool("announce", '{"text":"x"}'), "…0 heard it.…"),
+                TypedCommand(tool("announce", '{"text":"x"}'), "…0 on this worker heard it.…"),
                 TypedCommand(tool("order", '{"isbn":"1"}'), "…ordered…"),
             )
         },

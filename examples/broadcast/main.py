@@ -18,7 +18,7 @@ mcp = app = Server("broadcast", version="1.0.0", serve="all")
 )
 async def get_server_info(ctx: Context) -> str:
     """Say what this server is, and how many clients listen."""
-    return f"{mcp.name} {mcp.version}, revision {ctx.revision}, {ctx.hub.stats().subscribers} listeners"
+    return f"{mcp.name} {mcp.version}, revision {ctx.revision}, {ctx.hub.stats().subscribers} listeners on this worker"
 
 
 @mcp.tool(
@@ -33,7 +33,7 @@ async def get_server_info(ctx: Context) -> str:
 async def send_sse_message(message: Annotated[str, Field(description="The message to send")], ctx: Context) -> str:
     """Broadcast to all listeners."""
     sent = await ctx.hub.publish("broadcast", message)
-    return f"Sent to {sent.subscribers} listeners."
+    return f"Sent to {sent.subscribers} listeners on this worker."
 
 
 if __name__ == "__main__":

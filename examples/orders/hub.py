@@ -9,7 +9,7 @@ mcp = app = Server("hub", serve="hub,rest")
 async def send_sse_message(message: str, ctx: Context) -> str:
     """Send a message to everyone who listens at /events."""
     sent = await ctx.hub.publish("broadcast", message)
-    return f"Sent to {sent.subscribers} listeners."
+    return f"Sent to {sent.subscribers} listeners on this worker."
 
 
 @mcp.tool

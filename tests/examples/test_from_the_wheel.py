@@ -55,7 +55,10 @@ FOLDERS = {
         install="pip install -r requirements.txt",
         start="python main.py",
         calls=[
-            ("millstream call http://127.0.0.1:PORT/mcp send_sse_message message=Hello", "Sent to 0 listeners"),
+            (
+                "millstream call http://127.0.0.1:PORT/mcp send_sse_message message=Hello",
+                "Sent to 0 listeners on this worker.",
+            ),
             ("python websocket_client.py ws://127.0.0.1:PORT/ws", '"type":"event"'),
         ],
     ),
