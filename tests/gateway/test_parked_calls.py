@@ -45,11 +45,11 @@ class World:
         self.ended.append("returned")
         return str(sum(self.answers))
 
-    async def works(self, ctx: Context) -> str:
-        """Ask a question, and continue once allowed."""
+    async def works(self, ctx: Context, size: int = 1) -> str:
+        """Ask a question, log a message of `size` bytes, and continue once allowed."""
         try:
             await ctx.elicit("Go?", FORM)
-            await ctx.warning("going")
+            await ctx.warning("x" * size)
             await self.go.wait()
         except BaseException as exc:
             self.ended.append(type(exc).__name__)
@@ -200,10 +200,11 @@ async def test_progress_and_logs_reach_the_waiting_request(world: World) -> None
     async with world.workers(2) as workers:
         for waker in workers:
             world.go.clear()
-            asked = await send(workers[0], name="works", token="one")
-            message, headers = prepare("tools/call", "works", None, then=answer(asked), key="", token="two")
+            large = {"size": 600_000}  # more than one message between workers
+            asked = await send(workers[0], name="works", arguments=large, token="one")
+            message, headers = prepare("tools/call", "works", large, then=answer(asked), key="", token="two")
             stream = EventStream(await waker.post(message, headers))
-            assert (await stream.until(1))[0]["params"]["data"] == "going"
+            assert (await stream.until(1))[0]["params"]["data"] == "x" * 600_000
             world.go.set()
             assert text((await stream.end())[-1]["result"]) == "gone"
 

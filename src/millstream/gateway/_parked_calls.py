@@ -410,12 +410,14 @@ class ParkedCalls:
         remote.wake_event.set()
         if news.kind == "woken":
             return
-        if news.kind.startswith("notifications/"):
-            remote.notify(news.kind, news.body)
-            return
         remote.pieces.append(news.body)
-        if not news.more:
-            remote.outcome.set_result((news.kind, b"".join(remote.pieces)))
+        if news.more:
+            return
+        body, remote.pieces = b"".join(remote.pieces), []
+        if news.kind.startswith("notifications/"):
+            remote.notify(news.kind, body)
+        else:
+            remote.outcome.set_result((news.kind, body))
 
     def _on_interruption(self) -> None:
         """End the calls on other workers, because messages with their results may have been lost."""
