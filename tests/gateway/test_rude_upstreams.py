@@ -83,7 +83,7 @@ async def run_http_upstream(
 
 @asynccontextmanager
 async def run_websocket_upstream(
-    call: Callable[[Json, Say, "Wire"], Awaitable[None]],
+    call: Callable[[Json, Say, "Wire"], Awaitable[None]], revision: str = HANDSHAKE
 ) -> AsyncIterator[tuple[str, "Wire"]]:
     """Run an upstream on a WebSocket, where messages don't name their call."""
     wire = Wire()
@@ -100,7 +100,7 @@ async def run_websocket_upstream(
                 if message.get("method") == "tools/call":
                     tasks.add(asyncio.create_task(call(message, say, wire)))
                 elif "method" in message and "id" in message:
-                    await say({"id": message["id"], "result": greet(message["method"], HANDSHAKE)})
+                    await say({"id": message["id"], "result": greet(message["method"], revision)})
                 else:
                     wire.messages.append(message)
                     wire.arrival.set()
@@ -392,7 +392,7 @@ async def test_ambiguous_messages_reach_no_client(revision: str, caplog: pytest.
         assert answers[0]["result"]["content"] == {"x": 1}
     else:
         assert answers[0]["error"]["code"] == -32600
-        assert "without naming its call" in caplog.text
+        assert "which one asks" in caplog.text
 
 
 async def test_session_questions_survive_other_calls() -> None:
@@ -570,6 +570,37 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
                     assert [each.message for each in person.questions] == [tool]
                 assert sessions["go"] != sessions["rest"]
                 answers.clear()
+
+
+async def test_principals_do_not_share_websockets() -> None:
+    began = asyncio.Event()
+
+    async def call(message: Json, say: Say, wire: Wire) -> None:
+        if message["params"]["name"] == "go":
+            await began.wait()
+            await say({"method": "notifications/message", "params": {"level": "error", "data": "secret"}})
+            wire.arrival.set()
+        else:
+            began.set()
+            await wire.arrival.wait()
+        await say({"id": message["id"], "result": {**DONE, "resultType": "complete"}})
+
+    logs: list[Any] = []
+    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    async with asyncio.timeout(WAIT), run_websocket_upstream(call, PER_REQUEST) as (url, _):
+        mcp = make_gateway(url, PER_REQUEST, auth=guard)
+        async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:
+
+            async def client(key: str, **options: Any) -> Client:
+                headers = {"authorization": f"Bearer {key}"}
+                front = f"http://127.0.0.1:{running.port}/mcp"
+                return await stack.enter_async_context(Client(front, revision=PER_REQUEST, headers=headers, **options))
+
+            alice = await client(ALICE)
+            bob = await client(BOB, on_log=logs.append, options=Options(log_level="info"))
+            ends = await asyncio.gather(request(alice), request(bob, "rest"))
+            assert [texts(each) for each in ends] == ["done", "done"]
+    assert logs == []
 
 
 async def test_callers_evict_only_their_own_connections() -> None:

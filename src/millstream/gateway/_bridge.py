@@ -622,7 +622,7 @@ class _Exchange:
 
 async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progress: bool, extra: bytes) -> bytes:
     """Send a request once. A parked call holds only this coroutine, and no reference to its client's request."""
-    requests, recipients = link.conversation.requests, link.relays.recipients
+    requests, relays, answered = link.conversation.requests, link.relays, False
     params = ask.params
     if extra:
         params = b"%b%b%b}" % (params[:-1], b"" if params == b"{}" else b",", extra)
@@ -630,10 +630,10 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progr
     if places is not None and not await places.acquire(owner):
         raise InUse(places, owner)
     request_id = next(requests.ids)
-    recipients[request_id] = recipient
+    relays.recipients[request_id] = recipient
     link.calls += 1
     try:
-        return await requests.ask(
+        result = await requests.ask(
             Ask(
                 method=ask.method,
                 params=params,
@@ -645,8 +645,13 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progr
                 rounds=False,
             )
         )
+        answered = True
+        return result
+    except Failure:
+        answered = True
+        raise
     finally:
-        del recipients[request_id]
+        relays.leave(request_id, answered=answered)
         if places is not None:
             places.leave(owner)
         link.calls -= 1

@@ -67,7 +67,7 @@ class ParkedCall:
 
     __slots__ = (
         "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "abilities", "binding", "has_request", "id",
-        "owner", "revision", "round", "session", "size", "source", "task", "timer",
+        "owner", "revision", "round", "session", "signed_in", "size", "source", "task", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,7 @@ class ParkedCall:
         self.source: Revision = source
         self.size: int = size
         self.owner: str = call.owner
+        self.signed_in: bool = call.principal is not None
         self.binding: bytes = b""
         """Hash of principal, method, name, and arguments."""
         self.round: int = 0

@@ -1,16 +1,16 @@
 """Messages of an upstream about a forwarded call, passed to the client: questions, progress, and log messages.
 
 `Relays` receives the messages of one connection to an upstream and finds the call of each. A `Relay` passes them to the
-client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it. If
-there are several, questions are refused and log messages dropped, unless all calls belong to one client session and so
-to the same user.
+client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it,
+provided that no other caller can have caused it: an upstream may go on with a canceled call, and ask or log later. Else
+questions are refused, and log messages of a process go to the gateway's own log.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -33,6 +33,9 @@ from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
 from millstream.gateway._questions import ForwardedQuestion, declare, project_answer, project_question
+
+if TYPE_CHECKING:
+    from millstream.gateway._processes import ErrorLog
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -84,6 +87,16 @@ class Recipient(Protocol):
     @property
     def session(self) -> str:
         """Id of the client's session; empty without one."""
+        ...
+
+    @property
+    def owner(self) -> str:
+        """The caller: the id of its principal, else of its session, else its address."""
+        ...
+
+    @property
+    def signed_in(self) -> bool:
+        """Whether the owner is a principal."""
         ...
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
@@ -197,6 +210,16 @@ class Relay:
         """Id of the client's session; empty without one."""
         return "" if self._call.session is None else self._call.session.id
 
+    @property
+    def owner(self) -> str:
+        """The caller, see `Recipient`."""
+        return self._call.owner if self.signed_in else self.session or self._call.owner
+
+    @property
+    def signed_in(self) -> bool:
+        """Whether the owner is a principal."""
+        return self._call.principal is not None
+
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress as the client expects it."""
         self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
@@ -269,20 +292,36 @@ class Relay:
 class Relays:
     """The calls that run on one connection, and the upstream's messages about them."""
 
-    __slots__ = ("_abilities", "_name", "_shared", "_warned", "conversation", "level", "recipients")
+    __slots__ = (
+        "_abilities",
+        "_log",
+        "_name",
+        "_transport",
+        "_users",
+        "_warned",
+        "conversation",
+        "level",
+        "recipients",
+    )
 
-    def __init__(self, name: str, abilities: bytes, *, shared: bool = False) -> None:
+    def __init__(self, name: str, abilities: bytes, *, log: "ErrorLog | None" = None) -> None:
         """Create an empty table.
 
         Args:
             name: name of the upstream, for the log.
             abilities: capabilities that the connection declares, see `_questions.abilities_of`.
-            shared: whether other settings would give each session its own connection.
+            log: for a process, the gateway's log of its output.
         """
         self._name = name
         self._abilities = abilities
-        self._shared = shared
+        self._log = log
         self._warned = False
+        self._users: set[str] = set()
+        """Owners that may have caused a message: principals that have called, and others that gave up a call. Two are
+        enough to know that the connection has several.
+        """
+        self._transport: object = None
+        """The process or connection that they used."""
         self.recipients: dict[int, Recipient] = {}
         """Request id -> the client that it's forwarded for."""
         self.level: str = ""
@@ -294,17 +333,32 @@ class Relays:
         """Return the capabilities to declare in a revision."""
         return declare(self._abilities, revision) | dict(more)
 
+    def leave(self, request_id: int, *, answered: bool) -> None:
+        """Remove a call that got its response, or that the client gave up and the upstream may still run."""
+        recipient = self.recipients.pop(request_id)
+        users = self._current_users()
+        if len(users) < 2 and (recipient.signed_in or not answered):
+            users.add(recipient.owner)
+
+    def _current_users(self) -> set[str]:
+        last = self.conversation.requests.last
+        transport = None if last is None else last.transport
+        if transport is not self._transport:  # a new process knows nothing of earlier calls
+            self._transport = transport
+            self._users.clear()
+        return self._users
+
     def find(self, request_id: int) -> Recipient | None:
-        """Return the recipient of a message; without a request, the only one.
+        """Return the recipient of a message; without a request, the only one that can have caused it.
 
         Of several calls of one session, it's the one that started first.
         """
         if request_id:
             return self.recipients.get(request_id)
         found = list(self.recipients.values())
-        if not found or (
-            len(found) > 1 and any(each.session != found[0].session or not each.session for each in found)
-        ):
+        if not found or len(self._current_users() | {each.owner for each in found}) > 1:
+            return None
+        if len(found) > 1 and any(each.session != found[0].session or not each.session for each in found):
             return None
         return found[0]
 
@@ -334,25 +388,23 @@ class Relays:
     def _unknown_client_error(self) -> ProtocolError:
         if not self.recipients:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
+        text = f"The server {self._name!r} serves several calls, and its question doesn't say which one asks."
+        if self._log is not None:
+            text += ' Set scale = "per_principal" for it in the gateway, or "per_session" without sign-in.'
         if not self._warned:
             self._warned = True
-            remedy = ' Set scale="per_session" for it.' if self._shared else ""
-            logger.warning(
-                "%s asked a question without naming its call while several were running. The question was refused.%s",
-                self._name, remedy,
-            )  # fmt: skip
-        return ProtocolError(INVALID_REQUEST, "Several calls are running, so it is unknown which client to ask")
+            logger.warning("A question was refused. %s", text)
+        return ProtocolError(INVALID_REQUEST, text)
 
     def receive(self, notification: Notification) -> None:
         """Pass a notification to the client of its call. Progress is matched by its token."""
-        if notification.method == LOG:
-            recipient = self.find(notification.request_id)
-            if recipient is not None:
-                recipient.notify(LOG, bytes(notification.params))
-        elif notification.method == COMPLETE:  # its id identifies the client
+        method, params = notification.method, bytes(notification.params)
+        if method == COMPLETE:  # its id identifies the client
             for recipient in self.recipients.values():
-                recipient.notify(COMPLETE, bytes(notification.params))
-        elif notification.method not in NOTIFICATIONS:  # of an extension
-            recipient = self.find(notification.request_id)
-            if recipient is not None:
-                recipient.notify(notification.method, bytes(notification.params))
+                recipient.notify(COMPLETE, params)
+        elif method == LOG or method not in NOTIFICATIONS:  # a log message, or one of an extension
+            found = self.find(notification.request_id)
+            if found is not None:
+                found.notify(method, params)
+            elif method == LOG and self._log is not None:
+                self._log.write(params, 0)

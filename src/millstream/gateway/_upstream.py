@@ -277,6 +277,8 @@ class Upstream:
         self._plain_catalog: Catalog | None = None
         self._is_plain = False
         """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""
+        self._is_websocket = False
+        """Whether messages on a connection don't name their call, so that principals can't share one."""
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self.links: Links = Links(self._make_link, max_links=config.max_links)
@@ -310,6 +312,7 @@ class Upstream:
         config, target = self.config, self._target
         target = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
         self._uses_http = isinstance(target, Remote) and target.url.scheme in ("http", "https")
+        self._is_websocket = isinstance(target, Remote) and not self._uses_http
         self.processes = self._add_processes(pool, target)
         if hasattr(self._target, "running"):
             program = cast("ServerObject", self._target)
@@ -371,7 +374,7 @@ class Upstream:
         if per_request and not handshake:  # each request is self-contained
             return (
                 LinkKey(principal, credentials=credentials_key)
-                if credentials_key or program is not None
+                if credentials_key or program is not None or self._is_websocket
                 else SHARED_KEY
             )
         return LinkKey(principal, session, abilities, credentials_key, handshake)
@@ -388,8 +391,8 @@ class Upstream:
         if self._plain_catalog is not self.catalog:
             self._plain_catalog = self.catalog
             revision = BY_DATE.get(self.catalog.revision)
-            program = isinstance(self._target, Program) and self._target.protected
-            self._is_plain = revision is not None and not revision.handshake and self.processes is None and not program
+            separate = self.processes is not None or self._is_websocket or self._protected_program is not None
+            self._is_plain = revision is not None and not revision.handshake and not separate
         if not self._is_plain or self.breaker.is_open:
             return None
         return self.links.ready(SHARED_KEY)
@@ -428,8 +431,8 @@ class Upstream:
 
     def _make_link(self, key: LinkKey, owner: str) -> Link:
         # A process that serves several callers can't distinguish their capabilities.
-        shared = self._shares_processes
-        relays = Relays(self.config.name, ALL_ABILITIES if shared else key.capabilities, shared=shared)
+        abilities = ALL_ABILITIES if self._shares_processes else key.capabilities
+        relays = Relays(self.config.name, abilities, log=None if self.processes is None else self.processes.log)
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
