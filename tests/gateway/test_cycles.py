@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from client.misbehaving_servers import ReceivedRequest, misbehaving
+from http_peer import serve
+from millstream import Server, Settings
 from millstream.client import Client
 from patience import WAIT
 from processes import free_port, run_command, run_server
 from scripts.docs import ROOT
-
-pytestmark = pytest.mark.server
 
 
 def make_gateway(folder: Path, name: str, **urls: str) -> str:
@@ -21,6 +22,7 @@ def make_gateway(folder: Path, name: str, **urls: str) -> str:
     return str(path)
 
 
+@pytest.mark.server
 async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     urls = [f"http://127.0.0.1:{port}/mcp" for port in ports]
@@ -40,6 +42,7 @@ async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
                 assert "Ordered 1 for me" in (await client.call("shop_order", isbn="1", account="me")).text
 
 
+@pytest.mark.server
 async def test_gateway_that_is_its_own_upstream_offers_other_items(tmp_path: Path) -> None:
     port = free_port()
     target = make_gateway(tmp_path, "self", again=f"http://127.0.0.1:{port}/mcp")
@@ -54,3 +57,45 @@ async def test_gateway_that_is_its_own_upstream_offers_other_items(tmp_path: Pat
             # The client forged that path, so only its call is refused.
             assert "shop_report" in {tool.name for tool in await client.tools(fresh=True)}
             assert (await client.call("shop_report")).text
+
+
+async def test_upstream_that_claims_the_id_of_a_gateway_hides_only_its_own_items() -> None:
+    claimed: dict[str, str] = {}
+
+    async def claim(asked: ReceivedRequest) -> None:
+        method = asked.message.get("method")
+        if not claimed or asked.verb != "POST":  # the upstream starts once it knows the id
+            await asked.reply(b"", status="405 Method Not Allowed" if asked.verb != "POST" else "503 Unavailable")
+        elif method == "server/discover":
+            capabilities = {
+                "tools": {},
+                "experimental": {"millstream.gateway": claimed},
+            }
+            versions = ["2026-07-28"]
+            await asked.result({"resultType": "complete", "supportedVersions": versions, "capabilities": capabilities})
+        else:
+            tools = [{"name": "lie", "inputSchema": {"type": "object"}}]
+            await asked.result({"resultType": "complete", "tools": tools})
+
+    def make(name: str) -> Server:
+        return Server(name, settings=Settings(key=f"a secret of the tests for {name} that is long enough"))
+
+    shop, inner, outer = make("shop"), make("inner"), make("outer")
+    shop.tool(lambda: "ordered", name="order")
+    async with asyncio.timeout(WAIT), misbehaving(claim) as liar, shop.running(), serve(shop) as shop_server:
+        inner.upstream("shop", f"http://127.0.0.1:{shop_server.port}/mcp", start_timeout=WAIT)
+        inner.upstream("liar", liar.url, start_timeout=0)
+        async with inner.running(), serve(inner) as running:
+            outer.upstream("inner", f"http://127.0.0.1:{running.port}/mcp", start_timeout=WAIT)
+            async with Client(outer, timeout=WAIT) as client, Client(inner, timeout=WAIT) as between:
+                experimental = client.conversation.negotiated.capabilities["experimental"]
+                claimed["id"] = experimental["millstream.gateway"]["id"]
+                async with between.watch(tools=True) as changes:
+                    while "liar_lie" not in {tool.name for tool in await between.tools(fresh=True)}:
+                        await anext(changes)
+                async with client.watch(tools=True) as changes:
+                    shop.tool(lambda: "new", name="new")  # once it's listed, so are the changes before it
+                    while "inner_shop_new" not in {tool.name for tool in await client.tools(fresh=True)}:
+                        await anext(changes)
+                assert {tool.name for tool in await client.tools(fresh=True)} == {"inner_shop_order", "inner_shop_new"}
+                assert (await client.call("inner_shop_order")).text == "ordered"

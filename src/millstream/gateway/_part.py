@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -12,7 +12,7 @@ from millstream._server.calls.changes import ServerChange
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway._catalog import METHODS, Description
-from millstream.gateway._cycles import CAPABILITY, announced_ids, identity
+from millstream.gateway._cycles import CAPABILITY, Announcement, find_loops, identity, leads_back, read_announcement
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
 from millstream.gateway._page import GatewayReports
@@ -64,8 +64,10 @@ class GatewayPart:
         """(kind, name) of upstreams' items that conflict with this server's own -> error message."""
         self._warned_names: set[str] = set()
         """Names that not every client can call, and that were already logged."""
-        self._ids: list[str] = []
-        """Id of this gateway, and those of the gateways behind it."""
+        self._announcement: Announcement = {"id": "", "upstreams": {}}
+        """See `_cycles`."""
+        self._looping: dict[str, int] = {}
+        """Upstream -> number of its items that aren't offered, because they lead back to this gateway."""
         self._subscriptions: dict[object, frozenset[str]] = {}
         """Stream or connection -> the URIs that it subscribes to."""
 
@@ -87,7 +89,7 @@ class GatewayPart:
         host.every_second(pool.sweep)
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
-        self._announce_ids(host)
+        self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
         for config in self.definition.upstreams:
             make = Upstream if config.openapi is None else _api_upstream()
@@ -99,7 +101,7 @@ class GatewayPart:
                 store=host.store,
                 server=self.definition.name,
             )
-            upstream.gateway = self._ids[0]
+            upstream.gateway = self._announcement["id"]
             self._set_up_policy(upstream, host)
             await self._set_up_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
@@ -122,22 +124,25 @@ class GatewayPart:
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
 
-    def _announce_ids(self, host: Host) -> None:
-        """Announce the id of this gateway to other gateways."""
+    def _announce(self, host: Host) -> None:
+        """Announce this gateway to others, unless all upstreams are in this process."""
         targets = [
             (each.name, "" if hasattr(each.target, "running") else repr(each.target))
             for each in self.definition.upstreams
         ]
-        self._ids.append(identity(host.services.secrets.values[0], self.definition.name, targets))
+        self._announcement["id"] = identity(host.services.secrets.values[0], self.definition.name, targets)
         if any(target for _, target in targets):
-            host.capability(CAPABILITY, {"ids": self._ids}, member="experimental")
+            host.capability(CAPABILITY, self._announcement, member="experimental")
 
-    def _merge_ids(self) -> None:
+    def _announce_upstreams(self) -> None:
         """Announce the gateways behind this one as well."""
-        found = [each for upstream in self.upstreams.values() for each in announced_ids(upstream.catalog.capabilities)]
-        ids = [self._ids[0], *dict.fromkeys(found)]
-        if ids != self._ids:
-            self._ids[:] = ids
+        found = {
+            upstream.names.prefix: read
+            for upstream in self.upstreams.values()
+            if (read := read_announcement(upstream.catalog.capabilities, self._announcement["id"]))
+        }
+        if found != self._announcement["upstreams"]:
+            self._announcement["upstreams"] = found
             self._host.dispatcher.announcement.forget()
 
     async def _set_up_credentials(self, upstream: Upstream, host: Host) -> None:
@@ -249,11 +254,7 @@ class GatewayPart:
             announced: kinds of lists that the upstream said have changed.
         """
         wanted: dict[tuple[str, str], tuple[str, Any]] = {}
-        for kind, own_name, each in upstream.catalog.items():
-            rules = upstream.rules(kind, own_name)
-            if rules is None:
-                continue
-            description = each if upstream.policy is None else rules.describe(each)
+        for kind, own_name, description in self._describe_items(upstream):
             key = METHODS[kind][2]
             rename = upstream.names.name if key == "name" else upstream.names.uri
             name = rename(description[key])
@@ -277,11 +278,27 @@ class GatewayPart:
         for capability in _CAPABILITIES & upstream.catalog.capabilities.keys():
             self._host.registry.offer(capability)
         self._merge_hints()
-        self._merge_ids()
+        self._announce_upstreams()
         self._extensions.update(self.upstreams.values())
         self._host.dispatcher.instruct(self._instructions())
         for change in changed:
             self._notify_clients(change)
+
+    def _describe_items(self, upstream: Upstream) -> Iterator[tuple[str, str, Description]]:
+        """Yield kind, upstream's name, and description of each item that its policy offers."""
+        own_id, looping = self._announcement["id"], 0
+        loops = find_loops(read_announcement(upstream.catalog.capabilities, own_id), own_id)
+        for kind, own_name, each in upstream.catalog.items():
+            rules = upstream.rules(kind, own_name)
+            if rules is None:
+                continue
+            if leads_back(loops, own_name, is_uri=METHODS[kind][2] != "name"):
+                looping += 1
+            else:
+                yield kind, own_name, each if upstream.policy is None else rules.describe(each)
+        if looping != self._looping.get(upstream.config.name, 0):
+            self._looping[upstream.config.name] = looping
+            logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
 
     def _warn_of_names(self, upstream: Upstream, tools: Sequence[str]) -> None:
         """Warn once for each tool whose name won't work with every client."""
@@ -306,7 +323,8 @@ class GatewayPart:
         """Return the server's instructions, followed by each upstream's under its name."""
         parts = [self.definition.instructions] if self.definition.instructions else []
         for name, upstream in self.upstreams.items():
-            text = upstream.catalog.instructions[:MAX_INSTRUCTIONS]
+            # In a loop of gateways, instructions would contain each other.
+            text = "" if self._looping.get(name) else upstream.catalog.instructions[:MAX_INSTRUCTIONS]
             prefix = upstream.names.prefix
             if text:
                 parts.append(f"{name} (names begin with {prefix}_):\n{text}" if prefix else text)

@@ -29,7 +29,6 @@ from millstream.gateway import _catalog as catalog
 from millstream.gateway._breaker import Breaker
 from millstream.gateway._catalog import Catalog, StoredCatalog
 from millstream.gateway._credentials.options import Credentials, PerUserOAuth
-from millstream.gateway._cycles import announced_ids
 from millstream.gateway._links import (
     MAX_HTTP_CALLS,
     SHARED_KEY,
@@ -289,7 +288,6 @@ class Upstream:
         """Whether the upstream may use the handshake. Assumed until a handshake fails."""
         self.gateway: str = ""
         """Id of the gateway, see `_cycles`; set before `open`."""
-        self._in_cycle = False
         self.lists_ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self.processes: UpstreamProcesses | None = None
@@ -542,10 +540,6 @@ class Upstream:
         except BaseException:
             self._announced_kinds |= announced
             raise
-        if self.gateway in announced_ids(found.capabilities):
-            self._handle_cycle()
-            return
-        self._in_cycle = False
         if self._is_personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
         found.taken_at = self._stored_catalog.time()
@@ -639,15 +633,6 @@ class Upstream:
         self.state, self.reason = "degraded", reason
         self.lists_ready.set()  # don't make clients wait for it
         self.breaker.trip()
-
-    def _handle_cycle(self) -> None:
-        """Record that the upstream leads back to this gateway, and stop offering its items."""
-        if not self._in_cycle:
-            self._in_cycle = True
-            self.catalog = Catalog(revision=self.catalog.revision)
-            self._on_change(self, ())
-        self.lists_ready.set()
-        self._degrade("it leads back to this gateway. Remove one of the two from the other's upstreams")
 
     def _recover(self) -> None:
         if self.state == "degraded":

@@ -1,0 +1,123 @@
+"""One process of a command that serves several callers: which of them its messages reach."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from http_peer import serve
+from millstream import Client, Server, Settings, auth
+from millstream.client import Question
+from patience import WAIT
+
+HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
+ALICE, BOB = "alice-has-a-key-of-some-length", "bob-has-another-of-some-length"
+
+ASKS_LATE = r"""
+import json, sys
+FORM = {"type": "object", "properties": {"x": {"type": "string"}}}
+
+def say(**message):
+    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params = message.get("method"), message.get("params", {})
+    result = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "late"}}
+    if method == "tools/list":
+        result = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in ("ask", "work")]}
+    elif method == "tools/call":
+        if params["name"] == "ask":
+            token = params["_meta"]["progressToken"]
+            say(method="notifications/progress", params={"progressToken": token, "progress": 1})
+        else:
+            working = message["id"]
+            say(method="notifications/message", params={"level": "error", "data": "The password of ask is 123."})
+            say(method="elicitation/create", id="q", params={"message": "Password for ask?", "requestedSchema": FORM})
+        continue
+    elif message.get("id") == "q":
+        text = json.dumps(message.get("result") or message["error"])
+        say(id=working, result={"content": [{"type": "text", "text": text}]})
+        continue
+    if "id" in message:
+        say(id=message["id"], result=result)
+"""
+"""A server whose tool `ask` never ends, and whose tool `work` asks the question and logs the line of `ask`."""
+
+
+class Caller:
+    """A client with a session, and what it was asked."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.questions: list[str] = []
+        self.logs: list[Any] = []
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.client = Client(
+            url, headers=headers, revision=HANDSHAKE, elicit=self.answer, on_log=self.hear, timeout=WAIT
+        )
+
+    def answer(self, question: Question) -> Any:
+        self.questions.append(question.message)
+        return {"x": "secret"}
+
+    def hear(self, log: Any) -> None:
+        self.logs.append(log.data)
+
+    async def work(self) -> str:
+        return (await self.client.call("work")).text
+
+    async def hang_up(self) -> None:
+        """Call a tool, and cancel the call once it's running."""
+        running = asyncio.Event()
+        call = asyncio.create_task(self.client.call("ask", progress=lambda *_: running.set()))
+        await running.wait()
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+
+@asynccontextmanager
+async def callers(*keys: str, **options: Any) -> AsyncIterator[list[Caller]]:
+    """Run a gateway with one process of `ASKS_LATE`, and connect a caller with each key."""
+    guard = auth.keys(named={"alice": ALICE, "bob": BOB}) if any(keys) else None
+    mcp = Server("front", auth=guard, settings=Settings(key="a secret of the tests that is long enough"))
+    mcp.upstream("late", [sys.executable, "-c", ASKS_LATE], prefix="", start_timeout=WAIT, timeout=WAIT, **options)
+    async with asyncio.timeout(WAIT), mcp.running(), serve(mcp) as running:
+        found = [Caller(f"http://127.0.0.1:{running.port}/mcp", key) for key in keys]
+        async with found[0].client, found[-1].client:
+            yield found
+
+
+@pytest.mark.parametrize("keys", [(ALICE, BOB), ("", "")], ids=["principals", "anonymous sessions"])
+async def test_question_of_an_abandoned_call_reaches_no_other_caller(
+    keys: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "millstream.gateway")
+    async with callers(*keys) as (first, other):
+        await first.hang_up()
+        refusal = await other.work()
+        assert "per_principal" in refusal
+        assert "late" in refusal
+        assert (first.questions, other.questions, first.logs, other.logs) == ([], [], [], [])
+    assert "The password of ask is 123." in caplog.text
+    assert 'scale = "per_' in caplog.text
+
+
+async def test_process_that_two_principals_have_used_cannot_ask() -> None:
+    async with callers(ALICE, BOB) as (alice, bob):
+        assert "secret" in await alice.work()
+        assert "per_principal" in await bob.work()
+        assert "per_principal" in await alice.work()
+        assert (len(alice.questions), bob.questions, bob.logs) == (1, [], [])
+
+
+async def test_process_of_one_caller_can_ask() -> None:
+    for keys, options in (((ALICE, ALICE), {}), (("", ""), {}), ((ALICE, BOB), {"scale": "per_principal"})):
+        async with callers(*keys, **options) as (first, second):
+            assert "secret" in await first.work()
+            assert "secret" in await second.work()
+            await second.hang_up()
+            assert "secret" in await second.work()
