@@ -77,13 +77,15 @@ class Person:
 
     def elicit(self, question: Question) -> Any:
         """Answer a form or a URL question."""
-        self.questions.append(question.message)
+        upstream, _, message = question.message.partition("] ")
+        assert upstream.startswith("[")
+        self.questions.append(message)
         if question.mode == "url":
             return True
-        if question.message == "choices":
+        if message == "choices":
             fields = (question.requested_schema or {})["properties"]
             return {"color": "g", "sizes": ["m"] if fields["sizes"]["type"] == "array" else "m"}
-        return {"x": len(question.message), "y": 1}
+        return {"x": len(message), "y": 1}
 
     def sample(self, params: Any) -> str:
         """Answer a sampling request."""

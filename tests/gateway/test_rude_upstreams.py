@@ -567,7 +567,7 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
                     for result in await asyncio.gather(*calls):
                         assert texts(result) == "done"
                 for tool, (_, person) in people.items():
-                    assert [each.message for each in person.questions] == [tool]
+                    assert [each.message for each in person.questions] == [f"[rude] {tool}"]
                 assert sessions["go"] != sessions["rest"]
                 answers.clear()
 

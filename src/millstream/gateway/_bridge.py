@@ -69,11 +69,11 @@ from millstream.gateway._parked_calls import CALL_OVER
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
-    abilities_of,
     can_ask,
     declare,
     project_answer,
     project_question,
+    with_name,
 )
 from millstream.gateway._relay import Recipient, Relay
 from millstream.gateway._upstream import Upstream
@@ -203,11 +203,12 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
             result = await requests.send(current, ask)
         upstream.breaker.succeed(monotonic() - started)
         if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
-            state, relay = _State(call, upstream, ask.method, ask.name), Relay(call, abilities_of(call), "")
+            state, relay = _State(call, upstream, ask.method, ask.name), _relay(call, upstream, ask.method, ask.name)
             raise _Exchange(state, link, relay, ask, source).pass_on(required)
     except Failure as exc:
         upstream.breaker.succeed(monotonic() - started)
-        raise _convert_error(_State(call, upstream, ask.method, ask.name), exc, abilities_of(call), source) from None
+        relay = _relay(call, upstream, ask.method, ask.name)
+        raise _convert_error(_State(call, upstream, ask.method, ask.name), exc, relay, source) from None
     except ClientError as exc:
         if isinstance(exc, _CONNECTION_FAILURES):
             upstream.breaker.fail()
@@ -219,16 +220,20 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     return result
 
 
-_plain_metas: dict[tuple[bytes, str, str], bytes] = {}
+def _relay(call: "Call", upstream: Upstream, method: str, name: str, level: str = "") -> Relay:
+    return Relay(call, upstream.abilities(call), level, upstream.redactor(method, name))
+
+
+_plain_metas: dict[tuple[object, ...], bytes] = {}
 
 
 def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
     raw = raw_meta(call)
-    key = (raw, source.date, upstream.gateway)
+    key = (raw, source.date, upstream.gateway, upstream.policy)
     meta_bytes = _plain_metas.get(key)
     if meta_bytes is None:
-        abilities = abilities_of(call)
+        abilities = upstream.abilities(call)
         meta_bytes = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
         if len(raw) <= _MAX_CACHED_META:
             if len(_plain_metas) >= _MAX_PLAIN_METAS:
@@ -278,7 +283,6 @@ async def _forward_with_credentials(
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
     call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
 ) -> bytes:
-    abilities = abilities_of(call)
     link: Link | None = None
     source: Revision | None = None
     state = _State(call, upstream, method, name)
@@ -291,12 +295,12 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     started, answered = perf_counter(), False
     try:
         level, requested_level = await _find_log_level(call)
-        relay = Relay(call, abilities, level)
+        relay = _relay(call, upstream, method, name, level)
         if previous is not None and previous.kind == "parked":
             ticket, ask_client = bytes(previous.value), partial(state.ask, "parked")
             result = await _await_in_order(relay, upstream.parked_calls.resume(call, relay, ticket, ask_client))
         else:
-            link = await _connect(call, upstream, abilities)
+            link = await _connect(call, upstream, relay.abilities)
             link.calls += 1
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
@@ -310,7 +314,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         return result
     except Failure as exc:
         answered = True
-        raise _convert_error(state, exc, abilities, source) from None
+        raise _convert_error(state, exc, _relay(call, upstream, method, name), source) from None
     except AccessDenied as exc:
         if upstream.credentials is not None:
             raise
@@ -608,10 +612,10 @@ class _Exchange:
         """
         if len(required.input_requests) > MAX_OPEN_QUESTIONS:
             raise BadAnswer(f"The upstream asked {len(required.input_requests)} questions at once.")
-        abilities, target = self._relay.abilities, self._call.revision
+        name = self._upstream.config.name
         try:
             return [
-                (key, project_question(each.method, bytes(each.params), abilities, self._source, target))
+                (key, project_question(each.method, bytes(each.params), self._relay, self._source, name))
                 for key, each in required.input_requests.items()
             ]
         except ProtocolError as exc:
@@ -720,11 +724,11 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def _convert_error(state: _State, exc: Failure, abilities: bytes, source: Revision | None) -> BaseException:
+def _convert_error(state: _State, exc: Failure, relay: Relay, source: Revision | None) -> BaseException:
     """Return the upstream's own error in the client's revision."""
     call, upstream = state.call, state.upstream
     if exc.code == URL_ELICITATION_REQUIRED:
-        return _convert_url_error(state, exc, abilities)
+        return _convert_url_error(state, exc, relay)
     if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and the gateway
         return no_response_error(call, upstream, exc)
     missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
@@ -733,15 +737,17 @@ def _convert_error(state: _State, exc: Failure, abilities: bytes, source: Revisi
     return ProtocolError(exc.code, exc.message, exc.data)
 
 
-def _convert_url_error(state: _State, exc: Failure, abilities: bytes) -> BaseException:
+def _convert_url_error(state: _State, exc: Failure, relay: Relay) -> BaseException:
     """Return the error that asks the user to open URLs first."""
     call, upstream = state.call, state.upstream
-    if call.revision.url_error:
-        return ProtocolError(exc.code, exc.message, exc.data)
+    name, abilities = upstream.config.name, relay.abilities
     try:
         urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
     except msgspec.ValidationError:
         urls = []
+    if call.revision.url_error:
+        named = [{**each, "message": with_name(name, each.get("message", ""))} for each in urls]
+        return ProtocolError(exc.code, exc.message, {"elicitations": named})
     if (
         not call.revision.handshake
         and urls
@@ -750,7 +756,7 @@ def _convert_url_error(state: _State, exc: Failure, abilities: bytes) -> BaseExc
         try:
             converted = {
                 f"url{number}": project_question(
-                    "elicitation/create", encode({**each, "mode": "url"}), abilities, call.revision, call.revision
+                    "elicitation/create", encode({**each, "mode": "url"}), relay, call.revision, name
                 )
                 for number, each in enumerate(urls, 1)
             }

@@ -450,7 +450,9 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
     if params.context is not None and revision.completion_context:
         params_of_upstream["context"] = params.context
     try:
-        result = await forward(call, upstream, "completion/complete", encode(params_of_upstream), "")
+        work = forward(call, upstream, "completion/complete", encode(params_of_upstream), "")
+        redactor = upstream.redactor("completion/complete")
+        result = await (work if redactor is None else redactor.redact(work))
     except ProtocolError as exc:
         if exc.code == METHOD_NOT_FOUND:
             return _NO_COMPLETION

@@ -123,7 +123,8 @@ class MergedSkills:
         return encode(result)[1:-1]
 
     async def _ask(self, call: Call, upstream: Upstream, params: dict[str, Any]) -> dict[str, Any]:
-        raw = await forward(call, upstream, call.method, encode(params), "")
+        work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.redactor(call.method)
+        raw = await (work if redactor is None else redactor.redact(work))
         try:
             page = _decode_result(raw)
         except MalformedResult as exc:

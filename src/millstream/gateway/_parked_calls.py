@@ -26,6 +26,7 @@ from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
+from millstream.gateway._redaction import Redactor
 from millstream.gateway._relay import COMPLETE, PROGRESS, Backlog, NotificationQueue, ProgressStep, Relay
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
@@ -67,24 +68,25 @@ class ParkedCall:
 
     __slots__ = (
         "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "abilities", "binding", "has_request", "id",
-        "owner", "revision", "round", "session", "signed_in", "size", "source", "task", "timer",
+        "owner", "redactor", "revision", "round", "session", "signed_in", "size", "source", "task", "timer",
     )  # fmt: skip
 
     def __init__(
-        self, call: Call, abilities: bytes, source: Revision, size: int, admit: "Callable[[ParkedCall], None]"
+        self, call: Call, relay: Relay, source: Revision, size: int, admit: "Callable[[ParkedCall], None]"
     ) -> None:
         """Create the call; `start` runs it.
 
         Args:
             call: the client's call.
-            abilities: what the client can be asked.
+            relay: relay to the client.
             source: revision of the upstream.
             size: bytes of the request to the upstream.
             admit: parks the call, or raises `ProtocolError` if there's no room.
         """
         self.id: str = ""
         """Id once it's parked; empty before."""
-        self.abilities: bytes = abilities
+        self.abilities: bytes = relay.abilities
+        self.redactor: Redactor | None = relay.redactor
         self.revision: Revision = call.revision
         self.session: str = ""
         """Session id; clients of the per-request era have none."""
@@ -273,7 +275,7 @@ class ParkedCalls:
             InputRequired: the upstream asks a question.
             ClientError: there's no result.
         """
-        parked = ParkedCall(call, relay.abilities, source, size, self._admit)
+        parked = ParkedCall(call, relay, source, size, self._admit)
         self._running.add(parked)
         parked.start(exchange(parked))
         return await self._follow(parked, call, relay, ask_client)

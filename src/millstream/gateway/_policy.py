@@ -7,6 +7,7 @@ extra frame. Patterns are case-sensitive globs as in `fnmatch`: ``*`` is any tex
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from fnmatch import translate
+from functools import lru_cache
 from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
 
@@ -34,9 +35,11 @@ CHARACTERS_PER_TOKEN = 4
 RESULT_SECONDS = 3600.0
 _MAX_URI_FORMS = 4
 _KINDS = ("tools", "prompts", "resources")
+_KIND_OF = {"tools/call": "tools", "prompts/get": "prompts"}
 
 Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0")]
 Texts = tuple[str, ...]
+Question = Literal["elicitation", "sampling", "roots"]
 
 
 class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -144,6 +147,8 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     """Patterns of names and URIs. If there are any, only matching items are offered."""
     deny: Texts = ()
     """Patterns of names and URIs that aren't offered, even if `allow` matches."""
+    questions: tuple[Question, ...] = ("elicitation", "sampling", "roots")
+    """Kinds of questions that the upstream may ask its callers: ``elicitation``, ``sampling``, and ``roots``."""
     first_seen: Literal["accept", "quarantine"] = "accept"
     """With ``trust = "pin"``, what happens to a definition that was never accepted."""
     pins: str = ""
@@ -298,7 +303,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                 name: value for name, value in values.items() if name.casefold() not in hidden or name in parameters
             }
         if self.arguments is not None:
-            values = cast("dict[str, Any]", self.arguments.value(values))
+            values = cast("dict[str, Any]", self.arguments.value(values, names=False))
         return {**values, **self.hidden}  # last, so a caller can't override them
 
     def apply(self, item: Item, keep: SaveResult | None = None) -> None:
@@ -329,17 +334,9 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     def _wrap(self, run: Run, keep: SaveResult | None, parameters: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
             filled = self.fill(arguments, parameters) if self.changes_arguments else arguments
-            if self.results is None:
-                return await self._within_budget(await run(filled, call), call, keep)
-            try:
-                result = await run(filled, call)
-            except ToolError as exc:
-                raise ToolError(self.results.text(str(exc))) from None
-            except ProtocolError as exc:
-                data = self.results.value(exc.data)
-                message = self.results.text(exc.message)
-                raise ProtocolError(exc.code, message, data, status=exc.status, head=exc.head) from None
-            return await self._within_budget(self.results.json(result), call, keep)
+            work = run(filled, call)
+            result = await (work if self.results is None else self.results.redact(work))
+            return await self._within_budget(result, call, keep)
 
         return run_by_rules
 
@@ -408,8 +405,8 @@ def _with_uri_rules(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Ru
         if rules is None or (rules.visible is not None and not rules.visible(call.principal)):
             raise ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri)})
         check_scopes(call, rules.scopes)
-        result = await run(arguments, call)
-        return result if rules.results is None else rules.results.json(result)
+        work = run(arguments, call)
+        return await (work if rules.results is None else rules.results.redact(work))
 
     return run_by_rules
 
@@ -438,11 +435,19 @@ class Policy:
         self._layers = [_Layer(each) for each in layers]
         self._own = self._layers[-1]
         self._names = names
+        self.questions: frozenset[str] = frozenset.intersection(*(frozenset(each.questions) for each in layers))
+        """Kinds of questions that the upstream may ask."""
         self._redactors: dict[tuple[str | Redaction, ...], Redactor] = {}
-        for layer in layers:
-            for rules in (layer, *layer.tools.values(), *layer.prompts.values(), *layer.resources.values()):
-                self._redactor(rules.redact_results)
-                self._redactor(getattr(rules, "redact_arguments", ()))
+        every = [
+            rules
+            for layer in layers
+            for rules in (layer, *layer.tools.values(), *layer.prompts.values(), *layer.resources.values())
+        ]
+        for rules in every:
+            self._redactor(getattr(rules, "redact_arguments", ()))
+        self._all_results = self._redactor(_join(every, "redact_results"))
+        self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
+        """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
     @property
     def has_budgets(self) -> bool:
@@ -480,6 +485,13 @@ class Policy:
             results=self._redactor(_join(found, "redact_results")),
             rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
         )
+
+    def _find_redactor(self, method: str, name: str) -> Redactor | None:
+        kind = _KIND_OF.get(method)
+        if kind is None:  # several rules may apply
+            return self._all_results
+        rules = self.item(kind, name)
+        return None if rules is None else rules.results
 
     def allows(self, kind: str, name: str) -> bool:
         """Return whether an item is offered at all."""

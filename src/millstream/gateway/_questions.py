@@ -7,7 +7,7 @@ converts a question to the client's revision and rejects what wasn't declared, a
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
@@ -23,6 +23,7 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.questions.forms import project
 from millstream._server.questions.sampling import project_conversation
+from millstream.gateway._redaction import Redactor
 
 Json = dict[str, Any]
 
@@ -107,6 +108,14 @@ def can_ask(abilities: bytes) -> bool:
 
 
 @lru_cache(256)
+def limit_abilities(abilities: bytes, questions: frozenset[str]) -> bytes:
+    """Return abilities with only some kinds of questions."""
+    found = _decode_abilities(abilities)
+    kept = {name: value for name, value in found.items() if name in questions or name == "extensions"}
+    return _encode_sorted(kept) if kept else b""
+
+
+@lru_cache(256)
 def _decode_abilities(abilities: bytes) -> Json:
     return _decode_object(abilities) if abilities else {}
 
@@ -132,17 +141,39 @@ class ForwardedQuestion(Struct, frozen=True):
     """Parameters as the upstream sent them."""
 
 
-def project_question(
-    method: str, raw: bytes, abilities: bytes, source: Revision, target: Revision
-) -> ForwardedQuestion:
-    """Convert an upstream's question to the client's revision.
+class Asked(Protocol):
+    """The client that a question is for."""
+
+    @property
+    def abilities(self) -> bytes:
+        """What it can be asked, see `abilities_of`."""
+        ...
+
+    @property
+    def revision(self) -> Revision:
+        """Its revision."""
+        ...
+
+    @property
+    def redactor(self) -> Redactor | None:
+        """Redacts what the upstream sends during the call."""
+        ...
+
+
+def with_name(upstream: str, message: object) -> str:
+    """Return the text of a question with the name of the upstream that asks it."""
+    return f"[{upstream}] {message}"
+
+
+def project_question(method: str, raw: bytes, asked: Asked, source: Revision, upstream: str) -> ForwardedQuestion:
+    """Convert an upstream's question to the client's revision, and say who asks.
 
     Args:
         method: method of the question.
         raw: its parameters.
-        abilities: see `abilities_of`.
+        asked: the client.
         source: revision of the upstream.
-        target: revision of the client.
+        upstream: name of the upstream.
 
     Raises:
         ProtocolError: the client can't be asked this, or the question is invalid.
@@ -150,7 +181,7 @@ def project_question(
     if len(raw) > MAX_QUESTION_BYTES or too_many_members(raw) or exceeds_limits(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
     name = _CAPABILITY.get(method)
-    declared = _decode_abilities(abilities)
+    declared, target = _decode_abilities(asked.abilities), asked.revision
     if name is None or name not in declared or method not in target.asks:
         raise ProtocolError(METHOD_NOT_FOUND, f"The client did not declare support for {method}")
     try:
@@ -158,10 +189,15 @@ def project_question(
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     params = {key: value for key, value in original.items() if key not in _CONNECTION_MEMBERS}
+    if asked.redactor is not None:
+        params = asked.redactor.members(params)
     if method == "elicitation/create":
         params = _project_form(params, members(declared[name]), target)
+        params["message"] = with_name(upstream, params.get("message", ""))
     elif method == "sampling/createMessage":
         params = _project_sampling(params, members(declared[name]), source, target)
+        origin = f"This request comes from the server {upstream!r}."
+        params["systemPrompt"] = f"{origin}\n\n{params['systemPrompt']}" if params.get("systemPrompt") else origin
     else:
         params = {}
     return ForwardedQuestion(method, params, original)

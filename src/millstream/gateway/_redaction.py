@@ -4,7 +4,7 @@ RE2's run time is linear in the text, whatever the expression, so no text blocks
 (docs/decisions/0037). It doesn't support look-around and back-references.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import MissingExtra
+from millstream._protocol.errors import MissingExtra, ProtocolError, ToolError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.suggestions import SuggestionMeta
@@ -78,8 +78,13 @@ class Redactor:
             text = substitute(replacement, text)
         return text
 
-    def value(self, value: Any) -> Any:
-        """Return a JSON value with matches replaced in strings and numbers. Member names are unchanged."""
+    def value(self, value: Any, *, names: bool = True) -> Any:
+        """Return a JSON value with matches replaced in strings and numbers.
+
+        Args:
+            value: the value.
+            names: whether to replace matches in member names as well.
+        """
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -87,14 +92,33 @@ class Redactor:
             text = self.text(written)
             return value if text == written else text
         if is_array(value):
-            return [self.value(each) for each in value]
+            return [self.value(each, names=names) for each in value]
         if is_object(value):
-            return {name: self.value(each) for name, each in value.items()}
+            found: dict[str, Any] = {}
+            for name, each in value.items():
+                text = self.text(name) if names else name
+                found[f"{text} {len(found) + 1}" if text in found else text] = self.value(each, names=names)
+            return found
         return value
 
+    def members(self, value: Any) -> Any:
+        """Return a JSON value with matches replaced, except in its own member names, which the protocol defines."""
+        return {name: self.value(each) for name, each in value.items()} if is_object(value) else self.value(value)
+
     def json(self, data: bytes) -> bytes:
-        """Return JSON with matches replaced in its strings."""
-        return encode(self.value(msgspec.json.decode(data)))
+        """Return an encoded result or params with matches replaced, see `members`."""
+        return encode(self.members(msgspec.json.decode(data)))
+
+    async def redact(self, work: Awaitable[bytes]) -> bytes:
+        """Return a result of `work` with matches replaced, also in its errors."""
+        try:
+            result = await work
+        except ToolError as exc:
+            raise ToolError(self.text(str(exc))) from None
+        except ProtocolError as exc:
+            message, data = self.text(exc.message), self.members(exc.data)
+            raise ProtocolError(exc.code, message, data, status=exc.status, head=exc.head) from None
+        return self.json(result)
 
 
 def _constant(text: str, match: Any) -> str:

@@ -32,7 +32,8 @@ from millstream._server.calls.context import Context
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
-from millstream.gateway._questions import ForwardedQuestion, declare, project_answer, project_question
+from millstream.gateway._questions import Asked, ForwardedQuestion, declare, project_answer, project_question
+from millstream.gateway._redaction import Redactor
 
 if TYPE_CHECKING:
     from millstream.gateway._processes import ErrorLog
@@ -71,18 +72,8 @@ _decode_level = msgspec.json.Decoder(_Level).decode
 _decode_complete = msgspec.json.Decoder(_Complete).decode
 
 
-class Recipient(Protocol):
+class Recipient(Asked, Protocol):
     """The client of one forwarded call, as seen by a connection to an upstream."""
-
-    @property
-    def abilities(self) -> bytes:
-        """What the client can be asked, see `_questions.abilities_of`."""
-        ...
-
-    @property
-    def revision(self) -> Revision:
-        """Revision of the client."""
-        ...
 
     @property
     def session(self) -> str:
@@ -182,19 +173,21 @@ class NotificationQueue:
 class Relay:
     """The client of a call that runs on this worker."""
 
-    __slots__ = ("_call", "_min_level", "_outbox", "_urls", "abilities", "level")
+    __slots__ = ("_call", "_min_level", "_outbox", "_urls", "abilities", "level", "redactor")
 
-    def __init__(self, call: Call, abilities: bytes = b"", level: str = "") -> None:
+    def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Create a relay.
 
         Args:
             call: the client's call.
             abilities: what the client can be asked.
             level: minimum level of log messages that the client wants; empty for none.
+            redactor: redacts the upstream's messages, if the policy says so.
         """
         self._call = call
         self.abilities: bytes = abilities
         self.level: str = level
+        self.redactor: Redactor | None = redactor
         self._min_level = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
         self._outbox: NotificationQueue | None = None
         self._urls: set[str] = set()
@@ -229,6 +222,8 @@ class Relay:
         try:
             if not self._wants(method, params):
                 return
+            if self.redactor is not None:
+                params = _redact(self.redactor, method, params)
         except (msgspec.DecodeError, RecursionError):
             return
         if self._outbox is None:
@@ -289,11 +284,19 @@ class Relay:
             raise ProtocolError(INTERNAL_ERROR, str(exc)) from None
 
 
+def _redact(redactor: Redactor, method: str, params: bytes) -> bytes:
+    if method != PROGRESS:
+        return redactor.json(params)
+    step = _decode_step(params)
+    return encode(ProgressStep(step.progress, step.total, step.message and redactor.text(step.message)))
+
+
 class Relays:
     """The calls that run on one connection, and the upstream's messages about them."""
 
     __slots__ = (
         "_abilities",
+        "_in_process",
         "_log",
         "_name",
         "_transport",
@@ -304,16 +307,18 @@ class Relays:
         "recipients",
     )
 
-    def __init__(self, name: str, abilities: bytes, *, log: "ErrorLog | None" = None) -> None:
+    def __init__(self, name: str, abilities: bytes, *, in_process: bool, log: "ErrorLog | None") -> None:
         """Create an empty table.
 
         Args:
             name: name of the upstream, for the log.
             abilities: capabilities that the connection declares, see `_questions.abilities_of`.
+            in_process: whether the upstream is a server of this process, which sends nothing about calls that are over.
             log: for a process, the gateway's log of its output.
         """
         self._name = name
         self._abilities = abilities
+        self._in_process = in_process
         self._log = log
         self._warned = False
         self._users: set[str] = set()
@@ -337,7 +342,7 @@ class Relays:
         """Remove a call that got its response, or that the client gave up and the upstream may still run."""
         recipient = self.recipients.pop(request_id)
         users = self._current_users()
-        if len(users) < 2 and (recipient.signed_in or not answered):
+        if len(users) < 2 and (recipient.signed_in or not answered) and not self._in_process:
             users.add(recipient.owner)
 
     def _current_users(self) -> set[str]:
@@ -375,7 +380,7 @@ class Relays:
             recipient = self.find(request_id)
             if recipient is None:
                 raise self._unknown_client_error()
-            question = project_question(method, params, recipient.abilities, source, recipient.revision)
+            question = project_question(method, params, recipient, source, self._name)
             try:
                 return project_answer(question, await recipient.ask(question), source)
             except ProtocolError:

@@ -47,7 +47,8 @@ from millstream.gateway._processes import ProcessPool, UpstreamProcesses
 from millstream.gateway._programs.classes import library_of
 from millstream.gateway._programs.libraries import upstream_of
 from millstream.gateway._programs.program import Program
-from millstream.gateway._questions import ALL_ABILITIES, can_ask
+from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
+from millstream.gateway._redaction import Redactor
 from millstream.gateway._relay import Relays
 from millstream.gateway._watches import ResourceWatches
 
@@ -377,6 +378,22 @@ class Upstream:
             )
         return LinkKey(principal, session, abilities, credentials_key, handshake)
 
+    def abilities(self, call: "Call") -> bytes:
+        """Return what the upstream may ask the client of a call, see `_questions.abilities_of`."""
+        return self._allowed(abilities_of(call))
+
+    def _allowed(self, abilities: bytes) -> bytes:
+        return abilities if self.policy is None else limit_abilities(abilities, self.policy.questions)
+
+    def redactor(self, method: str, name: str = "") -> Redactor | None:
+        """Return the redactor for what the upstream sends during a request, if any.
+
+        Args:
+            method: method of the request.
+            name: upstream's name of the tool or prompt.
+        """
+        return None if self.policy is None else self.policy.redactor(method, name)
+
     @property
     def has_tasks(self) -> bool:
         """Whether the upstream announces the tasks extension."""
@@ -429,8 +446,13 @@ class Upstream:
 
     def _make_link(self, key: LinkKey, owner: str) -> Link:
         # A process that serves several callers can't distinguish their capabilities.
-        abilities = ALL_ABILITIES if self._shares_processes else key.capabilities
-        relays = Relays(self.config.name, abilities, log=None if self.processes is None else self.processes.log)
+        abilities = self._allowed(ALL_ABILITIES) if self._shares_processes else key.capabilities
+        relays = Relays(
+            self.config.name,
+            abilities,
+            in_process=isinstance(self._target, _SharedProgram),
+            log=None if self.processes is None else self.processes.log,
+        )
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
