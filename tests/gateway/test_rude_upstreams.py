@@ -17,6 +17,7 @@ from http_peer import serve
 from millstream import Context, Server, Settings, SyncContext, auth
 from millstream.client import Client, Failure, Options
 from millstream.client._questions import Question
+from millstream.gateway import UpstreamPolicy
 from patience import WAIT, advance_clock
 
 Json = dict[str, Any]
@@ -194,6 +195,158 @@ async def test_undeclared_questions_do_not_reach_the_client(revision: str) -> No
     assert person.questions == []
     codes = {each["id"]: each["error"]["code"] for each in answers}
     assert codes == {f"odd{number}": code for number, (_, _, _, code) in enumerate(ODD_QUESTIONS)}
+
+
+CARD = "4111-1111-1111-1111"
+SECRETS = UpstreamPolicy(redact_results=(r"\b(?:\d-?){16}\b",))
+
+
+class Recorder:
+    """A client's user and model, who record everything that reaches them."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def client(self, mcp: Server, revision: str) -> Client:
+        options = Options(log_level="info") if revision == PER_REQUEST else Options()
+        return Client(
+            mcp, revision=revision, elicit=self.fill, sample=self.say, on_log=self.hear, options=options, timeout=WAIT
+        )
+
+    def hear(self, log: Any) -> None:
+        self.heard.append(("log", log.data))
+
+    def progress(self, value: float, total: float | None, message: str | None) -> None:
+        self.heard.append(("progress", message))
+
+    def fill(self, question: Question) -> Any:
+        self.heard.append(("form", question.message, question.requested_schema))
+        return {"x": 1}
+
+    def say(self, params: Any) -> str:
+        self.heard.append(("sampling", params.system_prompt, str(params.messages)))
+        return "hello"
+
+
+FORM_WITH_CARD: Json = {
+    "message": f"Charge {CARD}?",
+    "requestedSchema": {"type": "object", "properties": {"x": {"type": "integer", "title": CARD}}},
+}
+SAMPLE_WITH_CARD: Json = {
+    "messages": [{"role": "user", "content": {"type": "text", "text": CARD}}],
+    "systemPrompt": CARD,
+    "maxTokens": 5,
+}
+
+
+async def test_redaction_covers_every_message_of_a_call_and_questions_name_the_upstream() -> None:
+    pytest.importorskip("re2")
+    result: Json = {**DONE, "structuredContent": {CARD: 1, "paid": {CARD: 2}}, "resultType": "complete"}
+    questions = {"elicitation/create": FORM_WITH_CARD, "sampling/createMessage": SAMPLE_WITH_CARD}
+
+    async def say(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        log = {"level": "error", "data": {CARD: [CARD]}}
+        step = {"progressToken": asked.message["params"]["_meta"]["progressToken"], "progress": 1, "message": CARD}
+        for method, params in (("notifications/message", log), ("notifications/progress", step)):
+            await asked.event(json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode())
+
+    async def handshake(asked: ReceivedRequest) -> None:
+        await say(asked)
+        for method, params in questions.items():
+            message = {"jsonrpc": "2.0", "id": f"{method} {asked.message['id']}", "method": method, "params": params}
+            await asked.event(json.dumps(message).encode())
+        await until(lambda: len(answers) == 2)
+        answers.clear()
+        await asked.event(asked.answer(result))
+        await asked.end()
+
+    async def per_request(asked: ReceivedRequest) -> None:
+        await say(asked)
+        wanted = {method: {"method": method, "params": params} for method, params in questions.items()}
+        first = "inputResponses" not in asked.message["params"]
+        more = {"resultType": "input_required", "inputRequests": wanted}
+        await asked.event(asked.answer(more if first else result))
+        await asked.end()
+
+    for up, call in ((HANDSHAKE, handshake), (PER_REQUEST, per_request)):
+        answers: list[Json] = []
+        async with asyncio.timeout(WAIT), run_http_upstream(call, up, answers) as url:
+            mcp = make_gateway(url, up, policy=SECRETS)
+            async with mcp.running():
+                for down in (HANDSHAKE, PER_REQUEST):
+                    person = Recorder()
+                    async with person.client(mcp, down) as client:
+                        found = await request(client, progress=person.progress)
+                    assert "4111" not in str((person.heard, found)), (up, down)
+                    assert found["structuredContent"] == {"[redacted]": 1, "paid": {"[redacted]": 2}}
+                    assert ("log", {"[redacted]": ["[redacted]"]}) in person.heard
+                    assert ("progress", "[redacted]") in person.heard
+                    kinds = {each[0]: each[1:] for each in person.heard}
+                    assert kinds["form"][0] == "[rude] Charge [redacted]?"
+                    assert "'rude'" in kinds["sampling"][0]
+
+
+async def test_redaction_covers_the_status_of_an_upstream_task() -> None:
+    pytest.importorskip("re2")
+    states = count()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        method = asked.message.get("method", "")
+        task = {"taskId": "t", "status": "working", "statusMessage": CARD, "pollIntervalMs": 1}
+        if asked.verb != "POST":
+            await asked.reply(b"", status="405 Method Not Allowed")
+        elif method == "tools/call":
+            await asked.result({"resultType": "task", **task})
+        elif method == "tasks/get":
+            over = {"status": "completed", "result": DONE} if next(states) % 2 else {}
+            await asked.result({"resultType": "complete", **task, **over})
+        else:
+            found = greet(method, PER_REQUEST)
+            if method == "server/discover":
+                found["capabilities"]["extensions"] = {"io.modelcontextprotocol/tasks": {}}
+            await asked.result(found)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        mcp = make_gateway(server.url, PER_REQUEST, policy=SECRETS)
+        async with mcp.running():
+            for down in (HANDSHAKE, PER_REQUEST):
+                person = Recorder()
+                async with person.client(mcp, down) as client:
+                    assert texts(await request(client, progress=person.progress)) == "done"
+                assert ("progress", "[redacted]") in person.heard, down
+
+
+async def test_policy_refuses_kinds_of_questions() -> None:
+    codes: list[int] = []
+
+    async def call(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        for number, method in enumerate(("elicitation/create", "sampling/createMessage", "roots/list")):
+            params = {"elicitation/create": FORM, "sampling/createMessage": {"messages": [], "maxTokens": 1}}
+            message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params.get(method, {})}
+            await asked.event(json.dumps(message).encode())
+        await until(lambda: len(answers) == 3)
+        codes[:] = [each.get("error", {}).get("code", 0) for each in sorted(answers, key=lambda each: each["id"])]
+        answers.clear()
+        await asked.event(asked.answer(DONE))
+        await asked.end()
+
+    answers: list[Json] = []
+    seen: list[Json] = []
+    policy = UpstreamPolicy(questions=("elicitation",), shared=UpstreamPolicy(questions=("elicitation", "roots")))
+    async with asyncio.timeout(WAIT), run_http_upstream(call, answers=answers, seen=seen) as url:
+        mcp = make_gateway(url, policy=policy)
+        async with mcp.running():
+            for down in (HANDSHAKE, PER_REQUEST):
+                person = Person()
+                async with Client(
+                    mcp, revision=down, elicit=person, sample=lambda _: "", roots=["file:///"], timeout=WAIT
+                ) as client:
+                    assert texts(await request(client)) == "done"
+                assert (codes, len(person.questions)) == ([0, -32601, -32601], 1), down
+    declared = [each["params"]["capabilities"] for each in seen if each.get("method") == "initialize"]
+    assert [each for each in declared if each] == [{"elicitation": {"form": {}, "url": {}}}] * 2
 
 
 async def test_upstream_receives_client_capabilities_in_its_revision() -> None:
