@@ -24,15 +24,16 @@ Json = dict[str, Any]
 Say = Callable[[Json], Awaitable[None]]
 
 TOOLS = [{"name": "go", "inputSchema": {"type": "object"}}, {"name": "rest", "inputSchema": {"type": "object"}}]
+TASKS: Json = {"io.modelcontextprotocol/tasks": {}}
 DONE: Json = {"content": [{"type": "text", "text": "done"}]}
 FORM: Json = {"message": "Well?", "requestedSchema": {"type": "object", "properties": {"x": {"type": "integer"}}}}
 PER_REQUEST, HANDSHAKE, OLDER = "2026-07-28", "2025-11-25", "2025-06-18"
 ALICE, BOB = "alice-has-a-key-of-some-length", "bob-has-another-of-some-length"
 
 
-def greet(method: str, revision: str) -> Json:
+def greet(method: str, revision: str, extensions: Json | None = None) -> Json:
     """Return the result of a request that isn't a tool call."""
-    capabilities: Json = {"tools": {}, "logging": {}}
+    capabilities: Json = {"tools": {}, "logging": {}, "extensions": extensions or {}}
     if method == "initialize":
         about = {"name": "rude", "version": "1"}
         return {"protocolVersion": revision, "capabilities": capabilities, "serverInfo": about}
@@ -50,9 +51,11 @@ async def run_http_upstream(
     answers: list[Json] | None = None,
     *,
     handshake: bool = True,
+    extensions: Json | None = None,
     seen: list[Json] | None = None,
 ) -> AsyncIterator[str]:
     """Run an upstream on Streamable HTTP with one session per handshake."""
+    session_revision = HANDSHAKE if revision == PER_REQUEST else revision
     sessions = iter(range(1, 1000))
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -67,7 +70,7 @@ async def run_http_upstream(
             await asked.reply(b"", status="202 Accepted")
         elif "id" not in message:
             await asked.reply(b"", status="202 Accepted")
-        elif message["method"] == "tools/call":
+        elif message["method"] in ("tools/call", "tasks/get"):
             await call(asked)
         elif message["method"] == "initialize" and not handshake:
             error = {"code": -32601, "message": "Method not found"}
@@ -76,7 +79,8 @@ async def run_http_upstream(
         else:
             first = message["method"] == "initialize"
             more = f"Mcp-Session-Id: s{next(sessions)}\r\n" if first else ""
-            await asked.result(greet(message["method"], revision), more=more)
+            found = greet(message["method"], session_revision if first else revision, extensions)
+            await asked.result(found, more=more)
 
     async with misbehaving(behave) as server:
         yield server.url
@@ -289,26 +293,18 @@ async def test_redaction_covers_every_message_of_a_call_and_questions_name_the_u
 
 async def test_redaction_covers_the_status_of_an_upstream_task() -> None:
     pytest.importorskip("re2")
-    states = count()
+    polls = count()
+    task: Json = {"taskId": "t", "status": "working", "statusMessage": CARD, "pollIntervalMs": 1}
 
-    async def behave(asked: ReceivedRequest) -> None:
-        method = asked.message.get("method", "")
-        task = {"taskId": "t", "status": "working", "statusMessage": CARD, "pollIntervalMs": 1}
-        if asked.verb != "POST":
-            await asked.reply(b"", status="405 Method Not Allowed")
-        elif method == "tools/call":
+    async def call(asked: ReceivedRequest) -> None:
+        if asked.message["method"] == "tools/call":
             await asked.result({"resultType": "task", **task})
-        elif method == "tasks/get":
-            over = {"status": "completed", "result": DONE} if next(states) % 2 else {}
-            await asked.result({"resultType": "complete", **task, **over})
         else:
-            found = greet(method, PER_REQUEST)
-            if method == "server/discover":
-                found["capabilities"]["extensions"] = {"io.modelcontextprotocol/tasks": {}}
-            await asked.result(found)
+            over = {"status": "completed", "result": DONE} if next(polls) % 2 else {}
+            await asked.result({"resultType": "complete", **task, **over})
 
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
-        mcp = make_gateway(server.url, PER_REQUEST, policy=SECRETS)
+    async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST, extensions=TASKS) as url:
+        mcp = make_gateway(url, PER_REQUEST, policy=SECRETS)
         async with mcp.running():
             for down in (HANDSHAKE, PER_REQUEST):
                 person = Recorder()
@@ -821,6 +817,41 @@ async def test_dual_era_upstream_uses_the_era_that_can_ask() -> None:
                 result = await request(client, "which")
                 value = [expected] if revision == PER_REQUEST else {"result": [expected]}
                 assert result["structuredContent"] == value, (revision, expected)
+
+
+async def test_upstream_with_tasks_and_both_eras_can_ask_handshake_clients() -> None:
+    answers: list[Json] = []
+
+    async def call(asked: ReceivedRequest) -> None:
+        message = asked.message
+        session = "mcp-session-id" in asked.headers
+        if message["method"] == "tasks/get":
+            await asked.result({"resultType": "complete", "taskId": "t", "status": "completed", "result": DONE})
+        elif message["params"]["name"] == "rest" and session:  # as the Rust SDK refuses it
+            error = {"code": -32021, "message": "No.", "data": {"requiredCapabilities": {"extensions": TASKS}}}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}).encode())
+        elif message["params"]["name"] == "rest":
+            await asked.result({"resultType": "task", "taskId": "t", "status": "working"})
+        elif session:
+            await asked.stream()
+            question = {"jsonrpc": "2.0", "id": "q", "method": "elicitation/create", "params": FORM}
+            await asked.event(json.dumps(question).encode())
+            await until(lambda: answers)
+            assert answers.pop()["result"]["content"] == {"x": 1}
+            await asked.event(asked.answer(DONE))
+            await asked.end()
+        else:
+            await asked.result({"content": [], "isError": True, "resultType": "complete"})
+
+    person = Person()
+    async with (
+        asyncio.timeout(WAIT),
+        run_http_upstream(call, PER_REQUEST, answers, extensions=TASKS) as url,
+        Client(make_gateway(url, None), revision=HANDSHAKE, elicit=person, timeout=WAIT) as client,
+    ):
+        for tool in ("go", "rest", "rest"):
+            assert texts(await request(client, tool)) == "done"
+    assert len(person.questions) == 1
 
 
 async def test_per_request_upstream_serves_both_eras() -> None:

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from http_peer import serve
 from millstream import Client, Server, Settings, auth
 from millstream.client import Question
 from patience import WAIT
+from processes import ROOT
 
 HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
 ALICE, BOB = "alice-has-a-key-of-some-length", "bob-has-another-of-some-length"
@@ -121,3 +123,47 @@ async def test_process_of_one_caller_can_ask() -> None:
             assert "secret" in await second.work()
             await second.hang_up()
             assert "secret" in await second.work()
+
+
+OFFICIAL = [sys.executable, str(ROOT / "tests" / "client" / "foreign" / "official_two.py"), "stdio"]
+
+
+def connect(mcp: Server, revision: str) -> Client:
+    """Return a client that answers every kind of question."""
+    return Client(
+        mcp,
+        revision=revision,
+        elicit=lambda _: {"name": "Ada"},
+        sample=lambda _: "a word",
+        roots=["file:///work"],
+        timeout=WAIT,
+    )
+
+
+async def visit_in_turn(old: Client, new: Client) -> None:
+    """Check that both clients use the same process."""
+    visits = [(await each.call("visit")).data for each in (old, new, old, new)]
+    assert [each["count"] for each in visits] == [1, 2, 3, 4]
+    assert len({each["process"] for each in visits}) == 1
+
+
+async def test_clients_of_both_eras_share_one_process() -> None:
+    mcp = Server("front")
+    mcp.upstream("foreign", OFFICIAL, prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with (
+        asyncio.timeout(WAIT), mcp.running(), connect(mcp, HANDSHAKE) as old, connect(mcp, PER_REQUEST) as new
+    ):  # fmt: skip
+        await visit_in_turn(old, new)
+
+
+async def test_shared_process_changes_its_era_once_to_be_able_to_ask(tmp_path: Path) -> None:
+    mcp = Server("front", settings=Settings(store=f"sqlite:///{tmp_path}/gateway.db"))
+    mcp.upstream("foreign", OFFICIAL, prefix="", start_timeout=WAIT, timeout=WAIT)
+    answer = "Ada, a word, file:///work"
+    for first in ("Call again.", answer):  # the choice outlives a restart of the gateway
+        async with (
+            asyncio.timeout(WAIT), mcp.running(), connect(mcp, HANDSHAKE) as old, connect(mcp, PER_REQUEST) as new
+        ):  # fmt: skip
+            assert first in (await old.call("ask", raise_on_error=False)).text
+            assert [(await each.call("ask")).text for each in (old, new)] == [answer, answer]
+            await visit_in_turn(old, new)

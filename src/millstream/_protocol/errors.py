@@ -14,6 +14,8 @@ URL_ELICITATION_REQUIRED = -32042
 """For 2025-11-25 only."""
 HEADER_MISMATCH = -32020
 MISSING_CLIENT_CAPABILITY = -32021
+REQUIRES_CAPABILITIES = "This tool requires a client that declares:"
+"""Beginning of the tool error that replaces this code in older revisions."""
 UNSUPPORTED_VERSION = -32022
 RATE_LIMITED = -31429
 INSUFFICIENT_SCOPE = -31403

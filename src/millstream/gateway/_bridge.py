@@ -23,6 +23,7 @@ from millstream._protocol.errors import (
     HEADER_MISMATCH,
     INTERNAL_ERROR,
     INVALID_PARAMS,
+    REQUIRES_CAPABILITIES,
     RESOURCE_NOT_FOUND,
     UNSUPPORTED_VERSION,
     URL_ELICITATION_REQUIRED,
@@ -100,6 +101,10 @@ _CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, NoAnswer, TlsFailed)
 _MAX_CACHED_META = 1024
 _MAX_PLAIN_METAS = 256
 _INPUT_REQUIRED = b'"input_required"'
+_CANNOT_ASK = b"server-initiated requests"
+"""Part of the error of the official Python SDK 2.x, and of fastmcp 4, if a tool asks in the per-request era."""
+_NEEDS_EXTENSION = f"{REQUIRES_CAPABILITIES} extensions".encode()
+"""Part of the error of a Millstream tool that needs tasks, in the handshake era. Others name the extension."""
 _CONNECTION_META = frozenset(
     {
         VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
@@ -130,6 +135,10 @@ class _Rounds(Struct, frozen=True, array_like=True):
     keys: list[str]
 
 
+class _ToolResult(Struct, rename="camel"):
+    is_error: bool = False
+
+
 class _Elicitations(Struct):
     """Data of an error that asks the user to open URLs."""
 
@@ -137,6 +146,7 @@ class _Elicitations(Struct):
 
 
 _decode_state = msgspec.json.Decoder(_ForwardState).decode
+_decode_tool_result = msgspec.json.Decoder(_ToolResult).decode
 _decode_rounds = msgspec.json.Decoder(_Rounds).decode
 
 
@@ -300,7 +310,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             ticket, ask_client = bytes(previous.value), partial(state.ask, "parked")
             result = await _await_in_order(relay, upstream.parked_calls.resume(call, relay, ticket, ask_client))
         else:
-            link = await _connect(call, upstream, relay.abilities)
+            link = await _connect(call, upstream, relay.abilities, name)
             link.calls += 1
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
@@ -310,11 +320,15 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             )
             result = await _await_in_order(relay, _Exchange(state, link, relay, ask, source).run())
         answered = True
-        state.finish(result)
-        return result
+        if not (
+            (_CANNOT_ASK in result or _NEEDS_EXTENSION in result) and _needs_tasks(call, upstream, link, name, result)
+        ):
+            state.finish(result)
+            return result
     except Failure as exc:
         answered = True
-        raise _convert_error(state, exc, _relay(call, upstream, method, name), source) from None
+        if not _needs_tasks(call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]})):
+            raise _convert_error(state, exc, _relay(call, upstream, method, name), source) from None
     except AccessDenied as exc:
         if upstream.credentials is not None:
             raise
@@ -332,10 +346,37 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             breaker.succeed(perf_counter() - started)
         else:
             breaker.cancel()
+    return await _forward(call, upstream, method, params, name, headers)
 
 
-async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
-    key, links = upstream.key(call, abilities), upstream.links
+def _needs_tasks(call: "Call", upstream: Upstream, link: Link | None, name: str, result: bytes) -> bool:
+    """Use the other era from now on if a call failed because of its era. Return whether the upstream did nothing, so
+    that the call can be sent again.
+
+    Raises:
+        ToolError, ProtocolError: the upstream couldn't ask, and may have done something.
+    """
+    try:
+        if link is None or not _decode_tool_result(result).is_error:
+            return False
+    except (ValueError, RecursionError):
+        return False
+    if (
+        link.key.handshake
+        and name not in upstream.task_tools
+        and (TASKS.encode() in result or _NEEDS_EXTENSION in result)
+    ):
+        upstream.task_tools.add(name)
+        return call.method == "tools/call"
+    if _CANNOT_ASK in result and upstream.is_mute(link):
+        upstream.ask_by_handshake()
+        text = f"The server {upstream.config.name!r} couldn't ask a question. It restarts to be able to. Call again."
+        raise _make_error(call, text)
+    return False
+
+
+async def _connect(call: "Call", upstream: Upstream, abilities: bytes, name: str) -> Link:
+    key, links = upstream.key(call, abilities, name), upstream.links
     try:
         link = links.ready(key) or await links.open(key, call.owner)
     except (BadAnswer, Failure, NotMcp, UnknownVersion) as exc:
@@ -343,7 +384,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes) -> Link:
             raise
         logger.info("%s doesn't support the handshake: %s", upstream.config.name, exc)
         upstream.has_handshake = False
-        key = upstream.key(call, abilities)
+        key = upstream.key(call, abilities, name)
         link = links.ready(key) or await links.open(key, call.owner)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because

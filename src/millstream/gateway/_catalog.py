@@ -90,6 +90,8 @@ class Catalog(Struct, kw_only=True):
     """Kind -> milliseconds until its list is stale, and whether it's private. Kinds without hints are absent."""
     taken_at: float = 0.0
     """Unix time of the copy."""
+    asks_by_handshake: bool = False
+    """Whether a shared process uses the handshake, because it can't ask questions in the per-request era."""
 
     @property
     def fresh_seconds(self) -> float:

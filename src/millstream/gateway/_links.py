@@ -185,6 +185,11 @@ class Links:
             else:
                 self.end(link)
 
+    def retire(self) -> None:
+        """Close all connections once their calls have finished."""
+        self._to_close.update(self._open.values())
+        self._open.clear()
+
     def end_idle(self, seconds: float, *, now: float) -> None:
         """Close connections that have been idle for `seconds`, and those marked for closing."""
         for link in [each for each in self._to_close if not each.calls]:

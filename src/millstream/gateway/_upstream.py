@@ -227,7 +227,7 @@ class _SharedProgram:
 class Upstream:
     """One upstream of a running gateway."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  one statement for each thing that it knows
         self,
         config: UpstreamConfig,
         *,
@@ -287,6 +287,8 @@ class Upstream:
         )
         self.has_handshake: bool = config.revision is None
         """Whether the upstream may use the handshake. Assumed until a handshake fails."""
+        self.task_tools: set[str] = set()
+        """Tools that were refused in the handshake era, because they need tasks."""
         self.gateway: str = ""
         """Id of the gateway, see `_cycles`; set before `open`."""
         self.lists_ready: asyncio.Event = asyncio.Event()
@@ -345,12 +347,13 @@ class Upstream:
         """Revision of the upstream, as far as known."""
         return BY_DATE[self.catalog.revision]
 
-    def key(self, call: "Call", abilities: bytes) -> LinkKey:
+    def key(self, call: "Call", abilities: bytes, name: str) -> LinkKey:
         """Return the key of the connection that a call needs.
 
         Args:
             call: the client's call.
             abilities: what the client can be asked, see `_questions.abilities_of`.
+            name: upstream's name of the tool or prompt, or URI of the resource.
         """
         principal = call.principal.id if call.principal is not None else ""
         program = self._protected_program
@@ -358,14 +361,18 @@ class Upstream:
             principal = program.caller_of(call.principal)
         revision = BY_DATE.get(self.catalog.revision)
         per_request = revision is not None and not revision.handshake
+        if self._shares_processes:
+            own_process = self.config.scale == "per_principal"
+            return LinkKey(principal if own_process else "", handshake=self._in_sessions)
         # Many servers with both eras can ask questions in only one of them, so each client gets its own era.
         # Tasks exist only in the newer era.
         handshake = (
-            per_request and call.revision.handshake and self.has_handshake and can_ask(abilities) and not self.has_tasks
+            per_request
+            and call.revision.handshake
+            and self.has_handshake
+            and can_ask(abilities)
+            and not (call.method == "tools/call" and name in self.task_tools)
         )
-        if self._shares_processes:
-            own_process = self.config.scale == "per_principal"
-            return LinkKey(principal if own_process else "", handshake=handshake)
         session = "" if call.session is None else call.session.id
         if self.processes is not None:
             return LinkKey(principal, session, abilities, handshake=handshake)
@@ -399,6 +406,26 @@ class Upstream:
         """Whether the upstream announces the tasks extension."""
         extensions = self.catalog.capabilities.get("extensions")
         return extensions is not None and TASKS in members(extensions)
+
+    @property
+    def _in_sessions(self) -> bool:
+        """Whether a shared process uses the handshake, although it also supports the newer era."""
+        return self.catalog.asks_by_handshake and self.has_handshake
+
+    def is_mute(self, link: Link) -> bool:
+        """Return whether a shared process uses the newer era, and may be able to ask questions in the handshake era."""
+        return self._shares_processes and not link.key.handshake and self.has_handshake and not self.revision.handshake
+
+    def ask_by_handshake(self) -> None:
+        """Use the handshake from now on, because a shared process can't ask questions in the newer era."""
+        logger.warning(
+            "%s can't ask questions in revision %s: it starts again, with the handshake",
+            self.config.name,
+            self.catalog.revision,
+        )
+        self.catalog.asks_by_handshake = True
+        self.links.retire()
+        self.refresh()
 
     @property
     def plain_link(self) -> Link | None:
@@ -535,7 +562,7 @@ class Upstream:
         """Return the key of the connection that reads the lists: a shared one, or that of a connected user."""
         credentials = self.credentials
         if credentials is None or not credentials.personal:
-            return SHARED_KEY
+            return LinkKey(handshake=self._in_sessions)
         self.state = "ready" if self.catalog.revision else "connecting"
         self.reason = "waits for a user to connect an account that can read the lists"
         self.lists_ready.set()
@@ -564,7 +591,7 @@ class Upstream:
             raise
         if self._is_personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
-        found.taken_at = self._stored_catalog.time()
+        found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self.lister.handshake
         renew = found.taken_at - self.catalog.taken_at > catalog.STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
@@ -617,6 +644,8 @@ class Upstream:
                     if await self._load_if_fresh(seconds):
                         continue
                 self._refresh_event.clear()
+                if self.lister.handshake != self._in_sessions:
+                    return
                 began = monotonic()
                 await self._list(conversation)
                 # An upstream that changes constantly must not be listed constantly.

@@ -1,13 +1,23 @@
-"""A server with the official Python SDK 2.x: official_two.py (stdio|http|sse) [PORT]."""
+"""A server with the official Python SDK 2.x, which asks questions in the handshake era, and keeps state in its process:
+official_two.py (stdio|http|sse) [PORT].
+"""
 
+import os
 import sys
 
 import keep_alive
 from mcp.server.mcpserver import Context, MCPServer
+from mcp_types import SamplingMessage, TextContent
+from pydantic import BaseModel
 
 keep_alive.install()
 
 mcp = MCPServer("foreign", log_level="ERROR")
+visits: list[int] = []
+
+
+class Person(BaseModel):
+    name: str
 
 
 @mcp.tool()
@@ -22,6 +32,24 @@ async def count(steps: int, ctx: Context) -> str:  # type: ignore[type-arg]
     for step in range(steps):
         await ctx.report_progress(step + 1, steps, f"step {step + 1}")
     return "counted"
+
+
+@mcp.tool()
+async def ask(ctx: Context) -> str:  # type: ignore[type-arg]
+    """Ask the user, the model, and for the roots."""
+    person = await ctx.elicit("Who?", Person)
+    message = SamplingMessage(role="user", content=TextContent(type="text", text="Say something."))
+    said = await ctx.session.create_message([message], max_tokens=7)
+    roots = await ctx.session.list_roots()
+    name = person.data.name if person.action == "accept" else person.action
+    return f"{name}, {said.content.text}, {roots.roots[0].uri}"
+
+
+@mcp.tool()
+async def visit() -> dict[str, int]:
+    """Return the number of calls so far, and the id of the process."""
+    visits.append(1)
+    return {"count": len(visits), "process": os.getpid()}
 
 
 @mcp.resource("note://one")

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from millstream._protocol.admission import require_capabilities
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream._protocol.errors import INVALID_PARAMS, REQUIRES_CAPABILITIES, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import CallToolRequestParams
 from millstream._protocol.metadata import declares
@@ -86,7 +86,7 @@ class ToolHandlers:
             call, tool.scopes
         )  # before the arguments are read, because an error about them would reveal the schema
         if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
-            raise ToolError(f"This tool requires a client that declares: {', '.join(tool.requires)}.")
+            raise ToolError(f"{REQUIRES_CAPABILITIES} {', '.join(tool.requires)}.")
         if tool.visible is not None and not call.revision.handshake and tool.requires:
             require_capabilities(call.client.capabilities, tool.requires)
         take_rounds(call, params)
