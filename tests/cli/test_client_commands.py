@@ -295,6 +295,13 @@ def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
     assert done.stderr.startswith("imported\n")
 
 
+@pytest.mark.server
+def test_doctor_names_the_setting_that_separates_callers_of_a_command() -> None:
+    for revision, expected in (("2025-11-25", True), ("2026-07-28", False)):
+        steps = as_json("doctor", SHOP, "--revision", revision)["steps"]
+        assert any("per_principal" in step["remedy"] for step in steps) is expected
+
+
 async def test_doctor_certificate_check_has_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")

@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -209,4 +210,6 @@ def shown_default(option: FieldInfo) -> str:
     if option.required:
         return "required"
     default = option.default_factory() if option.default is msgspec.NODEFAULT else option.default
+    if default and isinstance(default, tuple):
+        return f"`{json.dumps(default)}`"
     return "empty" if default in (None, {}) else written(default)

@@ -97,7 +97,9 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
     forward_headers: Sequence[str] = ()
     """Names of the caller's HTTP headers to pass on."""
     scale: Literal["shared", "per_principal", "per_session"] = "shared"
-    """Number of processes for a command: one, one per principal, or one per session."""
+    """Number of processes for a command: one, one per principal, or one per session. In the handshake era, a process
+    that two principals have used can't ask questions.
+    """
     timeout: float = 60.0
     """Seconds to wait for a response; progress restarts the clock."""
     connect_timeout: float = 10.0

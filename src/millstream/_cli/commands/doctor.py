@@ -15,6 +15,7 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url
+from millstream._protocol.revisions import BY_DATE
 from millstream.client._client import Client
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, ConnectionLost, NotMcp, TlsFailed
@@ -107,6 +108,13 @@ async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
             found=f"{client.server.name or 'it'} uses {client.revision} over {client.transport} ({took:.0f} ms)",
         )
         yield await count_items(client)
+        if client.transport == "stdio" and BY_DATE[client.revision].handshake:
+            yield DiagnosticStep(
+                "questions",
+                ok=True,
+                found="questions and log messages on stdio don't say which call they belong to",
+                remedy='In a gateway for several people, set scale = "per_principal" for it if its tools ask.',
+            )
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         async for step in seen_by_browsers(place, options):
             yield step
