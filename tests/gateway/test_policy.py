@@ -49,6 +49,11 @@ def make_shop() -> Server:  # noqa: C901  it has one of everything
         """Review a text."""
         return f"Review {text} in a {tone} tone."
 
+    @mcp.complete("review", argument="tone")
+    def tones(value: str, arguments: dict[str, str]) -> list[str]:
+        """Suggest the tone of a customer."""
+        return ["4111 1111 1111 1111"]
+
     @mcp.resource("file:///public/{name}")
     def public(name: str) -> str:
         """A public file."""
@@ -159,6 +164,9 @@ async def test_redaction_covers_arguments_results_errors_and_resources() -> None
         assert failed.is_error
         assert failed.text == "no [redacted]"
         assert "4111" not in str((await client.read("file://shop//any/x"))[0].text)
+        prompt = {"ref": {"type": "ref/prompt", "name": "shop_review"}, "argument": {"name": "tone", "value": ""}}
+        completed = await client.request("completion/complete", prompt)
+        assert completed["completion"]["values"] == ["[redacted]"]
     for pattern in ("(?=x)", "x*", "["):
         with pytest.raises(ValueError, match=r"regular expression|empty"):
             async with make_gateway(UpstreamPolicy(redact_results=(pattern,))).running():

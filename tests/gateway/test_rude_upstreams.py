@@ -666,7 +666,8 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
                 with pytest.raises(Failure) as caught:
                     await request(client)
                 assert caught.value.code == -32042
-                assert caught.value.data["elicitations"][0]["elicitationId"] == "e1"
+                (wanted,) = caught.value.data["elicitations"]
+                assert (wanted["elicitationId"], wanted["message"]) == ("e1", "[rude] Sign in")
             for revision in (OLDER, PER_REQUEST):
                 async with Client(mcp, revision=revision) as client:  # this client can't be asked
                     result = await request(client)
@@ -678,6 +679,22 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
             async with Client(mcp, revision=PER_REQUEST, elicit=person) as client:
                 assert texts(await request(client)) == "done"
             assert opened == ["https://example.com/in"]
+
+
+async def test_policy_refuses_urls_in_errors() -> None:
+    async def call(asked: ReceivedRequest) -> None:
+        wanted = {"mode": "url", "message": "Sign in", "url": "https://example.com/in", "elicitationId": "e1"}
+        error = {"code": -32042, "message": "Sign in first.", "data": {"elicitations": [wanted]}}
+        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+
+    policy = UpstreamPolicy(questions=("sampling", "roots"))
+    async with asyncio.timeout(WAIT), run_http_upstream(call) as url:
+        mcp = make_gateway(url, policy=policy)
+        async with mcp.running():
+            for revision in (HANDSHAKE, PER_REQUEST):
+                async with Client(mcp, revision=revision, elicit=Person(), timeout=WAIT) as client:
+                    result = await request(client)
+                    assert (result["isError"], texts(result)) == (True, "Sign in first.")
 
 
 async def test_principals_do_not_share_sessions_or_questions() -> None:

@@ -167,3 +167,30 @@ async def test_shared_process_changes_its_era_once_to_be_able_to_ask(tmp_path: P
             assert first in (await old.call("ask", raise_on_error=False)).text
             assert [(await each.call("ask")).text for each in (old, new)] == [answer, answer]
             await visit_in_turn(old, new)
+
+
+CANNOT_ASK = r"""
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    method, answer = message.get("method"), {"error": {"code": -32601, "message": "Method not found"}}
+    if method == "server/discover":
+        versions, capabilities = ["2026-07-28"], {"tools": {}}
+        answer = {"result": {"resultType": "complete", "supportedVersions": versions, "capabilities": capabilities}}
+    elif method == "tools/list":
+        tool = {"name": "go", "inputSchema": {"type": "object"}}
+        answer = {"result": {"resultType": "complete", "tools": [tool]}}
+    elif method == "tools/call":
+        text = {"type": "text", "text": "No server-initiated requests here."}
+        answer = {"result": {"resultType": "complete", "content": [text], "isError": True}}
+    print(json.dumps({"jsonrpc": "2.0", "id": message.get("id"), **answer}), flush=True)
+"""
+
+
+async def test_process_without_handshake_keeps_its_era() -> None:
+    mcp = Server("front")
+    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
+        assert "Call again." in (await client.call("go", raise_on_error=False)).text
+        for _ in range(2):
+            assert "here" in (await client.call("go", raise_on_error=False)).text

@@ -59,9 +59,7 @@ from millstream.client._errors import (
     ConnectionLost,
     Failure,
     NoAnswer,
-    NotMcp,
     TlsFailed,
-    UnknownVersion,
 )
 from millstream.client._requests import Ask
 from millstream.gateway._cycles import PATH, Cycle, extend_path
@@ -77,7 +75,7 @@ from millstream.gateway._questions import (
     with_name,
 )
 from millstream.gateway._relay import Recipient, Relay
-from millstream.gateway._upstream import Upstream
+from millstream.gateway._upstream import NO_HANDSHAKE, Upstream
 from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
 
 if TYPE_CHECKING:
@@ -368,8 +366,7 @@ def _needs_tasks(call: "Call", upstream: Upstream, link: Link | None, name: str,
     ):
         upstream.task_tools.add(name)
         return call.method == "tools/call"
-    if _CANNOT_ASK in result and upstream.is_mute(link):
-        upstream.ask_by_handshake()
+    if _CANNOT_ASK in result and upstream.ask_by_handshake(link):
         text = f"The server {upstream.config.name!r} couldn't ask a question. It restarts to be able to. Call again."
         raise _make_error(call, text)
     return False
@@ -379,7 +376,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes, name: str
     key, links = upstream.key(call, abilities, name), upstream.links
     try:
         link = links.ready(key) or await links.open(key, call.owner)
-    except (BadAnswer, Failure, NotMcp, UnknownVersion) as exc:
+    except NO_HANDSHAKE as exc:
         if not key.handshake:
             raise
         logger.info("%s doesn't support the handshake: %s", upstream.config.name, exc)
@@ -786,6 +783,8 @@ def _convert_url_error(state: _State, exc: Failure, relay: Relay) -> BaseExcepti
         urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
     except msgspec.ValidationError:
         urls = []
+    if upstream.policy is not None and "elicitation" not in upstream.policy.questions:
+        return _make_error(call, exc.message)
     if call.revision.url_error:
         named = [{**each, "message": with_name(name, each.get("message", ""))} for each in urls]
         return ProtocolError(exc.code, exc.message, {"elicitations": named})

@@ -185,10 +185,12 @@ class Links:
             else:
                 self.end(link)
 
-    def retire(self) -> None:
-        """Close all connections once their calls have finished."""
-        self._to_close.update(self._open.values())
-        self._open.clear()
+    def retire(self, *, handshake: bool) -> None:
+        """Close the connections with or without `LinkKey.handshake` once their calls have finished."""
+        for key, link in list(self._open.items()):
+            if key.handshake is handshake:
+                del self._open[key]
+                self._to_close.add(link)
 
     def end_idle(self, seconds: float, *, now: float) -> None:
         """Close connections that have been idle for `seconds`, and those marked for closing."""

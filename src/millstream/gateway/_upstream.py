@@ -21,7 +21,15 @@ from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
-from millstream.client._errors import AccessDenied, ClientError, Failure, TargetError
+from millstream.client._errors import (
+    AccessDenied,
+    BadAnswer,
+    ClientError,
+    Failure,
+    NotMcp,
+    TargetError,
+    UnknownVersion,
+)
 from millstream.client._options import Options
 from millstream.client._targets import Remote, find
 from millstream.client._transports.stdio import Command
@@ -210,6 +218,8 @@ class UpstreamOptions(TypedDict, total=False):
 
 
 _NO_RULES = ItemRules()
+NO_HANDSHAKE = BadAnswer, Failure, NotMcp, UnknownVersion
+"""Errors of a server that doesn't support the handshake."""
 
 
 class _SharedProgram:
@@ -414,20 +424,25 @@ class Upstream:
         """Whether a shared process uses the handshake, although it also supports the newer era."""
         return self.catalog.asks_by_handshake and self.has_handshake
 
-    def is_mute(self, link: Link) -> bool:
-        """Return whether a shared process uses the newer era, and may be able to ask questions in the handshake era."""
-        return self._shares_processes and not link.key.handshake and self.has_handshake and not self.revision.handshake
+    def ask_by_handshake(self, link: Link) -> bool:
+        """Use the handshake from now on, because a shared process can't ask questions in the newer era.
 
-    def ask_by_handshake(self) -> None:
-        """Use the handshake from now on, because a shared process can't ask questions in the newer era."""
+        Returns:
+            False if it's no shared process, or doesn't support the handshake.
+        """
+        newer = not link.conversation.negotiated.revision.handshake
+        if not (newer and self._shares_processes and self.has_handshake):
+            return False
+        if self.catalog.asks_by_handshake:
+            return True
         logger.warning(
             "%s can't ask questions in revision %s: it starts again, with the handshake",
             self.config.name,
             self.catalog.revision,
         )
         self.catalog.asks_by_handshake = True
-        self.links.retire()
         self.refresh()
+        return True
 
     @property
     def plain_link(self) -> Link | None:
@@ -536,6 +551,9 @@ class Upstream:
             except (ClientError, OSError) as exc:
                 if self._lister_left:
                     continue
+                if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
+                    self.has_handshake = False
+                    continue
                 if isinstance(exc, InUse) and self.catalog.taken_at:
                     logger.warning("%s: the lists can't be refreshed at the moment: %s", self.config.name, exc)
                 elif isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
@@ -637,7 +655,7 @@ class Upstream:
         """Refresh the lists when the upstream announces a change, and when they're stale."""
         watching = asyncio.get_running_loop().create_task(self._watch(conversation))
         try:
-            while True:
+            while self.lister.handshake is self._in_sessions:
                 seconds = max(self.catalog.fresh_seconds or self.config.refresh_seconds, _MIN_REFRESH)
                 try:
                     async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  jitter
@@ -646,12 +664,13 @@ class Upstream:
                     if await self._load_if_fresh(seconds):
                         continue
                 self._refresh_event.clear()
-                if self.lister.handshake != self._in_sessions:
-                    return
+                if self.lister.handshake is not self._in_sessions:
+                    break
                 began = monotonic()
                 await self._list(conversation)
                 # An upstream that changes constantly must not be listed constantly.
                 await asyncio.sleep(min(_PAUSE_FACTOR * (monotonic() - began), _MIN_REFRESH))
+            self.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
         finally:
             watching.cancel()
             await asyncio.wait([watching])
