@@ -412,4 +412,4 @@ class Relays:
             if found is not None:
                 found.notify(method, params)
             elif method == LOG and self._log is not None:
-                self._log.write(params, 0)
+                self._log.write(params.decode("utf-8", "replace"), 0)
