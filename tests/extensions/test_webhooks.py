@@ -101,7 +101,7 @@ async def test_deliveries_are_signed(tmp_path: Path) -> None:
 
 
 async def test_concurrent_verifications_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_webhook_methods, "_MAX_VERIFICATIONS", 2)
+    monkeypatch.setattr(_webhook_methods, "_MAX_VERIFICATIONS", 4)
     async with asyncio.timeout(WAIT), run_delivery(tmp_path) as (world, receiver):
         client, urls = world.client(), [receiver.url(f"/{number}") for number in range(6)]
         for first, second, third in (urls[:3], urls[3:]):  # the same limit after earlier verifications have ended
@@ -111,8 +111,11 @@ async def test_concurrent_verifications_are_limited(tmp_path: Path, monkeypatch:
             while len(receiver.challenges) < before + 2:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await _expect_error(client.subscribe(third, receiver.secret()), RESOURCE_EXHAUSTED)
+            other = asyncio.create_task(world.client(BOB).subscribe(first, receiver.secret()))
+            while len(receiver.challenges) < before + 3:  # noqa: ASYNC110
+                await asyncio.sleep(0)
             receiver.challenge_replies.set()
-            await asyncio.gather(*pending)
+            await asyncio.gather(*pending, other)
 
 
 async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -> None:
@@ -404,6 +407,99 @@ async def test_slow_endpoints_do_not_block_other_principals(tmp_path: Path, monk
             each.replies.set()
         for each in slow:
             await each.wait_for_messages(32)
+
+
+async def test_hanging_endpoints_lose_only_events_of_their_own_principal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
+    async with AsyncExitStack() as stack:
+        receiver, hanging = [await stack.enter_async_context(run_receiver(tmp_path)) for _ in range(2)]
+        shop = make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=tiny_delay)
+        world = await stack.enter_async_context(run_shop(shop))
+        hanging.replies.clear()
+        url, secret = hanging.url(), hanging.secret()
+        for number in range(100):
+            await world.client(BOB).subscribe(url, secret, name="order.noted", arguments={"above": number})
+        noted = await world.client().subscribe(receiver.url(), receiver.secret(), name="order.noted")
+        paid = await world.client().subscribe(receiver.url(), receiver.secrets[0])
+        for number in range(25):
+            for each in range(10):
+                await shop.events.publish("order.noted", {"order": f"{number}.{each}"})
+            await shop.events.publish(OrderPaid(str(number)))
+            await receiver.wait_for_messages(11 * (number + 1))  # 25,000 deliveries are due to the other principal
+        assert Counter(each.headers["x-mcp-subscription-id"] for each in receiver.messages) == {
+            noted["id"]: 250,
+            paid["id"]: 25,
+        }
+        assert all("eventId" in each.data for each in receiver.messages)
+        hanging.replies.set()
+        await hanging.wait_until(lambda: any(each.data.get("type") == "gap" for each in hanging.messages))
+
+
+async def test_pending_deliveries_are_limited_per_principal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 20)
+    monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
+    async with run_receiver(tmp_path) as hanging, run_delivery(tmp_path) as (world, receiver):
+        hanging.replies.clear()
+        for number in range(4):
+            await world.client(BOB).subscribe(
+                hanging.url(), hanging.secret(), name="order.noted", arguments={"above": number}
+            )
+        await world.client().subscribe(receiver.url(), receiver.secret(), name="order.noted")
+        for number in range(10):
+            await world.shop.events.publish("order.noted", {"order": str(number)})
+            await receiver.wait_for_messages(number + 1)
+        hanging.replies.set()
+        await world.shop.events.publish("order.noted", {"order": "last"}, id="evt_last")
+        await hanging.wait_until(lambda: sum(each.id == "evt_last" for each in hanging.messages) == 4)
+        kinds = Counter(each.data.get("type", "event") for each in hanging.messages)
+        assert kinds["gap"] == 4
+        assert 10 < kinds["event"] < 4 * 11  # at most 10 waited, and each subscription got the last one
+
+
+async def test_endpoints_on_the_host_of_a_hanging_one_get_their_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
+    async with run_delivery(tmp_path) as (world, receiver):
+        receiver.replies.clear()
+        for number in range(100):
+            await world.client(BOB).subscribe(
+                receiver.url(), receiver.secret(), name="order.noted", arguments={"above": number}
+            )
+        await world.client().subscribe(receiver.url(), receiver.secret())
+        await world.shop.events.publish("order.noted", {"order": "1"})
+        await receiver.wait_for_messages(1)
+        await world.shop.events.publish(OrderPaid("1"), id="evt_1")
+        await receiver.wait_until(lambda: receiver.messages[-1].id == "evt_1")
+        receiver.replies.set()
+
+
+async def test_hanging_endpoints_are_suspended_until_they_respond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_receiver(tmp_path) as hanging, run_delivery(tmp_path, retry_delay=short_delay) as (world, receiver):
+        client = world.client()
+
+        async def is_timed_out() -> bool:
+            again = await client.subscribe(hanging.url(), hanging.secrets[0])
+            return bool(again["deliveryStatus"]["lastError"] == "timeout")
+
+        await client.subscribe(hanging.url(), hanging.secret())
+        await client.subscribe(receiver.url(), receiver.secret())
+        monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 0.3)
+        hanging.replies.clear()
+        await world.shop.events.publish(OrderPaid("0"))
+        async with asyncio.timeout(WAIT):
+            while not await is_timed_out():
+                pass
+        for number in range(1, 21):
+            await world.shop.events.publish(OrderPaid(str(number)))
+        await receiver.wait_for_messages(21)
+        assert len({each.id for each in hanging.messages}) < 10  # the first one again, and more on a slow machine
+        hanging.replies.set()
+        await hanging.wait_until(lambda: len({each.id for each in hanging.messages}) == 21)
 
 
 @for_each("granted", [True, False])

@@ -6,20 +6,20 @@ deliveries of the last second, with the same ``webhook-id``.
 """
 
 import asyncio
-import heapq
 import logging
 import random
 import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.principal import Principal
+from millstream._protocol.share import Share
 from millstream.extensions import LogOnce
 from millstream.extensions.events._catalog import sees
 from millstream.extensions.events._errors import FORBIDDEN
@@ -37,15 +37,15 @@ from millstream.extensions.events._subscriptions import (
 from millstream.extensions.events._webhook import AttemptResult, WebhookSender, read_secret, read_url
 from millstream.extensions.http_post import Url
 from millstream.hub import Hub
-from millstream.stores import Entry
+from millstream.stores import Entry, StoreFull
 
 ATTEMPTS: Final = 5
 WINDOW: Final = 900.0
 """Seconds after the first attempt before an event is dropped."""
 MAX_PENDING: Final = 100
 """Maximum pending events of one subscription. Beyond it, the oldest is dropped, and the endpoint gets a `gap`."""
-MAX_QUEUED: Final = 20_000
-"""Maximum pending deliveries of one worker. Further events stay in the hub."""
+MAX_QUEUED: Final = 200_000
+"""Maximum pending deliveries of one worker, half of it per principal. Only the principal beyond it loses events."""
 IN_FLIGHT: Final = 64
 IN_FLIGHT_PER_HOST: Final = 32
 """Maximum concurrent deliveries to one host and port."""
@@ -55,7 +55,10 @@ _STATUS_INTERVAL: Final = 60.0
 """Minimum seconds between two successful status updates."""
 _YIELD_INTERVAL: Final = 500
 
-T = TypeVar("T")
+_TERMINATED: Final[dict[str, Any]] = {
+    "type": "terminated",
+    "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
+}
 _logger = logging.getLogger("millstream.events")
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _encode = msgspec.json.Encoder().encode
@@ -70,8 +73,9 @@ class Target:
     """A subscription on the worker that delivers to it."""
 
     __slots__ = (
-        "after", "arguments", "gap", "has_unsaved_status", "host", "is_removed", "keys", "lock", "pending", "principal",
-        "record", "replays_left", "status", "status_saved_at", "undelivered_offsets", "url",
+        "after", "arguments", "gap", "has_unsaved_events", "has_unsaved_status", "host", "is_removed", "keys",
+        "pending", "principal", "probe", "record", "status", "status_saved_at", "timeouts", "undelivered_offsets",
+        "url",
     )  # fmt: skip
 
     def __init__(self, record: WebhookSubscription, arguments: Arguments, after: int) -> None:
@@ -82,17 +86,18 @@ class Target:
         self.host: tuple[str, int] = (self.url.host, self.url.port)
         self.pending: dict[int, OutgoingMessage] = {}
         """Offset -> event that the endpoint hasn't accepted yet."""
-        self.replays_left: int = 0
-        """Number of replayed deliveries not attempted yet."""
+        self.gap: OutgoingMessage | None = None
+        """The `gap` that the endpoint hasn't accepted yet."""
         self.undelivered_offsets: frozenset[int] = frozenset()
         """Offsets of the events that were pending at the start. The channel's replay may repeat some of them."""
-        self.gap: bool = False
-        """Whether a `gap` is being sent."""
+        self.timeouts: int = 0
+        """Consecutive time-outs. While there are any, the endpoint is suspended: it gets nothing but the `probe`."""
+        self.probe: OutgoingMessage | None = None
         self.is_removed: bool = False
-        self.lock: asyncio.Lock = asyncio.Lock()
         self.status: Status = Status()
         self.status_saved_at: float = 0.0
         self.has_unsaved_status: bool = False
+        self.has_unsaved_events: bool = False
         self.update(record)
 
     def update(self, record: WebhookSubscription) -> None:
@@ -109,43 +114,55 @@ class Target:
         """Return the offset up to which every event will be settled once the event at `offset` is."""
         return min((each - 1 for each in self.pending if each < offset), default=offset)
 
+    def messages(self) -> list["OutgoingMessage"]:
+        """Return what the endpoint hasn't accepted yet, the oldest event first."""
+        events = [self.pending[offset] for offset in sorted(self.pending)]
+        return events if self.gap is None else [*events, self.gap]
+
 
 class OutgoingMessage:
-    """One message for one subscription."""
+    """One message for one subscription.
+
+    Args:
+        job: sends the message.
+        target: the subscription.
+        content: an event, or a control message.
+        is_replay: whether it belongs to the initial replay of the subscription.
+    """
 
     __slots__ = (
-        "attempts", "blocks_position", "control", "first_attempt_at", "id", "is_replay", "job", "notice", "target",
+        "attempts", "content", "due", "first_attempt_at", "id", "is_replay", "is_running", "is_stored", "job",
+        "offset", "target", "timer",
     )  # fmt: skip
 
     def __init__(
-        self,
-        job: "EventDelivery",
-        target: Target,
-        notice: Notice | None,
-        *,
-        control: dict[str, Any] | None = None,
-        is_replay: bool = False,
+        self, job: "EventDelivery", target: Target, content: Notice | dict[str, Any], *, is_replay: bool = False
     ) -> None:
         self.job = job
         self.target = target
-        self.notice = notice
-        self.control = control
+        self.content = content
+        self.is_replay = is_replay
         self.attempts: int = 0
         self.first_attempt_at: float = 0.0
         """Unix time of the first attempt."""
-        self.blocks_position: bool = True
-        """Whether the position of the event type must wait for this delivery."""
-        self.is_replay = is_replay
-        """Whether it belongs to the initial replay of a subscription."""
-        kind = "" if control is None else control["type"]
-        self.id: str = f"msg_{kind}_{secrets.token_hex(12)}" if notice is None else notice.id
+        self.timer: asyncio.TimerHandle | None = None
+        """Starts the next attempt."""
+        self.is_running: bool = False
+        self.is_stored: bool = False
+        """Whether it's in the store. Until then, the position of the event type waits for it."""
+        self.due: float = 0.0
+        """Unix time of the next attempt, or of the event."""
+        if isinstance(content, Notice):
+            self.id, self.offset, self.due = content.id, content.offset, content.at
+        else:
+            self.id, self.offset = f"msg_{content['type']}_{secrets.token_hex(12)}", -1
 
     def body(self) -> bytes:
         """Return the message."""
-        if self.notice is None:
-            return _encode(self.control)
-        cursor = position(self.job.hub, self.target.watermark(self.notice.offset))
-        return _encode(occurrence(self.job.kind.name, self.notice, cursor))
+        if not isinstance(self.content, Notice):
+            return _encode(self.content)
+        cursor = position(self.job.hub, self.target.watermark(self.offset))
+        return _encode(occurrence(self.job.kind.name, self.content, cursor))
 
 
 class Outbox:
@@ -163,134 +180,129 @@ class Outbox:
         self._sender = sender
         self.clock: Callable[[], float] = clock
         self.delay: Callable[[int], float] = delay
-        self._scheduled: list[tuple[float, int, OutgoingMessage]] = []
-        """Deliveries that aren't due yet, as a heap."""
-        self._due: dict[tuple[str, int], dict[str, deque[OutgoingMessage]]] = {}
+        self.share: Share = Share(MAX_QUEUED)
+        """Pending deliveries by principal."""
+        self._due: dict[tuple[str, int], dict[str, dict[OutgoingMessage, None]]] = {}
         """Host and port -> principal -> deliveries that are due, the longest waiting first."""
-        self._size = 0
-        self._number = 0
         self._running: dict[asyncio.Task[None], OutgoingMessage] = {}
-        self._running_by_host: Counter[tuple[str, int]] = Counter()
-        self._running_by_principal: Counter[str] = Counter()
-        self._wake_event = asyncio.Event()
-        self._room_event = asyncio.Event()
-        self._room_event.set()
+        self._running_counts: Counter[object] = Counter()
+        """Running deliveries by host, by principal, and by both."""
+        self._start: asyncio.Handle | None = None
+        self._jobs: list[asyncio.Task[None]] = []
+        self._is_closed = False
 
-    def add(self, delivery: OutgoingMessage, delay: float = 0.0) -> None:
-        """Schedule a message after a delay in seconds."""
-        self._size += 1
+    def schedule(self, message: OutgoingMessage, delay: float = 0.0) -> None:
+        """Send a message after a delay in seconds, unless an attempt is running."""
+        self.cancel(message)
+        if message.is_running:
+            return
         if delay > 0:
-            self._number += 1
-            heapq.heappush(self._scheduled, (self.clock() + delay, self._number, delivery))
+            message.due = self.clock() + delay
+            message.timer = asyncio.get_running_loop().call_later(delay, self.schedule, message)
         else:
-            self._add_due(delivery)
-        if self._size >= MAX_QUEUED:
-            self._room_event.clear()
-        self._wake_event.set()
+            target = message.target
+            self._due.setdefault(target.host, {}).setdefault(target.principal.id, {})[message] = None
+            self._wake()
 
-    async def wait_for_room(self) -> None:
-        """Wait until there's room for the deliveries of another event."""
-        await self._room_event.wait()
+    def cancel(self, message: OutgoingMessage) -> None:
+        """Don't start another attempt of a message."""
+        if message.timer is not None:
+            message.timer.cancel()
+            message.timer = None
+        host, owner = message.target.host, message.target.principal.id
+        due = self._due.get(host, {}).get(owner, {})
+        if message in due:
+            del due[message]
+            self._forget_empty(host, owner)
 
-    async def run(self) -> None:
-        """Send due deliveries until canceled."""
-        while True:
-            self._wake_event.clear()
-            now = self.clock()
-            while self._scheduled and self._scheduled[0][0] <= now:
-                self._add_due(heapq.heappop(self._scheduled)[2])
-            self._start_due()
-            if self._size < MAX_QUEUED:
-                self._room_event.set()
-            wait = max(0.0, self._scheduled[0][0] - self.clock()) if self._scheduled else None
-            with suppress(TimeoutError):  # `wait_for` of Python 3.11 can lose a cancellation
-                async with asyncio.timeout(wait):
-                    await self._wake_event.wait()
+    def _forget_empty(self, host: tuple[str, int], owner: str) -> None:
+        if not self._due[host][owner]:
+            del self._due[host][owner]
+        if not self._due[host]:
+            del self._due[host]
 
-    def _add_due(self, delivery: OutgoingMessage) -> None:
-        target = delivery.target
-        self._due.setdefault(target.host, {}).setdefault(target.principal.id, deque()).append(delivery)
+    def _wake(self) -> None:
+        if self._start is None and not self._is_closed:
+            self._start = asyncio.get_running_loop().call_soon(self._start_due)
 
     def _start_due(self) -> None:
         """Start as many due deliveries as the limits allow, in turn by host and principal."""
-        started = True
+        self._start = None
+        started = not self._is_closed
         while started:
             started = False
             for host in list(self._due):
                 if len(self._running) >= IN_FLIGHT:
                     return
-                started |= self._running_by_host[host] < IN_FLIGHT_PER_HOST and self._start_one(host)
+                started |= self._start_one(host)
 
     def _start_one(self, host: tuple[str, int]) -> bool:
-        """Start the first delivery to a host whose principal is below its limit.
+        """Start the first delivery to a host whose principal is below its limits.
 
-        A principal may have fewer running deliveries than there are free slots, so the slow endpoints of one never take
-        the last slot, and those of several share the slots equally.
+        A principal may have fewer running deliveries than there are free slots, in total and for the host. So the slow
+        endpoints of one never take the last slot, and those of several share the slots equally.
         """
-        owners, free = self._due.pop(host), IN_FLIGHT - len(self._running)
-        found = None
-        while found is None and (
-            owner := next((each for each in owners if self._running_by_principal[each] < free), None)
-        ):
-            due = owners.pop(owner)
-            while due and found is None:
-                delivery = due.popleft()
-                self._size -= 1
-                found = delivery if delivery.job.wants(delivery) else None
-            if due:
-                owners[owner] = due
-        if owners:
-            self._due[host] = owners
-        if found is None:
+        counts, owners = self._running_counts, self._due[host]
+        free, free_on_host = IN_FLIGHT - len(self._running), IN_FLIGHT_PER_HOST - counts[host]
+        owner = next((each for each in owners if counts[each] < free and counts[host, each] < free_on_host), None)
+        if owner is None:
             return False
-        self._running_by_host[host] += 1
-        self._running_by_principal[found.target.principal.id] += 1
-        task = asyncio.get_running_loop().create_task(self._attempt(found))
-        self._running[task] = found
+        message = next(iter(owners[owner]))
+        owners[owner] = due = owners.pop(owner)
+        self._due[host] = self._due.pop(host)
+        del due[message]
+        self._forget_empty(host, owner)
+        if not message.job.has_lease():
+            return True
+        message.is_running = True
+        counts.update((host, owner, (host, owner)))
+        task = asyncio.get_running_loop().create_task(self._attempt(message))
+        self._running[task] = message
         task.add_done_callback(self._on_delivery_done)
         return True
 
     def _on_delivery_done(self, task: asyncio.Task[None]) -> None:
-        target = self._running.pop(task).target
-        _count_down(self._running_by_host, target.host)
-        _count_down(self._running_by_principal, target.principal.id)
-        self._wake_event.set()
+        message = self._running.pop(task)
+        host, owner = message.target.host, message.target.principal.id
+        for key in (host, owner, (host, owner)):
+            self._running_counts[key] -= 1
+            if not self._running_counts[key]:
+                del self._running_counts[key]
+        self._wake()
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("A webhook delivery failed", exc_info=error)
 
-    async def _attempt(self, delivery: OutgoingMessage) -> None:
-        now, target = self.clock(), delivery.target
-        delivery.first_attempt_at = delivery.first_attempt_at or now
-        delivery.attempts += 1
-        body = delivery.body()
-        if len(body) > MAX_BODY:
-            _logger.warning("The event %s of %r is too large for webhooks", delivery.id, delivery.job.kind.name)
-            answer = AttemptResult(413, "http_4xx")
-        else:
-            answer = await self._sender.send(
-                target.url, body, message_id=delivery.id, subscription=target.record.id,
-                keys=target.signing_keys(now), now=now,
-            )  # fmt: skip
-        await delivery.job.settle(delivery, answer)
+    async def _attempt(self, message: OutgoingMessage) -> None:
+        now, target = self.clock(), message.target
+        message.first_attempt_at = message.first_attempt_at or now
+        message.attempts += 1
+        body = message.body()
+        try:
+            if len(body) > MAX_BODY:
+                _logger.warning("The event %s of %r is too large for webhooks", message.id, message.job.kind.name)
+                answer = AttemptResult(413, "http_4xx")
+            else:
+                answer = await self._sender.send(
+                    target.url, body, message_id=message.id, subscription=target.record.id,
+                    keys=target.signing_keys(now), now=now,
+                )  # fmt: skip
+        finally:
+            message.is_running = False
+        message.job.settle(message, answer)
 
-    async def wait_for(self, job: "EventDelivery", seconds: float) -> None:
-        """Wait for the running deliveries of a job, for a maximum number of seconds."""
-        tasks = [task for task, delivery in self._running.items() if delivery.job is job]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+    def open(self, jobs: Sequence["EventDelivery"]) -> None:
+        """Start the deliveries of event types."""
+        self._jobs = [asyncio.get_running_loop().create_task(job.run()) for job in jobs]
 
-    async def close(self) -> None:
-        """Stop all running deliveries."""
-        tasks = list(self._running)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _count_down(counter: Counter[T], key: T) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+    async def close(self, seconds: float = 0.0) -> None:
+        """Start no further deliveries, wait up to `seconds` for running ones, and stop the rest. Idempotent."""
+        self._is_closed = True
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+        for tasks in (list(self._running), self._jobs):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class EventDelivery:
@@ -333,9 +345,10 @@ class EventDelivery:
         )
         self._targets: dict[str, Target] = {}
         self._position = 0
+        """Offset of the last notice of the channel."""
+        self._queued_position = 0
+        """Offset up to which every event is queued for every subscription that receives it."""
         self._epoch = ""
-        self._first_attempts: dict[int, int] = {}
-        """Offset -> number of outstanding first attempts."""
         self._saved_cursor = ""
         self._saved_count = -1
         self._changed_ids: set[str] = set()
@@ -348,24 +361,24 @@ class EventDelivery:
 
     async def run(self) -> None:
         """Deliver whenever this worker gets the lease, until canceled."""
-        while True:
-            with self._log:
-                await self._deliver_with_lease()
-            await asyncio.sleep(LEASE / 3 if not self._log.lasts else 1.0)
+        try:
+            while True:
+                with self._log:
+                    await self._deliver_with_lease()
+                await asyncio.sleep(LEASE / 3 if not self._log.lasts else 1.0)
+        finally:
+            if not self._has_lease_expired():
+                with suppress(LocalError):
+                    await self._subscriptions.resign(self.kind.name)
 
     def recheck(self) -> None:
         """Check soon whether tokens of subscriptions were revoked, and end those subscriptions."""
         self._recheck_tokens = True
 
-    def wants(self, delivery: OutgoingMessage) -> bool:
-        """Return whether this worker should still send a delivery."""
-        target = delivery.target
-        if self._has_lease_expired():
-            self._lease_lost = True
-            return False
-        if delivery.notice is None:
-            return True
-        return not target.is_removed and target.pending.get(delivery.notice.offset) is delivery
+    def has_lease(self) -> bool:
+        """Return whether this worker may still deliver. If not, it starts again from the saved position."""
+        self._lease_lost |= self._has_lease_expired()
+        return not self._lease_lost
 
     # With the lease
 
@@ -403,26 +416,11 @@ class EventDelivery:
             for each in tasks:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._drop_all()
-
-    async def save(self, seconds: float) -> None:
-        """Wait for running deliveries and save the progress. No further deliveries start."""
-        await self._outbox.wait_for(self, seconds)
-        if self._targets and not self._has_lease_expired():
-            with suppress(LocalError):
-                await self._flush()
-
-    async def resign(self) -> None:
-        """Release the lease."""
-        if not self._has_lease_expired():
-            with suppress(LocalError):
-                await self._subscriptions.resign(self.kind.name)
-        self._leased_until = 0.0
-
-    def _drop_all(self) -> None:
-        for target in self._targets.values():
-            target.is_removed = True
-        self._targets, self._first_attempts = {}, {}
+            if feed is not None and not self._has_lease_expired():
+                with suppress(LocalError):
+                    await self._flush()
+            for id in list(self._targets):
+                self._remove(id)
 
     async def _begin(self) -> str:
         """Load the subscriptions and their pending events. Return the cursor to continue from."""
@@ -433,7 +431,7 @@ class EventDelivery:
             await subscriptions.put_position(name, cursor)
         self._saved_cursor = cursor
         self._epoch, self._position = split_cursor(cursor)
-        self._first_attempts, self._saved_count, self._lease_lost = {}, -1, False
+        self._queued_position, self._saved_count, self._lease_lost = self._position, -1, False
         records = await subscriptions.all(name)
         self._recheck_tokens = True
         undelivered = await subscriptions.find_undelivered([record.id for record in records])
@@ -456,10 +454,10 @@ class EventDelivery:
             if notice is None:
                 self._send_gap(target, each.offset)
                 continue
-            delivery = OutgoingMessage(self, target, notice)
-            delivery.attempts, delivery.first_attempt_at, delivery.blocks_position = each.attempts, each.first, False
-            target.pending[each.offset] = delivery
-            self._outbox.add(delivery, max(0.0, each.due - now))
+            message = OutgoingMessage(self, target, notice)
+            message.attempts, message.first_attempt_at = each.attempts, each.first
+            message.is_stored = True
+            self._queue(target, message, each.due - now)
 
     async def _read_event(self, offset: int) -> Notice | None:
         page = await read_page(self.hub, self.kind.name, position(self.hub, offset - 1), most=1)
@@ -538,27 +536,27 @@ class EventDelivery:
             if page.gap and cursor == record.since:
                 self._send_gap(target, page.events[0].offset - 1 if page.events else until)
             for notice in page.events:
-                target.replays_left += 1
                 self._queue(target, OutgoingMessage(self, target, notice, is_replay=True))
             cursor, more = page.cursor, page.more and split_cursor(page.cursor)[1] < until
-            await self._outbox.wait_for_room()
+            target.has_unsaved_events = True
 
     async def _terminate(self, target: Target) -> None:
         """End a subscription whose principal lost access."""
         record = target.record
-        error = {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}}
         await self._subscriptions.delete(record.name, record.id)
         await self._subscriptions.discount(record.principal, record.id)
         self._remove(record.id)
-        self._outbox.add(OutgoingMessage(self, target, None, control={"type": "terminated", "error": error}))
+        self._outbox.schedule(OutgoingMessage(self, target, _TERMINATED))
 
     def _remove(self, id: str) -> None:
         target = self._targets.pop(id, None)
-        if target is not None:
-            target.is_removed = True
-            for delivery in target.pending.values():
-                self._release_position(delivery)
-            target.pending.clear()
+        if target is None:
+            return
+        target.is_removed = True
+        self._drop_events(target)
+        if target.gap is not None:
+            self._outbox.cancel(target.gap)
+            target.gap = None
 
     # Events
 
@@ -579,21 +577,16 @@ class EventDelivery:
                 for target in self._targets.values():
                     self._send_gap(target, max(before, notice.offset - 1))
             if notice.kind == "event":
-                self._count_first_attempts(notice.offset, 1)  # blocks the position until all are queued
                 await self._queue_for_all(notice)
-                self._count_first_attempts(notice.offset, -1)
-                await self._outbox.wait_for_room()
+            self._queued_position = notice.offset
         # The feed fell behind: restart at the saved position.
 
     def _forget_epoch(self, epoch: str) -> None:
         """Drop all pending events, because the store lost data and offsets restarted."""
         self._epoch = epoch
-        self._first_attempts.clear()
         for target in self._targets.values():
             target.after, target.undelivered_offsets = 0, frozenset()
-            for delivery in target.pending.values():
-                delivery.blocks_position = False
-            target.pending.clear()
+            self._drop_events(target)
 
     async def _queue_for_all(self, notice: Notice) -> None:
         try:
@@ -611,7 +604,6 @@ class EventDelivery:
                 and record.expires > now
                 and self.kind.matches(payload, data, target.arguments, target.principal)
             ):
-                self._count_first_attempts(notice.offset, 1)
                 self._queue(target, OutgoingMessage(self, target, notice))
             if not number % _YIELD_INTERVAL:
                 await asyncio.sleep(0)
@@ -623,85 +615,96 @@ class EventDelivery:
             return False
         return self.kind.matches(payload, data, target.arguments, target.principal)
 
-    def _queue(self, target: Target, delivery: OutgoingMessage) -> None:
-        assert delivery.notice is not None  # noqa: S101  control messages aren't counted
-        if len(target.pending) >= MAX_PENDING:
-            oldest = min(target.pending)
-            self._release_position(target.pending.pop(oldest))
-            self._send_gap(target, oldest)
-        target.pending[delivery.notice.offset] = delivery
-        self._outbox.add(delivery)
+    def _queue(self, target: Target, message: OutgoingMessage, delay: float = 0.0) -> None:
+        """Schedule an event. Beyond the limits, drop the subscription's oldest one, and send a `gap`."""
+        owner, share = target.principal.id, self._outbox.share
+        if len(target.pending) >= MAX_PENDING or not share.take(owner):
+            oldest = min((at for at, each in target.pending.items() if each is not target.probe), default=-1)
+            self._send_gap(target, message.offset if oldest < 0 else oldest)
+            if oldest >= 0:
+                self._drop(target, oldest)
+            if not share.take(owner):
+                return
+        target.pending[message.offset] = message
+        if not target.timeouts:
+            self._outbox.schedule(message, delay)
+        elif target.probe is None:
+            target.probe = message
+            self._outbox.schedule(message)
+
+    def _drop(self, target: Target, offset: int) -> None:
+        """Drop an event that is accepted, given up, or one too many."""
+        message = target.pending.pop(offset)
+        self._outbox.cancel(message)
+        self._outbox.share.leave(target.principal.id)
+        target.has_unsaved_events |= message.is_stored
+
+    def _drop_events(self, target: Target) -> None:
+        for offset in list(target.pending):
+            self._drop(target, offset)
 
     def _send_gap(self, target: Target, offset: int) -> None:
-        if not target.gap:
-            target.gap = True
-            control = {"type": "gap", "cursor": position(self.hub, offset)}
-            self._outbox.add(OutgoingMessage(self, target, None, control=control))
-
-    def _count_first_attempts(self, offset: int, by: int) -> None:
-        count = self._first_attempts.get(offset, 0) + by
-        if count:
-            self._first_attempts[offset] = count
-        else:
-            self._first_attempts.pop(offset, None)
-
-    def _release_position(self, delivery: OutgoingMessage) -> None:
-        """Let the position advance past a delivery that was settled or stored."""
-        if not delivery.blocks_position:
-            return
-        delivery.blocks_position = False
-        if delivery.is_replay:
-            delivery.target.replays_left -= 1
-        elif delivery.notice is not None and delivery.notice.offset in self._first_attempts:
-            self._count_first_attempts(delivery.notice.offset, -1)
+        if target.gap is None:
+            target.gap = OutgoingMessage(self, target, {"type": "gap", "cursor": position(self.hub, offset)})
+            if not target.timeouts:
+                self._outbox.schedule(target.gap)
 
     # Outcomes
 
-    async def settle(self, delivery: OutgoingMessage, answer: AttemptResult) -> None:
+    def settle(self, message: OutgoingMessage, answer: AttemptResult) -> None:
         """Record the outcome of an attempt, and schedule the next one after a failure."""
-        target, now = delivery.target, self._outbox.clock()
+        target, now = message.target, self._outbox.clock()
         self._update_status(target, answer, now)
-        given_up = delivery.attempts >= ATTEMPTS or now - delivery.first_attempt_at > WINDOW
-        if delivery.notice is None:
-            if answer.final or given_up:
-                target.gap = False
-            else:
-                self._outbox.add(delivery, self._outbox.delay(delivery.attempts))
-            return
-        if target.is_removed or target.pending.get(delivery.notice.offset) is not delivery:
-            return
-        was_undelivered = not delivery.blocks_position
-        if answer.final or given_up:
-            del target.pending[delivery.notice.offset]
-            self._release_position(delivery)
-            if was_undelivered:
-                await self._save_undelivered(target)
-            return
-        delay = self._outbox.delay(delivery.attempts)
-        saved = await self._save_undelivered(target, delivery, now + delay)
-        if target.pending.get(delivery.notice.offset) is delivery and not target.is_removed:
-            if saved:
-                self._release_position(delivery)
-            self._outbox.add(delivery, delay)
+        if message is target.probe:
+            target.probe = None
+        ends = answer.final or message.attempts >= ATTEMPTS or now - message.first_attempt_at > WINDOW
+        is_event = target.pending.get(message.offset) is message
+        if is_event and ends:
+            self._drop(target, message.offset)
+        elif message is target.gap and ends:
+            target.gap = None
+        target.has_unsaved_events |= is_event and not ends
+        if answer.reason != "timeout":
+            self._resume_sending(target)
+        elif target.probe is None:
+            self._suspend(target)
+        goes_on = (is_event or message is target.gap) and not target.timeouts
+        if not ends and (goes_on or message.content is _TERMINATED):
+            self._outbox.schedule(message, self._outbox.delay(message.attempts))
 
-    async def _save_undelivered(self, target: Target, failed: OutgoingMessage | None = None, due: float = 0.0) -> bool:
-        """Save the pending events of a subscription. Return False if the store is unavailable."""
-        async with target.lock:
-            if target.is_removed:
-                return True
-            undelivered = [
-                UndeliveredEvent(
-                    offset, each.attempts, due if each is failed else self._outbox.clock(), each.first_attempt_at
-                )
-                for offset, each in target.pending.items()
-                if not each.blocks_position or each is failed
-            ]
-            try:
-                await self._subscriptions.put_undelivered(target.record, self._epoch, undelivered)
-            except LocalError as error:
-                _logger.debug("The pending events of the subscription %s weren't saved: %s", target.record.id, error)
-                return False
-            return True
+    def _suspend(self, target: Target) -> None:
+        """Send only one message from time to time to an endpoint that doesn't respond."""
+        target.timeouts += 1
+        messages = target.messages()
+        for each in messages:
+            self._outbox.cancel(each)
+        if messages:
+            target.probe = messages[0]
+            self._outbox.schedule(target.probe, self._outbox.delay(min(target.timeouts, ATTEMPTS - 1)))
+
+    def _resume_sending(self, target: Target) -> None:
+        if target.timeouts:
+            target.timeouts, now = 0, self._outbox.clock()
+            for each in target.messages():
+                self._outbox.schedule(each, each.due - now)
+
+    async def _save_events(self, target: Target) -> None:
+        """Save the pending events of a subscription, so that the position can advance past them."""
+        pending, target.has_unsaved_events = list(target.pending.values()), False
+        for each in pending:
+            each.is_stored = True
+        undelivered = [
+            UndeliveredEvent(each.offset, each.attempts, each.due, each.first_attempt_at) for each in pending
+        ]
+        try:
+            await self._subscriptions.put_undelivered(target.record, self._epoch, undelivered)
+        except BaseException as error:  # also if it's canceled
+            target.has_unsaved_events = True
+            for each in pending:
+                each.is_stored = False
+            if not isinstance(error, StoreFull):
+                raise
+            _logger.debug("The pending events of the subscription %s weren't saved: %s", target.record.id, error)
 
     def _update_status(self, target: Target, answer: AttemptResult, now: float) -> None:
         before = target.status
@@ -731,8 +734,13 @@ class EventDelivery:
     async def _flush(self) -> None:
         """Save all changes since the last call."""
         name, subscriptions, now = self.kind.name, self._subscriptions, self._outbox.clock()
-        offset = min(self._first_attempts) - 1 if self._first_attempts else self._position
-        cursor = f"{self._epoch}.{offset}"
+        epoch, offset = self._epoch, self._queued_position
+        for target in list(self._targets.values()):
+            waiting = [each for each in target.pending.values() if not (each.is_stored or each.is_replay)]
+            if target.has_unsaved_events or any(each.due < now - LEASE for each in waiting):
+                await self._save_events(target)
+            offset = min([offset, *(each.offset - 1 for each in waiting if not each.is_stored)])
+        cursor = f"{epoch}.{offset}"
         if cursor != self._saved_cursor:
             await subscriptions.put_position(name, cursor)
             self._saved_cursor = cursor
@@ -744,7 +752,7 @@ class EventDelivery:
                 self._change_event.set()
             elif record.credential in revoked or not self._has_credential(target.principal):
                 await self._terminate(target)
-            elif record.since and not target.replays_left and offset >= split_cursor(record.since)[1]:
+            elif record.since and not target.has_unsaved_events and offset >= split_cursor(record.since)[1]:
                 await self._clear_initial_cursor(target)
             if target.has_unsaved_status:
                 target.has_unsaved_status, target.status_saved_at = False, now
@@ -777,39 +785,3 @@ class EventDelivery:
         updated = replace(record, since="", oldest=0.0)
         if await self._subscriptions.replace(updated, sealed):
             target.update(updated)
-
-
-class WebhookDelivery:
-    """The deliveries of all event types on one worker.
-
-    Args:
-        jobs: one job for each event type.
-        outbox: their shared outbox.
-    """
-
-    def __init__(self, jobs: Sequence[EventDelivery], outbox: Outbox) -> None:
-        self._jobs = jobs
-        self._outbox = outbox
-        self._tasks: list[asyncio.Task[None]] = []
-        self._outbox_task: asyncio.Task[None] | None = None
-
-    def open(self) -> None:
-        """Start the deliveries."""
-        loop = asyncio.get_running_loop()
-        self._outbox_task = loop.create_task(self._outbox.run())
-        self._tasks = [loop.create_task(job.run()) for job in self._jobs]
-
-    async def close(self, seconds: float = 0.0) -> None:
-        """Stop after waiting up to `seconds` for running deliveries. Idempotent."""
-        if self._outbox_task is None:
-            return
-        sending, self._outbox_task = self._outbox_task, None
-        sending.cancel()
-        for job in self._jobs:
-            await job.save(seconds)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(sending, *self._tasks, return_exceptions=True)
-        await self._outbox.close()
-        for job in self._jobs:
-            await job.resign()

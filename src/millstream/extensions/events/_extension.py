@@ -11,7 +11,7 @@ from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.revisions import PER_REQUEST
 from millstream.extensions import CallContext, Extension, ServerHost
 from millstream.extensions.events._catalog import EventCatalog
-from millstream.extensions.events._delivery import EventDelivery, Outbox, WebhookDelivery, retry_delay
+from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
 from millstream.extensions.events._event_methods import Caller, EventMethods, ListParams, ReadParams
 from millstream.extensions.events._event_type import EventType, Match
 from millstream.extensions.events._recent import tool_of
@@ -107,7 +107,7 @@ class Events(Extension):
         self._host: ServerHost | None = None
         self._event_methods: EventMethods | None = None
         self._webhook_methods: WebhookMethods | None = None
-        self._delivery: WebhookDelivery | None = None
+        self._outbox: Outbox | None = None
 
     # Declarations
 
@@ -206,7 +206,7 @@ class Events(Extension):
         )
         host.method("events/subscribe", self.subscribe)
         host.method("events/unsubscribe", self.unsubscribe)
-        outbox = Outbox(sender, clock, self._retry_delay)
+        self._outbox = outbox = Outbox(sender, clock, self._retry_delay)
         jobs = [
             EventDelivery(
                 kind, hub, subscriptions, outbox, shared=host.shared, has_credential=host.has_credential,
@@ -216,16 +216,15 @@ class Events(Extension):
         ]  # fmt: skip
         for job in jobs:
             host.on_revocation(job.recheck)
-        self._delivery = WebhookDelivery(jobs, outbox)
-        self._delivery.open()
-        host.on_drain(self._delivery.close)
+        outbox.open(jobs)
+        host.on_drain(outbox.close)
 
     @override
     async def close(self) -> None:
         """Stop the deliveries."""
-        if self._delivery is not None:
-            await self._delivery.close()
-        self._host = self._event_methods = self._webhook_methods = self._delivery = None
+        if self._outbox is not None:
+            await self._outbox.close()
+        self._host = self._event_methods = self._webhook_methods = self._outbox = None
 
     async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
         """Answer `events/list`."""

@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from msgspec.structs import replace
 
 from millstream._protocol.principal import Principal
+from millstream._protocol.share import Share
 from millstream.extensions.events._catalog import EventCatalog
 from millstream.extensions.events._errors import (
     callback_failed,
@@ -39,9 +40,9 @@ DEFAULT_TTL: Final = 3600.0
 SECRET_GRACE: Final = 900.0
 """Seconds after a rotation during which the old secret also signs."""
 _MAX_VERIFICATIONS: Final = 16
-"""Maximum concurrent verifications on a worker."""
+"""Maximum concurrent verifications on a worker, half of them per principal."""
 _MAX_VERIFICATIONS_PER_HOST: Final = 300
-"""Maximum verifications of one host by a worker in `_PERIOD` seconds."""
+"""Maximum verifications of one host by a worker in `_PERIOD` seconds, half of them per principal."""
 _PERIOD: Final = 60.0
 _MAX_HOSTS: Final = 4096
 _ATTEMPTS: Final = 5
@@ -104,9 +105,9 @@ class WebhookMethods:
         self._sender = sender
         self._max_ttl = max_ttl
         self._revocation_id = revocation_id
-        self._verification_count = 0
-        self._verification_times: dict[str, deque[float]] = {}
-        """Host -> times of its recent challenges."""
+        self._verifications = Share(_MAX_VERIFICATIONS)
+        self._recent_verifications: dict[str, deque[tuple[float, str]]] = {}
+        """Host -> times and principals of its recent challenges."""
 
     async def subscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
         """Create a subscription, or refresh the existing one with the same key.
@@ -125,7 +126,7 @@ class WebhookMethods:
         await self._subscriptions.admit(principal, id, expires, [each.name for each in self._catalog])
         try:
             if not await self._subscriptions.is_verified(principal, url):
-                await self._verify(url, secret, id)
+                await self._verify(principal.id, url, secret, id)
                 await self._subscriptions.mark_verified(principal, url)
             since, truncated = await self._start(kind, arguments, params.cursor or "", oldest, principal)
         except BaseException:
@@ -227,23 +228,25 @@ class WebhookMethods:
             return f"{undelivered.epoch}.{min(each.offset for each in undelivered.events) - 1}"
         return await self._subscriptions.position(existing.name) or since
 
-    async def _verify(self, url: str, secret: str, id: str) -> None:
+    async def _verify(self, owner: str, url: str, secret: str, id: str) -> None:
         """Check with a challenge that the endpoint agrees to receive deliveries.
 
         Raises:
             ProtocolError: CALLBACK_ENDPOINT_ERROR, or RESOURCE_EXHAUSTED after too many challenges.
         """
         target, now = read_url(url), asyncio.get_running_loop().time()
-        recent = self._verification_times.setdefault(target.host, deque())
-        while recent and recent[0] <= now - _PERIOD:
+        recent = self._recent_verifications.setdefault(target.host, deque())
+        while recent and recent[0][0] <= now - _PERIOD:
             recent.popleft()
-        if len(recent) >= _MAX_VERIFICATIONS_PER_HOST or self._verification_count >= _MAX_VERIFICATIONS:
-            raise limit_error("verifications")
-        recent.append(now)
-        if len(self._verification_times) > _MAX_HOSTS:
-            self._verification_times.pop(next(iter(self._verification_times)))
+        owned = sum(each == owner for _, each in recent)
+        if len(recent) >= _MAX_VERIFICATIONS_PER_HOST or owned >= _MAX_VERIFICATIONS_PER_HOST // 2:
+            raise limit_error("verifications of this host", _MAX_VERIFICATIONS_PER_HOST // 2)
+        if not self._verifications.take(owner):
+            raise limit_error("verifications", self._verifications.each)
+        recent.append((now, owner))
+        if len(self._recent_verifications) > _MAX_HOSTS:
+            self._recent_verifications.pop(next(iter(self._recent_verifications)))
         challenge = secrets.token_urlsafe(32)
-        self._verification_count += 1
         try:
             answer = await self._sender.send(
                 target,
@@ -254,7 +257,7 @@ class WebhookMethods:
                 now=self._clock(),
             )
         finally:
-            self._verification_count -= 1
+            self._verifications.leave(owner)
         if answer.reason:
             raise callback_failed(answer.reason if not answer.status else "challenge_failed")
         try:
