@@ -131,3 +131,29 @@ async def test_failed_attempts_are_not_reported_as_changes() -> None:
     ):
         assert [await anext(changes), await anext(changes)] == [Change("again"), Change("tools")]
     assert opened == 4
+
+
+async def test_too_many_unread_changes_are_reported_as_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.client._watches._MAX_UNREAD", 3)
+    opened, reopened = 0, asyncio.Event()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        nonlocal opened
+        opened += 1
+        await asked.stream()
+        await asked.event(note(asked, "subscriptions/acknowledged", notifications={}))
+        if opened == 1:
+            for number in range(5):
+                await asked.event(note(asked, "resources/updated", uri=f"a://{number}"))
+            raise ConnectionError
+        reopened.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with (
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url) as client,
+        client.watch("a://") as changes,
+        asyncio.timeout(WAIT),
+    ):
+        await reopened.wait()
+        assert [await anext(changes), await anext(changes)] == [Change("again"), Change("resource", "a://4")]

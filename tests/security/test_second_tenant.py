@@ -25,7 +25,7 @@ import pytest
 from fleet import until
 from http_peer import Peer, RunningServer, serve
 from millstream import Client, Context, Server, Settings, auth
-from millstream.client import Failure
+from millstream.client import ClientError, Failure
 from millstream.client._questions import Question
 from patience import WAIT
 from wire import Json, encode_headers, encode_request, per_request, routing
@@ -49,7 +49,7 @@ BOB = Tenant("bob", "bob-has-another-of-some-length", "127.0.0.3")
 CAROL = Tenant("carol", "carol-has-a-third-one-of-some-length", "127.0.0.4")
 MANY = 100
 """Far more than one tenant may hold of anything in these cases."""
-HANDSHAKE = "2025-11-25"
+HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
 FORM: Json = {"type": "object", "properties": {"x": {"type": "integer"}}}
 WORKER = r"""
 import json, os, sys
@@ -352,6 +352,52 @@ async def request_bytes(stack: AsyncExitStack) -> Shared:
     return Shared(hold, use, "too much data")
 
 
+def watches(revision: str) -> Case:
+    """Return the case of watched resources of an upstream, for clients of a revision."""
+
+    async def watches(stack: AsyncExitStack) -> Shared:
+        there = Server("there")
+
+        @there.resource("item://{owner}/{number}")
+        async def item(owner: str, number: int) -> str:
+            return ""
+
+        @there.tool
+        async def touch(uri: str) -> None:
+            await there.resource_updated(uri)
+
+        mcp = make_server()
+        mcp.upstream("there", there, prefix="", start_timeout=WAIT, timeout=WAIT)
+        running = await run(stack, mcp)
+        count = 0
+
+        async def hold(tenant: Tenant) -> str:
+            nonlocal count
+            count += 50
+            client = await connect(stack, running, tenant, revision=revision)
+            uris = [f"item://{tenant.name}/{number}" for number in range(count, count + 50)]
+            try:
+                await stack.enter_async_context(client.watch(*uris))
+            except ClientError as error:
+                return str(error)
+            return ""
+
+        async def use(tenant: Tenant) -> str:
+            client = await connect(stack, running, tenant, revision=revision)
+            uri = f"item://{tenant.name}/{count + 1}"
+            async with client.watch(uri) as changes:
+                await client.call("touch", uri=uri)
+                async for change in changes:
+                    if change.uri == uri:
+                        return ""
+            return "no update"
+
+        return Shared(hold, use, "You watch 500 resources of 'there'")
+
+    watches.__name__ += f"-{revision}"
+    return watches
+
+
 CASES: list[Case] = [
     calls,
     call_bytes,
@@ -365,6 +411,8 @@ CASES: list[Case] = [
     api_calls,
     processes,
     processes_of_the_gateway,
+    watches(HANDSHAKE),
+    watches(PER_REQUEST),
 ]
 
 

@@ -297,7 +297,7 @@ class ClientConnection:
             self._stop_watching = None
         if self.session is not None:
             self._note(SESSION_OVER)
-            self._dispatcher.services.changes.follow(self.session.id, ())
+            self._dispatcher.services.changes.follow(self.session.id, self.session.owner, ())
             self._dispatcher.services.client_memory.release(self.session)
         tasks = dict(self._tasks)
         for task in tasks:

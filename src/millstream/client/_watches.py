@@ -28,7 +28,7 @@ from millstream.client._transports.transport import Transport
 
 _logger = logging.getLogger(__name__)
 _MAX_UNREAD = 10_000
-"""Maximum unread changes. Above it, the oldest are dropped."""
+"""Maximum unread changes. Above it, one of the kind `again` replaces them."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
 _MAX_DOUBLED = 16
@@ -64,7 +64,7 @@ class Changes:
         self._incoming = incoming
         self._filter = wanted
         self._watches = watches
-        self._waiting: deque[Change] = deque(maxlen=_MAX_UNREAD)
+        self._waiting: deque[Change] = deque()
         self._changed = asyncio.Event()
         self._subscription: int = 0
         self._task: asyncio.Task[None] | None = None
@@ -132,6 +132,9 @@ class Changes:
         self._add(change)
 
     def _add(self, change: Change) -> None:
+        if len(self._waiting) >= _MAX_UNREAD:
+            self._waiting.clear()
+            change = Change("again")
         self._waiting.append(change)
         self._changed.set()
 

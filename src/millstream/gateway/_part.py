@@ -68,8 +68,8 @@ class GatewayPart:
         """See `_cycles`."""
         self._looping: dict[str, int] = {}
         """Upstream -> number of its items that aren't offered, because they lead back to this gateway."""
-        self._subscriptions: dict[object, frozenset[str]] = {}
-        """Stream or connection -> the URIs that it subscribes to."""
+        self._subscriptions: dict[object, tuple[str, Collection[str], set[tuple[Upstream, str]]]] = {}
+        """Stream or connection -> its caller, the URIs that it subscribes to, and the watched ones, by upstream."""
 
     async def open(self, host: Host) -> None:
         """Connect in the background, and wait a limited time for the first lists.
@@ -283,6 +283,8 @@ class GatewayPart:
         self._host.dispatcher.instruct(self._instructions())
         for change in changed:
             self._notify_clients(change)
+        for follower, (owner, uris, _) in list(self._subscriptions.items()):
+            self.follow(follower, owner, uris)
 
     def _describe_items(self, upstream: Upstream) -> Iterator[tuple[str, str, Description]]:
         """Yield kind, upstream's name, and description of each item that its policy offers."""
@@ -437,25 +439,33 @@ class GatewayPart:
     def _on_update(self, uri: str) -> None:
         self._host.services.changes.emit(ServerChange("updated", uri))
 
-    def follow(self, owner: object, uris: Collection[str]) -> None:
-        """See `ChangeSource`: watch the resources that streams and connections of this worker subscribe to."""
-        if not uris and owner not in self._subscriptions:
-            return
-        before = self._subscriptions.pop(owner, frozenset())
-        if uris:
-            self._subscriptions[owner] = frozenset(uris)
-        everything = frozenset[str]().union(*self._subscriptions.values())
+    def check_room(self, owner: str, uris: Collection[str]) -> None:
+        """See `ChangeSource`."""
         for upstream in self.upstreams.values():
-            uris_of_upstream = {own_uri for uri in everything if (own_uri := self._own_uri(upstream, uri))}
-            if uris_of_upstream or any(self._own_uri(upstream, uri) for uri in before):
-                upstream.watches.set_resources(frozenset(uris_of_upstream), handshake=upstream.revision.handshake)
+            upstream.watches.check_room(owner, self._own_uris(upstream, uris))
+
+    def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
+        """See `ChangeSource`: watch the resources that streams and connections of this worker subscribe to."""
+        _, _, before = self._subscriptions.pop(follower, (owner, (), set[tuple[Upstream, str]]()))
+        wanted = {(each, uri) for each in self.upstreams.values() for uri in self._own_uris(each, uris)}
+        for upstream, uri in before - wanted:
+            upstream.watches.leave(owner, uri)
+        watched = {(each, uri) for each, uri in wanted if (each, uri) in before or each.watches.take(owner, uri)}
+        if len(watched) < len(wanted):  # a session can subscribe on any worker, and before it has a stream
+            logger.warning("%s watches %d of its %d resources", owner or "A client", len(watched), len(wanted))
+        if uris:
+            self._subscriptions[follower] = owner, uris, watched
+        for upstream in {each for each, _ in before ^ watched}:
+            upstream.watches.start(handshake=upstream.revision.handshake)
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
         for upstream in self.upstreams.values():
-            uris_of_upstream = [own_uri for uri in uris if (own_uri := self._own_uri(upstream, uri))]
-            if uris_of_upstream:
-                await upstream.watches.wait_until_settled(uris_of_upstream, upstream.config.connect_timeout)
+            if own_uris := self._own_uris(upstream, uris):
+                await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
+
+    def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
+        return [own_uri for uri in uris if (own_uri := self._own_uri(upstream, uri))]
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
         """Return the upstream's own URI of a resource, if it can be watched there."""

@@ -295,7 +295,7 @@ class Upstream:
         """Items that aren't offered, because their definition isn't the accepted one."""
         self.links: Links = Links(self._make_link, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
-            self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
+            config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
         )
         self.has_handshake: bool = config.revision is None
         """Whether the upstream may use the handshake. Assumed until a handshake fails."""

@@ -73,8 +73,15 @@ def encode_change(change: ServerChange) -> bytes:
 class ChangeSource(Protocol):
     """A source of resource changes outside this server, such as an upstream."""
 
-    def follow(self, owner: object, uris: Collection[str]) -> None:
-        """Replace the resources that an owner follows."""
+    def check_room(self, owner: str, uris: Collection[str]) -> None:
+        """Check that a caller can follow more resources.
+
+        Raises:
+            ProtocolError: The caller's share is used up, or the maximum for all callers.
+        """
+
+    def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
+        """Replace the resources that a stream or connection of a caller follows."""
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
         """Wait, for a limited time, until the subscriptions are granted or refused."""
@@ -90,10 +97,15 @@ class ChangeFeed:
         self.source: ChangeSource | None = None
         """The outside source of changes, or None if all changes happen here."""
 
-    def follow(self, owner: object, uris: Collection[str]) -> None:
-        """Replace the resources that a stream or connection follows. Pass none when it ends."""
+    def check_room(self, owner: str, uris: Collection[str]) -> None:
+        """See `ChangeSource`."""
         if self.source is not None:
-            self.source.follow(owner, uris)
+            self.source.check_room(owner, uris)
+
+    def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
+        """Replace the resources that a stream or connection of a caller follows. Pass none when it ends."""
+        if self.source is not None:
+            self.source.follow(follower, owner, uris)
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
         """Wait until changes of the followed resources can't be missed."""

@@ -121,6 +121,7 @@ class ListenHandlers:
         uris = frozenset(uri for uri in honoured.resource_subscriptions if self._is_seen(uri, call))
         lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
         over = pushes.over
+        self._services.changes.check_room(call.owner, uris)
 
         def watcher(change: ServerChange, message: bytes) -> None:
             own = lists.get(change.kind)
@@ -129,7 +130,7 @@ class ListenHandlers:
 
         stop = self._services.changes.watch(watcher)
         self._services.endings.add(over.set)
-        self._services.changes.follow(call, uris)
+        self._services.changes.follow(call, call.owner, uris)
         forget: Callable[[], None] | None = None
         try:
             await self._services.changes.wait_until_followed(uris)
@@ -140,7 +141,7 @@ class ListenHandlers:
             await over.wait()
         finally:
             stop()
-            self._services.changes.follow(call, ())
+            self._services.changes.follow(call, call.owner, ())
             if forget is not None:
                 forget()
             self._services.endings.discard(over.set)
@@ -174,7 +175,8 @@ class _Pushes:
     __slots__ = ("_call", "_early", "ends", "over")
 
     def __init__(self) -> None:
-        self._early: list[bytes] = []
+        self._early: dict[bytes, None] = {}
+        """Messages to push then, each once."""
         self._call: Call | None = None
         self.over = asyncio.Event()
         """Set when the subscription ends."""
@@ -184,7 +186,7 @@ class _Pushes:
     def push(self, message: bytes) -> bool:
         """Push a message, or queue it until the acknowledgment is sent. Return False if the subscription is over."""
         if self._call is None:
-            self._early.append(message)
+            self._early[message] = None
         elif not self._call.push_to_caller(message):
             self.over.set()
         return not self.over.is_set()

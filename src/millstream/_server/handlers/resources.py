@@ -87,6 +87,7 @@ class ResourceHandlers:
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
             self._find(uri, call)
+            self._services.changes.check_room(call.owner, (uri,))
             return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
 
         await self._services.records.change(_session(call), add)
@@ -110,7 +111,7 @@ class ResourceHandlers:
     def _follow(self, session: Session) -> None:
         """Follow the subscriptions of a connection's session. Streamable HTTP sessions have a stream for this."""
         if session.record is not None:
-            self._services.changes.follow(session.id, session.record.subscriptions)
+            self._services.changes.follow(session.id, session.owner, session.record.subscriptions)
 
 
 def _session(call: Call) -> Session:

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.principal import Principal
 from millstream._server.calls.changes import ANY_UPDATE, Broadcast, ServerChange, affected_uris, encode_change
 from millstream._server.calls.services import Services, expiry_of
 from millstream._server.calls.sessions import Session, SessionRecord
@@ -31,14 +30,15 @@ class _StandaloneStream:
     """One stand-alone stream."""
 
     __slots__ = (
-        "_client", "_counter", "_early", "_follow", "_held", "_newer", "_principal", "_services", "_sink", "_stream",
-        "id", "loaded", "over", "placed", "subscribed",
+        "_client", "_counter", "_early", "_follow", "_held", "_newer", "_owner", "_principal", "_services",
+        "_sink", "_stream", "id", "loaded", "over", "placed", "subscribed",
     )  # fmt: skip
 
-    def __init__(self, stream: str, client: ClientInfo, services: Services, principal: Principal | None) -> None:
+    def __init__(self, stream: str, client: ClientInfo, services: Services, request: HttpRequest) -> None:
         self._client = client
         self._services = services
-        self._principal = principal
+        self._owner = request.owner
+        self._principal = request.principal
         self._follow = services.changes.follow
         self._sink: Sink | None = None
         """None until the other workers are notified."""
@@ -75,7 +75,7 @@ class _StandaloneStream:
     def close(self) -> None:
         """Stop writing to the client's connection."""
         if not self.over:
-            self._follow(self.id, ())
+            self._follow(self.id, self._owner, ())
         self.over = True
         if self._sink is not None:
             self._sink.close()
@@ -120,7 +120,7 @@ class _StandaloneStream:
         self.loaded = True
         self.subscribed = frozenset(record.subscriptions)
         if not self.over:
-            self._follow(self.id, self.subscribed)
+            self._follow(self.id, self._owner, self.subscribed)
         held, self._held = self._held or [], None
         for change, message in held:
             self._update(change, message)
@@ -173,7 +173,7 @@ class StandaloneStreams:
         services, peers = self._endpoint.services, self._endpoint.services.peers
         self.close(session.id)
         stream = f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}"
-        standing = _StandaloneStream(stream, session.client, services, request.principal)
+        standing = _StandaloneStream(stream, session.client, services, request)
         self._by_session[session.id] = standing
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.update_record)
