@@ -97,8 +97,11 @@ class Data:
         old, share, kind = self.values.get(key), share_of(key), kind_of(key)
         if (old is not None and len(value) <= len(old[0])) or (len(value) <= MARK_BYTES and not lossy):
             return
-        if share and used_bytes(lambda name: share_of(name) == share) > MAX_VALUES // 2:
-            raise ShareFull("The share is full.")
+        while share and used_bytes(lambda name: share_of(name) == share) > MAX_VALUES // 2:
+            oldest = next((name for name, held in self.values.items() if held[2] and share_of(name) == share), key)
+            if not lossy or oldest == key or len(value) + ENTRY_OVERHEAD > MAX_VALUES // 2:
+                raise ShareFull("The share is full.")
+            del self.values[oldest]
         while used_bytes(lambda name: kind_of(name) == kind) > MAX_VALUES:
             oldest = next((name for name, held in self.values.items() if held[2] and kind_of(name) == kind), key)
             if not lossy or oldest == key or len(value) + ENTRY_OVERHEAD > MAX_VALUES:

@@ -25,8 +25,10 @@ import pytest
 from fleet import until
 from http_peer import Peer, RunningServer, serve
 from millstream import Client, Context, Server, Settings, auth
+from millstream._protocol.content import ResourceLink
 from millstream.client import ClientError, Failure
 from millstream.client._questions import Question
+from millstream.gateway import UpstreamPolicy
 from patience import WAIT
 from wire import Json, encode_headers, encode_request, per_request, routing
 
@@ -398,6 +400,32 @@ def watches(revision: str) -> Case:
     return watches
 
 
+async def stored_results(stack: AsyncExitStack) -> Shared:
+    """Results too large for their callers, which they read as resources."""
+    there = Server("there")
+
+    @there.tool
+    async def large() -> str:
+        return "x" * 2**20
+
+    mcp = make_server()
+    policy = UpstreamPolicy(result_bytes=1_000)
+    mcp.upstream("there", there, prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
+    running = await run(stack, mcp)
+    clients, first = dict[str, Client](), dict[str, str]()
+
+    async def use(tenant: Tenant) -> str:
+        client = clients[tenant.name] = clients.get(tenant.name) or await connect(stack, running, tenant)
+        link = next(each for each in (await client.call("large")).content if isinstance(each, ResourceLink))
+        try:
+            await client.read(first.setdefault(tenant.name, link.uri))
+        except ClientError as error:
+            return str(error)
+        return ""
+
+    return Shared(use, use, "not found")
+
+
 CASES: list[Case] = [
     calls,
     call_bytes,
@@ -413,6 +441,7 @@ CASES: list[Case] = [
     processes_of_the_gateway,
     watches(HANDSHAKE),
     watches(PER_REQUEST),
+    stored_results,
 ]
 
 

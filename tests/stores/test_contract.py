@@ -159,6 +159,37 @@ async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
     await kv.put("session:greedy.newer", piece[:-MARK_BYTES], TTL)
 
 
+@pytest.mark.many
+async def test_full_share_of_a_kind_in_one_slot_leaves_room_for_others(store: Store) -> None:
+    number = 0
+    with suppress(ShareFull):
+        while number < 200:
+            await store.kv.put(f"task:greedy.{number}", bytes(2**20), TTL)
+            number += 1
+    assert 4 < number < 200
+    await store.kv.put("task:modest.0", bytes(2**20), TTL)
+
+
+@pytest.mark.many
+async def test_lossy_values_of_a_full_share_evict_its_oldest(store: Store) -> None:
+    kv, piece = store.kv, bytes(2**20)
+    for share in ("modest", "greedy"):
+        await kv.put(f"result:{share}.0", piece, TTL, lossy=True)
+    number = 0
+    while await kv.get("result:greedy.0") is not None:
+        number += 1
+        assert await kv.compare_and_set(f"result:greedy.{number}", None, piece, TTL, lossy=True)
+        assert number < 200
+    assert number > 4
+    assert await kv.get("result:modest.0") == await kv.get(f"result:greedy.{number}") == piece
+    for _ in range(number):  # their room is free for others
+        await kv.put("result:modest.1", piece, TTL, lossy=True)
+    assert await kv.get(f"result:greedy.{number}") == await kv.get("result:modest.0") == piece
+    with pytest.raises(StoreFull):
+        await kv.put("result:greedy.huge", bytes(200 * 2**20), TTL, lossy=True)
+    assert await kv.get(f"result:greedy.{number}") == piece
+
+
 async def test_shares_apply_only_to_declared_kinds() -> None:
     assert [share_of(key) for key in ("session:a.b", "session:a", "session:.b", "debt:a.b", "a.b", "session")] == [
         "a", "", "", "", "", "",

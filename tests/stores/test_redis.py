@@ -112,7 +112,7 @@ async def test_changed_redis_password_is_an_outage_until_fixed(
 async def test_released_values_free_their_share(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         store.backend.kv._room = 4_000
-        order, sizes = "millstream:{ada}:o:session", "millstream:{ada}:s:session"
+        order, sizes = "millstream:{ada}:o:session.ada", "millstream:{ada}:s:session.ada"
         await store.kv.put("session:ada.1", bytes(1_500), 0.1)
 
         async def taken() -> bool:

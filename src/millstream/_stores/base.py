@@ -121,10 +121,10 @@ class Map(Protocol):
     new `Backend.epoch`) or the value was written as `lossy`. `ttl` is in seconds, positive and finite. An expired
     value is absent for every method.
 
-    A full kind rejects new values with `StoreFull`. A lossy value instead replaces the oldest lossy values of its kind.
-    A program writes either all values of a kind as lossy, or none. A share of a kind (`share_of`) may take half of the
-    kind's space; beyond that, writes raise `ShareFull`. A value that doesn't grow, or has at most `MARK_BYTES`, is
-    accepted even then.
+    A full kind rejects new values with `StoreFull`. A share of a kind (`share_of`) may take half of the kind's space;
+    beyond that, writes raise `ShareFull`. A value that doesn't grow, or has at most `MARK_BYTES`, is accepted even
+    then. A lossy value is never rejected, unless it's too large: it replaces the oldest lossy values of its full share,
+    or of its full kind. A program writes either all values of a kind as lossy, or none.
     """
 
     async def get(self, key: str) -> bytes | None:

@@ -5,12 +5,20 @@ seat is held until it's released or its worker is dead. A share is a portion of 
 in which clients can create any number. Stores see opaque keys, not clients.
 """
 
+from base64 import urlsafe_b64encode
 from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import sha256
 from typing import Final, Protocol
 
 from msgspec import Struct
 
-KINDS_WITH_SHARES: Final = frozenset({"session", "task", "taskcall"})
+KINDS_WITH_SHARES: Final = frozenset(
+    (
+        "session", "once", "task", "taskcall", "result", "oauth-new", "oauth-pending", "connection-pending",
+        "inspect-pending",
+    )
+)  # fmt: skip
 """Kinds of values with shares. A key has its share between the colon and the first dot."""
 PART: Final = 2
 """The divisor of a kind's space that gives the maximum for one share."""
@@ -23,6 +31,12 @@ def share_of(key: str) -> str:
     kind, _, rest = key.partition(":")
     share, dot, _ = rest.partition(".")
     return share if dot and kind in KINDS_WITH_SHARES else ""
+
+
+@lru_cache(maxsize=4096)
+def share_for(owner: str) -> str:
+    """Return the share of an owner for keys, as a hash, so the store never sees addresses or principals."""
+    return urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
 
 
 class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):

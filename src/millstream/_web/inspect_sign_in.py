@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.client.url import Url, parse
 from millstream._http.message import JSON_HEAD, HttpRequest, Response
@@ -23,7 +24,7 @@ from millstream._http.problems import plain_problem
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, principal_id
 from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._authorization_server.vault import Vault, new_state
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._pages import continue_page, turned_back
 from millstream.client._errors import AccessDenied, ClientError
@@ -110,6 +111,7 @@ class SignIns:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 authorization = await _client(request, state, body.scope.strip()).ask(url, body.status, body.challenge)
+            authorization = replace(authorization, state=new_state(request.owner))
         except TimeoutError:
             return plain_problem(504, f"The authorization server of {url} took too long. Try again.")
         except ClientError as exc:
@@ -117,9 +119,7 @@ class SignIns:
         await self._save(key, state)  # the client may be registered there by now
         pending = PendingSignIn(str(url), principal_id(request.principal), key, authorization, state.client)
         sealed = self._vault.seal(_PENDING, pending, authorization.state.encode())
-        await self._vault.put(
-            f"inspect-pending:{digest(authorization.state)}", sealed.encode(), _PENDING_TTL, lossy=True
-        )
+        await self._vault.put_pending("inspect-pending", authorization.state, sealed, _PENDING_TTL)
         return Response(encode({"url": authorization.url}), 200, _HEAD + cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
@@ -235,10 +235,8 @@ class SignIns:
 
     async def _take_pending(self, request: HttpRequest, state: str) -> PendingSignIn | None:
         """Return the pending sign-in of a state if this browser began it. Any attempt uses up the state."""
-        raw = await self._vault.take(f"inspect-pending:{digest(state)}") if state else None
-        pending = (
-            None if raw is None else self._vault.open(_PENDING, raw.decode("latin-1"), PendingSignIn, state.encode())
-        )
+        sealed = await self._vault.take_pending("inspect-pending", state)
+        pending = self._vault.open(_PENDING, sealed, PendingSignIn, state.encode())
         if pending is None:
             return None
         key = _key(request, cookie_of(request, _COOKIE), parse(pending.url), pending.owner)

@@ -16,6 +16,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
 from millstream._stores.base import Map, StoreFull, StoreUnavailable
+from millstream._stores.rates import share_for
 from millstream.gateway._names import Names
 
 URI = "result://{id}"
@@ -42,7 +43,7 @@ class StoredResults:
             result: JSON of the result.
             seconds: lifetime of the link.
         """
-        id = secrets.token_urlsafe(18)
+        id = (f"{share_for(call.owner)}." if call.owner else "") + secrets.token_urlsafe(18)
         try:
             await self._kv.put(_key(call, id), result, seconds, lossy=True)
         except (StoreFull, StoreUnavailable):
@@ -79,7 +80,9 @@ def _identity(values: Any) -> Any:
 
 def _key(call: Call, id: str) -> str:
     owner = b"" if call.principal is None else call.principal.binding
-    return f"result:{sha256(b'%b %b' % (owner, id.encode('utf-8', 'surrogatepass'))).hexdigest()}"
+    name = sha256(b"%b %b" % (owner, id.encode("utf-8", "surrogatepass"))).hexdigest()
+    share, dot, _ = id.partition(".")
+    return f"result:{share}.{name}" if dot else f"result:{name}"
 
 
 def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:

@@ -5,6 +5,7 @@ import pytest
 
 from cases import for_each
 from issuing_world import BACK, URL, Browser, Clock, Desk, KnownUsers, Reply, authorization
+from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 
 
@@ -152,6 +153,23 @@ async def test_upstream_failures_are_shown_on_the_page(desk: Desk) -> None:
     _, page = await sent_away(desk, browser)
     assert (page.status, "Elsewhere does not answer." in page.text) == (503, True)
     assert page.ticket
+
+
+async def test_pending_logins_of_one_address_do_not_displace_others(elsewhere: Elsewhere) -> None:
+    store = MemoryStore(max_value_bytes=64 * 1024)
+    await store.open()
+    desk = Desk(store, people=elsewhere)
+    browser = Browser(desk)
+    _, page = await sent_away(desk, browser)
+    assert page.status == 200
+    mine = elsewhere.sent[0][1]
+    desk.peer = "203.0.113.7"
+    flood = Browser(desk)
+    id = (await desk.register())["client_id"]
+    for _ in range(190):
+        assert (await flood.answer(await flood.open(id), way="elsewhere")).status == 200
+    assert len(await store.kv.keys("oauth-pending:")) < 190  # its own ones were displaced
+    assert (await come_back(browser, mine, code="grace")).status == 303
 
 
 @for_each("ways", [[], [KnownUsers(), KnownUsers()], [Elsewhere(), Elsewhere()]])

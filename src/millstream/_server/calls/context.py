@@ -20,6 +20,7 @@ from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.client_questions import ask_by_request, ask_by_round
 from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
+from millstream._stores.rates import share_for
 
 if TYPE_CHECKING:
     from millstream._server.calls.session_state import SessionState
@@ -283,7 +284,9 @@ class Context(CallInfo):
     async def _once_stored(self, slot: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
         from millstream._server.calls.one_time_effects import once_stored  # noqa: PLC0415  few effects are stored
 
-        return await once_stored(self._services, f"{slot}:{_state_id(self._call)}", run)
+        share = share_for(self.principal.id if self.principal is not None else "")
+        name = f"once:{share}.{slot.removeprefix('once:')}:{_state_id(self._call)}"
+        return await once_stored(self._services, name, run)
 
 
 def shared_context(call: Call, home: object) -> Context:

@@ -32,8 +32,8 @@ class ValueKind:
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
-        self.lossy: OrderedDict[str, None] = OrderedDict()
-        """Keys of lossy values, oldest write first."""
+        self.lossy: defaultdict[str, OrderedDict[str, None]] = defaultdict(OrderedDict)
+        """Share, or an empty string for all of the kind -> keys of lossy values, oldest write first."""
         self.size = 0
         """Stored bytes, as counted against the bound."""
         self.shares: Counter[str] = Counter()
@@ -130,31 +130,31 @@ class MemoryMap:
         kind.count(key, kind.growth(key, value))
         kind.values[key] = value
         self._deadlines.set(key, until)
-        if lossy:
-            kind.lossy[key] = None
-            kind.lossy.move_to_end(key)
+        for share in {"", share_of(key)} if lossy else ():
+            kind.lossy[share][key] = None
+            kind.lossy[share].move_to_end(key)
 
     def _make_room(self, kind: ValueKind, key: str, value: bytes, now: float, lossy: bool) -> None:
-        growth = kind.growth(key, value)
-        if growth <= 0:
+        if kind.growth(key, value) <= 0:
             return
-        room = self.max_bytes
-        if len(value) > MARK_BYTES and not lossy:
-            room -= room // RESERVED_PART
-            share = share_of(key)
-            if share and kind.shares[share] + growth > self.max_bytes // PART:
-                self._sweep(now, sys.maxsize)
-                if kind.shares[share] + growth > self.max_bytes // PART:
-                    raise ShareFull(
-                        f"This share of the in-memory store is full: it has {self.max_bytes // PART} bytes."
-                    )
-        if kind.size + growth > room:
+        reserved = len(value) <= MARK_BYTES or lossy
+        rooms = {"": self.max_bytes if reserved else self.max_bytes - self.max_bytes // RESERVED_PART}
+        if (share := share_of(key)) and (lossy or not reserved):
+            rooms = {share: self.max_bytes // PART, **rooms}
+
+        def is_full(share: str) -> bool:
+            return (kind.shares[share] if share else kind.size) + kind.growth(key, value) > rooms[share]
+
+        for share, room in rooms.items():
+            if not is_full(share):
+                continue
             self._sweep(now, sys.maxsize)
-            fits = len(key) + len(value) + ITEM_BYTES <= room
-            while lossy and fits and kind.lossy and kind.size + kind.growth(key, value) > room:
-                self._forget(next(iter(kind.lossy)))
-            if kind.size + kind.growth(key, value) > room:
-                raise StoreFull(f"The in-memory store is full: this kind of value has {self.max_bytes} bytes.")
+            evicts = lossy and len(key) + len(value) + ITEM_BYTES <= room
+            while evicts and share in kind.lossy and is_full(share):
+                self._forget(next(iter(kind.lossy[share])))
+            if is_full(share):
+                text = f"The in-memory store is full: this {'share' if share else 'kind'} of values has {room} bytes."
+                raise (ShareFull if share else StoreFull)(text)
 
     def _sweep(self, now: float, look: int = SWEEP) -> None:
         for key in self._deadlines.due(now, look):
@@ -176,7 +176,10 @@ class MemoryMap:
         self._deadlines.forget(key)
         kind = self.kinds[kind_of(key)]
         kind.count(key, -(len(kind.values.pop(key)) + len(key) + ITEM_BYTES))
-        kind.lossy.pop(key, None)
+        for share in {"", share_of(key)} & kind.lossy.keys():
+            kind.lossy[share].pop(key, None)
+            if not kind.lossy[share]:
+                del kind.lossy[share]
         if not kind.values:
             kind.values.clear()  # frees the table, which an emptied dict keeps
 

@@ -162,16 +162,29 @@ class NatsMap:
         """
         if len(value) > self._link.max_bytes:
             raise StoreFull(f"A value of {len(value)} bytes exceeds the {self._link.max_bytes} bytes that NATS allows.")
-        if lossy:
+        share = share_of(key)
+        if lossy and not share:
             return
         growth = _cost(key, value) - (_cost(key, old.data) if old is not None else 0)
-        stream, share = self._stream(key), share_of(key)
-        if growth > 0 and len(value) > MARK_BYTES:
+        if growth > 0 and (lossy or len(value) > MARK_BYTES):
             if share and await self._share_size(key, growth) + growth > ROOM // PART:
-                raise ShareFull(f"The caller's share of {ROOM // PART} bytes is full.")
-            if await self._kind_size(stream, growth) + growth > ROOM:
+                if not lossy or growth > ROOM // PART:
+                    raise ShareFull(f"The caller's share of {ROOM // PART} bytes is full.")
+                await self._evict(key, growth)
+            if not lossy and await self._kind_size(self._stream(key), growth) + growth > ROOM:
                 raise StoreFull(f"The {ROOM} bytes for this kind of value are full.")
         self._grow(key, growth)
+
+    async def _evict(self, key: str, growth: int) -> None:
+        """Drop the oldest values of a share. They're read again to find them, so more are dropped than necessary."""
+        stream, name, seq = self._stream(key), self._share(key), 1
+        size = self._sizes[name]
+        while size.bytes + growth > ROOM // PART * 7 // 8 and (page := await self._values(stream, name, seq)):
+            for each in page:
+                if size.bytes + growth > ROOM // PART * 7 // 8:
+                    seq = each.seq + 1
+                    size.bytes -= _cost_of(each) if self._lives(each) else 0
+        await self._link.purge(stream, name, before=seq)
 
     def _grow(self, key: str, growth: int) -> None:
         for name in (self._stream(key), self._share(key)):
@@ -195,9 +208,7 @@ class NatsMap:
             size.bytes, seq = 0, 1
             stream = self._stream(key)
             while page := await self._values(stream, name, seq):
-                size.bytes += sum(
-                    _cost(read_token(each.subject.rpartition(".")[2]), each.data) for each in page if self._lives(each)
-                )
+                size.bytes += sum(_cost_of(each) for each in page if self._lives(each))
                 seq = page[-1].seq + 1
             size.at = now
         return size.bytes
@@ -232,6 +243,10 @@ class NatsMap:
             "allow_msg_ttl": True,
         }
         await self._link.ensure(self._stream(key), config)
+
+
+def _cost_of(message: StreamMessage) -> int:
+    return _cost(read_token(message.subject.rpartition(".")[2]), message.data)
 
 
 def _cost(key: str, value: bytes) -> int:

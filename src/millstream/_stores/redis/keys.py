@@ -62,9 +62,10 @@ class RedisKeys:
         return f"{self.hub}p:{connection}"
 
     def share(self, name: str) -> list[str]:
-        """Return the keys of a share's accounting: its values by expiry, and their sizes."""
+        """Return the keys of a share's accounting: its values in order, and their sizes."""
         kind, tag = name.partition(":")[0], tag_of(name)
-        return [f"{self._prefix}{tag}:o:{kind}", f"{self._prefix}{tag}:s:{kind}"]
+        part = f"{kind}.{share_of(name)}"
+        return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
 
     def order(self, kind: str) -> str:
         """Return the key of a kind's values, ordered by write time."""

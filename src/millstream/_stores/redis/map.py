@@ -21,7 +21,7 @@ class RedisMap:
         self._client = client
         self._keys = keys
         self._room = room
-        """Maximum bytes of the lossy values of one kind. A share of other values may take a fraction of it."""
+        """Maximum bytes of the lossy values of one kind. A share may take a fraction of it."""
 
     async def get(self, key: str) -> bytes | None:
         name = self._keys.value(key)
@@ -57,14 +57,11 @@ class RedisMap:
     async def _set(self, key: str, compare: tuple[str, bytes], value: bytes | None, ttl: float, lossy: bool) -> bool:
         if value is not None and len(value) > MAX_VALUE:
             raise StoreFull(f"A value of {len(value)} bytes exceeds the maximum of {MAX_VALUE} for Redis.")
-        names = [self._keys.value(key)]
+        share, kind = share_of(key), key.partition(":")[0]
+        names = [self._keys.value(key), *(self._keys.share(key) if share else ())]
         if tag_of(key) == HUB:
-            kind = key.partition(":")[0]
             names += [self._keys.order(kind), self._keys.sizes(kind)]
-        share = share_of(key)
-        if share:
-            names += self._keys.share(key)
         most = self._room // PART if share else self._room
-        about = (milliseconds(ttl), int(lossy), most, MARK_BYTES if share else "")
+        about = (milliseconds(ttl), int(lossy), most, MARK_BYTES if share else "", self._room)
         args: list[Any] = [*compare, int(value is not None), value or b"", *about]
         return bool(await self._client.run(script("set"), names, args, again=False))

@@ -99,27 +99,30 @@ class Items:
 
     def _check(self, key: str, kind: str, share: str, growth: int, length: int, now: float, *, lossy: bool) -> None:
         """Make room for a value, or raise `StoreFull`."""
-        room = self._max_bytes
-        if length > MARK_BYTES and not lossy:
-            room -= room // RESERVED_PART
-            if share and self._shares[kind, share] + growth > self._max_bytes // PART:
-                self._sweep(now)
-                if self._shares[kind, share] + growth > self._max_bytes // PART:
-                    raise ShareFull(f"This share of the store is full: it has {self._max_bytes // PART} bytes.")
-        if self._sizes[kind] + growth <= room:
-            return
-        self._sweep(now)
-        if lossy and length + len(key) + ITEM_BYTES <= room:
-            self._evict(key, kind, self._sizes[kind] + growth - room)
-        if self._sizes[kind] + growth > room:
-            raise StoreFull(f"The store is full: this kind of value has {self._max_bytes} bytes.")
+        reserved = length <= MARK_BYTES or lossy
+        rooms = {"": self._max_bytes if reserved else self._max_bytes - self._max_bytes // RESERVED_PART}
+        if share and (lossy or not reserved):
+            rooms = {share: self._max_bytes // PART, **rooms}
+        for part, room in rooms.items():
+            if self._used(kind, part) + growth <= room:
+                continue
+            self._sweep(now)
+            if lossy and length + len(key) + ITEM_BYTES <= room:
+                self._evict(key, kind, part, self._used(kind, part) + growth - room)
+            if self._used(kind, part) + growth > room:
+                text = f"The store is full: this {'share' if part else 'kind'} of values has {room} bytes."
+                raise (ShareFull if part else StoreFull)(text)
 
-    def _evict(self, key: str, kind: str, missing: int) -> None:
-        """Drop the oldest lossy values until `missing` bytes are free."""
+    def _used(self, kind: str, share: str) -> int:
+        return self._shares[kind, share] if share else self._sizes[kind]
+
+    def _evict(self, key: str, kind: str, share: str, missing: int) -> None:
+        """Drop the oldest lossy values of a share, or of the whole kind, until `missing` bytes are free."""
         while missing > 0:
             oldest = self._file.one(
-                "SELECT key, size FROM items WHERE kind=? AND place IS NOT NULL AND key<>? ORDER BY place LIMIT 1",
-                (kind, key),
+                "SELECT key, size FROM items WHERE kind=? AND share=coalesce(?, share) AND place IS NOT NULL "
+                "AND key<>? ORDER BY place LIMIT 1",
+                (kind, share or None, key),
             )
             if oldest is None:
                 return

@@ -4,9 +4,6 @@ A session is its sealed id. Verified ids are cached in a small table, which only
 """
 
 import secrets
-from base64 import urlsafe_b64encode
-from functools import lru_cache
-from hashlib import sha256
 
 from millstream._http.message import HttpRequest
 from millstream._protocol.errors import ProtocolError
@@ -26,17 +23,12 @@ from millstream._protocol.session_token import (
 from millstream._protocol.share import Share
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
+from millstream._stores.rates import share_for
 from millstream._transports.refusals import unknown_session
 
 _REMEMBERED = 256
 _CAPABILITIES_ROOM = 16 * 1024 * 1024
 """Maximum bytes of capabilities to store within the lifetime of a record; half of it per caller."""
-
-
-@lru_cache(maxsize=4096)
-def _share(owner: str) -> str:
-    """Hash the owner in a session id, so the store never sees addresses or principals."""
-    return urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
 
 
 class HttpSessions:
@@ -69,7 +61,7 @@ class HttpSessions:
         expires_at = now + int(services.settings.session_ttl)
         owner, id = request.owner, secrets.token_hex(16)
         if owner:
-            id = f"{_share(owner)}.{id}"
+            id = f"{share_for(owner)}.{id}"
         session = Session(id, opening.revision, opening.client, issued_at=now, expires_at=expires_at)
         recorded = not exact and self._affords(owner, len(encode_json(capabilities)), now)
         if recorded:

@@ -15,16 +15,16 @@ from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, UpstreamWithPrompt
 from millstream.auth._authorization_server.metadata import CALLBACK
-from millstream.auth._authorization_server.records import AuthorizationRequest, digest, new_secret
+from millstream.auth._authorization_server.records import AuthorizationRequest
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
-from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._authorization_server.vault import Vault, new_state
 
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 _PENDING_SECONDS = 600.0
 _MAX_STATE_BYTES = 2048
 _PENDING_KIND = b"oauth pending login"
 _REDIRECT_RATE = Rate(200, 60)
-"""Maximum redirects per address. Each stores a record, and a flood would displace the records of others."""
+"""Maximum redirects per address. Each stores a record."""
 
 
 class PendingLogin(Struct, frozen=True, omit_defaults=True):
@@ -80,7 +80,7 @@ class PendingLogins:
         if self._leaving.take(peer_network(request.peer)) > 0:
             said = "Too many people are signing in from your address. Try again in a minute."
             return pages.wrong("Wait a little", said, 429)
-        state = new_secret()
+        state = new_state(request.owner)
         browser, cookie = self._tickets.browser(request)
         callback = self._callback(target.name)
         if authorization is not None and authorization.renewal and isinstance(target, UpstreamWithPrompt):
@@ -93,7 +93,7 @@ class PendingLogins:
             )
         pending = PendingLogin(name_of(browser), target.name, redirect.state_data, authorization, page)
         sealed = self._vault.seal(_PENDING_KIND, pending)
-        await self._vault.put(f"oauth-pending:{digest(state)}", sealed.encode(), _PENDING_SECONDS, lossy=True)
+        await self._vault.put_pending("oauth-pending", state, sealed, _PENDING_SECONDS)
         return pages.lead_on(redirect.url, target.label, cookie)
 
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
@@ -117,7 +117,5 @@ class PendingLogins:
         return f"{self._base}{CALLBACK}{name}"
 
     async def _take(self, state: str) -> PendingLogin | None:
-        if not state:
-            return None
-        sealed = await self._vault.take(f"oauth-pending:{digest(state)}")
-        return self._vault.open(_PENDING_KIND, sealed.decode("latin-1"), PendingLogin) if sealed else None
+        sealed = await self._vault.take_pending("oauth-pending", state)
+        return self._vault.open(_PENDING_KIND, sealed, PendingLogin)

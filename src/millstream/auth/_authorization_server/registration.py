@@ -1,6 +1,7 @@
 """`POST /register`: dynamic client registration (RFC 7591). Registered clients are unverified.
 
-Unused registrations expire after a day, or earlier when storage is full. Registrations are rate-limited per address.
+Unused registrations expire after a day, or earlier when the storage for their address is full. Registrations are
+rate-limited per address.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 from millstream._http.message import HttpRequest, Response, peer_network
 from millstream._limits.gcra import Rate
 from millstream._limits.global_limiter import GlobalLimiter
+from millstream._stores.rates import share_for
 from millstream.auth._authorization_server.answers import OAuthError, reply
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig
@@ -53,7 +55,7 @@ class RegistrationEndpoint:
         secret = new_secret()
         try:
             client = client_of(
-                f"mc_{new_secret()[:22]}", said, "registered",
+                f"{share_for(key)}.mc_{new_secret()[:22]}", said, "registered",
                 methods=METHODS, default="client_secret_basic", secret_hash=digest(secret),
             )  # fmt: skip
             await self._config.provider.check_registration(client)

@@ -11,7 +11,11 @@ import msgspec
 
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._server.calls.services import Services
+from millstream._stores.rates import share_for
+from millstream.auth._authorization_server.records import digest, new_secret
 
+_MAX_SHARE = 12
+"""Length of a share's name."""
 TOMBSTONE = b"ended"
 """Value that replaces a revoked entry."""
 
@@ -53,6 +57,21 @@ class Vault:
         taken = raw is not None and await self._services.store.kv.compare_and_set(key, raw, None, 1)
         return raw if taken else None
 
+    async def put_pending(self, kind: str, state: str, sealed: str, ttl: float) -> None:
+        """Store a pending login until `take_pending`. A flood of them displaces only those of its owner.
+
+        Args:
+            kind: kind of the key in the store.
+            state: see `new_state`.
+            sealed: the login, from `seal`.
+            ttl: seconds until it expires.
+        """
+        await self.put(_pending_key(kind, state), sealed.encode(), ttl, lossy=True)
+
+    async def take_pending(self, kind: str, state: str) -> str:
+        """Remove and return a pending login, or an empty string."""
+        return (await self.take(_pending_key(kind, state)) or b"").decode("latin-1")
+
     async def delete(self, key: str) -> None:
         """Delete a value."""
         await self._services.store.kv.delete(key)
@@ -74,6 +93,15 @@ class Vault:
         unsubscribes.
         """
         return self._services.store.bus.subscribe(topic, receive, interrupted=missed)
+
+
+def new_state(owner: str) -> str:
+    """Return a new secret that finds the pending login of an owner: a principal, or the network of an address."""
+    return f"{share_for(owner)}.{new_secret()}"
+
+
+def _pending_key(kind: str, state: str) -> str:
+    return f"{kind}:{state.partition('.')[0][:_MAX_SHARE]}.{digest(state)}"
 
 
 def _ignore_refusal(address: str) -> None:

@@ -12,15 +12,16 @@ from typing import Final, TypeVar
 from urllib.parse import parse_qs
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, header_lines, query_value, refusal
 from millstream._limits.gcra import Limiter, Rate
 from millstream._parts import Host, Route
 from millstream._protocol.jsonrpc import encode
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.records import digest, new_secret
+from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
-from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._authorization_server.vault import Vault, new_state
 from millstream.auth._browser import is_own
 from millstream.client._errors import ClientError
 from millstream.client._oauth.authorization_request import PendingAuthorization
@@ -147,16 +148,14 @@ class ConnectionsPage:
         tickets = Tickets(self._vault, secure=base.startswith("https://"))
         browser, cookie = tickets.browser(request)
         try:
-            authorization = await connection.begin(owner, base)
+            authorization = replace(await connection.begin(owner, base), state=new_state(owner))
         except TimeoutError:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
             return await self._page(request, _shorten(str(exc)), 502)
         pending = PendingConnection(name, owner, name_of(browser), base, authorization)
         sealed = self._vault.seal(_PENDING_KIND, pending, authorization.state.encode())
-        await self._vault.put(
-            f"connection-pending:{digest(authorization.state)}", sealed.encode(), _LOGIN_SECONDS, lossy=True
-        )
+        await self._vault.put_pending("connection-pending", authorization.state, sealed, _LOGIN_SECONDS)
         return pages.lead_on(authorization.url, f"Continue to {connection.url.host}", cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
@@ -171,9 +170,9 @@ class ConnectionsPage:
         )
         if pending is None or not self._is_browser_of(request, pending):
             return pages.turned_back(request, PAGE, _LOGIN_OVER, 403)
-        handle = new_secret()
+        handle = f"{state.partition('.')[0]}.{new_secret()}"
         sealed = self._vault.seal(_ANSWERED_KIND, AnsweredConnection(pending, answer), handle.encode())
-        await self._vault.put(f"connection-pending:{digest(handle)}", sealed.encode(), _ANSWER_SECONDS, lossy=True)
+        await self._vault.put_pending("connection-pending", handle, sealed, _ANSWER_SECONDS)
         return pages.continue_at(request, f"{PAGE}?finish={handle}")
 
     async def _finish(self, request: HttpRequest, handle: str) -> Response:
@@ -215,8 +214,9 @@ class ConnectionsPage:
 
     async def _take(self, kind: bytes, secret: str, wanted: type[T]) -> T | None:
         """Remove and return the value stored under a secret."""
-        raw = await self._vault.take(f"connection-pending:{digest(secret)}")
-        return None if raw is None else self._vault.open(kind, raw.decode("latin-1"), wanted, secret.encode())
+        return self._vault.open(
+            kind, await self._vault.take_pending("connection-pending", secret), wanted, secret.encode()
+        )
 
     def _is_browser_of(self, request: HttpRequest, pending: PendingConnection) -> bool:
         tickets = Tickets(self._vault, secure=pending.base.startswith("https://"))

@@ -1,6 +1,8 @@
--- Change a value. KEYS: key[, order, sizes]   ARGV: compare, expected, present, value, ttl, lossy, room, mark
+-- Change a value. KEYS: key[, order, sizes[, order, sizes]]
+-- ARGV: compare, expected, present, value, ttl, lossy, room, mark, room of the kind
 -- 'compare' is 'any', 'absent' or 'equal'. Without 'present' the value is deleted. With 'mark', order and sizes are those
--- of the value's share: it refuses what doesn't fit into its room and is larger than a mark.
+-- of the value's share: it refuses what doesn't fit into its room and is larger than a mark. Of a lossy value, it drops
+-- the oldest instead. The second order and sizes are those of the kind.
 local lossy = ARGV[6] == '1'
 if ARGV[1] ~= 'any' then
   local value = redis.call('GET', KEYS[1])
@@ -9,8 +11,8 @@ if ARGV[1] ~= 'any' then
   end
 end
 if ARGV[3] ~= '1' then
-  if KEYS[2] then
-    forget(KEYS[2], KEYS[3], KEYS[1])
+  for i = 2, #KEYS, 2 do
+    forget(KEYS[i], KEYS[i + 1], KEYS[1])
   end
   local gone = redis.call('UNLINK', KEYS[1])
   return ARGV[1] == 'any' and gone or 1
@@ -20,11 +22,13 @@ local size = #KEYS[1] + #ARGV[4] + 200
 if lossy and size > room then
   return redis.error_reply('TOOLARGE value')
 end
-if ARGV[8] ~= '' and not fits(KEYS[2], KEYS[3], KEYS[1], size, room, #ARGV[4] <= tonumber(ARGV[8]), ARGV[5]) then
+if ARGV[8] ~= '' and not lossy and not fits(KEYS[2], KEYS[3], KEYS[1], size, room, #ARGV[4] <= tonumber(ARGV[8]), ARGV[5]) then
   return redis.error_reply('SHAREFULL value')
 end
 redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
-if lossy then
-  account(KEYS[2], KEYS[3], KEYS[1], redis.call('HGET', KEYS[3], KEYS[1]), size, '', ARGV[5], room, 1000000)
+for i = 2, lossy and #KEYS or 0, 2 do
+  local known = redis.call('HGET', KEYS[i + 1], KEYS[1])
+  account(KEYS[i], KEYS[i + 1], KEYS[1], known, size, '', ARGV[5], room, 1000000, KEYS[i + 2], KEYS[i + 3])
+  room = tonumber(ARGV[9])
 end
 return 1

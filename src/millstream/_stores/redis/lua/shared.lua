@@ -57,7 +57,7 @@ end
 
 -- The room that the streams or values of one kind have: what was written the longest ago goes first. `order` is a sorted
 -- set of keys, `sizes` a hash of their bytes, whose field with the empty name has the sum. What has expired is counted
--- until it's the oldest.
+-- until it's the oldest. `wider_order` and `wider_sizes` count the same keys among others.
 local function forget(order, sizes, key)
   local size = redis.call('HGET', sizes, key)
   redis.call('ZREM', order, key)
@@ -67,7 +67,7 @@ local function forget(order, sizes, key)
   end
 end
 
-local function account(order, sizes, key, known, size, note, ttl, room, most)
+local function account(order, sizes, key, known, size, note, ttl, room, most, wider_order, wider_sizes)
   local old = 0
   if known then
     old = tonumber(string.match(known, '^%d+'))
@@ -84,6 +84,9 @@ local function account(order, sizes, key, known, size, note, ttl, room, most)
     end
     redis.call('UNLINK', oldest)
     forget(order, sizes, oldest)
+    if wider_order then
+      forget(wider_order, wider_sizes, oldest)
+    end
     sum = tonumber(redis.call('HGET', sizes, ''))
     turns = turns + 1
   end
