@@ -124,7 +124,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     max_unfinished: Size = 256 * 1024 * 1024
     """Maximum bytes of all request bodies being received, half of it per address. Requests above it get 503."""
     max_unsent: Size = 256 * 1024 * 1024
-    """Maximum bytes of unread replies for all clients. Above it, the slowest connection is closed."""
+    """Maximum bytes of unread replies for all clients, half of it per principal, or per address without one."""
     max_message: Size = 1024 * 1024
     """Maximum size of a WebSocket message."""
     max_depth: Size = 64

@@ -13,6 +13,7 @@ from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.http_server import HttpServer
 from millstream._app.server_process.workers.messages import WorkerState
+from millstream._http.server.guard import ServerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
 from patience import WAIT
@@ -91,8 +92,9 @@ async def test_health_counts_connections_of_the_own_server() -> None:
     async with foreign.running():
         assert "connections" not in await facts(foreign)
     HttpServer(server, loopback=True)
-    connections: Any = server.runtimes.bind.connections
-    connections.add(object())  # one of them
+    state = server.runtimes.bind.state
+    assert state is not None
+    state.connections.add(object())  # one of them
     async with server.running():
         assert (await facts(server))["connections"] == 1
 
@@ -136,6 +138,6 @@ async def test_every_fact_of_the_server_is_listed() -> None:
     table = ROUTES.read_text("utf-8").partition("## `/health`")[2].partition("\n## ")[0]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     server = Server("shop", serve="all")
-    server.runtimes.bind = Bind(connections=set(), seats=[WorkerState(1, 10, "ready", 0)])
+    server.runtimes.bind = Bind(state=ServerState(), seats=[WorkerState(1, 10, "ready", 0)])
     async with server.running():
         assert set(await facts(server)) == listed

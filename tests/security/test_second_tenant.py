@@ -100,14 +100,25 @@ async def connect(stack: AsyncExitStack, running: RunningServer, tenant: Tenant,
 
 
 async def send(
-    stack: AsyncExitStack, running: RunningServer, tenant: Tenant, method: str, params: Json, *, missing: int = 0
+    stack: AsyncExitStack,
+    running: RunningServer,
+    tenant: Tenant,
+    method: str,
+    params: Json,
+    *,
+    missing: int = 0,
+    unread: bool = False,
 ) -> tuple[Peer, bytes]:
     """POST a request of the per-request era from the tenant's address, without its last `missing` bytes.
+
+    With `unread`, the kernel buffers little of the reply.
 
     Returns:
         The connection, and the missing bytes.
     """
     sock = socket.socket()
+    if unread:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.bind((tenant.address, 0))  # all of 127.0.0.0/8 is this machine
     sock.connect(("127.0.0.1", running.port))
     sock.setblocking(False)
@@ -426,6 +437,37 @@ async def stored_results(stack: AsyncExitStack) -> Shared:
     return Shared(use, use, "not found")
 
 
+async def unread_replies(stack: AsyncExitStack) -> Shared:
+    """Replies that callers behind one address don't read."""
+    mcp, size = make_server(max_unsent=60_000_000), 5_000_000
+
+    @mcp.tool
+    async def large() -> str:
+        return "x" * size
+
+    running = await run(stack, mcp)
+    state, unread = running.state, running.guard.unsent
+
+    async def post(tenant: Tenant) -> Peer:
+        before, cut = unread.count(tenant.name), state.cut
+        tenant = tenant._replace(address="127.0.0.4")
+        peer, _ = await send(stack, running, tenant, "tools/call", {"name": "large", "arguments": {}}, unread=True)
+        await until(lambda: state.cut > cut or unread.count(tenant.name) >= before + size)
+        return peer
+
+    waiting = {BOB.name: await post(BOB)}
+
+    async def hold(tenant: Tenant) -> str:
+        await post(tenant)
+        return "cut" if state.cut else ""
+
+    async def use(tenant: Tenant) -> str:
+        status, _, text = await (waiting.get(tenant.name) or await post(tenant)).reply()
+        return "" if status == 200 else text.decode()
+
+    return Shared(hold, use, "cut")
+
+
 CASES: list[Case] = [
     calls,
     call_bytes,
@@ -442,6 +484,7 @@ CASES: list[Case] = [
     watches(HANDSHAKE),
     watches(PER_REQUEST),
     stored_results,
+    unread_replies,
 ]
 
 

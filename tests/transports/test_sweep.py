@@ -52,7 +52,7 @@ class Connection:
     def __init__(self, reading: int = IDLE, *, busy: bool = False) -> None:
         self.transport: Any = self
         self.connection: Any = self
-        self.peer = "192.0.2.1"
+        self.peer = self.owner = "192.0.2.1"
         self.reading = reading
         self.replying = ANSWERING if busy else SILENT
         self.fast = None
@@ -267,6 +267,18 @@ def test_closes_without_a_refusal_count_as_work(guard: ConnectionGuard, loop: Lo
     loop.now += 100
     loop.turn(1)
     assert sum(bool(each.fate) for each in crowd) == 4
+
+
+def test_large_replies_count_completely_until_their_last_byte_is_read(guard: ConnectionGuard, loop: Loop) -> None:
+    connection = Connection()
+    guard.admit(connection)
+    for buffered in (1_000_000, 10, 10):
+        connection.buffer = buffered
+        guard.count_unsent(connection, 5_000_000 if buffered > 10 else 0)
+        assert guard.unsent.count(connection.owner) == 5_000_000
+    connection.buffer = 0
+    loop.turn(1)
+    assert guard.unsent.used == 0
 
 
 def test_stalled_peers_are_cut_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:

@@ -6,12 +6,16 @@ one, no header says that the request was forwarded, and its Host is a loopback n
 """
 
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from millstream._http.hosts import is_loopback, parse_authority
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
 from millstream._server.calls.message_observer import ObserveMessage
+
+if TYPE_CHECKING:
+    from millstream._http.server.guard import ServerState
 
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
 _PREFIX = b"x-forwarded"
@@ -28,8 +32,8 @@ class Bind(Struct, frozen=True):
 
     loopback: bool | None = None
     """Whether only this machine can reach it; None if its address is unknown."""
-    connections: Collection[object] | None = None
-    """Open connections of our own HTTP server; None under another one."""
+    state: "ServerState | None" = None
+    """State of our own HTTP server; None under another one."""
     seats: Collection[object] = ()
     """State of each worker for `/health`, with several workers."""
 

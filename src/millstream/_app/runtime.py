@@ -153,9 +153,12 @@ class Runtime:
                 shared=host.shared_paths,
                 cors=settings.cors,
             )
-            connections = bind.connections
-            if connections is not None:
-                host.report("connections", lambda: len(connections))
+            state = bind.state
+            if state is not None:
+                host.report("connections", lambda: len(state.connections))
+                if host.metrics is not None:
+                    text = "Connections cut because the client left too many bytes of replies unread."
+                    host.metrics.read("counter", "hub_connections_cut_total", text, lambda: {(): state.cut})
             host.report("workers", lambda: list(bind.seats) or None)
             for register in host.http:
                 register()

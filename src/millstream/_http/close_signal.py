@@ -7,6 +7,8 @@ from secrets import token_hex
 
 from millstream._http.message import Response, refusal
 
+LARGE = 64 * 1024
+"""A larger piece counts against `max_unsent` as a whole until its last byte is sent. Transports write it at once."""
 _logger = logging.getLogger("millstream")
 
 
@@ -59,11 +61,13 @@ class CloseSignal:
 class LastFrame:
     """The last frame, cached because a broadcast writes the same bytes to every client."""
 
-    __slots__ = ("data", "framed")
+    __slots__ = ("data", "framed", "is_large")
 
     def __init__(self) -> None:
         self.data = b""
         self.framed = b""
+        self.is_large = False
+        """Whether it has more than `LARGE` bytes."""
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:

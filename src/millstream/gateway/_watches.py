@@ -67,7 +67,7 @@ class ResourceWatches:
             ProtocolError: the caller's share is used up, or the maximum for all callers.
         """
         new = [uri for uri in uris if not self._followers[owner, uri]]
-        if self._share.count(owner) + sum(map(_size_of, new)) > self._share.each:
+        if not self._share.has_room(owner, sum(map(_size_of, new))):
             held = sum(each == owner for each, _ in self._followers)
             text = (
                 f"You watch {held} resources of {self._name!r}. The maximum is {MAX_WATCHED // 2}, and less if their "

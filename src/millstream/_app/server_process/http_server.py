@@ -81,7 +81,7 @@ class HttpServer:
         self._times = DrainTimes()
         self._over = asyncio.Event()
         self._stopped = False
-        self._runtimes.bind = Bind(loopback, self._state.connections, seats)
+        self._runtimes.bind = Bind(loopback, self._state, seats)
 
     async def serve(self, sockets: list[socket.socket]) -> None:
         """Serve on bound sockets until stopped."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection
 from typing import Protocol
 
-from millstream._http.close_signal import failure
+from millstream._http.close_signal import LARGE, failure
 from millstream._http.compression import FROM_BYTES, compress
 from millstream._http.limits import HttpLimits
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
@@ -170,8 +170,11 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         elif not self.disconnected:
             if not isinstance(response, Response):
                 response = self.fail(RuntimeError("The handler returned neither a reply nor an open stream."))
-            if len(response.body) >= FROM_BYTES and b"accept-encoding" in self.headers:
-                response = compress(response, self.headers)
+            size = 0
+            if len(response.body) >= FROM_BYTES:
+                if b"accept-encoding" in self.headers:
+                    response = compress(response, self.headers)
+                size = len(response.body)
             heads, body = protocol.guard.heads, response.body
             if (
                 response.head is JSON_HEAD
@@ -186,6 +189,8 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
                 protocol.transport.write(
                     heads.reply(response, self.cors, keep_alive=self.keep_alive, bodiless=self.method == "HEAD")
                 )
+            if size > LARGE:
+                protocol.count_unsent(size)
         self.response_complete = True
         protocol.current = None
         # `ServerConnection.complete`, inline.

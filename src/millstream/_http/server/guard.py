@@ -14,6 +14,7 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol, cast
 
+from millstream._http.close_signal import LARGE
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Response, peer_network
 from millstream._http.server.connection import ServerConnection
@@ -42,9 +43,11 @@ _MAX_LINGERING = 256
 class ServerState:
     """The shared state of a server's connections besides the guard."""
 
-    __slots__ = ("connections", "tasks")
+    __slots__ = ("connections", "cut", "tasks")
 
     def __init__(self) -> None:
+        self.cut = 0
+        """Number of connections cut because of unread replies."""
         self.connections: set[Any] = set()
         """All open connections, WebSockets included."""
         self.tasks: set[asyncio.Task[None]] = set()
@@ -87,8 +90,8 @@ class ConnectionWriter(Protocol):
         ...
 
     @property
-    def peer(self) -> str:
-        """The client's address, or an empty string."""
+    def owner(self) -> str:
+        """The caller, see `HttpRequest.owner`."""
         ...
 
 
@@ -96,8 +99,8 @@ class ConnectionGuard:
     """The guard of one running server."""
 
     __slots__ = (
-        "_connections", "_counts", "_interval", "_loop", "_patience", "_spares", "_stalled", "_state", "_timer",
-        "clock", "heads", "leaving", "limits", "start", "unfinished", "unsent",
+        "_connections", "_counts", "_interval", "_loop", "_patience", "_spares", "_state", "_timer",
+        "_unsent_by_connection", "clock", "heads", "leaving", "limits", "start", "unfinished", "unsent",
     )  # fmt: skip
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
@@ -121,15 +124,16 @@ class ConnectionGuard:
         self._connections: set[GuardedConnection] = set()
         self._spares: set[GuardedConnection] = set()
         self._counts: Counter[str] = Counter()
-        self._stalled: dict[ConnectionWriter, int] = {}
-        """Unsent bytes of each connection whose client can't keep up, longest stalled first."""
+        self._unsent_by_connection: dict[ConnectionWriter, tuple[str, int, int]] = {}
+        """Connection whose client can't keep up -> owner, counted bytes, and length of a large piece that isn't sent
+        completely; longest stalled first."""
         self.clock = loop.time()
         self.heads = ReplyHeads()
         self.unfinished = Share(limits.max_unfinished)
         self.unfinished.fit(limits.max_body)
         """The budget for unfinished bodies and WebSocket messages that come in several pieces."""
-        self.unsent = 0
-        """The sum of `_stalled`."""
+        self.unsent = Share(limits.max_unsent)
+        """The budget for replies that clients haven't read."""
         self.leaving = False
         """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
         self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = (
@@ -181,27 +185,48 @@ class ConnectionGuard:
 
     # Unsent bytes
 
-    def stall(self, connection: ConnectionWriter) -> None:
-        """Count unsent bytes. Above the total limit, cut the longest stalled connection of the largest owner."""
-        size = connection.transport.get_write_buffer_size()
-        self.unsent += size - self._stalled.get(connection, 0)
-        self._stalled[connection] = size
-        while self.unsent > self.limits.max_unsent and len(self._stalled) > 1:
-            owners: Counter[str] = Counter()
-            for each, held in self._stalled.items():
-                owners[peer_network(each.peer)] += held
-            largest = owners.most_common(1)[0][0]
-            slowest = next(each for each in self._stalled if peer_network(each.peer) == largest)
-            logger.warning(
-                "Cut a connection of %s: unsent replies take %d bytes, and max_unsent allows %d.",
-                slowest.peer or "a local client", self.unsent, self.limits.max_unsent,
-            )  # fmt: skip
-            self.resume(slowest)
-            slowest.transport.abort()
+    def count_unsent(self, connection: ConnectionWriter, written: int = 0) -> None:
+        """Count what a client hasn't read. Beyond its owner's share, or the maximum, cut a connection.
 
-    def resume(self, connection: ConnectionWriter) -> None:
+        Args:
+            connection: the connection.
+            written: length of a large piece that was just written. It stays in memory until its last byte is sent.
+        """
+        owner, held, piece = self._unsent_by_connection.get(connection) or (connection.owner, 0, 0)
+        buffered, piece, share = connection.transport.get_write_buffer_size(), max(piece, written), self.unsent
+        if not buffered or (buffered <= LARGE and not piece):
+            self.forget_unsent(connection)
+            return
+        size = min(max(buffered, piece), share.each)
+        share.leave(owner, held)
+        self._unsent_by_connection[connection] = owner, 0, piece
+        if not share.has_room(owner, size):
+            for each in [each for each in self._unsent_by_connection if not each.transport.get_write_buffer_size()]:
+                self.forget_unsent(each)
+        while connection in self._unsent_by_connection and not share.has_room(owner, size):
+            self._cut(owner if share.count(owner) + size > share.each else "")
+        if connection in self._unsent_by_connection:
+            share.take(owner, size)
+            self._unsent_by_connection[connection] = owner, size, piece
+
+    def _cut(self, owner: str) -> None:
+        """Cut the longest stalled connection of an owner, or of the one that holds most."""
+        unsent = self._unsent_by_connection
+        owner = owner or max((each for each, _, _ in unsent.values()), key=self.unsent.count)
+        slowest = next(each for each, (its, _, _) in unsent.items() if its == owner)
+        logger.warning(
+            "Cut a connection of %s, which leaves %d bytes of replies unread, of %d in all. max_unsent is %d, and half "
+            "of it for one caller.",
+            owner or "a local client", self.unsent.count(owner), self.unsent.used, self.unsent.maximum,
+        )  # fmt: skip
+        self._state.cut += 1
+        self.forget_unsent(slowest)
+        slowest.transport.abort()
+
+    def forget_unsent(self, connection: ConnectionWriter) -> None:
         """Stop counting a connection whose client has caught up, or that is lost."""
-        self.unsent -= self._stalled.pop(connection, 0)
+        owner, held, _ = self._unsent_by_connection.pop(connection, ("", 0, 0))
+        self.unsent.leave(owner, held)
 
     # Time
 
@@ -210,9 +235,9 @@ class ConnectionGuard:
         self.heads.tick()
         there = self._state.connections or self._connections
         self._timer = self._loop.call_later(self._interval, self._sweep) if there else None
-        for each in list(self._stalled):
-            if each in self._stalled:
-                self.stall(each)
+        for each in list(self._unsent_by_connection):
+            if each in self._unsent_by_connection:
+                self.count_unsent(each)
         everybody = list(self._connections)
         ends = max(_CLOSES_PER_YIELD, len(everybody) // _MAX_ITERATIONS)
         self._check_batch(everybody, now, max(1, _CHECKS_PER_YIELD // ends))

@@ -3,7 +3,7 @@
 import asyncio
 from typing import cast
 
-from millstream._http.message import Response
+from millstream._http.message import Response, peer_network
 from millstream._http.server import Endpoints
 from millstream._http.server.connection import Continue, Event, Refusal, ServerConnection, Upgrade
 from millstream._http.server.exchange import ServerExchange
@@ -77,7 +77,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _leave(self) -> None:
         self.guard.release(self)
-        self.guard.resume(self)
+        self.guard.forget_unsent(self)
         self.connection.lose()
         self.current = None
 
@@ -179,15 +179,24 @@ class HttpProtocol(asyncio.Protocol):
         """Stop reading requests while the client doesn't read its replies."""
         self.write_paused = self.connection.held = True
         self._pause_reading()
-        self.guard.stall(self)
+        self.guard.count_unsent(self)
 
     @override
     def resume_writing(self) -> None:
         """Resume after `pause_writing`."""
         self.write_paused = self.connection.held = False
-        self.guard.resume(self)
+        self.guard.count_unsent(self)
         self._wake_writers()
         self.proceed()
+
+    @property
+    def owner(self) -> str:
+        """The owner of the current request."""
+        return peer_network(self.peer) if self.current is None else self.current.owner
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large piece that was just written, until the client has read it."""
+        self.guard.count_unsent(self, size)
 
     async def wait_writable(self) -> None:
         """Wait until the client has caught up or the connection is lost."""

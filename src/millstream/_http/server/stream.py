@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-from millstream._http.close_signal import CloseSignal, LastFrame
+from millstream._http.close_signal import LARGE, CloseSignal, LastFrame
 
 _last = LastFrame()
 
@@ -18,6 +18,9 @@ class Channel(Protocol):
     def transport(self) -> asyncio.Transport:
         """The socket."""
         ...
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large piece that was just written, until the client has read it."""
 
     async def wait_writable(self) -> None:
         """Wait until the client has read data, or the connection is lost."""
@@ -50,11 +53,16 @@ class HttpReplyStream(CloseSignal):
             self.cut()
         elif not self._chunked:
             transport.write(data)
+            if len(data) > LARGE:
+                self._protocol.count_unsent(len(data))
         else:
             if _last.data is not data:
                 _last.framed = b"%x\r\n%b\r\n" % (len(data), data)
                 _last.data = data
+                _last.is_large = len(data) > LARGE
             transport.write(_last.framed)
+            if _last.is_large:
+                self._protocol.count_unsent(len(data))
 
     async def drain(self) -> None:
         protocol = self._protocol

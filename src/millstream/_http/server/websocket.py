@@ -30,6 +30,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from millstream._http.message import peer_network
 from millstream._http.server import Endpoints
 from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
@@ -72,7 +73,7 @@ class WebSocketProtocol(asyncio.Protocol):
         "_denial", "_disconnected", "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
         "_loop", "_messages", "_ping_sent", "_ping_timer", "_pong_timer", "_pongs", "_proxies", "_read_paused",
         "_request", "_rtt", "_scheme", "_scope", "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
-        "peer", "room", "transport",
+        "owner", "peer", "room", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -95,6 +96,8 @@ class WebSocketProtocol(asyncio.Protocol):
         guard.unfinished.fit(table.max_message)
         # Connection
         self.peer = ""
+        self.owner = ""
+        """The caller, see `HttpRequest.owner`."""
         self._client: tuple[str, int] | None = None
         self._scheme = "ws"
         self._conn = ServerProtocol(max_size=table.max_message, logger=_silent_logger)
@@ -152,6 +155,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._state.connections.add(self)
         self._client = peer_of(self.transport)
         self.peer = "" if self._client is None else self._client[0]
+        self.owner = peer_network(self.peer)
         self._scheme = "wss" if transport.get_extra_info("sslcontext") else "ws"
 
     @override
@@ -161,7 +165,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._stop_pings()
         self._messages.put_nowait({"type": "websocket.disconnect", "code": 1005 if self._is_open else 1006})
         self._state.connections.discard(self)
-        self._guard.resume(self)
+        self._guard.forget_unsent(self)
         self._is_open = self._disconnected = True
         self.room.set()
         for timer in (self._close_timer, self._unread_timer):
@@ -493,15 +497,19 @@ class WebSocketProtocol(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Pause, because the transport's buffer is full."""
         self.room.clear()
-        self._guard.stall(self)
+        self._guard.count_unsent(self)
 
     @override
     def resume_writing(self) -> None:
         """Resume, because the transport's buffer has space."""
-        self._guard.resume(self)
+        self._guard.count_unsent(self)
         self.room.set()
         if self.outbox is not None:
             self.outbox.took()
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large message that was just written, until the client has read it."""
+        self._guard.count_unsent(self, size)
 
     def _watch_unread(self) -> None:
         """End the connection even if the client leaves something unread."""

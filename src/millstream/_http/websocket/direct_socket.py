@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from millstream._http.asgi.sink import Send
-from millstream._http.close_signal import LastFrame
+from millstream._http.close_signal import LARGE, LastFrame
 from millstream._http.websocket.compact_queue import CompactEvent
 from millstream._http.websocket.socket import Socket
 from millstream._override import override
@@ -27,6 +27,12 @@ class DirectWire(Protocol):
     transport: asyncio.Transport
     outbox: "DirectSocket | None"
     """The socket to notify: by `took` when there is space again, and by `connection_lost` when writing must end."""
+
+    owner: str
+    """The caller, against whose share unread messages count."""
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large message that was just written, until the client has read it."""
 
     @property
     def room(self) -> CompactEvent:
@@ -69,7 +75,10 @@ class DirectSocket(Socket):
         if _last.data is not message:
             _last.framed = text_frame(message)
             _last.data = message
+            _last.is_large = len(message) > LARGE
         transport.write(_last.framed)
+        if _last.is_large:
+            self._wire.count_unsent(len(message))
         return True
 
     @override
@@ -78,6 +87,8 @@ class DirectSocket(Socket):
             return False
         data = text_frame(message)
         self._transport.write(data)
+        if len(data) > LARGE:
+            self._wire.count_unsent(len(data))
         if not self._wire.room.is_set():
             self._asked += len(data)
         return True

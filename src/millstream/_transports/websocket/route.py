@@ -96,7 +96,7 @@ class WebSocketRoute:
         if isinstance(peer, Response):
             await refuse_handshake(peer, scope, send)
             return
-        outbox = self._outbox(scope, send)
+        outbox = self._outbox(scope, send, peer.owner)
         connection = self._connection(peer, outbox)
         self._sockets[outbox] = asyncio.current_task()
         # Pings of the WebSocket protocol keep the socket alive, so SSE comments aren't needed.
@@ -163,13 +163,14 @@ class WebSocketRoute:
         peer = SocketPeer(address, headers, principal, self.may_publish(principal, address, headers))
         return _BUSY if self._streams.full(peer) else peer
 
-    def _outbox(self, scope: Scope, send: Send) -> Socket:
+    def _outbox(self, scope: Scope, send: Send, owner: str) -> Socket:
         """Return the socket for outgoing messages, which writes directly to the transport on our own server."""
         limit, grace = self._settings.stream_buffer, self._settings.write_timeout
         extensions: dict[str, Any] = scope.get("extensions") or {}
         wire: DirectWire | None = extensions.pop(EXTENSION, None)
         if wire is None:
             return QueuedSocket(send, limit=limit, grace=grace)
+        wire.owner = owner
         return DirectSocket(wire, send, limit=limit, grace=grace)
 
     def _connection(self, peer: SocketPeer, outbox: Socket) -> ClientConnection:
