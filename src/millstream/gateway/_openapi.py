@@ -6,7 +6,7 @@ components become references to ``$defs``.
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
@@ -34,6 +34,7 @@ from millstream._protocol.json_schema import (
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.call import Call
+from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource, Read
 from millstream._server.features.tools import Tool
@@ -121,6 +122,16 @@ class Operation(Struct, frozen=True):
         short_id = (self.operation_id or "").split("__")[0]
         name = names.get(self.operation_id or "") or short_id or self.summary or f"{self.method}_{self.path}"
         return re.sub(r"_+", "_", re.sub(r"\W+", "_", name)).strip("_")[:_MAX_NAME]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return the description of its tool."""
+        output = {} if self.output_schema is None else {"outputSchema": self.output_schema}
+        return {"name": name, "description": self.summary_text, "inputSchema": self.input_schema, **output}
+
+
+def unused_name(name: str, taken: Collection[str]) -> str:
+    """Return a name, with a number if it's taken."""
+    return next(each for each in chain((name,), (f"{name}_{n}" for n in count(2))) if each not in taken)
 
 
 class Document:
@@ -362,11 +373,7 @@ class _Conversion:
             return {}
         if id(target) not in self._names:
             plain = re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).rpartition("/")[2])
-            name = next(
-                each
-                for each in chain((plain,), (f"{plain}_{number}" for number in count(2)))
-                if each not in self.definitions
-            )
+            name = unused_name(plain, self.definitions)
             self._names[id(target)], self.definitions[name] = name, {}
             self._pending.append((name, target))
         return {"$ref": REF + self._names[id(target)]}
@@ -528,6 +535,14 @@ class Api:
             raise ToolError(f"HTTP error {response.status_code}:{reason} - {body}")
         return response
 
+    def run(self, operation: Operation) -> Run:
+        """Return the function of an operation's tool."""
+
+        async def run(arguments: Any, call: Call) -> ToolResult:
+            return result_of(operation, await self.request(operation, arguments))
+
+        return run
+
 
 def _body(operation: Operation, body: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of a request, as options of an HTTP client."""
@@ -631,17 +646,11 @@ class OperationTool(Tool):
 
     __slots__ = ()
 
-    def __init__(self, operation: Operation, name: str, api: Api) -> None:
-        async def run(arguments: dict[str, Any], call: Call) -> ToolResult:
-            return result_of(operation, await api.request(operation, arguments))
-
-        source = ItemSource(
-            name, run, argument_reader(name, operation.input_schema), description=operation.summary_text,
-            schema=operation.input_schema,
-        )  # fmt: skip
-        super().__init__(source, tags=operation.tags)
-        if operation.output_schema is not None:
-            self._described = {**self._described, "outputSchema": operation.output_schema}
+    def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
+        schema: dict[str, Any] = description.get("inputSchema") or {"type": "object", "properties": {}}
+        read, text = argument_reader(name, schema), description.get("description", "")
+        super().__init__(ItemSource(name, run, read, description=text, schema=schema), tags=frozenset(tags))
+        self._described = {**self._described, **description, "name": name}
 
 
 def argument_reader(name: str, schema: dict[str, Any]) -> Read:
@@ -744,15 +753,12 @@ def register(
             kind = choose(operation, kind) or kind
         if kind is RouteKind.EXCLUDE:
             continue
-        operation_name = operation.name(names or {})
-        name = next(
-            each
-            for each in chain((operation_name,), (f"{operation_name}_{n}" for n in count(2)))
-            if each not in used_names
-        )
+        name = unused_name(operation.name(names or {}), used_names)
         used_names.add(name)
         if kind is RouteKind.TOOL:
-            catalog.add("tools", name, OperationTool(operation, name, api))
+            catalog.add(
+                "tools", name, OperationTool(name, api.run(operation), operation.describe(name), operation.tags)
+            )
         else:
             item = _resource(operation, name, api)
             catalog.add("templates" if isinstance(item, Template) else "resources", item.name, item)
@@ -797,25 +803,8 @@ class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, met
     """Offer only operations whose name, or method and path, match one of these patterns: ``GET /orders/*``."""
 
 
-class ApiConfig(Protocol):
-    """The part of an upstream's configuration that an API uses."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def target(self) -> Any: ...
-    @property
-    def openapi(self) -> Any: ...
-    @property
-    def auth(self) -> Any: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def forward_headers(self) -> Sequence[str]: ...
-
-
-def check_api(config: ApiConfig) -> None:
-    """Check that an API can be an upstream.
+def check_api(config: Any) -> None:
+    """Check that an `UpstreamConfig` with an API is valid.
 
     Raises:
         ValueError: the configuration is invalid; the message says why.

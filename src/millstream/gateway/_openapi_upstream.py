@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
 from hashlib import sha256
-from itertools import chain, count
 from pathlib import Path
 from time import time
 from typing import Any, cast
@@ -33,7 +32,6 @@ from millstream._protocol.json_schema import is_array
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
-from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
@@ -48,11 +46,12 @@ from millstream.gateway._openapi import (
     Document,
     OpenApi,
     Operation,
-    argument_reader,
+    OperationTool,
     client_of_app,
     has_dot_segment,
     is_application,
     result_of,
+    unused_name,
     without_properties,
 )
 from millstream.gateway._processes import ProcessPool
@@ -197,7 +196,7 @@ def _encode_multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> 
     return b"".join([*chunks, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
-class ApiTool(Tool):
+class ApiTool(OperationTool):
     """One operation. Its results are JSON objects as bytes, like those of other upstreams."""
 
     __slots__ = ()
@@ -212,11 +211,7 @@ class ApiTool(Tool):
             response = await upstream.request(operation, arguments, call)
             return b"{%b}" % encode_result(result_of(operation, response))
 
-        schema = description.get("inputSchema", {})
-        read = argument_reader(name, schema)
-        source = ItemSource(name, run, read, description=description.get("description", ""), schema=schema)
-        super().__init__(source, tags=frozenset(operation.tags))
-        self._described = {"inputSchema": {"type": "object", "properties": {}}, **description, "name": name}
+        super().__init__(name, run, description, operation.tags)
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:
@@ -436,23 +431,13 @@ class ApiUpstream(Upstream):
                 continue
             if len(found) >= MAX_OPERATIONS:
                 raise ApiError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
-            name = next(
-                each
-                for each in chain((operation_name,), (f"{operation_name}_{n}" for n in count(2)))
-                if each not in found
-            )
+            name = unused_name(operation_name, found)
             restricted = self._restrict(operation)
             if restricted is None:
                 document.skip(operation.method, operation.path, "its schema is too large")
                 continue
             found[name] = restricted
-            tools[name] = {
-                "name": name,
-                "description": restricted.summary_text,
-                "inputSchema": restricted.input_schema,
-            }
-            if restricted.output_schema is not None:
-                tools[name]["outputSchema"] = restricted.output_schema
+            tools[name] = restricted.describe(name)
             size += len(encode(tools[name]))
             if size > self.config.max_catalog_bytes:
                 raise ApiError(
