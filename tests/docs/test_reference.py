@@ -14,9 +14,11 @@ from command_line import commands, long_options
 from millstream import Client, Context, Server
 from millstream._app.routes import Routes
 from millstream._config import Settings
+from millstream._http.client.body import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
+from millstream._http.limits import MAX_FRAMING
 from millstream._http.problems import KINDS
-from millstream._http.server.connection import MAX_FRAMING, MAX_PIPELINE
+from millstream._http.server.connection import MAX_PIPELINE
 from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS
 from millstream._protocol.errors import MAX_SHOWN
 from millstream._protocol.handshake import MAX_DISPLAYED
@@ -79,7 +81,8 @@ def test_fixed_limits_are_listed() -> None:
         MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS, MAX_BACKTRACKS,
         MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
         MAX_URI_BYTES, MAX_HELD,
-        MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LIGHT, MAX_SERIES,
+        MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
+        LIGHT, MAX_SERIES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES
 

@@ -8,15 +8,15 @@ import json
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from httptools import HttpParserError
 
 from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
-from millstream._http.client.connection import HttpConnection
+from millstream._http.client.body import Inflow
+from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.media import parse_accept
@@ -35,6 +35,7 @@ from millstream._protocol.revisions import ALL
 from millstream._protocol.rounds import open_state
 from millstream._protocol.seal import KeyRing
 from millstream._protocol.session_token import SessionToken
+from millstream._protocol.share import Share
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import read_offset
 from millstream._stores.local import calls as store_calls
@@ -42,6 +43,8 @@ from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
 from millstream.client._oauth.browser_login import answer_of
 from millstream.client._oauth.challenges import read_challenges
+from millstream.client._transports.events import EventReader
+from wire import FakeTransport
 
 Target = Callable[[bytes], None]
 NOW = 1_800_000_000.0
@@ -244,27 +247,49 @@ def log_lines() -> Target:
 
 
 def client_replies() -> Target:
-    """Feed a server's replies to our client, byte by byte."""
+    """Check that a server's reply gives our client the same result or error whole and in pieces, and leaves nothing."""
     loop = asyncio.new_event_loop()
 
-    async def read(data: bytes) -> None:
-        connection = HttpConnection(asyncio.get_running_loop(), 1 << 16, lambda _: None)
-        transport = SimpleNamespace(
-            write=lambda _: None, abort=lambda: None, close=lambda: None, is_closing=lambda: False,
-            pause_reading=lambda: None, resume_reading=lambda: None, get_extra_info=lambda *_: None,
-        )  # fmt: skip
-        connection.connection_made(cast("asyncio.Transport", transport))
-        waiter = connection.send(b"GET / HTTP/1.1\r\n\r\n")
-        for part in pieces(data):
+    async def outcome(parts: list[bytes]) -> object:
+        share = Share(1 << 20)
+        connection = HttpConnection(loop, 1 << 12, lambda _: None, Inflow(share, "server"))
+        connection.connection_made(FakeTransport())
+        reply = asyncio.ensure_future(_read_reply(connection.send(b"GET / HTTP/1.1\r\n\r\n")))
+        for part in parts:
             if not connection.closed:
                 connection.data_received(part)
+                await asyncio.sleep(0)
         connection.connection_lost(None)
-        with suppress(ClientError, asyncio.CancelledError):
-            reply = await asyncio.wait_for(waiter, 1)
-            if reply.stream is not None:
-                reply.stream.close()
+        found = await reply
+        assert share.used == 0
+        return found
+
+    async def read(data: bytes) -> None:
+        parts = pieces(data)
+        whole = await outcome([b"".join(parts)])
+        assert await outcome(parts) == whole
+        assert await outcome([part[at : at + 1] for part in parts for at in range(len(part))]) == whole
 
     return lambda data: loop.run_until_complete(read(data))
+
+
+async def _read_reply(waiter: asyncio.Future[HttpReply]) -> object:
+    """Return everything a reply consists of, up to its error."""
+    found: list[Any] = []
+    reader = EventReader(1 << 12)
+    try:
+        reply = await waiter
+        found += [reply.status, reply.headers, reply.body]
+        if reply.stream is not None:
+            reader.attach(reply.stream)
+            while (event := await reader.event()) is not None:
+                found.append(event)
+            found.append(reader.last_event_id)
+    except ClientError as exc:
+        found.append(repr(exc))
+    finally:
+        reader.close()
+    return found
 
 
 PARSERS: dict[str, Callable[[], Target]] = {
@@ -274,6 +299,7 @@ PARSERS: dict[str, Callable[[], Target]] = {
         client_replies,
     )
 }  # fmt: skip
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 SEEDS: dict[str, list[bytes]] = {
     "envelopes": [
         b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28"}}}',
@@ -293,6 +319,9 @@ SEEDS: dict[str, list[bytes]] = {
         b"..HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
         b"..HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
         b"..HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: x\n\n",
+        b"..HTTP/1.1 100 Continue\r\n\r\n%b8;a\r\nid: 1\nda\r\nB\r\nta: x\n\n:\n\nd\r\n0\r\nX: y\r\n\r\n" % STREAM,
+        b"..HTTP/1.0 404 Not Found\r\nContent-Type: text/html\r\n\r\n<p>Until the end.",
+        b"..HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     ],
 }  # fmt: skip
 __all__ = ["PARSERS", "SEEDS", "HttpParserError", "Target"]

@@ -11,9 +11,8 @@ from http_peer import HEAD, WAIT, Peer, request
 from millstream._config import Settings
 from millstream._http.asgi.adapter import MAX_PIECES, AsgiAdapter
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
+from millstream._http.limits import MAX_FRAMING, HttpLimits
 from millstream._http.message import Handler, HttpRequest, Response
-from millstream._http.server.connection import MAX_FRAMING
 from millstream._http.server.listener import SocketListener
 from wire import FakeTransport
 

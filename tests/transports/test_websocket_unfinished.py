@@ -11,10 +11,10 @@ from millstream import Server
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
+from millstream._http.limits import MAX_FRAGMENTS, PIECE, HttpLimits
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
-from millstream._http.server.websocket import MAX_FRAGMENTS, MAX_FRAMES, PIECE, WebSocketProtocol
+from millstream._http.server.websocket import MAX_FRAMES, WebSocketProtocol
 from millstream._protocol.share import Share
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
 from wire import FakeTransport

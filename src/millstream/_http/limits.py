@@ -1,8 +1,22 @@
 """Limits of connections and requests."""
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct, convert
 
-from millstream._config import Settings
+if TYPE_CHECKING:
+    from millstream._config import Settings
+
+PIECE = 8192
+"""Maximum bytes to parse before the event loop gets its turn, where a few bytes can mean much work."""
+MAX_FRAMING = 64 * 1024
+"""Maximum bytes of a body's chunk framing, plus an eighth of the body. Tiny chunks cost as much as large ones."""
+MAX_FRAGMENTS = 256
+"""Maximum number of fragments of a WebSocket message, unless it's large."""
+USUAL_FRAGMENT = 4096
+"""Typical size of fragments. The largest message can come in fragments of this size."""
+MAX_UNREAD = 1024 * 1024
+"""Maximum bytes of pongs that a peer of a WebSocket doesn't read."""
 
 
 class HttpLimits(Struct, frozen=True):
@@ -23,6 +37,6 @@ class HttpLimits(Struct, frozen=True):
     stream_buffer: int
 
     @classmethod
-    def of(cls, settings: Settings) -> "HttpLimits":
+    def of(cls, settings: "Settings") -> "HttpLimits":
         """Return the limits for these settings."""
         return convert(settings, cls, from_attributes=True)

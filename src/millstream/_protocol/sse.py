@@ -137,6 +137,11 @@ class Decoder:
         self._size = 0
         self._retry: int | None = None
 
+    @property
+    def unfinished_bytes(self) -> int:
+        """Bytes kept for a line or an event that isn't complete."""
+        return len(self._line) + self._size
+
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """Return the events that `chunk` completes, in order.
 

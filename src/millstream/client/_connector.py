@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._http.client.body import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION
 from millstream._protocol.jsonrpc import PeerError, encode, notification_message
@@ -89,7 +90,7 @@ def forget_eras() -> None:
 class Connector:
     """Opens and reopens connections to one target."""
 
-    __slots__ = ("_background", "_headers", "_ids", "_listener", "_options", "_pinned", "_place", "_self",
+    __slots__ = ("_background", "_headers", "_ids", "_inflow", "_listener", "_options", "_pinned", "_place", "_self",
                  "_stderr_lines", "_timeout")  # fmt: skip
 
     def __init__(
@@ -104,8 +105,10 @@ class Connector:
         revision: Revision | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = 60.0,
+        inflow: Inflow | None = None,
     ) -> None:
         self._place = place
+        self._inflow = inflow or Inflow()
         self._self = me
         self._options = options
         self._listener = listener
@@ -185,6 +188,7 @@ class Connector:
             max_body=options.max_bytes,
             connect_timeout=options.connect_timeout,
             tls=options.tls,
+            inflow=self._inflow,
         )
         headers = {**place.headers, **self._headers}
         return Endpoint(place.url, headers, pool, options.auth, self._listener.pause_timeouts)
@@ -214,6 +218,7 @@ class Connector:
             connect_timeout=options.connect_timeout,
             tls=options.tls,
             auth=options.auth,
+            inflow=self._inflow,
         )
 
     # Era cache

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from millstream._http.client.body import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.messages import (
@@ -59,6 +60,7 @@ class Conversation:
         on_log: OnLog | None,
         on_change: OnChange | None,
         declared: Sequence[DeclaredCapability] = (),
+        inflow: Inflow | None = None,
     ) -> None:
         if revision is not None and revision not in BY_DATE:
             raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
@@ -82,6 +84,7 @@ class Conversation:
             revision=BY_DATE[revision] if revision is not None else None,
             headers=headers,
             timeout=timeout,
+            inflow=inflow,
         )
         self.requests: Requests = Requests(connector, self.incoming, questions, options, ids=ids, timeout=timeout)
         self.requests.on_reconnect = self._restore

@@ -72,7 +72,7 @@ async def post(
     """
     try:
         reply = await request(
-            "POST", url, headers, body, dial=guard_dial(judge), context=tls, max_body=max_bytes, max_head=16 * 1024,
+            "POST", url, headers, body, dial=guard_dial(judge), context=tls, max_body=max_bytes,
             seconds=seconds,
         )  # fmt: skip
     except TlsFailed:

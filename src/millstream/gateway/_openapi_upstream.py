@@ -21,6 +21,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import structs
 
+from millstream._http.client.body import Inflow
 from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
@@ -410,7 +411,7 @@ class ApiUpstream(Upstream):
         if pool is None:
             pool = self._pools[key] = ConnectionPool(
                 url, max_connections=MAX_HTTP_CALLS, max_body=max_body, connect_timeout=self.config.connect_timeout,
-                tls=tls() if url.secure else None,
+                tls=tls() if url.secure else None, inflow=Inflow(self.arriving, self.config.name),
             )  # fmt: skip
         return Endpoint(url, headers, pool, auth)
 

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from millstream._parts import Host
+from millstream._protocol.share import Share
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
@@ -89,6 +90,8 @@ class GatewayPart:
         host.every_second(pool.sweep)
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
+        largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
+        arriving = Share(max(host.settings.max_unfinished, 2 * largest))
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
         for config in self.definition.upstreams:
@@ -101,7 +104,7 @@ class GatewayPart:
                 store=host.store,
                 server=self.definition.name,
             )
-            upstream.gateway = self._announcement["id"]
+            upstream.gateway, upstream.arriving = self._announcement["id"], arriving
             self._set_up_policy(upstream, host)
             await self._set_up_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)

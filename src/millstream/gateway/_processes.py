@@ -22,6 +22,7 @@ from typing import cast
 
 from msgspec import Struct
 
+from millstream._http.client.body import RateMeter
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
@@ -428,9 +429,9 @@ class ProcessTransport(StdioTransport):
         """Time of the first request since the last output; 0 without one."""
         self._unanswered_count = 0
         """Number of requests since then that timed out or were canceled."""
-        self._output = _RateMeter(_LINES_PER_SECOND)
-        self._messages = _RateMeter(_MESSAGES_PER_SECOND)
-        self._errors = _RateMeter(_ERROR_BYTES_PER_SECOND)
+        self._output = RateMeter(_LINES_PER_SECOND)
+        self._messages = RateMeter(_MESSAGES_PER_SECOND)
+        self._errors = RateMeter(_ERROR_BYTES_PER_SECOND)
 
     @property
     def pid(self) -> int:
@@ -606,25 +607,6 @@ class ListenerRelay:
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         if self._listener is not None:
             self._listener.on_interruption(transport, fault)
-
-
-class _RateMeter:
-    """Limits the amount received per second."""
-
-    __slots__ = ("_amount", "_limit", "_since")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._amount = 0
-        self._since = -math.inf
-
-    def take(self, amount: int, now: float) -> float:
-        """Return the seconds to wait before reading more."""
-        if now - self._since >= 1:
-            self._since = now
-            self._amount = 0
-        self._amount += amount
-        return max(0.0, self._since + 1 - now) if self._amount > self._limit else 0.0
 
 
 class _Crashes:

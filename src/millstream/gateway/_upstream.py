@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import msgspec
 from msgspec import Struct
 
+from millstream._http.client.body import Inflow
 from millstream._override import override
 from millstream._protocol.json_schema import members
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
+from millstream._protocol.share import Share
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
@@ -238,6 +240,9 @@ class _SharedProgram:
 
 class Upstream:
     """One upstream of a running gateway."""
+
+    arriving: Share | None = None
+    """Bytes of unfinished replies of all upstreams; set before `open`."""
 
     def __init__(  # noqa: PLR0915  one statement for each thing that it knows
         self,
@@ -527,6 +532,7 @@ class Upstream:
             timeout=config.timeout,
             on_log=None,
             on_change=None,
+            inflow=Inflow(self.arriving, config.name),
         )
 
     async def _shared_conversation(self) -> Conversation:

@@ -13,13 +13,14 @@ from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from millstream._http.client.body import Body
+from millstream._http.client.body import Body, Inflow
 from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TooLarge
 from millstream._http.client.url import Url
+from millstream._http.limits import MAX_FRAMING
 from millstream._override import override
 
-MAX_HEAD = 512 * 1024
-"""Maximum bytes of a head or of trailers, because the parser buffers them."""
+_MAX_HEAD = 64 * 1024
+"""Maximum bytes of heads before a body, because the parser buffers them."""
 _MAX_DISCARD = 256 * 1024
 """Maximum bytes of an unread body to discard so that the connection can be reused."""
 _DISCARD_TIMEOUT = 1.0
@@ -61,9 +62,9 @@ class HttpConnection(asyncio.Protocol):
     """A connection for one request at a time, created by the pool."""
 
     __slots__ = (
-        "_discards", "_ends_with_connection", "_error", "_head_bytes", "_headers", "_loop", "_max_body", "_max_head",
-        "_on_end", "_parser", "_parts", "_reply", "_reply_began", "_size", "_timer", "_transport", "_waiter", "closed",
-        "free_since", "reply_count",
+        "_body", "_counted_bytes", "_discards", "_ends_with_connection", "_error", "_framed_since", "_framing_bytes",
+        "_headers", "_inflow", "_loop", "_max_body", "_on_end", "_parser", "_reply", "_reply_began", "_size", "_timer",
+        "_transport", "_waiter", "closed", "free_since", "reply_count",
     )  # fmt: skip
 
     def __init__(
@@ -71,14 +72,14 @@ class HttpConnection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         max_body: int,
         on_end: Callable[["HttpConnection"], None],
-        max_head: int = MAX_HEAD,
+        inflow: Inflow,
     ) -> None:
         # Configuration
         self._loop = loop
         self._max_body = max_body
-        self._max_head = max_head
         self._on_end = on_end
         """Callback for when the connection becomes free or is closed."""
+        self._inflow = inflow
         # Connection
         self._transport: asyncio.Transport | None = None
         self._parser = HttpResponseParser(self)
@@ -90,9 +91,15 @@ class HttpConnection(asyncio.Protocol):
         self._waiter: asyncio.Future[HttpReply] | None = None
         self._reply: HttpReply | None = None
         self._headers: dict[bytes, bytes] = {}
-        self._parts: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._size = 0
-        self._head_bytes = 0
+        """Bytes of the body so far."""
+        self._counted_bytes = 0
+        """Bytes of the body that count as unfinished."""
+        self._framing_bytes = 0
+        """Bytes of the head, or of the body's framing since its first piece."""
+        self._framed_since = 0.0
+        """When the framing of a stream was last forgiven."""
         self._reply_began = False
         self._ends_with_connection = False
         """Whether the body has no length and ends with the connection."""
@@ -108,7 +115,7 @@ class HttpConnection(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}
-        self._head_bytes = 0
+        self._size = self._framing_bytes = 0
         self._reply_began = False
         self._transport.write(data)
         return waiter
@@ -158,21 +165,42 @@ class HttpConnection(asyncio.Protocol):
             self.abort()  # unsolicited data
             return
         self._reply_began = True
-        self._head_bytes += len(data)
+        before = self._size
         try:
             self._parser.feed_data(data)
+            if self._reply is not None or self._waiter is not None:
+                self._count(len(data), before)
+        except TooLarge as exc:
+            self._error = exc
         except HttpParserUpgrade:
             self._error = BadAnswer("The server switched to another protocol without a request.")
         except HttpParserError as exc:
             if self._error is None and not self.closed:
                 self._error = BadAnswer(f"The server doesn't speak HTTP/1.1: {exc}.")
-        if self._error is None and self._head_bytes > self._max_head:
-            self._error = TooLarge(
-                f"The server's reply is larger than {self._max_head // 1024} KiB, not counting its body."
-            )
         if self._error is not None:
             self._end(self._error)
             self.abort()
+
+    def _count(self, received: int, before: int) -> None:
+        """Count what was received of an unfinished reply, as the server does for requests.
+
+        Raises:
+            TooLarge: there's too much framing for its body, or the server sends too much at a time.
+        """
+        size, reply = self._size, self._reply
+        self._framing_bytes = self._framing_bytes + received - (size - before) if before or not size else 0
+        limit = MAX_FRAMING + size // 8 if size else _MAX_HEAD
+        if self._framing_bytes > limit:
+            now = self._loop.time()
+            if reply is None or reply.stream is None or now - self._framed_since < 1:
+                raise TooLarge(
+                    f"The server's reply is larger than {limit // 1024} KiB, not counting its body. Its chunks may be "
+                    "too small."
+                )
+            self._framed_since = now  # a stream that stays open for days has many chunks
+            self._framing_bytes = 0
+        if reply is not None and reply.stream is None:
+            self._counted_bytes = self._inflow.count(self._counted_bytes, size)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -195,13 +223,12 @@ class HttpConnection(asyncio.Protocol):
             self._error = BadAnswer("The server answered a request twice.")
             return
         reply = self._reply = HttpReply(status, headers)
-        self._parts = []
-        self._size = 0
+        self._headers = {}  # trailers must not become headers
         length = headers.get(b"content-length")
         self._ends_with_connection = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
         kind = headers.get(b"content-type")
         if kind != b"application/json" and reply.media_type == "text/event-stream":
-            reply.stream = Body(self)
+            reply.stream = Body(self, self._inflow)
             self._deliver(reply)
         elif length is not None and int(length) > self._max_body:
             self._error = too_large(self._max_body)
@@ -211,7 +238,6 @@ class HttpConnection(asyncio.Protocol):
         if reply is None or self._error is not None:
             return
         self._size += len(data)
-        self._head_bytes = 0
         if self._discards:
             if self._size > _MAX_DISCARD:
                 self._loop.call_soon(self.abort)
@@ -219,14 +245,23 @@ class HttpConnection(asyncio.Protocol):
             reply.stream.feed(data)
         elif self._size > self._max_body:
             self._error = too_large(self._max_body)
+        elif not self._body:
+            self._body = data
         else:
-            self._parts.append(data)
+            # A body in one piece, the usual case, isn't copied. Thousands of small pieces go into one buffer.
+            self._body = self._body if isinstance(self._body, bytearray) else bytearray(self._body)
+            self._body += data
 
     def on_message_complete(self) -> None:
         if self._reply is not None and self._error is None:
             self._complete(reusable=self._parser.should_keep_alive())
 
     # Ends
+
+    def _drop_body(self) -> None:
+        self._body = b""
+        if self._counted_bytes:
+            self._counted_bytes = self._inflow.count(self._counted_bytes, 0)
 
     def _deliver(self, reply: HttpReply) -> None:
         waiter, self._waiter = self._waiter, None
@@ -244,8 +279,8 @@ class HttpConnection(asyncio.Protocol):
         if reply.stream is not None:
             reply.stream.end()
         else:
-            reply.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts = []
+            reply.body = bytes(self._body)
+            self._drop_body()
             self._deliver(reply)
         if not reusable and not self.closed:
             self.closed = True
@@ -262,6 +297,7 @@ class HttpConnection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         reply, self._reply = self._reply, None
         was_closed, self.closed = self.closed, True
+        self._drop_body()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error or ConnectionLost("The server closed the connection before it answered."))
         if reply is not None and reply.stream is not None:

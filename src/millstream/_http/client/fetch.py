@@ -21,7 +21,6 @@ from millstream._http.client.url import Url, parse
 
 TIMEOUT = 5.0
 MAX_BYTES = 64 * 1024
-_MAX_HEAD = 16 * 1024
 _MAX_URL = 2048
 
 
@@ -92,7 +91,7 @@ async def fetch(
     try:
         reply = await request(
             "GET" if form is None else "POST", target, head, form or b"", dial=guard_dial(is_allowed),
-            max_body=max_bytes, max_head=_MAX_HEAD, seconds=seconds,
+            max_body=max_bytes, seconds=seconds,
         )  # fmt: skip
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
         raise OutboundError(_reason(exc, host or "", seconds)) from exc
@@ -129,7 +128,6 @@ async def request(
     *,
     max_body: int,
     seconds: float,
-    max_head: int = 512 * 1024,
     connect_seconds: float | None = None,
     dial: Dial[Any] | None = None,
     context: ssl.SSLContext | None = None,
@@ -143,7 +141,6 @@ async def request(
         body: the request body.
         max_body: maximum bytes of the reply's body.
         seconds: time limit in seconds.
-        max_head: maximum bytes of the reply's head.
         connect_seconds: time limit for connecting.
         dial: a dial function, such as one of `guard_dial`. Without it, proxies of the environment are used.
         context: TLS context. Trusts the system's certificates by default.
@@ -153,7 +150,7 @@ async def request(
         TimeoutError: the request took longer than `seconds`.
     """
     pool = ConnectionPool(
-        url, max_connections=1, max_body=max_body, max_head=max_head, connect_timeout=connect_seconds or seconds,
+        url, max_connections=1, max_body=max_body, connect_timeout=connect_seconds or seconds,
         tls=(context or tls()) if url.secure else None, dial=dial,
     )  # fmt: skip
     length = f"Content-Length: {len(body)}\r\n" if method in ("POST", "PUT") else ""

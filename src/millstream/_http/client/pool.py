@@ -9,7 +9,8 @@ import ssl
 import time
 from collections import deque
 
-from millstream._http.client.connection import MAX_HEAD, HttpConnection, HttpReply
+from millstream._http.client.body import Inflow
+from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.dial import Dial, connect_directly
 from millstream._http.client.errors import ConnectFailed, ConnectionLost, TlsFailed
 from millstream._http.client.proxy import Proxy, no_proxy, proxy_error, proxy_for, tunnel
@@ -23,20 +24,20 @@ class ConnectionPool:
     """A pool that sends requests as complete bytes, head and body."""
 
     __slots__ = (
-        "_all", "_closed", "_connecting", "_dial_function", "_free", "_loop", "_max", "_max_body", "_max_head",
+        "_all", "_closed", "_connecting", "_dial_function", "_free", "_inflow", "_loop", "_max", "_max_body",
         "_proxy", "_queue", "_timeout", "_tls", "_url",
     )  # fmt: skip
 
     def __init__(
         self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float, tls: ssl.SSLContext | None,
-        max_head: int = MAX_HEAD, dial: Dial[HttpConnection] | None = None,
+        dial: Dial[HttpConnection] | None = None, inflow: Inflow | None = None,
     ) -> None:  # fmt: skip
         """Create a pool for one origin. `dial` opens connections and disables proxies."""
         # Configuration
         self._url = url
         self._max = max_connections
         self._max_body = max_body
-        self._max_head = max_head
+        self._inflow = inflow or Inflow()
         self._dial_function: Dial[HttpConnection] = dial or connect_directly
         self._timeout = connect_timeout
         self._tls = (tls or ssl.create_default_context()) if url.secure else None
@@ -156,7 +157,7 @@ class ConnectionPool:
         return connection
 
     def _connection(self) -> HttpConnection:
-        return HttpConnection(self._loop, self._max_body, self._release, self._max_head)
+        return HttpConnection(self._loop, self._max_body, self._release, self._inflow)
 
     async def _connect_through(self, proxy: Proxy) -> HttpConnection:
         """Return a connection to a forwarding proxy, or a tunnel through the proxy to the server."""

@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from millstream._http.close_signal import failure
 from millstream._http.hosts import EXEMPT, parse_authority
-from millstream._http.limits import HttpLimits
+from millstream._http.limits import MAX_FRAMING, HttpLimits
 from millstream._http.message import HttpRequest, Response
 from millstream._http.server import Endpoints
 from millstream._http.server.exchange import ServerExchange
@@ -69,8 +69,6 @@ from millstream._http.server.states import (
 )
 from millstream._protocol.share import Share
 
-MAX_FRAMING = 64 * 1024
-"""Maximum bytes of a body's chunk framing, plus an eighth of the body. Tiny chunks cost as much as large ones."""
 MAX_PIPELINE = 64
 """Maximum number of requests queued behind a running one. Parsing stops at the next."""
 

@@ -30,6 +30,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from millstream._http.limits import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._http.message import peer_network
 from millstream._http.server import Endpoints
 from millstream._http.server.forwarded_headers import TrustedProxies
@@ -38,16 +39,9 @@ from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue
 from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket
 from millstream._override import override
 
-PIECE = 8192
-"""Maximum bytes passed to the parser at a time."""
 MAX_FRAMES = 512
 """Frames after which parsing yields to the event loop, at the end of the current piece."""
 MAX_FRAME_HEAD = 14
-MAX_FRAGMENTS = 256
-USUAL_FRAGMENT = 4096
-"""Typical size of fragments. The largest message can come in fragments of this size."""
-MAX_UNREAD = 1024 * 1024
-"""Maximum bytes of unsent pongs."""
 PING_TIMEOUT = 20.0
 """Seconds that a pong may take."""
 CLOSE_TIMEOUT = 10.0

@@ -1,5 +1,6 @@
 """Messages from event streams, across reconnections."""
 
+import asyncio
 import random
 from collections import deque
 
@@ -18,7 +19,8 @@ _MIN_WAIT = 0.1
 class EventReader:
     """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
 
-    __slots__ = ("_decoder", "_events", "_max", "_retry_ms", "_stream", "attempts", "last_event_id", "response")
+    __slots__ = ("_counted_bytes", "_decoder", "_events", "_max", "_retry_ms", "_stream", "attempts", "last_event_id",
+                 "response")  # fmt: skip
 
     def __init__(self, max_bytes: int) -> None:
         self._max = max_bytes
@@ -29,6 +31,8 @@ class EventReader:
         self._stream: Body | None = None
         self._decoder = Decoder(max_bytes)
         self._events: deque[SseEvent] = deque()
+        self._counted_bytes = 0
+        """Bytes of the event in arrival."""
         self.response: Envelope | None = None
         """The response, if it arrived on another stream."""
 
@@ -47,6 +51,8 @@ class EventReader:
     def close(self) -> None:
         """Close the current connection."""
         if self._stream is not None:
+            self._stream.inflow.count(self._counted_bytes, 0)
+            self._counted_bytes = 0
             self._stream.close()
             self._stream = None
 
@@ -58,17 +64,22 @@ class EventReader:
             ConnectionLost: the connection broke.
         """
         while not self._events:
-            chunk = await self._stream.read() if self._stream is not None else b""
-            if not chunk:
+            stream = self._stream
+            chunk = await stream.read() if stream is not None else b""
+            if stream is None or stream is not self._stream or not chunk:
                 return None
             try:
                 self._events.extend(self._decoder.feed(chunk))
             except ProtocolError as exc:
                 raise too_large(self._max) from exc
+            self._counted_bytes = stream.inflow.count(self._counted_bytes, self._decoder.unfinished_bytes)
             if self._decoder.retry_ms is not None:
                 self._retry_ms = self._decoder.retry_ms
             if not self._events:
                 self.last_event_id = self._decoder.last_event_id or self.last_event_id
+            lines = max(chunk.count(b"\n"), chunk.count(b"\r"))
+            if pause := stream.inflow.lines.take(lines, asyncio.get_running_loop().time()):
+                await asyncio.sleep(pause)
         event = self._events.popleft()
         self.last_event_id = event.id or self.last_event_id
         return event

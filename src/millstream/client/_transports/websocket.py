@@ -3,16 +3,20 @@
 import asyncio
 import ssl
 from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
 from websockets.http11 import Response
 from websockets.typing import Subprotocol
 
+from millstream._http.client.body import Inflow
 from millstream._http.client.connection import too_large
 from millstream._http.client.pool import connect_error, tls_error
 from millstream._http.client.proxy import proxy_for
 from millstream._http.client.url import Url, parse
+from millstream._http.limits import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
@@ -20,12 +24,14 @@ from millstream.client._background import Background
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (
     AccessDenied,
+    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
     NotMcp,
     TargetError,
     TlsFailed,
+    TooLarge,
 )
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, TransportRequest
@@ -48,10 +54,59 @@ class _Connect(connect):
         return target if stays else exc
 
 
+class _Socket(ClientConnection, asyncio.BufferedProtocol):
+    """Reads in pieces, so tiny frames can't hold the event loop, and drops a server that leaves pongs unread."""
+
+    def __init__(self, inflow: Inflow, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._inflow = inflow
+        self._piece = bytearray(PIECE)
+        self._unfinished_bytes = 0
+        """Bytes received since the last complete message."""
+        self._pong_bytes = 0
+        """Bytes of pongs since the server last read everything."""
+        self.fault: ClientError | None = None
+
+    @override
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._piece
+
+    @override
+    def buffer_updated(self, nbytes: int) -> None:
+        transport = self.transport
+        before = transport.get_write_buffer_size()
+        self.data_received(bytes(self._piece[:nbytes]))
+        unread = transport.get_write_buffer_size()
+        self._pong_bytes = self._pong_bytes + max(0, unread - before) if unread else 0
+        try:
+            self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, self._unfinished_bytes + nbytes)
+        except TooLarge as exc:
+            self.fault = exc
+        if self.fault is not None or self._pong_bytes > MAX_UNREAD:
+            transport.abort()
+
+    async def receive(self, most: int) -> bytes:
+        """Return the next message, of at most so many fragments."""
+        parts: list[bytes] = []
+        async for part in self.recv_streaming(decode=False):
+            parts.append(part)
+            if len(parts) > most:
+                self.fault = BadAnswer("The server sent a message in too many small fragments.")
+                self.transport.abort()
+        self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, 0)
+        return b"".join(parts)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, 0)
+        super().connection_lost(exc)
+
+
 class WebSocketTransport:
     """One WebSocket."""
 
-    __slots__ = ("_auth", "_background", "_duplex", "_headers", "_max", "_socket", "_timeout", "_tls", "_url")
+    __slots__ = ("_auth", "_background", "_duplex", "_headers", "_inflow", "_max", "_socket", "_timeout", "_tls",
+                 "_url")  # fmt: skip
 
     name = "websocket"
 
@@ -65,17 +120,19 @@ class WebSocketTransport:
         max_bytes: int,
         connect_timeout: float,
         tls: ssl.SSLContext | None,
+        inflow: Inflow,
         auth: Auth | None = None,
     ) -> None:
         self._url = url
         self._headers = headers
         self._auth = auth
         self._max = max_bytes
+        self._inflow = inflow
         self._timeout = connect_timeout
         self._tls = tls
         self._background = background
         self._duplex = Duplex(self, listener, background, self._write)
-        self._socket: ClientConnection | None = None
+        self._socket: _Socket | None = None
 
     @property
     def lost(self) -> bool:
@@ -113,6 +170,7 @@ class WebSocketTransport:
                 open_timeout=self._timeout,
                 ssl=(self._tls or ssl.create_default_context()) if url.secure else None,
                 proxy=None if proxy is None else proxy.address,
+                create_connection=cast("Any", partial(_Socket, self._inflow)),
             )
         except InvalidStatus as exc:
             raise _refusal(url, exc.response) from exc
@@ -134,21 +192,23 @@ class WebSocketTransport:
         if socket.subprotocol != "mcp":
             await socket.close()
             raise NotMcp(f"{url} isn't an MCP WebSocket: it doesn't accept the subprotocol mcp.")
-        self._socket = socket
-        self._background.start(self._read(socket))
+        self._socket = cast("_Socket", socket)
+        self._background.start(self._read(self._socket))
 
-    async def _read(self, socket: ClientConnection) -> None:
+    async def _read(self, socket: _Socket) -> None:
+        most = max(MAX_FRAGMENTS, self._max // USUAL_FRAGMENT)
+        now = asyncio.get_running_loop().time
         try:
-            async for message in socket:
-                self._duplex.receive(message if isinstance(message, bytes) else message.encode())
-                if self._duplex.fault is not None:
-                    break
+            while self._duplex.fault is None:
+                self._duplex.receive(await socket.receive(most))
+                if pause := self._inflow.lines.take(2, now()):  # as many as an event has
+                    await asyncio.sleep(pause)
         except ConnectionClosed as exc:
             if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:
                 self._duplex.end(too_large(self._max))
         finally:
             reason = f": {' '.join(socket.close_reason.split())}" if socket.close_reason else ""
-            self._duplex.end(ConnectionLost(f"The server closed the WebSocket{reason}."))
+            self._duplex.end(socket.fault or ConnectionLost(f"The server closed the WebSocket{reason}."))
         await socket.close()
 
     def set_revision(self, revision: Revision) -> None:

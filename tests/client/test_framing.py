@@ -1,0 +1,200 @@
+"""Servers whose replies are small but much work, or never complete. The bounds are those of our own server."""
+
+import asyncio
+import tracemalloc
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.frames import Frame, Opcode
+
+from cases import for_each
+from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, check_failure, misbehaving, with_discovery
+from millstream import Client, Server, Settings
+from millstream._http.client.body import LINES_PER_SECOND, Body, Inflow
+from millstream._http.limits import MAX_UNREAD, PIECE
+from millstream.client import BadAnswer, ConnectionLost, Options, TooLarge
+from millstream.client._transports.events import EventReader
+from patience import WAIT, advance_clock
+
+MIB = 1024 * 1024
+
+
+def head(kind: str) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % kind.encode()
+
+
+@for_each("kind", ["application/json", "text/event-stream"])
+async def test_replies_in_tiny_chunks_are_refused_early(kind: str) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.write(head(kind))
+        while True:
+            await asked.write(b"1\r\n:\r\n" * 10_000)
+
+    tracemalloc.start()
+    try:
+        await check_failure(with_discovery(behave), TooLarge, "not counting its body", "chunks")
+        assert tracemalloc.get_traced_memory()[1] < 16 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+@for_each("size", [1, 64])
+async def test_replies_in_reasonable_chunks_are_read(size: int) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        body = asked.answer({**DONE, "padding": "x" * (10_000 if size == 1 else 2 * MIB)})
+        pieces = (body[at : at + size] for at in range(0, len(body), size))
+        await asked.write(head("application/json"))
+        await asked.write(b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces))
+        await asked.end()
+
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        assert (await client.call("x")).text == "done"
+
+
+class Source:
+    """A connection without a socket."""
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+async def test_tiny_lines_leave_the_event_loop_to_others() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+            advance_clock(1)
+
+    body, reader = Body(Source(), Inflow()), EventReader(MIB)
+    body.feed(b":\n" * (MIB // 2))
+    body.end()
+    reader.attach(body)
+    task = asyncio.create_task(other())
+    assert await reader.event() is None
+    task.cancel()
+    assert turns >= MIB // PIECE - 4
+
+
+async def test_servers_with_too_many_lines_a_second_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    inflow, received = Inflow(), 0
+
+    async def read() -> None:
+        nonlocal received
+        body, reader = Body(Source(), inflow), EventReader(MIB)
+        body.feed(b"data:x\n\n" * LINES_PER_SECOND)
+        reader.attach(body)
+        while await reader.event():
+            received += 1
+
+    async def settle() -> None:
+        for _ in range(1000):
+            await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(read()) for _ in range(2)]  # streams of a server share its rate
+    for seconds in (1, 2):
+        await settle()
+        assert abs(received - seconds * LINES_PER_SECOND // 2) <= seconds * len(tasks) * PIECE // 8
+        now += 1
+    for task in tasks:
+        task.cancel()
+
+
+@for_each("kind", ["application/json", "text/event-stream"])
+async def test_unfinished_replies_of_one_upstream_leave_room_for_another(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def is_listing(asked: ReceivedRequest) -> bool:
+        if asked.method == "server/discover":
+            await asked.result({**OFFER, "capabilities": {"tools": {}}})
+        elif asked.method == "tools/list":
+            tools = [{"name": "x", "inputSchema": {"type": "object"}}]
+            await asked.result({"resultType": "complete", "tools": tools, "ttlMs": 0, "cacheScope": "private"})
+        return asked.method in ("server/discover", "tools/list")
+
+    async def greedy(asked: ReceivedRequest) -> None:
+        if not await is_listing(asked):
+            await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n\r\n" % kind.encode())
+            await asked.write(b'data: {"' + b"x" * 600_000)
+            await asyncio.get_running_loop().create_future()
+
+    async def modest(asked: ReceivedRequest) -> None:
+        if not await is_listing(asked):
+            body = asked.answer({**DONE, "padding": "x" * 900_000})
+            await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
+            await asked.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    mcp = Server("front", settings=Settings(max_unfinished=2_000_000))
+    async with misbehaving(greedy) as bad, misbehaving(modest) as good:
+        for name, url in (("bad", bad.url), ("good", good.url)):
+            mcp.upstream(name, url, start_timeout=WAIT, timeout=WAIT, max_bytes=1_000_000)
+        async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client:
+            calls = [asyncio.create_task(client.call("bad_x", raise_on_error=False)) for _ in range(2)]
+            done, running = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            assert done.pop().result().is_error
+            assert "too much at a time" in caplog.text
+            assert (await client.call("good_x")).text == "done"
+            for task in running:
+                task.cancel()
+
+
+async def check_websocket(behave: object, expected: type[Exception], words: str) -> None:
+    async with serve(behave, "127.0.0.1", 0, subprotocols=["mcp"], compression=None) as server:  # type: ignore[arg-type]
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(expected, match=words):
+            async with asyncio.timeout(WAIT), Client(f"ws://127.0.0.1:{port}", options=Options(max_bytes=MIB)):
+                pass
+
+
+async def test_websocket_messages_in_tiny_fragments_are_refused() -> None:
+    async def behave(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.send("x" for _ in range(10_000))
+
+    await check_websocket(behave, BadAnswer, "fragments")
+
+
+async def test_websocket_servers_that_do_not_read_pongs_are_disconnected() -> None:
+    written = 0
+
+    async def behave(socket: ServerConnection) -> None:
+        nonlocal written
+        await socket.recv()
+        socket.transport.pause_reading()
+        pings = Frame(Opcode.PING, b"x" * 100).serialize(mask=False) * 1000
+        while not socket.transport.is_closing():
+            socket.transport.write(pings)
+            written += len(pings)
+            await socket.drain()
+
+    await check_websocket(behave, ConnectionLost, "closed the WebSocket")
+    assert written < 64 * MAX_UNREAD
+
+
+async def test_websocket_frames_are_parsed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from websockets.asyncio.client import ClientConnection  # noqa: PLC0415  to count what it's given at a time
+
+    given: list[int] = []
+    usual = ClientConnection.data_received
+
+    def receive(self: ClientConnection, data: bytes) -> None:
+        given.append(len(data))
+        usual(self, data)
+
+    monkeypatch.setattr(ClientConnection, "data_received", receive)
+
+    async def behave(socket: ServerConnection) -> None:
+        await socket.recv()
+        socket.transport.write(Frame(Opcode.PING, b"").serialize(mask=False) * 100_000)
+        await socket.send("not JSON")
+
+    await check_websocket(behave, BadAnswer, "invalid message")
+    assert sum(given) > 200_000
+    assert max(given) <= PIECE
