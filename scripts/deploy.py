@@ -105,7 +105,7 @@ def chart(folder: Path) -> str:
     location, kinds = schemas(folder), set[str]()
     for name, values in VALUES.items():
         file = folder / f"{name}.values"
-        file.write_text(json.dumps(values), "utf-8")
+        file.write_text(json.dumps({"trustedProxies": ["10.42.3.0/24"], **values}), "utf-8")
         run(BIN / "helm", "lint", "--strict", DEPLOY / "chart", "--values", file)
         for release in RELEASES:
             manifests = run(BIN / "helm", "template", release, DEPLOY / "chart", "--values", file)

@@ -1,6 +1,5 @@
 import json
 import re
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +67,11 @@ def test_servers_trust_only_their_own_proxy() -> None:
     assert (app["networks"], "ports" in app) == (["inside"], False)
     assert "proxy_set_header X-Forwarded-For $remote_addr;" in (DEPLOY / "nginx.conf").read_text("utf-8")
     values = yaml.safe_load((DEPLOY / "chart/values.yaml").read_text("utf-8"))
-    assert all(not ip_network(each).is_global for each in values["trustedProxies"])
+    assert values["trustedProxies"] == []
     pods = (DEPLOY / "chart/templates/deployment.yaml").read_text("utf-8")
-    assert '- name: FORWARDED_ALLOW_IPS\n              value: {{ join "," .Values.trustedProxies | quote }}' in pods
+    trusted = '{{ required "%s" (join "," .Values.trustedProxies) | quote }}'
+    why = "Set trustedProxies to the networks of your ingress controller's pods."
+    assert f"- name: FORWARDED_ALLOW_IPS\n              value: {trusted % why}" in pods
 
 
 def test_redis_is_configured_for_durability() -> None:

@@ -171,17 +171,37 @@ async def test_shutdown_finishes_calls_and_ends_streams() -> None:
         peer.close()
 
 
-@for_each(("trusted", "expected"), [("127.0.0.1", b"203.0.113.9 https"), ("198.51.100.1", b"127.0.0.1 http")])
-async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, expected: bytes) -> None:
+@for_each(
+    ("trusted", "forwarded", "expected"),
+    [
+        ("127.0.0.1", "192.0.2.1, 203.0.113.9", "203.0.113.9 https"),
+        ("198.51.100.1", "192.0.2.1, 203.0.113.9", "127.0.0.1 http"),
+        # The client can write everything left of what the first trusted proxy has added.
+        ("*", "192.0.2.1, 203.0.113.9", "203.0.113.9 https"),
+        ("127.0.0.1,10.0.0.0/8", "192.0.2.1, 203.0.113.9, 10.0.0.7", "203.0.113.9 https"),
+        ("127.0.0.1,10.0.0.0/8", "192.0.2.1, no address, 10.0.0.7", "10.0.0.7 https"),
+        ("127.0.0.1,10.0.0.0/8", "::ffff:10.0.0.7", "10.0.0.7 https"),
+        ("127.0.0.1,10.0.0.0/8", "203.0.113.9, [::ffff:10.0.0.7]:80", "203.0.113.9 https"),
+        # One client has one spelling.
+        ("*", "198.51.100.077", "127.0.0.1 https"),
+        ("*", "::ffff:198.51.100.77", "198.51.100.77 https"),
+        ("*", "198.51.100.77:4711", "198.51.100.77 https"),
+        ("*", "[2001:DB8:0::1%eth0]:4711", "2001:db8::1 https"),
+        ("*", "2001:db8::0001", "2001:db8::1 https"),
+        ("*", "_hidden", "127.0.0.1 https"),
+        ("*", "", "127.0.0.1 https"),
+    ],
+)
+async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, forwarded: str, expected: str) -> None:
     async def who(request: HttpRequest) -> Response:
         return Response(body=f"{request.peer} {request.scheme}".encode())
 
     routes: dict[tuple[str, str], Handler] = {("POST", "/who"): who, ("POST", "/exact"): who}
-    peer = await (await start(routes, proxies=TrustedProxies([trusted]))).connect()
-    extra = b"X-Forwarded-For: 192.0.2.1, 203.0.113.9\r\nX-Forwarded-Proto: https\r\n"
+    peer = await (await start(routes, proxies=TrustedProxies(trusted.split(",")))).connect()
+    extra = f"X-Forwarded-For: {forwarded}\r\nX-Forwarded-Proto: https\r\n".encode()
     for path in ("/who", "/exact"):
         await peer.send(request(path=path, extra=extra))
-        assert (await peer.reply())[2] == expected
+        assert (await peer.reply())[2] == expected.encode()
 
 
 async def test_handlers_see_the_root_path(start: Start) -> None:

@@ -8,7 +8,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from millstream._http.message import HttpRequest
 
 VARIABLE = "FORWARDED_ALLOW_IPS"
-"""The environment variable with trusted addresses and networks, separated by commas; ``*`` trusts every peer."""
+"""The environment variable with trusted addresses and networks, separated by commas.
+
+``*`` trusts every peer, as the only proxy.
+"""
 
 
 class TrustedProxies:
@@ -35,13 +38,8 @@ class TrustedProxies:
 
     def _trusts(self, address: str) -> bool:
         """Return whether an address is a trusted proxy."""
-        if self._all:
-            return True
-        try:
-            parsed = ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in each for each in self._networks)
+        normalized = _normalize(address)
+        return self._all or (bool(normalized) and any(ip_address(normalized) in each for each in self._networks))
 
     def scheme(self, headers: dict[bytes, bytes]) -> str:
         """Return the scheme that the proxy reports, or an empty string."""
@@ -49,16 +47,19 @@ class TrustedProxies:
         return scheme if scheme in ("http", "https", "ws", "wss") else ""
 
     def client(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the last address of the chain that is not a trusted proxy, or an empty string."""
-        chain = [
-            _without_port(each.strip())
-            for name, value in headers
-            if name == b"x-forwarded-for"
-            for each in value.decode("latin-1").split(",")
-        ]
-        if not chain or self._all:
-            return chain[0] if chain else ""
-        return next((each for each in reversed(chain) if len(each) > _MAX_ADDRESS or not self.trusts(each)), chain[0])
+        """Return the address that the trusted proxies report, or an empty string.
+
+        It's the last one that isn't a proxy's own. Addresses further left are what the client itself has sent.
+        """
+        found = ""
+        values = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
+        for entry in reversed(",".join(values).split(",") if values else ()):
+            address = _normalize(entry)
+            if address:
+                found = address
+            if not address or self._all or not self.trusts(address):
+                break
+        return found
 
     def apply(self, request: HttpRequest) -> None:
         """Set the peer and scheme of a request from its proxy's headers."""
@@ -68,16 +69,16 @@ class TrustedProxies:
         request.peer = self.client(request.raw_headers) or request.peer
 
 
-_MAX_ADDRESS = 64
-"""Maximum characters of an address. Longer texts can't be trusted and would fill the cache."""
+def _normalize(entry: str) -> str:
+    """Return the usual spelling of an address such as ``192.0.2.1:80`` or ``[2001:db8::1%eth0]``, or an empty string.
 
-
-def _without_port(value: str) -> str:
-    """Return the address in ``192.0.2.1:80`` or ``[2001:db8::1]:80``, or any other text unchanged."""
-    if value.startswith("["):
-        host, bracket, rest = value[1:].partition("]")
-        return host if bracket and (not rest or rest.startswith(":")) else value
-    if value.count(":") == 1:
-        host, _, port = value.partition(":")
-        return host if port.isdigit() else value
-    return value
+    A second spelling would be a second client for every limit.
+    """
+    text, bracket, _ = entry.strip().removeprefix("[").partition("]")
+    if not bracket and text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return ""
+    return str(getattr(address, "ipv4_mapped", None) or address)
