@@ -11,6 +11,8 @@ from threading import Event
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cases import for_each
 from issuer_world import run_issuer
@@ -19,6 +21,7 @@ from millstream._http.client import dial
 from millstream._http.client.dial import is_public
 from millstream._http.client.fetch import OutboundError, check_url, fetch
 from patience import WAIT
+from property_settings import examples
 
 INNER = [
     "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",  # noqa: S104
@@ -26,7 +29,9 @@ INNER = [
     "fe80::1", "fe80::1%eth0", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
     "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::", "2001:db8::1", "fec0::1",
     "::127.0.0.1", "::a9fe:a9fe", "64:ff9b:1::7f00:1", "64:ff9b:1:fffe::a9fe:a9fe", "::ffff:0:127.0.0.1", "5f00::1",
-    "3fff::1", "168.63.129.16", "::ffff:168.63.129.16", "192.88.99.1", "4000::1", "100::1",
+    "3fff::1", "168.63.129.16", "::ffff:168.63.129.16", "192.88.99.1", "4000::1", "100::1", "192.0.0.192", "192.0.0.9",
+    "::ffff:192.0.0.192", "64:ff9b::c000:c0", "2002:c000:c0::1", "2002:101:101::1", "2001:0:101:101::fefe:fefe",
+    "2001:0:7f00:1::fefe:fefe", "2001:20::1", "2001:1ff:ffff::1",
 ]  # fmt: skip
 
 
@@ -38,6 +43,15 @@ def test_private_addresses_are_recognized_in_every_spelling(address: str) -> Non
 @for_each("address", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
 def test_internet_addresses_are_public(address: str) -> None:
     assert is_public(address)
+
+
+@given(st.ip_addresses())
+@settings(max_examples=examples(200))
+def test_public_addresses_are_public_for_every_python(address: Any) -> None:
+    inner = getattr(address, "ipv4_mapped", None) or address
+    if is_public(str(address)) and int(address) >> 32 != 0x64FF9B << 64:
+        assert inner.is_global
+        assert not inner.is_multicast
 
 
 @for_each("url", [

@@ -26,10 +26,19 @@ _NAT64 = 0x0064FF9B << 96
 """64:ff9b::/96, RFC 6052: the last 32 bits are an IPv4 address."""
 _LOOKUP_SLOTS = BoundedSemaphore(16)
 """Limits concurrent lookups of untrusted names in this process."""
-_UNICAST = ip_network("2000::/3")
-"""The assigned global unicast range (RFC 4291 §2.4). Other ranges embed addresses or aren't public."""
-_SPECIAL_NETWORKS = (ip_network("168.63.129.16/32"), ip_network("192.88.99.0/24"), ip_network("3fff::/20"))
-"""The metadata service of Azure, 6to4 relays, and documentation (RFC 9637). `is_global` is True for them."""
+_INTERNET = (ip_network("0.0.0.0/0"), ip_network("2000::/3"))
+"""IPv4, and the assigned global unicast range of IPv6 (RFC 4291 §2.4)."""
+_SPECIAL_NETWORKS = tuple(map(ip_network, (
+    # https://www.iana.org/assignments/iana-ipv4-special-registry, and multicast
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+    "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+    "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+    # https://www.iana.org/assignments/iana-ipv6-special-registry: with Teredo and 6to4, which embed IPv4 addresses
+    "2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20",
+    # the metadata service of Azure
+    "168.63.129.16/32",
+)))  # fmt: skip
+"""Networks that aren't the public Internet. `ipaddress.is_global` differs between versions of Python."""
 
 
 class AddressRefused(Exception):
@@ -38,16 +47,10 @@ class AddressRefused(Exception):
 
 def is_public(address: str) -> bool:
     """Return whether an address belongs to the public Internet, in any notation."""
-    ip = ip_address(address.partition("%")[0])
+    ip: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and int(ip) >> 32 == _NAT64 >> 32:
-            inner = IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-        if ip not in _UNICAST:
-            return False
-    return ip.is_global and not ip.is_multicast and not any(ip in each for each in _SPECIAL_NETWORKS)
+        ip = IPv4Address(int(ip) & 4294967295) if int(ip) >> 32 == _NAT64 >> 32 else ip.ipv4_mapped or ip
+    return any(ip in each for each in _INTERNET) and not any(ip in each for each in _SPECIAL_NETWORKS)
 
 
 def allow_any(address: str) -> bool:
