@@ -108,11 +108,34 @@ def test_harmless_fields_are_kept(name: str) -> None:
         '{"access_token": "hunter2"}',
         "api_key=hunter2",
         "password: hunter2",
+        "cloned https://ann:hunter2@git.example.com/shop",
+        "using redis://:hunter2@127.0.0.1:6379/0",
+        "(eyJhbGciOiJub25lIn0.hunter2hunter2.hunter2)",
+        "ghp_hunter2hunter2hunter2",
+        "github_pat_hunter2hunter2_hunter2",
+        "AKIAhunter2hunter2xx",
+        "whsec_hunter2hunter2=",
+        "xoxb-1-hunter2hunter2",
+        "'sk-proj-hunter2hunter2'",
+        "sk_live_hunter2hunter2",
+        "-----BEGIN EC PRIVATE KEY-----\nhunter2\nhunter2\n-----END EC PRIVATE KEY-----\n",
+        "-----BEGIN PRIVATE KEY-----\nhunter2",
     ],
 )
 def test_secrets_inside_text_are_hidden(text: str) -> None:
     assert "hunter2" not in json_line("saw %s", text)["message"]
     assert "hunter2" not in human_line("saw %s", text)
+
+
+@for_each(
+    "text",
+    [
+        "http://127.0.0.1:8000/a@b", "ws://[::1]:8000/ws", "a risk-averse-and-patient-reader", "sk-8", "github_pattern",
+        "-----BEGIN CERTIFICATE-----", "eyJust.a.word", "ask-somebody-who-knows-everything",
+    ],
+)  # fmt: skip
+def test_harmless_text_is_kept(text: str) -> None:
+    assert json_line("saw %s", text)["message"] == f"saw {text}"
 
 
 @for_each("forged", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])

@@ -34,9 +34,15 @@ _SECRET_NAME = re.compile(
     r"authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate|key$"
 )
 _SECRET_TEXT = re.compile(
+    r"""(?=[acpstbdegwx?&:-])(?:"""  # most letters of a plain line begin no secret
     r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
     r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
-    r"""|(?P<scheme>\b(?:bearer|basic|dpop)\s{1,3})[\w.~+/=-]{8,}""",
+    r"""|(?P<scheme>\b(?:bearer|basic|dpop)\s{1,3})[\w.~+/=-]{8,}"""
+    r"""|(?P<user>://[^\s/:@]{0,256}:)[^\s/@]+(?=@)"""
+    # JWTs, and keys of GitHub, AWS, webhooks, Slack, and providers of models and payments
+    r"""|(?<![\w-])(?:eyJ[\w-]{8,}\.[\w.-]{8,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|A[KS]IA[0-9A-Z]{16}\b"""
+    r"""|whsec_[\w+/=-]{8,}|xox[a-z]-[\w-]{8,}|sk[-_][\w-]{16,})"""
+    r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z))""",
     re.IGNORECASE,
 )
 # C0, DEL, C1, the Unicode line separators, and characters that reorder text on a screen.
@@ -237,7 +243,7 @@ def redact_text(text: str) -> str:
     rest = len(text) - MAX_TEXT
     if rest > 0:
         text = f"{text[:MAX_TEXT]}… ({rest} more)"
-    text = _SECRET_TEXT.sub(lambda match: f"{match['header'] or match['pair'] or match['scheme']}{HIDDEN}", text)
+    text = _SECRET_TEXT.sub(lambda match: (match[match.lastgroup] if match.lastgroup else "") + HIDDEN, text)
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
