@@ -293,7 +293,8 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
     (tmp_path / "deaf.sh").write_text(
         "trap '' TERM\n"
         + textwrap.dedent(SHELL)
-        + f"sleep 1000 & echo $! > {tmp_path}/child.$$\nwhile :; do sleep 1; done\n"
+        + f"sleep 1000 & echo $! > {tmp_path}/child.$$\n"
+        + f"setsid sh -c 'echo $$ > {tmp_path}/daemon.'$$'; exec sleep 1000' &\nwhile :; do sleep 1; done\n"
     )
     program = f"""
         import asyncio, sys
@@ -320,8 +321,9 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
             assert len(set(pids)) == 3
         finally:
             gateway.kill()
-    asyncio.run(until(lambda: sum(path.read_text() != "" for path in tmp_path.glob("child.*")) == 2))
-    pids += [int(path.read_text()) for path in tmp_path.glob("child.*")]
+    # Daemons of a server, in sessions of their own, aren't in its process group.
+    asyncio.run(until(lambda: sum(path.read_text() != "" for path in tmp_path.glob("*.[0-9]*")) == 4))
+    pids += [int(path.read_text()) for path in tmp_path.glob("*.[0-9]*")]
     asyncio.run(until(lambda: not any(is_running(pid) for pid in pids)))
 
 

@@ -17,10 +17,11 @@ import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection
 from pathlib import Path
+from secrets import token_hex
 from time import monotonic
 from typing import cast
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._http.client.body import RateMeter
 from millstream._override import override
@@ -407,8 +408,10 @@ class ProcessTransport(StdioTransport):
 
     def __init__(self, processes: UpstreamProcesses) -> None:
         self.relay: ListenerRelay = ListenerRelay()
+        name, value = processes.pool.watchdog.mark
+        command = structs.replace(processes.command, env={**processes.command.env, name: value})
         super().__init__(
-            processes.command, self.relay, processes.pool.background, processes.max_bytes,
+            command, self.relay, processes.pool.background, processes.max_bytes,
             show=lambda line: processes.log.write(line, self.pid),
         )  # fmt: skip
         self._processes = processes
@@ -665,6 +668,8 @@ class Watchdog(asyncio.SubprocessProtocol):
     """
 
     def __init__(self) -> None:
+        self.mark: tuple[str, str] = ("_MILLSTREAM_GATEWAY", token_hex(16))
+        """A variable in the environment of all processes to end."""
         self._groups: set[int] = set()
         self._process: asyncio.SubprocessTransport | None = None
         self._exited = asyncio.Event()
@@ -693,6 +698,7 @@ class Watchdog(asyncio.SubprocessProtocol):
                 "-I",
                 "-S",
                 program,
+                "=".join(self.mark),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
                 env={},

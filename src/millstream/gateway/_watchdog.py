@@ -1,8 +1,9 @@
-"""A separate program that ends process groups after the process that started them is gone, even after SIGKILL.
+"""A separate program that ends processes after the process that started them is gone, even after SIGKILL.
 
 `ProcessPool` starts one watchdog per worker and writes process groups to its standard input: ``+PID`` for a new one,
 ``-PID`` for one that has ended. The kernel closes that pipe when the worker ends, and the watchdog then ends the
-remaining groups. It imports nothing of Millstream, so it starts fast and stays small.
+remaining groups. On Linux, it also ends daemons that left their group: those with its first argument in their
+environment, which they inherit. It imports nothing of Millstream, so it starts fast and stays small.
 """
 
 import os
@@ -18,8 +19,8 @@ _GRACE = 2.0
 _TICK = 0.05
 
 
-def main(lines: Iterable[bytes]) -> None:
-    """Process `lines` until they end, then end every remaining group."""
+def main(lines: Iterable[bytes], mark: bytes) -> None:
+    """Process `lines` until they end, then end every remaining group, and every process with `mark`."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     groups: dict[int, bytes] = {}
@@ -34,9 +35,24 @@ def main(lines: Iterable[bytes]) -> None:
         if number:
             for leader, started in list(groups.items()):
                 _send(leader, started, number)
-        while groups and number != signal.SIGKILL and time.monotonic() < deadline:
+            for daemon in _marked(mark):
+                with suppress(OSError):
+                    os.kill(daemon, number)
+        while number != signal.SIGKILL and time.monotonic() < deadline:
             groups = {leader: started for leader, started in groups.items() if _send(leader, started, 0)}
+            if not groups and not (number and _marked(mark)):
+                break
             time.sleep(_TICK)
+
+
+def _marked(mark: bytes) -> list[int]:
+    """Return the processes with a variable in their environment, on systems with /proc."""
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 def _send(leader: int, started: bytes, number: int) -> bool:
@@ -58,4 +74,4 @@ def _start_time(pid: int) -> bytes:
 
 
 if __name__ == "__main__":
-    main(sys.stdin.buffer)
+    main(sys.stdin.buffer, sys.argv[1].encode())
