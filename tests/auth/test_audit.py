@@ -27,7 +27,7 @@ def written(path: Path, *methods: str) -> AuditLog:
     return log
 
 
-async def test_calls_and_refused_credentials_are_audited(tmp_path: Path) -> None:
+async def test_calls_publications_and_refused_credentials_are_audited(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     async with run_guarded(make_server(audit_log=str(path))) as world:
         await world.call(ALICE, "order", {"isbn": "9780261103573"})
@@ -38,6 +38,12 @@ async def test_calls_and_refused_credentials_are_audited(tmp_path: Path) -> None
             await socket.recv()
             await socket.send('{"type":"mcp_call","tool":"who"}')
             await socket.recv()
+        async with world.socket(ROOT) as socket:
+            await socket.recv()
+            await socket.send('{"type":"publish","channel":"news","data":"over a socket"}')
+            await socket.recv()
+        for body in (b'{"channel":"news","data":"over HTTP"}', b"no event"):
+            await world.ask(ROOT, "POST", "/publish", body, content_type="application/json")
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     names = {"subject": "", "method": "", "target": "", "outcome": "ok", "transport": ""}
     told = [tuple(each.get(name, default) for name, default in names.items()) for each in lines]
@@ -47,12 +53,15 @@ async def test_calls_and_refused_credentials_are_audited(tmp_path: Path) -> None
         ("", "sign-in", "", "refused", ""),
         ("bob", "tools/call", "who", "ok", "rest"),
         ("alice", "tools/call", "who", "ok", "websocket"),
+        ("key", "hub/publish", "news", "ok", "websocket"),
+        ("key", "hub/publish", "news", "ok", "http"),
+        ("key", "hub/publish", "", "400", "http"),
     ]
     assert all(each["address"] == "127.0.0.1" for each in lines)
     text = path.read_text("utf-8")
-    assert not any(secret in text for secret in (ALICE, BOB, "wrong-key", "9780261103573"))
+    assert not any(secret in text for secret in (ALICE, BOB, "wrong-key", "9780261103573", "over"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert verify(path) == (5, lines[-1]["hash"])
+    assert verify(path) == (8, lines[-1]["hash"])
 
 
 def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class LocalOnly:
             if self.allows(request.peer, request.headers):
                 return await handler(request)
             if message:
-                self._note(message, "http", status="403")
+                self._note(message, "http", status="403", address=request.peer)
             return _REFUSED
 
         return check_peer

@@ -164,10 +164,10 @@ class HubRoutes:
 
     async def publish(self, request: HttpRequest) -> Response:
         """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""
-        channel, principal = "", None
+        channel, principal = "", request.principal
         try:
             given = self._read_publication(request)
-            channel, principal = given.channel, request.principal
+            channel = given.channel
             self._hub.admission.publish(channel, principal)
             published = await self._hub.publish(channel, given.data, event=given.event, id=given.id)
             reply = Response(encode({"id": published.id, "subscribers": published.subscribers}), 200, JSON_HEAD)
@@ -176,7 +176,7 @@ class HubRoutes:
         except (InvalidName, Forbidden, EventTooLarge, StoreFull, StoreUnavailable) as exc:
             reply = _refusal(exc)
         status = "" if reply.status == 200 else str(reply.status)
-        self._note("hub/publish", "http", status=status, target=channel, principal=principal)
+        self._note("hub/publish", "http", status=status, target=channel, principal=principal, address=request.peer)
         return reply
 
     def _read_publication(self, request: HttpRequest) -> Publication:

@@ -63,6 +63,7 @@ def _note_to(observer: "Observer") -> ObserveMessage:
         *,
         target: str = "",
         principal: Principal | None = None,
+        address: str = "",
         opening: Handshake | None = None,
     ) -> None:
         if method == SESSION_OVER:

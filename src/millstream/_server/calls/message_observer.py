@@ -24,6 +24,7 @@ class ObserveMessage(Protocol):
         *,
         target: str = "",
         principal: Principal | None = None,
+        address: str = "",
         opening: Handshake | None = None,
     ) -> None:
         """Record one message.
@@ -38,6 +39,7 @@ class ObserveMessage(Protocol):
                 values is small.
             target: The tool or channel.
             principal: The sender.
+            address: The sender's address, of a publication.
             opening: The result of `initialize`.
         """
 

@@ -224,6 +224,7 @@ class Dialect:
             status=str(code) if code else "",
             target=target,
             principal=self._peer.principal,
+            address=self._peer.address,
         )
 
     # Tools
