@@ -3,11 +3,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cases import for_each
 from patience import WAIT
 from processes import free_port, run_command, run_server
 
@@ -78,6 +81,16 @@ def run(file: Path, given: bytes, **settings: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
+@contextmanager
+def unread(gone: str) -> Iterator[int]:
+    """An output without a reader, or on a full disk."""
+    reader, output = os.pipe() if gone == "the reader" else (-1, os.open("/dev/full", os.O_WRONLY))
+    if reader >= 0:
+        os.close(reader)
+    yield output
+    os.close(output)
+
+
 def replies(output: bytes) -> dict[int, Any]:
     return {reply["id"]: reply["result"] for reply in map(json.loads, output.splitlines())}
 
@@ -110,6 +123,22 @@ def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
     assert found[1]["isError"] is True
     assert found[2]["content"][0]["text"] == "said"
     assert done.returncode == 0
+
+
+@for_each("gone", ["the reader", "the disk"])
+def test_servers_exit_quietly_when_their_output_fails(noisy: Path, gone: str) -> None:
+    given = call("speaks", 1)
+    command = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(noisy)]
+    with (
+        unread(gone) as output,
+        subprocess.Popen(
+            [*command, "--transport", "stdio"], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        _, said = process.communicate(given, timeout=WAIT)
+    assert b"noise of a tool" in said
+    assert b"Traceback" not in said
+    assert process.returncode == 0
 
 
 def test_end_of_input_does_not_wait_for_endless_threads(noisy: Path) -> None:

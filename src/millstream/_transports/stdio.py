@@ -116,6 +116,7 @@ class _Output(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
+        self._transport = None
         self._room.set()
 
 
