@@ -31,8 +31,10 @@ server {
 
 
 @contextmanager
-def nginx(folder: Path, *backends: int, at: str = "") -> Iterator[int]:
-    """Run nginx in front of backend ports and yield its port. It strips the path prefix `at`, such as ``/tools``."""
+def nginx(folder: Path, *backends: int, at: str = "", host: str = "$http_host") -> Iterator[int]:
+    """Run nginx in front of backend ports and yield its port. It strips the path prefix `at`, such as ``/tools``, and
+    passes `host` on.
+    """
     assert NGINX is not None
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -40,7 +42,7 @@ def nginx(folder: Path, *backends: int, at: str = "") -> Iterator[int]:
     temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in places)
     servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in backends)
     below = "/" if at else ""
-    site = _SITE % (servers, port, f"{at}/", below, "$http_host" if at else "$host")
+    site = _SITE % (servers, port, f"{at}/", below, host)
     (folder / "nginx.conf").write_text(
         f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{ worker_connections 4096; }}\n"
         f"http {{ access_log off;\n{temporary}{site}}}\n"

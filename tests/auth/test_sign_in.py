@@ -92,6 +92,25 @@ FOREIGN: list[dict[str, str]] = [
 ]  # fmt: skip
 
 
+@for_each(
+    ("origin", "site", "status"),
+    [
+        ("http://127.0.0.1:8443", "same-origin", 303),
+        ("http://127.0.0.1:8443", "same-site", 403),  # another program's page on this machine
+        ("http://127.0.0.1:8443", "none", 403),
+        ("http://127.0.0.1:8443", "", 403),
+        ("http://localhost:8443", "same-origin", 403),
+    ],
+)
+async def test_sign_in_works_behind_a_proxy_that_drops_the_port(origin: str, site: str, status: int) -> None:
+    async with run_guarded() as world:
+        reply = await sign_in(world, origin=origin, sec_fetch_site=site)
+        assert reply.status == status
+        if status == 403:
+            for word in (origin, "arrived for '127.0.0.1'", "$http_host"):
+                assert word.encode() in reply.body
+
+
 @for_each("headers", FOREIGN)
 async def test_cross_origin_login_forms_are_refused(headers: dict[str, str]) -> None:
     async with run_guarded() as world:

@@ -5,6 +5,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -76,3 +77,24 @@ def test_loopback_only_paths_are_refused_behind_nginx(
         assert status(port, "/publish", b'{"data":1}') == refusal
         assert status(port, "/docs") == 200
         assert status(port, "/mcp", b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}') == 200
+
+
+@pytest.mark.parametrize("host", ["$http_host", "$host"])
+def test_people_sign_in_behind_nginx_on_another_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
+    key, backend = "k" * 20, free_port()
+    command = run_command("examples/greet.py", backend, "--serve", "all", "--auth-key", key)
+    site = GUARD.sub("", SITE).replace("$http_host", host)
+    with run_server(command, backend, tmp_path / "log"), nginx(tmp_path / "nginx", site, backend) as port:
+        form = urlencode({"key": key, "next": "/dashboard"}).encode()
+        headers = {
+            "host": f"127.0.0.1:{port}", "origin": f"http://127.0.0.1:{port}", "sec-fetch-site": "same-origin",
+            "sec-fetch-mode": "navigate", "sec-fetch-dest": "document", "accept": "text/html",
+            "content-type": "application/x-www-form-urlencoded",
+        }  # fmt: skip
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/sign-in", form, headers)
+        with browser.open(asked, timeout=WAIT) as page:  # it follows the redirect
+            assert (page.status, page.url.rpartition("/")[2]) == (200, "dashboard")

@@ -156,6 +156,21 @@ def test_own_origin_is_allowed_with_an_allowed_host() -> None:
     assert origin(b"http://evil.com", b"evil.com") == 421
 
 
+@for_each(
+    ("page", "site", "expected"),
+    [
+        (b"https://mcp.example.com:8443", b"same-origin", 200),
+        (b"https://mcp.example.com:8443", b"same-site", 403),
+        (b"https://mcp.example.com:8443", b"none", 403),
+        (b"https://evil.example:8443", b"same-origin", 403),
+        (b"null", b"same-origin", 403),
+    ],
+)
+def test_own_origin_is_allowed_if_a_proxy_drops_the_port(page: bytes, site: bytes, expected: int) -> None:
+    fields = ((b"host", b"mcp.example.com"), (b"origin", page), (b"sec-fetch-site", site))
+    assert status(PUBLIC, *fields) == expected
+
+
 def test_invalid_origin_settings_raise() -> None:
     with pytest.raises(ValueError, match="allowed_origins"):
         HostPolicy(allowed_origins=["app.example.com"])

@@ -162,7 +162,7 @@ class HostPolicy:
         Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
         browsers send for any page without a preflight: forms and WebSockets.
         """
-        if self.allows_origin(origin, host, peer, wildcard=self._cors):
+        if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
             return True
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         asked = method != "POST" or kind not in _SIMPLE_TYPES
@@ -288,6 +288,17 @@ def _with_port(scheme: bytes, rest: str) -> str:
     """Add the default port of the scheme to an origin without a port."""
     has_port = ":" in rest.rpartition("]")[2]
     return rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme, b'').decode()}"
+
+
+def is_own_origin(origin: bytes, host: bytes, headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether the browser reports a request of the same origin (Fetch Metadata, §2.4), and the names agree.
+
+    The ports may differ, because many proxies drop the port from Host. Scripts can't set ``Sec-Fetch-Site``.
+    """
+    if headers.get(b"sec-fetch-site") != b"same-origin":
+        return False
+    page, own = parse_authority(origin.partition(b"://")[2]), parse_authority(host)
+    return page is not None and own is not None and page.name == own.name
 
 
 def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:

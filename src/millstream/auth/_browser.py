@@ -1,5 +1,6 @@
 """Headers that only the browser sets: the origin of a request, and cookies."""
 
+from millstream._http.hosts import is_own_origin
 from millstream._http.message import HttpRequest
 
 
@@ -12,7 +13,21 @@ def is_own(request: HttpRequest) -> bool:
     origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
     if origin is None or site in (b"cross-site", b"same-site"):
         return site == b"same-origin"
-    return origin.lower().partition(b"://")[2] == headers.get(b"host", b"").lower() != b""
+    host = headers.get(b"host", b"")
+    return origin.lower().partition(b"://")[2] == host.lower() != b"" or is_own_origin(origin, host, headers)
+
+
+def not_own(request: HttpRequest) -> str:
+    """Return why a form isn't accepted, unless `is_own`, and what to do."""
+    origin, host = request.headers.get(b"origin"), request.headers.get(b"host", b"")
+    text = "This form must be sent from this server's own page."
+    if origin is None:
+        return text
+    return (
+        f"{text} The page is at {origin[:200].decode('latin-1')!a}, but the request arrived for "
+        f"{host[:200].decode('latin-1')!a}. A proxy in between has to pass on the name and port that the browser "
+        "uses, in nginx with: proxy_set_header Host $http_host;"
+    )
 
 
 def cookie_of(request: HttpRequest, name: str) -> str:

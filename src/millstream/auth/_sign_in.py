@@ -20,7 +20,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.answers import MAX_FORM
-from millstream.auth._browser import cookie_of, is_own
+from millstream.auth._browser import cookie_of, is_own, not_own
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
 from millstream.auth._pages import LoginOptions, continue_page, sign_in
@@ -47,7 +47,6 @@ _KIND, _PERSON = b"page sign-in", b"page person"
 """Kinds of sealed cookies, so that a credential is never read as an identity, or the reverse."""
 _MAX_CREDENTIAL = 2048
 """Maximum bytes of a credential in a cookie; browsers limit the sealed cookie to 4 KiB."""
-_FOREIGN = refusal(403, "This form must be sent from this server's own page.")
 _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https. Over plain http, others on the network could read the key.")
@@ -104,13 +103,13 @@ class SignIn:
     async def take(self, request: HttpRequest) -> Response:
         """Handle `POST /sign-in`, the form."""
         if not is_own(request):
-            return _FOREIGN
+            return refusal(403, not_own(request))
         if not _is_safe(request):
             return _INSECURE
         try:
             async with self._guard.verification_slot(request.peer):
-                refusal = self._guard.refuse_throttled(request.peer)
-                return await self._judge(request) if refusal is None else refusal
+                refused = self._guard.refuse_throttled(request.peer)
+                return await self._judge(request) if refused is None else refused
         except Unavailable as exc:
             return self._form(request, "", str(exc), 503)
 
@@ -170,7 +169,7 @@ class SignIn:
     async def leave(self, request: HttpRequest) -> Response:
         """Handle `POST /sign-out`: delete the cookie and invalidate its copies."""
         if not is_own(request):
-            return _FOREIGN
+            return refusal(403, not_own(request))
         seal = _cookie(request)
         if seal:
             await self._end(seal, peer_network(request.peer))

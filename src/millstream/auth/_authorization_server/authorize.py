@@ -25,7 +25,7 @@ from millstream.auth._authorization_server.records import CODE, AuthorizationReq
 from millstream.auth._authorization_server.redirects import is_identified, named_by, shown_host
 from millstream.auth._authorization_server.tickets import Tickets
 from millstream.auth._authorization_server.vault import Vault
-from millstream.auth._browser import is_own
+from millstream.auth._browser import is_own, not_own
 from millstream.auth._method import Unavailable
 
 CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -307,7 +307,7 @@ class AuthorizationEndpoint:
     async def post(self, request: HttpRequest) -> Response:
         """Handle `POST /authorize`: the form of the consent page, from the browser that it was shown in."""
         if not is_own(request):
-            return pages.wrong("Not from here", "This form must be sent from this server's own page.", 403)
+            return pages.wrong("Not from here", not_own(request), 403)
         try:
             form = form_of(request)
         except OAuthError as exc:

@@ -22,7 +22,7 @@ from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
 from millstream.auth._authorization_server.vault import Vault, new_state
-from millstream.auth._browser import is_own
+from millstream.auth._browser import is_own, not_own
 from millstream.client._errors import ClientError
 from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.browser_login import answer_of
@@ -45,9 +45,6 @@ _ANSWERED_KIND: Final = b"gateway connection answered"
 T = TypeVar("T")
 _LOGIN_RATE: Final = Rate(60, 60)
 """Maximum logins per user and minute, because each one contacts other servers."""
-_CROSS_SITE_FORM: Final = refusal(
-    403, "This form must be sent from this server's own page. Reload the page and try again."
-)
 _MALFORMED_FORM: Final = refusal(400, "The form is malformed. Reload the page.")
 _LOGIN_OVER: Final = (
     "This login took more than ten minutes, was already finished, or began in another browser or with another "
@@ -120,7 +117,7 @@ class ConnectionsPage:
         """Handle `POST /connections`: connect or disconnect an upstream."""
         principal = request.principal
         if not is_own(request):
-            return _CROSS_SITE_FORM
+            return refusal(403, not_own(request))
         if principal is None or len(request.body) > _MAX_FORM:
             return _MALFORMED_FORM
         try:
