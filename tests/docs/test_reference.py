@@ -43,6 +43,7 @@ from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy
 from millstream.gateway._config import gateway_options, upstream_options
 from millstream.gateway._credentials.options import Credentials
 from millstream.hub import Hub
+from millstream.hub._replay import REPLAYS
 from scripts.docs import ROOT
 
 pytestmark = pytest.mark.check
@@ -82,7 +83,7 @@ def test_fixed_limits_are_listed() -> None:
         MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
         MAX_URI_BYTES, MAX_HELD,
         MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
-        LIGHT, MAX_SERIES,
+        REPLAYS.count, LIGHT, MAX_SERIES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES
 

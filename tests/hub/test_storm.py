@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from hub_parts import DelayedStore, Outlet, encode_line, listen, open_hub
+from hub_parts import DelayedStore, Outlet, encode_line, listen, open_hub, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub
 from millstream.hub._event import position_id
+from millstream.hub._replay import REPLAYS
 from millstream.hub._shared_reads import SharedReads
 
 pytestmark = pytest.mark.many
@@ -165,3 +166,40 @@ async def test_read_in_progress_is_not_shared_with_later_needs() -> None:
     assert [len(found) for found in await asyncio.gather(*asked)] == [2, 2, 4]
     assert len(await shared.get(("news",), read(), since=4_000)) == 4
     shared.close()
+
+
+@for_each("id", ["made up", ""])
+async def test_replays_of_one_caller_wait_for_their_turn(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    async with open_hub() as hub:
+        await fill(hub, 1_500)
+        id = id or place(hub, 1)
+        at_once = REPLAYS.count // 1_500 + 1
+        outlets = [Outlet() for _ in range(at_once + 20)]
+        waiting: list[asyncio.Task[Any]] = [
+            asyncio.create_task(
+                hub.subscribe(("*",), outlet, encode=encode_line, last_event_id=id, address="192.0.2.1")
+            )
+            for outlet in outlets
+        ]
+
+        async def count_served() -> int:
+            before = -1
+            while before != (before := sum(task.done() for task in waiting)):
+                await turns(200)
+            return before
+
+        assert at_once - 2 <= await count_served() <= at_once
+        other = Outlet()
+        await hub.subscribe(("*",), other, encode=encode_line, last_event_id=id, address="192.0.2.2")
+        assert len(other.data) >= 1_499
+        now += 1.0
+        assert at_once <= await count_served() <= at_once + 15
+        assert {len(outlet.data) for outlet in outlets} == {0, len(other.data)}
+        for outlet in outlets:
+            outlet.close()
+        assert await count_served() == len(outlets)
+        waiting.append(asyncio.create_task(come_back(hub, [id], address="192.0.2.1")))  # the turns of those are its own
+        now += 0.2
+        assert await count_served() == len(waiting)

@@ -68,6 +68,11 @@ class Journal:
             self.add(entry)
         return entries[-1].position
 
+    @property
+    def kept(self) -> int:
+        """Maximum number of stored events."""
+        return self._limits.journal
+
     def current_id(self) -> str:
         """Return the id of this worker's position."""
         return position_id(self.epoch, self.offset)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 
+from millstream._limits.gcra import Limiter
 from millstream._stores.health import LogOnce
 from millstream.hub._audience import Audience
 from millstream.hub._channels import is_pattern
@@ -13,7 +14,7 @@ from millstream.hub._mailbox import Mailboxes
 from millstream.hub._presence import Member, Presence
 from millstream.hub._presence_changes import PresenceChanges
 from millstream.hub._reader import JournalReader
-from millstream.hub._replay import CatchUp
+from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Subscription
 
 _logger = logging.getLogger("millstream.hub")
@@ -24,7 +25,7 @@ class PresenceEvents:
 
     __slots__ = (
         "_audience", "_delivery", "_departure_added", "_departures", "_journal", "_log_once", "_mailboxes", "_presence",
-        "_presence_changes", "_reader", "replays",
+        "_presence_changes", "_reader", "_replay_limiter", "replays",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +46,7 @@ class PresenceEvents:
         self._reader = reader
         self._presence_changes = presence_changes
         self._delivery = delivery
+        self._replay_limiter = Limiter("replays", REPLAYS, clock=lambda: asyncio.get_running_loop().time())
         self.replays = {"full": 0, "gap": 0}
         """Number of returning subscribers that received everything they missed, or a `gap`."""
         self._departures: deque[Subscription] = deque()
@@ -73,6 +75,7 @@ class PresenceEvents:
             subscription,
             backlog=delivery.backlog,
             catch_up=delivery.catch_up,
+            replays=self._replay_limiter,
             others=others,
         )
         if last_event_id:

@@ -14,10 +14,13 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, repeat
 
 from msgspec.structs import replace
 
+from millstream._http.message import peer_network
+from millstream._limits.gcra import Limiter, Rate
 from millstream._stores.base import Entry, Gap
 from millstream.hub._backlog import UnreadBacklog
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
@@ -29,6 +32,10 @@ from millstream.hub._subscriber import Subscription
 
 _CHUNK = 64 * 1024
 """Bytes to write between checks for space in the outlet."""
+REPLAYS = Rate(200_000, 10)
+"""Journal entries that one caller's replays may go back at once, and in ten seconds. Later replays wait for their turn,
+because a short request makes the hub read and write thousands of events.
+"""
 _CACHED = -1
 """The source of cached events."""
 
@@ -42,7 +49,7 @@ class CatchUp:
     __slots__ = (
         "_backlog", "_catch_up", "_changes_after", "_cursors", "_epoch", "_gap_sent", "_journal", "_last_dropped",
         "_last_written", "_others", "_page", "_pending_changes", "_position", "_presence_changes", "_reader",
-        "_subscription", "_unread", "_wanted_channels", "_wants_presence", "wrote",
+        "_replays", "_subscription", "_unread", "_wanted_channels", "_wants_presence", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +61,7 @@ class CatchUp:
         *,
         backlog: UnreadBacklog,
         catch_up: Callable[[], Awaitable[None]],
+        replays: Limiter,
         others: Sequence[Subscription] = (),
     ) -> None:
         self._journal = journal
@@ -61,6 +69,7 @@ class CatchUp:
         self._backlog = backlog
         self._presence_changes = presence_changes
         self._catch_up = catch_up
+        self._replays = replays
         self._subscription = subscription
         self._others = others
         """Other subscriptions of the same outlet."""
@@ -105,6 +114,7 @@ class CatchUp:
             offset = max((index.ids[id] for index in await self._indexes() if id in index.ids), default=None)
         if offset is not None:
             await self._read_until(offset)
+        await self._wait_for_turn(journal.offset - (offset or 0))
         if offset is None or offset > journal.offset:
             # The id is from before a restart, was never published, or is no longer stored.
             await self._start_over("unknown", after=0)
@@ -132,11 +142,27 @@ class CatchUp:
 
     async def newest(self, count: int) -> None:
         """Write the last `count` events that the subscription wants. Presence changes aren't counted."""
+        await self._wait_for_turn(count)
         end = self._journal.offset
         plan = self._merge(await self._indexes(count), 0, end)
         newest = deque(plan, maxlen=count)
         await self._write(iter(newest))
         await self._write_new()
+
+    async def _wait_for_turn(self, entries: int) -> None:
+        """Wait while the caller's other replays use up its allowance, or until the outlet is closed."""
+        subscription, cost = self._subscription, max(0, min(entries, self._journal.kept))
+        principal = subscription.principal
+        owner = peer_network(subscription.address) if principal is None else principal.id
+        if not owner or (wait := self._replays.take(owner, cost)) <= 0:
+            return
+        self._replays.put_back(owner, -cost)  # the next one waits longer
+        closed = asyncio.Event()
+        subscription.outlet.on_close(closed.set)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await closed.wait()
+                self._replays.put_back(owner, cost)
 
     def finish(self) -> None:
         """Write the presence changes that arrived during the replay. Must not await, because delivery starts next."""
