@@ -18,7 +18,7 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     if request.node.get_closest_marker("minutes") is None:
         for module in (_guard, client_proof, login_throttle):
             monkeypatch.setattr(module, "_FAILURES", Rate(module._FAILURES.count, _DAY))
-        for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE"):
+        for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_BEFORE"):
             monkeypatch.setattr(login_throttle, name, Rate(getattr(login_throttle, name).count, _DAY))
         monkeypatch.setattr(_sign_in, "_SIGN_OUT_RATE", Rate(_sign_in._SIGN_OUT_RATE.count, _DAY))
         monkeypatch.setattr(documents, "_LOOKUPS", Rate(documents._LOOKUPS.count, _DAY))

@@ -158,7 +158,7 @@ def test_wrong_credentials_are_counted_per_minute() -> None:
     assert {_guard._FAILURES, client_proof._FAILURES} == {Rate(30, 60)}
     assert [(each.count, each.seconds) for each in (login_throttle._FAILURES, login_throttle._NAMED)] == [
         (10, 60),
-        (30, 300),
+        (15, 300),
     ]
 
 

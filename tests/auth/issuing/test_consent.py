@@ -95,6 +95,19 @@ async def test_guesses_from_other_networks_do_not_lock_a_user_out(desk: Desk) ->
     assert statuses == [403] * 10 + [429], "a device may guess no faster"
 
 
+async def test_guesses_from_a_few_networks_do_not_keep_out_a_new_browser(desk: Desk) -> None:
+    throttle, guesses = desk.running._authorize._throttle, 0
+    for number in range(100):
+        said = await throttle.check(f"198.51.100.{number % 4}", "ada", "wrong")
+        guesses += said == "The name or password is wrong."
+    assert 15 <= guesses < 30
+    assert isinstance(await throttle.check("203.0.113.1", "ada", "correct horse"), User)
+    for number in range(100):
+        said = await throttle.check(f"198.51.100.{number}", "ada", "wrong")
+        guesses += said == "The name or password is wrong."
+    assert guesses == 30, "many networks have no more guesses together"
+
+
 async def test_concurrent_guesses_are_throttled(desk: Desk) -> None:
     looked = 0
     gate = asyncio.Event()

@@ -191,8 +191,10 @@ _FAILURES = Rate(10, 60)
 """Failed passwords per network."""
 _FROM_NETWORK = Rate(10, 300)
 """Failed passwords per name and network. Less than `_NAMED`, so that a single network can't lock an account."""
-_NAMED = Rate(30, 300)
-"""Failed passwords per name, from all networks together."""
+_NAMED = Rate(15, 300)
+"""Failed passwords per name, from all networks together, and as many again from networks without failures."""
+_BEFORE = Rate(3, 3600)
+"""Failed passwords after which a network is no longer one without failures, per name and network."""
 _FROM_DEVICE = Rate(10, 300)
 """Failed passwords per known device."""
 
@@ -201,13 +203,15 @@ class LoginThrottle:
     """Checks names and passwords at a limited rate, shared by all pages that ask for them.
 
     Known devices, which are browsers in which the user has logged in before, have their own limit, so attackers
-    elsewhere can't lock the user out.
+    elsewhere can't lock the user out. Half of a name's allowance is for networks that haven't failed before, so that a
+    few attackers can't keep the user out of a new browser, either.
     """
 
     def __init__(self, accounts: Accounts, vault: Vault) -> None:
         self._accounts = accounts
         rates = {"sign-in-password": _FAILURES, "sign-in-network": _FROM_NETWORK, "sign-in-name": _NAMED}
         self._attempts = FailureLimiter(rates, vault)
+        self._before = FailureLimiter({"sign-in-before": _BEFORE}, vault)
         self._devices = FailureLimiter({"sign-in-device": _FROM_DEVICE}, vault)
 
     async def check(self, peer: str, name: str, password: str, *, device: str = "") -> User | str:
@@ -219,9 +223,20 @@ class LoginThrottle:
             password: password as typed.
             device: id of the known device, if the user has logged in there before (`Tickets.device`).
         """
+        if device:
+            return await self._try(self._devices, (device,), name, password)
         network, lowered = peer_network(peer), name.casefold()[:128]
-        limiter = self._devices if device else self._attempts
-        keys = (device,) if device else (network, f"{network} {lowered}", lowered)
+        pair = f"{network} {lowered}"
+        async with self._before.attempt(pair) as is_first:
+            found: User | str = SLOW
+            for kind in ("new", "any") if is_first else ("any",):
+                if found == SLOW:
+                    found = await self._try(self._attempts, (network, pair, f"{kind} {lowered}"), name, password)
+            if found == WRONG:
+                await self._before.record_failure(pair)
+        return found
+
+    async def _try(self, limiter: FailureLimiter, keys: Sequence[str], name: str, password: str) -> User | str:
         async with limiter.attempt(*keys) as may:
             if not may:
                 return SLOW
