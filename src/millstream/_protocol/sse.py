@@ -116,7 +116,7 @@ class Decoder:
     """
 
     __slots__ = ("_after_cr", "_data", "_event", "_fault", "_first", "_id", "_line", "_max", "_retry", "_size",
-                 "last_event_id", "retry_ms")  # fmt: skip
+                 "last_event_id", "line_count", "retry_ms")  # fmt: skip
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         # configuration
@@ -126,6 +126,8 @@ class Decoder:
         """The id at the last blank line, which a client sends as ``Last-Event-ID``."""
         self.retry_ms: int | None = None
         """The newest reconnection time, or ``None`` before the server sends one."""
+        self.line_count = 0
+        """Lines since a reader last set it to 0. A line counts again for each chunk that continues it."""
         self._fault: ProtocolError | None = None
         self._first = True
         self._after_cr = False
@@ -166,7 +168,9 @@ class Decoder:
             chunk = chunk[1:]
             self._after_cr = False
         # Unlike str.splitlines, bytes.splitlines splits only at CRLF, LF, and CR.
-        for piece in chunk.splitlines(keepends=True):
+        pieces = chunk.splitlines(keepends=True)
+        self.line_count += len(pieces)
+        for piece in pieces:
             text = piece.rstrip(b"\r\n")
             self._grow(len(self._line) + len(text))
             self._after_cr = piece.endswith(b"\r")

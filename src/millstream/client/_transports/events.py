@@ -77,7 +77,7 @@ class EventReader:
                 self._retry_ms = self._decoder.retry_ms
             if not self._events:
                 self.last_event_id = self._decoder.last_event_id or self.last_event_id
-            lines = max(chunk.count(b"\n"), chunk.count(b"\r"))
+            lines, self._decoder.line_count = self._decoder.line_count, 0
             if pause := stream.inflow.lines.take(lines, asyncio.get_running_loop().time()):
                 await asyncio.sleep(pause)
         event = self._events.popleft()
