@@ -35,17 +35,17 @@ def main(lines: Iterable[bytes], mark: bytes) -> None:
         if number:
             for leader, started in list(groups.items()):
                 _send(leader, started, number)
-            for daemon in _marked(mark):
+            for daemon in _find_marked(mark):
                 with suppress(OSError):
                     os.kill(daemon, number)
         while number != signal.SIGKILL and time.monotonic() < deadline:
             groups = {leader: started for leader, started in groups.items() if _send(leader, started, 0)}
-            if not groups and not (number and _marked(mark)):
+            if not groups and not (number and _find_marked(mark)):
                 break
             time.sleep(_TICK)
 
 
-def _marked(mark: bytes) -> list[int]:
+def _find_marked(mark: bytes) -> list[int]:
     """Return the processes with a variable in their environment, on systems with /proc."""
     found: list[int] = []
     for process in Path("/proc").glob("[0-9]*"):
