@@ -87,8 +87,8 @@ async def test_health_counts_open_streams_by_transport() -> None:
         assert (await facts(server))["streams_by_transport"] == {"events": 0}
 
 
-async def test_health_counts_connections_of_the_own_server() -> None:
-    foreign, server = Server("shop"), Server("shop")
+async def test_health_and_metrics_count_connections_of_the_own_server() -> None:
+    foreign, server = Server("shop"), Server("shop", serve="metrics")
     async with foreign.running():
         assert "connections" not in await facts(foreign)
     HttpServer(server, loopback=True)
@@ -97,6 +97,8 @@ async def test_health_counts_connections_of_the_own_server() -> None:
     state.connections.add(object())  # one of them
     async with server.running():
         assert (await facts(server))["connections"] == 1
+        state.cut += 1
+        assert b"hub_connections_cut_total 1.0\n" in (await ask(server, "GET", "/metrics")).body
 
 
 async def test_unreachable_store_degrades_health_only() -> None:
