@@ -91,13 +91,16 @@ def value_at_pointer(document: Any, fragment: str) -> Any:
     """
     if fragment != "#" and not fragment.startswith("#/"):
         raise LookupError(f"{fragment!r} isn't a pointer into the document")
-    found = document
+    found: Any = document
     for token in unquote(fragment).split("/")[1:]:
         name = token.replace("~1", "/").replace("~0", "~")
-        key = int(name) if is_array(found) and name.isdecimal() and len(name) < _MAX_INDEX_DIGITS else name
-        if not (key < len(found) if isinstance(key, int) else is_object(found) and key in found):
+        is_index = name.isdecimal() and len(name) < _MAX_INDEX_DIGITS
+        if is_object(found) and name in found:
+            found = found[name]
+        elif is_array(found) and is_index and int(name) < len(found):
+            found = found[int(name)]
+        else:
             raise LookupError(f"{fragment!r} leads to nothing")
-        found = found[key]
     return found
 
 

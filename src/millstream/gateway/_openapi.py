@@ -204,7 +204,7 @@ class Document:
             is_duplicate = original_name in fields or original_name in arguments
             name = f"{original_name}__{location}" if is_duplicate else original_name
             media_type, content = _content_of(parameter, ())
-            schema = content.get("schema") or parameter.get("schema") or {}
+            schema: dict[str, Any] = content.get("schema") or parameter.get("schema") or {}
             query_members = self._query_members(schema) if location == "query" else frozenset[str]()
             form = "json" if media_type else _form_of(parameter)
             arguments[name] = Argument(original_name, location, form, query_members)
