@@ -83,6 +83,7 @@ class MisbehavingServer:
     """The URL of the server, and the requests it received."""
 
     url: str
+    port: int = 0
     requests: list[ReceivedRequest] = field(default_factory=list)
     open: int = 0
     """Number of client connections."""
@@ -91,7 +92,7 @@ class MisbehavingServer:
 
 
 @asynccontextmanager
-async def misbehaving(behave: Behave) -> AsyncGenerator[MisbehavingServer, None]:
+async def misbehaving(behave: Behave, port: int = 0) -> AsyncGenerator[MisbehavingServer, None]:
     """Run a server that calls `behave` for each request. If it raises ConnectionError, the connection is closed."""
     world = MisbehavingServer("")
     tasks: set[asyncio.Task[Any]] = set()
@@ -116,9 +117,9 @@ async def misbehaving(behave: Behave) -> AsyncGenerator[MisbehavingServer, None]
             tasks.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()[:2]
-    world.url = f"http://{host}:{port}/mcp"
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    host, world.port = server.sockets[0].getsockname()[:2]
+    world.url = f"http://{host}:{world.port}/mcp"
     try:
         yield world
     finally:

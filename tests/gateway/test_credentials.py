@@ -96,7 +96,7 @@ async def test_secrets_come_from_variables_and_files_and_stay_hidden(
             assert other.seen[-1]["authorization"] == value
             other.wants = "something else"
             said = await gate.call(ALICE, "up_who")
-            assert said == "The server 'up' behind this gateway rejected the gateway's credentials."
+            assert said.startswith("The server 'up' behind this gateway rejected the gateway's credentials. ")
             gate.mcp.definition.upstreams.append(UpstreamConfig(name="x", target=other.url, headers={"x-key": SECRET}))
             assert SECRET not in repr(gate.mcp.definition.upstreams)
     assert SECRET not in caplog.text
@@ -168,7 +168,7 @@ async def test_forwarded_headers_stay_with_their_caller(
 async def test_cross_origin_redirects_drop_credentials() -> None:
     async with run_echo() as evil, run_echo() as other, run_gateway(other.url, auth=bearer("t")) as gate:
         other.redirect = evil.url
-        assert "Try again later" in await gate.call(ALICE, "up_who")
+        assert "sent an invalid response" in await gate.call(ALICE, "up_who")
         assert evil.seen == []
         assert evil.refusals == 0
 

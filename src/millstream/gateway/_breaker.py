@@ -1,61 +1,97 @@
-"""The circuit breaker and call statistics of one upstream."""
+"""The circuit breaker and call statistics of one upstream, and the failures that its callers cause."""
 
+import math
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from millstream._protocol.share import Share
+
+if TYPE_CHECKING:
+    from millstream._server.calls.call import Call
 
 FAILURES: Final = 5
-"""Consecutive calls without a response that open the breaker."""
+"""Consecutive failures of a caller's calls to one tool, or consecutive time-outs of all calls, that have an effect."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MAX_DOUBLINGS = 8
 _MAX_DURATIONS = 512
 """Maximum recent response times kept for the quantiles."""
+_MAX_RECORDS = 1000
+"""Maximum callers and tools with failures; half of them for one caller."""
+_MAX_AGE = 600.0
+"""Seconds after which the failures of a caller may be forgotten."""
+_MAX_NAME = 200
+"""Maximum characters of a name to remember."""
+
+
+class CallerFailures:
+    """Consecutive failures of one caller's calls to one tool."""
+
+    __slots__ = ("count", "failed_at", "proves", "retry_at")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.failed_at = 0.0
+        self.retry_at = 0.0
+        """When the caller may call the tool again."""
+        self.proves = True
+        """Whether they say something about the tool: no other caller has had a response from it since."""
 
 
 class Breaker:
-    """Refuses calls to an upstream that doesn't respond, so callers fail fast.
+    """Refuses calls that would probably get no response, so that callers fail fast.
 
-    It opens after `FAILURES` calls without a response. After a pause with jitter, it lets one call through: a response
-    closes it; otherwise it stays open, and the next pause is twice as long.
+    What a caller causes counts against that caller and tool: after `FAILURES` failures, its calls to the tool are
+    refused for a while, which doubles each time. A tool that fails for two callers is refused for all. Only failures of
+    the gateway's own requests open the breaker for the whole upstream.
     """
 
     __slots__ = (
-        "_clock", "_doublings", "_durations", "_failures", "_has_trial", "_on_reset", "_retry_at", "failure_count",
+        "_clock", "_durations", "_failures", "_share", "failure_count", "is_open", "records", "refused_count",
         "response_count",
     )  # fmt: skip
 
-    def __init__(self, on_reset: Callable[[], None], *, clock: Callable[[], float] = monotonic) -> None:
-        """Create a closed breaker. `on_reset` is called when it closes again."""
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._on_reset = on_reset
         self._failures = 0
-        self._retry_at = 0.0
-        """Time of the next trial call; 0 while closed."""
-        self._has_trial = False
-        self._doublings = 0
+        """Consecutive time-outs and lost connections of all callers."""
+        self.records: dict[tuple[str, str], dict[tuple[str, str], CallerFailures]] = {}
+        """Method and name -> owner and session -> failures. Empty as long as all calls succeed."""
+        self._share = Share(_MAX_RECORDS)
+        self.is_open: bool = False
+        """Whether all calls are refused."""
         self.response_count: int = 0
         """Number of calls with a response."""
         self.failure_count: int = 0
-        """Number of calls without a response."""
+        """Number of calls without a usable response."""
+        self.refused_count: int = 0
+        """Number of calls that weren't sent."""
         self._durations: list[float] = []
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the breaker is open."""
-        return self._retry_at != 0
+    def refusal(self, call: "Call", method: str, name: str) -> str:
+        """Return the rest of a sentence that says why a call isn't sent, or an empty string to send it."""
+        text, callers = "", self.records.get((method, name[:_MAX_NAME]))
+        if self.is_open:
+            text = "isn't responding, so the call wasn't sent. Try again in a minute."
+        elif callers:
+            now = self._clock()
+            own = callers.get(_caller(call))
+            waits = {
+                who[0]: each.retry_at - now for who, each in callers.items() if each.proves and each.retry_at > now
+            }
+            if own is not None and own.retry_at > now:
+                text = f"failed your last {own.count} calls of {call.name!r:.200}, so this one wasn't sent. "
+                waits = {call.owner: own.retry_at - now}
+            elif len(waits) > 1:
+                text = f"fails calls of {call.name!r:.200}, so this one wasn't sent. "
+            if text:
+                text += f"Try again in {math.ceil(min(waits.values()))} seconds."
+        self.refused_count += text != ""
+        return text
 
-    def refuses(self) -> bool:
-        """Return whether to refuse a call. If not, finish the call with `succeed`, `fail`, or `cancel`."""
-        if not self._retry_at:
-            return False
-        if self._has_trial or self._clock() < self._retry_at:
-            return True
-        self._has_trial = True
-        return False
-
-    def succeed(self, seconds: float) -> None:
+    def succeed(self, seconds: float, call: "Call", method: str, name: str) -> None:
         """Record a call with a response, including errors."""
         ring, count = self._durations, self.response_count
         if len(ring) < _MAX_DURATIONS:
@@ -63,42 +99,78 @@ class Breaker:
         else:
             ring[count % _MAX_DURATIONS] = seconds
         self.response_count = count + 1
-        if self._failures or self._retry_at:
-            self.reset()
+        self._failures = 0
+        if self.records:
+            self._clear(_caller(call), (method, name[:_MAX_NAME]))
 
-    def fail(self, *, counts: bool = True) -> None:
-        """Record a call without a response. With `counts=False`, it doesn't affect the breaker."""
+    def _clear(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
+        callers = self.records.get(key, {})
+        if callers.pop(caller, None) is not None:
+            self._share.leave(caller[0])
+        for each in callers.values():
+            each.proves = False
+        if not callers:
+            self.records.pop(key, None)
+
+    def fail(self, call: "Call", method: str, name: str, *, responded: bool) -> bool:
+        """Record a call without a usable response. Return whether to check that the upstream responds.
+
+        Args:
+            call: the client's call.
+            method: method of the request.
+            name: upstream's name of the item.
+            responded: whether there was a response, for example an invalid one.
+        """
         self.failure_count += 1
-        if not counts:
+        self._blame(_caller(call), (method, name[:_MAX_NAME]))
+        self._failures = 0 if responded else self._failures % FAILURES + 1
+        return self._failures == FAILURES
+
+    def _blame(self, caller: tuple[str, str], key: tuple[str, str]) -> None:
+        now = self._clock()
+        found = self.records.get(key, {}).get(caller)
+        if found is None:
+            if not self._share.take(caller[0]):
+                self._forget(now - _MAX_AGE)
+                if not self._share.take(caller[0]):
+                    return
+            found = self.records.setdefault(key, {})[caller] = CallerFailures()
+        found.failed_at, found.proves = now, True
+        if found.retry_at > now:  # the call was sent before
             return
-        self._failures += 1
-        if self._retry_at or self._failures >= FAILURES:
-            self.trip()
+        found.count += 1
+        if found.count >= FAILURES:
+            pause = min(_FIRST_PAUSE * 2.0 ** min(found.count - FAILURES, _MAX_DOUBLINGS), _LONGEST_PAUSE)
+            found.retry_at = now + pause * random.uniform(0.75, 1)  # noqa: S311  jitter
 
-    def cancel(self) -> None:
-        """Record a call that was canceled or is waiting for a user, which doesn't affect the breaker."""
-        self._has_trial = False
+    def _forget(self, before: float) -> None:
+        """Forget the failures before a time."""
+        for key, callers in list(self.records.items()):
+            for caller, each in list(callers.items()):
+                if each.failed_at < before:
+                    self._clear(caller, key)
 
-    def trip(self) -> None:
-        """Open the breaker for the next pause."""
-        pause = min(_FIRST_PAUSE * 2.0**self._doublings, _LONGEST_PAUSE)
-        self._doublings = min(self._doublings + 1, _MAX_DOUBLINGS)
-        self._retry_at = self._clock() + pause * random.uniform(0.75, 1)  # noqa: S311  jitter
-        self._has_trial = False
-
-    def reset(self) -> None:
-        """Close the breaker."""
-        was_open = self.is_open
-        self._failures = self._doublings = 0
-        self._retry_at, self._has_trial = 0.0, False
-        if was_open:
-            self._on_reset()
+    def open(self) -> None:
+        """Refuse all calls. The upstream is to blame for the failures so far, not its callers."""
+        self.is_open = True
+        self.records.clear()
+        self._share = Share(_MAX_RECORDS)
 
     def describe(self) -> dict[str, Any]:
         """Return call counts, and quantiles of the last `_MAX_DURATIONS` response times in milliseconds."""
-        figures: dict[str, Any] = {"calls": self.response_count + self.failure_count, "unanswered": self.failure_count}
+        figures: dict[str, Any] = {
+            "breaker": "open" if self.is_open else "closed",
+            "calls": self.response_count + self.failure_count,
+            "unanswered": self.failure_count,
+            "refused": self.refused_count,
+        }
         if self._durations:
             ordered = sorted(self._durations)
             for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
                 figures[name] = round(ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000, 3)
         return figures
+
+
+def _caller(call: "Call") -> tuple[str, str]:
+    """Return the owner of a call, and its session if callers don't sign in, because they may share an address."""
+    return call.owner, "" if call.principal is not None or call.session is None else call.session.id

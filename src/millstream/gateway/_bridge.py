@@ -59,7 +59,8 @@ from millstream.client._errors import (
     ConnectionLost,
     Failure,
     NoAnswer,
-    TlsFailed,
+    TargetError,
+    TooLarge,
 )
 from millstream.client._requests import Ask
 from millstream.gateway._cycles import PATH, Cycle, extend_path
@@ -95,7 +96,6 @@ _MAX_SAVED_RESULT = 16 * 1024
 """Maximum bytes of a result that is saved while its call asks another question."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
-_CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, NoAnswer, TlsFailed)
 _MAX_CACHED_META = 1024
 _MAX_PLAIN_METAS = 256
 _INPUT_REQUIRED = b'"input_required"'
@@ -198,6 +198,9 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.negotiated.revision, link.conversation.requests
     ask.meta = _plain_meta(call, upstream, source)
+    breaker, method, name = upstream.breaker, ask.method, ask.name
+    if breaker.records and (refusal := breaker.refusal(call, method, name)):
+        raise refused_error(call, upstream, refusal)
     owner, places = call.owner, link.places
     if places is not None and not (places.take(owner) or await places.acquire(owner)):
         raise no_response_error(call, upstream, InUse(places, owner))
@@ -209,17 +212,16 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
             result = await requests.ask(ask)
         else:
             result = await requests.send(current, ask)
-        upstream.breaker.succeed(monotonic() - started)
+        breaker.succeed(monotonic() - started, call, method, name)
         if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
-            state, relay = _State(call, upstream, ask.method, ask.name), _relay(call, upstream, ask.method, ask.name)
+            state, relay = _State(call, upstream, method, name), _relay(call, upstream, method, name)
             raise _Exchange(state, link, relay, ask, source).pass_on(required)
-    except Failure as exc:
-        upstream.breaker.succeed(monotonic() - started)
-        relay = _relay(call, upstream, ask.method, ask.name)
-        raise _convert_error(_State(call, upstream, ask.method, ask.name), exc, relay, source) from None
+    except (Failure, AccessDenied) as exc:
+        breaker.succeed(monotonic() - started, call, method, name)
+        relay = _relay(call, upstream, method, name)
+        raise _convert_error(_State(call, upstream, method, name), exc, relay, source) from None
     except ClientError as exc:
-        if isinstance(exc, _CONNECTION_FAILURES):
-            upstream.breaker.fail()
+        upstream.record_failure(exc, call, method, name)
         raise no_response_error(call, upstream, exc) from None
     finally:
         link.calls -= 1
@@ -298,8 +300,8 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     if previous is not None and previous.kind == "result":
         return bytes(previous.value)
     breaker = upstream.breaker
-    if breaker.refuses():
-        raise unavailable_error(call, upstream)
+    if previous is None and (refusal := breaker.refusal(call, method, name)):
+        raise refused_error(call, upstream, refusal)
     started, answered = perf_counter(), False
     try:
         level, requested_level = await _find_log_level(call)
@@ -328,22 +330,18 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         if not _needs_tasks(call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]})):
             raise _convert_error(state, exc, _relay(call, upstream, method, name), source) from None
     except AccessDenied as exc:
+        answered = True
         if upstream.credentials is not None:
             raise
         raise no_response_error(call, upstream, exc) from None
-    except InUse as exc:
-        raise no_response_error(call, upstream, exc) from None
     except ClientError as exc:
-        if isinstance(exc, _CONNECTION_FAILURES):
-            breaker.fail(counts=not upstream.has_process_for_each)
+        upstream.record_failure(exc, call, method, name)
         raise no_response_error(call, upstream, exc) from None
     finally:
         if link is not None:
             link.calls -= 1
         if answered:
-            breaker.succeed(perf_counter() - started)
-        else:
-            breaker.cancel()
+            breaker.succeed(perf_counter() - started, call, method, name)
     return await _forward(call, upstream, method, params, name, headers)
 
 
@@ -762,16 +760,18 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def _convert_error(state: _State, exc: Failure, relay: Relay, source: Revision | None) -> BaseException:
+def _convert_error(state: _State, exc: Failure | AccessDenied, relay: Relay, source: Revision | None) -> BaseException:
     """Return the upstream's own error in the client's revision."""
     call, upstream = state.call, state.upstream
+    if isinstance(exc, AccessDenied):
+        return no_response_error(call, upstream, exc)
     if exc.code == URL_ELICITATION_REQUIRED:
         return _convert_url_error(state, exc, relay)
-    if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION, 0):  # between the upstream and the gateway
-        return no_response_error(call, upstream, exc)
     missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
     if missing and source is not None and not source.handshake:
         return ProtocolError(RESOURCE_NOT_FOUND, exc.message, exc.data)
+    if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION):  # about the gateway's request, not about the client's
+        return ProtocolError(INTERNAL_ERROR, exc.message)
     return ProtocolError(exc.code, exc.message, exc.data)
 
 
@@ -812,28 +812,35 @@ def _make_error(call: "Call", text: str) -> ToolError | ProtocolError:
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
 
 
-def unavailable_error(call: "Call", upstream: Upstream) -> ToolError | ProtocolError:
-    """Return the error for a call that wasn't sent, because the upstream is down."""
-    upstream.refused_count += 1
-    return _make_error(
-        call, f"The server {upstream.config.name!r} behind this gateway isn't responding. Try again later."
-    )
+def refused_error(call: "Call", upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
+    """Return the error for a call that isn't sent; see `Breaker.refusal`."""
+    return _make_error(call, f"The server {upstream.config.name!r} behind this gateway {refusal}")
 
 
 def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
-    """Return the error for a call without a response. It doesn't reveal addresses or credentials."""
+    """Return the error for a call without a usable response. It doesn't reveal addresses or credentials."""
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
-    name = upstream.config.name
-    if isinstance(exc, InUse):
-        text = f"The server {name!r} behind this gateway is in use, not down: you hold {exc.holding}."
-        return _make_error(call, f"{text} Try again when a call has ended.")
-    if isinstance(exc, NoAnswer):
-        return _make_error(call, f"The server {name!r} behind this gateway didn't respond in time.")
-    if isinstance(exc, AccessDenied):
-        return _make_error(call, f"The server {name!r} behind this gateway rejected the gateway's credentials.")
-    if isinstance(exc, NoCredentials):
-        text = f"The gateway can't get credentials for the server {name!r} at the moment. Try again later."
-        return _make_error(call, text)
-    return _make_error(
-        call, f"The server {name!r} behind this gateway can't be reached at the moment. Try again later."
-    )
+    texts = _PROCESS_ERRORS if upstream.processes is not None else _CONNECTION_ERRORS
+    text = next((text for kind, text in (*_ERRORS, *texts) if isinstance(exc, kind)), _INVALID)
+    return refused_error(call, upstream, text.format(exc=exc))
+
+
+_NO_EFFECT = "so the call wasn't sent. Try again in a minute."
+_EFFECT = "It may have had an effect: check that before you call again."
+_PROCESS_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
+    (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
+    (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
+    (TargetError, "can't be started, so the call wasn't sent. Its operator has to correct the command."),
+    (ConnectionLost, f"exited during the call. {_EFFECT}"),
+)
+_CONNECTION_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
+    (ConnectFailed, f"can't be reached, {_NO_EFFECT}"),
+    (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
+)
+_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
+    (NoAnswer, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
+    (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
+    (AccessDenied, "rejected the gateway's credentials. Its operator has to replace them."),
+    (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),
+)
+_INVALID = "sent an invalid response. Another try probably fails as well; the gateway's log has the reason."

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import translate
 from hashlib import sha256
 from pathlib import Path
-from time import time
+from time import monotonic, time
 from typing import Any, cast
 from urllib.parse import quote, urlencode
 
@@ -36,8 +36,8 @@ from millstream._server.calls.call import Call
 from millstream._server.features.tools import Tool
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
-from millstream.client._errors import AccessDenied, ClientError
-from millstream.gateway._bridge import no_response_error
+from millstream.client._errors import AccessDenied, ClientError, NoAnswer
+from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials.options import StaticHeaders
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
@@ -56,15 +56,12 @@ from millstream.gateway._openapi import (
     without_properties,
 )
 from millstream.gateway._processes import ProcessPool
-from millstream.gateway._upstream import Upstream, UpstreamConfig
+from millstream.gateway._upstream import Upstream, UpstreamConfig, retry_delay
 
 logger = logging.getLogger("millstream.gateway")
 
 MAX_DEPTH = 64
 MAX_OPERATIONS = 1000
-_FIRST_WAIT = 0.5
-_LONGEST_WAIT = 60.0
-_MAX_DOUBLINGS = 8
 _OK = 200
 _PATH = re.compile(r"/(?!/)[^\s?#\\]*")
 _HEADER = re.compile(r"[A-Za-z0-9_-]+")
@@ -130,7 +127,8 @@ class ApiClient:
         """Send a request to a path below the base URL; the arguments are those of httpx.
 
         Raises:
-            ToolError: the path or a header can't be sent, or there was no response.
+            ToolError: the path or a header can't be sent, or the response is a stream.
+            ClientError: there was no response.
         """
         if has_dot_segment(path):
             raise ToolError("An argument would change the path.")
@@ -149,17 +147,47 @@ class ApiClient:
                 reply = await self._endpoint.send(
                     method, extra, body, repeatable=method in ("GET", "HEAD"), target=target
                 )
-        except TimeoutError:
-            raise ToolError(f"The API didn't respond within {self._seconds:g} seconds.") from None
-        except AccessDenied:
-            raise
-        except ClientError as exc:
-            logger.warning("%s %s failed: %s", method, self._path + path, exc)
-            raise ToolError("The API can't be reached at the moment. Try again later.") from None
+        except TimeoutError as exc:
+            raise NoAnswer(f"The API didn't respond within {self._seconds:g} seconds.") from exc
         if reply.stream is not None:
             reply.stream.close()
             raise ToolError("The API responded with a stream, which a tool can't return.")
         return ApiResponse(reply.status, reply.headers, reply.body)
+
+
+class CountedClient:
+    """Sends the requests of one call, and records their outcome."""
+
+    __slots__ = ("_call", "_client", "_name", "_upstream")
+
+    def __init__(self, upstream: Upstream, call: Call, name: str, client: Any) -> None:
+        self._upstream = upstream
+        self._call = call
+        self._name = name
+        self._client = client
+
+    async def request(self, method: str, path: str, **options: Any) -> Any:
+        """Send a request; see `ApiClient.request`.
+
+        Raises:
+            AccessDenied: the API rejected the credentials.
+            ToolError: it wasn't sent, or there was no usable response.
+        """
+        call, upstream, name = self._call, self._upstream, self._name
+        breaker = upstream.breaker
+        if refusal := breaker.refusal(call, call.method, name):
+            raise refused_error(call, upstream, refusal)
+        started = monotonic()
+        try:
+            response = await self._client.request(method, path, **options)
+        except AccessDenied:
+            breaker.succeed(monotonic() - started, call, call.method, name)
+            raise
+        except ClientError as exc:
+            upstream.record_failure(exc, call, call.method, name)
+            raise no_response_error(call, upstream, exc) from None
+        breaker.succeed(monotonic() - started, call, call.method, name)
+        return response
 
 
 def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
@@ -209,7 +237,7 @@ class ApiTool(OperationTool):
             operation = upstream.operations.get(own_name)  # the document may have changed
             if operation is None:
                 raise ToolError("The API no longer has this operation.")
-            response = await upstream.request(operation, arguments, call)
+            response = await upstream.request(operation, arguments, call, own_name)
             return b"{%b}" % encode_result(result_of(operation, response))
 
         super().__init__(name, run, description, operation.tags)
@@ -244,7 +272,8 @@ class ApiUpstream(Upstream):
         self._skipped: frozenset[str] = frozenset()
         """Operations that the last document has but that aren't offered."""
         self._base: Url | None = None
-        self._application: Api | None = None
+        self._client: Any = None
+        """HTTP client of an application in this process."""
         self._pools: dict[str, ConnectionPool] = {}
         self._places = http_places()
 
@@ -268,9 +297,8 @@ class ApiUpstream(Upstream):
             context = getattr(getattr(application, "router", None), "lifespan_context", None)
             if context is not None:
                 await self._stack.enter_async_context(context(application))
-            client = client_of_app(application)
-            self._stack.push_async_callback(client.aclose)
-            self._application = Api(client)
+            self._client = client_of_app(application)
+            self._stack.push_async_callback(self._client.aclose)
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @override
@@ -284,35 +312,36 @@ class ApiUpstream(Upstream):
         """Return the tool of an operation."""
         return ApiTool(self, name, own_name, description)
 
-    async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call) -> Any:
+    async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> Any:
         """Call one operation with the credentials of a caller, and return the response.
 
         Raises:
-            ToolError: there was no response.
+            ToolError: there was no usable response.
         """
-        if self._application is not None:
-            return await self._application.request(operation, arguments, self._forwarded_headers(call))
+        if self._client is not None:
+            api = Api(CountedClient(self, call, name, self._client))
+            return await api.request(operation, arguments, self._forwarded_headers(call))
         if not await self._places.acquire(call.owner):
             raise no_response_error(call, self, InUse(self._places, call.owner))
         try:
-            return await self._request(operation, arguments, call)
+            return await self._request(operation, arguments, call, name)
         finally:
             self._places.leave(call.owner)
 
-    async def _request(self, operation: Operation, arguments: Mapping[str, Any], call: Call) -> Any:
+    async def _request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> Any:
         assert self._base is not None  # noqa: S101  set before any tool exists
         credentials, auth = self.credentials, None
         if credentials is not None:
             await credentials.prepare(call)
             auth = credentials.auth(credentials.link_key(call))
         endpoint = self._endpoint(self._base, self.config.headers, auth, self.config.max_bytes)
-        api = Api(ApiClient(self._base, endpoint, self.config.timeout))
+        api = Api(CountedClient(self, call, name, ApiClient(self._base, endpoint, self.config.timeout)))
         try:
             return await api.request(operation, arguments)
         except AccessDenied as exc:
             if credentials is not None and await credentials.recover(call, exc):
                 return await api.request(operation, arguments)
-            raise ToolError(f"The API rejected the credentials ({exc.status}).") from None
+            raise no_response_error(call, self, exc) from None
 
     def _forwarded_headers(self, call: Call) -> dict[str, str]:
         headers = call.headers or {}
@@ -326,21 +355,43 @@ class ApiUpstream(Upstream):
         while True:
             try:
                 await self._refresh()
-                failures, wait = 0, self.config.refresh_seconds
+                failures, wait = 0, self.config.refresh_seconds * random.uniform(0.75, 1)  # noqa: S311  jitter
             except (ApiError, ClientError, OSError) as exc:
-                self._degrade(str(exc) or type(exc).__name__)
+                self._degrade(ApiError(str(exc) or type(exc).__name__))  # the API itself may be reachable
                 failures += 1
-                wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT)
+                wait = retry_delay(failures)
             self._refresh_event.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  jitter
+                async with asyncio.timeout(wait):
                     await self._refresh_event.wait()
+
+    @override
+    async def _check(self) -> None:
+        """Open the breaker while the API accepts no connections."""
+        failures = 0
+        while (error := await self._find_fault()) is not None:
+            self._degrade(error)
+            failures += 1
+            await asyncio.sleep(retry_delay(failures))
+        if self.breaker.is_open:
+            self.breaker.is_open = False
+            self._refresh_event.set()
+
+    @override
+    async def _find_fault(self) -> ClientError | None:
+        """Return why no connection to the API can be opened, or None."""
+        if self._base is not None:
+            try:
+                await self._pool(self._base, self.config.max_bytes).check()
+            except ClientError as exc:
+                return exc
+        return None
 
     async def _refresh(self) -> None:
         digest, document, origin = await self._read()
         if document is not None:
             operations, tools = await asyncio.to_thread(self._tools, document)
-            if self._application is None:
+            if self._client is None:
                 self._base = self._base_of(document.url, origin)
             self.operations, self._descriptions, self._digest = operations, tools, digest
         found = Catalog(revision=NEWEST.date, tools=self._descriptions, capabilities={"tools": {}}, taken_at=time())
@@ -406,6 +457,9 @@ class ApiUpstream(Upstream):
         return base
 
     def _endpoint(self, url: Url, headers: Mapping[str, str], auth: Auth | None, max_body: int) -> Endpoint:
+        return Endpoint(url, headers, self._pool(url, max_body), auth)
+
+    def _pool(self, url: Url, max_body: int) -> ConnectionPool:
         key = f"{url.origin} {max_body}"
         pool = self._pools.get(key)
         if pool is None:
@@ -413,7 +467,7 @@ class ApiUpstream(Upstream):
                 url, max_connections=MAX_HTTP_CALLS, max_body=max_body, connect_timeout=self.config.connect_timeout,
                 tls=tls() if url.secure else None, inflow=Inflow(self.arriving, self.config.name),
             )  # fmt: skip
-        return Endpoint(url, headers, pool, auth)
+        return pool
 
     def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:
         """Return the operations to offer, and their descriptions."""

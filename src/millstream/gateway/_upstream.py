@@ -1,7 +1,6 @@
 """One server behind the gateway: its configuration, and its state while the gateway runs."""
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,12 +26,16 @@ from millstream.client._errors import (
     AccessDenied,
     BadAnswer,
     ClientError,
+    ConnectFailed,
+    ConnectionLost,
     Failure,
+    NoAnswer,
     NotMcp,
     TargetError,
     UnknownVersion,
 )
 from millstream.client._options import Options
+from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
 from millstream.client._transports.stdio import Command
 from millstream.gateway import _catalog as catalog
@@ -75,6 +78,7 @@ Target = str | Path | Sequence[str] | Mapping[str, Any] | object
 """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
 State = Literal["connecting", "ready", "degraded", "disabled"]
 
+CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, NoAnswer, TargetError)
 _LISTS = frozenset({"tools", "resources", "prompts"})
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
@@ -224,6 +228,11 @@ NO_HANDSHAKE = BadAnswer, Failure, NotMcp, UnknownVersion
 """Errors of a server that doesn't support the handshake."""
 
 
+def retry_delay(failures: int) -> float:
+    """Return the seconds before the next attempt to reach an upstream, with jitter."""
+    return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
+
+
 class _SharedProgram:
     """A server object that outlives the connections to it."""
 
@@ -244,7 +253,7 @@ class Upstream:
     arriving: Share | None = None
     """Bytes of unfinished replies of all upstreams; set before `open`."""
 
-    def __init__(  # noqa: PLR0915  one statement for each thing that it knows
+    def __init__(
         self,
         config: UpstreamConfig,
         *,
@@ -280,11 +289,7 @@ class Upstream:
         self._stored_catalog = StoredCatalog(store, server, config.name, config.target)
         self.parked_calls: ParkedCalls = parked_calls
         # State
-        self._retry_event = asyncio.Event()
-        """Set when the breaker closes, so that the next attempt starts at once."""
-        self.breaker: Breaker = Breaker(self._retry_event.set)
-        self.refused_count: int = 0
-        """Number of calls that weren't sent, because the breaker was open."""
+        self.breaker: Breaker = Breaker()
         self.state: State = "connecting"
         self.reason: str = ""
         """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
@@ -316,6 +321,7 @@ class Upstream:
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
         self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
+        self._check_task: asyncio.Task[None] | None = None
         self._refresh_event = asyncio.Event()
         """Set when the lists have to be fetched again."""
         self._announced_kinds: set[str] = set()
@@ -344,9 +350,10 @@ class Upstream:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in (self._task, self._check_task):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         await self._stack.aclose()
 
     @property
@@ -566,14 +573,12 @@ class Upstream:
                     # Only one user's account is affected: other calls continue, and another account reads the lists.
                     logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
                     self._pass_over(self.lister.credentials)
+                elif isinstance(exc, InUse) or (isinstance(exc, NoAnswer) and await self._find_fault() is None):
+                    logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
                 else:
-                    self._degrade(str(exc) or type(exc).__name__)
+                    self._degrade(exc)
                 failures += 1
-            wait = min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT)
-            self._retry_event.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait * random.uniform(0.75, 1)):  # noqa: S311  jitter
-                    await self._retry_event.wait()
+            await asyncio.sleep(retry_delay(failures))
 
     @property
     def _is_personal(self) -> bool:
@@ -705,18 +710,71 @@ class Upstream:
 
     # State
 
-    def _degrade(self, reason: str) -> None:
+    def _degrade(self, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
         if self.state != "degraded" or self.reason != reason:
             logger.warning("The upstream %s can't be reached: %s", self.config.name, reason)
         self.state, self.reason = "degraded", reason
         self.lists_ready.set()  # don't make clients wait for it
-        self.breaker.trip()
+        if isinstance(error, CONNECTION_FAILURES):
+            self.breaker.open()
+
+    def record_failure(self, error: ClientError, call: "Call", method: str, name: str) -> None:
+        """Record a call without a usable response.
+
+        It counts against its caller. If it may concern all callers, the gateway checks the upstream itself.
+        """
+        if isinstance(error, InUse | NoCredentials):
+            return  # it wasn't sent
+        if (
+            isinstance(error, ConnectFailed)
+            and not isinstance(error.__cause__, TimeoutError)
+            and not self.has_process_for_each
+        ):
+            self.breaker.failure_count += 1
+            self._degrade(error)
+            suspicious = True
+        else:
+            lost = isinstance(error, CONNECTION_FAILURES)
+            suspicious = self.breaker.fail(call, method, name, responded=not lost) and not self.has_process_for_each
+        if suspicious and (self._check_task is None or self._check_task.done()):
+            self._check_task = asyncio.get_running_loop().create_task(self._check())
+
+    async def _check(self) -> None:
+        """Open the breaker if the upstream doesn't respond to the gateway either."""
+        error = await self._find_fault()
+        if error is not None:
+            self._degrade(error)
+        if self.breaker.is_open:
+            self._refresh_event.set()  # lists close it
+
+    async def _find_fault(self) -> ClientError | None:
+        """Return why the upstream doesn't respond to a request of the gateway's own, or None if it does."""
+        try:
+            async with asyncio.timeout(self.config.connect_timeout):
+                if self.processes is None:  # callers may use all connections of the others
+                    key = LinkKey(affinity="#check", credentials=self.lister.credentials)
+                    conversation = self._make_link(key, "").conversation
+                    await conversation.start()
+                else:
+                    conversation = await self._shared_conversation()
+                    method = "ping" if conversation.negotiated.revision.handshake else "server/discover"
+                    await conversation.requests.ask(Ask(method=method, repeatable=True))
+                    return None
+        except CONNECTION_FAILURES as exc:
+            return exc
+        except TimeoutError:
+            return NoAnswer(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
+        except ClientError:
+            return None  # it has responded, or isn't to blame
+        await conversation.close()
+        return None
 
     def _recover(self) -> None:
         if self.state == "degraded":
             logger.warning("The upstream %s can be reached again", self.config.name)
         self.state, self.reason = "ready", ""
-        self.breaker.reset()
+        self.breaker.is_open = False
 
     def describe(self) -> dict[str, Any]:
         """Return state and statistics for operators. `reason` may contain addresses."""
@@ -727,13 +785,11 @@ class Upstream:
             "prefix": self.names.prefix,
             "state": self.state,
             "reason": self.reason,
-            "breaker": "open" if self.breaker.is_open else "closed",
             "revision": found.revision,
             "listed_at": found.taken_at,
             "changed_at": self.changed_at,
             "items": {kind: len(getattr(found, kind)) for kind in catalog.METHODS},
             "links": len(self.links),
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),
-            "refused": self.refused_count,
             **self.breaker.describe(),
         }

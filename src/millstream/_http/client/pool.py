@@ -80,6 +80,14 @@ class ConnectionPool:
                 connection.abort()
                 raise
 
+    async def check(self) -> None:
+        """Open a connection beside those of the pool, and close it.
+
+        Raises:
+            ConnectFailed: the connection failed.
+        """
+        (await self._dial()).abort()
+
     async def close(self) -> None:
         """Close every connection. Waiting calls raise an error."""
         self._closed = True
