@@ -19,6 +19,7 @@ from millstream.client import Client, Failure, Options
 from millstream.client._questions import Question
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT, advance_clock
+from wire import ask_asgi, encode_headers, per_request, routing
 
 Json = dict[str, Any]
 Say = Callable[[Json], Awaitable[None]]
@@ -695,6 +696,32 @@ async def test_policy_refuses_urls_in_errors() -> None:
                 async with Client(mcp, revision=revision, elicit=Person(), timeout=WAIT) as client:
                     result = await request(client)
                     assert (result["isError"], texts(result)) == (True, "Sign in first.")
+
+
+async def test_upstream_errors_have_the_status_of_their_code() -> None:
+    errors: dict[int, tuple[int, int]] = {  # code of the upstream -> code and status for the client
+        -32021: (-32021, 400),
+        -32020: (-32603, 200),  # these two are about the gateway's own request
+        -32022: (-32603, 200),
+        -32603: (-32603, 200),
+        0: (0, 200),
+    }
+    data = {"requiredCapabilities": {"sampling": {}}}
+
+    async def call(asked: ReceivedRequest) -> None:
+        error = {"code": code, "message": "Not so.", "data": data}
+        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+
+    async with asyncio.timeout(WAIT), run_http_upstream(call, PER_REQUEST) as url:
+        mcp = make_gateway(url, PER_REQUEST)
+        async with mcp.running():
+            message = json.dumps(per_request("tools/call", {"name": "go", "arguments": {}})).encode()
+            fields = encode_headers(routing("tools/call", "go"))
+            for code, expected in errors.items():
+                reply = await ask_asgi(mcp, "POST", "/mcp", fields, message)
+                error = reply.message["error"]
+                assert ((error["code"], reply.status), error["message"]) == (expected, "Not so.")
+                assert (error.get("data") == data) is (error["code"] == code)
 
 
 async def test_principals_do_not_share_sessions_or_questions() -> None:

@@ -82,7 +82,6 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
                 HEADER_MISMATCH,
                 "The MCP-Protocol-Version header names a revision that has no initialize request. Send a "
                 "revision with a handshake, or omit the header.",
-                status=400,
             )
         return False
     return enveloped or by_header
@@ -146,7 +145,6 @@ def admit_per_request(
             UNSUPPORTED_VERSION,
             "Unsupported protocol version",
             {"supported": list(PER_REQUEST), "requested": shorten(version)},
-            status=400,
         )
     if not serves(message.method, revision):
         raise method_not_found(message.method, revision)
@@ -179,7 +177,6 @@ def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, A
             MISSING_CLIENT_CAPABILITY,
             f"Missing required client capability: {', '.join(needed)}",
             {"requiredCapabilities": needed},
-            status=400,
         )
 
 
@@ -267,7 +264,7 @@ def _compare(header: bytes, found: str, expected: str, headers: Headers) -> None
 
 def _mismatch(header: bytes, what: str) -> ProtocolError:
     title = "-".join({"mcp": "Mcp"}.get(part, part.capitalize()) for part in header.decode().split("-"))
-    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {title} {what}", status=400)
+    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {title} {what}")
 
 
 def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Revision | None:

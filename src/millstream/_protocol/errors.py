@@ -25,6 +25,12 @@ SERVER_ERROR = -32000
 """The handshake-era code for errors without a code of their own."""
 
 
+_BAD_REQUESTS = frozenset({HEADER_MISMATCH, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION})
+"""Codes that the per-request era always sends with status 400, even if a handler raises them.
+
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports
+"""
+
 MAX_SHOWN = 200
 """Maximum number of characters of a peer's text that an error repeats, so long input doesn't make long errors."""
 
@@ -37,16 +43,18 @@ def shorten(text: str, most: int = MAX_SHOWN) -> str:
 class ProtocolError(Exception):
     """An error caused by the peer, sent as a JSON-RPC error: ``raise ProtocolError(-32602, "Unknown book")``.
 
-    On HTTP, `status` is the response status and `head` holds encoded header lines. An error with a `head` keeps its
-    status in every revision, because clients handle the two together (401, 403, 429).
+    On HTTP, `status` is the response status, by default 400 for codes that
+    require it, and 200 for others.
+    `head` holds encoded header lines. An error with a `head` keeps its status in every revision, because clients handle
+    the two together (401, 403, 429).
     """
 
-    def __init__(self, code: int, message: str, data: Any = None, *, status: int = 200, head: bytes = b"") -> None:
+    def __init__(self, code: int, message: str, data: Any = None, *, status: int = 0, head: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.data = data
-        self.status = status
+        self.status = status or (400 if code in _BAD_REQUESTS else 200)
         self.head = head
 
 

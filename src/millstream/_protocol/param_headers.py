@@ -184,4 +184,4 @@ def _same(text: str, value: Any) -> bool:
 
 
 def _mismatch(reason: str) -> ProtocolError:
-    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {reason}.", status=400)
+    return ProtocolError(HEADER_MISMATCH, f"Header mismatch: {reason}.")
