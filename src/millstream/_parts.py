@@ -201,7 +201,7 @@ class Host:
         self.reports: dict[str, Callable[[], Any]] = {}
         self.limits: dict[str, int] = {}
         """Figure of `/health` -> its limit."""
-        self.readiness_checks: list[Callable[[], str]] = []
+        self.readiness_checks: list[tuple[Callable[[], str], bool]] = []
         self._gates: list[Gate] = []
         self._observers: list[Observe] = []
 
@@ -305,13 +305,17 @@ class Host:
         if limit is not None:
             self.limits[name] = limit
 
-    def check_ready(self, check: Callable[[], str]) -> None:
-        """Report the server as degraded while ``check()`` returns a reason. `/readyz` and `/health` show the reason."""
-        self.readiness_checks.append(check)
+    def check_ready(self, check: Callable[[], str], *, serves: bool = True) -> None:
+        """Report the server as degraded while ``check()`` returns a reason.
 
-    def degraded_reasons(self) -> list[str]:
-        """Return why the server is degraded, from all readiness checks."""
-        return [reason for check in self.readiness_checks if (reason := check())]
+        `/readyz` and `/health` show the reason to those who may read the dashboard. `serves` is False if the server
+        can't do its work meanwhile, so that `/health` returns 503.
+        """
+        self.readiness_checks.append((check, serves))
+
+    def degraded_reasons(self, *, any_kind: bool = True) -> list[str]:
+        """Return why the server is degraded, from all readiness checks, or from those of a server that can't serve."""
+        return [reason for check, serves in self.readiness_checks if (any_kind or not serves) and (reason := check())]
 
     # Shared services
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app_peer import ask
-from millstream import Server, Settings
+from millstream import Server, Settings, auth
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.http_server import HttpServer
@@ -18,6 +18,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
 from patience import WAIT
 
+ROOT, ADA = "key-of-root-0123456789", "key-of-ada-0123456789"
 ROUTES = Path(__file__).resolve().parents[2] / "docs" / "reference" / "routes.md"
 
 
@@ -114,6 +115,61 @@ async def test_unreachable_store_degrades_health_only() -> None:
         assert (told["status"], told["store"]) == ("degraded", {"kind": "memory", "up": False})
         assert b"10.1.2.3" not in ready.body + health.body
         assert b'hub_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
+
+
+async def test_only_readers_of_the_dashboard_see_details() -> None:
+    server = Server("shop")
+    server.runtimes.bind = Bind(seats=[WorkerState(1, 10, "ready", 0), WorkerState(2, 11, "starting", 0)])
+    guarded = Server("shop", auth=auth.keys(named={"root": (ROOT, ["millstream:watch"]), "ada": ADA}))
+    remote, root, ada = {"x_forwarded_for": "192.0.2.1"}, bearer(ROOT), bearer(ADA)
+    for shop, readers, others in ((server, [{}], [remote]), (guarded, [root], [{}, ada, bearer("x" * 32), remote])):
+        async with shop.running() as runtime:
+            await ask(shop, "GET", "/livez")
+            runtime.host.check_ready(lambda: "the till is shut")
+            for headers in readers:
+                assert (await ask(shop, "GET", "/readyz", **headers)).body == b"degraded: the till is shut\n"
+                told = json.loads((await ask(shop, "GET", "/health", **headers)).body)
+                assert told["reasons"] == ["the till is shut"]
+                assert "memory_bytes" in told
+            for headers in others:
+                assert (await ask(shop, "GET", "/readyz", **headers)).body == b"degraded\n"
+                told = json.loads((await ask(shop, "GET", "/health", **headers)).body)
+                assert told.pop("status") == "degraded"
+                assert told == ({"workers": {"ready": 1, "all": 2}} if shop is server else {})
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+async def test_upstream_that_hangs_while_connecting_is_reported_and_does_not_fail_health() -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
+    server = Server("shop")
+    server.upstream(
+        "slow", f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/mcp", start_timeout=0, connect_timeout=0.01
+    )
+    async with silent, server.running() as runtime, asyncio.timeout(WAIT):
+        while (await facts(server))["status"] == "ok":
+            pass
+        assert (await facts(server))["upstreams"] == {"slow": "degraded"}
+        (report,) = runtime.host.gateway.describe()  # type: ignore[union-attr]
+        assert report["reason"] == "It hasn't responded within 0.01 seconds."
+        reply = await ask(server, "GET", "/health", x_forwarded_for="192.0.2.1")
+        assert (reply.status, json.loads(reply.body)) == (
+            200, {"status": "degraded", "upstreams": {"ready": 0, "all": 1}},
+        )  # fmt: skip
+
+
+async def test_health_fails_if_the_server_cannot_serve() -> None:
+    server = Server("shop")
+    async with server.running() as runtime:
+        runtime.host.check_ready(lambda: "there's no till", serves=False)
+        health, ready = await ask(server, "GET", "/health"), await ask(server, "GET", "/readyz")
+        assert (health.status, json.loads(health.body)["status"], ready.status) == (503, "degraded", 200)
 
 
 async def test_draining_server_reports_it() -> None:

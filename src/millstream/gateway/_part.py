@@ -216,11 +216,13 @@ class GatewayPart:
         return [upstream.describe() for upstream in self.upstreams.values()]
 
     def _degraded_reason(self) -> str:
-        down = [name for name, upstream in self.upstreams.items() if upstream.state == "degraded"]
+        down = [name for name, upstream in self.upstreams.items() if upstream.report_state()[0] == "degraded"]
         return f"upstreams that can't be reached: {', '.join(down)}" if down else ""
 
     def _register_metrics(self, host: Host) -> None:
-        host.report("upstreams", lambda: {name: upstream.state for name, upstream in self.upstreams.items()} or None)
+        host.report(
+            "upstreams", lambda: {name: upstream.report_state()[0] for name, upstream in self.upstreams.items()} or None
+        )
         if host.metrics is None:
             return
         read, figures = host.metrics.read, self._statistic

@@ -290,6 +290,7 @@ class Upstream:
         self.parked_calls: ParkedCalls = parked_calls
         # State
         self.breaker: Breaker = Breaker()
+        self._created_at = monotonic()
         self.state: State = "connecting"
         self.reason: str = ""
         """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
@@ -776,15 +777,23 @@ class Upstream:
         self.state, self.reason = "ready", ""
         self.breaker.is_open = False
 
+    def report_state(self) -> tuple[State, str]:
+        """Return the state and its reason. An upstream that takes too long to connect is degraded, until it does."""
+        late = monotonic() - self._created_at > self.config.connect_timeout
+        if self.state == "connecting" and not self.reason and late:
+            return "degraded", f"It hasn't responded within {self.config.connect_timeout:g} seconds."
+        return self.state, self.reason
+
     def describe(self) -> dict[str, Any]:
         """Return state and statistics for operators. `reason` may contain addresses."""
         found = self.catalog
+        state, reason = self.report_state()
         processes = self.processes
         return {
             "name": self.config.name,
             "prefix": self.names.prefix,
-            "state": self.state,
-            "reason": self.reason,
+            "state": state,
+            "reason": reason,
             "revision": found.revision,
             "listed_at": found.taken_at,
             "changed_at": self.changed_at,

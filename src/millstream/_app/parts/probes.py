@@ -1,15 +1,16 @@
 """`/health`, `/livez`, and `/readyz`: the state of the server for operators, orchestrators, and load balancers.
 
-They respond to every client with any Host, so they contain only figures and names of kinds, nothing that identifies a
-client, a path, or an address.
+They respond to every client with any Host. Only clients that may read the dashboard get reasons and figures; others get
+the status, and how many workers and upstreams are well.
 """
 
 from typing import Any
 
 from millstream._app.parts import OwnPart
 from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
-from millstream._parts import Host, Route
+from millstream._parts import WATCH, Host, Route
 from millstream._protocol.jsonrpc import encode
+from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._telemetry.process import resident_bytes
 
@@ -42,17 +43,39 @@ class ProbesPart(OwnPart):
             return Response(b"draining\n", 503, _LATER)
         reasons = self._host.degraded_reasons()
         if reasons:
-            return Response(b"degraded: %b\n" % "; ".join(reasons).encode(), 200, TEXT_HEAD)
+            text = f"degraded: {'; '.join(reasons)}" if await self._may_watch(request) else "degraded"
+            return Response(b"%b\n" % text.encode(), 200, TEXT_HEAD)
         return Response(b"ok\n", 200, TEXT_HEAD)
 
     async def health(self, request: HttpRequest) -> Response:
-        """Return the facts. An unavailable store isn't a 503, because a restart wouldn't help."""
+        """Return the facts. What's outside of this server isn't a 503, because a restart wouldn't help."""
         host = self._host
         up = await host.store_health.look()
         draining, reasons = host.draining(), host.degraded_reasons()
-        status = "draining" if draining else "degraded" if reasons or not up else "ok"
-        facts = {"status": status, **({"reasons": reasons} if reasons else {}), **self._figures()}
-        return Response(encode(facts), 503 if draining else 200, JSON_HEAD + _FRESH)
+        facts: dict[str, Any] = {"status": "draining" if draining else "degraded" if reasons or not up else "ok"}
+        if await self._may_watch(request):
+            facts |= {**({"reasons": reasons} if reasons else {}), **self._figures()}
+        else:
+            facts |= self._counts()
+        fails = draining or host.degraded_reasons(any_kind=False)
+        return Response(encode(facts), 503 if fails else 200, JSON_HEAD + _FRESH)
+
+    async def _may_watch(self, request: HttpRequest) -> bool:
+        """Return whether a client may read the dashboard."""
+        guard = self._host.guard
+        if guard is None:
+            return self._host.is_local(request.peer, request.headers)
+        found = await guard(request)
+        return isinstance(found, Principal) and found.has({WATCH})
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        """Return how many workers and upstreams there are, and how many are well."""
+        reports = self._host.reports
+        states = {
+            "workers": [each.state for each in (reports["workers"]() or ())],
+            "upstreams": list((reports["upstreams"]() or {}).values()) if "upstreams" in reports else [],
+        }
+        return {name: {"ready": found.count("ready"), "all": len(found)} for name, found in states.items() if found}
 
     def _figures(self) -> dict[str, Any]:
         host, definition = self._host, self.definition

@@ -58,7 +58,7 @@ class SiblingsPart(OwnPart):
                     digest = hashlib.sha256(f"{inode} {name}".encode()).hexdigest()[:32]
                     watch = SiblingWatch(f"\0millstream-{digest}", lambda: _warn(name))
                     host.on_close(watch.close)
-                    host.check_ready(watch.reason)
+                    host.check_ready(watch.reason, serves=False)
                     watches.append(watch)
             for each in watches:
                 each.look(now)
