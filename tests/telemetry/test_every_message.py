@@ -227,3 +227,23 @@ async def test_unchecked_names_are_truncated(capture: pytest.CaptureFixture[str]
         await seen.post("/publish", {"data": 1, "channel": "x" * 100_000})
         await seen.post("/mcp/tools/call", {"params": {"name": "y" * 100_000}})
         assert all(len(line["target"]) < 300 for line in seen.lines())
+
+
+async def test_refused_hosts_and_origins_are_counted_and_logged_once_per_name(
+    capture: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "millstream")
+    async with world(capture) as seen:
+        for _ in range(2):
+            await seen.post("/mcp", INITIALIZE, host="shop.example")
+            await seen.post("/mcp", INITIALIZE, origin="https://page.example")
+        logged = [record.getMessage() for record in caplog.records if "Refused a request" in record.getMessage()]
+        assert [line.split(".")[0] for line in logged] == [
+            "Refused a request (421): This server doesn't serve Host 'shop",
+            "Refused a request (403): Origin 'https://page",
+        ]
+        for status in ("421", "403"):
+            assert f'mcp_server_messages_total{{error_type="{status}",mcp_method_name="_other"}} 2' in seen.metrics()
+        for number in range(100):
+            await seen.post("/mcp", INITIALIZE, host=f"shop{number}.example")
+        assert sum("Refused a request" in record.getMessage() for record in caplog.records) == 64

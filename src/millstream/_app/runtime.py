@@ -152,6 +152,7 @@ class Runtime:
                 loopback_bind=bind.loopback,
                 shared=host.shared_paths,
                 cors=settings.cors,
+                note=lambda status: self.services.note("", "http", status=str(status)),
             )
             state = bind.state
             if state is not None:

@@ -1,12 +1,13 @@
-"""Host and Origin checks, shared by all transports. They do no I/O: headers in, a refusal or `None` out.
+"""Host and Origin checks, shared by all transports: headers in, a refusal or `None` out.
 
 DNS rebinding needs a name, so IP literals and loopback names are always accepted as Host, and any other name must be
 listed (status 421, RFC 9110 §7.4). An Origin is accepted if it's listed, if it's the server's own, or if it's a
 loopback Origin and only this machine is served. The CORS lists contain the headers that browser clients send and read.
 """
 
+import logging
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
@@ -27,6 +28,8 @@ _SIMPLE_TYPES = frozenset((b"", b"text/plain", b"application/x-www-form-urlencod
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_ACCEPTED = 1024
 """Maximum number of cached Host values, because clients can make up any number of valid ones."""
+_MAX_LOGGED = 64
+"""Maximum refused names to log, because clients can make up any number."""
 _CACHE_SIZE = 64
 """Cache size for hosts and addresses. Most requests use one of a few."""
 
@@ -43,6 +46,9 @@ _PREFLIGHT = (
     b"access-control-allow-methods: POST, GET, DELETE, OPTIONS\r\naccess-control-max-age: 600\r\n"
     b"vary: access-control-request-headers\r\n"
 )
+
+
+logger = logging.getLogger("millstream")
 
 
 class Authority(NamedTuple):
@@ -109,7 +115,7 @@ class HostPolicy:
     is unknown (`loopback_bind` is None), peers with loopback addresses count as this machine.
     """
 
-    __slots__ = ("_cors", "_hosts", "_loopback_bind", "_origins", "_public_paths", "good")
+    __slots__ = ("_cors", "_hosts", "_logged", "_loopback_bind", "_note", "_origins", "_public_paths", "good")
 
     def __init__(
         self,
@@ -119,6 +125,7 @@ class HostPolicy:
         loopback_bind: bool | None = True,
         shared: Collection[str] = (),
         cors: bool = True,
+        note: Callable[[int], object] | None = None,
     ) -> None:
         """Set the rules.
 
@@ -128,7 +135,10 @@ class HostPolicy:
             loopback_bind: whether only this machine can reach the server, or None if unknown.
             shared: further paths that pages of any origin may use, because they ignore cookies.
             cors: whether to answer preflights and let pages of allowed origins read replies.
+            note: called with the status of each refusal.
         """
+        self._note = note
+        self._logged: set[bytes] = set()
         self._cors = cors
         self._hosts = HostNames(allowed_hosts)
         self._origins = _OriginRules(allowed_origins)
@@ -155,6 +165,16 @@ class HostPolicy:
         if origin is not None:
             return None if self._allows(origin, host, peer, method, headers) else _origin_refused(origin)
         return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
+
+    def record(self, refused: Response) -> Response:
+        """Count a refusal, log it once per name, and return it."""
+        if self._note is not None:
+            self._note(refused.status)
+        if refused.body not in self._logged and len(self._logged) < _MAX_LOGGED:
+            self._logged.add(refused.body)
+            more = " No more names will be logged." if len(self._logged) == _MAX_LOGGED else ""
+            logger.info("Refused a request (%d): %s%s", refused.status, refused.body.decode().strip(), more)
+        return refused
 
     def _allows(self, origin: bytes, host: bytes, peer: str, method: str, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether to serve a request from an Origin.
@@ -202,8 +222,10 @@ class HostPolicy:
         if request.path not in EXEMPT:
             wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
         origin = request.headers.get(b"origin")
-        if wrong is not None or origin is None:
-            return wrong, b""
+        if wrong is not None:
+            return self.record(wrong), b""
+        if origin is None:
+            return None, b""
         return self.preflight(request), self.cors_head(origin)
 
     def _screen_public(self, request: HttpRequest) -> tuple[Response | None, bytes]:
@@ -219,7 +241,7 @@ class HostPolicy:
                 + b"access-control-allow-methods: %b\r\naccess-control-allow-headers: *, authorization\r\n" % methods
             )
             return Response(b"", 204, head), b""
-        return wrong, cors
+        return None if wrong is None else self.record(wrong), cors
 
     def preflight(self, request: HttpRequest) -> Response | None:
         """Return the reply to a CORS preflight whose Origin passed ``check``, or `None` for other requests."""

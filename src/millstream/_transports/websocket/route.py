@@ -147,7 +147,7 @@ class WebSocketRoute:
         address = client[0] if client else no_peer(scope)
         refusal = self._policy.check("POST", headers, raw_headers, address)
         if refusal is not None:
-            return refusal
+            return self._policy.record(refusal)
         principal = None
         if self._guard is not None:
             root, scheme = scope.get("root_path", ""), scope.get("scheme", "ws")
