@@ -207,10 +207,29 @@ async def test_hung_processes_are_replaced(shell: Command) -> None:
                     await client.call("pid", timeout=0.05)
             pool.sweep(monotonic())
             assert pool.running[0].fault is None
-            pool.sweep(monotonic() + WAIT + 1)
+            for later in (WAIT, 2 * WAIT):  # a ping, and its timeout
+                pool.sweep(monotonic() + later + 1)
             await until(lambda: not pool.running)
             assert int((await client.call("pid")).text) != first
         assert "stopped responding" in upstream.describe().last_error
+
+
+async def test_unanswered_calls_do_not_end_a_process_that_answers_a_ping(shell: Command) -> None:
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("files", shell, timeout=WAIT)
+        async with Client(upstream.target()) as client:
+            (transport,) = pool.running
+            hanging = [asyncio.create_task(client.call("hang", timeout=10 * WAIT)) for _ in range(4)]
+            await until(lambda: transport._duplex.waiting == len(hanging))
+            for each in hanging[1:]:
+                each.cancel()
+            await asyncio.wait(hanging[1:])
+            pool.sweep(monotonic() + WAIT + 1)
+            await until(lambda: not transport._unanswered_count)
+            pool.sweep(monotonic() + 2 * WAIT)
+            assert transport.fault is None
+            hanging[0].cancel()
+            await asyncio.wait(hanging)
 
 
 async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:

@@ -820,8 +820,8 @@ def refused_error(call: "Call", upstream: Upstream, refusal: str) -> ToolError |
 def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
     """Return the error for a call without a usable response. It doesn't reveal addresses or credentials."""
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.config.name, exc)
-    texts = _PROCESS_ERRORS if upstream.processes is not None else _CONNECTION_ERRORS
-    text = next((text for kind, text in (*_ERRORS, *texts) if isinstance(exc, kind)), _INVALID)
+    more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
+    text = next((text for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), _INVALID)
     return refused_error(call, upstream, text.format(exc=exc))
 
 

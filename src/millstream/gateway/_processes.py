@@ -48,7 +48,11 @@ _MAX_DOUBLINGS = 16
 _UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
 _MAX_UNANSWERED = 3
-"""Unanswered requests after which a silent process counts as hung."""
+"""Unanswered requests after which a silent process may be hung."""
+_PING_TIMEOUT = 10.0
+"""Seconds for such a process to send anything after a ping."""
+_PING = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'
+"""The client never uses this id, so its response, also an error, is ignored."""
 _MAX_LINE = 2000
 """Maximum bytes of a logged line of standard error."""
 _ERROR_LINES_PER_SECOND = 50
@@ -432,6 +436,8 @@ class ProcessTransport(StdioTransport):
         """Time of the first request since the last output; 0 without one."""
         self._unanswered_count = 0
         """Number of requests since then that timed out or were canceled."""
+        self._asked_at = 0.0
+        """Time of the ping since then; 0 without one."""
         self._output = RateMeter(_LINES_PER_SECOND)
         self._messages = RateMeter(_MESSAGES_PER_SECOND)
         self._errors = RateMeter(_ERROR_BYTES_PER_SECOND)
@@ -524,9 +530,18 @@ class ProcessTransport(StdioTransport):
         if self.boot_owner is not None and now - self.started_at > _BOOT_TIMEOUT:
             self.finish_boot()
         silence = now - self._waiting_since if self._waiting_since else 0.0
-        if self._unanswered_count >= _MAX_UNANSWERED and silence > self._processes.timeout and not self.closing:
+        if self._unanswered_count < _MAX_UNANSWERED or silence <= self._processes.timeout or self.closing:
+            self._asked_at = 0.0
+        elif not self._asked_at:  # its callers may have caused this: only silence after a request of our own counts
+            self._asked_at = now
+            self._processes.pool.background.start(self._ping())
+        elif now - self._asked_at > _PING_TIMEOUT:
             self._duplex.end(ConnectionLost(f"The process of {self._processes.name} stopped responding."))
             self._kill(signal.SIGKILL)
+
+    async def _ping(self) -> None:
+        with contextlib.suppress(ClientError):
+            await self._write(_PING)
 
     def finish_boot(self) -> None:
         """Let another process boot."""

@@ -762,12 +762,14 @@ class Upstream:
                     method = "ping" if conversation.negotiated.revision.handshake else "server/discover"
                     await conversation.requests.ask(Ask(method=method, repeatable=True))
                     return None
+        except InUse:
+            return None
         except CONNECTION_FAILURES as exc:
             return exc
         except TimeoutError:
             return NoAnswer(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
         except ClientError:
-            return None  # it has responded, or isn't to blame
+            return None  # it has responded, or it isn't to blame
         await conversation.close()
         return None
 
