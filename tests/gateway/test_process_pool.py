@@ -196,6 +196,16 @@ async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> Non
         assert "out of paper" in report.last_error
 
 
+async def test_calls_that_end_their_process_delay_others_by_a_second_at_most(shell: Command) -> None:
+    async with asyncio.timeout(WAIT), open_pool() as pool:
+        upstream = pool.add("printer", shell)
+        async with Client(upstream.target()) as client:
+            while upstream.describe().crashed < 5:
+                with pytest.raises((ConnectionLost, ConnectFailed)):
+                    await client.call("die")
+                assert upstream.describe().retry_seconds <= 1
+
+
 async def test_hung_processes_are_replaced(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("files", shell, timeout=WAIT)

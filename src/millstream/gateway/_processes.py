@@ -44,6 +44,8 @@ _MAX_KEYS = 1000
 """Maximum keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 60.0
+_LONGEST_DELAY_AFTER_CALL = 1.0
+"""The same for a process that died while it ran a call, so that its caller can't keep it from others."""
 _MAX_DOUBLINGS = 16
 _UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
@@ -256,7 +258,8 @@ class UpstreamProcesses:
         self._crashes.move_to_end(transport.key)
         while len(self._crashes) > _MAX_KEYS:
             self._crashes.popitem(last=False)
-        crashes.add(monotonic(), transport.started_at)
+        longest = _LONGEST_DELAY_AFTER_CALL if transport.was_calling else _LONGEST_DELAY
+        crashes.add(monotonic(), transport.started_at, longest)
         _logger.warning("%s: process %d exited with code %s", self.name, transport.pid, transport.exit_code)
 
     def forget(self, transport: "ProcessTransport") -> None:
@@ -459,6 +462,11 @@ class ProcessTransport(StdioTransport):
         return 0 if stdin is None else cast("asyncio.WriteTransport", stdin).get_write_buffer_size()
 
     @property
+    def was_calling(self) -> bool:
+        """Whether it has served, and had unanswered requests when it ended."""
+        return self._has_served and self._duplex.waiting > 0
+
+    @property
     def fault(self) -> ClientError | None:
         """Error that ended the process; None while it runs."""
         return self._duplex.fault
@@ -636,11 +644,11 @@ class _Crashes:
         self.count = 0
         self.until = 0.0
 
-    def add(self, now: float, started_at: float) -> None:
+    def add(self, now: float, started_at: float, longest: float) -> None:
         """Record a crash. The first restart is immediate; after that the delay doubles, with jitter."""
         self.count = max(0, self.count - int((now - started_at) / _UPTIME_PER_CRASH)) + 1
         doubled = min(self.count - 2, _MAX_DOUBLINGS)
-        delay = 0.0 if doubled < 0 else min(_FIRST_DELAY * 2**doubled, _LONGEST_DELAY)
+        delay = 0.0 if doubled < 0 else min(_FIRST_DELAY * 2**doubled, longest)
         self.until = now + delay * random.uniform(0.75, 1)  # noqa: S311  jitter
 
 
