@@ -236,3 +236,24 @@ async def test_server_processes_inherit_no_secrets(tmp_path: Path, monkeypatch: 
     assert seen["GIVEN"] == "1"
     assert seen["PATH"] == os.environ["PATH"]
     assert "AWS_SECRET_ACCESS_KEY" not in seen
+
+
+async def test_response_that_is_too_large_fails_only_its_request(tmp_path: Path) -> None:
+    program = """
+        for line in sys.stdin:
+            message = json.loads(line)
+            result = OFFER if message["method"] == "server/discover" else DONE
+            end = {"result": result, "jsonrpc": "2.0", "id": message["id"]}  # the order of the TypeScript SDK
+            if message["method"] == "tools/call" and message["params"]["name"] == "large":
+                result["content"][0]["text"] = "x" * 100_000
+            say(json.dumps(end))
+            result["content"] = [{"type": "text", "text": str(os.getpid())}]
+    """
+    async with (
+        asyncio.timeout(WAIT),
+        Client(write(tmp_path, program), options=Options(max_bytes=50_000)) as client,
+    ):
+        first = (await client.call("pid")).text
+        results = await asyncio.gather(*(client.call(each) for each in ("pid", "large", "pid")), return_exceptions=True)
+        assert [type(each).__name__ for each in results] == ["Result", "TooLarge", "Result"]
+        assert (await client.call("pid")).text == first

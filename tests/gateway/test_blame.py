@@ -40,6 +40,10 @@ def quick() -> int:
     return len(started)
 
 @mcp.tool()
+def large() -> str:
+    return "x" * 2**20
+
+@mcp.tool()
 def crash() -> None:
     os._exit(7)
 
@@ -251,6 +255,19 @@ async def test_tool_that_hangs_for_two_callers_is_refused_alone(revision: str, m
         await time_out(bob, alice)
         assert "fails calls of 'up_hang'" in await say(carol, "hang")
         assert (await say(carol, "quick")).isdecimal()
+
+
+async def test_response_that_is_too_large_leaves_a_shared_process_to_others() -> None:
+    async with run_target("stdio") as target, run_gateway(target, max_bytes=2**20) as gateway:
+        alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
+        hanging = asyncio.create_task(say(bob, "hang"))
+        while await say(bob, "quick") != "1":
+            pass
+        assert "Ask for less" in await say(alice, "large")
+        assert await say(bob, "quick") == "1"  # the same process
+        assert not hanging.done()
+        hanging.cancel()
+        await asyncio.wait([hanging])
 
 
 async def test_crash_of_a_shared_process_fails_only_the_calls_that_it_ran() -> None:

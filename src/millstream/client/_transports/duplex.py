@@ -5,6 +5,7 @@ Shared by stdio, WebSocket, HTTP+SSE, and memory. It does no framing and no I/O.
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,6 +16,12 @@ from millstream.client._errors import BadAnswer, ClientError, ConnectionLost
 from millstream.client._transports.transport import Listener, Transport, TransportRequest
 
 _MAX_BATCH = 1000
+_CLIPPED_RESPONSE = re.compile(
+    rb"""\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*([0-9]{1,18})\s*,\s*"(?:result|error)".*
+    | \{\s*"(?:result|error)".*,\s*"id"\s*:\s*([0-9]{1,18})\s*\}""",
+    re.DOTALL | re.VERBOSE,
+)
+"""Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
 
 Write = Callable[[bytes], Coroutine[Any, Any, None]]
 """Sends one message, waiting while the peer reads slowly."""
@@ -77,6 +84,16 @@ class Duplex:
             self.end(BadAnswer(f"The server sent an invalid message. {exc.message}."))
         except ClientError as exc:
             self.end(exc)
+
+    def refuse(self, clipped: bytes, error: ClientError) -> bool:
+        """Fail the request of a response whose start and end are known. Return whether they name the request."""
+        match = _CLIPPED_RESPONSE.fullmatch(clipped)
+        if match is None:
+            return False
+        waiter = self._waiting.get(int(match[1] or match[2]))
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+        return True
 
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
         """Receive one decoded message. `request_id` is the request it belongs to, if known."""
