@@ -229,9 +229,9 @@ class GatewayPart:
         label = ("upstream",)
         read("gauge", "gateway_up", "Whether an upstream can be reached.", lambda: self._up_states, label, merge="min")
         read("counter", "gateway_calls_total", "Calls sent to an upstream.", lambda: figures("calls"), label)
-        text = "Calls sent to an upstream that got no response."
+        text = "Calls sent to an upstream that got no usable response."
         read("counter", "gateway_unanswered_total", text, lambda: figures("unanswered"), label)
-        text = "Calls not sent, because the breaker was open."
+        text = "Calls not sent, because earlier ones have failed."
         read("counter", "gateway_refused_total", text, lambda: figures("refused"), label)
         read("gauge", "gateway_links", "Open connections.", lambda: figures("links"), label)
         for share in ("p50_ms", "p99_ms"):

@@ -768,7 +768,7 @@ class Upstream:
             return exc
         except TimeoutError:
             return NoAnswer(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
-        except ClientError:
+        except (ClientError, OSError):
             return None  # it has responded, or it isn't to blame
         await conversation.close()
         return None

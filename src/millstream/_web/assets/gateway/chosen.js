@@ -87,8 +87,8 @@ function drawFacts(row) {
     Resources: count(row.items.resources + row.items.templates),
     Prompts: count(row.items.prompts),
     Connections: count(row.links),
-    "Calls without an answer": count(row.unanswered),
-    "Calls refused while it was down": count(row.refused),
+    "Calls without a usable response": count(row.unanswered),
+    "Calls refused without being sent": count(row.refused),
     ...(processes && {
       Processes: `${count(processes.running)} of ${count(processes.limit)}${processes.spare ? `, ${count(processes.spare)} spare` : ""}`,
       "Their memory": processes.memory ? size(processes.memory) : "unknown",

@@ -32,10 +32,10 @@ const table = new LiveTable($("upstreams"), {
       cell.title = row.reason;
     } },
     number("calls", "Calls", ({ calls }) => calls, ({ calls }) => count(calls)),
-    { id: "unanswered", title: "Failed", hint: "Calls without an answer, or refused while it was down", number: true, sort: (row) => row.unanswered + row.refused, fill: (cell, row) => {
+    { id: "unanswered", title: "Failed", hint: "Calls without a usable response, or refused without being sent", number: true, sort: (row) => row.unanswered + row.refused, fill: (cell, row) => {
       write(cell, count(row.unanswered + row.refused));
       cell.classList.toggle("raised", row.unanswered + row.refused > 0);
-      cell.title = `${count(row.unanswered)} without an answer, ${count(row.refused)} refused while it was down`;
+      cell.title = `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`;
     } },
     number("p50", "p50", (row) => row.p50_ms, (row) => ms(row.p50_ms)),
     number("p99", "p99", (row) => row.p99_ms, (row) => ms(row.p99_ms)),
