@@ -1,6 +1,7 @@
 import asyncio
 import json
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from app_peer import ask
+from client.misbehaving_servers import ReceivedRequest, misbehaving
 from millstream import Server, Settings, auth
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
@@ -143,16 +145,13 @@ def bearer(key: str) -> dict[str, str]:
 
 
 async def test_upstream_that_hangs_while_connecting_is_reported_and_does_not_fail_health() -> None:
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
+    async def hang(asked: ReceivedRequest) -> None:
+        await asyncio.Event().wait()
 
-    silent = await asyncio.start_server(hang, "127.0.0.1", 0)
     server = Server("shop")
-    server.upstream(
-        "slow", f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/mcp", start_timeout=0, connect_timeout=0.01
-    )
-    async with silent, server.running() as runtime, asyncio.timeout(WAIT):
+    async with asyncio.timeout(WAIT), misbehaving(hang) as silent, AsyncExitStack() as stack:
+        server.upstream("slow", silent.url, start_timeout=0, connect_timeout=0.01)
+        runtime = await stack.enter_async_context(server.running())
         while (await facts(server))["status"] == "ok":
             pass
         assert (await facts(server))["upstreams"] == {"slow": "degraded"}

@@ -291,7 +291,7 @@ async def test_errors_with_any_code_are_the_upstreams_own(revision: str) -> None
 
 async def test_refused_connection_opens_the_breaker_at_once() -> None:
     upstream = Upstream(PER_REQUEST)
-    async with AsyncExitStack() as first, AsyncExitStack() as stack:
+    async with AsyncExitStack() as servers, AsyncExitStack() as first, AsyncExitStack() as stack:
         server = await first.enter_async_context(misbehaving(upstream.behave))
         gateway = await stack.enter_async_context(run_gateway(server.url))
         alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
@@ -299,9 +299,9 @@ async def test_refused_connection_opens_the_breaker_at_once() -> None:
         await first.aclose()
         assert "can't be reached" in await say(alice, "quick")
         assert "isn't responding" in await say(bob, "quick")
-        async with misbehaving(upstream.behave, server.port):
-            while not (text := await say(bob, "quick")).isdecimal():
-                assert "isn't responding" in text
+        await servers.enter_async_context(misbehaving(upstream.behave, server.port))
+        while not (text := await say(bob, "quick")).isdecimal():
+            assert "isn't responding" in text
 
 
 async def test_calls_to_apis_are_counted_and_refused_like_others() -> None:
@@ -314,7 +314,7 @@ async def test_calls_to_apis_are_counted_and_refused_like_others() -> None:
             await asyncio.Event().wait()
         await asked.reply(b"{}")
 
-    async with AsyncExitStack() as first, AsyncExitStack() as stack:
+    async with AsyncExitStack() as servers, AsyncExitStack() as first, AsyncExitStack() as stack:
         server = await first.enter_async_context(misbehaving(behave))
         about = OpenApi(document=document, base_url=server.url)
         gateway = await stack.enter_async_context(run_gateway(None, openapi=about))
@@ -331,9 +331,9 @@ async def test_calls_to_apis_are_counted_and_refused_like_others() -> None:
         await first.aclose()
         assert "can't be reached" in await say(alice, "quick")
         assert "isn't responding" in await say(bob, "quick")
-        async with misbehaving(behave, server.port):
-            while (text := await say(bob, "quick")) != "{}":
-                assert "isn't responding" in text
+        await servers.enter_async_context(misbehaving(behave, server.port))
+        while (text := await say(bob, "quick")) != "{}":
+            assert "isn't responding" in text
 
 
 def test_response_to_another_caller_shows_that_a_tool_works() -> None:
