@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import pytest
 
+from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from fleet import until
 from http_peer import Peer, RunningServer, serve
 from millstream import Client, Context, Server, Settings, auth
@@ -299,6 +300,30 @@ async def api_calls(stack: AsyncExitStack) -> Shared:
     return make_calls(stack, running, ["work"], lambda: len(started), error)
 
 
+async def failures(stack: AsyncExitStack) -> Shared:
+    """The circuit breaker of an upstream."""
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method != "tools/call":
+            tools = [{"name": "work", "inputSchema": {"type": "object"}}]
+            await asked.result({"resultType": "complete", "tools": tools, "resources": [], "resourceTemplates": []})
+        elif asked.message["params"]["arguments"]["wait"]:
+            raise ConnectionError
+        else:
+            await asked.result(DONE)
+
+    mcp = make_server()
+    server = await stack.enter_async_context(misbehaving(with_discovery(behave)))
+    mcp.upstream("there", server.url, prefix="", start_timeout=WAIT, timeout=WAIT)
+    calls = make_calls(stack, await run(stack, mcp), ["work"], int, "failed your last 5 calls of 'work'")
+
+    async def hold(tenant: Tenant) -> str:
+        error = await calls.hold(tenant)
+        return "" if "closed the connection during the call" in error else error
+
+    return calls._replace(hold=hold)
+
+
 async def threads(stack: AsyncExitStack) -> Shared:
     """Threads of plain functions."""
     mcp, started, end = make_server(max_threads=8), list[str](), Event()
@@ -479,6 +504,7 @@ CASES: list[Case] = [
     links,
     http_calls,
     api_calls,
+    failures,
     processes,
     processes_of_the_gateway,
     watches(HANDSHAKE),

@@ -826,9 +826,8 @@ def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> Too
 
 
 _NO_EFFECT = "so the call wasn't sent. Try again in a minute."
-_EFFECT = "It may have had an effect: check that before you call again."
+_EFFECT = "The call may have had an effect: check that before you call again."
 _PROCESS_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
-    (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
     (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
     (TargetError, "can't be started, so the call wasn't sent. Its operator has to correct the command."),
     (ConnectionLost, f"exited during the call. {_EFFECT}"),
@@ -838,6 +837,7 @@ _CONNECTION_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
     (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
 )
 _ERRORS: tuple[tuple[type[ClientError], str], ...] = (
+    (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
     (NoAnswer, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
     (AccessDenied, "rejected the gateway's credentials. Its operator has to replace them."),
