@@ -4,7 +4,7 @@ They respond to every client with any Host. Only clients that may read the dashb
 the status, and how many workers and upstreams are well.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millstream._app.parts import OwnPart
 from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
@@ -13,6 +13,9 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._telemetry.process import resident_bytes
+
+if TYPE_CHECKING:
+    from millstream._app.server_process.workers.messages import WorkerState
 
 _FRESH = b"cache-control: no-store\r\n"
 _LATER = TEXT_HEAD + b"retry-after: 5\r\n"
@@ -70,11 +73,10 @@ class ProbesPart(OwnPart):
 
     def _counts(self) -> dict[str, dict[str, int]]:
         """Return how many workers and upstreams there are, and how many are well."""
-        reports = self._host.reports
-        states = {
-            "workers": [each.state for each in (reports["workers"]() or ())],
-            "upstreams": list((reports["upstreams"]() or {}).values()) if "upstreams" in reports else [],
-        }
+        read = self._host.reports
+        workers: list[WorkerState] = read["workers"]() or []
+        upstreams: dict[str, str] = (read["upstreams"]() or {}) if "upstreams" in read else {}
+        states = {"workers": [each.state for each in workers], "upstreams": list(upstreams.values())}
         return {name: {"ready": found.count("ready"), "all": len(found)} for name, found in states.items() if found}
 
     def _figures(self) -> dict[str, Any]:
