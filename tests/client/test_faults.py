@@ -91,17 +91,38 @@ async def test_server_death_during_a_call_is_explained(*, streamed: bool) -> Non
     assert calls == 1
 
 
-@for_each("streamed", [False, True])
-async def test_response_to_another_request_is_ignored(*, streamed: bool) -> None:
+async def test_response_to_another_request_fails_only_its_reply() -> None:
     async def behave(asked: ReceivedRequest) -> None:
-        body = json.dumps({"jsonrpc": "2.0", "id": 999, "result": DONE}).encode()
-        if not streamed:
-            return await asked.reply(body)
-        await asked.stream()
-        await asked.event(body)
-        return None
+        await asked.reply(json.dumps({"jsonrpc": "2.0", "id": 999, "result": DONE}).encode())
 
     await check_failure(with_discovery(behave), BadAnswer, "999")
+
+
+async def test_events_that_are_not_messages_are_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        for event in (b"{not json", b"[INFO] started", b'{"level":"info"}', b'{"jsonrpc":"2.0","id":999,"result":{}}'):
+            await asked.event(event)
+        await asked.event(asked.answer(DONE))
+        await asked.end()
+
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(with_discovery(behave)) as server,
+        Client(server.url, timeout=WAIT) as client,
+    ):
+        for _ in range(2):
+            assert (await client.call("x")).text == "done"
+    assert len([each for each in caplog.records if "was skipped" in each.message]) == 1
+
+
+async def test_invalid_response_on_a_stream_is_explained() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        await asked.event(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"]}).encode())
+        await asyncio.get_running_loop().create_future()
+
+    await check_failure(with_discovery(behave), BadAnswer, "invalid response")
 
 
 @for_each(

@@ -46,8 +46,14 @@ async def die(say: Say, id: Any) -> None:
     raise ConnectionError
 
 
-async def another_id(say: Say, id: Any) -> None:
-    await say(b'{"jsonrpc":"2.0","id":999,"result":{"content":[]}}')
+async def invalid(say: Say, id: Any) -> None:
+    await say(b'{"jsonrpc":"2.0","id":%d,"result":{},"error":{}}' % id)
+
+
+async def chatter(say: Say, id: Any) -> None:
+    for text in (b"{not json", b"[INFO] started", b'{"level":"info"}', b'{"jsonrpc":"2.0","id":999,"result":{}}'):
+        await say(text)
+    await say(b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"done"}]}}' % id)
 
 
 async def too_long(say: Say, id: Any) -> None:
@@ -128,7 +134,7 @@ WAYS = {"http+sse": http_sse, "websocket": websocket}
 FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
     (hang, NoAnswer, "didn't answer", 0.2),
     (die, ConnectionLost, "", WAIT),
-    (another_id, BadAnswer, "999", WAIT),
+    (invalid, BadAnswer, "invalid response", WAIT),
     (too_long, TooLarge, "1,000,000 bytes", WAIT),
     (half, Failure, "no reason", WAIT),
     (bomb, NoAnswer, "didn't answer", 0.2),
@@ -146,6 +152,13 @@ async def test_malformed_streams_fail_with_one_sentence(
             with pytest.raises(expected) as caught:
                 await client.call("x", timeout=timeout)
         assert_readable(caught.value, words)
+
+
+@for_each("way", WAYS)
+async def test_messages_that_are_invalid_are_skipped(way: str) -> None:
+    async with asyncio.timeout(WAIT), WAYS[way](chatter) as url, Client(url, timeout=WAIT) as client:
+        results = await asyncio.gather(*(client.call("x") for _ in range(3)))
+    assert [each.text for each in results] == ["done"] * 3
 
 
 async def test_websocket_redirects_do_not_leak_credentials() -> None:

@@ -41,10 +41,17 @@ LOOP = """
             elif tool == "flood":
                 while True:
                     sys.stdout.write("x" * 65536)
-            elif tool == "wrong":
+            elif tool == "chatty":
+                for number in range(1200):
+                    say(f"[INFO] step {number}")
+                for line in ("{not json", "{}", "[]", '[{"level": "info"}]', '{"level": "info", "msg": "started"}',
+                             '{"jsonrpc": "2.0", "method": 5}', "\ufeff{}"):
+                    say(line)
                 answer({"id": 999}, DONE)
-            elif tool == "garbage":
-                say("{not json")
+                answer({"id": "x"}, DONE)
+                answer(message, DONE)
+            elif tool == "invalid":
+                say(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": {}, "error": {"code": 1}}))
             elif tool == "hang":
                 pass
             else:
@@ -83,8 +90,7 @@ async def until(condition: Callable[[], bool]) -> None:
     [
         ("die", ConnectionLost, "code 3. Its last output: out of paper"),
         ("flood", TooLarge, "1,000,000 bytes"),
-        ("wrong", BadAnswer, "999"),
-        ("garbage", BadAnswer, "sent an invalid message"),
+        ("invalid", BadAnswer, "sent an invalid response"),
         ("hang", NoAnswer, "within"),
     ],
 )
@@ -97,9 +103,17 @@ async def test_misbehaving_processes_are_explained(
         with pytest.raises(expected, match=words):
             await client.call(tool, timeout=0.2 if tool == "hang" else WAIT)
         second = int((await client.call("pid")).text)
-        assert (first == second) == (tool == "hang")
+        assert (first == second) == (tool in ("hang", "invalid"))
     assert not alive(first)
     assert not alive(second)
+
+
+async def test_lines_that_are_not_messages_are_skipped(script: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with asyncio.timeout(WAIT), Client(script) as client:
+        first, rest = await asyncio.gather(client.call("pid"), client.call("chatty"))
+        assert rest.text == first.text == (await client.call("pid")).text
+    [record] = [each for each in caplog.records if "was skipped" in each.message]
+    assert "[INFO] step 0" in record.message
 
 
 async def test_programs_that_exit_at_once_get_a_remedy(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import json, sys
 LINK = '{"content": [{"type": "resource\\u005flink", "\\u0075ri": "file://files/secret", "name": "x"}]}'
 for line in sys.stdin:
     message = json.loads(line)
-    result = json.dumps({"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "odd"}})
+    offered = {"tools": {}, "resources": {}}
+    result = json.dumps({"protocolVersion": "2025-06-18", "capabilities": offered, "serverInfo": {"name": "odd"}})
     if message["method"] == "tools/list":
         result = json.dumps({"tools": [{"name": "link", "inputSchema": {"type": "object"}}]})
     elif message["method"] == "tools/call":

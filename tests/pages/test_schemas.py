@@ -147,3 +147,76 @@ def test_forms_round_trip_values(page: Page) -> None:
         FORMS,
     )
     assert list(found) == [[value] * 3 for _, value in FORMS]
+
+
+ODD: list[Any] = [
+    None, True, False, 5, "text", [], [{}],
+    {"properties": {"a": True, "b": False, "c": None, "d": 5, "e": []}, "required": None},
+    {"properties": None, "required": "a", "allOf": None},
+    {"properties": [], "required": ["a", 5, None], "additionalProperties": None},
+    {"properties": {"a": {"type": None}, "b": {"type": []}, "c": {"type": [["x"], None]}}, "required": ["a", "b", "c"]},
+    {"properties": {"a": {"enum": 5}, "b": {"enum": None, "enumNames": 5}, "c": {"examples": "x"}}, "required": ["a"]},
+    {"properties": {"a": {"anyOf": [True, None, 5]}, "b": {"oneOf": "x"}, "c": {"anyOf": []}}, "required": ["a", "b"]},
+    {"properties": {"a": {"type": "array", "items": [True, None], "prefixItems": 5, "minItems": "1"}}},
+    {"properties": {"a": {"type": "array", "items": False, "minItems": 1}}, "required": ["a"]},
+    {"properties": {"a": {"type": "number", "minimum": "1", "multipleOf": 0}}, "required": ["a"]},
+    {"properties": {"a": {"type": "string", "format": ["x"], "pattern": "(", "description": 5, "title": {}}}},
+    {"properties": {"a": {"type": "string", "pattern": {}, "maxLength": None}}, "required": ["a"]},
+    {"properties": {"a": {"$ref": 5}, "b": {"$ref": "#/%"}, "c": {"$ref": "#"}}, "required": ["a", "b", "c"]},
+    {"allOf": [{"$ref": "#"}], "properties": {"a": {"anyOf": [{"$ref": "#"}]}}, "required": ["a"]},
+    {"$defs": {"loop": {"anyOf": [{"$ref": "#/$defs/loop"}, {"type": "null"}]}}, "anyOf": [{"$ref": "#/$defs/loop"}]},
+    {"patternProperties": None, "dependentRequired": {"a": None}, "propertyNames": None, "if": None, "not": None},
+]  # fmt: skip
+
+
+def test_odd_schemas_have_forms_and_descriptions(page: Page) -> None:
+    """Servers that the inspector connects to send any JSON as a schema."""
+    found = page.evaluate(
+        """async (schemas) => {
+          const { validate } = await import("./assets/schema/validate.js");
+          const { schemaForm } = await import("./assets/schema/form.js");
+          const { sample } = await import("./assets/schema/sample.js");
+          const { describe } = await import("./assets/schema/describe.js");
+          const { withoutSecrets } = await import("./assets/schema/secrets.js");
+          const { requestHeaders } = await import("./assets/mcp/wire.js");
+          const values = { a: 1, b: "x", c: [1], d: { e: null }, e: {} };
+          const params = { name: "x", arguments: values };
+          const uses = [
+            (schema) => validate(values, schema),
+            (schema) => sample(schema),
+            (schema) => describe(schema, schema),
+            (schema) => withoutSecrets(values, schema),
+            (schema) => requestHeaders("2026-07-28", { method: "tools/call", params }, schema),
+            (schema) => {
+              const form = schemaForm(schema, { id: "odd" });
+              document.body.append(form.node);
+              form.write(values);
+              form.read();
+            },
+          ];
+          const failures = [];
+          for (const schema of schemas) for (const use of uses) {
+            try {
+              use(schema);
+            } catch (error) {
+              if (error.constructor.name === "Unreadable") continue;
+              failures.push([JSON.stringify(schema), uses.indexOf(use), String(error)]);
+            }
+          }
+          return failures;
+        }""",
+        ODD,
+    )
+    assert found == []
+
+
+def test_list_items_without_a_name_are_left_out(page: Page) -> None:
+    found = page.evaluate(
+        """async () => {
+          const { Client } = await import("./assets/mcp/client.js");
+          const client = Object.create(Client.prototype);
+          client.request = async () => ({ tools: [null, 5, {}, { name: 7 }, { name: "good" }], nextCursor: null });
+          return (await client.list("tools/list", "tools")).map(({ name }) => name);
+        }"""
+    )
+    assert found == ["good"]

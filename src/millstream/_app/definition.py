@@ -124,6 +124,8 @@ class Definition:
     middleware: Sequence[object] = ()
     extra_parts: "Sequence[Part]" = ()
     """The program's own parts."""
+    named: bool = True
+    """Whether the name is the operator's choice. If not, a gateway with one upstream takes the upstream's."""
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from millstream._app.server import Server
 from millstream._config import Settings, VariableError
-from millstream.gateway._config import ConfigError, load_file
+from millstream.gateway._config import ConfigError, GatewayConfig, load_file
 from millstream.gateway._part import check
 
 START_TIMEOUT = 30.0
@@ -27,6 +27,7 @@ def server_of_upstream(target: str | list[str]) -> Server:
     """
     name = _name_of(target)
     made = Server(name)
+    made.definition.named = False
     if "://" in target:
         made.upstream(name, target, prefix="")
     else:
@@ -73,6 +74,7 @@ def server_of_file(path: Path) -> Server:
         raise
     except ValueError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
+    made.definition.named = config.name != GatewayConfig().name
     if not config.upstreams:
         raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files]")
     for each in config.upstreams:

@@ -23,6 +23,7 @@ MAX_ID = 16 * 1024
 """Maximum bytes of an id. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
 
 _EMPTY = Raw(b"")
+_NULL = b"null"
 
 
 class _Envelope(Struct, gc=False):
@@ -147,7 +148,7 @@ def _is_two(raw: bytes) -> bool:
 
 
 def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
-    if not raw or (raw == b"null" and envelope.error):
+    if not raw or (raw == _NULL and envelope.error):
         return None
     if len(raw) > MAX_ID:
         raise _invalid(f'"id" must have at most {MAX_ID} bytes')
@@ -175,6 +176,8 @@ def _message(envelope: _Envelope) -> Envelope:
     if envelope.result or envelope.error:
         raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     params = bytes(envelope.params)
+    if params == _NULL:  # means absent, because some implementations write every member
+        params = b""
     if params and params[:1] != b"{":
         raise _invalid('"params" must be an object')
     return Envelope(request_id, method, params)
@@ -182,6 +185,10 @@ def _message(envelope: _Envelope) -> Envelope:
 
 def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
     result, error = bytes(envelope.result), bytes(envelope.error)
+    if error == _NULL:
+        error = b""
+    elif error and result == _NULL:
+        result = b""
     if bool(result) == bool(error):
         raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     if request_id is None and not error:

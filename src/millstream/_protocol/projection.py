@@ -7,7 +7,6 @@ output. They read fields of the revision and never compare dates.
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import msgspec
 from msgspec import UNSET
 
 from millstream._protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Message, ResourceLink, Text
@@ -19,6 +18,7 @@ from millstream._protocol.errors import (
     SERVER_ERROR,
     ProtocolError,
 )
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import wrap_output
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import CallToolResult, GetPromptResult
@@ -115,8 +115,8 @@ def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
     return exc
 
 
-_decode_result = msgspec.json.Decoder(CallToolResult).decode
-_decode_messages = msgspec.json.Decoder(GetPromptResult).decode
+_decode_result = foreign_decoder(CallToolResult)
+_decode_messages = foreign_decoder(GetPromptResult)
 
 
 def tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:

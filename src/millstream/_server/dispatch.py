@@ -134,6 +134,13 @@ class Dispatcher:
         """Set the instructions for clients, from now on."""
         self.instructions = self.announcement.instructions = instructions
 
+    def introduce(self, info: Mapping[str, Any]) -> None:
+        """Set the server's name, version, and other information for clients, from now on."""
+        self.info.clear()
+        self.info.update(info)
+        self._heads.update((revision.date, _head(self.info, revision, None)) for revision in ALL)
+        self.announcement.forget()
+
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers by method."""
         self._handlers.update(handlers)

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream._protocol.foreign import repair_schema
 from millstream._protocol.messages import ToolDescription
 from millstream.agent._servers import ConnectedServer
 
@@ -64,8 +65,8 @@ def fit(name: str) -> str:
 
 def _spec(tool: AgentTool) -> dict[str, Any]:
     described = tool.description
-    # Some APIs reject tools without `properties`.
-    parameters: dict[str, Any] = {"type": "object", "properties": {}, **described.input_schema}
+    # APIs reject all tools for one odd schema, and some reject tools without `properties`.
+    parameters: dict[str, Any] = {"type": "object", "properties": {}, **repair_schema(described.input_schema)}
     parameters.pop("$schema", None)
     about = described.description or described.title or described.name
     return {"type": "function", "function": {"name": tool.name, "description": about, "parameters": parameters}}

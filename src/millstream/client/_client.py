@@ -8,6 +8,7 @@ import msgspec
 
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
@@ -27,11 +28,11 @@ from millstream._protocol.messages import (
     TemplateDescription,
     ToolDescription,
 )
-from millstream._protocol.metadata import Implementation
 from millstream._protocol.suggestions import suggest, suggest_keywords
-from millstream.client._conversation import Conversation, decode_tools, raw_ask
+from millstream.client._conversation import Conversation, decode_tools, logger, raw_ask
 from millstream.client._errors import ClientError, Failure
 from millstream.client._method_aliases import ClientAliases
+from millstream.client._negotiation import ServerInfo
 from millstream.client._options import Options
 from millstream.client._paginated_list import PaginatedList
 from millstream.client._questions import Elicit, Questions, Roots, Sample
@@ -50,12 +51,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
-_decode_resources = msgspec.json.Decoder(ListResourcesResult).decode
-_decode_templates = msgspec.json.Decoder(ListResourceTemplatesResult).decode
-_decode_prompts = msgspec.json.Decoder(ListPromptsResult).decode
-_decode_read = msgspec.json.Decoder(ReadResourceResult).decode
-_decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
-_decode_completion = msgspec.json.Decoder(CompleteResult).decode
+_decode_resources = foreign_decoder(ListResourcesResult, logger.warning)
+_decode_templates = foreign_decoder(ListResourceTemplatesResult, logger.warning)
+_decode_prompts = foreign_decoder(ListPromptsResult, logger.warning)
+_decode_read = foreign_decoder(ReadResourceResult)
+_decode_prompt = foreign_decoder(GetPromptResult)
+_decode_completion = foreign_decoder(CompleteResult)
 
 
 @suggest_keywords
@@ -136,8 +137,8 @@ class Client(ClientAliases):
         await self.conversation.close()
 
     @property
-    def server(self) -> Implementation:
-        """Name and version of the server."""
+    def server(self) -> ServerInfo:
+        """Name, version, and other information about the server."""
         return self.conversation.negotiated.server
 
     @property

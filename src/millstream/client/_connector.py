@@ -14,10 +14,13 @@ from msgspec import Struct
 
 from millstream._http.client.body import Inflow
 from millstream._http.client.pool import ConnectionPool
+from millstream._protocol.content import Icon
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION
+from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import PeerError, encode, notification_message
 from millstream._protocol.messages import DiscoverResult, InitializeRequestParams, InitializeResult
-from millstream._protocol.metadata import SERVER_KEY, Implementation
+from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream.client._background import Background
 from millstream.client._child_stderr import line_printer
@@ -32,7 +35,7 @@ from millstream.client._errors import (
     NotMcp,
     UnknownVersion,
 )
-from millstream.client._negotiation import Connection, LocalPeer, Negotiation, request_body, with_meta
+from millstream.client._negotiation import Connection, LocalPeer, Negotiation, ServerInfo, request_body, with_meta
 from millstream.client._options import Options
 from millstream.client._server_messages import ServerMessages
 from millstream.client._targets import Place, Remote
@@ -46,8 +49,14 @@ _MAX_ENTRIES = 256
 _era_cache: dict[str, str] = {}
 """Target -> ``handshake`` or ``http+sse``. Targets that aren't listed are probed."""
 
-_decode_initialize = msgspec.json.Decoder(InitializeResult).decode
-_decode_discover = msgspec.json.Decoder(DiscoverResult).decode
+
+class _Initialized(InitializeResult, frozen=True, kw_only=True):
+    server_info: Any = None
+    """Read by `_about`, because nothing depends on it."""
+
+
+_decode_initialize = foreign_decoder(_Initialized)
+_decode_discover = foreign_decoder(DiscoverResult)
 _decode_error = msgspec.json.Decoder(PeerError).decode
 
 
@@ -322,7 +331,10 @@ class Connector:
                 return None
             transport.set_revision(agreed)
             return Negotiation(
-                revision=agreed, capabilities=offer.capabilities, server=_about(offer), instructions=offer.instructions
+                revision=agreed,
+                capabilities=present(offer.capabilities),
+                server=_about(offer.meta.get(SERVER_KEY)),
+                instructions=offer.instructions,
             )
         return None
 
@@ -351,8 +363,8 @@ class Connector:
             raise NoAnswer(f"The server didn't complete the handshake within {self._timeout:g} seconds.") from exc
         return Negotiation(
             revision=agreed,
-            capabilities=result.capabilities,
-            server=result.server_info,
+            capabilities=present(result.capabilities),
+            server=_about(result.server_info),
             instructions=result.instructions,
         )
 
@@ -376,12 +388,15 @@ class Connector:
         return answer.result
 
 
-def _about(offer: DiscoverResult) -> Implementation:
-    """Return the server's name and version, or empty ones if they're invalid; nothing depends on them."""
+def _about(info: Any) -> ServerInfo:
+    """Return a server's name, version, and other information, without invalid members: nothing depends on them."""
+    found = members(info)
+    texts = {name: each for name, each in found.items() if isinstance(each, str) and name != "icons"}
     try:
-        return msgspec.convert(offer.meta.get(SERVER_KEY) or {}, Implementation, strict=False)
+        icons = msgspec.convert(drop_nulls(found.get("icons") or (), Icon), tuple[Icon, ...])
     except msgspec.ValidationError:
-        return Implementation("", "")
+        icons = ()
+    return msgspec.structs.replace(msgspec.convert(texts, ServerInfo), icons=icons)
 
 
 class _SupportedVersions(Struct):

@@ -1,6 +1,7 @@
 """The state behind `Client`: handlers, requests, cache, and shutdown."""
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import msgspec
 
 from millstream._http.client.body import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.messages import (
     ListToolsResult,
@@ -37,7 +39,8 @@ from millstream.client._watches import Changes, Watches
 T = TypeVar("T")
 L = TypeVar("L", bound=PaginatedResult)
 
-decode_tools = msgspec.json.Decoder(ListToolsResult).decode
+logger = logging.getLogger(__name__)
+decode_tools = foreign_decoder(ListToolsResult, logger.warning)
 _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Methods whose name or URI is also sent in a header."""
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import msgspec
 from msgspec import Struct, field
 
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream.client._conversation import Conversation
@@ -98,11 +99,11 @@ class _Note(Struct, rename="camel"):
     error: dict[str, Any] = {}
 
 
-_decode_list = msgspec.json.Decoder(_List).decode
-_decode_page = msgspec.json.Decoder(_Page).decode
-_decode_note = msgspec.json.Decoder(_Note).decode
-_decode_event = msgspec.json.Decoder(ServerEvent).decode
-_decode_webhook = msgspec.json.Decoder(Webhook).decode
+_decode_list = foreign_decoder(_List)
+_decode_page = foreign_decoder(_Page)
+_decode_note = foreign_decoder(_Note)
+_decode_event = foreign_decoder(ServerEvent)
+_decode_webhook = foreign_decoder(Webhook)
 
 
 class ClientEvents:

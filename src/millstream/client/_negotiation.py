@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.content import Icon
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, VERSION_KEY, Implementation
@@ -16,12 +17,18 @@ from millstream.client._questions import QuestionHandler
 from millstream.client._transports.transport import Transport
 
 
+class ServerInfo(Implementation, frozen=True):
+    """The server's description of itself. Nothing depends on it."""
+
+    icons: tuple[Icon, ...] = ()
+
+
 class Negotiation(Struct, frozen=True, kw_only=True):
     """The result of a handshake or of `server/discover`."""
 
     revision: Revision
     capabilities: Mapping[str, Any]
-    server: Implementation
+    server: ServerInfo
     instructions: str = ""
 
 

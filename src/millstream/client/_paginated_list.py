@@ -39,7 +39,7 @@ class PaginatedList(Generic[T]):
             for item in items:
                 yield item
             cursor = result.next_cursor
-            if cursor is None:
+            if not cursor:  # some servers send an empty one with the last page
                 return
             if cursor in seen or len(seen) >= self._max_pages:
                 raise BadAnswer("The server's list doesn't end: its pages repeat, or there are too many.")

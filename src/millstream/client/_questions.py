@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 
 from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.questions import CreateMessageRequestParams, ElicitRequestParams, Root, SampleResult
 from millstream._protocol.revisions import Revision
@@ -41,8 +42,8 @@ Roots = Sequence[str | Path] | Callable[[], Awaitable[Sequence[str | Path | Root
 """Folders and files, as paths or `file://` URIs, or a function that returns them when the server asks."""
 
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
-_decode_form = msgspec.json.Decoder(Question).decode
-_decode_sample = msgspec.json.Decoder(CreateMessageRequestParams).decode
+_decode_form = foreign_decoder(Question)
+_decode_sample = foreign_decoder(CreateMessageRequestParams)
 
 
 class ObservedQuestion(Struct, frozen=True):

@@ -8,10 +8,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import ProtocolError
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InputRequiredResult
 from millstream.client._connector import Connector, failure
@@ -28,7 +28,7 @@ _MAX_WAIT = 5.0
 _MAX_RESTARTS = 3
 """Maximum consecutive connections that may be lost during setup."""
 
-_decode_required = msgspec.json.Decoder(InputRequiredResult).decode
+_decode_required = foreign_decoder(InputRequiredResult)
 
 OnReconnect = Callable[[Connection], Awaitable[None]]
 """Restores the state of the old connection on a new one."""

@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._override import override
 from millstream._protocol.content import Text
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.messages import CallToolResult
 from millstream.client._errors import BadAnswer, ToolFailed
 
@@ -96,7 +97,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             return cast("T", _read(bytes(inner), wanted))
 
 
-_read_result = msgspec.json.Decoder(Result).decode
+_read_result = foreign_decoder(Result)
 
 
 def read_result(raw: bytes) -> Result:

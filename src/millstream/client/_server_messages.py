@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notification_filters import NotificationFilters
@@ -71,10 +72,10 @@ _CHANGES: dict[str, Kind] = {
     "notifications/resources/list_changed": "resources",
     "notifications/resources/updated": "resource",
 }
-_decode_progress = msgspec.json.Decoder(ProgressNotificationParams).decode
-_decode_log = msgspec.json.Decoder(LoggingMessageNotificationParams).decode
-_decode_updated = msgspec.json.Decoder(ResourceUpdatedNotificationParams).decode
-_decode_plain = msgspec.json.Decoder(NotificationParams).decode
+_decode_progress = foreign_decoder(ProgressNotificationParams)
+_decode_log = foreign_decoder(LoggingMessageNotificationParams)
+_decode_updated = foreign_decoder(ResourceUpdatedNotificationParams)
+_decode_plain = foreign_decoder(NotificationParams)
 
 
 class ServerMessages:

@@ -8,6 +8,7 @@ from msgspec import Raw
 
 from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.content import ResourceContents
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import CacheableResult, PaginatedRequestParams, PaginatedResult
 from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
@@ -28,9 +29,9 @@ class _Skill(CacheableResult, frozen=True, kw_only=True):
     skill: Skill
 
 
-_decode_list = msgspec.json.Decoder(_Skills).decode
-_decode_one = msgspec.json.Decoder(_Skill).decode
-_decode_skill = msgspec.json.Decoder(Skill).decode
+_decode_list = foreign_decoder(_Skills)
+_decode_one = foreign_decoder(_Skill)
+_decode_skill = foreign_decoder(Skill)
 
 
 def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Skill]:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from millstream._protocol.errors import OVERLOADED, RATE_LIMITED, ProtocolError
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import InputRequest
@@ -92,8 +93,8 @@ class _Kind(Struct):
     result_type: str = msgspec.field(default="complete", name="resultType")
 
 
-_decode_kind = msgspec.json.Decoder(_Kind).decode
-_decode_task = msgspec.json.Decoder(Task).decode
+_decode_kind = foreign_decoder(_Kind)
+_decode_task = foreign_decoder(Task)
 
 
 class ClientTasks:

@@ -32,6 +32,7 @@ from millstream._protocol.errors import (
     ProtocolError,
     ToolError,
 )
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import EmptyResult, InputRequiredResult
 from millstream._protocol.metadata import (
@@ -112,8 +113,8 @@ _CONNECTION_META = frozenset(
 """`_meta` members that belong to the client's own connection."""
 
 _decode_meta = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_type = msgspec.json.Decoder(EmptyResult).decode
-_decode_required = msgspec.json.Decoder(InputRequiredResult).decode
+_decode_type = foreign_decoder(EmptyResult)
+_decode_required = foreign_decoder(InputRequiredResult)
 _decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream._protocol.depth import exceeds_limits
-from millstream._protocol.json_schema import is_object
+from millstream._protocol.foreign import drop_nulls, foreign_decoder, present, repair_schema
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import (
     DiscoverResult,
@@ -21,9 +21,10 @@ from millstream._protocol.messages import (
     TemplateDescription,
     ToolDescription,
 )
+from millstream._server.features.registry import DISCOVER
 from millstream._stores.base import Store, StoreFull, StoreUnavailable
 from millstream.client._conversation import Conversation
-from millstream.client._errors import BadAnswer, Failure
+from millstream.client._errors import BadAnswer, ClientError, Failure
 from millstream.client._requests import Ask
 
 logger = logging.getLogger("millstream.gateway")
@@ -41,6 +42,10 @@ METHODS: Mapping[str, tuple[str, str, str]] = {
 MAX_ITEMS = 10_000
 """Maximum items of one list."""
 MAX_PAGES = 1000
+_MAX_SHOWN = 80
+_MAX_TEXT = 1024
+"""Maximum bytes of one member of the information about a server."""
+_MAX_ICONS = 64 * 1024
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters that could alter what a terminal or a page shows."""
 MAX_ITEM_BYTES = 256 * 1024
@@ -54,7 +59,7 @@ _MAX_STORED = 64 * 1024 * 1024
 class _Page(Struct, rename="camel"):
     next_cursor: str | None = None
     ttl_ms: int | None = None
-    cache_scope: str = "public"
+    cache_scope: str | None = None
 
 
 class _Cursor(Struct, omit_defaults=True):
@@ -63,7 +68,7 @@ class _Cursor(Struct, omit_defaults=True):
 
 _decode_page = msgspec.json.Decoder(_Page).decode
 _decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_items = msgspec.json.Decoder(list[Raw]).decode
+_decode_items = msgspec.json.Decoder(list[Raw] | None).decode
 _decode_item = msgspec.json.Decoder(Description).decode
 _SHAPES: Mapping[str, type[Struct]] = {
     "tools": ToolDescription,
@@ -80,6 +85,8 @@ class Catalog(Struct, kw_only=True):
     revision: str = ""
     """Revision of the upstream; empty before the first list."""
     instructions: str = ""
+    server: dict[str, Any] = {}
+    """Name, version, title, and other information about the upstream."""
     capabilities: dict[str, Any] = {}
     tools: dict[str, Description] = {}
     """Upstream's name -> description."""
@@ -87,7 +94,7 @@ class Catalog(Struct, kw_only=True):
     templates: dict[str, Description] = {}
     prompts: dict[str, Description] = {}
     hints: dict[str, tuple[int, bool]] = {}
-    """Kind -> milliseconds until its list is stale, and whether it's private. Kinds without hints are absent."""
+    """Kind, or `DISCOVER` -> milliseconds until it's stale, and whether it's private. Without hints, it's absent."""
     taken_at: float = 0.0
     """Unix time of the copy."""
     asks_by_handshake: bool = False
@@ -98,6 +105,15 @@ class Catalog(Struct, kw_only=True):
         """Seconds until the first list is stale; 0 if the upstream doesn't say."""
         return min((ttl_ms for ttl_ms, _ in self.hints.values()), default=0) / 1000
 
+    def add_hint(self, kind: str, result: bytes) -> "_Page":
+        """Combine the cache hints of one page with those of earlier ones. Return the page."""
+        page = _decode_page(result)
+        if page.ttl_ms is not None or page.cache_scope is not None:
+            ttl_ms, private = max(0, page.ttl_ms or 0), page.cache_scope != "public"
+            before = self.hints.get(kind, (ttl_ms, private))
+            self.hints[kind] = min(ttl_ms, before[0]), private or before[1]
+        return page
+
     def items(self) -> Iterator[tuple[str, str, Description]]:
         """Yield kind, upstream's name, and description of each item."""
         for kind in METHODS:
@@ -105,7 +121,7 @@ class Catalog(Struct, kw_only=True):
                 yield kind, name, description
 
 
-_decode_discover = msgspec.json.Decoder(DiscoverResult).decode
+_decode_discover = foreign_decoder(DiscoverResult)
 _decode_catalog = msgspec.json.Decoder(Catalog).decode
 
 
@@ -174,67 +190,103 @@ def _hash_of(catalog: Catalog) -> bytes:
 async def _discover(conversation: Conversation, found: Catalog) -> None:
     """Update capabilities and instructions. Sessions keep those of their handshake."""
     try:
-        result = _decode_discover(await conversation.requests.ask(Ask(method="server/discover", repeatable=True)))
+        raw = await conversation.requests.ask(Ask(method="server/discover", repeatable=True))
+        result = _decode_discover(raw)
+        found.add_hint(DISCOVER, raw)
     except (Failure, ValueError, RecursionError) as exc:
         logger.debug("An upstream didn't respond to server/discover: %s", exc)
         return
-    found.capabilities, found.instructions = dict(result.capabilities), result.instructions
+    found.capabilities, found.instructions = present(result.capabilities), result.instructions
 
 
-async def fetch(conversation: Conversation, *, max_bytes: int) -> Catalog:
-    """Fetch all lists of an upstream.
+async def fetch(
+    conversation: Conversation,
+    *,
+    max_bytes: int,
+    before: Catalog | None = None,
+    warn: Callable[[str], None] = logger.warning,
+) -> Catalog:
+    """Fetch all lists of an upstream. A list that fails stays as it was before.
 
     Args:
         conversation: connection to the upstream.
         max_bytes: maximum bytes of all lists together.
+        before: the last catalog.
+        warn: logs why a list or an item is left out.
 
     Raises:
-        BadAnswer: a list is malformed, endless, or too large.
-        ClientError: there was no response.
+        ClientError: there was no response, or every list failed.
     """
     negotiated = conversation.negotiated
     found = Catalog(
         revision=negotiated.revision.date,
         instructions=negotiated.instructions,
+        server=_displayable(msgspec.to_builtins(negotiated.server)),
         capabilities=dict(negotiated.capabilities),
     )
     if not negotiated.revision.handshake:
         await _discover(conversation, found)
-    remaining = max_bytes
-    for kind, (method, member, _) in METHODS.items():
-        if negotiated.revision.requests.get(method, "") not in found.capabilities:
-            continue
-        items: dict[str, Description] = {}
-        cursor: str | None = None
-        for _ in range(MAX_PAGES):
-            result = await conversation.requests.ask(
-                Ask(method=method, params=encode(_Cursor(cursor)), repeatable=True)
-            )
-            remaining -= len(result)
-            if remaining < 0:
-                raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
-            page, items_of_page = _read_page(result, method, member)
-            items |= {each[METHODS[kind][2]]: each for each in _read_items(kind, items_of_page)}
-            if len(items) > MAX_ITEMS:
-                raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
-            if page.ttl_ms is not None:
-                ttl_ms, private = found.hints.get(kind, (page.ttl_ms, False))
-                found.hints[kind] = min(ttl_ms, max(0, page.ttl_ms)), private or page.cache_scope != "public"
-            cursor = page.next_cursor
-            if cursor is None:
-                break
-        else:
-            raise BadAnswer(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
-        setattr(found, kind, items)
+    offered = [
+        kind
+        for kind, (method, _, _) in METHODS.items()
+        if negotiated.revision.requests.get(method, "") in found.capabilities
+    ]
+    failures: list[ClientError] = []
+    for kind in offered:
+        try:
+            max_bytes -= await _fetch_list(conversation, found, kind, max_bytes, warn)
+        except (BadAnswer, Failure) as exc:
+            failures.append(exc)
+            setattr(found, kind, getattr(found if before is None else before, kind))
+            warn(f"Its {kind} can't be listed: {exc}")
+    if failures and len(failures) == len(offered):
+        raise failures[0]
     return found
 
 
-def _read_items(kind: str, raw_items: list[Raw]) -> Iterator[Description]:
+def _displayable(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the information about a server without what is too long, because results repeat it."""
+    return {
+        name: each
+        for name, each in info.items()
+        if len(encode(each)) <= (_MAX_ICONS if name == "icons" else _MAX_TEXT)
+        and not (isinstance(each, str) and _CONTROL_CHARACTERS.search(each))
+    }
+
+
+async def _fetch_list(
+    conversation: Conversation, found: Catalog, kind: str, max_bytes: int, warn: Callable[[str], None]
+) -> int:
+    """Fetch one list, and return its size in bytes."""
+    method, member, key = METHODS[kind]
+    items: dict[str, Description] = {}
+    cursor: str | None = None
+    size = 0
+    for _ in range(MAX_PAGES):
+        result = await conversation.requests.ask(Ask(method=method, params=encode(_Cursor(cursor)), repeatable=True))
+        size += len(result)
+        if size > max_bytes:
+            raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
+        try:
+            cursor = found.add_hint(kind, result).next_cursor
+            raw_items = _decode_items(_decode_members(result).get(member, b"null")) or []
+        except (ValueError, RecursionError) as exc:
+            raise BadAnswer(f"The result of {method} is malformed: {exc}.") from exc
+        items |= {each[key]: each for each in _read_items(kind, raw_items, warn)}
+        if len(items) > MAX_ITEMS:
+            raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
+        if not cursor:
+            setattr(found, kind, items)
+            return size
+    raise BadAnswer(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
+
+
+def _read_items(kind: str, raw_items: list[Raw], warn: Callable[[str], None]) -> Iterator[Description]:
     for raw in raw_items:
         try:
             yield _read_item(kind, bytes(raw))
         except (ValueError, RecursionError) as exc:
-            logger.debug("Skipped one of the %s of an upstream: %s", kind, exc)
+            warn(f"Skipped one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
 
 
 def _read_item(kind: str, raw: bytes) -> Description:
@@ -247,19 +299,15 @@ def _read_item(kind: str, raw: bytes) -> Description:
         raise ValueError(f"It has more than {MAX_ITEM_BYTES:,} bytes")
     if reason := exceeds_limits(raw):
         raise ValueError(reason)
-    found = _decode_item(raw)
+    found: Description = drop_nulls(_decode_item(raw), _SHAPES[kind])
     if kind == "tools":
-        schema = found.setdefault("inputSchema", {"type": "object"})
-        if not is_object(schema) or found["inputSchema"].setdefault("type", "object") != "object":
+        schema, output = (repair_schema(found.pop(each, None)) for each in ("inputSchema", "outputSchema"))
+        found["inputSchema"] = schema = {"type": "object"} if schema is None else schema
+        if schema.setdefault("type", "object") != "object":
             raise ValueError("Its inputSchema must describe an object")
+        if output is not None:
+            found["outputSchema"] = output
     msgspec.convert(found, _SHAPES[kind])
     if _CONTROL_CHARACTERS.search(found[METHODS[kind][2]]):
         raise ValueError("Its name has control characters")
     return found
-
-
-def _read_page(result: bytes, method: str, member: str) -> tuple[_Page, list[Raw]]:
-    try:
-        return _decode_page(result), _decode_items(_decode_members(result).get(member, b"[]"))
-    except (ValueError, RecursionError) as exc:
-        raise BadAnswer(f"The result of {method} is malformed: {exc}.") from exc

@@ -55,7 +55,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The content of a configuration file."""
 
     name: str = "gateway"
-    """Name that clients show."""
+    """Name that clients show; by default, that of a single upstream."""
     version: str = ""
     instructions: str = ""
     """Instructions for the client's model on how to use the servers."""

@@ -11,6 +11,7 @@ from millstream._override import override
 from millstream._protocol import projection
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import CallToolResult, CompleteRequestParams, GetPromptResult, ReadResourceResult
@@ -37,9 +38,9 @@ _BRACE = ord("{")
 _TASK_RULES = TaskRules(retry=True, deferred=True)
 """A call becomes a task if the upstream makes it one. Running it again waits for the same task."""
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
-_decode_tool = msgspec.json.Decoder(CallToolResult).decode
-_decode_prompt = msgspec.json.Decoder(GetPromptResult).decode
-_decode_read = msgspec.json.Decoder(ReadResourceResult).decode
+_decode_tool = foreign_decoder(CallToolResult)
+_decode_prompt = foreign_decoder(GetPromptResult)
+_decode_read = foreign_decoder(ReadResourceResult)
 _NO_COMPLETION = b'"completion":{"values":[],"total":0,"hasMore":false}'
 
 
@@ -159,7 +160,7 @@ class UpstreamTool(Tool):
             return value
         try:
             members, meta = split_result(value, "content")
-            result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.names))
+            result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.link_uri))
         except MalformedResult as exc:
             raise _malformed_error(call, self.upstream, exc) from None
         return ToolResult([*result.content], result.structured_content, result.is_error, meta)
@@ -177,7 +178,7 @@ class UpstreamTool(Tool):
         try:
             members, call.meta = split_result(value, "content")
             if upstream.names.prefix and has_uris(members):
-                members = tool_uris(members, upstream.names)
+                members = tool_uris(members, upstream.link_uri)
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
                 members = projection.tool_result(members, revision, wraps=wraps)
@@ -240,7 +241,7 @@ class UpstreamPrompt(Prompt):
         value = await self.run(arguments, call)
         try:
             members, _ = split_result(value, "messages")
-            return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.names)).messages
+            return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.link_uri)).messages
         except MalformedResult as exc:
             raise _malformed_error(call, self.upstream, exc) from None
 
@@ -253,7 +254,7 @@ class UpstreamPrompt(Prompt):
         try:
             members, call.meta = split_result(value, "messages")
             if upstream.names.prefix and has_uris(members):
-                members = message_uris(members, upstream.names)
+                members = message_uris(members, upstream.link_uri)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
                 about = _decode_object(b"{%b}" % members).get("description")
                 members = projection.prompt_messages(members, revision)
@@ -315,7 +316,7 @@ def _encode_contents(value: bytes, call: Call, upstream: Upstream) -> bytes:
     try:
         members, call.meta = split_result(value, "contents", () if hints else ("ttlMs", "cacheScope"))
         if upstream.names.prefix:
-            members = resource_uris(members, upstream.names)
+            members = resource_uris(members, upstream.names.uri)
     except MalformedResult as exc:
         raise _malformed_error(call, upstream, exc) from None
     return members + HINTS if hints and b'"ttlMs"' not in members else members

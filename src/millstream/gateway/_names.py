@@ -5,6 +5,7 @@ without a table, so any worker can resolve names that another one listed.
 """
 
 import re
+import unicodedata
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
@@ -14,6 +15,19 @@ _SEPARATOR = "://"
 def is_prefix(text: str) -> bool:
     """Return whether every client can call tools whose names begin with this text."""
     return _PREFIX.fullmatch(text) is not None
+
+
+_CAPITALS = str.maketrans("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧАВЕКМНОРСТУХІЈЅ", "ABEZHIKMNOPTYXABEKMHOPCTYXIJS")  # noqa: RUF001  alike
+_LETTERS = str.maketrans(
+    "аеорсхуіјѕһԁԛԝкмтвнгпьӏαοριντκυχγηωμβεօսոհıɑɡ0i1",  # noqa: RUF001  as above
+    "aeopcxyljshdqwkmtbhrnblaoplvtkuxynwubeounhlagoll",
+)
+
+
+def fold(name: str) -> str:
+    """Return a name without what readers overlook: case, width, accents, separators, and letters of other scripts."""
+    text = unicodedata.normalize("NFKC", name).translate(_CAPITALS).casefold()
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
 
 
 class Names:

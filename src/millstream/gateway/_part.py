@@ -8,11 +8,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from millstream._parts import Host
+from millstream._protocol.json_schema import members
+from millstream._protocol.revisions import BY_DATE
 from millstream._protocol.share import Share
 from millstream._server.calls.changes import ServerChange
+from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream.gateway._catalog import METHODS, Description
+from millstream.gateway._catalog import METHODS, Catalog, Description
 from millstream.gateway._cycles import CAPABILITY, Announcement, find_loops, identity, leads_back, read_announcement
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
@@ -31,7 +34,9 @@ logger = logging.getLogger("millstream.gateway")
 
 MAX_INSTRUCTIONS = 8 * 1024
 """Maximum characters of one upstream's instructions."""
-_CAPABILITIES = frozenset({"tools", "resources", "prompts", "completions"})
+_LISTED = ("tools", "resources", "prompts")
+_CAPABILITIES = frozenset({*_LISTED, "completions"})
+_NO_CACHE = dict.fromkeys((*METHODS, DISCOVER), (0, False))
 NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource template", "prompts": "prompt"}
 _CHANGE_OF = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 
@@ -43,6 +48,9 @@ class GatewayDefinition(Protocol):
     upstreams: list[UpstreamConfig]
     hooks: "Hooks | None"
     instructions: str
+    version: str
+    named: bool
+    """Whether the operator chose the name."""
 
     @property
     def title(self) -> str: ...
@@ -63,8 +71,6 @@ class GatewayPart:
         """Upstream -> its stored oversized results."""
         self._name_conflicts: dict[tuple[str, str], str] = {}
         """(kind, name) of upstreams' items that conflict with this server's own -> error message."""
-        self._warned_names: set[str] = set()
-        """Names that not every client can call, and that were already logged."""
         self._announcement: Announcement = {"id": "", "upstreams": {}}
         """See `_cycles`."""
         self._looping: dict[str, int] = {}
@@ -79,6 +85,7 @@ class GatewayPart:
             ValueError: an upstream is invalid, or two have the same name or prefix.
         """
         self._host = host
+        self._info = dict(host.dispatcher.info)
         if host.registry.find_resource is not None:
             raise ValueError(
                 "This server already runs in another event loop. With upstreams, it can run in only one at a time"
@@ -121,6 +128,7 @@ class GatewayPart:
         host.every_second(self._end_idle_links)
         self._register_metrics(host)
         await self._wait_for_lists()
+        self._announce_missing()
         if self._name_conflicts:
             raise ValueError(next(iter(self._name_conflicts.values())))
 
@@ -160,8 +168,6 @@ class GatewayPart:
         if credentials is not None:
             upstream.credentials = credentials
             credentials.on_change = upstream.end_links_of
-            if credentials.personal:
-                host.registry.offer("tools")  # clients that connect early can list tools later
             host.stack.push_async_callback(credentials.close)
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
@@ -169,7 +175,8 @@ class GatewayPart:
         results = self._stored_results[config.name] = StoredResults(host.store.kv, upstream.names)
         if upstream.policy is not None and upstream.policy.has_budgets:
             template = results.template()
-            host.registry.add("templates", template.name, template)
+            host.registry.exchange("templates", (), {template.name: template})
+            host.registry.offer("resources")
             host.on_close(partial(host.registry.remove, "templates", template.name))
         if config.trust == "pin":
             pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
@@ -208,6 +215,14 @@ class GatewayPart:
                 logger.warning("The upstream %s has not returned any lists yet", upstream.config.name)
 
         await asyncio.gather(*map(wait, self.upstreams.values()))
+
+    def _announce_missing(self) -> None:
+        """Announce what upstreams without lists may have, because clients connect before these are there."""
+        for upstream in self.upstreams.values():
+            if not upstream.catalog.taken_at:
+                for capability in _LISTED if upstream.config.openapi is None else ("tools",):
+                    self._host.registry.offer(capability)
+        self._merge_hints()
 
     # State
 
@@ -264,13 +279,10 @@ class GatewayPart:
             rename = upstream.names.name if key == "name" else upstream.names.uri
             name = rename(description[key])
             if (other := self._claimant(upstream, kind, name)) is not None:
-                logger.error(
-                    "%s: skipped %r, because its prefix belongs to the upstream %s",
-                    upstream.config.name, name, other.config.name,
-                )  # fmt: skip
+                upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.config.name}")
                 continue
             if (kind, name) in wanted:
-                logger.error("%s: skipped %r, because another item is named %r", upstream.config.name, own_name, name)
+                upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
                 continue
             wanted[kind, name] = own_name, description
         changed = set(announced)
@@ -280,12 +292,14 @@ class GatewayPart:
                 upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind}
             ):
                 changed.add(_CHANGE_OF[kind])
-        for capability in _CAPABILITIES & upstream.catalog.capabilities.keys():
-            self._host.registry.offer(capability)
+        self._announce_capabilities(upstream.catalog)
         self._merge_hints()
         self._announce_upstreams()
         self._extensions.update(self.upstreams.values())
-        self._host.dispatcher.instruct(self._instructions())
+        dispatcher = self._host.dispatcher
+        dispatcher.instruct(self._instructions())
+        if (info := self._introduction()) != dispatcher.info:
+            dispatcher.introduce(info)
         for change in changed:
             self._notify_clients(change)
         for follower, (owner, uris, _) in list(self._subscriptions.items()):
@@ -308,23 +322,52 @@ class GatewayPart:
             logger.warning("%s: left out %d items that lead back to this gateway", upstream.config.name, looping)
 
     def _warn_of_names(self, upstream: Upstream, tools: Sequence[str]) -> None:
-        """Warn once for each tool whose name won't work with every client."""
-        incompatible = [name for name in tools if not works_everywhere(name) and name not in self._warned_names]
+        """Warn of tools whose names won't work with every client."""
+        incompatible = [name for name in tools if not works_everywhere(name)]
         if incompatible:
-            self._warned_names.update(incompatible)
-            logger.warning(
-                "%s: the name %.150r and %d others won't work with every client, even with the prefix: %s",
-                upstream.config.name, incompatible[0], len(incompatible) - 1, NAMES_THAT_WORK,
-            )  # fmt: skip
+            upstream.warn(
+                f"the name {incompatible[0]!r:.150} and {len(incompatible) - 1} others won't work with every client, "
+                f"even with the prefix: {NAMES_THAT_WORK}"
+            )
+
+    def _announce_capabilities(self, catalog: Catalog) -> None:
+        registry, theirs = self._host.registry, catalog.capabilities
+        for capability in _CAPABILITIES & theirs.keys():
+            registry.offer(capability)
+        if members(theirs.get("resources")).get("subscribe"):
+            registry.offer(SUBSCRIBE)
+        if (catalog.prompts or catalog.templates) and not BY_DATE[catalog.revision].completions_capability:
+            registry.offer("completions")
 
     def _merge_hints(self) -> None:
-        """Combine the cache hints: the shortest lifetime, and private if any upstream's list is."""
+        """Combine the cache hints: the shortest lifetime, and private if any upstream's list is.
+
+        Nothing can be cached while an upstream has no lists yet.
+        """
         merged: dict[str, tuple[int, bool]] = {}
         for upstream in self.upstreams.values():
-            for kind, (ttl_ms, private) in upstream.catalog.hints.items():
+            hints = upstream.catalog.hints if upstream.catalog.taken_at else _NO_CACHE
+            for kind, (ttl_ms, private) in hints.items():
                 before = merged.get(kind, (ttl_ms, False))
                 merged[kind] = min(before[0], ttl_ms), before[1] or private
-        self._host.registry.hints = merged
+        if self._host.registry.set_hints(merged):
+            self._host.dispatcher.announcement.forget()
+
+    def _introduction(self) -> dict[str, Any]:
+        """Return the server's information. A single upstream's own replaces what the operator left out."""
+        definition, given = self.definition, dict(self._info)
+        if len(self.upstreams) > 1:
+            return given
+        (upstream,) = self.upstreams.values()
+        theirs = dict(upstream.catalog.server)
+        if definition.named:
+            theirs.pop("name", None)
+            theirs.pop("title", None)
+        else:
+            del given["name"]
+        if not definition.version:
+            del given["version"]
+        return {**self._info, **theirs, **given}
 
     def _instructions(self) -> str:
         """Return the server's instructions, followed by each upstream's under its name."""
@@ -357,7 +400,7 @@ class GatewayPart:
                 rules = None if upstream.policy is None else upstream.rules(kind, own_name)
                 added[name] = self._make_item(kind, upstream, name, own_name, description, rules)
             except ValueError as exc:
-                logger.warning("%s: skipped %r: %s", upstream.config.name, name, exc)
+                upstream.warn(f"skipped {name!r}: {exc}")
         if not removed and not added:
             return False
         registry.exchange(kind, removed, added)
@@ -379,8 +422,8 @@ class GatewayPart:
         """Return an item with the policy of its upstream inside the server's middleware."""
         create = getattr(upstream, "make_item", None) or make_item
         item = create(kind, upstream, name, own_name, description)
-        if isinstance(item, Template) and not upstream.names.prefix:
-            item.template = RestrictedPattern(item.template, lambda uri: self._claimant(upstream, kind, uri) is None)
+        if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
+            item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
         if rules is not None:
             rules.apply(item, self._stored_results[upstream.config.name].save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
@@ -503,7 +546,7 @@ class GatewayPart:
         self._items.clear()
         self._host.services.changes.source = None
         self._host.registry.find_resource = None
-        self._host.registry.hints = {}
+        self._host.registry.set_hints({})
 
 
 class _PinFileRefresh:

@@ -1,8 +1,9 @@
 """Pinned definitions, which protect against upstreams that change a tool after it was accepted.
 
-With ``trust = "pin"``, an item is offered only while its definition is the accepted one. `millstream gateway accept`
-writes accepted definitions to a file for version control. For items that aren't in it, the store keeps the digest of
-the first definition. Changes to the file take effect at the next check.
+With ``trust = "pin"``, an item is offered only while its definition is the accepted one. A new item that looks like a
+known one isn't offered, either. `millstream gateway accept` writes accepted definitions to a file for version control.
+For items that aren't in it, the store keeps the digest of the first definition. Changes to the file take effect at the
+next check.
 """
 
 import tempfile
@@ -19,7 +20,8 @@ from millstream._stores.base import Map, StoreFull
 from millstream._stores.memory.store import MemoryMap
 from millstream.client._errors import ClientError
 from millstream.gateway._catalog import METHODS, Catalog, Description
-from millstream.gateway._policy import UpstreamPolicy
+from millstream.gateway._names import fold
+from millstream.gateway._policy import UpstreamPolicy, canonical_uri
 
 _PIN_SECONDS = 10 * 365 * 24 * 3600.0
 """Seconds that the store keeps a digest."""
@@ -142,6 +144,7 @@ class Pins:
         try:
             accepted = self.file.of(self._upstream) if self.file is not None else {}
             seen = await self._read_pins([(kind, name) for kind, name, _ in pinned_items(catalog)])
+            alike = {(kind, _fold(kind, name)) for kind, names in accepted.items() for name in names}
             found: list[QuarantinedItem] = []
             for kind, name, definition in pinned_items(catalog):
                 pinned, digest = accepted.get(kind, {}).get(name), digest_of(definition)
@@ -150,7 +153,11 @@ class Pins:
                 elif (first := seen.get((kind, name))) is not None:
                     matches, pinned = first.startswith(digest), _read_definition(first)
                 else:
-                    matches = self._accepts_new and await self._pin_first(kind, name, definition)
+                    matches = (
+                        self._accepts_new
+                        and (kind, _fold(kind, name)) not in alike
+                        and await self._pin_first(kind, name, definition)
+                    )
                 if not matches:
                     found.append(QuarantinedItem(kind, name, definition, pinned))
         except LocalError as exc:
@@ -174,7 +181,14 @@ class Pins:
         return found
 
     async def _pin_first(self, kind: str, name: str, definition: Description) -> bool:
-        """Accept the first definition of an item. Return False if another worker has just accepted a different one."""
+        """Accept the first definition of an item.
+
+        Return False if another worker has just accepted a different one, or if its name looks like that of another
+        item, even one that is no longer listed.
+        """
+        folded, own = self._key(f"{kind} alike", _fold(kind, name)), name.encode("utf-8", "surrogatepass")
+        if not await self._kv.compare_and_set(folded, None, own, _PIN_SECONDS) and await self._kv.get(folded) != own:
+            return False
         key, digest = self._key(kind, name), digest_of(definition)
         text = msgspec.json.encode(definition)
         try:
@@ -187,6 +201,11 @@ class Pins:
         """Return the store key, hashed because upstreams choose the names, which may be long."""
         text = f"{self._upstream}\n{kind}\n{name}"
         return f"pin:{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def _fold(kind: str, name: str) -> str:
+    """Return the part of an item's name or URI that a reader sees."""
+    return canonical_uri(name) if kind in ("resources", "templates") else fold(name)
 
 
 def _read_definition(value: bytes) -> Description | None:

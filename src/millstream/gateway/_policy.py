@@ -5,6 +5,7 @@ extra frame. Patterns are case-sensitive globs as in `fnmatch`: ``*`` is any tex
 """
 
 import re
+import unicodedata
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from fnmatch import translate
 from functools import lru_cache
@@ -579,6 +580,18 @@ class _Layer:
 
 def _matcher(patterns: Collection[str]) -> Callable[[str], Any]:
     return re.compile("|".join(map(translate, patterns))).match
+
+
+def uri_forms(uri: str) -> set[str]:
+    """Return every spelling of a URI that an upstream may treat as the same resource, without case and width."""
+    found = _spellings(unicodedata.normalize("NFKC", uri).partition("#")[0])
+    return {each.casefold() for each in (*found, *_normalize(found))}
+
+
+def canonical_uri(uri: str) -> str:
+    """Return the one spelling of a URI: decoded, without dot segments, and with scheme and host in lower case."""
+    last = _spellings(unicodedata.normalize("NFKC", uri))[-1]
+    return (_normalize([last]) or [last])[0]
 
 
 def _spellings(uri: str) -> list[str]:

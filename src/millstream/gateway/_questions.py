@@ -15,6 +15,7 @@ from msgspec import Raw, Struct
 from millstream._protocol.content import Message
 from millstream._protocol.depth import MAX_MEMBERS, exceeds_limits, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, ToolError
+from millstream._protocol.foreign import repair_schema
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import declares
@@ -227,6 +228,7 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
         return params
     if not isinstance(params.get("requestedSchema"), dict) or not isinstance(params.get("message"), str):
         raise ProtocolError(INVALID_PARAMS, "Invalid params: a form needs message and requestedSchema")
+    params["requestedSchema"] = repair_schema(params["requestedSchema"])
     if "url" in target.elicitation_modes:
         params["mode"] = "form"
     else:
@@ -234,7 +236,7 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
     if not target.rich_forms:
         try:
             params["requestedSchema"] = project(params["requestedSchema"], rich_enums=False, defaults_all=False)
-        except (AttributeError, KeyError, TypeError) as exc:
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema is not a flat form") from exc
     return params
 

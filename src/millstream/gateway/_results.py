@@ -3,7 +3,7 @@
 Only members that change are decoded. Content, including binary data, isn't re-encoded.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any
 
@@ -12,19 +12,21 @@ from msgspec import Raw
 
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SERVER_KEY
-from millstream.gateway._names import Names
 
+Rename = Callable[[str], str]
+"""Returns the URI for clients of the gateway."""
 Members = dict[str, Raw]
 MalformedResult = (ValueError, RecursionError)
 """Exceptions raised for a malformed result."""
 
 _COMPLETE = Raw(b'"complete"')
-_OPEN = ord("[")
+_COMPLETE_TYPES = (bytes(_COMPLETE), b"null")
+_OPEN, _NULL = ord("["), ord("n")
 _MAX_CACHED_META = 512
 _NO_ITEMS = Raw(b"[]")
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_several = msgspec.json.Decoder(list[Members]).decode
-_decode_meta = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_meta = msgspec.json.Decoder(dict[str, Any] | None).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
@@ -40,10 +42,12 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         ValueError, RecursionError: the result is malformed.
     """
     found = _decode_members(result)
-    if bytes(found.pop("resultType", _COMPLETE)) != bytes(_COMPLETE):
+    if bytes(found.pop("resultType", _COMPLETE)) not in _COMPLETE_TYPES:
         raise ValueError("its resultType is unknown")
-    if array and memoryview(found.setdefault(array, _NO_ITEMS))[0] != _OPEN:
-        raise ValueError(f"{array} must be an array")
+    if array and (opening := memoryview(found.setdefault(array, _NO_ITEMS))[0]) != _OPEN:
+        if opening != _NULL:
+            raise ValueError(f"{array} must be an array")
+        found[array] = _NO_ITEMS
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
@@ -55,7 +59,7 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
 
 
 def _read_meta(meta: bytes) -> dict[str, Any] | None:
-    members = _decode_meta(meta)
+    members = _decode_meta(meta) or {}
     members.pop(SERVER_KEY, None)
     return members or None
 
@@ -69,41 +73,41 @@ def has_uris(members: bytes) -> bool:
     return b'"uri"' in members or b"\\u" in members
 
 
-def tool_uris(members: bytes, names: Names) -> bytes:
-    """Add the prefix to the URIs of resource links and embedded resources in a tool's result."""
+def tool_uris(members: bytes, rename: Rename) -> bytes:
+    """Rename the URIs of resource links and embedded resources in a tool's result."""
     found = _decode_members(b"{%b}" % members)
     if "content" in found:
-        found["content"] = Raw(encode([_block(each, names) for each in _decode_several(found["content"])]))
+        found["content"] = Raw(encode([_block(each, rename) for each in _decode_several(found["content"])]))
     return encode(found)[1:-1]
 
 
-def message_uris(members: bytes, names: Names) -> bytes:
-    """Add the prefix to the URIs in a prompt's result."""
+def message_uris(members: bytes, rename: Rename) -> bytes:
+    """Rename the URIs in a prompt's result."""
     found = _decode_members(b"{%b}" % members)
     messages = _decode_several(found["messages"]) if "messages" in found else []
     for message in messages:
         if "content" in message and bytes(message["content"]).startswith(b"{"):
-            message["content"] = Raw(encode(_block(_decode_members(message["content"]), names)))
+            message["content"] = Raw(encode(_block(_decode_members(message["content"]), rename)))
     found["messages"] = Raw(encode(messages))
     return encode(found)[1:-1]
 
 
-def resource_uris(members: bytes, names: Names) -> bytes:
-    """Add the prefix to the URIs in the contents of a resource."""
+def resource_uris(members: bytes, rename: Rename) -> bytes:
+    """Rename the URIs in the contents of a resource."""
     found = _decode_members(b"{%b}" % members)
     if "contents" in found:
-        found["contents"] = Raw(encode([_with_prefix(each, names) for each in _decode_several(found["contents"])]))
+        found["contents"] = Raw(encode([_renamed(each, rename) for each in _decode_several(found["contents"])]))
     return encode(found)[1:-1]
 
 
-def _block(block: Members, names: Names) -> Members:
+def _block(block: Members, rename: Rename) -> Members:
     kind = _decode_text(block["type"]) if "type" in block else ""
     if kind == "resource_link":
-        return _with_prefix(block, names)
+        return _renamed(block, rename)
     if kind == "resource" and "resource" in block:
-        return {**block, "resource": Raw(encode(_with_prefix(_decode_members(block["resource"]), names)))}
+        return {**block, "resource": Raw(encode(_renamed(_decode_members(block["resource"]), rename)))}
     return block
 
 
-def _with_prefix(item: Members, names: Names) -> Members:
-    return {**item, "uri": Raw(encode(names.uri(_decode_text(item["uri"]))))} if "uri" in item else item
+def _renamed(item: Members, rename: Rename) -> Members:
+    return {**item, "uri": Raw(encode(rename(_decode_text(item["uri"]))))} if "uri" in item else item

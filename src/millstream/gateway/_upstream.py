@@ -1,16 +1,17 @@
 """One server behind the gateway: its configuration, and its state while the gateway runs."""
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._http.client.body import Inflow
 from millstream._override import override
@@ -20,6 +21,7 @@ from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.share import Share
 from millstream._protocol.suggestions import SuggestionMeta
+from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import Store
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
@@ -55,7 +57,7 @@ from millstream.gateway._links import (
 from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import Pins, QuarantinedItem
-from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy
+from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessPool, UpstreamProcesses
 from millstream.gateway._programs.classes import library_of
 from millstream.gateway._programs.libraries import upstream_of
@@ -89,6 +91,9 @@ _OTHER_CONNECTIONS = 28
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 60.0
 _MAX_DOUBLINGS = 8
+_MAX_WARNINGS = 1000
+_WEB_SCHEMES = frozenset({"data", "http", "https", "mailto"})
+"""Schemes of links that clients open themselves."""
 
 
 class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
@@ -233,6 +238,23 @@ def retry_delay(failures: int) -> float:
     return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
 
 
+class _Uris:
+    """URIs, and those that templates match. Malformed templates match nothing."""
+
+    __slots__ = ("_templates", "_uris")
+
+    def __init__(self, uris: Collection[str], templates: Iterable[str]) -> None:
+        self._uris = uris
+        self._templates: list[UriTemplate] = []
+        for each in templates:
+            with contextlib.suppress(ValueError, RecursionError):
+                self._templates.append(UriTemplate(each))
+
+    def has(self, *uris: str) -> bool:
+        """Return whether one of several spellings is among them."""
+        return any(uri in self._uris or any(each.match(uri) is not None for each in self._templates) for uri in uris)
+
+
 class _SharedProgram:
     """A server object that outlives the connections to it."""
 
@@ -253,7 +275,7 @@ class Upstream:
     arriving: Share | None = None
     """Bytes of unfinished replies of all upstreams; set before `open`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  its whole state
         self,
         config: UpstreamConfig,
         *,
@@ -304,6 +326,8 @@ class Upstream:
         """Whether messages on a connection don't name their call, so that principals can't share one."""
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
+        self._quarantined_uris = _Uris((), ())
+        self._listed_uris = _Uris((), ())
         self.links: Links = Links(self._make_link, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
@@ -327,6 +351,8 @@ class Upstream:
         """Set when the lists have to be fetched again."""
         self._announced_kinds: set[str] = set()
         """Kinds of lists that the upstream said have changed."""
+        self._warnings: set[str] = set()
+        """Warnings that were logged, because each refresh finds the same."""
 
     async def open(self, pool: ProcessPool) -> None:
         """Start connecting, in the background.
@@ -408,7 +434,9 @@ class Upstream:
                 if credentials_key or program is not None or self._is_websocket
                 else SHARED_KEY
             )
-        return LinkKey(principal, session, abilities, credentials_key, handshake)
+        key = LinkKey(principal, session, abilities, credentials_key, handshake)
+        # The connection for lists declares more than this caller has.
+        return structs.replace(key, capabilities=b"{}") if key == self.lister else key
 
     def abilities(self, call: "Call") -> bytes:
         """Return what the upstream may ask the client of a call, see `_questions.abilities_of`."""
@@ -502,11 +530,12 @@ class Upstream:
         )
 
     def _make_link(self, key: LinkKey, owner: str) -> Link:
-        # A process that serves several callers can't distinguish their capabilities.
-        abilities = self._allowed(ALL_ABILITIES) if self._shares_processes else key.capabilities
+        # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
+        # the lists are read with all that clients can have.
+        everything = self._shares_processes or key == self.lister
         relays = Relays(
             self.config.name,
-            abilities,
+            self._allowed(ALL_ABILITIES) if everything else key.capabilities,
             in_process=isinstance(self._target, _SharedProgram),
             log=None if self.processes is None else self.processes.log,
         )
@@ -617,7 +646,9 @@ class Upstream:
     async def _list(self, conversation: Conversation) -> None:
         announced, self._announced_kinds = self._announced_kinds, set()
         try:
-            found = await catalog.fetch(conversation, max_bytes=self.config.max_catalog_bytes)
+            found = await catalog.fetch(
+                conversation, max_bytes=self.config.max_catalog_bytes, before=self.catalog, warn=self.warn
+            )
         except BaseException:
             self._announced_kinds |= announced
             raise
@@ -641,7 +672,10 @@ class Upstream:
                     names,
                 )
             self.quarantined = quarantined
+            hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
+            self._quarantined_uris = _Uris({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
         before, self.catalog = self.catalog, found
+        self._listed_uris = _Uris(found.resources, found.templates)
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in catalog.METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
@@ -652,8 +686,22 @@ class Upstream:
         self.lists_ready.set()
 
     def is_quarantined(self, uri: str) -> bool:
-        """Return whether a resource is quarantined."""
-        return any(each.kind == "resources" and each.name == uri for each in self.quarantined)
+        """Return whether a resource or its template is quarantined, in any spelling of the URI."""
+        return bool(self.quarantined) and self._quarantined_uris.has(uri, *uri_forms(uri))
+
+    def link_uri(self, uri: str) -> str:
+        """Return a URI in a result as clients of the gateway read it. Links to the web aren't the upstream's."""
+        if uri.partition(":")[0].lower() in _WEB_SCHEMES and not self._listed_uris.has(uri):
+            return uri
+        return self.names.uri(uri) if "resources" in self.catalog.capabilities else uri
+
+    def warn(self, text: str) -> None:
+        """Log a warning once."""
+        if text not in self._warnings:
+            if len(self._warnings) >= _MAX_WARNINGS:
+                self._warnings.clear()
+            self._warnings.add(text)
+            logger.warning("%s: %s", self.config.name, text)
 
     def refresh(self) -> None:
         """Read the lists again now."""

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream._protocol.errors import ToolError
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.messages import InputRequest
 from millstream.client._errors import BadAnswer, Failure
 
@@ -68,7 +69,7 @@ class _Kind(Struct):
 
 
 _decode_kind = msgspec.json.Decoder(_Kind).decode
-_decode_task = msgspec.json.Decoder(UpstreamTask).decode
+_decode_task = foreign_decoder(UpstreamTask)
 
 
 def read_created_task(result: bytes) -> UpstreamTask | None:

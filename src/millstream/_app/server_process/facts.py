@@ -10,6 +10,7 @@ from msgspec import Struct
 from millstream._app.definition import Definition
 from millstream._config import Settings
 from millstream._http.hosts import is_loopback
+from millstream._protocol.json_schema import is_array, members
 from millstream._server.features.tools import Tool
 
 EXAMPLES: dict[str, Any] = {"integer": 1, "number": 1, "boolean": True, "array": [], "object": {}, "null": None}
@@ -142,22 +143,24 @@ def _first_visible(tools: Mapping[str, Tool]) -> tuple[str, dict[str, Any]] | No
     return None
 
 
-def example(schema: dict[str, Any]) -> Any:
-    """Return a small valid value of a schema, with only required properties."""
+def example(schema: Any) -> Any:
+    """Return a small valid value of a schema, with only required properties. Anything fits ``true``."""
+    node = members(schema)
     for key in ("const", "default"):
-        if key in schema:
-            return schema[key]
+        if key in node:
+            return node[key]
     for key in ("enum", "examples"):
-        if schema.get(key):
-            return schema[key][0]
+        if is_array(choices := node.get(key)) and choices:
+            return choices[0]
     for key in ("anyOf", "oneOf"):
-        if schema.get(key):
-            return example(schema[key][0])
-    kinds: str | list[str] = schema.get("type", "string")
-    kind = kinds if isinstance(kinds, str) else kinds[0]
+        if is_array(parts := node.get(key)) and parts:
+            return example(parts[0])
+    kind = node.get("type", "string")
+    if is_array(kind):
+        kind = kind[0] if kind else "string"
     if kind == "object":
-        properties = schema.get("properties", {})
-        return {name: example(properties.get(name, {})) for name in schema.get("required", [])}
+        properties, required = members(node.get("properties")), node.get("required")
+        return {name: example(properties.get(name)) for name in (required if is_array(required) else ())}
     if kind in ("integer", "number"):
-        return schema.get("minimum", EXAMPLES[kind])
+        return node.get("minimum", EXAMPLES[kind])
     return EXAMPLES.get(kind, "hello")

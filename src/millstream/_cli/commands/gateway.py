@@ -13,7 +13,7 @@ from cyclopts.validators import Number
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands.run import EnvFile, LogLevel, TransportChoice, serve_http
 from millstream._cli.stdio import serve_stdio
-from millstream._cli.tables import print_json
+from millstream._cli.tables import print_json, print_text
 from millstream._cli.variables import use_file
 from millstream._protocol.errors import LocalError
 from millstream._protocol.suggestions import suggest
@@ -23,6 +23,7 @@ from millstream.client._options import Options
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
 from millstream.gateway._pins import AcceptedFile, digest_of, pinned_items
+from millstream.gateway._questions import ALL_ABILITIES
 from millstream.gateway._upstream import UpstreamConfig
 
 gateway = App(
@@ -176,11 +177,21 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
             f"This command can't list {config.name}, because it's an API or needs its own credentials.",
             fix='Use first_seen = "accept", and restart the gateway with an empty store to accept everything.',
         )
-    options = Options(env=config.env, cwd=config.cwd, connect_timeout=config.connect_timeout, cache=False)
+    options = Options(
+        env=config.env,
+        cwd=config.cwd,
+        connect_timeout=config.connect_timeout,
+        cache=False,
+        declare=msgspec.json.decode(ALL_ABILITIES),  # as the gateway does, because servers list by capabilities
+    )
     async with Client(
         config.target, options=options, headers=config.headers, timeout=config.timeout, revision=config.revision
     ) as client:
-        return await catalog.fetch(client.conversation, max_bytes=config.max_catalog_bytes)
+        return await catalog.fetch(
+            client.conversation,
+            max_bytes=config.max_catalog_bytes,
+            warn=lambda text: print_text(text, sys.stderr),
+        )
 
 
 def _same(accepted: catalog.Description | None, definition: catalog.Description) -> bool:

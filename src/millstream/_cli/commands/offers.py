@@ -3,9 +3,9 @@
 import json as json_module
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from cyclopts import Parameter
@@ -30,9 +30,10 @@ from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
 from millstream._protocol.messages import PromptDescription, ToolDescription
 from millstream.client._client import Client
-from millstream.client._errors import ClientError, Failure
+from millstream.client._errors import BadAnswer, ClientError, Failure
 from millstream.client._results import Result
 
+T = TypeVar("T")
 _USAGE = "Arguments must be NAME=VALUE"
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
@@ -56,9 +57,9 @@ def list_(
     """
 
     async def work(client: Client) -> None:
-        tools, resources = await client.tools(), await client.resources()
-        templates, prompts = await client.templates(), await client.prompts()
-        skills = await client.skills()  # no request without the extension
+        tools, resources = await _list(client.tools), await _list(client.resources)
+        templates, prompts = await _list(client.templates), await _list(client.prompts)
+        skills = await _list(client.skills)  # no request without the extension
         if json:
             offers = {"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts}
             print_json({**offers, "skills": skills} if skills else offers)
@@ -78,6 +79,15 @@ def list_(
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
 
     with_client(options.client, work)
+
+
+async def _list(request: Callable[[], Awaitable[list[T]]]) -> list[T]:
+    """Return a list, or an empty one with a warning if the server refuses it."""
+    try:
+        return await request()
+    except (BadAnswer, Failure) as exc:
+        print_text(f"Warning: {exc}", sys.stderr)
+        return []
 
 
 @connects()

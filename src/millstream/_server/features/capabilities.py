@@ -1,8 +1,8 @@
 """The server's description of itself, for `initialize` and `server/discover`. It's encoded once per revision and
 cached.
 
-It depends on name, instructions, and capabilities. Only capabilities can change at run time, and they're only added, so
-their count shows whether the cache is stale.
+It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count shows
+whether the cache is stale; other changes clear it.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from millstream._protocol.handshake import initialize_result
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import PER_REQUEST, Revision
-from millstream._server.features.registry import Registry
+from millstream._server.features.registry import DISCOVER, Registry
 
 
 class ServerDescription:
@@ -60,11 +60,13 @@ class ServerDescription:
         made = self._cache()
         key = ("server/discover", revision.date, True)
         if key not in made:
+            registry = self._registry
+            ttl_ms, private = registry.cache_hint(DISCOVER, self._discover_ttl_ms, private=registry.private)
             result: dict[str, Any] = {
                 "supportedVersions": list(PER_REQUEST),
-                "capabilities": self._registry.capabilities(revision),
-                "ttlMs": self._discover_ttl_ms,
-                "cacheScope": "private" if self._registry.private else "public",
+                "capabilities": registry.capabilities(revision),
+                "ttlMs": ttl_ms,
+                "cacheScope": "private" if private else "public",
             }
             if self.instructions:
                 result["instructions"] = self.instructions

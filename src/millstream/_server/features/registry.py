@@ -49,6 +49,10 @@ class RegisteredExtension(Struct, frozen=True):
     """Member of the filter of `subscriptions/listen` -> its implementation."""
 
 
+DISCOVER = "discover"
+"""Kind of the cache hints for `server/discover`."""
+SUBSCRIBE = "subscribe"
+"""Resources can be subscribed to. Announced with the capability `resources`."""
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 """Kind -> kind of the change notification."""
 _NONE = frozenset[str]()
@@ -100,8 +104,7 @@ class Registry:
         """Completes every argument, instead of `completers`."""
         self.find_resource: Callable[[str], Resource | None] | None = None
         """Returns the resource for a URI that no item has."""
-        self.hints: dict[str, tuple[int, bool]] = {}
-        """Kind -> maximum cache time of its lists in milliseconds, and whether only the caller can cache them."""
+        self._hints: Mapping[str, tuple[int, bool]] = {}
         self._offered_capabilities: set[str] = {"", "logging"}
         self.extensions: list[RegisteredExtension] = []
         self.find_method: Callable[[str, Revision], Callable[[Call], Awaitable[bytes]] | None] | None = None
@@ -189,7 +192,7 @@ class Registry:
         items.update(ordered)
 
     def exchange(self, kind: str, removed: Collection[str], added: Mapping[str, Any]) -> None:
-        """Replace many items of a kind in one step, without calling `on_change`.
+        """Replace many items of a kind in one step, without calling `on_change` and without announcing capabilities.
 
         An item of `added` whose name is in `removed` keeps its position in the order of registration.
 
@@ -220,16 +223,32 @@ class Registry:
         self._forget_pages(kind)
 
     def _touch(self, kind: str) -> None:
-        self.on_change(self._forget_pages(kind))
-
-    def _forget_pages(self, kind: str) -> str:
-        """Clear the cached lists of a kind. Return the kind of the change notification."""
         change = _KINDS[kind]
-        self._offered_capabilities.add(change)
+        self._offered_capabilities |= {change, SUBSCRIBE} if change == "resources" else {change}
         if kind in _KINDS_WITH_ARGUMENTS and self.completes_choices:
             self._offered_capabilities.add("completions")
+        self._forget_pages(kind)
+        self.on_change(change)
+
+    def _forget_pages(self, kind: str) -> None:
         self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
-        return change
+
+    def set_hints(self, hints: Mapping[str, tuple[int, bool]]) -> bool:
+        """Limit how lists and `server/discover` can be cached. Return whether the limits have changed.
+
+        Args:
+            hints: Kind, or `DISCOVER` -> maximum cache time in milliseconds, and whether only the caller can cache it.
+        """
+        changed = hints != self._hints
+        if changed:
+            self._hints = hints
+            self._pages.clear()
+        return changed
+
+    def cache_hint(self, kind: str, ttl_ms: int, *, private: bool) -> tuple[int, bool]:
+        """Return the cache time of a result in milliseconds, and whether only the caller can cache it."""
+        most, own = self._hints.get(kind, (ttl_ms, False))
+        return min(ttl_ms, most), private or own
 
     def extend(self, extension: RegisteredExtension) -> None:
         """Add methods and a capability, for running and new clients.
@@ -311,7 +330,7 @@ class Registry:
         for name in ("tools", "prompts", "resources"):
             if self.offers(name):
                 offered[name] = {"listChanged": True} if streams else {}
-        if "resources" in offered and streams:
+        if "resources" in offered and streams and self.offers(SUBSCRIBE):
             offered["resources"]["subscribe"] = True
         if self.offers("completions"):
             offered["completions"] = {}
@@ -357,10 +376,7 @@ class Registry:
             items = self.visible(kind, seen, hidden)
             if self.select_listed is not None:
                 items = dict(self.select_listed(kind, items))
-            ttl_ms = self._list_ttl_ms
-            if kind in self.hints:
-                most, own = self.hints[kind]
-                ttl_ms, private = min(ttl_ms, most), private or own
+            ttl_ms, private = self.cache_hint(kind, self._list_ttl_ms, private=private)
             made = page_of(kind, items, revision, cursor, size=self._page_size, ttl_ms=ttl_ms, private=private)
             if cursor != "":
                 if len(self._pages) >= _MAX_PAGES:

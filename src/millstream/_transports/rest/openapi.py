@@ -4,6 +4,7 @@ OpenAPI 3.1 uses JSON Schema 2020-12, so the schemas for MCP clients are include
 inside them are rebased. A pure function: tools in, bytes out.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -86,9 +87,10 @@ def _operation(tool: Tool, schemas: Json) -> Json:
     result: Json = described.get("outputSchema", {})
     description: str = described.get("description", "")
     content: Json = {"schema": _add_component(f"{name}.arguments", arguments, schemas)}
-    example = example_of(arguments)
-    if example is not UNSET:
-        content["example"] = example
+    # A schema of another server can have any limits.
+    with contextlib.suppress(ArithmeticError, TypeError, ValueError):
+        if (example := example_of(arguments)) is not UNSET:
+            content["example"] = example
     body: Json = {"required": bool(arguments.get("required")), "content": {"application/json": content}}
     title: str = described.get("title", "")
     if title == title_of(name):  # the docstring's first line is more informative

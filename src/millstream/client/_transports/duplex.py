@@ -10,10 +10,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, notification_message, read, split_batch
+from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read, split_batch
 from millstream.client._background import Background
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost
-from millstream.client._transports.transport import Listener, Transport, TransportRequest
+from millstream.client._transports.transport import Listener, SkipLog, Transport, TransportRequest, answered_id
 
 _MAX_BATCH = 1000
 _CLIPPED_RESPONSE = re.compile(
@@ -30,7 +30,7 @@ Write = Callable[[bytes], Coroutine[Any, Any, None]]
 class Duplex:
     """The pending requests of one connection."""
 
-    __slots__ = ("_background", "_last_id", "_listener", "_transport", "_waiting", "_write", "fault")
+    __slots__ = ("_background", "_last_id", "_listener", "_transport", "_waiting", "_write", "fault", "skip")
 
     def __init__(self, transport: Transport, listener: Listener, background: Background, write: Write) -> None:
         self._transport = transport
@@ -39,6 +39,7 @@ class Duplex:
         self._write = write
         self._waiting: dict[int, asyncio.Future[Envelope]] = {}
         self._last_id = 0
+        self.skip = SkipLog()
         self.fault: ClientError | None = None
         """Why the connection has ended."""
 
@@ -71,19 +72,20 @@ class Duplex:
                 await self._write(message)
 
     def receive(self, data: bytes) -> None:
-        """Receive one message or a batch. An invalid message ends the connection, because it could be the response to
-        any request.
-        """
+        """Receive one message or a batch. Invalid messages are skipped, as official clients do."""
         try:
-            if data[:1] == b"[":
-                for item in split_batch(data, _MAX_BATCH):
-                    self._process(read(item))
-            else:
-                self._process(read(data))
+            items = split_batch(data, _MAX_BATCH) if data[:1] == b"[" else [data]
         except ProtocolError as exc:
-            self.end(BadAnswer(f"The server sent an invalid message. {exc.message}."))
-        except ClientError as exc:
-            self.end(exc)
+            self.skip(exc.message, data)
+            return
+        for item in items:
+            try:
+                self.deliver(read(item))
+            except ProtocolError as exc:
+                waiter = self._waiting.get(answered_id(item))
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(BadAnswer(f"The server sent an invalid response. {exc.message}."))
+                self.skip(exc.message, item)
 
     def refuse(self, clipped: bytes, error: ClientError) -> bool:
         """Fail the request of a response whose start and end are known. Return whether they name the request."""
@@ -113,9 +115,9 @@ class Duplex:
         if waiter is not None:
             if not waiter.done():
                 waiter.set_result(message)
-        elif request_id is not None and (not isinstance(request_id, int) or request_id > self._last_id):
+        elif not isinstance(request_id, int) or request_id > self._last_id:
             # A smaller id is a late response to a canceled request.
-            raise BadAnswer(f"The server responded to the id {request_id!r:.64}, which no request has.")
+            self.skip("Unknown id of a response", encode(request_id))
 
     @property
     def waiting(self) -> int:

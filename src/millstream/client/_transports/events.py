@@ -10,6 +10,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, read
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream.client._errors import BadAnswer
+from millstream.client._transports.transport import SkipLog, answered_id
 
 _MAX_DOUBLINGS = 16
 _MIN_WAIT = 0.1
@@ -19,11 +20,15 @@ _MIN_WAIT = 0.1
 class EventReader:
     """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
 
-    __slots__ = ("_counted_bytes", "_decoder", "_events", "_max", "_retry_ms", "_stream", "attempts", "last_event_id",
-                 "response")  # fmt: skip
+    __slots__ = (
+        "_counted_bytes", "_decoder", "_events", "_max", "_request_id", "_retry_ms", "_skip", "_stream", "attempts",
+        "last_event_id", "response",
+    )  # fmt: skip
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, skip: SkipLog | None = None, request_id: int = 0) -> None:
         self._max = max_bytes
+        self._skip = skip or SkipLog()
+        self._request_id = request_id
         self._retry_ms: int | None = None
         self.last_event_id = ""
         self.attempts = 0
@@ -85,18 +90,21 @@ class EventReader:
         return event
 
     async def message(self) -> Envelope | None:
-        """Return the next message, or None when the connection has ended. Skips empty events and events of other types.
+        """Return the next message, or None when the connection has ended. Skips other events.
 
         Raises:
-            BadAnswer: an event isn't a message.
+            BadAnswer: the response is invalid.
         """
         while (event := await self.event()) is not None:
             if event.data and event.event == "message":
                 self.attempts = 0
+                data = event.data.encode()
                 try:
-                    return read(event.data.encode())
+                    return read(data)
                 except ProtocolError as exc:
-                    raise BadAnswer(f"The server sent an invalid message. {exc.message}.") from exc
+                    if self._request_id and answered_id(data) == self._request_id:
+                        raise BadAnswer(f"The server sent an invalid response. {exc.message}.") from exc
+                    self._skip(exc.message, data)
         return self.response
 
     def wait(self, first: float, longest: float) -> float:

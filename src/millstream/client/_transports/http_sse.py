@@ -72,7 +72,7 @@ class HttpSseTransport:
             raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
-        reader = EventReader(self._max)
+        reader = EventReader(self._max, self._duplex.skip)
         assert reply.stream is not None  # noqa: S101  checked in `open`
         reader.attach(reply.stream)
         try:

@@ -39,7 +39,7 @@ _NEVER_SERVED = (
 _MAX_STDERR = 4096
 """Maximum bytes of standard error to keep."""
 _MAX_NOISE = 1000
-"""Maximum lines on standard output that aren't JSON before the client gives up."""
+"""Maximum lines on standard output that aren't JSON, before the first message, until the client gives up."""
 
 INHERITED_VARIABLES = (
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LOGNAME", "PATH", "SHELL", "SSL_CERT_DIR", "SSL_CERT_FILE", "TERM", "TMPDIR",
@@ -225,8 +225,9 @@ class StdioTransport:
             elif line[:1] == b"{" or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO] started"
                 self._has_served = True
                 self._duplex.receive(line)
-            else:
-                self._noise += 1  # many programs print greetings
+            else:  # many programs print greetings, and some log here
+                self._duplex.skip("Not JSON", line)
+                self._noise += not self._has_served
                 if self._noise > _MAX_NOISE:
                     self._over(
                         BadAnswer(

@@ -12,7 +12,7 @@ from functools import lru_cache
 from millstream._http.client.body import Body
 from millstream._http.client.connection import HttpReply, lines
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, notification_message, read, read_result
+from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read, read_result
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
@@ -26,7 +26,7 @@ from millstream.client._errors import (
     SessionLost,
 )
 from millstream.client._transports.events import EventReader
-from millstream.client._transports.transport import Listener, TransportRequest
+from millstream.client._transports.transport import Listener, SkipLog, TransportRequest
 
 _ACCEPT = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 _ACCEPT_EVENTS = "Accept: text/event-stream\r\n"
@@ -55,6 +55,7 @@ class StreamableTransport:
         "_readers",
         "_revision",
         "_session",
+        "_skip",
         "_stream_task",
         "lost",
     )  # fmt: skip
@@ -67,6 +68,7 @@ class StreamableTransport:
         self._listener = listener
         self._background = background
         self._max = max_bytes
+        self._skip = SkipLog()
         # Session
         self._revision: Revision | None = None
         self._session = ""
@@ -162,7 +164,9 @@ class StreamableTransport:
             raise BadAnswer(f"The server sent an invalid response. {exc.message}.") from exc
         # Errors about invalid requests have no id, or an arbitrary one.
         if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
-            raise wrong_id(request, message)
+            raise BadAnswer(
+                f"The server responded to {request.method} with the id {message.id!r:.64} instead of {request.id}."
+            )
         return message
 
     def _error(self, reply: HttpReply) -> ClientError:
@@ -183,7 +187,7 @@ class StreamableTransport:
 
     async def _follow(self, request: TransportRequest, stream: Body) -> Envelope:
         """Read a stream until the response arrives, resuming the stream if it breaks."""
-        reader = self._readers[request.id] = EventReader(self._max)
+        reader = self._readers[request.id] = EventReader(self._max, self._skip, request.id)
         try:
             while reader.response is None:
                 reader.attach(stream)
@@ -201,9 +205,12 @@ class StreamableTransport:
     async def _answer_on(self, reader: EventReader, request: TransportRequest) -> Envelope:
         """Return the response, after passing earlier messages to the listener."""
         while (message := await reader.message()) is not None:
-            if _is_answer(request, message):
+            if not message.is_answer:
+                self._listener.receive(message, self, request.id)
+            elif message.id == request.id or (message.id is None and message.error):
                 return message
-            self._listener.receive(message, self, request.id)
+            else:
+                self._skip("Unknown id of a response", encode(message.id))
         raise ConnectionLost(f"The server ended the stream of {request.method} before its response.")
 
     async def _resume(self, reader: EventReader, why: ConnectionLost) -> Body:
@@ -231,7 +238,7 @@ class StreamableTransport:
 
     async def _keep_stream_open(self, stands: asyncio.Event) -> None:
         """Keep the stand-alone stream open. Servers without one respond with 405."""
-        reader = EventReader(self._max)
+        reader = EventReader(self._max, self._skip)
         wanted = self._listener.subscribed
         now = asyncio.get_running_loop().time
         since = now()
@@ -317,26 +324,6 @@ class StreamableTransport:
             pass  # sessions of such servers expire
         finally:
             await self._endpoint.close()
-
-
-def _is_answer(request: TransportRequest, message: Envelope) -> bool:
-    """Return whether a message is the response to this request.
-
-    Raises:
-        BadAnswer: it's the response to another request.
-    """
-    if not message.is_answer:
-        return False
-    if message.id != request.id and (message.id is not None or not message.error):
-        raise wrong_id(request, message)
-    return True
-
-
-def wrong_id(request: TransportRequest, message: Envelope) -> BadAnswer:
-    """Return the error for a response to another request."""
-    return BadAnswer(
-        f"The server responded to {request.method} with the id {message.id!r:.64} instead of {request.id}."
-    )
 
 
 def _check_coding(reply: HttpReply) -> None:

@@ -1,15 +1,52 @@
 """The interface of transports, and the requests that they send."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
 
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.revisions import Revision
 from millstream.client._errors import ClientError
+
+_logger = logging.getLogger(__name__)
+
+
+class _Id(Struct):
+    """The id of a response."""
+
+    id: int
+    method: UnsetType = UNSET
+
+
+_decode_id = msgspec.json.Decoder(_Id).decode
+
+
+def answered_id(data: bytes) -> int:
+    """Return the id of the request that an invalid response names, so that its caller needn't wait; 0 for none."""
+    try:
+        return _decode_id(data).id
+    except (ValueError, RecursionError):
+        return 0
+
+
+class SkipLog:
+    """Logs the first message of a connection that was skipped: servers that send one often send many."""
+
+    __slots__ = ("_logged",)
+
+    def __init__(self) -> None:
+        self._logged = False
+
+    def __call__(self, why: str, data: bytes = b"") -> None:
+        """Log why a message was skipped, unless another one was logged."""
+        if not self._logged:
+            self._logged = True
+            _logger.warning("A message of the server was skipped, as others like it will be. %s: %.80r", why, data)
 
 
 class TransportRequest(Struct, gc=False):

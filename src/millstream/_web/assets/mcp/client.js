@@ -98,7 +98,7 @@ export class Client {
     let cursor;
     do {
       const page = await this.request(method, cursor ? { cursor } : {});
-      found.push(...(page[key] ?? []));
+      found.push(...(page[key] ?? []).filter((item) => typeof (item?.name ?? item?.uri) === "string"));
       cursor = page.nextCursor;
     } while (cursor);
     return found;

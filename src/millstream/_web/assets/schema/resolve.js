@@ -1,6 +1,27 @@
 // Resolves a JSON Schema for editing: follows references, removes `null` alternatives, and merges `allOf`.
 
 const MAX_STEPS = 20;
+const MAX_DEPTH = 20;
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const isSchema = (value) => isObject(value) || typeof value === "boolean";
+const of = (type) => (value) => typeof value === type;
+const EXPECTED = Object.fromEntries(
+  Object.entries({
+    "properties patternProperties $defs definitions dependentRequired": isObject, "anyOf oneOf allOf prefixItems enum enumNames examples required": Array.isArray,
+    "items additionalProperties contains propertyNames not if then else": isSchema, "$ref title description format pattern": of("string"),
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems minProperties maxProperties": of("number"),
+    type: (value) => [value].flat().length > 0 && [value].flat().every(of("string")),
+  }).flatMap(([names, test]) => names.split(" ").map((name) => [name, test])),
+);
+const LISTS = new Set(["anyOf", "oneOf", "allOf", "prefixItems"]);
+
+/** Leave out the keywords whose value has the wrong type, because servers send any JSON as a schema. */
+function usable(schema) {
+  const parts = (list) => list.filter(isSchema).map((part) => (part === true ? {} : part || { not: {} }));
+  const entries = Object.entries(schema).filter(([key, value]) => EXPECTED[key]?.(value) ?? true);
+  const used = entries.map(([key, value]) => [key, LISTS.has(key) ? parts(value) : value]);
+  return Object.fromEntries(used.filter(([key, value]) => !LISTS.has(key) || value.length));
+}
 
 /** Follow the reference of a schema. Returns the empty schema for `true` and for unknown references. */
 export function resolve(schema, root) {
@@ -11,17 +32,27 @@ export function resolve(schema, root) {
       .replace(/^#\/?/, "")
       .split("/")
       .filter(Boolean)
-      .reduce((node, part) => node?.[decodeURIComponent(part).replaceAll("~1", "/").replaceAll("~0", "~")], root);
-    found = target && typeof target === "object" ? { ...target, ...siblings } : target;
+      .reduce((node, part) => node?.[unescaped(part)], root);
+    found = isObject(target) ? { ...target, ...siblings } : target;
   }
-  return found && typeof found === "object" ? found : {};
+  return isObject(found) ? usable(found) : {};
+}
+
+/** Decode one part of a JSON pointer. */
+function unescaped(part) {
+  try {
+    return decodeURIComponent(part).replaceAll("~1", "/").replaceAll("~0", "~");
+  } catch {
+    return part;
+  }
 }
 
 /** Merge the parts of `allOf` into one schema, as far as an editor needs it. */
-function mergeAllOf(schema, root) {
+function mergeAllOf(schema, root, depth = 0) {
   if (!schema.allOf) return schema;
   const { allOf, ...own } = schema;
-  return allOf.map((part) => mergeAllOf(resolve(part, root), root)).reduce(
+  if (depth > MAX_DEPTH) return own;
+  return allOf.map((part) => mergeAllOf(resolve(part, root), root, depth + 1)).reduce(
     (whole, part) => ({
       ...part, ...whole,
       ...(whole.properties || part.properties ? { properties: { ...whole.properties, ...part.properties, ...whole.properties } } : {}),
@@ -41,14 +72,14 @@ const isNumber = (type) => type === "integer" || type === "number";
  * Prepare a schema for an editor: resolve it, and replace a `null` alternative by `nullable`, because an empty field
  * means null.
  */
-export function present(schema, root) {
+export function present(schema, root, depth = 0) {
   const found = mergeAllOf(resolve(schema, root), root);
   const parts = found.anyOf ?? found.oneOf;
-  if (parts) {
+  if (parts && depth < MAX_DEPTH) {
     const remaining = parts.filter((part) => !isNull(part, root));
     const nullable = found.nullable || remaining.length < parts.length;
     const rest = { ...found, anyOf: undefined, oneOf: undefined };
-    if (remaining.length === 1) return { ...rest, ...present(remaining[0], root), ...annotations(found), nullable };
+    if (remaining.length === 1) return { ...rest, ...present(remaining[0], root, depth + 1), ...annotations(found), nullable };
     // `int | float` needs only one number field.
     if (remaining.every((part) => isNumber(resolve(part, root).type))) return { ...rest, type: "number", nullable };
     return { ...rest, anyOf: remaining, nullable };
@@ -71,7 +102,7 @@ const annotations = ({ title, description, default: preset }) => Object.fromEntr
 export function options(schema) {
   if (schema.enum) return schema.enum.filter((value) => value !== null || !schema.nullable).map((value, index) => ({ value, title: String(schema.enumNames?.[index] ?? (typeof value === "object" ? JSON.stringify(value) : value)) }));
   const parts = schema.oneOf ?? schema.anyOf;
-  if (!parts?.length || !parts.every((part) => part && "const" in part)) return null;
+  if (!parts?.length || !parts.every((part) => isObject(part) && "const" in part)) return null;
   return parts.map((part) => ({ value: part.const, title: String(part.title ?? part.const) }));
 }
 

@@ -134,7 +134,7 @@ function properties(value, schema, at, below) {
   const patterns = Object.entries(schema.patternProperties ?? {});
   for (const name of schema.required ?? []) if (!Object.hasOwn(value, name)) at.report([...at.path, name], "required", "Required.");
   for (const [name, others] of Object.entries(schema.dependentRequired ?? {})) {
-    for (const other of Object.hasOwn(value, name) ? others : []) if (!Object.hasOwn(value, other)) at.report([...at.path, other], "required", `Required with ${name}.`);
+    for (const other of Object.hasOwn(value, name) && Array.isArray(others) ? others : []) if (!Object.hasOwn(value, other)) at.report([...at.path, other], "required", `Required with ${name}.`);
   }
   for (const [name, each] of Object.entries(value)) {
     const matching = patterns.filter(([pattern]) => matches(pattern, name)).map(([, part]) => part);

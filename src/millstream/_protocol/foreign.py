@@ -1,0 +1,149 @@
+"""What other implementations send although the schema doesn't allow it, and what their SDKs accept.
+
+Null means absent where a member may be absent. Keywords of a JSON Schema whose value has the wrong type are left out. A
+listed item that still can't be decoded is left out, not its list.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+from msgspec.structs import fields
+
+from millstream._protocol.depth import exceeds_limits
+from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, is_array, is_object
+from millstream._protocol.jsonrpc import encode
+
+T = TypeVar("T", bound=Struct)
+_Kinds = tuple[type[Struct], ...]
+
+
+def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) -> Callable[[bytes], T]:
+    """Return a decoder for a message of another implementation. It raises ValueError or RecursionError.
+
+    Args:
+        kind: type of the message.
+        warn: called with the reason why an item of a list is left out. By default, none is.
+    """
+    decode = msgspec.json.Decoder(kind).decode
+
+    def read(data: bytes) -> T:
+        try:
+            return decode(data)
+        except msgspec.ValidationError:
+            if exceeds_limits(data):
+                raise
+            found = drop_nulls(msgspec.json.decode(data), kind)
+            if warn is not None and is_object(found):
+                _drop_unusable(found, kind, warn)
+            return decode(encode(found))
+
+    return read
+
+
+def _drop_unusable(result: dict[str, Any], kind: type[Struct], warn: Callable[[str], None]) -> None:
+    for name, (_, kinds) in _members((kind,)).items():
+        if kinds and is_array(result.get(name)):
+            result[name] = [each for each in result[name] if _is_usable(each, kinds[0], warn)]
+
+
+def _is_usable(item: Any, kind: type[Struct], warn: Callable[[str], None]) -> bool:
+    try:
+        msgspec.convert(item, kind)
+    except msgspec.ValidationError as exc:
+        warn(f"Left out an item of a server's list, {item!r:.100}: {exc}")
+        return False
+    return True
+
+
+def present(members: dict[str, Any]) -> dict[str, Any]:
+    """Return the members that aren't null."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
+    """Return a JSON value without the members that are null, where these types have optional members.
+
+    Where they require an array, null becomes an empty one.
+    """
+    if is_array(value):
+        return [drop_nulls(each, *kinds) for each in value]
+    if not kinds or not is_object(value):
+        return value
+    known = _members(kinds)
+    found: dict[str, Any] = {}
+    for name, each in value.items():
+        instead, below = known.get(name, _OTHER)
+        if each is not None:
+            found[name] = drop_nulls(each, *below)
+        elif instead is not UNSET:
+            found[name] = instead
+    return found
+
+
+_OTHER: tuple[Any, _Kinds] = None, ()
+
+
+@cache
+def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds]]:
+    """Return the members of types: what null stands for (UNSET for nothing), and the types of the value."""
+    found: dict[str, tuple[Any, _Kinds]] = {}
+    for each in (each for kind in kinds for each in fields(kind)):
+        choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)
+        free = Any in choices or Raw in choices
+        empty: list[Any] | None = [] if get_origin(each.type) is list else None
+        found[each.encode_name] = None if free else empty if each.required else UNSET, _structs(each.type)
+    return found
+
+
+def _structs(annotation: Any) -> _Kinds:
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
+        return (annotation,)
+    if get_origin(annotation) is dict:
+        return ()
+    return tuple(kind for part in get_args(annotation) for kind in _structs(part))
+
+
+def repair_schema(schema: Any) -> Any:
+    """Return a JSON Schema without keywords that no reader can use, such as ``"required": null``; None for no schema.
+
+    ``true`` and ``false`` as the schema of a property become objects, because some clients accept only these.
+    """
+    if isinstance(schema, bool):
+        return {} if schema else {"not": {}}
+    if not is_object(schema):
+        return None
+    return {key: made for key, value in schema.items() if (made := _repair_keyword(key, value)) is not UNSET}
+
+
+def _repair_keyword(key: str, value: Any) -> Any:
+    if key in _DATA:
+        return value
+    if key in MAPS and is_object(value):
+        return {name: repair_schema(each) or {} for name, each in value.items()}
+    if key in LISTS or (key == "items" and is_array(value)):
+        value = [made for each in value if (made := repair_schema(each)) is not None] if is_array(value) else None
+    elif key in SINGLE and not isinstance(value, bool):
+        value = repair_schema(value)
+    elif key == "type" and is_array(value):
+        value = [each for each in value if isinstance(each, str)] or None
+    elif key == "required" and is_array(value):
+        value = [each for each in value if isinstance(each, str)]
+    elif not isinstance(value, _EXPECTED.get(key, object)) or (isinstance(value, bool) and key in _EXPECTED):
+        value = None
+    return UNSET if value is None else value
+
+
+_DATA = frozenset({"const", "default"})
+"""Keywords whose value can be anything."""
+_EXPECTED: dict[str, Any] = {
+    **dict.fromkeys(MAPS, dict),
+    **dict.fromkeys(("enum", "examples", "required"), list),
+    **dict.fromkeys(("$dynamicRef", "$ref", "description", "format", "pattern", "title", "type"), str),
+    **dict.fromkeys(("maxItems", "maxLength", "minItems", "minLength"), int),
+    **dict.fromkeys(("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"), (int, float)),
+}
+"""Keyword -> type of its value."""
