@@ -322,13 +322,13 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             result = await _await_in_order(relay, _Exchange(state, link, relay, ask, source).run())
         answered = True
         if not (
-            (_CANNOT_ASK in result or _NEEDS_EXTENSION in result) and _needs_tasks(call, upstream, link, name, result)
+            (_CANNOT_ASK in result or _NEEDS_EXTENSION in result) and _try_other_era(call, upstream, link, name, result)
         ):
             state.finish(result)
             return result
     except Failure as exc:
         answered = True
-        if not _needs_tasks(call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]})):
+        if not _try_other_era(call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]})):
             raise _convert_error(state, exc, _relay(call, upstream, method, name), source) from None
     except AccessDenied as exc:
         answered = True
@@ -346,8 +346,8 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     return await _forward(call, upstream, method, params, name, headers)
 
 
-def _needs_tasks(call: "Call", upstream: Upstream, link: Link | None, name: str, result: bytes) -> bool:
-    """Use the other era from now on if a call failed because of its era. Return whether the upstream did nothing, so
+def _try_other_era(call: "Call", upstream: Upstream, link: Link | None, name: str, result: bytes) -> bool:
+    """Use the other era from now on if a call failed because of its own. Return whether the upstream did nothing, so
     that the call can be sent again.
 
     Raises:

@@ -41,6 +41,7 @@ _KIND_OF = {"tools/call": "tools", "prompts/get": "prompts"}
 Weight = Annotated[float, Meta(gt=0, le=1_000_000, description="a number above 0")]
 Texts = tuple[str, ...]
 Question = Literal["elicitation", "sampling", "roots"]
+_QUESTIONS: tuple[Question, ...] = ("elicitation", "sampling", "roots")
 
 
 class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -148,7 +149,7 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     """Patterns of names and URIs. If there are any, only matching items are offered."""
     deny: Texts = ()
     """Patterns of names and URIs that aren't offered, even if `allow` matches."""
-    questions: tuple[Question, ...] = ("elicitation", "sampling", "roots")
+    questions: tuple[Question, ...] = _QUESTIONS
     """Kinds of questions that the upstream may ask its callers: ``elicitation``, ``sampling``, and ``roots``."""
     first_seen: Literal["accept", "quarantine"] = "accept"
     """With ``trust = "pin"``, what happens to a definition that was never accepted."""
@@ -436,7 +437,7 @@ class Policy:
         self._layers = [_Layer(each) for each in layers]
         self._own = self._layers[-1]
         self._names = names
-        self.questions: frozenset[str] = frozenset.intersection(*(frozenset(each.questions) for each in layers))
+        self.questions: frozenset[str] = frozenset[str](_QUESTIONS).intersection(*(each.questions for each in layers))
         """Kinds of questions that the upstream may ask."""
         self._redactors: dict[tuple[str | Redaction, ...], Redactor] = {}
         every = [
