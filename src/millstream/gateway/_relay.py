@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -34,9 +34,6 @@ from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
 from millstream.gateway._questions import Asked, ForwardedQuestion, declare, project_answer, project_question
 from millstream.gateway._redaction import Redactor
-
-if TYPE_CHECKING:
-    from millstream.gateway._processes import ErrorLog
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -307,14 +304,16 @@ class Relays:
         "recipients",
     )
 
-    def __init__(self, name: str, abilities: bytes, *, in_process: bool, log: "ErrorLog | None") -> None:
+    def __init__(
+        self, name: str, abilities: bytes, *, in_process: bool, log: Callable[[str, int], object] | None
+    ) -> None:
         """Create an empty table.
 
         Args:
             name: name of the upstream, for the log.
             abilities: capabilities that the connection declares, see `_questions.abilities_of`.
             in_process: whether the upstream is a server of this process, which sends nothing about calls that are over.
-            log: for a process, the gateway's log of its output.
+            log: for a process, writes a line of its output to the gateway's log.
         """
         self._name = name
         self._abilities = abilities
@@ -412,4 +411,4 @@ class Relays:
             if found is not None:
                 found.notify(method, params)
             elif method == LOG and self._log is not None:
-                self._log.write(params.decode("utf-8", "replace"), 0)
+                self._log(params.decode("utf-8", "replace"), 0)

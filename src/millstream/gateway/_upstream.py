@@ -537,7 +537,7 @@ class Upstream:
             self.config.name,
             self._allowed(ALL_ABILITIES) if everything else key.capabilities,
             in_process=isinstance(self._target, _SharedProgram),
-            log=None if self.processes is None else self.processes.log,
+            log=None if self.processes is None else self.processes.log.write,
         )
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
