@@ -8,7 +8,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, ViewportSize
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, ViewportSize, expect
 
 from patience import WAIT
 from property_settings import NIGHTLY
@@ -135,6 +135,12 @@ def _clear_page(page: Page, url: str, name: str = "") -> bool:
     if name:
         page.evaluate("(name) => localStorage.setItem('millstream.name', name)", name)
     return True
+
+
+def press(button: Locator) -> None:
+    """Press a button that's disabled until it has been in view for a moment. A click by Playwright may scroll it."""
+    expect(button).to_be_enabled()
+    button.press("Enter")
 
 
 _COUNT = re.compile(r"mcp_server_operation_duration_seconds_count\{(.*)\} (\d+)")

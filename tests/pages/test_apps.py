@@ -1,4 +1,6 @@
 import json
+import socket
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, Route, expect
 
 from millstream._web.app_frame import policy
-from pages_world import find_layout_problems
+from pages_world import find_layout_problems, press
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -82,7 +84,8 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
         asked = page.get_by_role("group", name="Allow it to call refresh?")
         expect(asked).to_contain_text('"count": 2')
         assert find_layout_problems(page) == []
-        asked.get_by_role("button", name=choice).click()
+        asked.scroll_into_view_if_needed()
+        press(asked.get_by_role("button", name=choice))
         if rows:
             expect(frame.locator("#rows li")).to_have_text(rows)
         else:
@@ -95,6 +98,39 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
     page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".app iframe")).to_have_count(1)
     expect(frame.locator("#rows li")).to_have_text(["Book 0", "Book 1", "Book 2"])
+
+
+COVER = """(on) => {
+  document.getElementById("cover")?.remove();
+  if (on) document.body.insertAdjacentHTML("beforeend", "<dialog id=cover></dialog>");
+  if (on) document.getElementById("cover").show();
+  Object.assign(document.getElementById("cover")?.style ?? {}, { position: "fixed", inset: 0, width: "100%", height: "100%" });
+}"""
+
+
+def test_an_approval_cannot_be_clicked_through(shop: str, page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    page.clock.install()
+    frame = app(page, shop)
+    page.clock.pause_at(time.time() + 60)
+    before = page.locator(".app iframe").bounding_box()
+    frame.get_by_role("button", name="Refresh").click()
+    card = page.get_by_role("group", name="Allow it to call refresh?")
+    approve = card.get_by_role("button", name="Approve")
+    expect(approve).to_be_disabled()
+    assert page.locator(".app iframe").bounding_box() == before
+    for covered in (False, True):
+        if covered:
+            page.evaluate(COVER, arg=True)
+            page.clock.run_for(1_000)
+            expect(approve).to_be_disabled()
+            page.evaluate(COVER, arg=False)
+        page.clock.run_for(500)
+        expect(approve).to_be_disabled()
+        page.clock.run_for(300)
+        expect(approve).to_be_enabled()
+    approve.press("Enter")
+    expect(frame.locator("#rows li")).to_have_text(["Counted 0", "Counted 1"])
 
 
 def test_an_app_cannot_flood_the_page(shop: str, page: Page) -> None:
@@ -120,6 +156,26 @@ def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: 
     assert not any("stolen" in each.url for each in page.frames)
 
 
+WEBRTC = """async (port) => {
+  const peer = new RTCPeerConnection({ iceServers: [{ urls: `stun:127.0.0.1:${port}` }] });
+  const gathered = new Promise((done) => (peer.onicegatheringstatechange = () => peer.iceGatheringState === "complete" && done()));
+  peer.createDataChannel("leak");
+  await peer.setLocalDescription();
+  await gathered;
+}"""
+
+
+def test_an_app_cannot_use_webrtc(shop: str, page: Page) -> None:
+    app(page, shop)
+    inner = next(each for each in page.frames if each is not page.main_frame)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.setblocking(False)  # noqa: FBT003
+        inner.evaluate(WEBRTC, listener.getsockname()[1])
+        with pytest.raises(BlockingIOError):
+            listener.recv(100)
+
+
 def test_the_frame_is_for_this_server_alone_and_takes_domains_only(shop: str) -> None:
     rules = dict(each.partition(" ")[::2] for each in policy({}).split("; "))
     assert (rules["connect-src"], rules["frame-src"], rules["sandbox"]) == ("'none'", "'none'", "allow-scripts")
@@ -134,6 +190,63 @@ def test_the_frame_is_for_this_server_alone_and_takes_domains_only(shop: str) ->
         assert httpx2.get(f"{shop}/inspect/app", params=query).status_code == status
     head = httpx2.get(f"{shop}/inspect/app").headers["content-security-policy"]
     assert "frame-ancestors 'self'" in head
+
+
+# Apps of upstreams
+
+OFFICE = """
+import sys
+from millstream import Server
+
+mcp = Server("office")
+
+@mcp.tool(meta={"ui": {"resourceUri": "ui://games/games/app"}})
+def borrowed() -> str:
+    \"\"\"Name a view of an upstream.\"\"\"
+    return "ours"
+
+for name in ("vault", "games"):
+    mcp.upstream(name, [sys.executable, "-I", "-S", PROGRAM, name])
+"""
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[str]:
+    """The address of a gateway to two upstreams with apps."""
+    (tmp_path / "office.py").write_text(OFFICE.replace("PROGRAM", repr(str(FOLDER / "app_upstream.py"))))
+    port = free_port()
+    with run_server(run_command(str(tmp_path / "office.py"), port, "--serve", "web"), port, tmp_path / "log"):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_an_app_uses_only_its_own_upstream_and_asks_first(office: str, page: Page) -> None:
+    page.goto(f"{office}/inspect#tool=games_show")
+    page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
+    frame = page.frame_locator(".app iframe")
+    answers = frame.locator("#answers li")
+    expect(answers).to_have_text(["ready"])
+    for button, question, answer in (
+        ("tools/call vault_peek", "", "Apps have no tool vault_peek."),
+        ("tools/call games_peek", "Allow it to call games_peek?", "peeked into games"),
+        (
+            "resources/read note://vault/vault/one",
+            "Allow it to read note://vault/vault/one?",
+            "note://vault/vault/one isn't a resource of games.",
+        ),
+        ("resources/read note://games/games/one", "Allow it to read note://games/games/one?", "note of games"),
+    ):
+        frame.get_by_role("button", name=button).click()
+        if question:
+            asked = page.get_by_role("group", name=question)
+            expect(asked).to_contain_text("The app of games asks:")
+            press(asked.get_by_role("button", name="Approve"))
+        expect(answers.last).to_have_text(answer)
+
+
+def test_a_tool_cannot_show_the_app_of_another_server(office: str, page: Page) -> None:
+    page.goto(f"{office}/inspect#tool=borrowed")
+    page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator(".app .notice")).to_contain_text("ui://games/games/app comes from another server than borrowed.")
 
 
 # The official library: @modelcontextprotocol/ext-apps
@@ -180,7 +293,7 @@ def test_an_app_of_the_official_library_runs_in_the_inspector(shop: str, page: P
     expect(frame.locator("#input")).to_have_text('{"count":3}')
     for choice in ("Decline", "Approve"):
         frame.get_by_role("button", name="Refresh").click()
-        page.get_by_role("group", name="Allow it to call refresh?").get_by_role("button", name=choice).click()
+        press(page.get_by_role("group", name="Allow it to call refresh?").get_by_role("button", name=choice))
         expected = "The user declined." if choice == "Decline" else "millstream-inspect: 1"
         expect(frame.locator("#answer")).to_contain_text(expected)
     expect(frame.locator("#rows li")).to_have_text(["Counted 0", "Counted 1"])

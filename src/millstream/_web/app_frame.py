@@ -2,8 +2,9 @@
 
 It has its own URL, because a `srcdoc` frame would inherit the page's policy, which blocks all apps. Its own policy
 gives it an opaque origin: the app can't read the page, cookies, or storage, and can only connect to the domains that
-its resource declares. The document receives the app's HTML as a message from the embedding page, which must be on
-this server, and replaces itself with it.
+its resource declares. WebRTC, preconnect, and name lookups aren't covered by that policy, but by `Connection-Allowlist`
+in browsers that have it (Chrome 152 and later). The document receives the app's HTML as a message from the embedding
+page, which must be on this server, and replaces itself with it.
 """
 
 import re
@@ -65,11 +66,22 @@ def policy(domains: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
+def _allowlist(domains: Mapping[str, Sequence[str]]) -> str:
+    """Return the Connection-Allowlist of an app that declares these domains. Without a parameter, WebRTC is off."""
+    reached = {
+        f'"{re.sub("^ws", "http", each)}"' for kind, found in domains.items() if kind != "base" for each in found
+    }
+    return f"({' '.join(sorted(reached))});redirects=allow"  # `policy` checks the targets of redirects
+
+
 async def get(request: HttpRequest) -> Response:
     """Handle `GET` of the document. The query contains the app's domains."""
     query = query_values(request.query)
     domains = {kind: query.get(kind, []) for kind in _KINDS}
     if any(len(each) > MAX_DOMAINS or not all(map(_DOMAIN.fullmatch, each)) for each in domains.values()):
         return _INVALID_DOMAINS
-    head = f"content-type: text/html; charset=utf-8\r\ncontent-security-policy: {policy(domains)}\r\n".encode()
-    return Response(_DOCUMENT, 200, head + _COMMON_HEADERS)
+    head = (
+        "content-type: text/html; charset=utf-8\r\n"
+        f"content-security-policy: {policy(domains)}\r\nconnection-allowlist: {_allowlist(domains)}\r\n"
+    )
+    return Response(_DOCUMENT, 200, head.encode() + _COMMON_HEADERS)

@@ -30,7 +30,7 @@ from millstream.client._errors import BadAnswer
 from millstream.client._tool_headers import headers_of
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
-from millstream.gateway._names import Names
+from millstream.gateway._names import Names, with_origin
 from millstream.gateway._results import MalformedResult, has_uris, message_uris, resource_uris, split_result, tool_uris
 from millstream.gateway._upstream import Upstream
 
@@ -373,9 +373,11 @@ class UpstreamResource(Resource):
     @override
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """See `Resource.encode`."""
-        if type(value) is not bytes:
-            return super().encode(value, uri, call)
-        return _encode_contents(value, call, self.upstream)
+        contents = (
+            _encode_contents(value, call, self.upstream) if type(value) is bytes else super().encode(value, uri, call)
+        )
+        call.meta = with_origin(call.meta, self.upstream.config.name)
+        return contents
 
     @override
     def unwrap(self, value: Any) -> Any:
@@ -415,9 +417,11 @@ class UpstreamTemplate(Template):
     @override
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
         """See `Template.encode`."""
-        if type(value) is not bytes:
-            return super().encode(value, uri, call)
-        return _encode_contents(value, call, self.upstream)
+        contents = (
+            _encode_contents(value, call, self.upstream) if type(value) is bytes else super().encode(value, uri, call)
+        )
+        call.meta = with_origin(call.meta, self.upstream.config.name)
+        return contents
 
     @override
     def unwrap(self, value: Any) -> Any:

@@ -6,7 +6,13 @@ without a table, so any worker can resolve names that another one listed.
 
 import re
 import unicodedata
+from typing import Any
 
+from millstream._protocol.json_schema import is_array, members
+
+ORIGIN = "millstream.gateway/upstream"
+"""Member of `_meta` of listed items and read resources: the names of their upstream and of the upstreams behind it."""
+_MAX_DEPTH, _MAX_NAME = 8, 64
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
 _SEPARATOR = "://"
@@ -28,6 +34,17 @@ def fold(name: str) -> str:
     """Return a name without what readers overlook: case, width, accents, separators, and letters of other scripts."""
     text = unicodedata.normalize("NFKC", name).translate(_CAPITALS).casefold()
     return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
+
+
+def with_origin(meta: object, upstream: str) -> dict[str, Any]:
+    """Return the `_meta` of something that an upstream sent, with its origin.
+
+    An upstream can't claim another origin: what it writes there only extends its own name, as a gateway does.
+    """
+    found = members(meta)
+    inner = found.get(ORIGIN)
+    path = [each[:_MAX_NAME] for each in inner if isinstance(each, str)] if is_array(inner) else []
+    return {**found, ORIGIN: [upstream, *path][:_MAX_DEPTH]}
 
 
 class Names:

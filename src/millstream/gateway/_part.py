@@ -19,6 +19,7 @@ from millstream.gateway._catalog import METHODS, Catalog, Description
 from millstream.gateway._cycles import CAPABILITY, Announcement, find_loops, identity, leads_back, read_announcement
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
+from millstream.gateway._names import with_origin
 from millstream.gateway._page import GatewayReports
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import AcceptedFile, Pins
@@ -284,7 +285,8 @@ class GatewayPart:
             if (kind, name) in wanted:
                 upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
                 continue
-            wanted[kind, name] = own_name, description
+            meta = with_origin(description.get("_meta"), upstream.config.name)
+            wanted[kind, name] = own_name, {**description, "_meta": meta}
         changed = set(announced)
         self._warn_of_names(upstream, [name for kind, name in wanted if kind == "tools"])
         for kind in METHODS:

@@ -3,16 +3,21 @@
 
 import { element, labelOf, pretty } from "../dom.js";
 import { jsonBlock } from "../render/json.js";
-import { icon } from "../shell/icons.js";
+import { guard } from "../shell/guard.js";
 import { Bridge, MIME } from "./bridge.js";
 
 const MAX_HTML = 5 * 1024 * 1024;
 const MAX_EVENTS = 50;
+const MAX_QUESTION = 2_000; // characters
 const MAX_SHOWN = 16 * 1024; // characters of an app's data
 const HEIGHTS = [80, 900];
 const TEARDOWN_MS = 300;
 const DOMAIN = /^((https?|wss?):\/\/(\*\.)?[A-Za-z0-9.-]{1,253}(:\d{1,5})?|(https?|wss?):\/\/\[[0-9a-fA-F:]+\](:\d{1,5})?)$/;
+const ORIGIN = "millstream.gateway/upstream"; // `_meta` of a gateway's items and results
 const KINDS = { connectDomains: ["connect", "connects to"], resourceDomains: ["resource", "loads from"], frameDomains: ["frame", "embeds"], baseUriDomains: ["base", "resolves addresses below"] };
+
+/** Escape characters that can't be seen, or that change what's seen. */
+const visible = (text) => text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (each) => `\\u{${each.codePointAt(0).toString(16)}}`);
 
 const openApps = new Set(); // close functions
 
@@ -21,6 +26,11 @@ export const appOf = (tool) => {
   const uri = tool._meta?.ui?.resourceUri ?? tool._meta?.["ui/resourceUri"];
   return typeof uri === "string" && uri.startsWith("ui://") ? uri : "";
 };
+
+/** Return the names of the upstream that an item or a result comes from, and of those behind it; [] for the server's own. */
+export const originOf = ({ _meta }) => [_meta?.[ORIGIN] ?? []].flat().map(String);
+
+const haveSameOrigin = (one, other) => JSON.stringify(originOf(one)) === JSON.stringify(originOf(other));
 
 /** Close all apps, after a short notice to each. */
 export const closeApps = () => Promise.all([...openApps].map((close) => close()));
@@ -56,22 +66,26 @@ function htmlOf({ contents = [] }, uri) {
 }
 
 /**
- * Create the card of an app.
+ * Create the card of an app. An app of this page's server may use everything that the server offers. Any other app may use
+ * only what comes from its own upstream, and needs consent, whatever the hints of its tools say.
  *
  * @param {object} tool
  * @param {object} given arguments of the call
  * @param {object} result
- * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[], own: boolean}} server
- *   `own` is true for this page's server, whose tool hints are trusted; tools of other servers always need consent
+ * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[], host: string}} server
+ *   `host` is the host of another server; "" for this page's server
  */
-export function appCard(tool, given, result, { request, tools, own }) {
+export function appCard(tool, given, result, { request, tools, host: elsewhere }) {
   const uri = appOf(tool);
+  const from = elsewhere || originOf(tool)[0] || ""; // the rest is what that server says
+  const own = !from;
+  const mayUse = (item) => own || haveSameOrigin(item, tool);
   const status = element("p", { className: "soft small" }, "Loading…");
-  const consents = element("div", { className: "app-asks stack tight" });
+  const consents = element("div", { className: "app-asks" });
   const events = element("ol", { className: "app-events" });
   const fold = element("details", { hidden: true }, element("summary", {}, "What the app did"), events);
   const stage = element("div", { className: "app-stage" });
-  const node = element("section", { className: "app stack tight", "aria-label": `App of ${tool.name}` }, element("div", { className: "row" }, element("h3", {}, "App"), element("code", { className: "one-line grow", dir: "auto" }, uri)), status, consents, stage, fold);
+  const node = element("section", { className: "app stack tight", "aria-label": `App of ${tool.name}` }, element("div", { className: "row" }, element("h3", {}, "App"), from ? element("span", { className: "badge one-line", title: `From ${from}` }, from) : "", element("code", { className: "one-line grow", dir: "auto" }, uri)), status, stage, consents, fold);
   const always = new Set();
   let bridge = null;
 
@@ -83,22 +97,32 @@ export function appCard(tool, given, result, { request, tools, own }) {
     if (events.childElementCount > MAX_EVENTS) events.firstChild.remove();
   };
 
-  /** Ask the user for consent. Rejects if they decline. */
-  const requestConsent = (question, value, key = "") => {
-    if (key && always.has(key)) return Promise.resolve();
+  /** Ask the user for consent. Rejects if they decline. With `lasting`, they can also approve all further ones. */
+  const requestConsent = (asked, value, lasting = true) => {
+    const question = visible(asked);
+    if (always.has(question)) return Promise.resolve();
     return new Promise((resolve, reject) => {
+      if (question.length > MAX_QUESTION) throw new Error("This is too long to ask the user.");
       const choice = (text, look, onChoose) => {
         const button = element("button", { type: "button", className: look }, text);
         button.addEventListener("click", () => {
           card.remove();
+          if (!consents.childElementCount) setHeight();
           onChoose();
         });
         return button;
       };
-      const buttons = [choice("Approve", "primary", resolve), ...(key ? [choice("Always", "", () => (always.add(key), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The user declined.")))];
-      const card = element("div", { className: "notice stack tight", role: "group", "aria-label": question }, element("p", { role: "status" }, element("strong", {}, "The app asks: "), question), ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]), element("div", { className: "row" }, ...buttons));
-      consents.append(card);
+      const buttons = [choice("Approve", "primary", resolve), ...(lasting ? [choice("Always", "", () => (always.add(question), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The user declined.")))];
+      const card = element("div", { className: "notice stack tight", role: "group", "aria-label": question }, element("p", { role: "status", dir: "auto" }, element("strong", {}, from ? `The app of ${from} asks: ` : "The app asks: "), question), ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]), element("div", { className: "row" }, ...buttons));
+      consents.append(card); // below the frame, so the card isn't under a pointer in the frame
+      card.scrollIntoView({ block: "nearest" });
+      guard(card, buttons);
     });
+  };
+
+  let wantedHeight = 0;
+  const setHeight = () => {
+    if (wantedHeight && stage.firstChild) stage.firstChild.style.height = `${wantedHeight}px`;
   };
 
   const host = (domains) => ({
@@ -108,19 +132,23 @@ export function appCard(tool, given, result, { request, tools, own }) {
       locale: navigator.language, timeZone: Intl.DateTimeFormat().resolvedOptions().timeZone, userAgent: "millstream-inspect", platform: "web",
       deviceCapabilities: { touch: navigator.maxTouchPoints > 0, hover: matchMedia("(hover: hover)").matches },
     }),
-    tool: (name) => tools().find((each) => each.name === name),
+    tool: (name) => tools().find((each) => each.name === name && mayUse(each)),
     call: async (wanted, values) => {
-      if (!own || wanted.annotations?.readOnlyHint !== true) await requestConsent(`Allow it to call ${wanted.name}?`, values, wanted.name);
+      const trusted = own && !originOf(wanted).length && wanted.annotations?.readOnlyHint === true;
+      if (!trusted) await requestConsent(`Allow it to call ${wanted.name}?`, values);
       logEvent(`Called ${wanted.name}`, values);
       return request("tools/call", { name: wanted.name, arguments: values }, { schema: wanted.inputSchema });
     },
-    read: (wanted) => {
+    read: async (wanted) => {
+      if (!own) await requestConsent(`Allow it to read ${wanted}?`);
       logEvent(`Read ${wanted}`);
-      return request("resources/read", { uri: wanted });
+      const found = await request("resources/read", { uri: wanted });
+      if (!mayUse(found)) throw new Error(`${wanted} isn't a resource of ${from}.`);
+      return found;
     },
     open: async (url) => {
       if (!/^https?:\/\//i.test(url)) throw new Error("This page only opens web addresses.");
-      await requestConsent(`Allow it to open ${url}?`);
+      await requestConsent(`Allow it to open ${url}?`, undefined, false);
       window.open(url, "_blank", "noopener,noreferrer");
       logEvent(`Opened ${url}`);
     },
@@ -129,7 +157,9 @@ export function appCard(tool, given, result, { request, tools, own }) {
     },
     remember: (context) => logEvent("Updated the model's context", context),
     resize: ({ height }) => {
-      if (Number.isFinite(height)) stage.firstChild.style.height = `${Math.min(Math.max(Math.ceil(height), HEIGHTS[0]), HEIGHTS[1])}px`;
+      if (!Number.isFinite(height)) return;
+      wantedHeight = Math.min(Math.max(Math.ceil(height), HEIGHTS[0]), HEIGHTS[1]);
+      if (!consents.childElementCount) setHeight(); // otherwise it could move the buttons under the pointer
     },
     log: (level, data) => logEvent(`Logged (${level.slice(0, 20)})`, data),
     dropped: (reason) => logEvent("A message was dropped", reason),
@@ -154,11 +184,13 @@ export function appCard(tool, given, result, { request, tools, own }) {
   scheme.addEventListener("change", updateTheme);
 
   const start = async () => {
-    const { html, meta } = htmlOf(await request("resources/read", { uri }), uri);
+    const found = await request("resources/read", { uri });
+    if (!haveSameOrigin(found, tool)) throw new Error(`${uri} comes from another server than ${tool.name}.`);
+    const { html, meta } = htmlOf(found, uri);
     if (!openApps.has(close)) return;
     const domains = domainsOf(meta.csp);
     const access = Object.entries(KINDS).filter(([name]) => domains[name].length).map(([name, [, verb]]) => `${verb} ${domains[name].join(", ")}`);
-    status.textContent = access.length ? `In a sandbox. It ${access.join("; ")}.` : "In a sandbox, without network access.";
+    status.textContent = access.length ? `In a sandbox. It ${access.join("; ")}.` : "In a sandbox that blocks its requests to other servers.";
     const query = new URLSearchParams(Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each])));
     const frame = element("iframe", { className: meta.prefersBorder === false ? "" : "bordered", title: `App of ${labelOf(tool)}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: `inspect/app?${query}` });
     bridge = new Bridge(frame, host(domains));

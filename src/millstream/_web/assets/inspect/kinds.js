@@ -67,7 +67,7 @@ function tool(item, values) {
       return result.resultType === "task" ? follow(result, item.name, options) : result;
     },
     draw: (result) => drawContent(result.content ?? []),
-    app: appOf(item) ? (given, result) => appCard(item, given, result, { request, tools: () => offeredTools(), own: !session.via }) : null,
+    app: appOf(item) ? (given, result) => appCard(item, given, result, { request, tools: () => offeredTools(), host: session.via ? new URL(session.via.url).host : "" }) : null,
     extra: [folded("Schemas", ...schemas), folded("Definition", [item, "Definition"])],
   });
 }
