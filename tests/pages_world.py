@@ -139,6 +139,7 @@ def _clear_page(page: Page, url: str, name: str = "") -> bool:
 
 def press(button: Locator) -> None:
     """Press a button that's disabled until it has been in view for a moment. A click by Playwright may scroll it."""
+    button.scroll_into_view_if_needed()
     expect(button).to_be_enabled()
     button.press("Enter")
 

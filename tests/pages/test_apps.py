@@ -84,7 +84,6 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
         asked = page.get_by_role("group", name="Allow it to call refresh?")
         expect(asked).to_contain_text('"count": 2')
         assert find_layout_problems(page) == []
-        asked.scroll_into_view_if_needed()
         press(asked.get_by_role("button", name=choice))
         if rows:
             expect(frame.locator("#rows li")).to_have_text(rows)

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from agent_world import KEY, Answer, ScriptedModel, calls, hangs, repeats, says
 from pages_matrix import find_problems
-from pages_world import OpenPage, find_layout_problems
+from pages_world import OpenPage, find_layout_problems, press
 from processes import free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
@@ -102,18 +102,14 @@ def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
     expect(text.get_by_role("link")).to_have_attribute("href", "https://example.org/a")
     expect(text).to_contain_text("<img src=x onerror=alert(1)>")
     assert find_layout_problems(page) == []
-    for press, word in (("Decline", "Declined"), ("Approve, and don't ask again for this tool", None), (None, None)):
+    for choice, word in (("Decline", "Declined"), ("Approve, and don't ask again for this tool", None), (None, None)):
         ask(page, "Burn it")
         card = page.locator(".answer").last.locator(".call")
-        if press == "Decline":
+        if choice == "Decline":
             expect(card.get_by_role("group", name="Allow burn to run?")).to_contain_text("Burn a book.")
             assert find_layout_problems(page) == []
-            card.get_by_role("button", name=press).tap()
-        elif press:
-            page.get_by_label("Ask the model", exact=True).press("Shift+Tab")
-            button = card.get_by_role("button", name=press)
-            button.focus()
-            button.press("Enter")
+        if choice:
+            press(card.get_by_role("button", name=choice))
         idle(page)
         if word:
             expect(card.locator("summary")).to_contain_text(word)
@@ -144,7 +140,7 @@ def test_the_room_fits_whatever_is_in_it(
             ask(page, text)
             expect(page.get_by_role("button", name="Decline")).to_be_visible()
             found += [f"{state}, asked: {each}" for each in find_problems(page, "playground")]
-            page.get_by_role("button", name="Decline").click()
+            press(page.get_by_role("button", name="Decline"))
             idle(page)
             page.evaluate("document.querySelectorAll('#turns details').forEach((each) => (each.open = true))")
             found += [f"{state}: {each}" for each in find_problems(page, "playground")]
@@ -170,7 +166,7 @@ def test_an_open_question_cannot_be_folded_away(shop: Callable[..., str], open_p
     card = page.locator(".call")
     card.locator("summary").click()
     card.locator("summary").press("Enter")
-    card.get_by_role("button", name="Approve", exact=True).click()
+    press(card.get_by_role("button", name="Approve", exact=True))
     idle(page)
     card.locator("summary").click()
     expect(card.get_by_label("Result", exact=True)).to_have_text("1 is gone")

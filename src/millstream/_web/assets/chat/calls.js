@@ -6,6 +6,7 @@ import { colored, jsonBlock } from "../render/json.js";
 import { looksLikeMarkdown, markdown } from "../render/markdown.js";
 import { schemaForm } from "../schema/form.js";
 import { copyable } from "../shell/copy.js";
+import { guard } from "../shell/guard.js";
 import { icon, swap } from "../shell/icons.js";
 
 const LOOKS = { done: ["check", "good", ""], error: ["alert", "bad", "Tool error"], refused: ["close", "warn", "Declined"], invalid: ["alert", "bad", "Invalid call"], stopped: ["stop", "warn", "Stopped"] };
@@ -50,8 +51,8 @@ export class Card {
     this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // keep a pending question visible
   }
 
-  /** Ask the user to approve the call. */
-  requestApproval(description, decide) {
+  /** Ask the user to approve the call. `server` is the upstream that it goes to, if any. */
+  requestApproval({ description, server }, decide) {
     this.node.open = true;
     this.node.classList.add("asks");
     swap(this.#shown, "help");
@@ -65,9 +66,10 @@ export class Card {
       });
       return button;
     };
-    const buttons = element("div", { className: "row" }, choice("Approve", "approve", "primary"), choice("Approve, and don't ask again for this tool", "always", ""), choice("Decline", "decline", "quiet"));
-    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` }, element("p", { role: "status" }, element("strong", {}, "Allow this call?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), buttons);
+    const buttons = [choice("Approve", "approve", "primary"), choice("Approve, and don't ask again for this tool", "always", ""), choice("Decline", "decline", "quiet")];
+    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` }, element("p", { role: "status", dir: "auto" }, element("strong", {}, server ? `Allow this call to ${server}?` : "Allow this call?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), element("div", { className: "row" }, ...buttons));
     this.#body.append(this.#asked);
+    guard(this.#asked, buttons);
   }
 
   /** Whether approval is pending. */
@@ -127,7 +129,9 @@ export function formCard({ id, message, url, schema }, fill) {
   const address = url && element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, url);
   const accept = element("button", { type: "submit", className: "primary" }, url ? "Open" : "Send");
   const decline = element("button", { type: "button", className: "quiet" }, "Decline");
-  const node = element("form", { className: "call asks form stack tight", noValidate: true, "aria-label": message }, element("p", { dir: "auto", role: "status" }, element("strong", {}, message)), ...(form ? [form.toolbar, form.node, form.summary] : [address]), element("div", { className: "row" }, accept, decline));
+  const buttons = [accept, decline];
+  const node = element("form", { className: "call asks form stack tight", noValidate: true, "aria-label": message }, element("p", { dir: "auto", role: "status" }, element("strong", {}, message)), ...(form ? [form.toolbar, form.node, form.summary] : [address]), element("div", { className: "row" }, ...buttons));
+  guard(node, buttons);
   const end = (values, says) => {
     node.replaceChildren(element("p", { className: "soft small", dir: "auto" }, `${message} ${says}`));
     node.classList.remove("asks");

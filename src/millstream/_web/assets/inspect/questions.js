@@ -4,6 +4,7 @@
 import { $, element, pretty } from "../dom.js";
 import { nodes } from "../render/content.js";
 import { schemaForm } from "../schema/form.js";
+import { guard } from "../shell/guard.js";
 import { roots } from "./settings.js";
 
 let turn = Promise.resolve();
@@ -50,7 +51,7 @@ function put(question, signal) {
     const on = (node, type, handle) => node.addEventListener(type, handle, { signal: over.signal });
     on($("question-form"), "submit", (event) => {
       event.preventDefault();
-      const content = question.accept();
+      const content = $("question-accept").disabled ? null : question.accept();
       if (content !== null) finish(() => content);
     });
     on($("question-decline"), "click", () => finish(() => question.decline()));
@@ -63,6 +64,7 @@ function put(question, signal) {
     if (signal?.aborted) finish(() => { throw signal.reason; });
     else {
       dialog.showModal();
+      guard(dialog, ["question-accept", "question-decline", "question-cancel"].map($), over.signal);
       // Focus the first input, not the content above it.
       [...$("question-body").querySelectorAll("input, select, textarea")].find((each) => each.checkVisibility())?.focus();
     }

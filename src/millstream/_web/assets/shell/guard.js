@@ -9,17 +9,23 @@ function isUncovered(button) {
   return button.contains(document.elementFromPoint(left + width / 2, top + height / 2));
 }
 
-/** Enable the buttons of `node` whenever they have been in view at the same place for 600 ms, while it's in the document. */
-export function guard(node, buttons) {
-  let since = 0;
-  let last = 0;
-  let place = "";
+/**
+ * Enable the buttons of `node` when they have been in view at the same place for 600 ms, or while the focus is in it.
+ *
+ * @param {Element} node
+ * @param {HTMLButtonElement[]} buttons
+ * @param {AbortSignal} [signal] ends the watch; removing the node does, too
+ */
+export function guard(node, buttons, signal) {
+  let [since, last, place] = [0, 0, ""];
   const disable = (disabled) => buttons.forEach((each) => each.disabled === disabled || (each.disabled = disabled));
   const look = (now) => {
-    if (!node.isConnected) return;
+    if (!node.isConnected || !buttons[0].isConnected || signal?.aborted) return;
     const { left, top, width, height } = node.getBoundingClientRect();
-    const current = buttons.every(isUncovered) ? [left, top, width, height].join(" ") : "";
-    if (!current || current !== place || now - last > SEEN_MS) since = now; // frames stop while the tab is hidden
+    const current = [left, top, width, height].join(" ");
+    const moved = current !== place || !buttons.every(isUncovered);
+    const paused = now - last > SEEN_MS; // frames stop while the tab is hidden
+    if (!place || paused || (moved && !node.contains(document.activeElement))) since = now;
     [place, last] = [current, now];
     disable(now - since < SEEN_MS);
     requestAnimationFrame(look);
