@@ -103,10 +103,6 @@ class UpstreamReports(Protocol):
         """Return the offers and quarantined definitions of an upstream, or None if it doesn't exist."""
         ...
 
-    def upstream_of(self, tool: str) -> str:
-        """Return the name of a tool's upstream, or "" if there's none."""
-        ...
-
 
 class RouteRegistry:
     """The paths that parts serve."""

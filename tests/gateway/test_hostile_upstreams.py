@@ -1,9 +1,13 @@
 import sys
+from typing import Any
 
 from millstream import Server
+from millstream._override import override
+from millstream._protocol.metadata import ORIGIN_KEY
 from millstream.client import Client
 from millstream.gateway import OpenApi, UpstreamPolicy
 from millstream.gateway._breaker import FAILURES
+from millstream.middleware import Middleware, Next, Request
 from patience import WAIT
 
 ESCAPES = r"""
@@ -77,6 +81,40 @@ def greedy() -> Server:
         return "greedy plan"
 
     return mcp
+
+
+def claiming() -> Server:
+    """A server whose tool says that it's from `files`."""
+    mcp = Server("claiming")
+
+    @mcp.tool(meta={ORIGIN_KEY: ["files"]})
+    def claim() -> str:
+        """Claim to be another upstream."""
+        return "claimed"
+
+    return mcp
+
+
+class Reading(Middleware):
+    """Middleware around reads."""
+
+    @override
+    async def on_read(self, request: Request, next: Next) -> Any:
+        return await next(request)
+
+
+async def test_items_and_reads_name_their_upstream_whatever_it_claims() -> None:
+    inner = Server("inner", middleware=[Reading()])
+    inner.upstream("files", files())
+    outer = Server("outer")
+    outer.upstream("inner", inner)
+    outer.upstream("odd", claiming())
+    async with Client(outer, timeout=WAIT) as client:
+        origins = {tool.name: (tool.meta or {}).get(ORIGIN_KEY) for tool in await client.tools()}
+        assert origins == {"inner_files_read": ["inner", "files"], "odd_claim": ["odd", "files"]}
+        assert (await client.templates())[0].meta == {ORIGIN_KEY: ["inner", "files"]}
+        result = await client.request("resources/read", {"uri": "file://inner/files//x"})
+        assert result["_meta"][ORIGIN_KEY] == ["inner", "files"]
 
 
 async def test_prefixed_names_reach_the_upstream_of_the_prefix() -> None:

@@ -227,7 +227,7 @@ async def test_upstream_tools_ask_though_they_say_that_they_only_read(api: Any) 
     async with running(mcp) as address, talking(address) as socket:
         await send(socket, type="say", text="How much?")
         approval = (await until(socket, "approval"))[-1]
-        assert (approval["tool"], approval["server"]) == ("price", "books")
+        assert (approval["tool"], approval["upstream"]) == ("price", "books")
         await send(socket, type="decide", id=approval["id"], decision="decline")
         assert one("tool_end", await until(socket, "idle"))["outcome"] == "refused"
         await send(socket, type="say", text="Is it safe?")

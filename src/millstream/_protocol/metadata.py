@@ -19,6 +19,8 @@ CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
 LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 SERVER_KEY = "io.modelcontextprotocol/serverInfo"
+ORIGIN_KEY = "millstream.gateway/upstream"
+"""Member of `_meta` of what a gateway lists and reads: the names of its upstream and of those behind it."""
 SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
 
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]

@@ -114,7 +114,7 @@ class Playground:
 
     __slots__ = (
         "_configuration", "_configuration_error", "_dispatcher", "_guard", "_is_local", "_name", "_open_counts",
-        "_server", "_upstream_of",
+        "_server",
     )  # fmt: skip
 
     def __init__(
@@ -125,7 +125,6 @@ class Playground:
         guard: "AuthGuard | None",
         *,
         is_local: Callable[[str, Mapping[bytes, bytes]], bool],
-        upstream_of: Callable[[str], str],
         environment: Mapping[str, str] | None = None,
         file: str = ".env",
     ) -> None:
@@ -137,8 +136,6 @@ class Playground:
             dispatcher: executes the calls.
             guard: guard in front of every path; None if callers don't sign in.
             is_local: returns whether a peer address and headers belong to a program on this machine.
-            upstream_of: returns the name of a tool's upstream, or "" for the server's own tools. Tools of upstreams
-                require approval even if they're marked as read-only.
             environment: variables that configure the model, as for `millstream chat`.
             file: `.env` file with further variables.
         """
@@ -147,7 +144,6 @@ class Playground:
         self._dispatcher = dispatcher
         self._guard = guard
         self._is_local = is_local
-        self._upstream_of = upstream_of
         self._configuration_error = ""
         environment = os.environ if environment is None else environment
         try:
@@ -207,14 +203,9 @@ class Playground:
             self._open_counts += Counter()  # removes zero counts
 
         self._open_counts[owner] += 1
-        server = ServerAt(target, name=self._name, trusts_hints=lambda tool: not self._upstream_of(tool))
+        server = ServerAt(target, name=self._name)
         return PlaygroundConversation(
-            server,
-            self.model,
-            outbox,
-            on_close,
-            max_depth=self._dispatcher.services.settings.max_depth,
-            upstream_of=self._upstream_of,
+            server, self.model, outbox, on_close, max_depth=self._dispatcher.services.settings.max_depth
         )
 
 
@@ -223,7 +214,7 @@ class PlaygroundConversation:
 
     __slots__ = (
         "_agent", "_always", "_last_id", "_max_depth", "_model", "_on_close", "_open_questions", "_outbox", "_server",
-        "_start_times", "_task", "_turns", "_upstream_of",
+        "_start_times", "_task", "_turns",
     )  # fmt: skip
 
     def __init__(
@@ -234,7 +225,6 @@ class PlaygroundConversation:
         on_close: Callable[[], None],
         *,
         max_depth: int,
-        upstream_of: Callable[[str], str],
     ) -> None:
         # Configuration
         self._server = server
@@ -242,7 +232,6 @@ class PlaygroundConversation:
         self._outbox = outbox
         self._on_close = on_close
         self._max_depth = max_depth
-        self._upstream_of = upstream_of
         # State
         self._agent: Agent | None = None
         self._task: asyncio.Task[None] | None = None
@@ -352,8 +341,7 @@ class PlaygroundConversation:
         key = request.kind, request.tool
         if key in self._always:
             return True
-        named = {**msgspec.to_builtins(request), "server": self._upstream_of(request.tool)}
-        decision = await self._ask("approval", named)
+        decision = await self._ask("approval", msgspec.to_builtins(request))
         if decision == "always":
             self._always.add(key)
         return decision in ("approve", "always")

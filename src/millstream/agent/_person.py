@@ -20,6 +20,10 @@ class Approval(Struct, frozen=True, kw_only=True):
     tool: str = ""
     description: str = ""
     arguments: Mapping[str, Any] = {}
+    upstream: str = ""
+    """If the server is a gateway, the name of the upstream that it says the tool comes from."""
+    read_only: bool = False
+    """Whether the tool is marked as read-only, by a server whose hints aren't trusted."""
     text: str = ""
     """The server's request to the model."""
 

@@ -29,8 +29,9 @@ class ServerAt(Struct, frozen=True):
     timeout: float = 60.0
     options: Options | None = None
     revision: str | None = None
-    trusts_hints: Callable[[str], bool] = lambda tool: True
-    """Returns whether a tool that's marked as read-only may run without approval: ``lambda tool: tool == "price"``."""
+    trusts_hints: Callable[[str], bool] | None = None
+    """Returns whether a tool that's marked as read-only may run without approval: ``lambda tool: tool == "price"``. By
+    default, all may, except those of a gateway's upstreams."""
 
 
 class ConnectedServer(Struct, frozen=True, eq=False):
@@ -38,7 +39,7 @@ class ConnectedServer(Struct, frozen=True, eq=False):
 
     name: str
     client: Client
-    trusts_hints: Callable[[str], bool]
+    trusts_hints: Callable[[str], bool] | None
 
 
 Servers = Sequence[Target | ServerAt] | Mapping[str, Any]

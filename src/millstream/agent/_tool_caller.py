@@ -9,8 +9,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._protocol.json_schema import is_object
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import encode
+from millstream._protocol.metadata import ORIGIN_KEY
 from millstream.agent._answer import Emit
 from millstream.agent._content import Part, cut, show_result
 from millstream.agent._events import Outcome, ToolEnd, ToolProgress, ToolStart
@@ -61,8 +62,22 @@ class ToolCaller:
             return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
         encoded = json.dumps(arguments, ensure_ascii=False)
         described = tool.description
-        ask = needs_approval(described.annotations) or not tool.server.trusts_hints(described.name)
-        if ask and not await self._person.allows(_approval(tool, arguments)):
+        origin = members(described.meta).get(ORIGIN_KEY)
+        upstream = next((str(each) for each in origin), "") if is_array(origin) else ""
+        read_only = not needs_approval(described.annotations)
+        trusts = tool.server.trusts_hints
+        trusted = read_only and (not upstream if trusts is None else trusts(described.name))
+        if not trusted and not await self._person.allows(
+            Approval(
+                kind="tool",
+                server=tool.server.name,
+                tool=described.name,
+                description=described.description or described.title or "",
+                arguments=arguments,
+                upstream=upstream,
+                read_only=read_only,
+            )
+        ):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
             return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "refused")
         async with self._room:
@@ -114,13 +129,3 @@ def read_arguments(text: str) -> dict[str, Any]:
         raise Unreadable(f"The arguments contain a character that can't be encoded ({exc}).") from exc
     return found
 
-
-def _approval(tool: AgentTool, arguments: dict[str, Any]) -> Approval:
-    described = tool.description
-    return Approval(
-        kind="tool",
-        server=tool.server.name,
-        tool=described.name,
-        description=described.description or described.title or "",
-        arguments=arguments,
-    )

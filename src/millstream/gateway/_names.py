@@ -9,9 +9,8 @@ import unicodedata
 from typing import Any
 
 from millstream._protocol.json_schema import is_array, members
+from millstream._protocol.metadata import ORIGIN_KEY
 
-ORIGIN = "millstream.gateway/upstream"
-"""Member of `_meta` of listed items and read resources: the names of their upstream and of the upstreams behind it."""
 _MAX_DEPTH, _MAX_NAME = 8, 64
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
@@ -42,9 +41,9 @@ def with_origin(meta: object, upstream: str) -> dict[str, Any]:
     An upstream can't claim another origin: what it writes there only extends its own name, as a gateway does.
     """
     found = members(meta)
-    inner = found.get(ORIGIN)
+    inner = found.get(ORIGIN_KEY)
     path = [each[:_MAX_NAME] for each in inner if isinstance(each, str)] if is_array(inner) else []
-    return {**found, ORIGIN: [upstream, *path][:_MAX_DEPTH]}
+    return {**found, ORIGIN_KEY: [upstream, *path][:_MAX_DEPTH]}
 
 
 class Names:

@@ -69,11 +69,6 @@ class GatewayReports:
             "quarantined": [msgspec.to_builtins(each) for each in upstream.quarantined[:MAX_ITEMS]],
         }
 
-    def upstream_of(self, tool: str) -> str:
-        """Return the name of a tool's upstream, or "" if there's none."""
-        found = self._items.get(("tools", tool))
-        return "" if found is None else found[0].config.name
-
     def _tools(self, upstream: Upstream) -> Iterator[tuple[str, Description]]:
         for (kind, name), (owner, (_, description)) in self._items.items():
             if owner is upstream and kind == "tools":

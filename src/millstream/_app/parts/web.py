@@ -101,7 +101,6 @@ def _serve(host: Host, definition: Definition) -> None:
         host.dispatcher,
         host.guard,
         is_local=host.is_local,
-        upstream_of=lambda tool: "" if host.gateway is None else host.gateway.upstream_of(tool),
     )
     socket = WebSocketRoute(
         host.dispatcher, None, host.policy, host.streams, guard=playground.admit, dialect=playground.open

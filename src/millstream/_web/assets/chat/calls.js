@@ -51,8 +51,8 @@ export class Card {
     this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // keep a pending question visible
   }
 
-  /** Ask the user to approve the call. `server` is the upstream that it goes to, if any. */
-  requestApproval({ description, server }, decide) {
+  /** Ask the user to approve the call. `upstream` is the one that it goes to, if any. */
+  requestApproval({ description, upstream }, decide) {
     this.node.open = true;
     this.node.classList.add("asks");
     swap(this.#shown, "help");
@@ -67,7 +67,7 @@ export class Card {
       return button;
     };
     const buttons = [choice("Approve", "approve", "primary"), choice("Approve, and don't ask again for this tool", "always", ""), choice("Decline", "decline", "quiet")];
-    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` }, element("p", { role: "status", dir: "auto" }, element("strong", {}, server ? `Allow this call to ${server}?` : "Allow this call?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), element("div", { className: "row" }, ...buttons));
+    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` }, element("p", { role: "status", dir: "auto" }, element("strong", {}, upstream ? `Allow this call to ${upstream}?` : "Allow this call?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), element("div", { className: "row" }, ...buttons));
     this.#body.append(this.#asked);
     guard(this.#asked, buttons);
   }

@@ -85,10 +85,10 @@ const HANDLERS = {
     turn.text = null;
     write($("activity"), `${reason} Trying again in ${Math.ceil(seconds)} s.`);
   },
-  approval: ({ id, kind, tool, server, description, arguments: given, text }) => {
+  approval: ({ id, kind, tool, upstream, description, arguments: given, text }) => {
     write($("activity"), "The model is waiting for you.");
     const card = new Card({ tool: kind === "sampling" ? "The server wants to ask the model" : tool, given: kind === "sampling" ? { text } : given });
-    card.requestApproval({ description, server }, (decision) => {
+    card.requestApproval({ description, upstream }, (decision) => {
       send({ type: "decide", id, decision });
       write($("activity"), "The model is working…");
       if (kind === "sampling") card.settle({ outcome: decision === "decline" ? "refused" : "done", text: "" });
