@@ -100,8 +100,10 @@ def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> 
     entry["env"] = {"PYTHONPATH": str(ROOT / "tests")}  # type: ignore[assignment]
     (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"north": entry, "south": entry}}))
     script = (calls(("south__price", '{"isbn": "1"}')), says("So."))
-    done = chat("mcp.json", "-m", "How much?", folder=tmp_path, script=script)
+    done = chat("mcp.json", "-m", "How much?", "--yes", folder=tmp_path, script=script)
     assert done.err.splitlines()[-1] == "done\tsouth\tprice\t1"
+    done = chat("mcp.json", "-m", "How much?", folder=tmp_path, script=script)
+    assert "price wasn't allowed, because there's no terminal to ask on. Use --yes" in done.err
 
 
 @pytest.fixture(scope="module")

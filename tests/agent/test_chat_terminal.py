@@ -97,6 +97,18 @@ def test_tools_can_be_approved_once_or_always(chat: Chat) -> None:
     assert "✗ The user didn't allow this call." in text
 
 
+def test_read_only_tools_of_several_servers_are_approved_once(chat: Chat) -> None:
+    price = calls(("shop__price", '{"isbn": "1"}'))
+    shown = chat(price, says("Four."), price, says("Still four."), options=(SHOP,))
+    shown.until("\n>")
+    shown.type("How much?")
+    shown.until("The model wants to run price of shop", "It's marked as read-only, so you're asked only once.", "Allow it?")
+    shown.type("yes")
+    shown.until("Four.", "\n>")
+    shown.type("And now?")
+    assert "\n".join(shown.until("Still four.", "\n>")).count("Allow it?") == 1
+
+
 def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
     shown = chat(calls(("deliver", "{}")), says("On its way."), calls(("deliver", "{}")), says("A pity."))
     shown.until("\n>")

@@ -45,7 +45,10 @@ class ConsolePrompts:
                 self._always.add((request.server, request.tool))
                 return True
             if answer in ("y", "yes", "n", "no", ""):
-                return answer.startswith("y")
+                allowed = answer.startswith("y")
+                if allowed and request.read_only:
+                    self._always.add((request.server, request.tool))
+                return allowed
 
     def fill_in(self, server: str, question: Question) -> ElicitAnswer:
         """Ask for the values of a form; ``/no`` in any field declines."""
@@ -114,7 +117,10 @@ def _describe(request: Approval) -> list[str]:
     if request.kind == "sampling":
         return [f"{request.server} wants to ask the model: {safe(one_line(request.text))}"]
     about = f" ({one_line(request.description)[:200]})" if request.description else ""
-    lines = [f"The model wants to run {one_line(request.tool)} of {one_line(request.server)}{about}:"]
+    upstream = f", upstream {one_line(request.upstream)}" if request.upstream else ""
+    lines = [f"The model wants to run {one_line(request.tool)} of {one_line(request.server)}{upstream}{about}:"]
+    if request.read_only:
+        lines.append("  It's marked as read-only, so you're asked only once.")
     return lines + [
         f"  {one_line(name)}: {safe(one_line(json.dumps(value, ensure_ascii=False)))}"
         for name, value in request.arguments.items()

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
+from msgspec import structs
 
 from millstream._cli.chat.console_prompts import ConsolePrompts
 from millstream._cli.chat.conversation import AnswerStopped, ChatSession
@@ -23,6 +24,7 @@ from millstream._cli.console import ask
 from millstream._cli.output import close_stderr
 from millstream._cli.signals import INTERRUPTED, interrupt_reads
 from millstream._cli.tables import one_line, print_rows, print_text
+from millstream._http.hosts import is_loopback
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
 from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied, ModelUnreachable
@@ -31,6 +33,7 @@ from millstream.agent._limits import Limits
 from millstream.agent._servers import ServerAt
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._options import Options
+from millstream.client._targets import Remote, find
 from millstream.client._targets import servers as entries_of
 
 
@@ -107,7 +110,8 @@ def chat(  # noqa: PLR0913  the options of the command
     from AZURE_OPENAI_ENDPOINT, AZURE_OPENAI_API_KEY, and OPENAI_API_VERSION. The environment takes precedence over
     `.env`. A model such as anthropic:claude-sonnet-4-5 or google:gemini-2.5-pro uses the key of its provider, such as
     ANTHROPIC_API_KEY. MCP_SERVER_AUTH_KEY is only sent to the server of MCP_SERVER_URL. You're asked before tools run
-    that aren't marked as read-only.
+    that aren't marked as read-only. Tools marked as read-only run without a question if they're those of a single server
+    on this machine; otherwise, you're asked once for each.
 
     **Examples**
 
@@ -134,6 +138,8 @@ def chat(  # noqa: PLR0913  the options of the command
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers, configuration)
+        if len(places) > 1 or _is_remote(places[0]):  # what one of them returns could reach another
+            places = [structs.replace(each, trusts_hints=lambda tool: False) for each in places]
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_rounds=max_rounds, max_tokens=max_tokens)
@@ -208,6 +214,11 @@ def _places(
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(reach(text, "", headers={**key, **headers}))
     return places
+
+
+def _is_remote(place: ServerAt) -> bool:
+    found = find(place.target, env={}, cwd=None)
+    return isinstance(found, Remote) and not is_loopback(found.url.host)
 
 
 def _read_line(prompt: str) -> str:
