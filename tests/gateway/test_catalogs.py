@@ -8,6 +8,7 @@ import pytest
 
 from gateway.content_server import make_library
 from millstream import Server
+from millstream._protocol.metadata import ORIGIN_KEY
 from millstream.client import Client
 from millstream.client._server_messages import Change
 from patience import WAIT
@@ -127,9 +128,10 @@ for line in sys.stdin:
 async def test_unusable_descriptions_are_dropped() -> None:
     async with Client(make_gateway([sys.executable, "-c", ODD]), timeout=WAIT) as client:
         tool, bare = (await client.request("tools/list"))["tools"]
-        named = {"name": "shop_good", "_meta": {"x": 1}, "future": [1]}
+        origin = {ORIGIN_KEY: ["shop"]}
+        named = {"name": "shop_good", "_meta": {"x": 1, **origin}, "future": [1]}
         assert tool == {**named, "inputSchema": {"type": "object"}}
-        assert bare == {"name": "shop_bare", "inputSchema": {"type": "object"}}
+        assert bare == {"name": "shop_bare", "_meta": origin, "inputSchema": {"type": "object"}}
         result = await client.call("shop_good", raise_on_error=False)
         assert result.is_error
 

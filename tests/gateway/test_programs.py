@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from millstream import Client
+from millstream._protocol.metadata import ORIGIN_KEY
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import Options, ToolFailed
 from patience import WAIT
@@ -49,14 +50,19 @@ async def get(url: str, method: str = "GET", headers: dict[str, str] | None = No
         return await client.request(method, url, headers=headers)
 
 
+def without_origin(item: dict[str, Any]) -> dict[str, Any]:
+    meta = {key: value for key, value in item.get("_meta", {}).items() if key != ORIGIN_KEY}
+    return {**item, "_meta": meta} if meta else {key: value for key, value in item.items() if key != "_meta"}
+
+
 async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
-    """Return a server's lists without the members that differ between revisions."""
+    """Return a server's lists without the members that differ between revisions, and what the gateway adds to `_meta`."""
     async with asyncio.timeout(WAIT), Client(target, revision=revision, timeout=WAIT) as client:
         found = {}
         for method in (each for each in LISTS if each.partition("/")[0] in client.capabilities):
             result = await client.request(method)
             key = next(name for name in result if isinstance(result[name], list))
-            found[key] = result[key]
+            found[key] = [without_origin(each) for each in result[key]]
         return {"name": client.server.name, "instructions": client.instructions, **found}
 
 
