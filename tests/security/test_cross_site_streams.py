@@ -80,6 +80,30 @@ async def test_same_site_pages_allowed_origins_and_programs_get_streams(path: st
             assert await status(wire, path, fields) not in (403, 421), fields
 
 
+CHROME = (
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) HeadlessChrome/156.0.8078.79 Safari/537.36"
+)
+IMAGE = {
+    "user-agent": CHROME,
+    "accept": "image/jxl,image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8",
+    "accept-encoding": "gzip, deflate",
+}
+"""Headers of an image that Chromium loads without TLS from a host that isn't loopback."""
+
+
+@WAYS
+@for_each("path", STREAMS[:-1])  # the dashboard is only for this machine
+async def test_streams_are_refused_to_pages_that_browsers_do_not_identify(path: str, way: str) -> None:
+    async with run_wire(make_server(), way) as wire:
+        for host in ("0.0.0.0:8000", "[::]:8000", "192.168.1.5:8000"):
+            fetched = {**IMAGE, "host": host, "accept": "text/event-stream"}
+            for fields in ({**IMAGE, "host": host}, fetched, {**fetched, "referer": "http://evil.example/"}):
+                assert await status(wire, path, fields) == 403
+            own = {**fetched, "referer": f"http://{host}/chat"}
+            for fields in (own, {**fetched, "user-agent": "curl/8.5.0"}):
+                assert await status(wire, path, fields) not in (403, 421), fields
+
+
 @WAYS
 async def test_cross_site_links_open_pages(way: str) -> None:
     async with run_wire(make_server(), way) as wire:

@@ -33,7 +33,12 @@ _MAX_LOGGED = 64
 _CACHE_SIZE = 64
 """Cache size for hosts and addresses. Most requests use one of a few."""
 
+_BROWSER = b"Mozilla/"
+"""Beginning of the `User-Agent` of every browser, which pages can't change without a preflight."""
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin that is listed in `allowed_origins`.")
+_UNPROVEN = refusal(
+    403, "Any site could have caused this request. Use HTTPS, or open it from a page of this server that sends a Referer."
+)
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
     b"authorization, content-type, accept, mcp-protocol-version, mcp-method, mcp-name, mcp-session-id, last-event-id"
@@ -328,11 +333,27 @@ def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
     return headers.get(b"sec-fetch-site") == b"cross-site" and b"origin" not in headers
 
 
+def _is_unproven(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a browser sent a request that a page of any site could have caused.
+
+    Without TLS, browsers send Fetch Metadata only to loopback hosts. Elsewhere, a `Referer` shows that the page is ours.
+    """
+    if b"sec-fetch-site" in headers or b"origin" in headers or not headers.get(b"user-agent", b"").startswith(_BROWSER):
+        return False
+    host = headers.get(b"host", b"").lower()
+    own = parse_authority(host)
+    if own is None or own.loopback:
+        return False
+    return headers.get(b"referer", b"").lower().partition(b"://")[2].partition(b"/")[0] != host
+
+
 def require_same_site(handler: Handler) -> Handler:
     """Wrap a GET handler with effects, such as opening a stream, to refuse links, images, and frames of other sites."""
 
     async def handle(request: HttpRequest) -> Response | Sink | None:
-        return _CROSS_SITE if is_cross_site(request.headers) else await handler(request)
+        if is_cross_site(request.headers):
+            return _CROSS_SITE
+        return _UNPROVEN if _is_unproven(request.headers) else await handler(request)
 
     return handle
 

@@ -46,7 +46,7 @@ _PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)">[^\n]*\n')
 _FOREVER = b"cache-control: public, max-age=31536000, immutable\r\n"
 _REVALIDATE = b"cache-control: no-cache\r\n"
 _SECURITY_HEADERS = (
-    f"content-security-policy: {POLICY}\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+    f"content-security-policy: {POLICY}\r\nx-content-type-options: nosniff\r\nreferrer-policy: same-origin\r\n"
     "cross-origin-opener-policy: same-origin\r\ncross-origin-resource-policy: same-origin\r\n"
 ).encode()
 _NOT_FOUND = Response(b"Not found.\n", 404, b"content-type: text/plain; charset=utf-8\r\n" + _SECURITY_HEADERS)
