@@ -262,8 +262,21 @@ async def test_remote_servers_cannot_open_loopback_urls(
         assert here.requests == []
 
 
-async def test_every_loopback_name_is_recognized() -> None:
-    for host in ("localhost", "a.localhost", "127.0.0.2", "0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"):  # noqa: S104
-        with pytest.raises(AccessDenied, match="on this machine"):
-            refuse_local(f"https://{host}/authorize", parse("https://mcp.test/mcp"))
-    assert refuse_local("https://10.0.0.1/", parse("https://mcp.test/mcp")) == "https://10.0.0.1/"
+async def test_servers_name_nothing_closer_than_themselves() -> None:
+    remote, near, here = "mcp.test", "192.168.1.5", "127.0.0.1"
+    local = ["localhost", "a.localhost", "127.0.0.2", "127.1", "0x7f000001", "2130706433", "localhost."]
+    local += ["0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"]  # noqa: S104
+    private = ["10.0.0.1", "[::ffff:10.0.0.1]", "[fe80::1]", "[fd00::1]", "169.254.169.254", "0xa000001", "router"]
+    private.append("printer.local")
+    for hosts, refused, allowed, text in (
+        (local, (remote, near), (here,), "on this machine"),
+        (private, (remote,), (near, here), "in a private network"),
+        (["login.test", "8.8.8.8"], (), (remote, near, here), ""),
+    ):
+        for host in hosts:
+            place = f"https://{host}/authorize"
+            for server in refused:
+                with pytest.raises(AccessDenied, match=text):
+                    refuse_local(place, parse(f"https://{server}/mcp"))
+            for server in allowed:
+                assert refuse_local(place, parse(f"https://{server}/mcp")) == place

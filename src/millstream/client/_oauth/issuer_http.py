@@ -2,7 +2,8 @@
 
 import ssl
 from collections.abc import Mapping
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
+from socket import inet_aton
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -10,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.client.connection import HttpReply
-from millstream._http.client.dial import AddressRefused, Dial
+from millstream._http.client.dial import AddressRefused, Dial, is_public
 from millstream._http.client.fetch import request
 from millstream._http.client.url import Url, parse
 from millstream.client._errors import AccessDenied, BadAnswer, ConnectFailed, ConnectionLost, TargetError
@@ -85,29 +86,37 @@ def parse_secure(url: str) -> Url:
 
 
 def refuse_local(place: str, named_by: Url) -> str:
-    """Return a URL that another server names, after checking that a remote server doesn't name a local one. Local
-    services may trust local requests.
+    """Return a URL that another server names, after checking that it's no closer to this machine than that server.
+    Services of this machine and of its network may trust requests that come from there, such as a browser's.
 
     Raises:
-        AccessDenied: the URL is local, and the server isn't.
+        AccessDenied: the URL is on this machine and the server isn't, or it's in a private network and the server is in
+            neither.
     """
     try:
-        here = _is_here(parse(place).host)
+        distance = _distance(parse(place).host)
     except TargetError:
         return place  # nothing can be sent there
-    if here and not _is_here(named_by.host):
-        raise AccessDenied(f"{named_by} refers to {place} on this machine, which a remote server may not do.", 401)
+    if distance < _distance(named_by.host):
+        where = ("on this machine", "in a private network")[distance]
+        raise AccessDenied(f"{named_by} refers to {place} {where}, which a remote server may not do.", 401)
     return place
 
 
-def _is_here(host: str) -> bool:
-    """Return whether a host is any name of this machine, including 0.0.0.0 and 127.0.0.2."""
+def _distance(host: str) -> int:
+    """Return 0 for any name of this machine, 1 for one in a private network, and 2 for one on the Internet."""
+    host = host.removesuffix(".")
     try:
-        address = ip_address(host)
+        address = ip_address(host.partition("%")[0])
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return bool(mapped.is_loopback or mapped.is_unspecified)
+        try:
+            address = IPv4Address(inet_aton(host))  # browsers read 127.1, 0x7f000001, and 2130706433
+        except (OSError, ValueError):
+            if host == "localhost" or host.endswith(".localhost"):
+                return 0
+            return 1 if "." not in host or host.endswith((".local", ".home.arpa")) else 2
+    address = getattr(address, "ipv4_mapped", None) or address
+    return 0 if address.is_loopback or address.is_unspecified else 2 if is_public(str(address)) else 1
 
 
 async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T | None:
