@@ -10,6 +10,7 @@ import pytest
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
 from millstream._cli.chat.console_prompts import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen
+from millstream._cli.chat.terminal import TerminalScreen
 from millstream.agent._events import Delta
 from millstream.agent._person import Approval
 from processes import ROOT
@@ -189,6 +190,16 @@ def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
         PlainScreen().show(Delta("two \x1b]52;c;cm0=\x07red"))
         monkeypatch.undo()
         assert seen.read(100) == "two \ufffd]52;c;cm0=\ufffdred".encode()
+
+
+def test_blocks_with_many_marks_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = TerminalScreen()
+    for text in ("*_" * 10_000, "**bold**"):
+        screen.show(Delta(text))
+        screen.pause()
+    printed = capsys.readouterr().out
+    assert printed.count("*") == 10_000
+    assert "bold" in printed
 
 
 def test_tool_names_cannot_add_lines_to_approvals() -> None:

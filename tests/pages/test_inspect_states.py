@@ -233,14 +233,23 @@ def test_hostile_markdown_is_shown_as_text(crowd: str, open_page: OpenPage) -> N
     expect(result(page).get_by_role("heading", name="Note 1")).to_be_visible()
 
 
+SIZES_OF_MARKDOWN = """async (text) => {
+  const root = document.createElement("div");
+  root.append(...(await import("./assets/render/markdown.js")).markdown(text));
+  let [elements, depth, level] = [0, 0, [...root.children]];
+  for (; level.length; level = level.flatMap((each) => [...each.children])) [elements, depth] = [elements + level.length, depth + 1];
+  return [elements, depth];
+}"""
+"""Elements of Markdown, and how deep they're nested, which is what a page's time depends on."""
+
+
 def test_long_markdown_does_not_freeze_the_page(crowd: str, open_page: OpenPage) -> None:
     page = inspect(crowd, open_page)
-    for piece in ("**a ", "[a](", "`a ", "- a\n", "> ", "<http:"):
-        count = page.evaluate(
-            "async (text) => (await import('./assets/render/markdown.js')).markdown(text).length",
-            (piece * 50_000)[:50_000],
-        )
-        assert count >= 1
+    for piece in ("*_", "**a ", "~~a", "[a](", "`a ", "- a\n", "> ", "<http:", "a|", "a|\n-|\n" + "x|\n" * 10_000):
+        for size in (50_000, 1_000_000):
+            elements, depth = page.evaluate(SIZES_OF_MARKDOWN, (piece * (size // len(piece) + 1))[:size])
+            assert 1 <= elements <= 20_000, piece
+            assert depth <= 250, piece
 
 
 @pytest.mark.parametrize("transport", ["HTTP+SSE", "WebSocket"])

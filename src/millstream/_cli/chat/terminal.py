@@ -32,6 +32,8 @@ _LONG, _PAUSE = 2000, 0.1
 """Length from which a block's redraws are throttled, and the minimum seconds between them."""
 _WIDEST = 100
 """Maximum columns of text, for legibility."""
+_MARKS, _MAX_MARKS = re.compile(r"[*_~`\[\]<]"), 4000
+"""Characters that may be Markdown, and their maximum in a block: parsing takes time in proportion to their square."""
 
 
 class TerminalScreen:
@@ -125,9 +127,11 @@ class TerminalScreen:
 
     def _render(self, block: str) -> Segments:
         # With hyperlinks, the model's text could hide the real addresses.
-        markdown = Markdown(block.strip("\n"), hyperlinks=False)
+        text = block.strip("\n")
+        plain = len(_MARKS.findall(text)) > _MAX_MARKS
+        content = Text(text) if plain else Markdown(text, hyperlinks=False)
         options = self._console.options.update(width=min(self._console.width, _WIDEST))
-        lines = self._console.render_lines(markdown, options, pad=False)
+        lines = self._console.render_lines(content, options, pad=False)
         while lines and _empty(lines[0]):
             del lines[0]
         while lines and _empty(lines[-1]):

@@ -1,10 +1,18 @@
 // Markdown as nodes. markdown-it parses (CommonMark, tables, strikethrough), and each token becomes an element whose
-// content is set as text, so it can't contain markup. Raw HTML is shown as text, and images become links.
+// content is set as text, so it can't contain markup. Raw HTML is shown as text, and images become links. Texts that would
+// take too long are shown as they are.
 
 import MarkdownIt from "../vendor/markdown-it.js";
 import { element } from "../dom.js";
 
+const MAX_TEXT = 50_000; // characters
+const MAX_TOKENS = 20_000;
+const MAX_DELIMITERS = 400; // of a paragraph; emphasis nests half as deep, and the time grows with the square
+
 const parser = new MarkdownIt({ html: false, linkify: true, maxNesting: 20 });
+parser.inline.ruler2.before("balance_pairs", "limit_delimiters", (state) => {
+  for (const each of [state, ...state.tokens_meta]) if (each?.delimiters?.length > MAX_DELIMITERS) each.delimiters = [];
+});
 
 const TAGS = { strong: "strong", em: "em", s: "s", blockquote: "blockquote", bullet_list: "ul", list_item: "li", thead: "thead", tbody: "tbody", tr: "tr", td: "td" };
 
@@ -62,11 +70,17 @@ function nodes(tokens) {
   return [...root.childNodes];
 }
 
+function render(text, parse, plain) {
+  if (text.length > MAX_TEXT) return plain();
+  const tokens = parse(text);
+  return tokens.reduce((sum, { children }) => sum + 1 + (children?.length ?? 0), 0) > MAX_TOKENS ? plain() : nodes(tokens);
+}
+
 /** Return the nodes of a single line. */
-export const inline = (text) => nodes(parser.parseInline(text, {}));
+export const inline = (text) => render(text, (given) => parser.parseInline(given, {}), () => [text]);
 
 /** Return the nodes of a text. */
-export const markdown = (text) => nodes(parser.parse(text, {}));
+export const markdown = (text) => render(text, (given) => parser.parse(given, {}), () => [element("p", { dir: "auto" }, text)]);
 
 /** Whether a text looks like Markdown. */
 export const looksLikeMarkdown = (text) => /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^\s*\|?\s*:?-+:?\s*\|/m.test(text) || /\*\*\S[^*\n]*\*\*|\[[^\]\n]+\]\(https?:/.test(text);
