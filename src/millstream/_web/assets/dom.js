@@ -6,11 +6,12 @@ export const $ = (id) => document.getElementById(id);
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (value === undefined || value === null || (value === false && name !== "spellcheck")) continue;
+    if (value === undefined || value === null || (value === false && name !== "spellcheck") || name === "dir") continue;
     if (name in made && name !== "list") made[name] = value;
     else made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
+  if (properties.dir) made.dir = properties.dir; // last, because with "auto", each further child scans those before it
   return made;
 }
 

@@ -58,7 +58,9 @@ function grow(piece) {
   text.waits = true;
   requestAnimationFrame(() => {
     text.waits = false;
+    text.node.dir = "";
     text.node.replaceChildren(...markdown(text.all));
+    text.node.dir = "auto";
     stay();
   });
 }

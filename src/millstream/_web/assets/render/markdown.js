@@ -14,6 +14,7 @@ parser.inline.ruler2.before("balance_pairs", "limit_delimiters", (state) => {
   for (const each of [state, ...state.tokens_meta]) if (each?.delimiters?.length > MAX_DELIMITERS) each.delimiters = [];
 });
 
+const OWN_DIRECTION = new Set(["paragraph_close", "list_item_close"]);
 const TAGS = { strong: "strong", em: "em", s: "s", blockquote: "blockquote", bullet_list: "ul", list_item: "li", thead: "thead", tbody: "tbody", tr: "tr", td: "td" };
 
 /** Whether an address may become a link: web pages and mail. Others are shown as text. */
@@ -27,13 +28,12 @@ function anchor(address, ...children) {
 /** Create the element for an opening token. */
 function createElement(token) {
   const kind = token.type.replace(/_open$/, "");
-  if (kind === "paragraph") return element("p", { dir: "auto" });
+  if (kind === "paragraph") return element("p");
   if (kind === "heading") {
     const level = Number(token.tag.slice(1));
     return element("p", { className: `heading level-${level}`, role: "heading", "aria-level": String(Math.min(6, level + 2)) });
   }
   if (kind === "ordered_list") return element("ol", token.attrGet("start") ? { start: Number(token.attrGet("start")) } : {});
-  if (kind === "list_item") return element("li", { dir: "auto" });
   if (kind === "table") return element("table");
   if (kind === "th") return element("th", { scope: "col" });
   if (kind === "link") return anchor(token.attrGet("href") ?? "");
@@ -63,7 +63,10 @@ function nodes(tokens) {
       const made = token.hidden ? top : createElement(token);
       if (!token.hidden) top.append(token.type === "table_open" ? element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": "Table" }, made) : made);
       open.push(made);
-    } else if (token.nesting === -1) open.pop();
+    } else if (token.nesting === -1) {
+      const made = open.pop();
+      if (!token.hidden && OWN_DIRECTION.has(token.type)) made.dir = "auto"; // after its content, see `element`
+    }
     else if (token.type === "inline") top.append(...nodes(token.children));
     else top.append(leaf(token));
   }
