@@ -34,6 +34,11 @@ def test_workflow_runs_documented_commands() -> None:
     assert {"check", "test", "test-python", "unit", "docs-site", "dist"} <= {each.split()[1] for each in commands}
 
 
+def test_workflow_pins_actions_by_commit() -> None:
+    used = [step["uses"] for job in workflow()["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert [each for each in used if not re.search(r"@[0-9a-f]{40}$", each)] == []
+
+
 def test_workflow_covers_every_python_and_system() -> None:
     jobs = workflow()["jobs"]
     promised = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", each)]
