@@ -1,4 +1,5 @@
 import json
+import re
 import stat
 import sys
 import tomllib
@@ -179,6 +180,26 @@ def test_install_shows_the_change_and_needs_consent(home: Path, monkeypatch: pyt
     done = install(str(SHOP), "--client", "claude", given="y\n")
     assert (done.exit_code, "Quit Claude Desktop" in done.output) == (0, True)
     assert '"shop"' in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("cursor", '{"token": "top", "mcpServers": {"a": {"command": "x", "env": {"KEY": "hidden"}}}}'),
+        ("goose", "extensions: {a: {cmd: x, envs: {KEY: hidden}}}\ntoken: top\n"),
+        ("codex", 'token = "top"\n[mcp_servers.a]\ncommand = "x"\nenv = { KEY = "hidden" }\n'),
+    ],
+)
+def test_diff_shows_only_the_entry(key: str, text: str, home: Path) -> None:
+    path = home / PLACES[key][0]
+    path.parent.mkdir(parents=True)
+    path.write_text(text, "utf-8")
+    added = install(str(SHOP), "--client", key, "--yes", "-v", "KEY=own").stdout
+    undone = install(str(SHOP), "--client", key, "--undo", "--yes").stdout
+    for shown, sign in ((added, "+"), (undone, "-")):
+        assert re.search(rf"^\{sign}.*own", shown, re.MULTILINE)
+        assert not re.search("hidden|top", shown)
+    assert path.read_text("utf-8") == text
 
 
 def test_install_reports_as_json(home: Path) -> None:

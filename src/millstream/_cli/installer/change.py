@@ -27,9 +27,13 @@ _ABSENT = "-absent"
 
 
 class FileChange(Struct, frozen=True, kw_only=True):
-    """The old and new content of a file."""
+    """The old and new content of a file that differs in one entry."""
 
     path: Path
+    kind: str
+    """``json``, ``toml``, or ``yaml``."""
+    under: Sequence[str]
+    """Path of the entry."""
     before: str | None
     """Old content; None if the file doesn't exist."""
     after: str | None
@@ -40,9 +44,15 @@ class FileChange(Struct, frozen=True, kw_only=True):
         return self.before == self.after
 
     def diff(self) -> str:
-        """Return the change as a diff."""
-        old, new = (_lines(each) for each in (self.before, self.after))
+        """Return the change of the entry as a diff, without the rest of the file, which may contain other servers' keys."""
+        old, new = (self._entry(each or "") for each in (self.before, self.after))
         return "".join(difflib.unified_diff(old, new, str(self.path), str(self.path), n=3))
+
+    def _entry(self, text: str) -> list[str]:
+        """Return the lines of a file that has only the entry."""
+        entry = _READ[self.kind](text, self.under)
+        alone = "" if entry is None else _PUT[self.kind]("", self.under, entry)
+        return [f"{line}\n" for line in alone.splitlines()]
 
 
 def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> FileChange:
@@ -65,7 +75,7 @@ def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], 
         after = text if new == old else _PUT[kind](text, under, new)  # if equal, keep the user's formatting
     except JsonSyntaxError as exc:
         raise _refusal(path, exc) from exc
-    return FileChange(path=path, before=before, after=after)
+    return FileChange(path=path, kind=kind, under=under, before=before, after=after)
 
 
 def write(change: FileChange, name: str) -> Path | None:
@@ -111,13 +121,13 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[FileChang
         raise CommandError(f"The file {path} no longer exists, so there's nothing to undo.")
     absent = copy.name.endswith(_ABSENT)
     if copy == _copy_path(path, name, now, absent=absent):
-        return FileChange(path=path, before=now, after=None if absent else old), copy
+        return FileChange(path=path, kind=kind, under=under, before=now, after=None if absent else old), copy
     try:
         entry = _READ[kind](old, under)
         after = _TAKE[kind](now, under) if entry is None else _PUT[kind](now, under, entry)
     except JsonSyntaxError as exc:
         raise _refusal(path, exc) from exc
-    return FileChange(path=path, before=now, after=after), copy
+    return FileChange(path=path, kind=kind, under=under, before=now, after=after), copy
 
 
 def undo(change: FileChange, copy: Path) -> None:
@@ -183,10 +193,6 @@ def replace(path: Path, text: str, *, like: Path | None = None) -> None:
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
-
-
-def _lines(text: str | None) -> list[str]:
-    return [f"{line}\n" for line in (text or "").splitlines()]
 
 
 def _mark(name: str) -> str:
