@@ -103,7 +103,9 @@ def test_read_only_tools_of_several_servers_are_approved_once(chat: Chat) -> Non
     shown = chat(price, says("Four."), price, says("Still four."), options=(SHOP,))
     shown.until("\n>")
     shown.type("How much?")
-    shown.until("The model wants to run price of shop", "It's marked as read-only, so you're asked only once.", "Allow it?")
+    shown.until(
+        "The model wants to run price of shop", "It's marked as read-only, so you're asked only once.", "Allow it?"
+    )
     shown.type("yes")
     shown.until("Four.", "\n>")
     shown.type("And now?")

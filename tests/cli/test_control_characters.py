@@ -8,12 +8,16 @@ import pytest
 from millstream._cli.chat.screen import JsonScreen
 from millstream._cli.commands.chat import _print
 from millstream._cli.connect_options import _fill_in, run_to_exit
-from millstream._cli.tables import print_json
+from millstream._cli.tables import print_json, print_text, safe
 from millstream.agent._events import ToolEnd
+from millstream.client._child_stderr import print_line
 from millstream.client._errors import Failure
 from millstream.client._questions import Question
 
-BAD = "\x1b]52;c;cm0=\x07\x9b31m\u202e"
+HIDDEN = "\x07\x9b\u202e\u200e\u200f\u061c\u2028\u200b\u2060\ufeff\u200d\U000e0041"
+BAD = f"\x1b]52;c;cm0=31m{HIDDEN}"
+SEEN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 \U0001f469\u200d\U0001f4bb \u2764\ufe0f"
+"""Text that joiners and variation selectors shape."""
 
 
 @contextmanager
@@ -53,10 +57,12 @@ def asks_bad() -> None:
         lambda: print_json({"text": BAD}),
         lambda: JsonScreen().show(ToolEnd("1", "shop", BAD, BAD, "done")),
         lambda: _print([(BAD, "")]),
+        lambda: print_text(BAD),
+        lambda: print_line(BAD),
         says_bad,
         asks_bad,
     ],
-    ids=["JSON", "events", "rows", "an error", "a question"],
+    ids=["JSON", "events", "rows", "text", "output of a server", "an error", "a question"],
 )
 def test_control_characters_do_not_reach_the_terminal(
     show: Callable[[], None], monkeypatch: pytest.MonkeyPatch
@@ -65,6 +71,9 @@ def test_control_characters_do_not_reach_the_terminal(
         show()
         shown = read()
     assert "52;c;cm0=" in shown
-    assert not {"\x1b]", "\x07", "\x9b", "\u202e"} & {
-        shown[at : at + size] for at in range(len(shown)) for size in (1, 2)
-    }
+    assert "\x1b]" not in shown
+    assert not set(HIDDEN) & set(shown)
+
+
+def test_joiners_stay_in_the_text_that_they_shape() -> None:
+    assert safe(SEEN) == SEEN

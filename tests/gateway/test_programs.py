@@ -56,7 +56,7 @@ def without_origin(item: dict[str, Any]) -> dict[str, Any]:
 
 
 async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
-    """Return a server's lists without the members that differ between revisions, and what the gateway adds to `_meta`."""
+    """Return a server's lists without what differs between revisions, and without the gateway's own `_meta`."""
     async with asyncio.timeout(WAIT), Client(target, revision=revision, timeout=WAIT) as client:
         found = {}
         for method in (each for each in LISTS if each.partition("/")[0] in client.capabilities):

@@ -48,4 +48,5 @@ for line in sys.stdin:
         reply["result"] = RESULTS[message["method"]]
     else:
         reply["error"] = {"code": -32601, "message": "Method not found"}
-    print(json.dumps(reply), flush=True)
+    sys.stdout.write(f"{json.dumps(reply)}\n")
+    sys.stdout.flush()

@@ -101,9 +101,11 @@ def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str,
 
 COVER = """(on) => {
   document.getElementById("cover")?.remove();
-  if (on) document.body.insertAdjacentHTML("beforeend", "<dialog id=cover></dialog>");
-  if (on) document.getElementById("cover").show();
-  Object.assign(document.getElementById("cover")?.style ?? {}, { position: "fixed", inset: 0, width: "100%", height: "100%" });
+  if (!on) return;
+  document.body.insertAdjacentHTML("beforeend", "<dialog id=cover></dialog>");
+  const cover = document.getElementById("cover");
+  cover.show();
+  Object.assign(cover.style, { position: "fixed", inset: 0, width: "100%", height: "100%" });
 }"""
 
 
@@ -157,7 +159,9 @@ def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: 
 
 WEBRTC = """async (port) => {
   const peer = new RTCPeerConnection({ iceServers: [{ urls: `stun:127.0.0.1:${port}` }] });
-  const gathered = new Promise((done) => (peer.onicegatheringstatechange = () => peer.iceGatheringState === "complete" && done()));
+  const gathered = new Promise((done) => {
+    peer.onicegatheringstatechange = () => peer.iceGatheringState === "complete" && done();
+  });
   peer.createDataChannel("leak");
   await peer.setLocalDescription();
   await gathered;
@@ -169,7 +173,7 @@ def test_an_app_cannot_use_webrtc(shop: str, page: Page) -> None:
     inner = next(each for each in page.frames if each is not page.main_frame)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.setblocking(False)  # noqa: FBT003
+        listener.setblocking(False)
         inner.evaluate(WEBRTC, listener.getsockname()[1])
         with pytest.raises(BlockingIOError):
             listener.recv(100)
@@ -245,7 +249,9 @@ def test_an_app_uses_only_its_own_upstream_and_asks_first(office: str, page: Pag
 def test_a_tool_cannot_show_the_app_of_another_server(office: str, page: Page) -> None:
     page.goto(f"{office}/inspect#tool=borrowed")
     page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
-    expect(page.locator(".app .notice")).to_contain_text("ui://games/games/app comes from another server than borrowed.")
+    expect(page.locator(".app .notice")).to_contain_text(
+        "ui://games/games/app comes from another server than borrowed."
+    )
 
 
 # The official library: @modelcontextprotocol/ext-apps

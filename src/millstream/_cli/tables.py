@@ -10,17 +10,15 @@ from typing import Any, TextIO
 
 import msgspec
 
-# Characters from a server that could manipulate a terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
+from millstream._protocol.invisible import INVISIBLE, escape
 
 _LONGEST = 2000
 """Maximum characters of a line."""
 
 
 def safe(text: str) -> str:
-    """Replace characters that control a terminal."""
-    return _CONTROL.sub("\ufffd", text)
+    """Replace characters that control a terminal, or that it doesn't show."""
+    return INVISIBLE.sub("\ufffd", text)
 
 
 def print_json(value: Any) -> None:
@@ -34,8 +32,8 @@ def print_json(value: Any) -> None:
 
 
 def safe_json(text: str) -> str:
-    """Return JSON for standard output. On a terminal, escape characters that control it."""
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) if sys.stdout.isatty() else text
+    """Return JSON for standard output. On a terminal, escape characters that control it, or that it doesn't show."""
+    return escape(text) if sys.stdout.isatty() else text
 
 
 def print_text(text: str, to: TextIO | None = None) -> None:

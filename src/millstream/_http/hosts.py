@@ -37,7 +37,8 @@ _BROWSER = b"Mozilla/"
 """Beginning of the `User-Agent` of every browser, which pages can't change without a preflight."""
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin that is listed in `allowed_origins`.")
 _UNPROVEN = refusal(
-    403, "Any site could have caused this request. Use HTTPS, or open it from a page of this server that sends a Referer."
+    403,
+    "Any site could have caused this request. Use HTTPS, or open it from a page of this server that sends a Referer.",
 )
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (
@@ -336,7 +337,7 @@ def is_cross_site(headers: Mapping[bytes, bytes]) -> bool:
 def _is_unproven(headers: Mapping[bytes, bytes]) -> bool:
     """Return whether a browser sent a request that a page of any site could have caused.
 
-    Without TLS, browsers send Fetch Metadata only to loopback hosts. Elsewhere, a `Referer` shows that the page is ours.
+    Without TLS, browsers send Fetch Metadata only to loopback hosts. Elsewhere, `Referer` shows whose page it is.
     """
     if b"sec-fetch-site" in headers or b"origin" in headers or not headers.get(b"user-agent", b"").startswith(_BROWSER):
         return False

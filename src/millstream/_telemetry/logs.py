@@ -20,6 +20,7 @@ import msgspec
 
 from millstream._config import Settings
 from millstream._override import override
+from millstream._protocol.invisible import escape as escape_invisible
 
 HIDDEN = "***"
 MAX_TEXT = 8192
@@ -45,13 +46,9 @@ _SECRET_TEXT = re.compile(
     r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z))""",
     re.IGNORECASE,
 )
-# C0, DEL, C1, the Unicode line separators, and characters that reorder text on a screen.
-_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS} | dict(
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | dict(
     zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
 )
-# JSON escapes C0 itself. The others are valid in a string, but some readers break lines there.
-_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
@@ -183,7 +180,8 @@ class JsonLines(logging.Formatter):
             line.setdefault(name, value)
         if error := _error_of(record, self):
             line["error"] = error
-        return msgspec.json.encode(line, enc_hook=repr).decode().translate(_JSON_ESCAPES)
+        # JSON escapes C0 itself. The others are valid in a string, but some readers break lines there.
+        return escape_invisible(msgspec.json.encode(line, enc_hook=repr).decode())
 
 
 class HumanLines(logging.Formatter):
@@ -248,8 +246,8 @@ def redact_text(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return `text` on one line, with control characters, line separators, and bidirectional marks escaped."""
-    return text.translate(_ESCAPES)
+    """Return `text` on one line, with control characters and invisible ones escaped."""
+    return escape_invisible(text.translate(_ESCAPES))
 
 
 def _first(items: Any) -> list[Any]:

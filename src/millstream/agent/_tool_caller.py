@@ -128,4 +128,3 @@ def read_arguments(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise Unreadable(f"The arguments contain a character that can't be encoded ({exc}).") from exc
     return found
-

@@ -1,13 +1,11 @@
 """Prints the standard error of servers that the client starts, so that tracebacks aren't lost."""
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that could manipulate a terminal."""
+from millstream._protocol.invisible import INVISIBLE
 
 
 _START = re.compile(r"Failed to validate request: \d+\b")
@@ -53,7 +51,7 @@ def print_line(line: str) -> None:
     if out is None:  # pyright: ignore[reportUnnecessaryComparison]  it may be closed (2>&-)
         return
     with suppress(OSError, ValueError):
-        out.write(f"\r\x1b[K{_CONTROL_CHARACTERS.sub(chr(0xFFFD), line)}\n" if out.isatty() else f"{line}\n")
+        out.write(f"\r\x1b[K{INVISIBLE.sub(chr(0xFFFD), line)}\n" if out.isatty() else f"{line}\n")
         out.flush()
 
 

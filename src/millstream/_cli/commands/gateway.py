@@ -16,6 +16,7 @@ from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
 from millstream._cli.variables import use_file
 from millstream._protocol.errors import LocalError
+from millstream._protocol.invisible import escape
 from millstream._protocol.suggestions import suggest
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
@@ -154,7 +155,7 @@ def accept(
             if yes or (not json and _confirm()):
                 kept.accept(upstream, kind, {name: definition})
                 if not json:
-                    print(f"Accepted {_printable(name)}.")
+                    print(f"Accepted {escape(name)}.")
     except (ConfigError, LocalError, ClientError, OSError) as exc:
         raise CommandError(str(exc)) from exc
     if json:
@@ -199,19 +200,14 @@ def _same(accepted: catalog.Description | None, definition: catalog.Description)
 
 
 def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:
-    print(f"{kind} {_printable(name)}:")
+    print(f"{kind} {escape(name)}:")
     lines = difflib.unified_diff(_lines(before), _lines(after), "accepted", "offered", lineterm="")
     print("\n".join(lines if before is not None else _lines(after)))
 
 
 def _lines(definition: catalog.Description | None) -> list[str]:
     text = msgspec.json.format(msgspec.json.encode(definition, order="sorted"), indent=2).decode()
-    return [] if definition is None else [_printable(line) for line in text.splitlines()]
-
-
-def _printable(line: str) -> str:
-    """Escape unprintable characters of an upstream's text, which a terminal would hide or interpret."""
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in line)
+    return [] if definition is None else [escape(line) for line in text.splitlines()]
 
 
 def _confirm() -> bool:
