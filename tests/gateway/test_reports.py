@@ -16,13 +16,15 @@ pytestmark = pytest.mark.server
 
 PROGRAM = f"""
 from millstream import Server
+from millstream.gateway import UpstreamPolicy
 
 mcp = Server("office")
-mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"], start_timeout={WAIT})
+mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"], start_timeout={WAIT},
+             policy=UpstreamPolicy(allow=("echo",)))
 """
 
 
-def test_worker_counts_are_summed(tmp_path: Path) -> None:
+def test_worker_counts_are_summed_and_items_are_those_on_offer(tmp_path: Path) -> None:
     (tmp_path / "office.py").write_text(PROGRAM)
     port = free_port()
     command = run_command(str(tmp_path / "office.py"), port, "--serve", "web", "--workers", "2")
@@ -33,7 +35,7 @@ def test_worker_counts_are_summed(tmp_path: Path) -> None:
             assert time.monotonic() < end, report
             with urlopen(f"http://127.0.0.1:{port}/gateway/upstreams") as reply:
                 (report,) = json.load(reply)["upstreams"]
-    assert (report["name"], report["items"]["tools"]) == ("printer", 2)
+    assert (report["name"], report["items"]["tools"], report["listed"]["tools"]) == ("printer", 1, 2)
     assert (report["processes"]["running"], report["processes"]["limit"]) == (2, 2 * 8)
     assert report["tokens"] > 0
 
@@ -43,6 +45,7 @@ def test_worst_state_wins() -> None:
         "name": "printer", "state": "ready", "reason": "", "processes": None, "p50_ms": 2.0, "p99_ms": 3.0,
         "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,
         "items": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
+        "listed": {"tools": 2, "resources": 0, "templates": 0, "prompts": 0},
     }  # fmt: skip
     other = {**one, "state": "degraded", "reason": "out of paper", "refused": 4}
     (report,) = merge_reports([[one], [other]])

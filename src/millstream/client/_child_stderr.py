@@ -1,12 +1,12 @@
 """Prints the standard error of servers that the client starts, so that tracebacks aren't lost."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 
 from millstream._protocol.invisible import INVISIBLE
-
 
 _START = re.compile(r"Failed to validate request: \d+\b")
 _REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")

@@ -1,5 +1,6 @@
 """Data for the page `/gateway`: state and statistics of each upstream across workers, and its items."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -39,10 +40,13 @@ class GatewayReports:
         self._tokens: dict[str, tuple[Catalog, int]] = {}
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return state and statistics of each upstream."""
+        """Return state and statistics of each upstream. `items` counts what's offered here, `listed` what it lists."""
+        offered = Counter((owner.config.name, kind) for (kind, _), (owner, _) in self._items.items())
         return [
             {
-                **upstream.describe(),
+                **(report := upstream.describe()),
+                "listed": report["items"],
+                "items": {kind: offered[upstream.config.name, kind] for kind in METHODS},
                 "tokens": self._tokens_of(upstream),
                 "quarantined": len(upstream.quarantined),
                 "accounts": upstream.config.connects,
@@ -113,7 +117,7 @@ def _merge(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "state": worse["state"],
         "reason": worse["reason"],
         "workers": one["workers"] + 1,
-        "items": {kind: max(one["items"][kind], other["items"][kind]) for kind in METHODS},
+        **{each: {kind: max(one[each][kind], other[each][kind]) for kind in METHODS} for each in ("items", "listed")},
         **{name: one[name] + other[name] for name in _SUM_FIELDS},
         **{name: max(one.get(name) or 0, other.get(name) or 0) or None for name in _MAX_FIELDS},
     }

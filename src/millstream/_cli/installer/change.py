@@ -44,7 +44,7 @@ class FileChange(Struct, frozen=True, kw_only=True):
         return self.before == self.after
 
     def diff(self) -> str:
-        """Return the change of the entry as a diff, without the rest of the file: it may contain other servers' keys."""
+        """Return the change of the entry as a diff, without the rest of the file, which may contain others' keys."""
         old, new = (self._entry(each or "") for each in (self.before, self.after))
         return "".join(difflib.unified_diff(old, new, str(self.path), str(self.path), n=3))
 

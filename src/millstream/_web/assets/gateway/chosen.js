@@ -76,16 +76,20 @@ function tool({ name, description, tokens }) {
 }
 
 function drawFacts(row) {
-  const { processes } = row;
+  const { processes, items, listed } = row;
+  const shown = (...kinds) => {
+    const [here, there] = [items, listed].map((counts) => kinds.reduce((sum, kind) => sum + counts[kind], 0));
+    return here === there ? count(here) : `${count(here)} of the ${count(there)} that it lists`;
+  };
   const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");
   const facts = {
     "Names begin with": row.prefix ? `${row.prefix}_` : "nothing: they are its own",
     Revision: row.revision || "unknown",
     "Lists taken": ago(row.listed_at),
     "Lists changed": ago(row.changed_at),
-    Tools: count(row.items.tools),
-    Resources: count(row.items.resources + row.items.templates),
-    Prompts: count(row.items.prompts),
+    Tools: shown("tools"),
+    Resources: shown("resources", "templates"),
+    Prompts: shown("prompts"),
     Connections: count(row.links),
     "Calls without a usable response": count(row.unanswered),
     "Calls refused without being sent": count(row.refused),
@@ -103,8 +107,8 @@ function drawFacts(row) {
   const text = JSON.stringify(facts);
   if ($("facts").dataset.facts === text) return;
   $("facts").dataset.facts = text;
-  const shown = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined);
-  $("facts").replaceChildren(...shown.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value))));
+  const known = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined);
+  $("facts").replaceChildren(...known.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value))));
 }
 
 /** Quote a word for a shell. */
