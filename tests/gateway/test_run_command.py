@@ -39,7 +39,7 @@ async def test_one_word_programs_are_served(tmp_path: Path, monkeypatch: pytest.
     for target in (str(program), "shop-server"):
         command = [sys.executable, "-m", "millstream", "run", target, "--transport", "stdio"]
         async with Client(command, timeout=WAIT, options=Options(env={"PATH": os.environ["PATH"]})) as client:
-            assert (client.server.name, client.instructions) == (Path(target).name, "Sell books.")
+            assert (client.server.name, client.instructions) == ("shop", "Sell books.")
 
 
 def test_modules_take_precedence_over_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

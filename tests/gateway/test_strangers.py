@@ -135,7 +135,8 @@ def test_odd_schemas_reach_neither_models_nor_older_clients() -> None:
             for revision in BY_DATE.values():
                 if "elicitation/create" in revision.asks:
                     with suppress(ProtocolError):  # not a flat form
-                        project_question("elicitation/create", asked, ALL_ABILITIES, NEWEST, revision)
+                        client = SimpleNamespace(abilities=ALL_ABILITIES, revision=revision)
+                        project_question("elicitation/create", asked, client, NEWEST, "odd")
 
 
 LISTS: Json = {
