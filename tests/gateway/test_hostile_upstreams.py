@@ -1,6 +1,13 @@
+import asyncio
+import os
+import signal
 import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from fleet import until
 from millstream import Server
 from millstream._override import override
 from millstream._protocol.metadata import ORIGIN_KEY
@@ -26,7 +33,9 @@ for line in sys.stdin:
 """
 
 CRASHES = r"""
-import json, sys
+import json, os, sys
+if len(sys.argv) > 1:
+    open(os.path.join(sys.argv[1], str(os.getpid())), "w").close()
 for line in sys.stdin:
     message = json.loads(line)
     result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "odd"}}
@@ -35,6 +44,8 @@ for line in sys.stdin:
     elif message["method"] == "tools/call":
         if message["params"]["arguments"]["crash"]:
             sys.exit(1)
+        if message["params"]["arguments"].get("wait"):
+            continue
         result = {"content": [{"type": "text", "text": "ran"}]}
     if "id" in message:
         print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
@@ -179,3 +190,38 @@ async def test_crashing_process_affects_only_its_caller() -> None:
         for _ in range(2 * FAILURES):
             assert (await one.call("odd_run", crash=True, raise_on_error=False)).is_error
         assert (await other.call("odd_run", crash=False)).text == "ran"
+
+
+def pids_in(folder: Path) -> list[int]:
+    """Return the ids of the processes that have started."""
+    return [int(path.name) for path in folder.iterdir()]
+
+
+async def test_upstream_whose_processes_are_in_use_is_not_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("millstream.gateway._upstream._MIN_REFRESH", 0.05)
+    mcp = Server("front")
+    command = [sys.executable, "-c", CRASHES, str(tmp_path)]
+    options: Any = {"max_processes": 2, "refresh_seconds": 0.05, "start_timeout": WAIT, "timeout": WAIT}
+    mcp.upstream("odd", command, scale="per_session", **options)
+    async with (
+        asyncio.timeout(WAIT),
+        mcp.running() as runtime,
+        Client(mcp, timeout=WAIT, revision="2025-11-25") as one,
+        Client(mcp, timeout=WAIT, revision="2025-11-25") as other,
+    ):
+        assert runtime.host.gateway is not None
+        describe = runtime.host.gateway.describe
+        (lister,) = pids_in(tmp_path)
+        calls = [asyncio.create_task(one.call("odd_run", crash=False, wait=True))]
+        await until(lambda: describe()[0]["processes"]["running"] == 2)
+        calls.append(asyncio.create_task(other.call("odd_run", crash=False, wait=True)))
+        await until(lambda: describe()[0]["processes"]["waiting"] == 1)
+        monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)
+        os.kill(lister, signal.SIGKILL)  # its place goes to the waiting call
+        await until(lambda: len(pids_in(tmp_path)) == 3)
+        await until(lambda: "can't be refreshed" in caplog.text or describe()[0]["state"] != "ready")
+        assert (describe()[0]["state"], describe()[0]["breaker"]) == ("ready", "closed")
+        for call in calls:
+            call.cancel()

@@ -142,6 +142,22 @@ async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monke
         assert await call(upstream, "b")
 
 
+async def test_idle_processes_of_the_largest_owner_make_room(shell: Command) -> None:
+    async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
+        upstream = pool.add("files", shell, limit=4)
+
+        async def start(key: str, owner: str) -> int:
+            client = await clients.enter_async_context(Client(upstream.target(key, owner=owner)))
+            return int((await client.call("pid")).text)
+
+        bob = await start("b1", "bob")
+        alice = [await start(f"a{number}", "alice") for number in range(2)]
+        assert await start("c1", "carol")
+        assert all(map(is_running, (bob, *alice)))  # Carol got the last place
+        assert await start("d1", "dave")
+        assert [is_running(pid) for pid in (bob, *alice)] == [True, False, True]
+
+
 async def test_idle_processes_stop_and_restart(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = pool.add("files", shell, idle_seconds=60)
