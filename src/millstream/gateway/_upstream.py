@@ -597,9 +597,7 @@ class Upstream:
                 if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
                     self.has_handshake = False
                     continue
-                if isinstance(exc, InUse) and self.catalog.taken_at:
-                    logger.warning("%s: the lists can't be refreshed at the moment: %s", self.config.name, exc)
-                elif isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
+                if isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
                     # Only one user's account is affected: other calls continue, and another account reads the lists.
                     logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
                     self._pass_over(self.lister.credentials)
