@@ -6,12 +6,12 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import wraps
 from inspect import Parameter as Argument
 from inspect import Signature, signature
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import msgspec
 from cyclopts import Group, Parameter
@@ -21,7 +21,7 @@ from millstream._cli.errors import UsageError, as_json, tell
 from millstream._cli.numbers import more_than_nothing
 from millstream._cli.output import close_stderr
 from millstream._cli.signals import carry_out
-from millstream._cli.tables import brief, one_line, safe
+from millstream._cli.tables import brief, one_line, print_text, safe
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
@@ -31,6 +31,7 @@ from millstream.client._client import Client
 from millstream.client._endpoint import Auth
 from millstream.client._errors import (
     AccessDenied,
+    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
@@ -44,6 +45,8 @@ from millstream.client._errors import (
 from millstream.client._options import Options
 from millstream.client._questions import Elicit, Question
 from millstream.client._transports.stdio import LAST_OUTPUT
+
+T = TypeVar("T")
 
 FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 """Exit statuses: the request failed, wrong usage, no connection, no access, no response in time."""
@@ -435,6 +438,15 @@ def _prompt(prompt: str) -> str:
     if not line:
         raise EOFError
     return line.decode(sys.stdin.encoding, "replace").rstrip("\r\n")
+
+
+async def list_items(request: Callable[[], Awaitable[list[T]]]) -> list[T]:
+    """Return a list of a server, or an empty one with a warning if the server refuses it."""
+    try:
+        return await request()
+    except (BadAnswer, Failure) as exc:
+        print_text(f"Warning: {exc}", sys.stderr)
+        return []
 
 
 def value_of(text: str, schema: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, run_to_exit, status_of
+from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, list_items, run_to_exit, status_of
 from millstream._cli.tables import brief, print_json, print_text
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error
@@ -173,10 +173,10 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
 async def count_items(client: Client) -> DiagnosticStep:
     """Count the tools, resources, templates, and prompts."""
     counts = {
-        "tool": len(await client.tools()),
-        "resource": len(await client.resources()),
-        "template": len(await client.templates()),
-        "prompt": len(await client.prompts()),
+        "tool": len(await list_items(client.tools)),
+        "resource": len(await list_items(client.resources)),
+        "template": len(await list_items(client.templates)),
+        "prompt": len(await list_items(client.prompts)),
     }
     text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
     nothing = not any(counts.values())

@@ -3,9 +3,9 @@
 import json as json_module
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from cyclopts import Parameter
@@ -15,6 +15,7 @@ from millstream._cli.connect_options import (
     ConnectOptions,
     Json,
     connects,
+    list_items,
     pairs,
     person,
     unknown,
@@ -30,10 +31,9 @@ from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
 from millstream._protocol.messages import PromptDescription, ToolDescription
 from millstream.client._client import Client
-from millstream.client._errors import BadAnswer, ClientError, Failure
+from millstream.client._errors import ClientError, Failure
 from millstream.client._results import Result
 
-T = TypeVar("T")
 _USAGE = "Arguments must be NAME=VALUE"
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
@@ -57,9 +57,9 @@ def list_(
     """
 
     async def work(client: Client) -> None:
-        tools, resources = await _list(client.tools), await _list(client.resources)
-        templates, prompts = await _list(client.templates), await _list(client.prompts)
-        skills = await _list(client.skills)  # no request without the extension
+        tools, resources = await list_items(client.tools), await list_items(client.resources)
+        templates, prompts = await list_items(client.templates), await list_items(client.prompts)
+        skills = await list_items(client.skills)  # no request without the extension
         if json:
             offers = {"tools": tools, "resources": resources, "resourceTemplates": templates, "prompts": prompts}
             print_json({**offers, "skills": skills} if skills else offers)
@@ -79,15 +79,6 @@ def list_(
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
 
     with_client(options.client, work)
-
-
-async def _list(request: Callable[[], Awaitable[list[T]]]) -> list[T]:
-    """Return a list, or an empty one with a warning if the server refuses it."""
-    try:
-        return await request()
-    except (BadAnswer, Failure) as exc:
-        print_text(f"Warning: {exc}", sys.stderr)
-        return []
 
 
 @connects()
@@ -341,10 +332,10 @@ async def check_resource(client: Client, uri: str) -> None:
 
 async def no_such_resource(client: Client, uri: str) -> ClientError | None:
     """Return the error for a URI that isn't listed and matches no template, or None."""
-    templates = [each.uri_template for each in await client.templates()]
+    templates = [each.uri_template for each in await list_items(client.templates)]
     if any(uri.startswith(each.partition("{")[0]) for each in templates):
         return None
-    return unknown("resource", uri, [*(each.uri for each in await client.resources()), *templates])
+    return unknown("resource", uri, [*(each.uri for each in await list_items(client.resources)), *templates])
 
 
 def _save(path: Path, content: bytes) -> None:
