@@ -131,12 +131,12 @@ async def test_unfinished_replies_of_one_upstream_leave_room_for_another(
             await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
             await asked.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
-    mcp = Server("front", settings=Settings(max_unfinished=2_000_000))
+    mcp = Server("front", settings=Settings(max_unfinished=4_000_000))
     async with misbehaving(greedy) as bad, misbehaving(modest) as good:
         for name, url in (("bad", bad.url), ("good", good.url)):
             mcp.upstream(name, url, start_timeout=WAIT, timeout=WAIT, max_bytes=1_000_000)
         async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client:
-            calls = [asyncio.create_task(client.call("bad_x", raise_on_error=False)) for _ in range(2)]
+            calls = [asyncio.create_task(client.call("bad_x", raise_on_error=False)) for _ in range(4)]
             done, running = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             assert done.pop().result().is_error
             assert "too much at a time" in caplog.text

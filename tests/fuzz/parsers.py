@@ -15,7 +15,7 @@ from httptools import HttpParserError
 
 from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
-from millstream._http.client.body import Inflow
+from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
@@ -35,7 +35,6 @@ from millstream._protocol.revisions import ALL
 from millstream._protocol.rounds import open_state
 from millstream._protocol.seal import KeyRing
 from millstream._protocol.session_token import SessionToken
-from millstream._protocol.share import Share
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import read_offset
 from millstream._stores.local import calls as store_calls
@@ -251,17 +250,17 @@ def client_replies() -> Target:
     loop = asyncio.new_event_loop()
 
     async def outcome(parts: list[bytes]) -> object:
-        share = Share(1 << 20)
-        connection = HttpConnection(loop, 1 << 12, lambda _: None, Inflow(share, "server"))
+        arriving = ArrivingBytes(1 << 20, 0)
+        connection = HttpConnection(loop, 1 << 12, lambda _: None, Inflow(arriving, "server"))
         connection.connection_made(FakeTransport())
-        reply = asyncio.ensure_future(_read_reply(connection.send(b"GET / HTTP/1.1\r\n\r\n")))
+        reply = asyncio.ensure_future(_read_reply(connection.send(b"GET / HTTP/1.1\r\n\r\n", "caller")))
         for part in parts:
             if not connection.closed:
                 connection.data_received(part)
                 await asyncio.sleep(0)
         connection.connection_lost(None)
         found = await reply
-        assert share.used == 0
+        assert arriving.servers.used == arriving.callers.used == 0
         return found
 
     async def read(data: bytes) -> None:

@@ -94,7 +94,7 @@ class Endpoint:
         """Method and target -> cached start of the request head."""
 
     async def send(
-        self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = ""
+        self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "", owner: str = ""
     ) -> HttpReply:
         """Send a request and return the reply, after redirects within the origin and at most one retry with new
         credentials.
@@ -105,6 +105,7 @@ class Endpoint:
             body: request body.
             repeatable: whether the request may reach the server twice.
             target: another path and query of the same origin.
+            owner: see `ConnectionPool.send`.
 
         Raises:
             AccessDenied: the server responded with 401 or 403.
@@ -116,7 +117,7 @@ class Endpoint:
         while True:
             credentials = "" if self._auth is None else lines(await self._auth.headers(self.url, method, url.target))
             data = self._bytes(url, method, credentials + extra, body)
-            reply = await self._pool.send(data, repeatable=repeatable)
+            reply = await self._pool.send(data, repeatable=repeatable, owner=owner)
             if self._auth is None and reply.status == 200 and not redirects:
                 return reply
             challenge = reply.header(b"www-authenticate")

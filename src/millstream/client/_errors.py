@@ -13,6 +13,7 @@ from millstream._http.client.errors import (
     TargetError,
     TlsFailed,
     TooLarge,
+    TooMuchArriving,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TargetError",
     "TlsFailed",
     "TooLarge",
+    "TooMuchArriving",
     "ToolFailed",
     "UnknownVersion",
 ]  # fmt: skip

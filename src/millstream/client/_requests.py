@@ -57,6 +57,8 @@ class Ask(Struct, kw_only=True):
     """Whether the extensions' hooks already wrap the request."""
     rounds: bool = True
     """Whether to answer the questions of the result; False returns an `input_required` result unchanged."""
+    owner: str = ""
+    """The caller against whose share the reply counts while it arrives, if there are several."""
 
 
 class Requests:
@@ -234,7 +236,7 @@ class Requests:
         if ask.progress is not None:
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))
-        request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable)
+        request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable, ask.owner)
         seconds = ask.timeout or self._timeout
         incoming = self._incoming
         pending = incoming.running[request_id] = incoming.deadlines.begin(seconds, self._options.longest, ask.progress)

@@ -62,6 +62,7 @@ from millstream.client._errors import (
     NoAnswer,
     TargetError,
     TooLarge,
+    TooMuchArriving,
 )
 from millstream.client._requests import Ask
 from millstream.gateway._cycles import PATH, Cycle, extend_path
@@ -176,7 +177,7 @@ def forward(
     if upstream.credentials is None:
         link = upstream.plain_link
         if link is not None and _is_plain(call) and not (method == "tools/call" and upstream.has_tasks):
-            ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False)
+            ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
             return _forward_plainly(call, upstream, link, ask)
         return _forward(call, upstream, method, params, name, headers)
     return _forward_with_credentials(call, upstream, method, params, name, headers)
@@ -684,6 +685,7 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progr
                 progress=recipient.progress if progress else None,
                 id=request_id,
                 rounds=False,
+                owner=owner,
             )
         )
         answered = True
@@ -842,6 +844,7 @@ _ERRORS: tuple[tuple[type[ClientError], str], ...] = (
     (NoAnswer, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
     (AccessDenied, "rejected the gateway's credentials. Its operator has to replace them."),
+    (TooMuchArriving, f"is sending too much at a time: {{exc.holding}}. {_EFFECT} Try again later."),
     (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),
 )
 _INVALID = "sent an invalid response. Another try probably fails as well; the gateway's log has the reason."

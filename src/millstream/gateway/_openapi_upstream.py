@@ -105,9 +105,11 @@ class ApiClient:
         base: base URL of the API.
         endpoint: sends requests to its origin.
         seconds: timeout for a request and its response.
+        owner: see `Ask.owner`.
     """
 
-    def __init__(self, base: Url, endpoint: Endpoint, seconds: float) -> None:
+    def __init__(self, base: Url, endpoint: Endpoint, seconds: float, owner: str) -> None:
+        self._owner = owner
         self._path = base.target.partition("?")[0].rstrip("/")
         self._endpoint = endpoint
         self._seconds = seconds
@@ -145,7 +147,7 @@ class ApiClient:
         try:
             async with asyncio.timeout(self._seconds):
                 reply = await self._endpoint.send(
-                    method, extra, body, repeatable=method in ("GET", "HEAD"), target=target
+                    method, extra, body, repeatable=method in ("GET", "HEAD"), target=target, owner=self._owner
                 )
         except TimeoutError as exc:
             raise NoAnswer(f"The API didn't respond within {self._seconds:g} seconds.") from exc
@@ -335,7 +337,7 @@ class ApiUpstream(Upstream):
             await credentials.prepare(call)
             auth = credentials.auth(credentials.link_key(call))
         endpoint = self._endpoint(self._base, self.config.headers, auth, self.config.max_bytes)
-        api = Api(CountedClient(self, call, name, ApiClient(self._base, endpoint, self.config.timeout)))
+        api = Api(CountedClient(self, call, name, ApiClient(self._base, endpoint, self.config.timeout, call.owner)))
         try:
             return await api.request(operation, arguments)
         except AccessDenied as exc:

@@ -7,10 +7,10 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from millstream._http.client.body import ArrivingBytes
 from millstream._parts import Host
 from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import BY_DATE
-from millstream._protocol.share import Share
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.resources import Resource, Template
@@ -99,7 +99,7 @@ class GatewayPart:
         parked = ParkedCalls(host.services)
         host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
         largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
-        arriving = Share(max(host.settings.max_unfinished, 2 * largest))
+        arriving = ArrivingBytes(host.settings.max_unfinished, largest)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
         for config in self.definition.upstreams:

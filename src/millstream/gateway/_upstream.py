@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import msgspec
 from msgspec import Struct, structs
 
-from millstream._http.client.body import Inflow
+from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._protocol.json_schema import members
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
-from millstream._protocol.share import Share
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import Store
@@ -34,6 +33,7 @@ from millstream.client._errors import (
     NoAnswer,
     NotMcp,
     TargetError,
+    TooMuchArriving,
     UnknownVersion,
 )
 from millstream.client._options import Options
@@ -272,7 +272,7 @@ class _SharedProgram:
 class Upstream:
     """One upstream of a running gateway."""
 
-    arriving: Share | None = None
+    arriving: ArrivingBytes | None = None
     """Bytes of unfinished replies of all upstreams; set before `open`."""
 
     def __init__(  # noqa: PLR0915  its whole state
@@ -771,8 +771,8 @@ class Upstream:
 
         It counts against its caller. If it may concern all callers, the gateway checks the upstream itself.
         """
-        if isinstance(error, InUse | NoCredentials):
-            return  # it wasn't sent
+        if isinstance(error, InUse | NoCredentials | TooMuchArriving):
+            return
         if (
             isinstance(error, ConnectFailed)
             and not isinstance(error.__cause__, TimeoutError)

@@ -4,7 +4,7 @@ import asyncio
 from math import inf
 from typing import Protocol
 
-from millstream._http.client.errors import TooLarge
+from millstream._http.client.errors import TooMuchArriving
 from millstream._http.limits import PIECE
 from millstream._protocol.share import Share
 
@@ -33,37 +33,61 @@ class RateMeter:
         return max(0.0, self._since + 1 - now) if self._amount > self._limit else 0.0
 
 
+class ArrivingBytes:
+    """Bytes of unfinished messages, by the server that sends them, and by the caller who waits for them.
+
+    A caller may hold half as much as a server, so that one caller can't use up a server's share for the others.
+
+    Args:
+        maximum: Bytes of all messages.
+        largest: Bytes of the largest message. A caller may always hold one, and a server two.
+    """
+
+    __slots__ = ("callers", "servers")
+
+    def __init__(self, maximum: int, largest: int) -> None:
+        self.servers = Share(max(maximum, 4 * largest))
+        self.callers = Share(self.servers.maximum, each=self.servers.each // 2)
+
+
 class Inflow:
     """What one server sends: messages that aren't complete yet, and lines of event streams.
 
     Args:
-        share: Bytes of unfinished messages from several servers. Without it, they aren't counted.
-        server: The server's name in the share.
+        arriving: Bytes of unfinished messages from several servers. Without it, they aren't counted.
+        server: The server's name.
     """
 
-    __slots__ = ("_server", "_share", "lines")
+    __slots__ = ("_arriving", "_server", "lines")
 
-    def __init__(self, share: Share | None = None, server: str = "") -> None:
-        self._share = share
+    def __init__(self, arriving: ArrivingBytes | None = None, server: str = "") -> None:
+        self._arriving = arriving
         self._server = server
         self.lines = RateMeter(LINES_PER_SECOND)
 
-    def count(self, before: int, size: int) -> int:
+    def count(self, before: int, size: int, owner: str = "") -> int:
         """Count that a message has grown from `before` to `size` bytes, or that it's complete (0). Return `size`.
 
+        Args:
+            before: Bytes that were counted before.
+            size: Bytes of the message.
+            owner: The caller who waits for it, or empty if it's unknown.
+
         Raises:
-            TooLarge: the server sends too much at a time. The message still counts with `before` bytes.
+            TooMuchArriving: there's no room for more. The message still counts with `before` bytes.
         """
-        share = self._share
-        if share is None or size == before:
+        if self._arriving is None or size == before:
             return size
+        servers, callers = self._arriving.servers, self._arriving.callers
         if size < before:
-            share.leave(self._server, before - size)
-        elif not share.take(self._server, size - before):
-            raise TooLarge(
-                f"The server is sending too much at a time: its unfinished replies take {share.count(self._server):,} "
-                f"of {share.each:,} bytes. Try again later."
-            )
+            servers.leave(self._server, before - size)
+            callers.leave(owner, before - size)
+            return size
+        full = callers if not callers.has_room(owner, size - before) else servers
+        if full is callers or not servers.take(self._server, size - before):
+            whose, held = ("your", owner) if full is callers else ("its", self._server)
+            raise TooMuchArriving(f"{whose} unfinished replies take {full.count(held):,} of {full.each:,} bytes")
+        callers.take(owner, size - before)
         return size
 
 
@@ -83,9 +107,10 @@ class BodySource(Protocol):
 class Body:
     """The body of a reply, as a stream of bytes for one task."""
 
-    __slots__ = ("_buffer", "_ended", "_error", "_source", "_waiter", "inflow")
+    __slots__ = ("_buffer", "_ended", "_error", "_owner", "_source", "_waiter", "inflow")
 
-    def __init__(self, source: BodySource, inflow: Inflow) -> None:
+    def __init__(self, source: BodySource, inflow: Inflow, owner: str = "") -> None:
+        self._owner = owner
         self._source = source
         self.inflow = inflow
         """What the server sends, over all streams."""
@@ -119,6 +144,10 @@ class Body:
         if buffer:
             await asyncio.sleep(0)  # a piece can mean much work
         return data
+
+    def count(self, before: int, size: int) -> int:
+        """See `Inflow.count`."""
+        return self.inflow.count(before, size, self._owner)
 
     def close(self) -> None:
         """Stop reading and discard the rest."""

@@ -63,8 +63,8 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_counted_bytes", "_discards", "_ends_with_connection", "_error", "_framed_since", "_framing_bytes",
-        "_headers", "_inflow", "_loop", "_max_body", "_on_end", "_parser", "_reply", "_reply_began", "_size", "_timer",
-        "_transport", "_waiter", "closed", "free_since", "reply_count",
+        "_headers", "_inflow", "_loop", "_max_body", "_on_end", "_owner", "_parser", "_reply", "_reply_began", "_size",
+        "_timer", "_transport", "_waiter", "closed", "free_since", "reply_count",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +89,7 @@ class HttpConnection(asyncio.Protocol):
         self.free_since = 0.0
         # Reply
         self._waiter: asyncio.Future[HttpReply] | None = None
+        self._owner = ""
         self._reply: HttpReply | None = None
         self._headers: dict[bytes, bytes] = {}
         self._body: bytes | bytearray = b""
@@ -110,11 +111,12 @@ class HttpConnection(asyncio.Protocol):
 
     # For the pool
 
-    def send(self, data: bytes) -> asyncio.Future[HttpReply]:
-        """Write a request. Return a future for its reply."""
+    def send(self, data: bytes, owner: str) -> asyncio.Future[HttpReply]:
+        """Write a request of a caller. Return a future for its reply."""
         assert self._transport is not None  # noqa: S101  the pool connects first
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}
+        self._owner = owner
         self._size = self._framing_bytes = 0
         self._reply_began = False
         self._transport.write(data)
@@ -200,7 +202,7 @@ class HttpConnection(asyncio.Protocol):
             self._framed_since = now  # a stream that stays open for days has many chunks
             self._framing_bytes = 0
         if reply is not None and reply.stream is None:
-            self._counted_bytes = self._inflow.count(self._counted_bytes, size)
+            self._counted_bytes = self._inflow.count(self._counted_bytes, size, self._owner)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -228,7 +230,7 @@ class HttpConnection(asyncio.Protocol):
         self._ends_with_connection = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
         kind = headers.get(b"content-type")
         if kind != b"application/json" and reply.media_type == "text/event-stream":
-            reply.stream = Body(self, self._inflow)
+            reply.stream = Body(self, self._inflow, self._owner)
             self._deliver(reply)
         elif length is not None and int(length) > self._max_body:
             self._error = too_large(self._max_body)
@@ -261,7 +263,7 @@ class HttpConnection(asyncio.Protocol):
     def _drop_body(self) -> None:
         self._body = b""
         if self._counted_bytes:
-            self._counted_bytes = self._inflow.count(self._counted_bytes, 0)
+            self._counted_bytes = self._inflow.count(self._counted_bytes, 0, self._owner)
 
     def _deliver(self, reply: HttpReply) -> None:
         waiter, self._waiter = self._waiter, None

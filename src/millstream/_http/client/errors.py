@@ -40,6 +40,18 @@ class TooLarge(ClientError):
     """The server sent more than the client accepts. ``except TooLarge: options = Options(max_bytes=2**30)``"""
 
 
+class TooMuchArriving(TooLarge):
+    """Too many bytes of unfinished messages arrive, for one server or for one of several callers.
+
+    Args:
+        holding: Which messages take how many bytes of how many.
+    """
+
+    def __init__(self, holding: str) -> None:
+        super().__init__(f"The server is sending too much at a time: {holding}. Try again later.")
+        self.holding: str = holding
+
+
 class BadAnswer(ClientError):
     """The server broke the protocol: unreadable JSON, another request's id, a result of the wrong shape.
 

@@ -50,12 +50,13 @@ class ConnectionPool:
         self._connecting = 0
         self._closed = False
 
-    async def send(self, data: bytes, *, repeatable: bool) -> HttpReply:
+    async def send(self, data: bytes, *, repeatable: bool, owner: str = "") -> HttpReply:
         """Return the reply to one request. Cancelling the wait closes the connection.
 
         Args:
             data: the complete request.
             repeatable: whether the request can be sent twice without harm.
+            owner: the caller against whose share the reply counts while it arrives.
 
         Raises:
             ConnectFailed: the connection failed.
@@ -67,7 +68,7 @@ class ConnectionPool:
         freshness = 3600.0 if repeatable else _MAX_IDLE
         while True:
             connection = self._take_free(freshness) or await self._take(freshness)
-            waiter = connection.send(data)
+            waiter = connection.send(data, owner)
             try:
                 reply = await waiter
                 if proxy is not None and reply.status == 407:

@@ -56,7 +56,7 @@ class EventReader:
     def close(self) -> None:
         """Close the current connection."""
         if self._stream is not None:
-            self._stream.inflow.count(self._counted_bytes, 0)
+            self._stream.count(self._counted_bytes, 0)
             self._counted_bytes = 0
             self._stream.close()
             self._stream = None
@@ -77,7 +77,7 @@ class EventReader:
                 self._events.extend(self._decoder.feed(chunk))
             except ProtocolError as exc:
                 raise too_large(self._max) from exc
-            self._counted_bytes = stream.inflow.count(self._counted_bytes, self._decoder.unfinished_bytes)
+            self._counted_bytes = stream.count(self._counted_bytes, self._decoder.unfinished_bytes)
             if self._decoder.retry_ms is not None:
                 self._retry_ms = self._decoder.retry_ms
             if not self._events:

@@ -91,7 +91,7 @@ class StreamableTransport:
         """POST a request and wait for the response."""
         try:
             reply = await self._endpoint.send(
-                "POST", self._headers(request), request.body, repeatable=request.repeatable
+                "POST", self._headers(request), request.body, repeatable=request.repeatable, owner=request.owner
             )
             if reply.final_url is not None:
                 self._endpoint.url = reply.final_url  # skip the redirect from now on

@@ -64,6 +64,8 @@ class TransportRequest(Struct, gc=False):
     """Revision of the message, before one is negotiated."""
     repeatable: bool = False
     """Whether the request only reads, so it can be sent again after a broken connection."""
+    owner: str = ""
+    """See `Ask.owner`."""
 
 
 class Listener(Protocol):
