@@ -493,35 +493,35 @@ async def unread_replies(stack: AsyncExitStack) -> Shared:
     return Shared(hold, use, "cut")
 
 
-async def arriving_replies(stack: AsyncExitStack) -> Shared:
-    """Replies of an upstream that arrive slowly."""
-    arrived, size = 0, 100_000
+def arriving_replies(kind: str) -> Case:
+    """Return the case of an upstream's replies that arrive slowly, as JSON or as an event stream."""
 
-    async def behave(asked: ReceivedRequest) -> None:
-        nonlocal arrived
-        if asked.method != "tools/call":
-            tools = [{"name": "work", "inputSchema": {"type": "object"}}]
-            await asked.result({"resultType": "complete", "tools": tools, "resources": [], "resourceTemplates": []})
-            return
-        result = {**DONE, "content": [{"type": "text", "text": "x" * size}]}
-        reply = json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "result": result}).encode()
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(reply)
-        await asked.write(head + reply[:size])
-        if asked.message["params"]["arguments"]["wait"]:
-            arrived += 1
-            await asyncio.get_running_loop().create_future()
-        await asked.write(reply[size:])
+    async def arriving_replies(stack: AsyncExitStack) -> Shared:
+        arrived, size = 0, 100_000
 
-    mcp = make_server(max_unfinished=1_600_000)
-    server = await stack.enter_async_context(misbehaving(with_discovery(behave)))
-    mcp.upstream("there", server.url, prefix="", max_bytes=200_000, start_timeout=WAIT, timeout=WAIT)
-    return make_calls(
-        stack,
-        await run(stack, mcp),
-        ["work"],
-        lambda: arrived,
-        r"sending too much at a time: your unfinished replies take [\d,]+ of 400,000 bytes",
-    )
+        async def behave(asked: ReceivedRequest) -> None:
+            nonlocal arrived
+            if asked.method != "tools/call":
+                tools = [{"name": "work", "inputSchema": {"type": "object"}}]
+                await asked.result({"resultType": "complete", "tools": tools, "resources": [], "resourceTemplates": []})
+                return
+            reply = asked.answer({**DONE, "content": [{"type": "text", "text": "x" * size}]})
+            reply = reply if kind == "application/json" else b"data: %b\n\n" % reply
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(reply)}\r\n\r\n"
+            await asked.write(head.encode() + reply[:size])
+            if asked.message["params"]["arguments"]["wait"]:
+                arrived += 1
+                await asyncio.get_running_loop().create_future()
+            await asked.write(reply[size:])
+
+        mcp = make_server(max_unfinished=1_600_000)
+        server = await stack.enter_async_context(misbehaving(with_discovery(behave)))
+        mcp.upstream("there", server.url, prefix="", max_bytes=200_000, start_timeout=WAIT, timeout=WAIT)
+        error = r"sending too much at a time: your unfinished replies take [\d,]+ of 400,000 bytes"
+        return make_calls(stack, await run(stack, mcp), ["work"], lambda: arrived, error)
+
+    arriving_replies.__name__ += f"-{kind}"
+    return arriving_replies
 
 
 CASES: list[Case] = [
@@ -542,7 +542,8 @@ CASES: list[Case] = [
     watches(PER_REQUEST),
     stored_results,
     unread_replies,
-    arriving_replies,
+    arriving_replies("application/json"),
+    arriving_replies("text/event-stream"),
 ]
 
 
