@@ -69,6 +69,7 @@ NOTEBOOK = {"notebook.py": region("examples/notebook.py#start") + "\n\n"}
 SHOWN = {"notebook.py": "tests/examples/test_notebook.py runs it."}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
+    "docs/how-to/deploy.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
     "docs/how-to/send-events-to-agents.md": Page(
         untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
     ),

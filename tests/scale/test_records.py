@@ -231,7 +231,8 @@ async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
 
 async def test_updates_use_the_newest_record() -> None:
     services = SimpleNamespace(changes=SimpleNamespace(follow=lambda *_: None), notification_filters=None)
-    stream = _StandaloneStream("main", ClientInfo(), cast("Any", services), None)
+    request = SimpleNamespace(owner="ada", principal=None)
+    stream = _StandaloneStream("main", ClientInfo(), cast("Any", services), cast("Any", request))
     sign = ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))

@@ -159,7 +159,7 @@ class Runtime:
                 host.report("connections", lambda: len(state.connections))
                 if host.metrics is not None:
                     text = "Connections cut because the client left too many bytes of replies unread."
-                    host.metrics.read("counter", "hub_connections_cut_total", text, lambda: {(): state.cut})
+                    host.metrics.read("counter", "millstream_connections_cut_total", text, lambda: {(): state.cut})
             host.report("workers", lambda: list(bind.seats) or None)
             for register in host.http:
                 register()

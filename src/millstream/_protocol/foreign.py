@@ -116,14 +116,20 @@ def repair_schema(schema: Any) -> Any:
         return {} if schema else {"not": {}}
     if not is_object(schema):
         return None
-    return {key: made for key, value in schema.items() if (made := _repair_keyword(key, value)) is not UNSET}
+    repaired: dict[str, Any] = {}
+    for key, value in schema.items():
+        made: Any = _repair_keyword(key, value)
+        if made is not UNSET:
+            repaired[key] = made
+    return repaired
 
 
 def _repair_keyword(key: str, value: Any) -> Any:
     if key in _DATA:
         return value
     if key in MAPS and is_object(value):
-        return {name: repair_schema(each) or {} for name, each in value.items()}
+        empty: dict[str, Any] = {}
+        return {name: repair_schema(each) or empty for name, each in value.items()}
     if key in LISTS or (key == "items" and is_array(value)):
         value = [made for each in value if (made := repair_schema(each)) is not None] if is_array(value) else None
     elif key in SINGLE and not isinstance(value, bool):

@@ -59,7 +59,7 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
 
 
 def _read_meta(meta: bytes) -> dict[str, Any] | None:
-    members = _decode_meta(meta) or {}
+    members: dict[str, Any] = _decode_meta(meta) or {}
     members.pop(SERVER_KEY, None)
     return members or None
 
