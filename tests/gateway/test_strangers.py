@@ -557,3 +557,19 @@ async def test_quarantined_resource_cannot_be_read_in_another_spelling(tmp_path:
                         await client.read(uri.replace("://", "://odd/", 1) if prefix else uri)
                 other = "file://odd/etc/other" if prefix else "file:///etc/other"
                 assert (await client.read(other))[0].text == "leaked"
+
+
+def test_missing_resource_is_reported_even_if_templates_cannot_be_listed() -> None:
+    target = shlex.join(stranger(ALL, {**LISTS, "resources/read": {"error": {"code": -32002, "message": "Gone."}}}))
+    command = [sys.executable, "-m", "millstream", "read", target, "memo://2"]
+    done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False, text=True)
+    assert done.returncode == 1
+    assert "memo://2" in done.stderr
+    assert "Error: Method not found" not in done.stderr
+
+
+def test_doctor_accepts_a_server_that_refuses_a_list() -> None:
+    command = [sys.executable, "-m", "millstream", "doctor", shlex.join(stranger(ALL, LISTS))]
+    done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False, text=True)
+    assert "1 tool, 1 resource, 0 templates, 0 prompts" in done.stdout + done.stderr
+    assert done.returncode == 0
