@@ -1,4 +1,4 @@
-from millstream._protocol.lines import Clipped, LineSplitter
+from millstream._protocol.lines import LineSplitter, LineStart
 
 
 def test_last_line_without_newline_counts_at_end_of_input() -> None:
@@ -24,6 +24,6 @@ def test_clipped_lines_have_their_start_and_end() -> None:
         assert found == []
         found = splitter.feed(b"\nab\n")
         assert found == [b"<" * 200 + b">" * 200, b"ab"]
-        assert type(found[0]) is Clipped
+        assert type(found[0]) is LineStart
     assert splitter.feed(b"x" * 4001) == [None]
     assert splitter.feed(b"x" * 4001) == []

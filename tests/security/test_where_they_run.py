@@ -43,6 +43,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "adv_27": {"test_state_expires": GIVEN},
     "adv_28": {"": "Redis itself is asked what was run in it"},
     "crowds": {"test_slow_senders": GIVEN, "test_unknown_key_ids": INSIDE},
+    "behind_nginx": {"test_people_sign_in": GIVEN},
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},
     "kept_capabilities": {"": INSIDE},
     "second_tenant": {"": "shares count for one process; across workers, only the store limits"},

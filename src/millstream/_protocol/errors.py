@@ -54,7 +54,7 @@ class ProtocolError(Exception):
         self.code = code
         self.message = message
         self.data = data
-        self.status = status or (400 if code in _BAD_REQUESTS else 200)
+        self.status: int = status or (400 if code in _BAD_REQUESTS else 200)
         self.head = head
 
 

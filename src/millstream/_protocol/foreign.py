@@ -14,7 +14,7 @@ from msgspec import UNSET, Raw, Struct
 from msgspec.structs import fields
 
 from millstream._protocol.depth import exceeds_limits
-from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, is_array, is_object
+from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, is_array, is_object, members
 from millstream._protocol.jsonrpc import encode
 
 T = TypeVar("T", bound=Struct)
@@ -128,8 +128,7 @@ def _repair_keyword(key: str, value: Any) -> Any:
     if key in _DATA:
         return value
     if key in MAPS and is_object(value):
-        empty: dict[str, Any] = {}
-        return {name: repair_schema(each) or empty for name, each in value.items()}
+        return {name: members(repair_schema(each)) for name, each in value.items()}
     if key in LISTS or (key == "items" and is_array(value)):
         value = [made for each in value if (made := repair_schema(each)) is not None] if is_array(value) else None
     elif key in SINGLE and not isinstance(value, bool):

@@ -8,7 +8,7 @@ _MAX_EXCESS = 4
 """Lines that are longer than this multiple of the limit have probably no end."""
 
 
-class Clipped(bytes):
+class LineStart(bytes):
     """The start and the end of a line over the limit."""
 
 
@@ -16,7 +16,7 @@ class LineSplitter:
     """A splitter of bytes into complete lines.
 
     A line over the limit is reported once and skipped to its end. Memory is bounded by the limit, for any input. With
-    `clip`, it's reported at its end, as `Clipped`, unless it's much longer.
+    `clip`, it's reported at its end, as `LineStart`, unless it's much longer.
     """
 
     __slots__ = ("_clip", "_end", "_limit", "_parts", "_size", "_skipping", "_start")
@@ -40,7 +40,7 @@ class LineSplitter:
                 if line:
                     lines.append(line)
             elif self._clip:
-                lines.append(Clipped(self._start + self._end.rstrip(b" \t\r")))
+                lines.append(LineStart(self._start + self._end.rstrip(b" \t\r")))
             self._parts.clear()
             self._size = 0
             self._skipping = False

@@ -77,7 +77,7 @@ class LogOnce:
         self._logger = logger
         self._what = what
         self._over = over
-        self.lasts = False
+        self.lasts: bool = False
         """Whether the last attempt failed."""
 
     def __enter__(self) -> Self:

@@ -50,12 +50,12 @@ _era_cache: dict[str, str] = {}
 """Target -> ``handshake`` or ``http+sse``. Targets that aren't listed are probed."""
 
 
-class _Initialized(InitializeResult, frozen=True, kw_only=True):
+class _InitializeAnswer(InitializeResult, frozen=True, kw_only=True):
     server_info: Any = None
     """Read by `_about`, because nothing depends on it."""
 
 
-_decode_initialize = foreign_decoder(_Initialized)
+_decode_initialize = foreign_decoder(_InitializeAnswer)
 _decode_discover = foreign_decoder(DiscoverResult)
 _decode_error = msgspec.json.Decoder(PeerError).decode
 

@@ -269,7 +269,7 @@ async def _fetch_list(
             raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
         try:
             cursor = found.add_hint(kind, result).next_cursor
-            raw_items: list[Any] = _decode_items(_decode_members(result).get(member, b"null")) or []
+            raw_items: list[Raw] = _decode_items(_decode_members(result).get(member, b"null")) or []
         except (ValueError, RecursionError) as exc:
             raise BadAnswer(f"The result of {method} is malformed: {exc}.") from exc
         items |= {each[key]: each for each in _read_items(kind, raw_items, warn)}

@@ -142,7 +142,7 @@ class ForwardedQuestion(Struct, frozen=True):
     """Parameters as the upstream sent them."""
 
 
-class Asked(Protocol):
+class QuestionClient(Protocol):
     """The client that a question is for."""
 
     @property
@@ -166,7 +166,9 @@ def with_name(upstream: str, message: object) -> str:
     return f"[{upstream}] {message}"
 
 
-def project_question(method: str, raw: bytes, asked: Asked, source: Revision, upstream: str) -> ForwardedQuestion:
+def project_question(
+    method: str, raw: bytes, asked: QuestionClient, source: Revision, upstream: str
+) -> ForwardedQuestion:
     """Convert an upstream's question to the client's revision, and say who asks.
 
     Args:

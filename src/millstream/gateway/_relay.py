@@ -32,7 +32,7 @@ from millstream._server.calls.context import Context
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
-from millstream.gateway._questions import Asked, ForwardedQuestion, declare, project_answer, project_question
+from millstream.gateway._questions import ForwardedQuestion, QuestionClient, declare, project_answer, project_question
 from millstream.gateway._redaction import Redactor
 
 logger = logging.getLogger("millstream.gateway")
@@ -69,7 +69,7 @@ _decode_level = msgspec.json.Decoder(_Level).decode
 _decode_complete = msgspec.json.Decoder(_Complete).decode
 
 
-class Recipient(Asked, Protocol):
+class Recipient(QuestionClient, Protocol):
     """The client of one forwarded call, as seen by a connection to an upstream."""
 
     @property

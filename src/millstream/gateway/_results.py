@@ -96,18 +96,18 @@ def resource_uris(members: bytes, rename: Rename) -> bytes:
     """Rename the URIs in the contents of a resource."""
     found = _decode_members(b"{%b}" % members)
     if "contents" in found:
-        found["contents"] = Raw(encode([_renamed(each, rename) for each in _decode_several(found["contents"])]))
+        found["contents"] = Raw(encode([_rename_item(each, rename) for each in _decode_several(found["contents"])]))
     return encode(found)[1:-1]
 
 
 def _block(block: Members, rename: Rename) -> Members:
     kind = _decode_text(block["type"]) if "type" in block else ""
     if kind == "resource_link":
-        return _renamed(block, rename)
+        return _rename_item(block, rename)
     if kind == "resource" and "resource" in block:
-        return {**block, "resource": Raw(encode(_renamed(_decode_members(block["resource"]), rename)))}
+        return {**block, "resource": Raw(encode(_rename_item(_decode_members(block["resource"]), rename)))}
     return block
 
 
-def _renamed(item: Members, rename: Rename) -> Members:
+def _rename_item(item: Members, rename: Rename) -> Members:
     return {**item, "uri": Raw(encode(rename(_decode_text(item["uri"]))))} if "uri" in item else item

@@ -440,9 +440,9 @@ class Upstream:
 
     def abilities(self, call: "Call") -> bytes:
         """Return what the upstream may ask the client of a call, see `_questions.abilities_of`."""
-        return self._allowed(abilities_of(call))
+        return self._limit_abilities(abilities_of(call))
 
-    def _allowed(self, abilities: bytes) -> bytes:
+    def _limit_abilities(self, abilities: bytes) -> bytes:
         return abilities if self.policy is None else limit_abilities(abilities, self.policy.questions)
 
     def redactor(self, method: str, name: str = "") -> Redactor | None:
@@ -535,7 +535,7 @@ class Upstream:
         everything = self._shares_processes or key == self.lister
         relays = Relays(
             self.config.name,
-            self._allowed(ALL_ABILITIES) if everything else key.capabilities,
+            self._limit_abilities(ALL_ABILITIES) if everything else key.capabilities,
             in_process=isinstance(self._target, _SharedProgram),
             log=None if self.processes is None else self.processes.log.write,
         )

@@ -46,8 +46,8 @@ class ArrivingBytes:
     __slots__ = ("callers", "servers")
 
     def __init__(self, maximum: int, largest: int) -> None:
-        self.servers = Share(max(maximum, 4 * largest))
-        self.callers = Share(self.servers.maximum, each=self.servers.each // 2)
+        self.servers: Share = Share(max(maximum, 4 * largest))
+        self.callers: Share = Share(self.servers.maximum, each=self.servers.each // 2)
 
 
 class Inflow:
@@ -63,7 +63,7 @@ class Inflow:
     def __init__(self, arriving: ArrivingBytes | None = None, server: str = "") -> None:
         self._arriving = arriving
         self._server = server
-        self.lines = RateMeter(LINES_PER_SECOND)
+        self.lines: RateMeter = RateMeter(LINES_PER_SECOND)
 
     def count(self, before: int, size: int, owner: str = "") -> int:
         """Count that a message has grown from `before` to `size` bytes, or that it's complete (0). Return `size`.

@@ -46,7 +46,7 @@ class ServerState:
     __slots__ = ("connections", "cut", "tasks")
 
     def __init__(self) -> None:
-        self.cut = 0
+        self.cut: int = 0
         """Number of connections cut because of unread replies."""
         self.connections: set[Any] = set()
         """All open connections, WebSockets included."""

@@ -104,16 +104,16 @@ class Items:
         if share and (lossy or not reserved):
             rooms = {share: self._max_bytes // PART, **rooms}
         for part, room in rooms.items():
-            if self._used(kind, part) + growth <= room:
+            if self._get_usage(kind, part) + growth <= room:
                 continue
             self._sweep(now)
             if lossy and length + len(key) + ITEM_BYTES <= room:
-                self._evict(key, kind, part, self._used(kind, part) + growth - room)
-            if self._used(kind, part) + growth > room:
+                self._evict(key, kind, part, self._get_usage(kind, part) + growth - room)
+            if self._get_usage(kind, part) + growth > room:
                 text = f"The store is full: this {'share' if part else 'kind'} of values has {room} bytes."
                 raise (ShareFull if part else StoreFull)(text)
 
-    def _used(self, kind: str, share: str) -> int:
+    def _get_usage(self, kind: str, share: str) -> int:
         return self._shares[kind, share] if share else self._sizes[kind]
 
     def _evict(self, key: str, kind: str, share: str, missing: int) -> None:

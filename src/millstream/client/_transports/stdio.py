@@ -18,7 +18,7 @@ from msgspec import Struct
 from millstream._http.client.connection import too_large
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
-from millstream._protocol.lines import Clipped, LineSplitter
+from millstream._protocol.lines import LineSplitter, LineStart
 from millstream._protocol.revisions import Revision
 from millstream.client._background import Background
 from millstream.client._child_stderr import ProbeErrors
@@ -218,9 +218,9 @@ class StdioTransport:
     def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output."""
         for line in self._lines.feed(data):
-            if line is None or (type(line) is Clipped and not self._duplex.refuse(line, too_large(self._max))):
+            if line is None or (type(line) is LineStart and not self._duplex.refuse(line, too_large(self._max))):
                 self._over(too_large(self._max))
-            elif type(line) is Clipped:
+            elif type(line) is LineStart:
                 self._has_served = True
             elif line[:1] == b"{" or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO] started"
                 self._has_served = True
