@@ -101,7 +101,7 @@ async def test_health_and_metrics_count_connections_of_the_own_server() -> None:
     async with server.running():
         assert (await facts(server))["connections"] == 1
         state.cut += 1
-        assert b"hub_connections_cut_total 1.0\n" in (await ask(server, "GET", "/metrics")).body
+        assert b"millstream_connections_cut_total 1.0\n" in (await ask(server, "GET", "/metrics")).body
 
 
 async def test_unreachable_store_degrades_health_only() -> None:

@@ -70,6 +70,7 @@ def test_a_task_asks_and_an_older_revision_has_none(shop: str, open_page: OpenPa
         run(page)
         dialog = page.get_by_role("dialog", name="Order ten of each?")
         dialog.get_by_label("approved").set_checked(approved)
+        expect(dialog.get_by_role("button", name="Accept")).to_be_enabled()
         dialog.get_by_role("button", name="Accept").press("Enter")
         expect(result(page)).to_contain_text(text)
     expect(page.locator("#kinds").get_by_role("tab", name="Tasks")).to_contain_text("2")

@@ -112,8 +112,12 @@ def read_result(body: bytes, request_id: int) -> Envelope | None:
     return Envelope(request_id, "", b"", bytes(found.result)) if found.id == request_id else None
 
 
-def read(body: bytes) -> Envelope:
+def read(body: bytes, *, allow_null: bool = False) -> Envelope:
     """Decode one envelope. The last of duplicate keys wins, and unknown keys are ignored.
+
+    Args:
+        body: The bytes of the message.
+        allow_null: Whether a null member means an absent one, because some servers write every member.
 
     Raises:
         ProtocolError: PARSE_ERROR if the bytes aren't JSON, INVALID_REQUEST if they aren't a JSON-RPC message.
@@ -125,6 +129,10 @@ def read(body: bytes) -> Envelope:
         raise _invalid("a message must be a JSON object") from None
     except (ValueError, RecursionError) as exc:  # msgspec's errors and UnicodeDecodeError are ValueErrors.
         raise _unreadable(exc) from exc
+    if allow_null:
+        for name in ("params", "error", "result"):
+            if bytes(getattr(envelope, name)) == _NULL and (name != "result" or envelope.error):
+                setattr(envelope, name, _EMPTY)
     return _message(envelope)
 
 
@@ -176,8 +184,6 @@ def _message(envelope: _Envelope) -> Envelope:
     if envelope.result or envelope.error:
         raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     params = bytes(envelope.params)
-    if params == _NULL:  # means absent, because some implementations write every member
-        params = b""
     if params and params[:1] != b"{":
         raise _invalid('"params" must be an object')
     return Envelope(request_id, method, params)
@@ -185,10 +191,6 @@ def _message(envelope: _Envelope) -> Envelope:
 
 def _answer(request_id: RequestId | None, envelope: _Envelope) -> Envelope:
     result, error = bytes(envelope.result), bytes(envelope.error)
-    if error == _NULL:
-        error = b""
-    elif error and result == _NULL:
-        result = b""
     if bool(result) == bool(error):
         raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
     if request_id is None and not error:

@@ -80,7 +80,7 @@ class Duplex:
             return
         for item in items:
             try:
-                self.deliver(read(item))
+                self.deliver(read(item, allow_null=True))
             except ProtocolError as exc:
                 waiter = self._waiting.get(answered_id(item))
                 if waiter is not None and not waiter.done():

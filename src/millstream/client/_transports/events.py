@@ -100,7 +100,7 @@ class EventReader:
                 self.attempts = 0
                 data = event.data.encode()
                 try:
-                    return read(data)
+                    return read(data, allow_null=True)
                 except ProtocolError as exc:
                     if self._request_id and answered_id(data) == self._request_id:
                         raise BadAnswer(f"The server sent an invalid response. {exc.message}.") from exc

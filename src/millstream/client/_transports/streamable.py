@@ -156,7 +156,7 @@ class StreamableTransport:
         if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
             raise self._error(reply)
         try:
-            message = read(reply.body)
+            message = read(reply.body, allow_null=True)
         except ProtocolError as exc:
             if reply.status >= 300:
                 raise self._error(reply) from exc
