@@ -44,10 +44,15 @@ def test_notifications_and_responses_are_distinguished() -> None:
     assert read(b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}').is_answer
 
 
-def test_null_members_are_absent() -> None:
-    assert read(b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}') == Envelope(1, "", b"", b"{}")
-    assert read(b'{"jsonrpc":"2.0","id":1,"result":null,"error":{}}') == Envelope(1, "", b"", b"", b"{}")
-    assert read(b'{"jsonrpc":"2.0","method":"a","params":null}') == Envelope(None, "a", b"")
+def test_null_members_of_servers_are_absent() -> None:
+    for body, message in (
+        (b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}', Envelope(1, "", b"", b"{}")),
+        (b'{"jsonrpc":"2.0","id":1,"result":null,"error":{}}', Envelope(1, "", b"", b"", b"{}")),
+        (b'{"jsonrpc":"2.0","method":"a","params":null}', Envelope(None, "a", b"")),
+    ):
+        assert read(body, allow_null=True) == message
+        with pytest.raises(ProtocolError):
+            read(body)
 
 
 @for_each(
