@@ -14,6 +14,7 @@ import pytest
 
 from millstream import Client, Context, Server, Settings, auth
 from millstream._cli import main
+from millstream._cli.connect_options import _ServerOutput
 from millstream.client import BlockingClient, Options
 from processes import ROOT
 
@@ -136,6 +137,7 @@ def ports() -> Iterator[dict[str, str]]:
 
 def typed(words: list[str]) -> tuple[int, str]:
     """Run a command in this process, and return its status and output."""
+    _ServerOutput.shown = _ServerOutput.explained = False  # a command has a process of its own
     streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
     status = 0
     with (
