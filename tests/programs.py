@@ -37,7 +37,7 @@ def needs(name: str) -> pytest.MarkDecorator:
 
 
 def require_program(name: str, *others: str) -> str:
-    """Return the path of a program, or of another one that serves as well. If all are missing, skip the test."""
+    """Return the path of the first program that's installed. If all are missing, skip the test."""
     found = find_program(name, *others)
     if found is None:
         pytest.skip(f"{MISSING}{name}")

@@ -309,7 +309,7 @@ class Host:
         """Report the server as degraded while ``check()`` returns a reason.
 
         `/readyz` and `/health` show the reason to those who may read the dashboard. `serves` is False if the server
-        can't do its work meanwhile, so that `/health` returns 503.
+        can't do its work in that time, so that `/health` returns 503.
         """
         self.readiness_checks.append((check, serves))
 

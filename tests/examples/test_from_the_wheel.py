@@ -1,4 +1,4 @@
-"""The examples as a stranger runs them: the wheel in an empty environment, and the words of the README or docstring.
+"""Run the examples from the wheel in an empty environment, with the commands of their README or docstring.
 
 `pip` is uv's, with the versions of the lock file and the wheel of this tree; otherwise the environments have no access
 to this one.
@@ -34,7 +34,7 @@ class Example(Struct):
     install: str
     start: str
     calls: Sequence[tuple[str, str]]
-    """Lines to type while it runs, and what each prints. PORT stands for the server's port."""
+    """Lines to type while it runs, and what each prints. PORT is replaced by the server's port."""
     options: str = ""
     """What we add to `start`, because port 8000 may be taken here."""
     ports: int = 1

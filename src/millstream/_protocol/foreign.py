@@ -89,7 +89,7 @@ _OTHER: tuple[Any, _Kinds] = None, ()
 
 @cache
 def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds]]:
-    """Return the members of types: what null stands for (UNSET for nothing), and the types of the value."""
+    """Return the members of types: the meaning of null (UNSET if it has none), and the types of the value."""
     found: dict[str, tuple[Any, _Kinds]] = {}
     for each in (each for kind in kinds for each in fields(kind)):
         choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)

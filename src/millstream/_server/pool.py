@@ -44,7 +44,7 @@ class Pool(Share):
         self._on_wait = on_wait
         self._first_owner = ""
         self._kept = 0
-        """Number of places for owners that hold nothing."""
+        """Number of places reserved for owners that hold none."""
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting owners, the one served last at the end."""
 

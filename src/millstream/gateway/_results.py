@@ -14,7 +14,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SERVER_KEY
 
 Rename = Callable[[str], str]
-"""Returns the URI for clients of the gateway."""
+"""Returns the URI that clients of the gateway use."""
 Members = dict[str, Raw]
 MalformedResult = (ValueError, RecursionError)
 """Exceptions raised for a malformed result."""

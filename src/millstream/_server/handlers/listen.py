@@ -176,7 +176,7 @@ class _Pushes:
 
     def __init__(self) -> None:
         self._early: dict[bytes, None] = {}
-        """Messages to push then, each once."""
+        """Messages to push afterwards, each once."""
         self._call: Call | None = None
         self.over = asyncio.Event()
         """Set when the subscription ends."""
