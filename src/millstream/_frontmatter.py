@@ -7,13 +7,13 @@ expand a small text to a huge value, are rejected.
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import is_object
 
-MAX_BYTES: Final = 16 * 1024
-_MAX_DEPTH: Final = 32
+MAX_BYTES = 16 * 1024
+_MAX_DEPTH = 32
 _BLOCK = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 

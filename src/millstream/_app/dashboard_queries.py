@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from heapq import nlargest
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from msgspec import Struct, structs
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from millstream._server.observability.observer import Observer
     from millstream.hub import Hub, Subscription
 
-PATIENCE: Final = 0.4
+PATIENCE = 0.4
 """Seconds to wait for the other workers."""
-READERS: Final = 30
-MAX_WORKERS: Final = 256
+READERS = 30
+MAX_WORKERS = 256
 """Maximum workers whose replies are used."""
-MAX_CHANNELS: Final = 100
+MAX_CHANNELS = 100
 """Maximum channels per worker, those with the most subscribers."""
-_SAME: Final = 0.5
+_SAME = 0.5
 """Seconds for which the figures of this worker are cached, because rates are computed since the last query."""
-FRESH: Final = 5.0
+FRESH = 5.0
 """Seconds for which the figures of a silent worker are still shown."""
 
 
@@ -64,9 +64,9 @@ class ReaderRow(Struct, array_like=True, frozen=True):
     """Bytes that it hasn't read yet."""
 
 
-_OF_HUB: Final = frozenset(("events", "websocket"))
+_OF_HUB = frozenset(("events", "websocket"))
 """Transports whose readers and channels the hub tracks."""
-_FIGURES: Final = 0
+_FIGURES = 0
 """Request number for replies that are used whenever they arrive."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode_question = msgspec.msgpack.Decoder(_Question).decode

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from secrets import token_hex
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 from starlette.background import BackgroundTask, BackgroundTasks
@@ -46,12 +46,12 @@ _TAKEN_BELOW = (
     "/inspect/",
     "/.well-known/oauth-",
 )
-METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _threads = Threads(40)
 """Threads for plain functions. Starlette's own threads would delay the exit of the process until their functions
 end.
 """
-MAX_RANGES: Final = 8
+MAX_RANGES = 8
 """Maximum ranges per request for a file; with more, the whole file is sent."""
 
 

@@ -2,20 +2,19 @@
 
 from collections.abc import Callable
 from time import monotonic
-from typing import Final
 
 from msgspec import Struct
 
 from millstream._limits.gcra import Limiter, Rate
 from millstream._stores.rates import ChargeResult, Pace
 
-_SHARE: Final = 100
+_SHARE = 100
 """A worker takes this fraction of the rate in advance."""
-_MOST: Final = 20
-_LOST: Final = 5.0
+_MOST = 20
+_LOST = 5.0
 """Seconds after which an answer counts as lost."""
-_MAX_KEYS: Final = 100_000
-_HOT: Final = 1.0
+_MAX_KEYS = 100_000
+_HOT = 1.0
 """A key used again within this number of seconds gets tokens in advance."""
 
 

@@ -4,18 +4,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.rates import Charge, Decision, Rates, Seat
 
-PATIENCE: Final = 2.0
+PATIENCE = 2.0
 """Seconds that a call waits for the store."""
-PAUSE: Final = 1.0
+PAUSE = 1.0
 """Seconds without requests to a store that didn't answer."""
-_AT_ONCE: Final = 100
+_AT_ONCE = 100
 """Maximum number of seats to return in one request."""
-_REPORTS: Final = 64
+_REPORTS = 64
 
 logger = logging.getLogger("millstream")
 

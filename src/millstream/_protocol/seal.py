@@ -7,35 +7,35 @@ canonical base64 text opens, so each token has one spelling. NIST SP 800-38D all
 
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from millstream._protocol.errors import LocalError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-MAX_TOKEN: Final = 1024 * 1024
+MAX_TOKEN = 1024 * 1024
 """Maximum number of characters. A longer text isn't decoded."""
-NONCE_BYTES: Final = 12
+NONCE_BYTES = 12
 
-_NUMBER_BYTES: Final = 4
-_KEY_BYTES: Final = 32
-_HEAD_BYTES: Final = _NUMBER_BYTES + NONCE_BYTES
-_TAG_BYTES: Final = 16
-_LABEL: Final = b"millstream seal v1"
+_NUMBER_BYTES = 4
+_KEY_BYTES = 32
+_HEAD_BYTES = _NUMBER_BYTES + NONCE_BYTES
+_TAG_BYTES = 16
+_LABEL = b"millstream seal v1"
 """Context of the key derivation and version of the format. Another label gives other keys and key numbers."""
 
-_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
+_TO_URL = bytes.maketrans(b"+/", b"-_")
 # The standard alphabet's "+", "/", and "=" become "!", which the strict decoder refuses.
-_FROM_URL: Final = bytes.maketrans(b"-_+/=", b"+/!!!")
+_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")
 # RFC 4648 §3.5: unused bits of the last character must be zero. Indexed by length modulo 4; 1 isn't a valid length.
-_LAST: Final = (
+_LAST = (
     frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"),
     frozenset[str](),
     frozenset("AQgw"),
     frozenset("AEIMQUYcgkosw048"),
 )
-_PADDING: Final = (b"", b"", b"==", b"=")
+_PADDING = (b"", b"", b"==", b"=")
 
 
 class KeyRing:

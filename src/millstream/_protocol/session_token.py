@@ -15,11 +15,11 @@ from millstream._protocol.json_schema import value_at
 from millstream._protocol.principal import Principal
 from millstream._protocol.seal import KeyRing
 
-MAX_SESSION_ID: Final = 400
+MAX_SESSION_ID = 400
 """Maximum number of characters."""
-MAX_CLIENT_TEXT: Final = 32
+MAX_CLIENT_TEXT = 32
 """Maximum UTF-8 bytes kept of the client's name, and of its version."""
-KIND: Final = b"session"
+KIND = b"session"
 
 
 def _true() -> bool:
@@ -80,8 +80,8 @@ class SessionToken(Struct, frozen=True, gc=False, array_like=True):
     """Whether the session has had a record from the start. A worker that finds none must not assume that it's empty."""
 
 
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(SessionToken).decode
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(SessionToken).decode
 
 
 def encode(token: SessionToken, ring: KeyRing, nonce: bytes) -> str:

@@ -6,17 +6,17 @@ See https://github.com/modelcontextprotocol/ext-skills, specification/stable/ski
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
-SKILLS: Final = "io.modelcontextprotocol/skills"
-SKILL_FILE: Final = "SKILL.md"
-DIRECTORY: Final = "inode/directory"
+SKILLS = "io.modelcontextprotocol/skills"
+SKILL_FILE = "SKILL.md"
+DIRECTORY = "inode/directory"
 """The media type of a directory."""
-MAX_FILES: Final = 512
+MAX_FILES = 512
 """Number of files in one skill that every host accepts."""
-MAX_BYTES: Final = 16 * 1024 * 1024
+MAX_BYTES = 16 * 1024 * 1024
 """Total size of one skill's files that every host accepts."""
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _MAX_NAME = 64

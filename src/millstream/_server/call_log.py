@@ -6,7 +6,6 @@ another connection (https://modelcontextprotocol.io/specification/2025-11-25/bas
 
 from contextlib import suppress
 from functools import partial
-from typing import Final
 
 import msgspec
 
@@ -18,7 +17,7 @@ from millstream._stores.base import Position, Store, StoreFull, StreamSealed, re
 OPEN, MESSAGE, END = b"o", b"m", b"e"
 """The first byte of a log entry: the opening entry, with the request id; a message; or the end, which can be empty."""
 
-_WORKER: Final = 12
+_WORKER = 12
 """Number of characters in a worker's name."""
 _WORKER_LOST = "The worker that ran this call has stopped. Try again."
 _decode_id = msgspec.json.Decoder(RequestId).decode

@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -18,19 +18,19 @@ from millstream._protocol.errors import LocalError
 from millstream._server.peer_messages import Message
 from millstream._stores.base import Store
 
-LEEWAY: Final = 60.0
+LEEWAY = 60.0
 """Seconds for which data sealed by one worker still opens on another after its expiry."""
-WINDOW: Final = 300.0
+WINDOW = 300.0
 """Maximum difference in seconds between a message's time and ours. After a change of the store's clock, the stamps of
 workers differ by that much until each has noticed.
 """
-PAUSE: Final = 1.0
+PAUSE = 1.0
 """Delay in seconds before a failed store is used again."""
-_TOPIC: Final = "workers"
-_LABEL: Final = b"millstream worker messages v1"
-_MAC_BYTES: Final = 16
-_MAX_WAITING: Final = 10_000
-_MAX_SEEN: Final = 50_000
+_TOPIC = "workers"
+_LABEL = b"millstream worker messages v1"
+_MAC_BYTES = 16
+_MAX_WAITING = 10_000
+_MAX_SEEN = 50_000
 
 _logger = logging.getLogger("millstream")
 

@@ -92,7 +92,7 @@ _KINDS: Final[dict[str, Callable[[str, str], Store]]] = {
     "nats": _nats,
     "nats+tls": _nats,
 }
-_WHICH: Final = (
+_WHICH = (
     "Use memory:// (data is lost when the program ends) or sqlite:///file.db (data is kept in a file), each for "
     "one program on one machine with any number of --workers; or redis://host (any number of machines; also "
     "rediss://, redis+sentinel://, and redis+cluster://) or nats://host (NATS JetStream; with replicas, data "

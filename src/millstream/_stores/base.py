@@ -10,20 +10,20 @@ before its first colon. Each kind has its own space, so a full kind never takes 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.rates import Charge, ChargeResults, Rates, Seat
 
-PAGE_BYTES: Final = 4 * 1024 * 1024
+PAGE_BYTES = 4 * 1024 * 1024
 """Approximate maximum bytes returned by one read of a log."""
-EPHEMERAL: Final = frozenset({"bus", "inbox", "member", "roster"})
+EPHEMERAL = frozenset({"bus", "inbox", "member", "roster"})
 """Kinds that describe running workers. A store that outlives its workers may keep these in memory."""
 
-MAX_OFFSET: Final = 2**63 - 1
-_MAX_DIGITS: Final = len(str(MAX_OFFSET))
+MAX_OFFSET = 2**63 - 1
+_MAX_DIGITS = len(str(MAX_OFFSET))
 
 
 class Position(Struct, frozen=True, gc=False, array_like=True):

@@ -7,7 +7,6 @@ that marks it as done. Until then, no other worker announces a change of that me
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 from weakref import WeakValueDictionary
 from zlib import crc32
 
@@ -17,14 +16,14 @@ from msgspec import Struct
 from millstream._stores.base import Backend, CoAppend, Position
 from millstream._stores.workers import Leases, Roster, SoleWorker, back_off, update_roster
 
-RECORDS: Final = 128
+RECORDS = 128
 """Maximum number of records per group."""
-TTL: Final = 86400.0
+TTL = 86400.0
 """Time to live of a record in seconds. `MapMembers.keep` renews it."""
-_PREFIX: Final = "member:"
-_SWEEP: Final = "roster:sweep"
-_SWEEP_SECONDS: Final = 10.0
-_PAGE: Final = 200
+_PREFIX = "member:"
+_SWEEP = "roster:sweep"
+_SWEEP_SECONDS = 10.0
+_PAGE = 200
 
 
 class MemberRecord(Struct, array_like=True):

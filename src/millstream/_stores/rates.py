@@ -9,20 +9,20 @@ from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
-KINDS_WITH_SHARES: Final = frozenset(
+KINDS_WITH_SHARES = frozenset(
     (
         "session", "once", "task", "taskcall", "result", "oauth-new", "oauth-pending", "connection-pending",
         "inspect-pending",
     )
 )  # fmt: skip
 """Kinds of values with shares. A key has its share between the colon and the first dot."""
-PART: Final = 2
+PART = 2
 """The divisor of a kind's space that gives the maximum for one share."""
-MARK_BYTES: Final = 16
+MARK_BYTES = 16
 """A value up to this size, such as a tombstone, is a mark."""
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from millstream._stores.base import Backend, Log, Map
 from millstream._stores.health import LogOnce
@@ -15,7 +14,7 @@ from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 __all__ = ["BackendStore"]
 
 _logger = logging.getLogger("millstream.stores")
-_KEEP_EVERY: Final = TTL / 4
+_KEEP_EVERY = TTL / 4
 
 
 class BackendRates:

@@ -9,16 +9,15 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
 
 from millstream._stores.base import Entry, Gap, Log, Position
 from millstream._stores.health import LogOnce
 
-PAUSE: Final = 1.0
+PAUSE = 1.0
 """Seconds before a retry after a store failure."""
-PATIENCE: Final = 1.0
+PATIENCE = 1.0
 """Seconds to wait for an entry to be pushed before reading it."""
-_PAGE: Final = 500
+_PAGE = 500
 
 _logger = logging.getLogger("millstream.stores")
 

@@ -5,13 +5,12 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from typing import Final
 
 from millstream._stores.base import Map
 from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
 
-MAX_PACES: Final = 100_000
-_SLACK: Final = 1e-6
+MAX_PACES = 100_000
+_SLACK = 1e-6
 
 
 class Tally:

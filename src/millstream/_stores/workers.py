@@ -11,7 +11,6 @@ import random
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -22,19 +21,19 @@ from millstream._stores.health import LogOnce
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.tail import PAUSE, Tail
 
-ROSTER: Final = "roster:workers"
-MESSAGES: Final = "bus:all"
-INBOX: Final = "inbox:"
-TTL: Final = 86400.0
+ROSTER = "roster:workers"
+MESSAGES = "bus:all"
+INBOX = "inbox:"
+TTL = 86400.0
 """Time to live of the roster and of messages in seconds."""
-MAX_MESSAGES: Final = 4_000
+MAX_MESSAGES = 4_000
 """Maximum messages in a log. `interrupted` is called in a worker that falls further behind."""
-_MAX_DEAD: Final = 1_000
-_SKEW: Final = 1.0
+_MAX_DEAD = 1_000
+_SKEW = 1.0
 """Maximum difference between workers' views of the store's time, in seconds."""
-_NOTE: Final = ""
+_NOTE = ""
 """The topic of messages that make the other workers read the roster."""
-_GOODBYE: Final = 1.0
+_GOODBYE = 1.0
 """Seconds that closing waits for an unresponsive store."""
 
 _logger = logging.getLogger("millstream.stores")

@@ -6,17 +6,17 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from millstream._protocol.json_schema import is_object
 
-TAIL_BYTES: Final = 512 * 1024
+TAIL_BYTES = 512 * 1024
 """Maximum bytes to read from the end of each file."""
-MAX_FILES: Final = 64
-MAX_LINES: Final = 500
-_FIELDS: Final = ("method", "target", "subject", "issuer", "client", "address", "transport", "outcome")
+MAX_FILES = 64
+MAX_LINES = 500
+_FIELDS = ("method", "target", "subject", "issuer", "client", "address", "transport", "outcome")
 """Fields that a filter searches."""
 
 

@@ -13,11 +13,11 @@ from millstream._http.message import HttpRequest, Response
 from millstream._override import override
 from millstream._telemetry.metrics import Merge, Metrics, Reading
 
-_HEAD: Final = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
-_CUMULATIVE_KINDS: Final = ("counter", "histogram")
-_MAX_NAMES: Final = 1_000
+_HEAD = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
+_CUMULATIVE_KINDS = ("counter", "histogram")
+_MAX_NAMES = 1_000
 """Maximum number of names of ended processes to remember."""
-_PROCESS: Final = CollectorRegistry(auto_describe=False)
+_PROCESS = CollectorRegistry(auto_describe=False)
 ProcessCollector(registry=_PROCESS)
 GCCollector(registry=_PROCESS)
 _MERGES: Final[dict[Merge, Callable[[float, float], float]]] = {"sum": operator.add, "max": max, "min": min}

@@ -15,13 +15,13 @@ from msgspec import Struct
 
 from millstream._telemetry.metrics import Labels, Series
 
-SLOT: Final = 10
+SLOT = 10
 """Seconds of a slot."""
-MAX_SLOTS: Final = 8_640
+MAX_SLOTS = 8_640
 """Number of slots in a day."""
-STEPS: Final = {60: SLOT, 900: SLOT, 3_600: 60, 21_600: 300, 86_400: 900}
+STEPS = {60: SLOT, 900: SLOT, 3_600: 60, 21_600: 300, 86_400: 900}
 """Available periods in seconds -> seconds per point."""
-MAX_OPERATIONS: Final = 64
+MAX_OPERATIONS = 64
 """Maximum operations per slot: those with the most errors and calls. All others are counted together."""
 Key = tuple[str, str]
 REST: Final[Key] = ("", "")

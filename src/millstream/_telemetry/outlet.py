@@ -4,13 +4,13 @@ import contextlib
 import os
 import select
 import stat
-from typing import Final, TextIO
+from typing import TextIO
 
-MAX_KEPT: Final = 256 * 1024
+MAX_KEPT = 256 * 1024
 """Maximum bytes that wait for a slow reader. More are dropped."""
-_PIECE: Final = 4096
+_PIECE = 4096
 """A writable pipe accepts this many bytes without blocking (`PIPE_BUF` of POSIX)."""
-LAST_MS: Final = 1000
+LAST_MS = 1000
 
 
 class TextOutlet:

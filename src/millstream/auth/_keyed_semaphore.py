@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final
 
 from millstream.auth._method import Unavailable
 
-PATIENCE: Final = 10.0
+PATIENCE = 10.0
 """Maximum seconds that a caller waits."""
 
 

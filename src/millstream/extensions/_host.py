@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
 
 T = TypeVar("T")
-EVERY_REVISION: Final = frozenset(revision.date for revision in ALL)
+EVERY_REVISION = frozenset(revision.date for revision in ALL)
 _decode_rounds = msgspec.json.Decoder(InputResponseRequestParams).decode
 
 

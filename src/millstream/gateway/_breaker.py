@@ -4,14 +4,14 @@ import math
 import random
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.share import Share
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
 
-FAILURES: Final = 5
+FAILURES = 5
 """Consecutive failures of a caller's calls to one tool, or consecutive time-outs of all calls, that have an effect."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0

@@ -5,7 +5,7 @@ The files are resources, which the gateway offers anyway. A skill is listed if t
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -22,8 +22,8 @@ from millstream.gateway._upstream import Upstream
 
 Hides = Callable[[Upstream, str], bool]
 """``hides(upstream, uri)`` returns whether a URI on this server belongs to another upstream or isn't offered."""
-_SEPARATOR: Final = " "
-_FORWARDED_MEMBERS: Final = ("nextCursor", "ttlMs")
+_SEPARATOR = " "
+_FORWARDED_MEMBERS = ("nextCursor", "ttlMs")
 _logger = logging.getLogger("millstream.gateway")
 _decode_result = msgspec.json.Decoder(dict[str, Any]).decode
 

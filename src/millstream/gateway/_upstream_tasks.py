@@ -1,7 +1,5 @@
 """Tasks of upstreams, as `_bridge` reads and stores them."""
 
-from typing import Final
-
 import msgspec
 from msgspec import Raw, Struct, field
 
@@ -10,9 +8,9 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.messages import InputRequest
 from millstream.client._errors import BadAnswer, Failure
 
-_SHORTEST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 60.0
-_TASK_MARKER: Final = b'"task"'
+_SHORTEST_PAUSE = 0.05
+_LONGEST_PAUSE = 60.0
+_TASK_MARKER = b'"task"'
 
 
 class StoredTask(Struct, frozen=True, array_like=True):

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from logging import getLogger
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -29,21 +29,21 @@ from millstream.hub._hub import Hub
 from millstream.hub._journal import JOURNAL
 from millstream.hub._limits import InvalidName
 
-PREFETCH: Final = 32
+PREFETCH = 32
 """Maximum unacknowledged messages per bridge and worker."""
-ATTEMPTS: Final = 8
+ATTEMPTS = 8
 """Attempts to publish a message to the hub before it's returned to the broker."""
-CLAIM_AFTER: Final = 60_000
+CLAIM_AFTER = 60_000
 """Milliseconds after which a worker claims unacknowledged messages of another worker in a Redis stream."""
-_PAGE: Final = 100
-_CURSOR_TTL: Final = 30 * 86400.0
-_MAX_LINES: Final = 20
+_PAGE = 100
+_CURSOR_TTL = 30 * 86400.0
+_MAX_LINES = 20
 """Maximum number of rejected messages that a worker logs per bridge in `_PERIOD` seconds."""
-_LOG_PERIOD: Final = 60.0
-_BROKERS: Final = {"kafka": "KafkaBroker", "nats": "NatsBroker", "rabbit": "RabbitBroker", "redis": "RedisBroker"}
+_LOG_PERIOD = 60.0
+_BROKERS = {"kafka": "KafkaBroker", "nats": "NatsBroker", "rabbit": "RabbitBroker", "redis": "RedisBroker"}
 """FastStream package -> its broker class. A package is imported only by programs that create such a broker."""
-_ORIGIN: Final = "millstream-hub"
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_ORIGIN = "millstream-hub"
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 _logger = getLogger("millstream.hub.bus")
 

@@ -1,14 +1,14 @@
 """Publisher-assigned event ids, for resuming and for deduplication."""
 
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 
-MAX_IDS: Final = 10_000
+MAX_IDS = 10_000
 """Maximum number of ids that a worker keeps. The oldest are dropped first."""
-DEDUPLICATION_WINDOW: Final = 120.0
+DEDUPLICATION_WINDOW = 120.0
 """Seconds within which an event with the same id on the same channel is a duplicate."""
-_MAX_CHANNELS: Final = 16
+_MAX_CHANNELS = 16
 """Maximum number of channels per id."""
 
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 
@@ -40,7 +40,7 @@ from millstream.hub._presence_events import PresenceEvents
 from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
-_REFRESHES_PER_READ: Final = 6
+_REFRESHES_PER_READ = 6
 """Refreshes per read of the streams, which finds messages whose notifications were lost. The store reports
 interruptions, so this is rarely needed, and it costs an idle worker two commands.
 """

@@ -12,7 +12,6 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Final
 
 from millstream._stores.base import Entry, Gap, Index, Position, Store
 from millstream.hub._channels import CLIENT
@@ -20,14 +19,14 @@ from millstream.hub._event import Event, StoredEvent, pack, position_id, unpack
 from millstream.hub._event_ids import EventIds, KnownEvent
 from millstream.hub._limits import HubLimits
 
-JOURNAL: Final = "hub:journal"
-_CHANNEL: Final = "hub:channel:"
-_MAILBOX: Final = "mailbox:"
+JOURNAL = "hub:journal"
+_CHANNEL = "hub:channel:"
+_MAILBOX = "mailbox:"
 """A separate kind of stream, so publications don't use its space."""
-_FIRST_CHANNEL: Final = "$opening"
-_JOURNAL_TTL: Final = 30 * 86400.0
-_MAX_RECENT: Final = 2_000
-_MAX_RECENT_BYTES: Final = 4 * 1024 * 1024
+_FIRST_CHANNEL = "$opening"
+_JOURNAL_TTL = 30 * 86400.0
+_MAX_RECENT = 2_000
+_MAX_RECENT_BYTES = 4 * 1024 * 1024
 
 
 class Journal:

@@ -8,7 +8,6 @@ that changes the group also appends the presence event, so each change is report
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -16,8 +15,8 @@ from msgspec import Struct
 from millstream._stores.base import CoAppend, Position, Store
 from millstream.hub._channels import owned_id
 
-_GROUP: Final = "presence:"
-_LOCK_COUNT: Final = 64
+_GROUP = "presence:"
+_LOCK_COUNT = 64
 
 MakeEntry = Callable[[str, str, "Member"], CoAppend]
 """``make_entry(channel, "join" or "leave", member)`` returns the event to publish."""

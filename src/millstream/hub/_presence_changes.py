@@ -5,7 +5,6 @@ resumes from a journal event gets the later changes.
 """
 
 from collections import deque
-from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -13,9 +12,9 @@ from msgspec.structs import replace
 from millstream._stores.base import CoAppend, Entry, Position, Store
 from millstream.hub._event import Event, StoredEvent, pack, position_id, unpack
 
-STREAM: Final = "presence:events"
-_TTL: Final = 86400.0
-_MAX_CHANGES: Final = 1_000
+STREAM = "presence:events"
+_TTL = 86400.0
+_MAX_CHANGES = 1_000
 
 
 class PresenceChange(Struct, frozen=True, gc=False):

@@ -9,7 +9,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
 
 from msgspec import Struct
 
@@ -20,15 +19,15 @@ from millstream.hub._event_ids import KnownEvent
 from millstream.hub._journal import JOURNAL, Journal, history_stream
 from millstream.hub._shared_reads import SharedReads
 
-PAGE: Final = 500
+PAGE = 500
 """Entries per page. Journal pages start at multiples of this number, so subscribers read the same pages."""
-PAGE_BYTES: Final = 512 * 1024
+PAGE_BYTES = 512 * 1024
 """Approximate maximum size of a page in bytes."""
-MAX_READERS: Final = 8
-_PAGE_ALIGNMENT: Final = 16
+MAX_READERS = 8
+_PAGE_ALIGNMENT = 16
 """History pages start at multiples of this number of entries."""
-_INDEX_OVERHEAD: Final = 600
-_INDEX_ENTRY_BYTES: Final = 40
+_INDEX_OVERHEAD = 600
+_INDEX_ENTRY_BYTES = 40
 
 Wants = Callable[[str], bool]
 """Returns whether a channel is wanted."""

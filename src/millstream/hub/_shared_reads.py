@@ -7,12 +7,12 @@ bytes and time. A subscriber that waits for its connection keeps no cached data 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
-CACHE_SECONDS: Final = 10.0
-MAX_CACHE_BYTES: Final = 16 * 1024 * 1024
+CACHE_SECONDS = 10.0
+MAX_CACHE_BYTES = 16 * 1024 * 1024
 
 T = TypeVar("T")
 

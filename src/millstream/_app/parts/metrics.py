@@ -7,7 +7,6 @@ of a worker that exits are added to a common record, so that counters never decr
 import asyncio
 import logging
 from functools import partial
-from typing import Final
 
 import msgspec
 
@@ -21,10 +20,10 @@ from millstream._telemetry import exposition
 from millstream._telemetry.exposition import EndedProcesses, MetricsEndpoint
 from millstream._telemetry.metrics import Metrics
 
-INTERVAL: Final = 1.0
-_KEPT: Final = "metrics:"
-_ENDED: Final = "ended-metrics"
-_TTL: Final = 30 * 86400.0
+INTERVAL = 1.0
+_KEPT = "metrics:"
+_ENDED = "ended-metrics"
+_TTL = 30 * 86400.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(EndedProcesses).decode

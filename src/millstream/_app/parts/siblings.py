@@ -16,18 +16,17 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Final
 
 from millstream._app.parts import OwnPart
 from millstream._parts import Host
 
-SAY_EVERY: Final = 5.0
-HEARD: Final = 15.0
+SAY_EVERY = 5.0
+HEARD = 15.0
 """Seconds after which a silent sibling counts as gone."""
-SCANS: Final = 60
+SCANS = 60
 """Seconds for another program's HTTP server to start listening."""
-_HERE: Final = b"sibling"
-_REASON: Final = "several processes are serving, and they don't share a store"
+_HERE = b"sibling"
+_REASON = "several processes are serving, and they don't share a store"
 
 logger = logging.getLogger("millstream")
 _claimed: set[str] = set()

@@ -3,13 +3,12 @@
 import errno
 import os
 import socket
-from typing import Final
 
 from millstream._app.server_process.errors import CommandError
 from millstream._config import VariableError, address
 
-MAX_PORT: Final = 65_535
-FIRST: Final = 3
+MAX_PORT = 65_535
+FIRST = 3
 """First descriptor passed by systemd (sd_listen_fds(3))."""
 
 

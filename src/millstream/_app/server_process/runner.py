@@ -13,11 +13,11 @@ import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 from millstream._telemetry.user_frames import is_foreign
 
-LAST_SECONDS: Final = 2.0
+LAST_SECONDS = 2.0
 """Seconds for canceled tasks, generators, and threads to end."""
 
 logger = logging.getLogger("millstream")

@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from types import FrameType
-from typing import Final
 
 from millstream._app.runtimes import Runtimes
 from millstream._app.server_process.runner import LAST_SECONDS
@@ -21,7 +20,7 @@ from millstream._http.server.drain import DrainTimes
 
 logger = logging.getLogger("millstream")
 
-INTERRUPTED: Final = 128 + signal.SIGINT
+INTERRUPTED = 128 + signal.SIGINT
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 

@@ -6,13 +6,13 @@ A small reply is collected and sent when the application finishes. Any other rep
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any
 
 from millstream._http.message import HttpRequest, Response, Sink
 
 Application = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
-MAX_COLLECTED: Final = 256 * 1024
+MAX_COLLECTED = 256 * 1024
 """Maximum bytes of a reply with a known length to collect."""
 _SENDER_HEADERS = frozenset((b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server"))
 """Headers that the sender of the reply sets."""

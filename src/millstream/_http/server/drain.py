@@ -6,16 +6,16 @@ it has been idle for a while, and never while unread bytes of a request are wait
 
 import select
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from millstream._http.server.guard import ConnectionGuard, ServerState
 
-LINGER: Final = 2.0
+LINGER = 2.0
 """Seconds that an idle connection stays open for one more request, which gets ``connection: close``."""
-TICK: Final = 0.02
+TICK = 0.02
 
 
 class DrainTimes(Struct, frozen=True):

@@ -1,14 +1,12 @@
 """A quota for memory that clients use as long as they're connected: session records and subscribed URIs."""
 
-from typing import Final
-
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.share import Share
 from millstream._server.calls.sessions import FULL, OTHERS, YOURS, Session
 
-MAX_HELD: Final = 128 * 1024 * 1024
+MAX_HELD = 128 * 1024 * 1024
 """Maximum bytes per worker. A single caller can use half of them."""
-_RELEASED: Final = -1
+_RELEASED = -1
 
 
 class ClientMemoryQuota:

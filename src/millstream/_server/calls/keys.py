@@ -15,26 +15,25 @@ from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 
-MIN_SECRET: Final = 32
+MIN_SECRET = 32
 """Minimum number of characters."""
-MAX_FILE: Final = 64 * 1024
+MAX_FILE = 64 * 1024
 """Maximum number of characters read from a key file."""
-KEY_FILE: Final = "key"
+KEY_FILE = "key"
 
-_STORE_KEY: Final = "secret:seal"
-_STORE_TTL: Final = 10 * 365 * 86_400.0
-_MAX_SECRETS: Final = 4
+_STORE_KEY = "secret:seal"
+_STORE_TTL = 10 * 365 * 86_400.0
+_MAX_SECRETS = 4
 """Number of secrets kept for opening, after the store has lost its data."""
 
-_ADVICE: Final = "Set MILLSTREAM_KEY to a secret shared by all workers."
-_HOW: Final = "Create one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+_ADVICE = "Set MILLSTREAM_KEY to a secret shared by all workers."
+_HOW = "Create one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
 class Secrets(Struct, frozen=True):

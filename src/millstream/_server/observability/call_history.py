@@ -1,12 +1,12 @@
 """The merged history of all workers, for charts. All functions are pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from millstream._telemetry.history import REST, Gauges, HistoryWindow, OperationTally
 from millstream._telemetry.metrics import SHARES, percentiles
 
-_LATE: Final = 5
+_LATE = 5
 """Maximum seconds by which the newest data of other workers lags. Newer points wait for it."""
 
 

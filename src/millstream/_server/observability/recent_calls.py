@@ -12,7 +12,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -22,28 +22,28 @@ from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
 from millstream._telemetry.metrics import OTHER
 
-MAX_CALLS: Final = 300
-MAX_FAILURES: Final = 150
-MAX_CLIENTS: Final = 200
-SPAN: Final = 30
+MAX_CALLS = 300
+MAX_FAILURES = 150
+MAX_CLIENTS = 200
+SPAN = 30
 """Length in seconds of the spans of which the first call, `SPAN_FAILURES`, and `SPAN_SLOW` are kept longer."""
-SPAN_FAILURES: Final = 3
-SPAN_SLOW: Final = 2
-MAX_SAMPLED: Final = 4_000
+SPAN_FAILURES = 3
+SPAN_SLOW = 2
+MAX_SAMPLED = 4_000
 """Maximum number of calls kept for all spans: a day of a quiet server, or hours with many failures."""
-MAX_ERRORS: Final = 100
+MAX_ERRORS = 100
 """Maximum number of distinct error messages. Above it, the least recent one is dropped."""
-MAX_ERROR_TOOLS: Final = 8
-MAX_ARGUMENTS: Final = 600
+MAX_ERROR_TOOLS = 8
+MAX_ARGUMENTS = 600
 """Maximum characters of a call's arguments. Longer ones are cut."""
-MAX_ERROR: Final = 300
-MAX_NAME: Final = 120
-MAX_READ: Final = 64 * 1024
+MAX_ERROR = 300
+MAX_NAME = 120
+MAX_READ = 64 * 1024
 """Maximum bytes of arguments or of an answer to examine."""
-READ_EACH_SECOND: Final = 40
-SLOW: Final = 0.5
+READ_EACH_SECOND = 40
+SLOW = 0.5
 """Minimum seconds of a slow call."""
-WATCH_SECONDS: Final = 10.0
+WATCH_SECONDS = 10.0
 """Seconds for which one read counts as an open page."""
 
 
@@ -276,9 +276,9 @@ def _short(text: str) -> str:
     return redact_text(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…")
 
 
-_VARIABLE_PARTS: Final = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
+_VARIABLE_PARTS = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
 """The variable parts of error messages: numbers, ids, and incidents."""
-_LINE_OF_CODE: Final = re.compile(r'^  File "(?:[^"\n]*[/\\])?([^"\n/\\]+)", line (\d+)', re.MULTILINE)
+_LINE_OF_CODE = re.compile(r'^  File "(?:[^"\n]*[/\\])?([^"\n/\\]+)", line (\d+)', re.MULTILINE)
 
 
 def _headline(text: str) -> str:

@@ -17,19 +17,19 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Gap, Log, Map, Position, ShareFull, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.rates import Charge, ChargeResults, Seat
 
-VERSION: Final = 4
+VERSION = 4
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
-MAX_MESSAGE: Final = 65 * 1024 * 1024
+MAX_MESSAGE = 65 * 1024 * 1024
 """Maximum bytes of a request. Every store's own limit is lower."""
-FLUSH: Final = 1024 * 1024
+FLUSH = 1024 * 1024
 """Buffered bytes that are sent before the end of the event loop's iteration."""
-MAX_FRAME: Final = MAX_MESSAGE + FLUSH + 1024
+MAX_FRAME = MAX_MESSAGE + FLUSH + 1024
 """Maximum bytes of a frame from a worker."""
 
-_HEAD: Final = Format(">IBI")
+_HEAD = Format(">IBI")
 """The frame header: length of the rest, the MessagePack array 32 marker, and the number of messages."""
-_LENGTH: Final = Format(">I")
-_ARRAY: Final = 0xDD
+_LENGTH = Format(">I")
+_ARRAY = 0xDD
 
 
 class Greeting(Struct, frozen=True, array_like=True):
@@ -117,7 +117,7 @@ class DropNotice(Struct, frozen=True, gc=False, array_like=True, tag=3):
     """A notice that entries were dropped because the worker didn't read."""
 
 
-_ERRORS: Final = {each.__name__: each for each in (StoreFull, ShareFull, StreamSealed, StoreUnavailable)}
+_ERRORS = {each.__name__: each for each in (StoreFull, ShareFull, StreamSealed, StoreUnavailable)}
 
 
 class StoreCall:
@@ -170,13 +170,13 @@ def _calls() -> Iterator[StoreCall]:
                 tag += 1
 
 
-CALLS: Final = list(_calls())
+CALLS = list(_calls())
 BY_REQUEST: Final[dict[type[Struct], StoreCall]] = {call.request: call for call in CALLS}
-HELLO: Final = CALLS[0]
+HELLO = CALLS[0]
 
-_encode_into: Final = msgspec.msgpack.Encoder().encode_into
-_requests: Final = msgspec.msgpack.Decoder(list[Union[tuple(BY_REQUEST)]])  # type: ignore[misc]  # noqa: UP007
-_answers: Final = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush | DropNotice])
+_encode_into = msgspec.msgpack.Encoder().encode_into
+_requests = msgspec.msgpack.Decoder(list[Union[tuple(BY_REQUEST)]])  # type: ignore[misc]  # noqa: UP007
+_answers = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush | DropNotice])
 
 
 def calls(part: str) -> dict[str, StoreCall]:

@@ -8,17 +8,16 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 from zlib import crc32
 
-_PREFIX: Final = f"millstream-{crc32(socket.gethostname().encode()):08x}-"
+_PREFIX = f"millstream-{crc32(socket.gethostname().encode()):08x}-"
 """A prefix with a hash of the host name. On a shared file system, a machine can probe only its own sockets."""
-_NAME: Final = "store"
-_LONGEST_PATH: Final = 100
+_NAME = "store"
+_LONGEST_PATH = 100
 """Maximum bytes of a socket path, slightly below the limit of common systems."""
-_OLD: Final = 60.0
+_OLD = 60.0
 """Seconds after which an unused socket is treated as abandoned."""
-_ELSEWHERE: Final = "/tmp"  # noqa: S108  nobody but this user can enter what is made there
+_ELSEWHERE = "/tmp"  # noqa: S108  nobody but this user can enter what is made there
 
 
 def private_socket() -> Path:

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import coroutine
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -45,13 +45,13 @@ from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
 
-PAUSE_BYTES: Final = 1024 * 1024
+PAUSE_BYTES = 1024 * 1024
 """Unread bytes above which a worker's calls wait."""
-PUSH_BYTES: Final = 8 * 1024 * 1024
+PUSH_BYTES = 8 * 1024 * 1024
 """Unread bytes above which entries for a worker are dropped."""
-MAX_TASKS: Final = 1_000
+MAX_TASKS = 1_000
 """Maximum concurrent calls of one worker that wait for the store."""
-AT_ONCE: Final = 500
+AT_ONCE = 500
 """Maximum calls of one worker that run before other workers get a turn."""
 
 

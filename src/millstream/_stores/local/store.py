@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from millstream._override import override
 from millstream._stores.base import Entry, Log, Map, StoreUnavailable
@@ -31,14 +31,14 @@ from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.parent import ParentAddress
 from millstream._stores.store import BackendStore
 
-PATIENCE: Final = 10.0
+PATIENCE = 10.0
 """Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""
-LEASE: Final = 60.0
+LEASE = 60.0
 """Lease time in seconds. The parent ends a lease with the connection, so this only matters for stalled workers."""
-CLOCK: Final = 10.0
+CLOCK = 10.0
 """Seconds between two reads of the store's clock."""
-_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
-_GONE: Final = (
+_PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+_GONE = (
     "The parent process, which keeps the store of all workers, has ended or doesn't answer. Workers can't "
     "continue without it. Start the program again."
 )
@@ -372,5 +372,5 @@ class LocalStore(BackendStore):
         super().__init__(LocalBackend(address, url))
 
 
-_LISTEN: Final = calls("session")["listen"]
-_CLOCK: Final = calls("session")["clock"]
+_LISTEN = calls("session")["listen"]
+_CLOCK = calls("session")["clock"]

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
-SWEEP: Final = 16
+SWEEP = 16
 """Heap items examined per call: more than one call adds, few enough to be cheap."""
-SLACK: Final = 64
+SLACK = 64
 
 Name = TypeVar("Name", str, int)
 

@@ -8,18 +8,17 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
 
 from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StreamSealed
 from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
 from millstream._stores.memory.topics import Topics
 
-ITEM_BYTES: Final = 200
+ITEM_BYTES = 200
 """Overhead of a log entry, or of a key with its value and deadline, rounded up."""
-STREAM_BYTES: Final = 600
+STREAM_BYTES = 600
 
-_REMOVED: Final = Entry(Position("", 0), b"")
-_INTERRUPT_PREFIX: Final = "\0"
+_REMOVED = Entry(Position("", 0), b"")
+_INTERRUPT_PREFIX = "\0"
 """Prefix that turns a stream's name into the topic for its `interrupted` callbacks."""
 
 OnLoss = Callable[[str, bool], None]

@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from millstream._stores.base import ShareFull, StoreFull
 from millstream._stores.memory.expiry_heap import SWEEP, ExpiryHeap
@@ -21,7 +20,7 @@ from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.store import BackendStore
 from millstream._stores.tally import Tally
 
-RESERVED_PART: Final = 16
+RESERVED_PART = 16
 """The divisor of the space reserved for values of at most `MARK_BYTES`."""
 
 

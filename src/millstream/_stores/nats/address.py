@@ -3,7 +3,6 @@
 import re
 import ssl
 from pathlib import Path
-from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 from msgspec import Struct
@@ -11,10 +10,10 @@ from msgspec import Struct
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 
-_PORT: Final = 4222
-_MAX_REPLICAS: Final = 5
-_NAMESPACE: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
-_SYNTAX: Final = (
+_PORT = 4222
+_MAX_REPLICAS = 5
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_SYNTAX = (
     "Write nats://[user:password@ or token@]host[:port][,host…], with ?replicas=1, 3 or 5, ?namespace=name, "
     "?credentials=file. nats+tls:// connects by TLS."
 )

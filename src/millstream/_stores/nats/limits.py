@@ -6,7 +6,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -15,11 +15,11 @@ from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, t
 from millstream._stores.nats.values import NatsMap
 from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
 
-_ROOM: Final = 64 * 1024 * 1024
-_SEAT_SECONDS: Final = 86400
-_SLACK: Final = 1e-6
-_LOCKS: Final = 64
-_PAUSE: Final = 0.002
+_ROOM = 64 * 1024 * 1024
+_SEAT_SECONDS = 86400
+_SLACK = 1e-6
+_LOCKS = 64
+_PAUSE = 0.002
 
 SeatHolders = list[tuple[str, str]]
 """The (worker, holder) pair of each seat."""

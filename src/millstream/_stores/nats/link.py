@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Final
+from typing import Any
 
 import nats
 import nats.errors
@@ -28,25 +28,25 @@ from millstream._stores.base import StoreUnavailable
 from millstream._stores.memory.topics import Watchers
 from millstream._stores.nats.address import NatsAddress
 
-OLDEST: Final = 2, 12
+OLDEST = 2, 12
 """The oldest supported server version, the first with atomic batches."""
-CONNECT_SECONDS: Final = 10.0
-DEADLINE: Final = 15.0
+CONNECT_SECONDS = 10.0
+DEADLINE = 15.0
 """Seconds for which an operation is retried, including leader elections."""
-_ATTEMPT: Final = 3.0
-_PAUSE: Final = 0.1
-_CLOCK_EVERY: Final = 30.0
+_ATTEMPT = 3.0
+_PAUSE = 0.1
+_CLOCK_EVERY = 30.0
 
-WRONG_LAST: Final = frozenset({10071, 10164})
+WRONG_LAST = frozenset({10071, 10164})
 """Error codes: the last sequence of a subject isn't the expected one."""
-FULL: Final = frozenset({10077, 10047, 10023})
+FULL = frozenset({10077, 10047, 10023})
 """Error codes: the JetStream stream, the account, or the server is out of space."""
-TOO_LARGE: Final = 10054
-_IN_USE: Final = 10058
-_STORE_FAILED: Final = 10049
-_TRIES: Final = 5
-_NO_STREAM: Final = 10059
-_NO_MESSAGE: Final = 10037
+TOO_LARGE = 10054
+_IN_USE = 10058
+_STORE_FAILED = 10049
+_TRIES = 5
+_NO_STREAM = 10059
+_NO_MESSAGE = 10037
 
 _logger = logging.getLogger("millstream.stores")
 

@@ -15,7 +15,7 @@ import asyncio
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -33,27 +33,27 @@ from millstream._stores.nats.link import (
 )
 from millstream._stores.nats.log_listeners import LogListeners
 
-ROOM: Final = 512 * 1024 * 1024
+ROOM = 512 * 1024 * 1024
 """Maximum bytes of one kind on each node."""
-MAX_AGE: Final = 31 * 86400.0
-UNSEALED: Final = frozenset({"bus:all", "hub:journal", "presence:events"})
+MAX_AGE = 31 * 86400.0
+UNSEALED = frozenset({"bus:all", "hub:journal", "presence:events"})
 """Streams that all workers append to and that are never sealed, so appends skip the check for a seal."""
-_TTL: Final = "Millstream-TTL"
-_INDEX_TTL: Final = "Millstream-Index-TTL"
-_ID: Final = "Nats-Msg-Id"
-_NO_INDEX: Final = "-"
-_MAX_VIEWS: Final = 10_000
+_TTL = "Millstream-TTL"
+_INDEX_TTL = "Millstream-Index-TTL"
+_ID = "Nats-Msg-Id"
+_NO_INDEX = "-"
+_MAX_VIEWS = 10_000
 """Maximum number of streams whose expiry a worker tracks."""
-_MAX_SWEPT: Final = 1_000
+_MAX_SWEPT = 1_000
 """Maximum number of streams dropped per sweep."""
-_AT_ONCE: Final = 16
-_LOOK_AGAIN: Final = 60.0
-_TRIM_EVERY: Final = 64
-_PART: Final = 8
+_AT_ONCE = 16
+_LOOK_AGAIN = 60.0
+_TRIM_EVERY = 64
+_PART = 8
 """A stream is trimmed once it may exceed its maximum length by this fraction (1/8)."""
-_LAG: Final = 0.02
+_LAG = 0.02
 """Seconds before a read from a lagging replica is repeated."""
-_MAX_NEWEST: Final = 10_000
+_MAX_NEWEST = 10_000
 """Maximum number of subjects whose newest sequence a worker tracks."""
 
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -18,10 +18,10 @@ from millstream._stores.base import Entry, Position
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.nats.link import JetStreamError, NatsLink
 
-_HEARTBEAT: Final = 1.0
-_MAX_MISSED: Final = 2.5
+_HEARTBEAT = 1.0
+_MAX_MISSED = 2.5
 """Heartbeat intervals without a message after which a consumer counts as failed."""
-_PAUSE: Final = 0.2
+_PAUSE = 0.2
 
 _logger = logging.getLogger("millstream.stores")
 

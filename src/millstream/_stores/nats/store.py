@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final
+from typing import Any
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.health import LogOnce
@@ -15,9 +15,9 @@ from millstream._stores.nats.values import NatsMap
 from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 
-LEASE: Final = 15.0
+LEASE = 15.0
 """Lease time in seconds, longer than a leader election takes."""
-_SWEEP_SECONDS: Final = 10.0
+_SWEEP_SECONDS = 10.0
 
 _logger = logging.getLogger("millstream.stores")
 

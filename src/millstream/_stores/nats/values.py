@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
@@ -24,16 +24,16 @@ from millstream._stores.nats.link import (
 )
 from millstream._stores.rates import MARK_BYTES, PART, share_of
 
-ROOM: Final = 64 * 1024 * 1024
+ROOM = 64 * 1024 * 1024
 """Maximum bytes of one kind."""
-_TTL: Final = "Millstream-TTL"
-_GONE: Final = "Millstream-Gone"
-_EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
-_FRESH: Final = 1.0
+_TTL = "Millstream-TTL"
+_GONE = "Millstream-Gone"
+_EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+_FRESH = 1.0
 """Seconds for which the size of a kind is cached."""
-_SHARE_FRESH: Final = 30.0
-_AT_ONCE: Final = 64
-_PAUSE: Final = 0.002
+_SHARE_FRESH = 30.0
+_AT_ONCE = 64
+_PAUSE = 0.002
 
 
 class _Size:

@@ -2,21 +2,21 @@
 
 import ssl
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 
-SCHEMES: Final = {
+SCHEMES = {
     f"{scheme}{kind}": (scheme == "rediss", kind)
     for scheme in ("redis", "rediss")
     for kind in ("", "+sentinel", "+cluster")
 }
-_PORTS: Final = {"": 6379, "+cluster": 6379, "+sentinel": 26379}
-_OPTIONS: Final = frozenset({"prefix", "ca", "cert", "key", "sentinel_user", "sentinel_password", "wait"})
-_MOST_REPLICAS: Final = 100
-_PREFIX: Final = "millstream:"
+_PORTS = {"": 6379, "+cluster": 6379, "+sentinel": 26379}
+_OPTIONS = frozenset({"prefix", "ca", "cert", "key", "sentinel_user", "sentinel_password", "wait"})
+_MOST_REPLICAS = 100
+_PREFIX = "millstream:"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, repeat
-from typing import Any, Final
+from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
@@ -34,28 +34,28 @@ from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable, Stre
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.scripts import Script
 
-PATIENCE: Final = 5.0
+PATIENCE = 5.0
 """Seconds that a caller waits for an unavailable store."""
-SILENCE: Final = 4.0
+SILENCE = 4.0
 """Seconds without a reply after which a connection counts as broken."""
-CONNECT_SECONDS: Final = 3.0
-START_SECONDS: Final = 10.0
+CONNECT_SECONDS = 3.0
+START_SECONDS = 10.0
 """Seconds to wait for Redis at startup."""
-LOOK: Final = 60.0
+LOOK = 60.0
 """Seconds between checks of the Redis settings, which may change at runtime."""
-ALLOW: Final = "Allow them with ACL SETUSER, or remove their rename-command."
+ALLOW = "Allow them with ACL SETUSER, or remove their rename-command."
 """Advice for commands that the server rejects."""
-_OLDEST: Final = (7, 0)
-_MOST: Final = 512
+_OLDEST = (7, 0)
+_MOST = 512
 """Maximum number of commands per pipeline."""
-_MAX_QUEUED: Final = 20_000
+_MAX_QUEUED = 20_000
 """Maximum number of queued commands. Further commands are rejected, because Redis can't keep up."""
-_PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
-_AGAIN: Final = frozenset(
+_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4)
+_AGAIN = frozenset(
     {"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "READONLY", "MOVED", "ASK"}
 )
 """Error codes of commands that didn't run and may succeed when retried."""
-_BROKEN: Final = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
+_BROKEN = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError)
 """Errors of redis-py for an unreachable server. `TimeoutError` is an `OSError`."""
 
 Argument = str | bytes | int

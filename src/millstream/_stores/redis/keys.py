@@ -6,15 +6,14 @@ session values depends on the session's id, so sessions spread over the Cluster.
 
 import re
 from hashlib import sha256
-from typing import Final
 
 from millstream._stores.rates import share_of
 
-HUB: Final = "{j0}"
-SPREAD: Final = frozenset({"session", "once"})
+HUB = "{j0}"
+SPREAD = frozenset({"session", "once"})
 """Kinds of values whose second part determines the slot."""
-_VALUE: Final = re.compile(r"\{[^{}]+\}:k:(.*)\Z", re.DOTALL)
-_SPECIAL: Final = re.compile(r"([*?\[\]\\])")
+_VALUE = re.compile(r"\{[^{}]+\}:k:(.*)\Z", re.DOTALL)
+_SPECIAL = re.compile(r"([*?\[\]\\])")
 
 
 class RedisKeys:

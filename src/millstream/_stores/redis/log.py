@@ -5,7 +5,6 @@ In a Cluster, all streams are in one slot, because one connection reads every st
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull
 from millstream._stores.memory.topics import Topics, Watchers, never
@@ -16,8 +15,8 @@ from millstream._stores.redis.scripts import script
 from millstream._stores.redis.state import RedisState
 from millstream._stores.tail import consecutive
 
-MAX_ENTRY: Final = 32 * 1024 * 1024
-INDEX_STREAMS: Final = 100_000
+MAX_ENTRY = 32 * 1024 * 1024
+INDEX_STREAMS = 100_000
 
 
 def milliseconds(ttl: float) -> int:

@@ -1,7 +1,7 @@
 """A `Map` in Redis strings."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from millstream._stores.base import StoreFull
 from millstream._stores.rates import MARK_BYTES, PART, share_of
@@ -10,8 +10,8 @@ from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.redis.log import milliseconds
 from millstream._stores.redis.scripts import script
 
-MAX_VALUE: Final = 32 * 1024 * 1024
-_PAGE: Final = 1000
+MAX_VALUE = 32 * 1024 * 1024
+_PAGE = 1000
 
 
 class RedisMap:

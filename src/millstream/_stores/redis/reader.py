@@ -8,20 +8,20 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
 from millstream._stores.redis.client import Argument, RedisClient
 
-_PAGE: Final = 64
-_BLOCK: Final = 2000
+_PAGE = 64
+_BLOCK = 2000
 """Milliseconds that one read blocks, less than `SILENCE`, after which a connection counts as broken."""
-_PAUSE: Final = 0.2
-_PAUSES: Final = 10
-_TRIES: Final = 40
-_TURN: Final = 1.0
-_CANCEL: Final = 0.05
+_PAUSE = 0.2
+_PAUSES = 10
+_TRIES = 40
+_TURN = 1.0
+_CANCEL = 0.05
 
 Fields = Mapping[bytes, bytes]
 Take = Callable[[str, Fields], None]

@@ -5,9 +5,8 @@ import secrets
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Final
 
-PLACES: Final = 1024
+PLACES = 1024
 """Maximum number of concurrent attempts. Further attempts wait."""
 
 

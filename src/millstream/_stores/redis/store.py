@@ -25,13 +25,13 @@ from millstream._stores.redis.scripts import script
 from millstream._stores.redis.state import RedisState
 from millstream._stores.store import BackendStore
 
-LEASE: Final = 6.0
-ROOM: Final = 64 * 1024 * 1024
+LEASE = 6.0
+ROOM = 64 * 1024 * 1024
 """Maximum bytes of the lossy values of one kind, or of its indexes."""
-RENEW: Final = 2.5
+RENEW = 2.5
 """Seconds between checks of the epoch and the clock of Redis."""
-_PAUSE: Final = 0.5
-_MICRO: Final = 1e6
+_PAUSE = 0.5
+_MICRO = 1e6
 _KINDS: Final[dict[type, str]] = {Pace: "p", Quota: "q", Seat: "s"}
 
 _logger = logging.getLogger("millstream.stores")

@@ -6,7 +6,7 @@ from typing import Final
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
 
-_AWAY: Final = "Restore a backup, or move the file away (with its -wal file) to start with an empty store"
+_AWAY = "Restore a backup, or move the file away (with its -wal file) to start with an empty store"
 _TEXTS: Final[dict[str, str]] = {
     "SQLITE_FULL": (
         "can't grow: the disk is full, or the file has reached its maximum size. Nothing was changed. Free some space."

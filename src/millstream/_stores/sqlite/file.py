@@ -10,18 +10,18 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._stores.sqlite.errors import FileVanished, translate_error
 from millstream._stores.sqlite.location import Location
 
-APPLICATION: Final = 0x4D53_5452
+APPLICATION = 0x4D53_5452
 """The SQLite application id that identifies files of this store."""
-VERSION: Final = 3
+VERSION = 3
 """The schema version, stored in the file as `user_version`."""
-_TABLES: Final = """
+_TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE kinds (name TEXT PRIMARY KEY, highest INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE streams (
@@ -39,7 +39,7 @@ CREATE TABLE items (
 ) WITHOUT ROWID;
 CREATE INDEX lossy ON items (kind, place) WHERE place IS NOT NULL;
 """
-_PRAGMAS: Final = (
+_PRAGMAS = (
     "locking_mode=EXCLUSIVE",
     "wal_autocheckpoint=4000",  # pages: 16 MiB between checkpoints
     f"journal_size_limit={64 * 1024 * 1024}",  # bytes kept of a write-ahead log that grew larger

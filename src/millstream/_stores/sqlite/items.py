@@ -6,7 +6,6 @@ Part of the space is reserved for values as small as tombstones, so session data
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from millstream._stores.base import ShareFull, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
@@ -14,7 +13,7 @@ from millstream._stores.memory.store import RESERVED_PART
 from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.sqlite.file import Database
 
-_SWEEP: Final = 10.0
+_SWEEP = 10.0
 """Seconds between scans for expired values."""
 
 

@@ -8,13 +8,12 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
 
 from millstream._stores.base import Entry, Gap, Index, Position, StoreFull, StreamSealed
 from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
 from millstream._stores.sqlite.file import Database
 
-_SWEEP: Final = 10.0
+_SWEEP = 10.0
 """Seconds between scans for expired streams."""
 
 

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
@@ -13,9 +13,9 @@ from millstream._stores.sqlite.file import Database
 
 T = TypeVar("T")
 
-MAX_JOBS: Final = 1_024
+MAX_JOBS = 1_024
 """Maximum number of jobs per transaction."""
-PAUSE: Final = 1.0
+PAUSE = 1.0
 """Seconds before the next attempt after a failed write."""
 
 

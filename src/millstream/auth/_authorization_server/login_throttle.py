@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
 from secrets import randbelow, token_hex
-from typing import Final
 
 from millstream._http.message import peer_network
 from millstream._limits.gcra import Limiter, Rate
@@ -23,9 +22,9 @@ from millstream.auth._authorization_server.login_methods import SignInFailed, Us
 from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._keyed_semaphore import PATIENCE
 
-_MAX_WAITING: Final = 256
+_MAX_WAITING = 256
 """Maximum waiting attempts per key; people don't make more."""
-_POLL_SECONDS: Final = 0.05, 0.5
+_POLL_SECONDS = 0.05, 0.5
 """Initial and maximum seconds between polls for a free slot in the store, which sends no notifications."""
 
 

@@ -6,11 +6,10 @@ character is examined at most twice.
 
 import re
 from collections.abc import Mapping
-from typing import Final
 
 from msgspec import Struct
 
-MAX_LENGTH: Final = 16 * 1024
+MAX_LENGTH = 16 * 1024
 """Maximum length. Longer headers are ignored."""
 _GAP = re.compile(r"[\s,]*+")
 _NAME = re.compile(r'[^\s,="]++')

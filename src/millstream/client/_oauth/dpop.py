@@ -5,7 +5,7 @@ stolen token is useless without the key. Servers may require a nonce in the proo
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from millstream._http.client.url import Url
@@ -16,7 +16,7 @@ from millstream.client._oauth.store import ES256, Tokens
 if TYPE_CHECKING:
     from millstream.client._oauth.signing import ProofKey
 
-SCHEME: Final = "DPoP"
+SCHEME = "DPoP"
 _MAX_NONCE = 1024
 
 

@@ -4,7 +4,7 @@ import ssl
 from collections.abc import Mapping
 from ipaddress import IPv4Address, ip_address
 from socket import inet_aton
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -29,15 +29,13 @@ class Outbound(Struct, frozen=True):
     """
 
 
-DIRECT: Final = Outbound()
+DIRECT = Outbound()
 
 _MAX_BODY = 256 * 1024
 _TIMEOUT = 10.0
 _TOTAL_TIMEOUT = 30.0
 """Seconds for a complete response."""
-_PRIVATE_REMEDY: Final = (
-    "If that server may be in a private network, allow it for this upstream: private_addresses = true."
-)
+_PRIVATE_REMEDY = "If that server may be in a private network, allow it for this upstream: private_addresses = true."
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

@@ -4,14 +4,14 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
 
-PRIVATE_KEY_JWT: Final = "private_key_jwt"
+PRIVATE_KEY_JWT = "private_key_jwt"
 """Client authentication method for signatures (`signing`)."""
-ES256: Final = "ES256"
+ES256 = "ES256"
 """Algorithm of DPoP keys (`signing.ProofKey`)."""
 
 _logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
@@ -15,8 +15,8 @@ from millstream.extensions import Extension
 if TYPE_CHECKING:
     from millstream import Server
 
-MIME_TYPE: Final = "text/html;profile=mcp-app"
-MAX_BYTES: Final = 8 * 1024 * 1024
+MIME_TYPE = "text/html;profile=mcp-app"
+MAX_BYTES = 8 * 1024 * 1024
 """Maximum size of a view."""
 _ORIGIN = re.compile(r"(?:https?|wss?)://(?:\*\.)?[A-Za-z0-9.-]+(?::[0-9]{1,5})?")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")

@@ -6,17 +6,17 @@ https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/disco
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from millstream._protocol.revisions import ALL, FIRST, REGISTRY_SCHEMA
 
-CARD_TYPE: Final = "application/mcp-server-card+json"
-CATALOG_TYPE: Final = "application/ai-catalog+json"
-CARD_SCHEMA: Final = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json"
-MAX_TEXT: Final = 100
+CARD_TYPE = "application/mcp-server-card+json"
+CATALOG_TYPE = "application/ai-catalog+json"
+CARD_SCHEMA = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json"
+MAX_TEXT = 100
 """Maximum characters of a title or description."""
 _NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
 _MAX_NAME = 200
@@ -93,7 +93,7 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
     return {"$schema": CARD_SCHEMA, **_common_fields(identity, about), "remotes": [remote]}
 
 
-_KEY_HEADER: Final = {
+_KEY_HEADER = {
     "name": "Authorization",
     "description": "Bearer, a space, and a key of this server.",
     "isRequired": True,

@@ -39,21 +39,21 @@ from millstream.extensions.http_post import Url
 from millstream.hub import Hub
 from millstream.stores import Entry, StoreFull
 
-ATTEMPTS: Final = 5
-WINDOW: Final = 900.0
+ATTEMPTS = 5
+WINDOW = 900.0
 """Seconds after the first attempt before an event is dropped."""
-MAX_PENDING: Final = 100
+MAX_PENDING = 100
 """Maximum pending events of one subscription. Beyond it, the oldest is dropped, and the endpoint gets a `gap`."""
-MAX_QUEUED: Final = 200_000
+MAX_QUEUED = 200_000
 """Maximum pending deliveries of one worker, half of it per principal. Only the principal beyond it loses events."""
-IN_FLIGHT: Final = 64
-IN_FLIGHT_PER_HOST: Final = 32
+IN_FLIGHT = 64
+IN_FLIGHT_PER_HOST = 32
 """Maximum concurrent deliveries to one host and port."""
-_FIRST_DELAY: Final = 5.0
-_FLUSH_INTERVAL: Final = 1.0
-_STATUS_INTERVAL: Final = 60.0
+_FIRST_DELAY = 5.0
+_FLUSH_INTERVAL = 1.0
+_STATUS_INTERVAL = 60.0
 """Minimum seconds between two successful status updates."""
-_YIELD_INTERVAL: Final = 500
+_YIELD_INTERVAL = 500
 
 _TERMINATED: Final[dict[str, Any]] = {
     "type": "terminated",

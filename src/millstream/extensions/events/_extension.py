@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound=type[Any])
 Draft = Literal["SEP-3415"]
-MAX_TTL: Final = 24 * 3600.0
+MAX_TTL = 24 * 3600.0
 
 
 class EventOptions(TypedDict, total=False):

@@ -7,7 +7,6 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -18,14 +17,14 @@ from millstream.extensions import ServerHost
 from millstream.extensions.events._errors import limit_error
 from millstream.stores import Entry, StoreFull
 
-VERIFIED_SECONDS: Final = 24 * 3600.0
-LEASE: Final = 15.0
+VERIFIED_SECONDS = 24 * 3600.0
+LEASE = 15.0
 """Seconds after which another worker may take over the deliveries of an unresponsive one."""
-CHANGES: Final = "events:changes"
+CHANGES = "events:changes"
 """The stream of changed subscriptions."""
-_MAX_CHANGES: Final = 1_000
-_CHUNK: Final = 200
-_ATTEMPTS: Final = 20
+_MAX_CHANGES = 1_000
+_CHUNK = 200
+_ATTEMPTS = 20
 
 
 class WebhookSubscription(Struct, frozen=True, array_like=True):

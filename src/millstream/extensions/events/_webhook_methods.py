@@ -5,7 +5,7 @@ import hmac
 import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
@@ -35,17 +35,17 @@ from millstream.extensions.events._subscriptions import (
 from millstream.extensions.events._webhook import WebhookSender, read_secret, read_url
 from millstream.hub import Hub
 
-MIN_TTL: Final = 60.0
-DEFAULT_TTL: Final = 3600.0
-SECRET_GRACE: Final = 900.0
+MIN_TTL = 60.0
+DEFAULT_TTL = 3600.0
+SECRET_GRACE = 900.0
 """Seconds after a rotation during which the old secret also signs."""
-_MAX_VERIFICATIONS: Final = 16
+_MAX_VERIFICATIONS = 16
 """Maximum concurrent verifications on a worker, half of them per principal."""
-_MAX_VERIFICATIONS_PER_HOST: Final = 300
+_MAX_VERIFICATIONS_PER_HOST = 300
 """Maximum verifications of one host by a worker in `_PERIOD` seconds, half of them per principal."""
-_PERIOD: Final = 60.0
-_MAX_HOSTS: Final = 4096
-_ATTEMPTS: Final = 5
+_PERIOD = 60.0
+_MAX_HOSTS = 4096
+_ATTEMPTS = 5
 
 _encode = msgspec.json.Encoder().encode
 

@@ -7,7 +7,7 @@ same time, one succeeds, and a worker that was presumed dead can't overwrite the
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -16,19 +16,19 @@ from millstream import Principal
 from millstream._protocol.rounds import RoundState
 from millstream.extensions import SavedCall, ServerHost, back_off
 
-WORKING: Final = "working"
-INPUT_REQUIRED: Final = "input_required"
-COMPLETED: Final = "completed"
-FAILED: Final = "failed"
-CANCELLED: Final = "cancelled"
+WORKING = "working"
+INPUT_REQUIRED = "input_required"
+COMPLETED = "completed"
+FAILED = "failed"
+CANCELLED = "cancelled"
 
-CHANGE_TOPIC: Final = "tasks.changed"
+CHANGE_TOPIC = "tasks.changed"
 """The topic on which workers announce the keys of changed tasks."""
-HANDED_OVER: Final = "-"
+HANDED_OVER = "-"
 """Placeholder for the worker of a task that waits for another worker."""
-_ANONYMOUS: Final = "anonymous"
-_MAX_ID: Final = 64
-_ROOM: Final = bytes(512)
+_ANONYMOUS = "anonymous"
+_MAX_ID = 64
+_ROOM = bytes(512)
 """Bytes reserved in a record for its final state, so a full store can't prevent a task from ending."""
 
 

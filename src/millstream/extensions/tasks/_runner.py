@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -44,15 +44,15 @@ from millstream.stores import StoreFull
 
 logger = logging.getLogger("millstream")
 
-CANCEL_TOPIC: Final = "tasks.cancel"
+CANCEL_TOPIC = "tasks.cancel"
 """The topic on which a worker receives the names of tasks to stop."""
-ORPHAN_TOPIC: Final = "tasks.orphans"
+ORPHAN_TOPIC = "tasks.orphans"
 """The topic that makes all workers search for tasks without a worker."""
-MAX_ATTEMPTS: Final = 3
+MAX_ATTEMPTS = 3
 """Maximum starts of a task, so a task that crashes its worker can't crash them all."""
-RETRY_DELAY: Final = 1.0
+RETRY_DELAY = 1.0
 """Seconds before a failed operation is retried."""
-_STATUS_INTERVAL: Final = 1.0
+_STATUS_INTERVAL = 1.0
 """Minimum seconds between two status messages of a task."""
 _WORKER_STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
 _SERVER_STOPPED = "The server stopped before this task was done. Call the tool again."

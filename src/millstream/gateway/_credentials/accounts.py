@@ -41,24 +41,24 @@ from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens,
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
 
-PAGE: Final = "/connections"
-CALLBACK: Final = "/connections/callback"
-METADATA: Final = "/connections/client.json"
-_CONNECTION_SECONDS: Final = 180 * 86_400.0
+PAGE = "/connections"
+CALLBACK = "/connections/callback"
+METADATA = "/connections/client.json"
+_CONNECTION_SECONDS = 180 * 86_400.0
 """Seconds that a connection is kept after its last refresh."""
-_REGISTRATION_SECONDS: Final = 86_400.0
+_REGISTRATION_SECONDS = 86_400.0
 """Seconds for which a client registration is reused."""
-_DEMAND_SECONDS: Final = 900.0
+_DEMAND_SECONDS = 900.0
 """Seconds for which the challenge of a denied call is stored."""
-_MAX_LISTERS: Final = 16
-_MAX_CHALLENGE: Final = 4096
-_ROUND_TIMEOUT: Final = 20.0
+_MAX_LISTERS = 16
+_MAX_CHALLENGE = 4096
+_ROUND_TIMEOUT = 20.0
 """Seconds that a call of the per-request era waits after its user agreed to open the page. The call is one HTTP
 request, and its client may time out.
 """
 _URL_MODE: Final[Mapping[str, Mapping[str, Mapping[str, object]]]] = {"elicitation": {"url": {}}}
-_CLIENT_KIND: Final = b"gateway client"
-_PROBE: Final = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+_CLIENT_KIND = b"gateway client"
+_PROBE = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
 
 
 class Demand(Struct, frozen=True):

@@ -8,7 +8,7 @@ answer is used only for the user who began the login.
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qs
 
 from msgspec import Struct
@@ -34,19 +34,19 @@ from millstream.gateway._credentials.accounts import (
     owner_of,
 )
 
-_TEMPLATE: Final = Path(__file__).parent / "templates" / "connections.html"
-_LOGIN_SECONDS: Final = 600.0
-_ANSWER_SECONDS: Final = 120.0
-_MAX_FORM: Final = 4096
-_MAX_QUERY: Final = 8192
-_MAX_ERROR_TEXT: Final = 400
-_PENDING_KIND: Final = b"gateway connection pending"
-_ANSWERED_KIND: Final = b"gateway connection answered"
+_TEMPLATE = Path(__file__).parent / "templates" / "connections.html"
+_LOGIN_SECONDS = 600.0
+_ANSWER_SECONDS = 120.0
+_MAX_FORM = 4096
+_MAX_QUERY = 8192
+_MAX_ERROR_TEXT = 400
+_PENDING_KIND = b"gateway connection pending"
+_ANSWERED_KIND = b"gateway connection answered"
 T = TypeVar("T")
-_LOGIN_RATE: Final = Rate(60, 60)
+_LOGIN_RATE = Rate(60, 60)
 """Maximum logins per user and minute, because each one contacts other servers."""
-_MALFORMED_FORM: Final = refusal(400, "The form is malformed. Reload the page.")
-_LOGIN_OVER: Final = (
+_MALFORMED_FORM = refusal(400, "The form is malformed. Reload the page.")
+_LOGIN_OVER = (
     "This login took more than ten minutes, was already finished, or began in another browser or with another "
     "account. Connect again."
 )

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from millstream._http.client.url import Url
 from millstream._override import override
@@ -24,13 +24,13 @@ from millstream.gateway._credentials.tokens import SharedTokens, StoredGrant, ma
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
 
-_EXCHANGE: Final = "urn:ietf:params:oauth:grant-type:token-exchange"
-_ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
-_DEFAULT_LIFETIME: Final = 300.0
+_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+_ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
+_DEFAULT_LIFETIME = 300.0
 """Seconds for which an exchanged token is used if the issuer doesn't say when it expires."""
-_LIST_RETRY_SECONDS: Final = 30.0
+_LIST_RETRY_SECONDS = 30.0
 """Seconds until lists are read again with a token that failed to read them, unless another caller reads them first."""
-_TOKEN_SECONDS: Final = 3600.0
+_TOKEN_SECONDS = 3600.0
 """Seconds for which a token without a known expiry is stored."""
 
 

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
 
 from msgspec import Struct
 
@@ -16,7 +15,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.suggestions import SuggestionMeta
 
-_MAX_SECRET: Final = 64 * 1024
+_MAX_SECRET = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """Syntax of a scope, RFC 6749 §3.3."""
 

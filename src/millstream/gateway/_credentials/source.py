@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from millstream._server.calls.call import Call
 
 logger = logging.getLogger("millstream.gateway")
-_MAX_CALLERS: Final = 16_384
-_MAX_SCOPES_TEXT: Final = 200
-_NEVER_FORWARDED: Final = frozenset(
+_MAX_CALLERS = 16_384
+_MAX_SCOPES_TEXT = 200
+_NEVER_FORWARDED = frozenset(
     {
         "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "cookie",
         "expect", "host", "http2-settings", "keep-alive", "last-event-id", "proxy-authenticate", "proxy-authorization",
@@ -37,7 +37,7 @@ _NEVER_FORWARDED: Final = frozenset(
     }
 )  # fmt: skip
 """Headers that belong to one connection or message (RFC 9110 §7.6.1), and cookies, which belong to this server."""
-_PRIVATE_NAMES: Final = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
+_PRIVATE_NAMES = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
 
 
 class LinkCaller(Struct):

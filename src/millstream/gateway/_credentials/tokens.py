@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -21,19 +21,19 @@ from millstream._stores.base import Map
 from millstream.client._errors import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
 
-ISSUER_TIMEOUT: Final = 30.0
+ISSUER_TIMEOUT = 30.0
 """Total seconds for the requests of one renewal to an authorization server."""
-_LEASE: Final = 2 * ISSUER_TIMEOUT
-_LEASE_RETRY: Final = 0.05
-_RENEWAL_MARGIN: Final = 30.0
+_LEASE = 2 * ISSUER_TIMEOUT
+_LEASE_RETRY = 0.05
+_RENEWAL_MARGIN = 30.0
 """Seconds before expiry at which a token is renewed, or a fifth of its lifetime if that's less."""
-_MAX_CACHED: Final = 4096
-_MAX_RENEWALS: Final = 1024
+_MAX_CACHED = 4096
+_MAX_RENEWALS = 1024
 """Maximum concurrent renewals."""
-_MIN_RENEWAL_INTERVAL: Final = 5.0
+_MIN_RENEWAL_INTERVAL = 5.0
 """Seconds after a renewal during which another refusal by the upstream doesn't cause another renewal."""
-_KIND: Final = b"gateway token"
-_TOPIC: Final = "gateway-token"
+_KIND = b"gateway token"
+_TOPIC = "gateway-token"
 
 
 class StoredGrant(Struct, frozen=True):

@@ -1,11 +1,10 @@
 """Restart delays of workers, so that a crash loop doesn't consume the machine."""
 
 from collections.abc import Callable
-from typing import Final
 
-FIRST: Final = 0.5
-LONGEST: Final = 30.0
-WELL: Final = 5.0
+FIRST = 0.5
+LONGEST = 30.0
+WELL = 5.0
 """Seconds of service after which a worker counts as healthy, which resets the delay. A start takes about one second of
 a core, which bounds the load of a crash loop.
 """

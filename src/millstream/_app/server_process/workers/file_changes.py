@@ -4,11 +4,10 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
 
-PAUSE: Final = 0.3
+PAUSE = 0.3
 """Seconds between two scans."""
-MAX_FILES: Final = 5_000
+MAX_FILES = 5_000
 """Maximum files of a folder; a folder with more isn't a single program."""
 _FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
 

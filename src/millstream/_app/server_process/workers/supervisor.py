@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -28,9 +28,9 @@ from millstream._app.server_process.workers.worker_process import NotStarted, Wo
 
 logger = logging.getLogger("millstream")
 
-STARTS: Final = 5
+STARTS = 5
 """Maximum processes started for one slot, if all are killed, before giving up."""
-OVERTAKEN: Final = 5.0
+OVERTAKEN = 5.0
 """Seconds that a start may still take when the next restart is requested: a hanging program must not block its fixed
 version, and frequent requests must not keep a good one from getting ready.
 """

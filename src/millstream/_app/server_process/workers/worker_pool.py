@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -19,7 +19,7 @@ from millstream._app.server_process.workers.worker_process import READY, NotStar
 
 logger = logging.getLogger("millstream")
 
-GRACE: Final = 5.0
+GRACE = 5.0
 """Seconds after a worker's own timeout before it's killed."""
 
 

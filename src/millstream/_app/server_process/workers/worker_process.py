@@ -8,7 +8,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
 
 from millstream._app.server_process.errors import CommandError
 from millstream._app.server_process.workers.messages import (
@@ -27,7 +26,7 @@ from millstream._app.server_process.workers.slot import VARIABLE
 from millstream._override import override
 
 STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
-PATIENCE: Final = 30.0
+PATIENCE = 30.0
 """Seconds for a process that hasn't said how long it may take to exit."""
 
 
