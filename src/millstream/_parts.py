@@ -107,8 +107,6 @@ class UpstreamReports(Protocol):
 class RouteRegistry:
     """The paths that parts serve."""
 
-    __slots__ = ("exact", "home", "patterns", "prefixes")
-
     def __init__(self) -> None:
         self.exact: dict[str, Route] = {}
         """Path -> route."""

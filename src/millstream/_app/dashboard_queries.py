@@ -88,9 +88,6 @@ class _PendingReplies(NamedTuple):
 class DashboardQueries:
     """Answers queries for this worker, and queries the others."""
 
-    __slots__ = ("_calls", "_clock", "_cpu", "_figures", "_history", "_hub", "_known", "_me", "_numbers", "_observer",
-                 "_peers", "_sending", "_streams", "_taken", "_upstreams", "_waiting")  # fmt: skip
-
     def __init__(
         self,
         peers: Peers,

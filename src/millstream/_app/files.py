@@ -14,8 +14,6 @@ from starlette.staticfiles import StaticFiles
 class Files:
     """An ASGI application that serves a folder."""
 
-    __slots__ = ("_files", "_kept", "_max_ranges")
-
     def __init__(self, folder: str, *, max_age: int, max_ranges: int, shared: bool) -> None:
         """Create the application.
 

@@ -38,8 +38,6 @@ class Folder:
     small folder is scanned each time.
     """
 
-    __slots__ = ("_clock", "_lock", "_root", "_until", "_walked")
-
     def __init__(self, folder: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raise ValueError if the folder doesn't exist."""
         if not Path(folder).is_dir():

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 class HubAccess:
     """The hub for programs. Arguments and errors are those of `Hub`."""
 
-    __slots__ = ("_runtimes",)
-
     def __init__(self, runtimes: Runtimes) -> None:
         self._runtimes = runtimes
 

@@ -41,8 +41,6 @@ class Bind(Struct, frozen=True):
 class LocalOnly:
     """Distinguishes programs on this machine from others."""
 
-    __slots__ = ("_bind", "_note")
-
     def __init__(self, bind: Bind, note: ObserveMessage) -> None:
         self._bind = bind
         self._note = note

@@ -28,11 +28,6 @@ _logger = logging.getLogger("millstream")
 class Replicas:
     """This worker's part of the replication."""
 
-    __slots__ = (
-        "_added", "_catching_up", "_definition", "_others", "_receiving", "_removed", "_renewing", "_services",
-        "_switched",
-    )  # fmt: skip
-
     def __init__(self, definition: Definition, services: Services) -> None:
         self._definition = definition
         self._services = services

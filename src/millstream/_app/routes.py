@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 class Routes:
     """Finds the handler of a request, for both HTTP adapters."""
 
-    __slots__ = ("_exact", "_hot", "_nothing_at_home", "_patterns", "_prefixes", "_streams")
-
     def __init__(
         self,
         table: RouteRegistry,

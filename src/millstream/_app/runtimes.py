@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 class Runtimes:
     """The runtimes of one server."""
 
-    __slots__ = ("_by_loop", "_closing", "_living", "_opening", "_stores", "bind", "current", "definition", "endpoints")
-
     def __init__(self, definition: Definition) -> None:
         # Configuration
         self.definition: Definition = definition

@@ -44,11 +44,6 @@ class _Pace(NamedTuple):
 class Throttle:
     """The limits of one running server."""
 
-    __slots__ = (
-        "_address", "_calls", "_concurrency", "_held", "_holders", "_limiter", "_only", "_pool", "_quota", "_registry",
-        "_requests", "_shared", "_time", "_tools", "refused",
-    )  # fmt: skip
-
     def __init__(self, settings: Settings, registry: Registry, store: Store, pool: StoreLimiter) -> None:
         # Configuration
         self._registry = registry

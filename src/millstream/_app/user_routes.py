@@ -76,8 +76,6 @@ class UserRoute(Struct, frozen=True, eq=False):
 class UserRoutes(RouteRegistry):
     """The paths of a server and of its mounted servers."""
 
-    __slots__ = ("_fixed",)
-
     def __init__(
         self, routes: Iterable[tuple[str, UserRoute]], *, served: Collection[str], show_errors: Callable[[], bool]
     ) -> None:

@@ -35,8 +35,6 @@ class TerminationSignal(KeyboardInterrupt):
 class _Signals:
     """The signals received by this process. There's one instance per process."""
 
-    __slots__ = ("_handled", "_loop", "_since", "_task", "_telling", "heard", "number", "reading")
-
     def __init__(self) -> None:
         self._loop: Any = None
         self._task: Any = None

@@ -96,8 +96,6 @@ def parse_authority(value: bytes) -> Authority | None:
 class HostNames:
     """A set of allowed host names: exact, ``name:port``, ``*.example.com`` for subdomains, ``*`` for any."""
 
-    __slots__ = ("any", "exact", "suffixes")
-
     def __init__(self, entries: Iterable[str]) -> None:
         names = [entry.strip().lower().removesuffix(".") for entry in entries]
         self.any = "*" in names
@@ -120,8 +118,6 @@ class HostPolicy:
     a request with a single Host that is in the set and with neither Origin nor ``Sec-Fetch-Site``. If the bind address
     is unknown (`loopback_bind` is None), peers with loopback addresses count as this machine.
     """
-
-    __slots__ = ("_cors", "_hosts", "_logged", "_loopback_bind", "_note", "_origins", "_public_paths", "good")
 
     def __init__(
         self,
@@ -281,8 +277,6 @@ class HostPolicy:
 
 class _OriginRules:
     """Allowed origins: ``scheme://host[:port]``, ``scheme://*.example.com``, or ``*``."""
-
-    __slots__ = ("any", "by_scheme", "opaque")
 
     def __init__(self, entries: Iterable[str]) -> None:
         self.any = False

@@ -39,8 +39,6 @@ class Rate(Struct, frozen=True):
 class Limiter:
     """A limiter that applies one rate to each key. For one event loop."""
 
-    __slots__ = ("_max_keys", "clock", "each", "name", "rate", "whole_at")
-
     def __init__(
         self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic, max_keys: int = 100_000
     ) -> None:

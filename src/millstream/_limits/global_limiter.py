@@ -11,8 +11,6 @@ from millstream._stores.rates import Pace
 class GlobalLimiter:
     """A limiter that applies one rate to each key on all workers."""
 
-    __slots__ = ("_limiter", "_pool")
-
     def __init__(self, name: str, rate: Rate, pool: Callable[[], StoreLimiter | None]) -> None:
         """Create the limiter. `pool` returns the store's limiter once the store is open."""
         self._limiter = Limiter(name, rate)

@@ -24,7 +24,6 @@ class Period(Struct, frozen=True):
 class CalendarQuota:
     """A number of actions per day or month."""
 
-    __slots__ = ("_monthly", "_now", "count")
     name = "quota"
 
     def __init__(self, text: str) -> None:

@@ -37,8 +37,6 @@ class _KnownPace(Struct):
 class SharedLimiter:
     """A limiter that applies this worker's share of one rate to each key. For one event loop."""
 
-    __slots__ = ("_alone", "_clock", "_known", "name", "rate", "workers")
-
     def __init__(self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic) -> None:
         self.name = name
         self.rate = rate

@@ -22,11 +22,6 @@ logger = logging.getLogger("millstream")
 class StoreLimiter:
     """One worker's access to the limits in the store."""
 
-    __slots__ = (
-        "_clock", "_leaving", "_patience", "_rates", "_reporting", "_task", "_trying", "_until", "away", "persistent",
-        "workers",
-    )  # fmt: skip
-
     def __init__(self, rates: Rates, *, patience: float = PATIENCE, clock: Callable[[], float] = monotonic) -> None:
         self._rates = rates
         self._patience = patience

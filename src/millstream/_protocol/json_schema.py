@@ -308,8 +308,6 @@ def rebase_references(node: Any, place: str) -> Any:
 class _Inliner:
     """Rewrites one schema document. A scope is the `$defs` that references are resolved in."""
 
-    __slots__ = ("hoisted", "names", "nodes_left", "recursive")
-
     def __init__(self, max_nodes: float, recursive: dict[int, bool] | None) -> None:
         self.nodes_left = max_nodes
         self.recursive = recursive

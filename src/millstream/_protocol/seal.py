@@ -47,8 +47,6 @@ class KeyRing:
         ValueError: There are no secrets.
     """
 
-    __slots__ = ("_ciphers", "_first", "_invalid_tag", "_secrets")
-
     def __init__(self, secrets: Sequence[bytes]) -> None:
         if not secrets:
             raise ValueError("A key ring needs at least one secret.")

@@ -21,8 +21,6 @@ class Share:
                 raise ToolError(f"You follow {watches.count(call.owner)} resources. Unsubscribe from one first.")
     """
 
-    __slots__ = ("_held", "each", "maximum", "used")
-
     def __init__(self, maximum: int, *, each: int | None = None) -> None:
         self.maximum: int = maximum
         self.each: int = max(1, maximum // 2) if each is None else each

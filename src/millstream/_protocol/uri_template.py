@@ -81,8 +81,6 @@ class UriTemplate:
         ValueError: The template isn't of level 1-3. The text names the position.
     """
 
-    __slots__ = ("_parts", "_prefix", "template", "variables")
-
     def __init__(self, template: str) -> None:
         self.template = template
         self._prefix, parts = _split_prefix(_parse(template))
@@ -151,8 +149,6 @@ class UriTemplate:
 
 class _Positions:
     """The text as sets of positions, one for each character class."""
-
-    __slots__ = ("_backwards", "_inside", "_sets")
 
     def __init__(self, text: str) -> None:
         self._backwards = text.encode("latin-1")[::-1]

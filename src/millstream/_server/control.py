@@ -132,8 +132,6 @@ def _cancelled_request_id(message: Envelope) -> RequestId | None:
 class Allowance:
     """A rate limit per key and second of a clock. Counts exist only for the current second."""
 
-    __slots__ = ("_clock", "_counts", "_most", "_second")
-
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
         self._most = most
         self._clock = clock

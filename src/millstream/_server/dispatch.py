@@ -81,11 +81,6 @@ _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 class Dispatcher:
     """Runs the calls of one server."""
 
-    __slots__ = (
-        "_handlers", "_heads", "_notifications", "announcement", "around", "begin", "by_id", "calls", "control", "gate",
-        "info", "instructions", "load", "observe", "registry", "services", "stopping",
-    )  # fmt: skip
-
     def __init__(
         self,
         registry: Registry,

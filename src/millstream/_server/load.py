@@ -57,8 +57,6 @@ RequestGate = Callable[[Requester], Awaitable[None]]
 class Load:
     """The calls in flight of one server, as counts."""
 
-    __slots__ = ("_bodies", "_calls", "_counted_at", "_endings", "_full", "_shares", "max_calls", "max_each")
-
     def __init__(
         self,
         calls: Collection[Call],

@@ -20,8 +20,6 @@ class Notifications:
     A notification isn't answered. One that exceeds a limit is dropped and logged at debug level.
     """
 
-    __slots__ = ("_registry", "_services", "_share", "_tasks")
-
     def __init__(self, registry: Registry, services: Services, load: Load) -> None:
         self._registry = registry
         self._services = services

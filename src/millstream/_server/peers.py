@@ -53,11 +53,6 @@ M = TypeVar("M")
 class Peers:
     """The other workers, from the view of one server."""
 
-    __slots__ = (
-        "_check_task", "_interrupted", "_keys", "_mute", "_on_loss", "_outbox", "_own", "_processed", "_receivers",
-        "_send_task", "_stamp", "_stops", "_store", "_warned", "_worker_checks", "_workers_changed", "shared",
-    )  # fmt: skip
-
     def __init__(self, store: Store, values: Sequence[bytes]) -> None:
         """Create the object. No messages arrive before `open`.
 

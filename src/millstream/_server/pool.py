@@ -35,8 +35,6 @@ class Pool(Share):
                 processes.leave(call.owner)
     """
 
-    __slots__ = ("_first_owner", "_kept", "_on_wait", "_queues", "waiting")
-
     def __init__(self, maximum: int, *, on_wait: Callable[[], object] = lambda: None) -> None:
         super().__init__(maximum, each=maximum)
         self.waiting: Share = Share(_MAX_WAITING)

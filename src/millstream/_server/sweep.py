@@ -25,11 +25,6 @@ QUIET = 60.0
 class Sweep:
     """A task that checks every call once per tick, from `open` to `close`."""
 
-    __slots__ = (
-        "_beat", "_dispatcher", "_each_tick", "_last_warning", "_pending", "_task", "_touch", "_trouble", "clock",
-        "lag", "started",
-    )  # fmt: skip
-
     def __init__(
         self,
         dispatcher: Dispatcher,

@@ -8,8 +8,6 @@ from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Index, Log, Ma
 class SplitMap:
     """A `Map` that keeps ephemeral kinds in `memory` and all others in `durable`."""
 
-    __slots__ = ("_durable", "_memory")
-
     def __init__(self, durable: Map, memory: Map) -> None:
         self._durable = durable
         self._memory = memory
@@ -44,8 +42,6 @@ class SplitMap:
 
 class SplitLog:
     """A `Log` that keeps ephemeral kinds in `memory` and all others in `durable`."""
-
-    __slots__ = ("_durable", "_memory")
 
     def __init__(self, durable: Log, memory: Log) -> None:
         self._durable = durable

@@ -26,8 +26,6 @@ logger = logging.getLogger("millstream")
 class StoreHealth:
     """The health of one opened store."""
 
-    __slots__ = ("_checked_at", "_clock", "_store", "bound", "kind", "up")
-
     def __init__(
         self, kind: str, store: Store, *, bound: float = BOUND_SECONDS, clock: Callable[[], float] = monotonic
     ) -> None:
@@ -70,8 +68,6 @@ class LogOnce:
         >>> if trouble.lasts:
         ...     await asyncio.sleep(PAUSE)
     """
-
-    __slots__ = ("_logger", "_over", "_what", "lasts")
 
     def __init__(self, logger: logging.Logger, what: str, over: str) -> None:
         self._logger = logger

@@ -44,8 +44,6 @@ _decode = msgspec.msgpack.Decoder(Record).decode
 class MapMembers:
     """The `Members` implementation for one worker."""
 
-    __slots__ = ("_backend", "_held", "_keys", "_locks", "_workers")
-
     def __init__(self, backend: Backend, workers: Leases | SoleWorker) -> None:
         # Configuration
         self._backend = backend

@@ -20,8 +20,6 @@ _KEEP_EVERY = TTL / 4
 class BackendRates:
     """`Rates` of one worker."""
 
-    __slots__ = ("_backend", "_workers", "persistent")
-
     def __init__(self, backend: Backend, workers: Leases | SoleWorker) -> None:
         self._backend = backend
         self._workers = workers

@@ -16,8 +16,6 @@ _SLACK = 1e-6
 class Tally:
     """The amounts taken, per worker."""
 
-    __slots__ = ("_clock", "_forgot", "_lock", "_paces", "_seats", "_values")
-
     def __init__(self, values: Map, *, clock: Callable[[], float] = time.monotonic) -> None:
         # Configuration
         self._values = values

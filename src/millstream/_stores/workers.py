@@ -113,8 +113,6 @@ async def post(backend: Backend, stream: str, topic: str, data: bytes) -> None:
 class SoleWorker:
     """`Workers` of a store that isn't shared."""
 
-    __slots__ = ("dead", "lease", "live", "me")
-
     def __init__(self) -> None:
         self.me: str = secrets.token_hex(6)
         self.lease: float = 0.0
@@ -135,8 +133,6 @@ class SoleWorker:
 
 class Leases:
     """`Workers` based on leases in the roster."""
-
-    __slots__ = ("_backend", "_changed", "_hurry", "_log_once", "dead", "lease", "live", "me", "on_rename")
 
     def __init__(self, backend: Backend) -> None:
         # Configuration
@@ -249,8 +245,6 @@ class Leases:
 class DirectBus:
     """`Bus` of a store that isn't shared. `publish` calls every subscriber before it returns."""
 
-    __slots__ = ("_topics", "_workers")
-
     def __init__(self, workers: SoleWorker) -> None:
         self._workers = workers
         self._topics = Topics[bytes]()
@@ -277,8 +271,6 @@ class DirectBus:
 
 class LogBus:
     """`Bus` on two logs: one for all workers, and the inbox of this one."""
-
-    __slots__ = ("_backend", "_inbox", "_interrupted", "_messages", "_topics", "_workers")
 
     def __init__(self, backend: Backend, workers: Leases) -> None:
         # Configuration

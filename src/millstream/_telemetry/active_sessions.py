@@ -17,8 +17,6 @@ MAX_SESSIONS = 10_000
 class ActiveSessions:
     """The times of the first and last message of each session."""
 
-    __slots__ = ("_ended", "_max", "_seen")
-
     def __init__(self, ended: Callable[[Labels, float], None], *, max_sessions: int = MAX_SESSIONS) -> None:
         self._ended = ended
         """Called with the labels (transport, revision) and duration in seconds of each session that is over."""

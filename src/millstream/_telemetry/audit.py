@@ -46,8 +46,6 @@ class AuditEntry(Struct, omit_defaults=True):
 class AuditLog:
     """The audit log of one process."""
 
-    __slots__ = ("_fd", "hash", "path", "seq")
-
     def __init__(self, path: Path) -> None:
         """Open the file, or the first of ``path.1``, ``path.2``… that isn't used by another process.
 

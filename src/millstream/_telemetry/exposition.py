@@ -34,8 +34,6 @@ class MetricsEndpoint:
         measure: Awaited first, to update figures that need I/O.
     """
 
-    __slots__ = ("_measure", "_render")
-
     def __init__(self, render: Callable[[], Awaitable[bytes]], measure: Callable[[], Awaitable[object]]) -> None:
         self._render = render
         self._measure = measure

@@ -95,8 +95,6 @@ _unpack = msgspec.msgpack.Decoder(HistorySlot).decode
 class History:
     """The ring of one process."""
 
-    __slots__ = ("_counted", "_keys", "_last", "_merged", "_numbers", "_ring", "_slot", "bounds")
-
     def __init__(self, bounds: tuple[float, ...]) -> None:
         """Create a history. `bounds` are the bucket bounds of every series passed to `take`."""
         # Configuration

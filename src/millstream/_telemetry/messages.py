@@ -96,11 +96,6 @@ def session_hash(session_id: str) -> str:
 class MessageLog:
     """Writes messages to a stream. For one event loop. Call `flush` at the end."""
 
-    __slots__ = (
-        "_color", "_frames", "_from", "_hashes", "_json", "_outlet", "_pending", "_stamp", "_texts", "_timer", "_until",
-        "_worker", "lost",
-    )  # fmt: skip
-
     def __init__(self, stream: TextIO, *, worker: str = "", json: bool | None = None) -> None:
         """Write to `stream`.
 

@@ -102,8 +102,6 @@ class Counter:
 class ReadMetric:
     """A counter or gauge whose values are stored elsewhere and read for each export."""
 
-    __slots__ = ("_values", "family", "kind", "merge")
-
     def __init__(self, family: Family, kind: Kind, values: Read, merge: Merge = "sum") -> None:
         self.family = family
         self.kind: str = kind
@@ -181,8 +179,6 @@ class Histogram:
 
 class Metrics:
     """The metrics of one running server, in the order of their creation."""
-
-    __slots__ = ("_metrics",)
 
     def __init__(self) -> None:
         self._metrics: dict[str, Metric] = {}

@@ -16,8 +16,6 @@ LAST_MS = 1000
 class TextOutlet:
     """Writes to a stream and buffers what the reader doesn't take."""
 
-    __slots__ = ("_descriptor", "_poll", "_stream", "unsent")
-
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._descriptor = -1

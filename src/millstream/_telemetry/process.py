@@ -25,8 +25,6 @@ _MAX_SAMPLES = round(WINDOW / INTERVAL)
 class LoopLag:
     """The delay of the event loop's timers, which every call waits for."""
 
-    __slots__ = ("_clock", "_histogram", "_samples", "_sleep")
-
     def __init__(
         self,
         registry: Metrics,
@@ -78,8 +76,6 @@ class LoopLag:
 
 class ProcessFigures:
     """Measurements of the process, and its CPU use since the last read."""
-
-    __slots__ = ("_clock", "_cpu", "_last_read")
 
     def __init__(self, registry: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

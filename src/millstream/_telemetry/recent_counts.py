@@ -14,8 +14,6 @@ Key = TypeVar("Key", bound=Hashable)
 class PerSecond:
     """Counts for each of the last seconds, in a ring. Call `turn` when a second is over, then add to `count`."""
 
-    __slots__ = ("_counts", "_seconds", "count", "size", "until")
-
     def __init__(self, size: int = 64) -> None:
         self.size = size
         self.until = 0
@@ -43,8 +41,6 @@ class PerSecond:
 
 class Growth(Generic[Key]):
     """The growth of counts over the last 10 to 15 seconds, or since the start if they weren't read before."""
-
-    __slots__ = ("_copies", "_started")
 
     def __init__(self, now: float) -> None:
         self._started = now

@@ -31,8 +31,6 @@ class OpenSpan(Struct):
 class Spans:
     """Starts and ends spans of one server."""
 
-    __slots__ = ("_tracer",)
-
     def __init__(self, tracer: trace.Tracer) -> None:
         self._tracer = tracer
 

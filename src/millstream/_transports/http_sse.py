@@ -56,8 +56,6 @@ _decode = msgspec.msgpack.Decoder(_Address).decode
 class HttpSse:
     """The GET and POST handlers of the transport."""
 
-    __slots__ = ("_connections", "_dispatcher", "_name", "_path", "_sinks", "_streams")
-
     def __init__(self, dispatcher: Dispatcher, streams: OpenStreams) -> None:
         self._dispatcher = dispatcher
         self._path = dispatcher.services.settings.messages_path

@@ -66,8 +66,6 @@ _gzip = lru_cache(maxsize=64)(gzip_member)
 class HubRoutes:
     """The HTTP handlers of the hub."""
 
-    __slots__ = ("_gzip", "_hub", "_max_depth", "_note", "_streams")
-
     def __init__(
         self,
         hub: Hub,

@@ -53,9 +53,6 @@ class _OpenStream(NamedTuple):
 class OpenStreams:
     """All open streams of one server."""
 
-    __slots__ = ("_ends", "_kinds", "_max_age", "_number", "_numbered", "_share", "_sinks", "_unended", "by_kind",
-                 "lines", "wall")  # fmt: skip
-
     def __init__(self, *, max_streams: int, max_per_owner: int, max_age: float = math.inf) -> None:
         self._max_age = max_age
         self._share = Share(max_streams, each=max_per_owner)

@@ -13,8 +13,6 @@ _MAX_WORDS = 200
 class AuditRecords:
     """The handler of `GET /dashboard/audit`."""
 
-    __slots__ = ("_path",)
-
     def __init__(self, path: str) -> None:
         """Create the handler. `path` is the log file; empty if there's no audit log."""
         self._path = path

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 class ConnectFacts:
     """The handler of `GET /connect/server`."""
 
-    __slots__ = ("_is_local", "_local_response", "_remote_response")
-
     def __init__(
         self,
         settings: Settings,

@@ -87,8 +87,6 @@ class SignInRequest(Struct):
 class SignIns:
     """The sign-ins of all users of this server's inspector."""
 
-    __slots__ = ("_kv", "_vault")
-
     def __init__(self, services: Services) -> None:
         self._vault = Vault(services)
         self._kv = services.store.kv

@@ -34,8 +34,6 @@ _UNKNOWN = refusal(404, "This server can't be inspected. Start this program with
 class Inspector:
     """The servers that the inspector can reach, by number."""
 
-    __slots__ = ("_shows_log", "_streams", "_tags", "_urls", "sign_ins")
-
     def __init__(
         self,
         urls: Sequence[str],

@@ -66,8 +66,6 @@ class LogTail(logging.Handler):
 class LogFeed:
     """The handler of `GET /inspect/log`: the server's log, for its developer."""
 
-    __slots__ = ("_instance", "_log", "_streams")
-
     def __init__(self, log: LogTail, streams: OpenStreams) -> None:
         self._log = log
         self._streams = streams
@@ -95,9 +93,6 @@ class LogFeed:
 
 class DashboardFeed:
     """The handler of `GET /dashboard/events`, and its stream."""
-
-    __slots__ = ("_has_watchers", "_info", "_instance", "_last_line", "_latest", "_refresh", "_snapshot", "_streams",
-                 "_watchers", "log")  # fmt: skip
 
     def __init__(
         self,
@@ -212,8 +207,6 @@ class Room(Protocol):
 
 class ChatMembers:
     """The handler of `GET /chat/members`: the members of a channel."""
-
-    __slots__ = ("_hub",)
 
     def __init__(self, hub: Room) -> None:
         self._hub = hub

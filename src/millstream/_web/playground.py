@@ -112,11 +112,6 @@ class CallerTarget:
 class Playground:
     """The handlers of the playground and its conversations, one instance for each running server."""
 
-    __slots__ = (
-        "_configuration", "_configuration_error", "_dispatcher", "_guard", "_is_local", "_name", "_open_counts",
-        "_server",
-    )  # fmt: skip
-
     def __init__(
         self,
         name: str,
@@ -211,11 +206,6 @@ class Playground:
 
 class PlaygroundConversation:
     """One conversation: receives the browser's messages and sends events."""
-
-    __slots__ = (
-        "_agent", "_always", "_last_id", "_max_depth", "_model", "_on_close", "_open_questions", "_outbox", "_server",
-        "_start_times", "_task", "_turns",
-    )  # fmt: skip
 
     def __init__(
         self,

@@ -18,8 +18,6 @@ _ROOM = 256
 class AnswerQueue:
     """Runs the answers of one conversation, one after the other."""
 
-    __slots__ = ("emit", "stopping", "task")
-
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.stopping: bool = False
@@ -52,8 +50,6 @@ class AnswerQueue:
 
 class Answer:
     """The events of one answer: ``async for event in agent.say("Hello"): print(event)``."""
-
-    __slots__ = ("_line", "_loop", "_over", "_task", "_waiting", "_work")
 
     def __init__(self, line: AnswerQueue, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._line = line

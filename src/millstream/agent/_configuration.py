@@ -43,8 +43,6 @@ _SERVER = _Family("MCP_SERVER_AUTH_KEY", "MCP_SERVER_URL", _DEFAULT_SERVER)
 class Configuration:
     """The settings of the file and the environment. ``Configuration.load(".env", os.environ).model()``"""
 
-    __slots__ = ("_environment", "_file", "_source")
-
     def __init__(self, file: Mapping[str, str], environment: Mapping[str, str], source: str = ".env") -> None:
         self._file = file
         self._environment = environment

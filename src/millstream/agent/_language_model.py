@@ -60,8 +60,6 @@ class LanguageModel:
         ``LanguageModel("anthropic:claude-sonnet-4-5")``
     """
 
-    __slots__ = ("_answered", "_azure_version", "_client", "_key", "_model", "_name", "_provider", "_timeout", "url")
-
     def __init__(
         self, name: str, *, key: str = "", url: str = "", azure_version: str = "", timeout: float = 120.0
     ) -> None:

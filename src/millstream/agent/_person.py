@@ -36,8 +36,6 @@ Elicit = Callable[[str, Question], ElicitAnswer | Awaitable[ElicitAnswer]]
 class Person:
     """The callbacks of an `Agent`."""
 
-    __slots__ = ("_approve", "_elicit", "_lock")
-
     def __init__(self, approve: Approve | None, elicit: Elicit | None) -> None:
         self._approve = approve
         self._elicit = elicit

@@ -41,8 +41,6 @@ class Unreadable(Exception):
 class ToolCaller:
     """Executes the tool calls of one answer."""
 
-    __slots__ = ("_emit", "_limits", "_person", "_room", "_toolbox")
-
     def __init__(self, toolbox: Toolbox, person: Person, limits: Limits, emit: Emit) -> None:
         self._toolbox = toolbox
         self._person = person

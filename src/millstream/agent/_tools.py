@@ -26,8 +26,6 @@ class AgentTool(Struct, frozen=True, eq=False):
 class Toolbox:
     """The tools of one round."""
 
-    __slots__ = ("_tools", "specs")
-
     def __init__(self, found: Sequence[tuple[ConnectedServer, Sequence[ToolDescription]]]) -> None:
         several = len(found) > 1
         self._tools: dict[str, AgentTool] = {}

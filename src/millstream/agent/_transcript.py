@@ -19,8 +19,6 @@ _PASSING = (Delta, ToolProgress)
 class Transcript:
     """The transcript of one conversation."""
 
-    __slots__ = ("_lines", "_saved")
-
     def __init__(self) -> None:
         self._lines: list[bytes] = []
         self._saved: set[Path] = set()

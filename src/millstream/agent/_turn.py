@@ -29,8 +29,6 @@ _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "conte
 class Turn:
     """One answer of an `Agent` to a message."""
 
-    __slots__ = ("_caller", "_emit", "_limits", "_messages", "_model", "_system", "_toolbox")
-
     def __init__(
         self,
         model: Model,

@@ -17,8 +17,6 @@ _NO_STORE = b"cache-control: no-store\r\n"
 class ChallengeResponses:
     """The challenges and refusals of one server."""
 
-    __slots__ = ("_metadata", "_oauth", "_resource", "form", "scopes")
-
     def __init__(
         self,
         *,

@@ -42,21 +42,6 @@ _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
 class AuthGuard:
     """The guard of one running server."""
 
-    __slots__ = (
-        "_checks",
-        "_epochs",
-        "_failures",
-        "ambient",
-        "challenges",
-        "clock",
-        "methods",
-        "on_failure",
-        "on_revocation",
-        "pool",
-        "signed_out",
-        "verdicts",
-    )
-
     def __init__(
         self,
         methods: Sequence[AuthMethod],

@@ -121,8 +121,6 @@ def check_scopes(scopes: "Collection[str]") -> tuple[str, ...]:
 class KeyFile:
     """The key file."""
 
-    __slots__ = ("_seen", "keys", "path")
-
     def __init__(self, path: Path) -> None:
         """Create the object; `load` reads the file."""
         self.path = path

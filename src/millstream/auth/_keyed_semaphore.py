@@ -13,8 +13,6 @@ PATIENCE = 10.0
 class KeyedSemaphore:
     """Semaphores by key, created on demand and dropped when unused. For one event loop."""
 
-    __slots__ = ("_at_once", "_keys")
-
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
         self._keys: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}

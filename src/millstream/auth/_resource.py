@@ -22,8 +22,6 @@ _HEAD = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 class ResourceMetadata:
     """The metadata handlers of one server."""
 
-    __slots__ = ("_discovery", "_known", "_methods", "_name", "_resource")
-
     def __init__(
         self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]], get: Get
     ) -> None:

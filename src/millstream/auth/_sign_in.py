@@ -58,11 +58,6 @@ _DEFAULT_PAGES = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
 class SignIn:
     """The form and its cookie, one instance for each running server."""
 
-    __slots__ = (
-        "_clock", "_guard", "_host", "_login_methods", "_nonce", "_options", "_out", "_pages", "_ring",
-        "_sign_out_limiter",
-    )  # fmt: skip
-
     def __init__(
         self,
         guard: AuthGuard,
@@ -242,8 +237,6 @@ class SignIn:
 
 class _SignInLanding:
     """The last step of one method's logins; see `PageLanding`."""
-
-    __slots__ = ("_bound", "_kind", "_sign_in")
 
     def __init__(self, sign_in: SignIn, kind: bytes, bound: bytes) -> None:
         self._sign_in = sign_in

@@ -24,8 +24,6 @@ _MARK = b"\0"
 class SignedOut:
     """The sign-outs known to one worker."""
 
-    __slots__ = ("_digests", "_in_use", "_store", "_to_close", "_verdicts", "stop")
-
     def __init__(self, store: Store, verdicts: dict[bytes, Any]) -> None:
         """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `verdict_key`."""
         self._store = store

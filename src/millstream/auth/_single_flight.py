@@ -10,8 +10,6 @@ T = TypeVar("T")
 class SingleFlight(Generic[T]):
     """Calls in progress, by key."""
 
-    __slots__ = ("_tasks",)
-
     def __init__(self) -> None:
         self._tasks: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[T]] = {}
 

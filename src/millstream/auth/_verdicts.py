@@ -24,8 +24,6 @@ class Verdict(NamedTuple):
 class Verdicts(dict[bytes, Verdict]):
     """Normalized ``Authorization`` value -> verdict, in order of insertion."""
 
-    __slots__ = ("_by_principal",)
-
     def __init__(self) -> None:
         super().__init__()
         self._by_principal: dict[str, dict[bytes, None]] = {}

@@ -8,8 +8,6 @@ from typing import Any
 class Background:
     """Owns the tasks of one client, and cancels the remaining ones in `close`."""
 
-    __slots__ = ("_closed", "_tasks")
-
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False

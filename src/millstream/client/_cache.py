@@ -24,8 +24,6 @@ _LISTS = {
 class Cache:
     """A least-recently-used cache of results."""
 
-    __slots__ = ("_entries",)
-
     def __init__(self) -> None:
         self._entries: OrderedDict[tuple[str, bytes], tuple[float, Any]] = OrderedDict()
 

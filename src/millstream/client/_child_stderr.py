@@ -18,8 +18,6 @@ class ProbeErrors:
     It isn't shown, because the connection continues with the handshake.
     """
 
-    __slots__ = ("_ended", "_started")
-
     def __init__(self) -> None:
         self._started = self._ended = False
 

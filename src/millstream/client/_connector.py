@@ -99,9 +99,6 @@ def forget_eras() -> None:
 class Connector:
     """Opens and reopens connections to one target."""
 
-    __slots__ = ("_background", "_headers", "_ids", "_inflow", "_listener", "_options", "_pinned", "_place", "_self",
-                 "_stderr_lines", "_timeout")  # fmt: skip
-
     def __init__(
         self,
         place: Place,

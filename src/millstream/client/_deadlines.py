@@ -14,8 +14,6 @@ Report = Callable[[float, float | None, str | None], Awaitable[None] | None]
 class Deadlines:
     """Pending requests of one client, and the timer that times them out."""
 
-    __slots__ = ("_handle", "_loop", "_waiting", "_wakes_at")
-
     def __init__(self) -> None:
         """Start without pending requests."""
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -72,8 +72,6 @@ class Auth(Protocol):
 class Endpoint:
     """Sends requests to one URL."""
 
-    __slots__ = ("_auth", "_fixed_headers", "_pool", "_starts", "_waiting", "url")
-
     def __init__(
         self,
         url: Url,

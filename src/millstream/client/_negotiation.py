@@ -55,8 +55,6 @@ class DeclaredCapability(Struct, frozen=True):
 class LocalPeer:
     """The client's identity and capabilities."""
 
-    __slots__ = ("_declared", "_options", "_questions", "about")
-
     def __init__(
         self, options: Options, questions: QuestionHandler, declared: Sequence[DeclaredCapability] = ()
     ) -> None:

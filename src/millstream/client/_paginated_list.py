@@ -15,8 +15,6 @@ Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
 class PaginatedList(Generic[T]):
     """A paginated list: ``await listing`` for all items, or ``async for item in listing`` to fetch pages as needed."""
 
-    __slots__ = ("_max_bytes", "_max_pages", "_page")
-
     def __init__(self, page: Page[T], max_pages: int, max_bytes: int) -> None:
         self._page = page
         self._max_pages = max_pages

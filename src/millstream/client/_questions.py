@@ -77,8 +77,6 @@ class QuestionHandler(Protocol):
 class Questions:
     """The question handlers of one client."""
 
-    __slots__ = ("_elicit", "_roots", "_sample", "custom", "observer")
-
     def __init__(self, elicit: Elicit | None, sample: Sample | None, roots: Roots | None) -> None:
         self._elicit = elicit
         self._sample = sample

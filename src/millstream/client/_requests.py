@@ -64,20 +64,6 @@ class Ask(Struct, kw_only=True):
 class Requests:
     """Sends the requests for one server."""
 
-    __slots__ = (
-        "_connector",
-        "_incoming",
-        "_lock",
-        "_options",
-        "_questions",
-        "_timeout",
-        "around",
-        "ids",
-        "last",
-        "link",
-        "on_reconnect",
-    )  # fmt: skip
-
     def __init__(
         self,
         opening: Connector,

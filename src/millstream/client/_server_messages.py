@@ -81,26 +81,6 @@ _decode_plain = foreign_decoder(NotificationParams)
 class ServerMessages:
     """Receives the server's requests and notifications, from all connections of a client."""
 
-    __slots__ = (
-        "_answer_tasks",
-        "_background",
-        "_max_waiting",
-        "_on_change",
-        "_on_log",
-        "_questions",
-        "_queue",
-        "_worker",
-        "acknowledgments",
-        "custom",
-        "deadlines",
-        "filters",
-        "interruption_callback",
-        "observer",
-        "running",
-        "subscribed",
-        "watchers",
-    )  # fmt: skip
-
     def __init__(
         self,
         background: Background,

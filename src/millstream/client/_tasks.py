@@ -100,8 +100,6 @@ _decode_task = foreign_decoder(Task)
 class ClientTasks:
     """The tasks extension, for one client: ``client.tasks``."""
 
-    __slots__ = ("_conversation", "_meta")
-
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self._meta: tuple[bytes, bytes] = b"", b""

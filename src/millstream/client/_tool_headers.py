@@ -19,8 +19,6 @@ _NO_HEADERS: Mapping[str, str] = {}
 class ToolHeaders:
     """Header annotations of the tools that have been listed."""
 
-    __slots__ = ("_known",)
-
     def __init__(self) -> None:
         self._known: dict[str, tuple[ParamHeader, ...]] = {}
 

@@ -45,18 +45,6 @@ class Changes:
     refuses permanently, the loop raises a `ClientError`.
     """
 
-    __slots__ = (
-        "_changed",
-        "_fault",
-        "_filter",
-        "_incoming",
-        "_requests",
-        "_subscription",
-        "_task",
-        "_waiting",
-        "_watches",
-    )  # fmt: skip
-
     def __init__(
         self, requests: Requests, incoming: ServerMessages, wanted: SubscriptionFilter, watches: "Watches"
     ) -> None:
@@ -228,19 +216,6 @@ class _ReopenedEvent(asyncio.Event):
 
 class Watches:
     """Watchers of the handshake era. A lost connection is reopened while there are any."""
-
-    __slots__ = (
-        "_always",
-        "_background",
-        "_failures",
-        "_incoming",
-        "_lock",
-        "_open",
-        "_reconnected_at",
-        "_requests",
-        "_restored_link",
-        "_task",
-    )  # fmt: skip
 
     def __init__(self, requests: Requests, incoming: ServerMessages, background: Background, *, always: bool) -> None:
         self._requests = requests

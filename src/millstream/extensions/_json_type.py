@@ -19,8 +19,6 @@ class JsonType:
         ``JsonType(Order).read(b'{"id": "7"}')`` is an ``Order``.
     """
 
-    __slots__ = ("_engine", "_whole")
-
     def __init__(self, annotation: Any) -> None:
         self._engine = engine_of_type(annotation)
         self._whole: Schema = self._engine.input_schema

@@ -29,8 +29,6 @@ _MAX_NAME = 200
 class CallerFailures:
     """Consecutive failures of one caller's calls to one tool."""
 
-    __slots__ = ("count", "failed_at", "proves", "retry_at")
-
     def __init__(self) -> None:
         self.count = 0
         self.failed_at = 0.0
@@ -47,11 +45,6 @@ class Breaker:
     refused for a while, which doubles each time. A tool that fails for two callers is refused for all. Only failures of
     the gateway's own requests open the breaker for the whole upstream.
     """
-
-    __slots__ = (
-        "_clock", "_durations", "_failures", "_share", "failure_count", "is_open", "records", "refused_count",
-        "response_count",
-    )  # fmt: skip
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock

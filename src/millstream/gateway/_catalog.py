@@ -128,8 +128,6 @@ _decode_catalog = msgspec.json.Decoder(Catalog).decode
 class StoredCatalog:
     """The copy of one upstream's catalog in the store, shared by all workers of a server."""
 
-    __slots__ = ("_key", "_kv", "_last_hash", "shared", "time")
-
     def __init__(self, store: Store, server: str, name: str, target: Any) -> None:
         """Create it without reading anything; see `load`.
 

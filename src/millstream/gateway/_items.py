@@ -99,8 +99,6 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 class UpstreamTool(Tool):
     """A tool of an upstream."""
 
-    __slots__ = ("_call_head", "_own_headers", "own_name", "upstream")
-
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
         schema: Any = description.get("inputSchema")
@@ -212,8 +210,6 @@ def _is_wrapped(members: bytes) -> bool:
 class UpstreamPrompt(Prompt):
     """A prompt of an upstream."""
 
-    __slots__ = ("own_name", "upstream")
-
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
         listed = description.get("arguments")
@@ -277,8 +273,6 @@ class _MatchedUri(dict[str, Any]):
 
 class UpstreamPattern:
     """The URI pattern of a template on this server."""
-
-    __slots__ = ("_template",)
 
     def __init__(self, uri: str) -> None:
         """See `UriTemplate`; a malformed template matches nothing."""
@@ -349,8 +343,6 @@ async def _read_typed(upstream: Upstream, uri: str, call: Call) -> Any:
 class UpstreamResource(Resource):
     """A resource of an upstream, listed or not."""
 
-    __slots__ = ("upstream",)
-
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
         Item.__init__(self, name, ItemSource(name, self._run, _identity), None, {})
@@ -387,8 +379,6 @@ class UpstreamResource(Resource):
 
 class UpstreamTemplate(Template):
     """A resource template of an upstream."""
-
-    __slots__ = ("own_name", "upstream")
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""

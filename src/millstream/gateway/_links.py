@@ -56,8 +56,6 @@ class NoCredentials(ClientError):
 class Link:
     """One connection."""
 
-    __slots__ = ("calls", "conversation", "key", "last_used", "open_task", "owner", "places", "relays")
-
     def __init__(
         self, key: LinkKey, owner: str, conversation: Conversation, relays: Relays, places: Pool | None = None
     ) -> None:
@@ -83,8 +81,6 @@ def http_places() -> Pool:
 
 class Links:
     """The connections to one upstream."""
-
-    __slots__ = ("_close_tasks", "_open", "_places", "_to_close", "connect")
 
     def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_links: int) -> None:
         """Create the pool; `open` makes connections.

@@ -49,8 +49,6 @@ def with_origin(meta: object, upstream: str) -> dict[str, Any]:
 class Names:
     """The names of one upstream. Without a prefix, they are unchanged."""
 
-    __slots__ = ("_in_uri", "_name", "_scheme", "prefix")
-
     def __init__(self, prefix: str) -> None:
         """Create the mapping.
 

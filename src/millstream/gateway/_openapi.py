@@ -334,8 +334,6 @@ class Document:
 class _Conversion:
     """The conversion of a document's schemas, and of the definitions that they refer to."""
 
-    __slots__ = ("_document", "_flag", "_names", "_pending", "definitions", "recursive")
-
     def __init__(self, document: Document, flag: str) -> None:
         self._document = document
         self._flag = flag
@@ -643,8 +641,6 @@ def _response_value(response: Any) -> Any:
 
 class OperationTool(Tool):
     """An operation as a tool."""
-
-    __slots__ = ()
 
     def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
         schema: dict[str, Any] = description.get("inputSchema") or {"type": "object", "properties": {}}

@@ -160,8 +160,6 @@ class ApiClient:
 class CountedClient:
     """Sends the requests of one call, and records their outcome."""
 
-    __slots__ = ("_call", "_client", "_name", "_upstream")
-
     def __init__(self, upstream: Upstream, call: Call, name: str, client: Any) -> None:
         self._upstream = upstream
         self._call = call
@@ -229,8 +227,6 @@ def _encode_multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> 
 
 class ApiTool(OperationTool):
     """One operation. Its results are JSON objects as bytes, like those of other upstreams."""
-
-    __slots__ = ()
 
     def __init__(self, upstream: "ApiUpstream", name: str, own_name: str, description: Description) -> None:
         operation = upstream.operations[own_name]

@@ -26,8 +26,6 @@ RegisteredItems = Mapping[tuple[str, str], tuple[Upstream, tuple[str, Descriptio
 class GatewayReports:
     """Describes the upstreams of this worker."""
 
-    __slots__ = ("_items", "_tokens", "_upstreams")
-
     def __init__(self, upstreams: Mapping[str, Upstream], registered: RegisteredItems) -> None:
         """Create the reports from the live tables of the part.
 

@@ -381,8 +381,6 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
 class RestrictedPattern:
     """The URIs of a template, without those that aren't offered."""
 
-    __slots__ = ("_offers", "_pattern")
-
     def __init__(self, pattern: Pattern, offers: Callable[[str], bool]) -> None:
         self._pattern = pattern
         self._offers = offers

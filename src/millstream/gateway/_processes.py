@@ -98,8 +98,6 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
 class ProcessTarget:
     """A client target: the process of one key."""
 
-    __slots__ = ("_key", "_owner", "_processes", "key")
-
     def __init__(self, processes: "UpstreamProcesses", key: str, owner: str) -> None:
         self._processes = processes
         self._key = key
@@ -612,8 +610,6 @@ class ProcessTransport(StdioTransport):
 class ListenerRelay:
     """Passes messages of a process on to its current client."""
 
-    __slots__ = ("_listener", "count", "filters", "subscribed")
-
     def __init__(self) -> None:
         self._listener: Listener | None = None
         self.count = 0
@@ -638,8 +634,6 @@ class ListenerRelay:
 class _Crashes:
     """The restart delay of one key."""
 
-    __slots__ = ("count", "until")
-
     def __init__(self) -> None:
         self.count = 0
         self.until = 0.0
@@ -654,8 +648,6 @@ class _Crashes:
 
 class ErrorLog:
     """A rate-limited log of the standard error of one upstream's processes."""
-
-    __slots__ = ("_budget", "_dropped_count", "_name", "_since")
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -105,8 +105,6 @@ class Recipient(QuestionClient, Protocol):
 class Backlog:
     """A bounded queue of notifications that drops the oldest."""
 
-    __slots__ = ("_size", "_waiting")
-
     def __init__(self) -> None:
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._size = 0
@@ -290,19 +288,6 @@ def _redact(redactor: Redactor, method: str, params: bytes) -> bytes:
 
 class Relays:
     """The calls that run on one connection, and the upstream's messages about them."""
-
-    __slots__ = (
-        "_abilities",
-        "_in_process",
-        "_log",
-        "_name",
-        "_transport",
-        "_users",
-        "_warned",
-        "conversation",
-        "level",
-        "recipients",
-    )
 
     def __init__(
         self, name: str, abilities: bytes, *, in_process: bool, log: Callable[[str, int], object] | None

@@ -241,8 +241,6 @@ def retry_delay(failures: int) -> float:
 class _Uris:
     """URIs, and those that templates match. Malformed templates match nothing."""
 
-    __slots__ = ("_templates", "_uris")
-
     def __init__(self, uris: Collection[str], templates: Iterable[str]) -> None:
         self._uris = uris
         self._templates: list[UriTemplate] = []
@@ -257,8 +255,6 @@ class _Uris:
 
 class _SharedProgram:
     """A server object that outlives the connections to it."""
-
-    __slots__ = ("_running",)
 
     def __init__(self, running: "RunningServer") -> None:
         self._running = running

@@ -27,11 +27,6 @@ _RETRY = 15.0
 class ResourceWatches:
     """Watches resources of one upstream."""
 
-    __slots__ = (
-        "_changed", "_connect", "_decisions", "_followers", "_name", "_on_update", "_owners", "_share", "_size",
-        "_tasks",
-    )  # fmt: skip
-
     def __init__(
         self, name: str, connect: Callable[[], Awaitable[Conversation]], on_update: Callable[[str], None]
     ) -> None:

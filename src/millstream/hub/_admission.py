@@ -40,8 +40,6 @@ def check_target(channel: str) -> None:
 class AccessRules:
     """The access checks of one hub. They change nothing."""
 
-    __slots__ = ("_audience", "_authorize", "_limits", "_rules")
-
     def __init__(self, audience: Audience, limits: HubLimits, authorize: Authorize | None) -> None:
         self._audience = audience
         self._limits = limits

@@ -22,11 +22,6 @@ _MAX_PLANS = 4096
 class Audience:
     """All subscribers of one worker. `enter` counts a subscriber, and `join` starts delivery to it."""
 
-    __slots__ = (
-        "_by_address", "_by_channel", "_by_outlet", "_by_transport", "_exact", "_limits", "_plans", "_subscriptions",
-        "_wild",
-    )  # fmt: skip
-
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
         self._subscriptions: dict[Subscription, None] = {}

@@ -21,8 +21,6 @@ class UnreadBacklog:
         cut: Closes a slow outlet.
     """
 
-    __slots__ = ("_bytes_since_count", "_cut", "_max_bytes", "_outlets", "_waiting", "_waiting_bytes")
-
     def __init__(self, max_bytes: int, outlets: Callable[[], Iterable[Outlet]], cut: Callable[[Outlet], None]) -> None:
         self._max_bytes = max_bytes
         self._outlets = outlets

@@ -30,11 +30,6 @@ _logger = logging.getLogger("millstream.hub")
 class Delivery:
     """Reads the journal and presence changes, and writes them to the audience."""
 
-    __slots__ = (
-        "_audience", "_journal", "_mailboxes", "_max_buffered", "_presence_changes", "_reader", "_store", "_tasks",
-        "backlog", "change_tail", "cut", "delivered", "event_tail", "gaps",
-    )  # fmt: skip
-
     event_tail: Tail
     """The reader of the journal. `Tail.reach` returns after an event has been delivered."""
     change_tail: Tail

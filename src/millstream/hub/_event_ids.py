@@ -23,8 +23,6 @@ class KnownEvent(Struct, frozen=True, gc=False):
 class EventIds:
     """The newest events with publisher-assigned ids, as read from the journal by one worker."""
 
-    __slots__ = ("_events", "_repeated_offsets")
-
     def __init__(self) -> None:
         self._events: dict[str, tuple[KnownEvent, ...]] = {}
         self._repeated_offsets: dict[int, None] = {}

@@ -32,11 +32,6 @@ _MAX_RECENT_BYTES = 4 * 1024 * 1024
 class Journal:
     """The journal and histories, as written and read by one worker."""
 
-    __slots__ = (
-        "_clock", "_limits", "_recent", "_recent_bytes", "_store", "epoch", "ids", "offset", "recent_floor",
-        "start_offset",
-    )  # fmt: skip
-
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # Configuration
         self._store = store

@@ -50,8 +50,6 @@ _decode = msgspec.msgpack.Decoder(UndeliveredMessage).decode
 class Mailboxes:
     """The offsets and undelivered messages of clients."""
 
-    __slots__ = ("_journal", "_kv", "_limits", "_online", "_unsaved_offsets", "save_needed")
-
     def __init__(self, store: Store, journal: Journal, limits: HubLimits) -> None:
         self._kv: Map = store.kv
         self._journal = journal

@@ -26,8 +26,6 @@ class _Node:
 class PatternIndex:
     """The subscribers with patterns."""
 
-    __slots__ = ("_root",)
-
     def __init__(self) -> None:
         self._root = _Node()
 

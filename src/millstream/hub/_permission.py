@@ -16,8 +16,6 @@ _logger = logging.getLogger("millstream.hub")
 class SafeAuthorize:
     """The authorization hook of one hub. It's an `Authorize` itself."""
 
-    __slots__ = ("_authorize", "_logged")
-
     def __init__(self, authorize: Authorize) -> None:
         self._authorize = authorize
         self._logged: set[type[Exception]] = set()

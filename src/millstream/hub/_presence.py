@@ -46,11 +46,6 @@ _decode = msgspec.msgpack.Decoder(Member).decode
 class Presence:
     """The members of all channels, as registered by one worker."""
 
-    __slots__ = (
-        "_connections", "_locks", "_log", "_make_entry", "_members", "_registered", "_unreported", "_wait_for_delivery",
-        "_worker_id", "_workers",
-    )  # fmt: skip
-
     def __init__(self, store: Store, make_entry: MakeEntry, wait_for_delivery: WaitForDelivery) -> None:
         # configuration
         self._log = store.log

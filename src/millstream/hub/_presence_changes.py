@@ -34,8 +34,6 @@ class PresenceChange(Struct, frozen=True, gc=False):
 class PresenceChanges:
     """The newest presence changes, as delivered by one worker."""
 
-    __slots__ = ("_changes", "_last_dropped", "_store")
-
     def __init__(self, store: Store) -> None:
         self._store = store
         self._changes: deque[PresenceChange] = deque()

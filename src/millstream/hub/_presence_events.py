@@ -23,11 +23,6 @@ _logger = logging.getLogger("millstream.hub")
 class PresenceEvents:
     """The presence events of this worker's subscribers."""
 
-    __slots__ = (
-        "_audience", "_delivery", "_departure_added", "_departures", "_journal", "_log_once", "_mailboxes", "_presence",
-        "_presence_changes", "_reader", "_replay_limiter", "replays",
-    )  # fmt: skip
-
     def __init__(
         self,
         audience: Audience,

@@ -52,8 +52,6 @@ class HistoryIndex(Struct, frozen=True):
 class JournalReader:
     """The reads of one worker."""
 
-    __slots__ = ("_id_search", "_indexes", "_journal", "_pages", "_store", "slots")
-
     def __init__(self, store: Store, journal: Journal) -> None:
         self._store = store
         self._journal = journal

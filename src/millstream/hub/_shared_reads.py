@@ -41,8 +41,6 @@ class SharedReads(Generic[T]):
         size: Returns the size of a result in bytes.
     """
 
-    __slots__ = ("_cached", "_pending", "_size", "_tasks", "bytes")
-
     def __init__(self, size: Callable[[T], int]) -> None:
         self._size = size
         self._cached: dict[Hashable, _CachedRead[T]] = {}

@@ -106,8 +106,6 @@ def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
 class ClientStreams:
     """Attaches clients' streams to calls that request it."""
 
-    __slots__ = ("_hub",)
-
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
@@ -147,8 +145,6 @@ class _Mirror:
     """Sends a call's messages to a client's stream, as far as the hub accepts them; the caller's own response has
     priority.
     """
-
-    __slots__ = ("_client_id", "_hub", "_principal", "_request_id")
 
     def __init__(self, hub: Hub, client_id: str, call: Call) -> None:
         # Not the call itself, to avoid a reference cycle.

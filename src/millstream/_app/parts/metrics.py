@@ -34,8 +34,6 @@ logger = logging.getLogger("millstream")
 class MachineMetrics:
     """The figures of this worker, combined with the others'."""
 
-    __slots__ = ("_left", "_metrics", "_store")
-
     def __init__(self, metrics: Metrics, store: Store) -> None:
         """Create it. `store` is shared by all workers of this machine, and by no other process."""
         self._metrics = metrics

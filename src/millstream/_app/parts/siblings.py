@@ -68,8 +68,6 @@ class SiblingsPart(OwnPart):
 class SiblingWatch:
     """Claims a name, and detects whether another process has it."""
 
-    __slots__ = ("_clock", "_found", "_heard", "_name", "_said", "_socket")
-
     def __init__(self, name: str, found: Callable[[], None], *, clock: Callable[[], float] = monotonic) -> None:
         """Create it. `found` is called once, when there is a sibling."""
         self._clock = clock

@@ -55,11 +55,6 @@ class ServeCallbacks(Protocol):
 class HttpServer:
     """The server of one process: starts the application, listens, and drains when stopped."""
 
-    __slots__ = (
-        "_application", "_callbacks", "_certificate", "_over", "_runtimes", "_state", "_stopped",
-        "_stops", "_times",
-    )  # fmt: skip
-
     def __init__(
         self,
         application: ServerApplication,

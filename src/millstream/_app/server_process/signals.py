@@ -27,8 +27,6 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 class StopSignals:
     """Handles signals for the task that creates it."""
 
-    __slots__ = ("_loop", "_on_stop", "_runtimes", "_stopping", "_task", "forced")
-
     def __init__(self, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
         """Create it; `handle` installs the handlers.
 

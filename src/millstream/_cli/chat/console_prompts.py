@@ -18,8 +18,6 @@ _KINDS = {"integer": int, "number": (int, float), "boolean": bool, "array": list
 class ConsolePrompts:
     """Asks the user. `read` reads a line with a prompt, like `input`."""
 
-    __slots__ = ("_always", "_read", "_screen", "_yes")
-
     def __init__(self, screen: Screen, read: Callable[[str], str] | None, *, yes: bool) -> None:
         self._screen = screen
         self._read = read

@@ -28,8 +28,6 @@ from millstream.agent._tools import Toolbox
 class Steps:
     """A screen that also prints each step to standard error."""
 
-    __slots__ = ("_number", "_screen")
-
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._number = 0

@@ -49,8 +49,6 @@ class Screen(Protocol):
 class PlainScreen:
     """Answers on standard output while they arrive, and everything else on standard error, one line each."""
 
-    __slots__ = ("_open",)
-
     def __init__(self) -> None:
         self._open = False
 
@@ -90,8 +88,6 @@ class PlainScreen:
 
 class JsonScreen(PlainScreen):
     """All events as JSON lines on standard output."""
-
-    __slots__ = ()
 
     @override
     def show(self, event: Event) -> None:

@@ -27,8 +27,6 @@ Rows = list[tuple[str, str]]
 class Slash:
     """The commands of one conversation. Each returns rows to print, or an answer."""
 
-    __slots__ = ("_agent",)
-
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 

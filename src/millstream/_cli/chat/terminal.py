@@ -39,8 +39,6 @@ _MARKS, _MAX_MARKS = re.compile(r"[*_~`\[\]<]"), 4000
 class TerminalScreen:
     """A screen for people on a terminal."""
 
-    __slots__ = ("_block", "_console", "_drawn", "_live")
-
     def __init__(self) -> None:
         self._console = Console(highlight=False)
         self._block = ""

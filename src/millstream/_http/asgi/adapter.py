@@ -54,8 +54,6 @@ def no_peer(scope: Scope) -> str:
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    __slots__ = ("body_budget", "digits", "hot", "limits", "policy", "requests", "root_path", "route")
-
     def __init__(
         self,
         route: Route,

@@ -22,8 +22,6 @@ _LINE_BREAKS = (b"\r", b"\n", b"\0")
 class HostedApplication:
     """A handler that runs an ASGI application."""
 
-    __slots__ = ("_application", "_mount_path", "_parameters")
-
     def __init__(
         self,
         application: Application,

@@ -23,11 +23,6 @@ _MAX_IDLE = 3.0
 class ConnectionPool:
     """A pool that sends requests as complete bytes, head and body."""
 
-    __slots__ = (
-        "_all", "_closed", "_connecting", "_dial_function", "_free", "_inflow", "_loop", "_max", "_max_body",
-        "_proxy", "_queue", "_timeout", "_tls", "_url",
-    )  # fmt: skip
-
     def __init__(
         self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float, tls: ssl.SSLContext | None,
         dial: Dial[HttpConnection] | None = None, inflow: Inflow | None = None,

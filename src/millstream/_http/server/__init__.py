@@ -30,8 +30,6 @@ class Endpoints:
         root_path: The path prefix that a proxy has removed.
     """
 
-    __slots__ = ("by_line", "find", "heartbeat", "hot", "limits", "max_message", "policy", "root_path", "websocket")
-
     def __init__(
         self,
         find: Callable[[str, str], Handler | None],

@@ -35,8 +35,6 @@ class DrainTimes(Struct, frozen=True):
 class ConnectionDrainer:
     """Closes the connections of a server that accepts no new ones."""
 
-    __slots__ = ("_announced", "_clock", "_guard", "_idle_since", "_state")
-
     def __init__(self, state: "ServerState", guard: "ConnectionGuard", clock: Callable[[], float]) -> None:
         self._state = state
         self._guard = guard

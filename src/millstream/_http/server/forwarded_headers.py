@@ -17,8 +17,6 @@ VARIABLE = "FORWARDED_ALLOW_IPS"
 class TrustedProxies:
     """Addresses whose forwarded headers are trusted."""
 
-    __slots__ = ("_all", "_networks", "trusts")
-
     def __init__(self, entries: Iterable[str]) -> None:
         names = [each.strip() for each in entries]
         self._all = "*" in names

@@ -43,8 +43,6 @@ _MAX_LINGERING = 256
 class ServerState:
     """The shared state of a server's connections besides the guard."""
 
-    __slots__ = ("connections", "cut", "tasks")
-
     def __init__(self) -> None:
         self.cut: int = 0
         """Number of connections cut because of unread replies."""
@@ -97,11 +95,6 @@ class ConnectionWriter(Protocol):
 
 class ConnectionGuard:
     """The guard of one running server."""
-
-    __slots__ = (
-        "_connections", "_counts", "_interval", "_loop", "_patience", "_spares", "_state", "_timer",
-        "_unsent_by_connection", "clock", "heads", "leaving", "limits", "start", "unfinished", "unsent",
-    )  # fmt: skip
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
         # Configuration

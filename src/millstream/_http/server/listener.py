@@ -24,8 +24,6 @@ class SocketListener:
         state: set of open connections.
     """
 
-    __slots__ = ("_proxies", "_servers", "_table", "_tls", "guard", "state")
-
     def __init__(
         self,
         table: Endpoints,

@@ -13,8 +13,6 @@ _BODILESS = frozenset({204, 304})
 class ReplyHeads:
     """Reply heads with status line and date, built once per status and second."""
 
-    __slots__ = ("_date", "_heads", "usual")
-
     def __init__(self) -> None:
         self._date = b""
         self._heads: dict[int, bytes] = {}

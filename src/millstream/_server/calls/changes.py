@@ -90,8 +90,6 @@ class ChangeSource(Protocol):
 class ChangeFeed:
     """The watchers of changes on one server."""
 
-    __slots__ = ("_watchers", "source")
-
     def __init__(self) -> None:
         self._watchers: dict[object, Watcher] = {}
         self.source: ChangeSource | None = None

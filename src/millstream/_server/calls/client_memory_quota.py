@@ -12,8 +12,6 @@ _RELEASED = -1
 class ClientMemoryQuota:
     """The number of bytes that all clients of a server use. A change that needs no more bytes is never refused."""
 
-    __slots__ = ("bytes",)
-
     def __init__(self) -> None:
         self.bytes: Share = Share(MAX_HELD)
 

@@ -51,12 +51,6 @@ async def _no_resource(uri: str, call: Any) -> Any:
 class Services:
     """The shared services of one running server."""
 
-    __slots__ = (
-        "_ring", "attach_stream", "bodies", "changes", "client_memory", "clock", "endings", "forwarded_extensions",
-        "hub", "leeway", "lifespan_of", "note", "notification_filters", "overrides_of", "peers", "questions",
-        "read_resource", "records", "scope_error", "secrets", "settings", "store", "streams", "tasks", "threads",
-    )  # fmt: skip
-
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.
 

@@ -114,11 +114,6 @@ class SessionRecords:
     session that began later has a record only if it's known here. For an older session, the store is asked once.
     """
 
-    __slots__ = (
-        "_absent", "_cache", "_forgotten", "_looks", "_missed", "_peers", "_reading", "_resize", "_restoring", "_since",
-        "_store", "_ttl", "_watchers", "clock", "known",
-    )  # fmt: skip
-
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float], resize: Resize) -> None:
         # Configuration
         self.clock: Callable[[], float] = clock

@@ -21,8 +21,6 @@ logger = logging.getLogger("millstream")
 class Threads:
     """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
 
-    __slots__ = ("_jobs", "_places", "_started")
-
     def __init__(self, size: int) -> None:
         self._places = Pool(size)
         self._started = 0

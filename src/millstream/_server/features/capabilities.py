@@ -18,8 +18,6 @@ from millstream._server.features.registry import DISCOVER, Registry
 class ServerDescription:
     """The results of `initialize` and `server/discover` for one server."""
 
-    __slots__ = ("_cached_count", "_discover_ttl_ms", "_info", "_instructions", "_made", "_registry")
-
     def __init__(self, registry: Registry, info: dict[str, Any], instructions: str, *, discover_ttl_ms: int) -> None:
         # Configuration
         self._registry = registry

@@ -32,8 +32,6 @@ _LISTS = {
 class MiddlewareChain:
     """The hooks of a running server and of its mounted servers, around the handlers."""
 
-    __slots__ = ("_hooks", "_registry")
-
     def __init__(self, hooks: Hooks, registry: Registry) -> None:
         self._hooks = hooks
         self._registry = registry

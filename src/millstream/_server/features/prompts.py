@@ -26,7 +26,6 @@ class PromptOptions(Labels, total=False):
 class Prompt(Item):
     """A registered prompt."""
 
-    __slots__ = ()
     kind = "prompts"
 
     def __init__(self, source: ItemSource, *, scopes: Names | None = None, **labels: Unpack[Labels]) -> None:

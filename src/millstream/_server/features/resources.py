@@ -41,7 +41,6 @@ class ResourceOptions(ResourceLabels, total=False):
 class _Readable(Item):
     """The common part of resources and templates."""
 
-    __slots__ = ("meta", "mime_type")
     kind = "resources"
 
     def __init__(self, uri: str, source: ItemSource, labels: ResourceLabels) -> None:
@@ -77,7 +76,6 @@ class _Readable(Item):
 class Resource(_Readable):
     """A resource with one URI. It takes no arguments."""
 
-    __slots__ = ()
     naming = "uri"
 
     def __init__(self, uri: str, source: ItemSource, **labels: Unpack[ResourceLabels]) -> None:
@@ -105,7 +103,6 @@ class Pattern(Protocol):
 class Template(_Readable):
     """A family of resources. The variables of its URI are its arguments."""
 
-    __slots__ = ("_pattern", "template")
     naming = "uriTemplate"
 
     def __init__(

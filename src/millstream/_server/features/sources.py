@@ -88,10 +88,6 @@ class Item:
     description.
     """
 
-    __slots__ = (
-        "_described", "choices", "enabled", "name", "parameters", "path", "read", "run", "scopes", "tags", "visible",
-    )  # fmt: skip
-
     kind: ClassVar[str]
     """The kind for hooks: tools, prompts, or resources."""
     naming: ClassVar[str] = "name"

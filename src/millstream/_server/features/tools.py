@@ -96,24 +96,6 @@ class Tool(Item):
 
     kind = "tools"
 
-    __slots__ = (
-        "_output",
-        "_simple",
-        "code",
-        "concurrency",
-        "cost",
-        "decode",
-        "headers",
-        "limit",
-        "limited",
-        "plain",
-        "requires",
-        "struct", "task",
-        "timeout",
-        "unclear",
-        "wraps",
-    )  # fmt: skip
-
     def __init__(
         self,
         source: ItemSource,

@@ -74,8 +74,6 @@ class MsgspecEngine:
         ParameterError, OutputError: msgspec doesn't support a type.
     """
 
-    __slots__ = ("_decoder", "_exact", "input_schema", "output", "slow", "struct", "typed")
-
     def __init__(
         self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
     ) -> None:
@@ -173,8 +171,6 @@ def has_decimals(schema: Schema) -> bool:
 
 class MsgspecOutput:
     """The output of a type that msgspec supports. Encoded values are decoded again as validation."""
-
-    __slots__ = ("_decode", "_exact", "_self_validating", "schema")
 
     def __init__(self, annotation: Any, schema: Schema) -> None:
         self.schema = schema

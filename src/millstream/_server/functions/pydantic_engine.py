@@ -89,10 +89,6 @@ class PydanticEngine:
         ParameterError, OutputError: pydantic doesn't support a type, either.
     """
 
-    __slots__ = (
-        "_make_lax", "_validate", "_validate_lax", "_values", "input_schema", "output", "slow", "struct", "typed",
-    )  # fmt: skip
-
     def __init__(
         self, name: str, parameters: list[Parameter], *, returns: Any = None, forbid_unknown: bool = False
     ) -> None:
@@ -498,8 +494,6 @@ class PydanticOutput:
     """The output of a type that pydantic supports. Builtins in place of a model are validated and encoded as the
     model.
     """
-
-    __slots__ = ("_dump", "_validate", "schema")
 
     def __init__(self, adapter: Any, schema: Schema) -> None:
         self.schema = schema

@@ -44,8 +44,6 @@ class ToolResult(Struct, frozen=True):
 class CheckedOutput:
     """The output of a handwritten schema."""
 
-    __slots__ = ("_check", "schema")
-
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._check = SchemaCheck(schema, whole="the result", object_root=False)

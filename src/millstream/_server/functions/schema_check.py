@@ -26,8 +26,6 @@ class SchemaCheck:
         ImportError: The library isn't installed.
     """
 
-    __slots__ = ("_matches", "_schema", "_whole", "fits")
-
     def __init__(self, schema: Schema, *, whole: str, object_root: bool = True) -> None:
         check_schema(schema, object_root=object_root)
         try:

@@ -29,8 +29,6 @@ _decoder = msgspec.json.Decoder(CompleteRequestParams)
 class CompletionHandlers:
     """The handler of `completion/complete`."""
 
-    __slots__ = ("_registry", "_services")
-
     def __init__(self, registry: Registry, services: Services) -> None:
         self._registry = registry
         self._services = services

@@ -10,8 +10,6 @@ from millstream._server.features.capabilities import ServerDescription
 class DiscoveryHandlers:
     """The handler of `server/discover`."""
 
-    __slots__ = ("_announcement",)
-
     def __init__(self, announcement: ServerDescription) -> None:
         self._announcement = announcement
 

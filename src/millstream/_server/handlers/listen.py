@@ -39,8 +39,6 @@ _decoder = msgspec.json.Decoder(SubscriptionsListenRequestParams)
 class ListenHandlers:
     """The handler of `subscriptions/listen`."""
 
-    __slots__ = ("_registry", "_services")
-
     def __init__(self, registry: Registry, services: Services) -> None:
         self._registry = registry
         self._services = services

@@ -20,8 +20,6 @@ _get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
 class PromptHandlers:
     """Handlers of the prompt methods."""
 
-    __slots__ = ("_registry",)
-
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 

@@ -27,8 +27,6 @@ _uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
 class ResourceHandlers:
     """Handlers of the resource methods."""
 
-    __slots__ = ("_registry", "_services")
-
     def __init__(self, registry: Registry, services: Services) -> None:
         self._registry = registry
         self._services = services

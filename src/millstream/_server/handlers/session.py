@@ -19,8 +19,6 @@ _level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
 class SessionHandlers:
     """Handlers of the session methods."""
 
-    __slots__ = ("_services",)
-
     def __init__(self, services: Services) -> None:
         self._services = services
 

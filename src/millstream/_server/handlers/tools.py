@@ -31,8 +31,6 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 class ToolHandlers:
     """Handlers of the tool methods."""
 
-    __slots__ = ("_registry", "_services", "_timeout")
-
     def __init__(self, registry: Registry, services: Services) -> None:
         self._registry = registry
         self._services = services

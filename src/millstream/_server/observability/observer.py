@@ -42,12 +42,6 @@ LISTEN = "subscriptions/listen"
 class Observer:
     """The metrics, access log, and spans of one server."""
 
-    __slots__ = (
-        "_ahead", "_clock", "_connections", "_durations", "_growth", "_kinds", "_lag", "_last_read", "_log",
-        "_messages", "_per_second", "_process", "_session_durations", "_sessions", "_since", "_started", "_tools",
-        "_tracing", "_wall", "begin", "registry",
-    )  # fmt: skip
-
     def __init__(
         self,
         tools: Container[str],

@@ -112,11 +112,6 @@ class WorkerCalls(Struct, array_like=True):
 class RecentCalls:
     """A bounded record of recent calls."""
 
-    __slots__ = (
-        "_clients", "_clock", "_errors", "_failures", "_last_read", "_longer", "_read", "_second", "_span",
-        "_span_failures", "_span_slow", "_successes",
-    )  # fmt: skip
-
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         """Create an empty record. `clock` returns seconds since 1970."""
         # Configuration

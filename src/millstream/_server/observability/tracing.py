@@ -41,8 +41,6 @@ def load_spans(version: str) -> "Spans | None":
 class Tracer:
     """The open spans of calls in flight."""
 
-    __slots__ = ("_open", "_spans")
-
     def __init__(self, spans: "Spans") -> None:
         self._spans = spans
         self._open: dict[Call, OpenSpan] = {}

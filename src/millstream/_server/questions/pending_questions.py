@@ -49,8 +49,6 @@ class _PendingQuestion(NamedTuple):
 class PendingQuestions:
     """Requests to clients without an answer. Their number is bounded, and each ends with its call at the latest."""
 
-    __slots__ = ("_cancellations", "_open", "_share", "_timeout", "_workers")
-
     def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
         self._share = Share(max_open, each=max_per_owner)
         self._open: dict[str, _PendingQuestion] = {}

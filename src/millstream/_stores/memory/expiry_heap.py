@@ -18,8 +18,6 @@ class ExpiryHeap(Generic[Name]):
     Stale items are removed together once they outnumber the live ones, which bounds the size of the heap.
     """
 
-    __slots__ = ("_heap", "_until")
-
     def __init__(self) -> None:
         self._until: dict[Name, float] = {}
         self._heap: list[tuple[float, Name]] = []

@@ -73,10 +73,6 @@ class StreamKind:
     their size, so the choice takes constant time.
     """
 
-    __slots__ = (
-        "_clock", "_deadlines", "_epoch", "_latest", "_lost", "_max_bytes", "_ranks", "highest", "size", "streams",
-    )  # fmt: skip
-
     def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str, lost: OnLoss) -> None:
         # configuration
         self._clock = clock
@@ -247,8 +243,6 @@ class StreamKind:
 
 class MemoryLog:
     """A `Log` in lists, with a byte limit for each kind of stream."""
-
-    __slots__ = ("_clock", "_epoch", "_lost", "kinds", "listeners", "max_bytes")
 
     def __init__(
         self,

@@ -27,8 +27,6 @@ RESERVED_PART = 16
 class ValueKind:
     """The values of one kind."""
 
-    __slots__ = ("lossy", "shares", "size", "values")
-
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.lossy: defaultdict[str, OrderedDict[str, None]] = defaultdict(OrderedDict)
@@ -55,8 +53,6 @@ class ValueKind:
 
 class MemoryMap:
     """A `Map` with a dict for each kind."""
-
-    __slots__ = ("_clock", "_deadlines", "_lost", "kinds", "max_bytes")
 
     def __init__(
         self, clock: Callable[[], float], max_bytes: int, lost: Callable[[str], None] = lambda key: None
@@ -185,8 +181,6 @@ class MemoryMap:
 
 class MemoryBackend:
     """A `Backend` for one process. Data live as long as the object, even if it's closed and reopened."""
-
-    __slots__ = ("charge", "epoch", "kv", "lease", "log", "persistent", "release", "shared")
 
     def __init__(
         self,

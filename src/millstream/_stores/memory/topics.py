@@ -17,8 +17,6 @@ class _Listener(Generic[T]):
 class Topics(Generic[T]):
     """Listeners by topic. They're called directly, so there is no queue to bound."""
 
-    __slots__ = ("_by_topic",)
-
     def __init__(self) -> None:
         # Tuples are replaced, never changed, so adding a listener doesn't affect a delivery in progress.
         self._by_topic: dict[str, tuple[_Listener[T], ...]] = {}
@@ -62,8 +60,6 @@ class Topics(Generic[T]):
 
 class Watchers:
     """Watchers of one value. They're called directly, so there is no queue to bound."""
-
-    __slots__ = ("_callbacks",)
 
     def __init__(self) -> None:
         self._callbacks: dict[object, Callable[[], None]] = {}

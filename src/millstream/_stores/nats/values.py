@@ -39,8 +39,6 @@ _PAUSE = 0.002
 class _Size:
     """The last known size of a kind or share, plus the bytes that this worker has added since."""
 
-    __slots__ = ("at", "bytes")
-
     def __init__(self) -> None:
         self.bytes = 0
         self.at = -math.inf

@@ -19,8 +19,6 @@ _SPECIAL = re.compile(r"([*?\[\]\\])")
 class RedisKeys:
     """The keys under one prefix."""
 
-    __slots__ = ("_prefix", "generation", "hub")
-
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self.hub = f"{prefix}{HUB}:"

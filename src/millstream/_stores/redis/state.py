@@ -13,8 +13,6 @@ PLACES = 1024
 class RedisState:
     """The state of one open connection."""
 
-    __slots__ = ("_at", "_free", "_numbers", "_room", "epoch", "id", "renewed")
-
     def __init__(self) -> None:
         self.id = secrets.token_hex(6)
         """The identifier of this connection in retry detection."""

@@ -23,8 +23,6 @@ from millstream._stores.tally import Tally
 class SqliteMap:
     """The `Map` in the file."""
 
-    __slots__ = ("_items", "_writer")
-
     def __init__(self, items: Items, writer: SqliteWriter) -> None:
         self._items = items
         self._writer = writer
@@ -52,8 +50,6 @@ class SqliteMap:
 
 class SqliteLog:
     """The `Log` in the file."""
-
-    __slots__ = ("_streams", "_writer", "listeners")
 
     def __init__(self, streams: Streams, writer: SqliteWriter) -> None:
         self._streams = streams

@@ -97,8 +97,6 @@ _decode_content = msgspec.json.Decoder(list[_Content]).decode
 class RestRoutes:
     """The HTTP handlers: `list_tools` and `call_tool` of the dialect, `run_tool` and `describe` of plain REST."""
 
-    __slots__ = ("_described", "_dispatcher", "_max_depth", "_mcp", "_note", "_registry")  # fmt: skip
-
     def __init__(self, dispatcher: Dispatcher, *, events: bool = False) -> None:
         """Prepare for the tools of a server.
 

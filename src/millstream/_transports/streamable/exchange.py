@@ -27,8 +27,6 @@ _JSON_ONLY = "Not acceptable. This server answers with application/json."
 class StreamableEndpoint:
     """The shared state of all requests to the MCP endpoint of one server."""
 
-    __slots__ = ("dispatcher", "json_only", "services", "sessions", "streams")
-
     def __init__(self, dispatcher: Dispatcher, streams: OpenStreams, sessions: HttpSessions | None) -> None:
         self.dispatcher = dispatcher
         self.services = dispatcher.services

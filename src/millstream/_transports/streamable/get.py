@@ -29,8 +29,6 @@ _NAMING = frozenset({b"mcp-session-id", b"mcp-protocol-version", b"last-event-id
 class SessionStreams:
     """GET and DELETE of the MCP endpoint."""
 
-    __slots__ = ("_endpoint", "_first", "_resumption", "_standing")
-
     def __init__(self, endpoint: StreamableEndpoint, *, first: Handler | None = None) -> None:
         self._endpoint = endpoint
         self._first = first

@@ -41,10 +41,6 @@ _MAX_USUAL = 64 * 1024
 class Streamable:
     """The POST handler of the MCP endpoint."""
 
-    __slots__ = (
-        "_calls", "_dispatcher", "_endpoint", "_fast", "_max_depth", "_most", "_open_line", "_prepares", "_tools",
-    )  # fmt: skip
-
     def __init__(self, endpoint: StreamableEndpoint) -> None:
         dispatcher, settings = endpoint.dispatcher, endpoint.services.settings
         self._endpoint = endpoint

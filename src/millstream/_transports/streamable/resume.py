@@ -22,8 +22,6 @@ UNKNOWN_EVENT = refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a new
 class Resumption:
     """The resumed streams of calls on this worker."""
 
-    __slots__ = ("_endpoint", "_readers")
-
     def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint
         self._readers: dict[str, _Reader] = {}

@@ -34,8 +34,6 @@ _CAPABILITIES_ROOM = 16 * 1024 * 1024
 class HttpSessions:
     """Sessions by their sealed ids."""
 
-    __slots__ = ("_ended", "_kept", "_recorded", "_remembered", "_services")
-
     def __init__(self, services: Services) -> None:
         self._services = services
         self._recorded = services.records.known

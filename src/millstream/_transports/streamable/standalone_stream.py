@@ -131,8 +131,6 @@ class _StandaloneStream:
 class StandaloneStreams:
     """The stand-alone streams on this worker, one per session."""
 
-    __slots__ = ("_by_session", "_endpoint")
-
     def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint
         self._by_session: dict[str, _StandaloneStream] = {}

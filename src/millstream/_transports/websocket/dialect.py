@@ -128,8 +128,6 @@ class SocketPeer(Struct, frozen=True):
 class Dialect:
     """One socket that uses the dialect."""
 
-    __slots__ = ("_connection", "_dispatcher", "_gates", "_hub", "_outbox", "_peer", "_subscriptions", "_tasks")
-
     def __init__(
         self,
         dispatcher: Dispatcher,

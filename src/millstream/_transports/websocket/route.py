@@ -56,11 +56,6 @@ class SocketDialect(Protocol):
 class WebSocketRoute:
     """The WebSocket handler of one server."""
 
-    __slots__ = (
-        "_dialect", "_dispatcher", "_gates", "_guard", "_hub", "_policy", "_settings", "_sockets", "_stopping",
-        "_streams", "may_publish",
-    )  # fmt: skip
-
     def __init__(
         self,
         dispatcher: Dispatcher,

@@ -37,8 +37,6 @@ def reply(body: Mapping[str, Any], status: int = 200) -> Response:
 class Parameters:
     """The parameters of a query or form."""
 
-    __slots__ = ("_values", "repeated")
-
     def __init__(self, raw: bytes) -> None:
         """Parse the parameters. Bytes that aren't UTF-8 become surrogates.
 

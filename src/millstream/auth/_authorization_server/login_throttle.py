@@ -41,8 +41,6 @@ class _May(Enum):
 class FailureLimiter:
     """Limits the rate of failures per key, for several rates. An attempt has one key for each rate."""
 
-    __slots__ = ("_done", "_failures", "_patience", "_trying", "_vault", "_waiting")
-
     def __init__(self, rates: Mapping[str, Rate], vault: Vault, *, patience: float = PATIENCE) -> None:
         self._failures = tuple(Limiter(name, rate) for name, rate in rates.items())
         self._patience = patience

@@ -25,8 +25,6 @@ T = TypeVar("T")
 class Vault:
     """Typed values in the store."""
 
-    __slots__ = ("_services", "clock", "pool", "refused")
-
     def __init__(self, services: Services) -> None:
         self._services = services
         self.clock: Callable[[], float] = services.clock

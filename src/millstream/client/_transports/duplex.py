@@ -30,8 +30,6 @@ Write = Callable[[bytes], Coroutine[Any, Any, None]]
 class Duplex:
     """The pending requests of one connection."""
 
-    __slots__ = ("_background", "_last_id", "_listener", "_transport", "_waiting", "_write", "fault", "skip")
-
     def __init__(self, transport: Transport, listener: Listener, background: Background, write: Write) -> None:
         self._transport = transport
         self._listener = listener

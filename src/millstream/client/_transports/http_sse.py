@@ -19,8 +19,6 @@ from millstream.client._transports.transport import Listener, TransportRequest
 class HttpSseTransport:
     """One event stream, which announces the address for POSTs."""
 
-    __slots__ = ("_background", "_duplex", "_endpoint", "_max", "_messages", "_revision", "_timeout")
-
     name = "http+sse"
 
     def __init__(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 class MemoryTransport:
     """Runs the server while the client is open."""
 
-    __slots__ = ("_background", "_duplex", "_new_pipe", "_pipe", "_running", "_server")
-
     name = "memory"
 
     def __init__(

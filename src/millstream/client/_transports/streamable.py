@@ -46,20 +46,6 @@ _DELETE_TIMEOUT = 2.0
 class StreamableTransport:
     """One endpoint, and its session if a handshake-era server creates one."""
 
-    __slots__ = (
-        "_background",
-        "_endpoint",
-        "_heads",
-        "_listener",
-        "_max",
-        "_readers",
-        "_revision",
-        "_session",
-        "_skip",
-        "_stream_task",
-        "lost",
-    )  # fmt: skip
-
     name = "streamable-http"
 
     def __init__(self, endpoint: Endpoint, listener: Listener, background: Background, max_bytes: int) -> None:

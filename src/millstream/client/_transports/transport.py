@@ -37,8 +37,6 @@ def answered_id(data: bytes) -> int:
 class SkipLog:
     """Logs the first message of a connection that was skipped: servers that send one often send many."""
 
-    __slots__ = ("_logged",)
-
     def __init__(self) -> None:
         self._logged = False
 

@@ -105,9 +105,6 @@ class _Socket(ClientConnection, asyncio.BufferedProtocol):
 class WebSocketTransport:
     """One WebSocket."""
 
-    __slots__ = ("_auth", "_background", "_duplex", "_headers", "_inflow", "_max", "_socket", "_timeout", "_tls",
-                 "_url")  # fmt: skip
-
     name = "websocket"
 
     def __init__(

@@ -126,8 +126,6 @@ class Prompt:
 class PromptItem(prompts.Prompt):
     """A prompt in the registry."""
 
-    __slots__ = ()
-
     def __init__(self, prompt: Prompt, source: ItemSource) -> None:
         super().__init__(source)
         self._described = prompt.describe()

@@ -299,8 +299,6 @@ def _leaves_folder(value: str) -> bool:
 class ResourceItem(resources.Resource):
     """A resource in the registry."""
 
-    __slots__ = ()
-
     def __init__(self, resource: Resource, source: ItemSource) -> None:
         super().__init__(str(resource.uri), source, mime_type=resource.mime_type, meta=resource.meta)
         self._described = resource.describe()
@@ -308,8 +306,6 @@ class ResourceItem(resources.Resource):
 
 class TemplateItem(resources.Template):
     """A template in the registry."""
-
-    __slots__ = ()
 
     def __init__(self, template: ResourceTemplate, source: ItemSource) -> None:
         super().__init__(

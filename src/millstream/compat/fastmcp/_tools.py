@@ -179,8 +179,6 @@ def _decode_object(raw: bytes) -> dict[str, Any]:
 class ToolItem(tools.Tool):
     """A tool in the registry."""
 
-    __slots__ = ()
-
     def __init__(self, tool: Tool, source: ItemSource) -> None:
         super().__init__(source, meta=tool.meta)
         self._described = tool.describe()

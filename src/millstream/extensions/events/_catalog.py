@@ -13,8 +13,6 @@ from millstream.extensions.events._event_type import EventType
 class EventCatalog:
     """Event types by name and by the class of their payload."""
 
-    __slots__ = ("_by_name", "_by_payload")
-
     def __init__(self) -> None:
         self._by_name: dict[str, EventType] = {}
         self._by_payload: dict[Any, EventType] = {}

@@ -52,8 +52,6 @@ def split_cursor(cursor: str) -> tuple[str, int]:
 class Feed:
     """A hub outlet that queues notices for one task. The hub ends a feed that falls too far behind."""
 
-    __slots__ = ("_buffered_bytes", "_callbacks", "_data_event", "_notices", "_room_event", "closed")
-
     def __init__(self) -> None:
         self.closed: bool = False
         self._notices: deque[bytes] = deque()

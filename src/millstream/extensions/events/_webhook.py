@@ -90,8 +90,6 @@ class WebhookSender:
         tls: context with the trusted certificates; the system's by default.
     """
 
-    __slots__ = ("_judge", "_tls")
-
     def __init__(self, *, judge: AddressCheck = is_public, tls: ssl.SSLContext | None = None) -> None:
         self._judge = judge
         self._tls = tls

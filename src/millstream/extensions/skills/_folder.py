@@ -60,8 +60,6 @@ class Snapshot(Struct, frozen=True):
 class SkillFolder:
     """The skills in a folder. Thread-safe."""
 
-    __slots__ = ("_clock", "_lock", "_prefix", "_root", "_snapshot", "_until", "_warned")
-
     def __init__(self, folder: str, prefix: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the folder.
 

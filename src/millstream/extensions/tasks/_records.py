@@ -115,8 +115,6 @@ def _moment(seconds: float) -> str:
 class TaskRecords:
     """The tasks of one store."""
 
-    __slots__ = ("_bus", "_clock", "_map")
-
     def __init__(self, host: ServerHost) -> None:
         self._map = host.map
         self._bus = host.bus

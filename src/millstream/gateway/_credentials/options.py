@@ -23,8 +23,6 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 class SecretText:
     """A secret given as text by a program."""
 
-    __slots__ = ("_text",)
-
     def __init__(self, text: str) -> None:
         self._text = text
 

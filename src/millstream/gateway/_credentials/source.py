@@ -166,8 +166,6 @@ class UpstreamCredentials:
 class LinkAuth:
     """The headers of one connection (`Auth` of the client)."""
 
-    __slots__ = ("_caller", "_credentials", "_last_headers")
-
     def __init__(self, credentials: UpstreamCredentials, caller: LinkCaller) -> None:
         self._credentials = credentials
         self._caller = caller

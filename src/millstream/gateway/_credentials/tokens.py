@@ -65,11 +65,6 @@ Renew = Callable[[StoredGrant | None], Awaitable[StoredGrant | None]]
 class SharedTokens:
     """The grants of one upstream."""
 
-    __slots__ = (
-        "_cache", "_change_count", "_discard", "_lossy", "_on_change", "_on_interruption", "_prefix", "_renewal_times",
-        "_renewals", "_services", "_stop", "_topic", "_ttl",
-    )  # fmt: skip
-
     def __init__(
         self,
         services: Services,

@@ -13,8 +13,6 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 class Messages:
     """Creates and reads messages of the installed SDK."""
 
-    __slots__ = ("_error", "_message", "_notification", "_request", "_response", "_session_message")
-
     def __init__(self) -> None:
         types: Any = import_module("mcp.types")
         self._session_message: Any = import_module("mcp.shared.message").SessionMessage

@@ -40,8 +40,6 @@ MAX_USERS = 10_000
 class _ProgramRun:
     """A program running in one event loop."""
 
-    __slots__ = ("context", "ready", "server", "stop", "task", "user_count")
-
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.user_count = 0
@@ -199,8 +197,6 @@ class Program:
 
 class ProgramOfCaller:
     """A program as a target for the sessions of one caller."""
-
-    __slots__ = ("_caller", "_program")
 
     def __init__(self, program: Program, caller: str) -> None:
         self._program = program

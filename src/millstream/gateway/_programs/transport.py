@@ -57,11 +57,6 @@ class Sessions(Protocol):
 class ProgramTransport:
     """One session of a program."""
 
-    __slots__ = (
-        "_background", "_caller", "_context", "_duplex", "_entered", "_input", "_program", "_revision", "_session",
-        "_tasks",
-    )  # fmt: skip
-
     name = "memory"
 
     def __init__(self, program: Sessions, caller: str, listener: Listener, background: Background) -> None:

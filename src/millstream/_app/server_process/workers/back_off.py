@@ -13,8 +13,6 @@ a core, which bounds the load of a crash loop.
 class BackOff:
     """The restart delays of one worker: none for the first crash of a healthy one, then growing."""
 
-    __slots__ = ("_clock", "_deaths", "_since")
-
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._since: float | None = None

@@ -21,8 +21,6 @@ _STOP = [signal.SIGINT, signal.SIGTERM]
 class ParentSignals:
     """Events that signals set."""
 
-    __slots__ = ("_had_terminal", "_loop", "force", "restart", "stop")
-
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.force = asyncio.Event()

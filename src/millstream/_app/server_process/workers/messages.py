@@ -105,8 +105,6 @@ Heard = TypeVar("Heard")
 class MessageChannel(Generic[Heard]):
     """One end of the pair of sockets."""
 
-    __slots__ = ("_buffer", "_decoder", "end")
-
     def __init__(self, end: socket.socket, decoder: msgspec.json.Decoder[Heard]) -> None:
         self.end = end
         self._decoder = decoder

@@ -26,8 +26,6 @@ VARIABLE = "_MILLSTREAM_WORKER"
 class WorkerSlot:
     """The parent's messages, and the connection for replies."""
 
-    __slots__ = ("early", "hello", "line", "seats")
-
     def __init__(self, end: socket.socket) -> None:
         self.line = MessageChannel(end, FOR_WORKER)
         first = self.line.read()

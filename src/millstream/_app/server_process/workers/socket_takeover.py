@@ -21,8 +21,6 @@ logger = logging.getLogger("millstream")
 class SocketTakeover:
     """Takeover by this worker for the others."""
 
-    __slots__ = ("_accept", "_me", "_others", "_serving", "_task", "_wanted")
-
     def __init__(self, me: int, others: Mapping[int, Sequence[socket.socket]]) -> None:
         """Create it; `begin` starts accepting.
 

@@ -107,8 +107,6 @@ class _ParentReports:
 class WorkerStops:
     """Stops a worker on a message of its parent, the parent's exit, or SIGTERM."""
 
-    __slots__ = ("_loop", "_on_stop", "_place", "_runtimes", "_stand_in", "_stopping", "_task", "forced")
-
     def __init__(
         self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
     ) -> None:
