@@ -12,7 +12,7 @@ from millstream._protocol import projection
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.json_schema import members
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import CallToolResult, CompleteRequestParams, GetPromptResult, ReadResourceResult
 from millstream._protocol.param_headers import find_annotations
@@ -21,7 +21,7 @@ from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.prompts import Prompt
-from millstream._server.features.resources import HINTS, Resource, Template
+from millstream._server.features.resources import HINTS, Readable, Resource, Template
 from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError
@@ -96,41 +96,54 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 """Member of `_meta` that hosts of 2025 read."""
 
 
-class UpstreamTool(Tool):
+class _UpstreamItem(Item):
+    """The common part of an upstream's items: their results stay bytes, unless middleware reads them."""
+
+    __slots__ = ()
+    upstream: Upstream
+
+    @override
+    def within(self, hooks: Hooks) -> Self:
+        """See `Item`. Middleware receives results as functions of this server would return them."""
+        inner = copy.copy(self)
+        if hooks.for_kind(self.kind):
+            inner.run = self._run_typed
+        return super(_UpstreamItem, inner).within(hooks)
+
+    async def _run_typed(self, arguments: Any, call: Call) -> Any:
+        value = await self.run(arguments, call)
+        if type(value) is not bytes:
+            return value
+        try:
+            return self._decode(value, call)
+        except MalformedResult as exc:
+            raise _malformed_error(call, self.upstream, exc) from None
+
+    def _decode(self, value: bytes, call: Call) -> Any:
+        raise NotImplementedError
+
+
+class UpstreamTool(_UpstreamItem, Tool):
     """A tool of an upstream."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
         schema: Any = description.get("inputSchema")
-        if not isinstance(schema, dict):
+        if not is_object(schema):
             schema = {"type": "object"}
-        schema = cast("dict[str, Any]", schema)
         headers = find_annotations(schema)
-        source = ItemSource(name, self._run, raw_object, schema=_with_properties(schema), headers=headers)
-        Item.__init__(self, name, source, None, {})
+        source = ItemSource(
+            name, self._run, raw_object, schema=_with_properties(schema), headers=headers, decode=raw_object
+        )
+        super().__init__(source, task=_TASK_RULES)
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self._call_head = b'{"name":%b,"arguments":' % encode(own_name)
-        self.code = None
-        self.headers = headers
         original = upstream.catalog.tools.get(own_name, description).get("inputSchema")
         self._own_headers = headers if original is schema else find_annotations(original or {})
         """Headers of the upstream's own schema, because the policy may have removed arguments."""
-        self.timeout = None
-        self.limit = ""
-        self.concurrency = 0
-        self.limited = False
-        self.cost = 1.0
-        self.task = _TASK_RULES
-        self.requires = {}
-        self.struct = None
-        self.decode = raw_object
-        self.plain = not headers and "stream" not in self.parameters
-        self._output = None
         output = description.get("outputSchema")
-        self.wraps: bool = isinstance(output, dict) and cast("dict[str, Any]", output).get("type") != "object"
-        self._simple = str
-        self.unclear = ""
+        self.wraps: bool = is_object(output) and output.get("type") != "object"
         self._described = {
             "inputSchema": {"type": "object", "properties": {}},
             **_with_view(description, upstream.names),
@@ -145,22 +158,9 @@ class UpstreamTool(Tool):
         return forward(call, self.upstream, "tools/call", params, self.own_name)
 
     @override
-    def within(self, hooks: Hooks) -> Self:
-        """See `Item`. Middleware receives results as a `ToolResult`."""
-        inner = copy.copy(self)
-        if hooks.call:
-            inner.run = self._run_typed
-        return super(UpstreamTool, inner).within(hooks)
-
-    async def _run_typed(self, arguments: Any, call: Call) -> Any:
-        value = await self.run(arguments, call)
-        if type(value) is not bytes:
-            return value
-        try:
-            members, meta = split_result(value, "content")
-            result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.link_uri))
-        except MalformedResult as exc:
-            raise _malformed_error(call, self.upstream, exc) from None
+    def _decode(self, value: bytes, call: Call) -> ToolResult:
+        members, meta = split_result(value, "content")
+        result = _decode_tool(b"{%b}" % tool_uris(members, self.upstream.link_uri))
         return ToolResult([*result.content], result.structured_content, result.is_error, meta)
 
     @override
@@ -207,39 +207,27 @@ def _is_wrapped(members: bytes) -> bool:
     return True
 
 
-class UpstreamPrompt(Prompt):
+class UpstreamPrompt(_UpstreamItem, Prompt):
     """A prompt of an upstream."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
         listed = description.get("arguments")
-        arguments = cast("list[object]", listed) if isinstance(listed, list) else []
-        names = [cast("Description", each).get("name") for each in arguments if isinstance(each, dict)]
+        names = [members(each).get("name") for each in (listed if is_array(listed) else ())]
         properties = {each: dict[str, Any]() for each in names if isinstance(each, str)}
-        Item.__init__(self, name, ItemSource(name, self._run, _identity, schema={"properties": properties}), None, {})
+        super().__init__(ItemSource(name, self._run, _identity, schema={"properties": properties}))
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
         self._described = {**description, "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
         params = encode({"name": self.own_name, "arguments": arguments} if arguments else {"name": self.own_name})
-        return _forward(self.upstream, "prompts/get", params, self.own_name, call)
+        return forward(call, self.upstream, "prompts/get", params, self.own_name)
 
     @override
-    def within(self, hooks: Hooks) -> Self:
-        """See `Item`. Middleware receives results as a list of messages."""
-        inner = copy.copy(self)
-        if hooks.prompt:
-            inner.run = self._run_typed
-        return super(UpstreamPrompt, inner).within(hooks)
-
-    async def _run_typed(self, arguments: Any, call: Call) -> Any:
-        value = await self.run(arguments, call)
-        try:
-            members, _ = split_result(value, "messages")
-            return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.link_uri)).messages
-        except MalformedResult as exc:
-            raise _malformed_error(call, self.upstream, exc) from None
+    def _decode(self, value: bytes, call: Call) -> Any:
+        members, _ = split_result(value, "messages")
+        return _decode_prompt(b"{%b}" % message_uris(members, self.upstream.link_uri)).messages
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:
@@ -296,127 +284,84 @@ class UpstreamPattern:
         return matched
 
 
-def _uri_of(arguments: Any, call: Call) -> str:
-    return arguments.uri if type(arguments) is _MatchedUri else call.name
+class _UpstreamReadable(_UpstreamItem, Readable):
+    """The common part of an upstream's resources and templates."""
+
+    __slots__ = ()
+
+    def _uri(self, arguments: Any, call: Call) -> str:
+        return self.name
+
+    def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
+        own_uri = self.upstream.names.original_uri(self._uri(arguments, call))
+        return forward(call, self.upstream, "resources/read", encode({"uri": own_uri}), own_uri or "")
+
+    @override
+    def _decode(self, value: bytes, call: Call) -> list[EmbeddedResource]:
+        names = self.upstream.names
+        return [
+            EmbeddedResource(resource=structs.replace(each, uri=names.uri(each.uri))) for each in _contents_of(value)
+        ]
+
+    @override
+    def encode(self, value: Any, uri: str, call: Call) -> bytes:
+        """See `Readable.encode`."""
+        upstream, hints = self.upstream, call.revision.result_type
+        if type(value) is not bytes:
+            members = super().encode(value, uri, call)
+        else:
+            try:
+                members, call.meta = split_result(value, "contents", () if hints else ("ttlMs", "cacheScope"))
+                if upstream.names.prefix:
+                    members = resource_uris(members, upstream.names.uri)
+            except MalformedResult as exc:
+                raise _malformed_error(call, upstream, exc) from None
+            if hints and b'"ttlMs"' not in members:
+                members += HINTS
+        call.meta = with_origin(call.meta, upstream.config.name)
+        return members
+
+    @override
+    def unwrap(self, value: Any) -> Any:
+        """See `Readable.unwrap`."""
+        found = _contents_of(value) if type(value) is bytes else [each.resource for each in value]  # from middleware
+        if len(found) == 1:
+            return found[0].blob if found[0].text is None else found[0].text
+        return [EmbeddedResource(resource=each) for each in found]
 
 
-def _read(upstream: Upstream, uri: str, call: Call) -> Awaitable[Any]:
-    own_uri = upstream.names.original_uri(uri)
-    return _forward(upstream, "resources/read", encode({"uri": own_uri}), own_uri or "", call)
-
-
-def _encode_contents(value: bytes, call: Call, upstream: Upstream) -> bytes:
-    hints = call.revision.result_type
-    try:
-        members, call.meta = split_result(value, "contents", () if hints else ("ttlMs", "cacheScope"))
-        if upstream.names.prefix:
-            members = resource_uris(members, upstream.names.uri)
-    except MalformedResult as exc:
-        raise _malformed_error(call, upstream, exc) from None
-    return members + HINTS if hints and b'"ttlMs"' not in members else members
-
-
-def _unwrap_contents(value: Any) -> Any:
-    """Return a resource of an upstream as functions of this server receive it."""
-    found = _contents_of(value)
-    if len(found) == 1:
-        return found[0].blob if found[0].text is None else found[0].text
-    return [EmbeddedResource(resource=each) for each in found]
-
-
-def _contents_of(value: Any) -> list[ResourceContents]:
-    if type(value) is not bytes:  # from middleware
-        return [each.resource for each in value]
+def _contents_of(value: bytes) -> list[ResourceContents]:
     try:
         return _decode_read(value).contents
     except MalformedResult as exc:
         raise ProtocolError(INTERNAL_ERROR, f"The resource can't be read: {exc}") from None
 
 
-async def _read_typed(upstream: Upstream, uri: str, call: Call) -> Any:
-    """Return a resource of an upstream as middleware receives it."""
-    found = _contents_of(await _read(upstream, uri, call))
-    names = upstream.names
-    return [EmbeddedResource(resource=structs.replace(each, uri=names.uri(each.uri))) for each in found]
-
-
-class UpstreamResource(Resource):
+class UpstreamResource(_UpstreamReadable, Resource):
     """A resource of an upstream, listed or not."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        Item.__init__(self, name, ItemSource(name, self._run, _identity), None, {})
+        super().__init__(name, ItemSource(name, self._run, _identity))
         self.upstream: Upstream = upstream
-        self.mime_type = None
-        self.meta = None
         self._described = {**description, "uri": name}
 
-    @override
-    def within(self, hooks: Hooks) -> Self:
-        """See `Item`. Middleware receives contents as a list of embedded resources."""
-        inner = copy.copy(self)
-        if hooks.read:
-            inner.run = lambda arguments, call: _read_typed(self.upstream, self.name, call)
-        return super(UpstreamResource, inner).within(hooks)
 
-    def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
-        return _read(self.upstream, self.name, call)
-
-    @override
-    def encode(self, value: Any, uri: str, call: Call) -> bytes:
-        """See `Resource.encode`."""
-        contents = (
-            _encode_contents(value, call, self.upstream) if type(value) is bytes else super().encode(value, uri, call)
-        )
-        call.meta = with_origin(call.meta, self.upstream.config.name)
-        return contents
-
-    @override
-    def unwrap(self, value: Any) -> Any:
-        """See `Resource.unwrap`."""
-        return _unwrap_contents(value)
-
-
-class UpstreamTemplate(Template):
+class UpstreamTemplate(_UpstreamReadable, Template):
     """A resource template of an upstream."""
 
     def __init__(self, upstream: Upstream, name: str, own_name: str, description: Description) -> None:
         """See `make_item`."""
-        pattern = UpstreamPattern(name)
-        properties = {each: dict[str, Any]() for each in pattern.variables}
-        Item.__init__(self, name, ItemSource(name, self._run, _identity, schema={"properties": properties}), None, {})
+        properties = {each: dict[str, Any]() for each in UpstreamPattern(name).variables}
+        source = ItemSource(name, self._run, _identity, schema={"properties": properties})
+        super().__init__(name, source, pattern=UpstreamPattern)
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
-        self.mime_type = None
-        self.meta = None
-        self.template = pattern
-        self._pattern = UpstreamPattern
         self._described = {**description, "uriTemplate": name}
 
     @override
-    def within(self, hooks: Hooks) -> Self:
-        """See `UpstreamResource.within`."""
-        inner = copy.copy(self)
-        if hooks.read:
-            inner.run = lambda arguments, call: _read_typed(self.upstream, _uri_of(arguments, call), call)
-        return super(UpstreamTemplate, inner).within(hooks)
-
-    def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
-        return _read(self.upstream, _uri_of(arguments, call), call)
-
-    @override
-    def encode(self, value: Any, uri: str, call: Call) -> bytes:
-        """See `Template.encode`."""
-        contents = (
-            _encode_contents(value, call, self.upstream) if type(value) is bytes else super().encode(value, uri, call)
-        )
-        call.meta = with_origin(call.meta, self.upstream.config.name)
-        return contents
-
-    @override
-    def unwrap(self, value: Any) -> Any:
-        """See `Template.unwrap`."""
-        return _unwrap_contents(value)
+    def _uri(self, arguments: Any, call: Call) -> str:
+        return arguments.uri if type(arguments) is _MatchedUri else call.name
 
     @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
@@ -430,10 +375,6 @@ _CLASSES: Mapping[str, Callable[[Upstream, str, str, Description], Item]] = {
     "templates": UpstreamTemplate,
     "prompts": UpstreamPrompt,
 }
-
-
-def _forward(upstream: Upstream, method: str, params: bytes, own_name: str, call: Call) -> Awaitable[bytes]:
-    return forward(call, upstream, method, params, own_name)
 
 
 async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteRequestParams, call: Call) -> bytes:

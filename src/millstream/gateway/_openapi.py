@@ -18,6 +18,8 @@ from urllib.parse import quote, unquote
 import msgspec
 from msgspec import Struct
 
+from millstream._override import override
+from millstream._protocol import projection
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError, shorten
 from millstream._protocol.json_schema import (
@@ -37,7 +39,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource, Read
-from millstream._server.features.tools import Tool
+from millstream._server.features.tools import Tool, check_name
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
 from millstream._server.functions.results import ToolResult
@@ -644,9 +646,16 @@ class OperationTool(Tool):
 
     def __init__(self, name: str, run: Run, description: Mapping[str, Any], tags: Iterable[str]) -> None:
         schema: dict[str, Any] = description.get("inputSchema") or {"type": "object", "properties": {}}
-        read, text = argument_reader(name, schema), description.get("description", "")
-        super().__init__(ItemSource(name, run, read, description=text, schema=schema), tags=frozenset(tags))
+        super().__init__(ItemSource(name, run, argument_reader(name, schema), schema=schema), tags=frozenset(tags))
         self._described = {**self._described, **description, "name": name}
+
+    @override
+    def encode(self, value: Any, call: Call) -> bytes:
+        """See `Tool.encode`. The results of an upstream are JSON objects as bytes."""
+        if type(value) is not bytes:
+            return super().encode(value, call)
+        members = value[1:-1]
+        return members if call.revision.structured == "any" else projection.tool_result(members, call.revision)
 
 
 def argument_reader(name: str, schema: dict[str, Any]) -> Read:
@@ -752,6 +761,7 @@ def register(
         name = unused_name(operation.name(names or {}), used_names)
         used_names.add(name)
         if kind is RouteKind.TOOL:
+            check_name(name)
             catalog.add(
                 "tools", name, OperationTool(name, api.run(operation), operation.describe(name), operation.tags)
             )

@@ -26,7 +26,6 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream._protocol import projection
 from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import ToolError
 from millstream._protocol.json_schema import is_array
@@ -225,30 +224,6 @@ def _encode_multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> 
     return b"".join([*chunks, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
-class ApiTool(OperationTool):
-    """One operation. Its results are JSON objects as bytes, like those of other upstreams."""
-
-    def __init__(self, upstream: "ApiUpstream", name: str, own_name: str, description: Description) -> None:
-        operation = upstream.operations[own_name]
-
-        async def run(arguments: Any, call: Call) -> bytes:
-            operation = upstream.operations.get(own_name)  # the document may have changed
-            if operation is None:
-                raise ToolError("The API no longer has this operation.")
-            response = await upstream.request(operation, arguments, call, own_name)
-            return b"{%b}" % encode_result(result_of(operation, response))
-
-        super().__init__(name, run, description, operation.tags)
-
-    @override
-    def encode(self, value: Any, call: Call) -> bytes:
-        """See `Tool.encode`."""
-        if type(value) is not bytes:
-            return super().encode(value, call)
-        members = value[1:-1]
-        return members if call.revision.structured == "any" else projection.tool_result(members, call.revision)
-
-
 class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
@@ -308,7 +283,16 @@ class ApiUpstream(Upstream):
 
     def make_item(self, kind: str, upstream: Upstream, name: str, own_name: str, description: Description) -> Tool:
         """Return the tool of an operation."""
-        return ApiTool(self, name, own_name, description)
+
+        async def run(arguments: Any, call: Call) -> bytes:
+            operation = self.operations.get(own_name)  # the document may have changed
+            if operation is None:
+                raise ToolError("The API no longer has this operation.")
+            return b"{%b}" % encode_result(
+                result_of(operation, await self.request(operation, arguments, call, own_name))
+            )
+
+        return OperationTool(name, run, description, self.operations[own_name].tags)
 
     async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> Any:
         """Call one operation with the credentials of a caller, and return the response.

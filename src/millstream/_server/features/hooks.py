@@ -148,6 +148,11 @@ class Hooks(Struct, frozen=True, eq=False):
         """Whether there are hooks for lists or messages."""
         return bool(self.list or self.message)
 
+    def for_kind(self, kind: str) -> tuple[Hook, ...]:
+        """Return the hooks for the calls of a kind of items."""
+        mine: tuple[Hook, ...] = getattr(self, _OF_KIND[kind])
+        return mine
+
 
 _NAMES = ("call", "read", "prompt", "list", "message")
 _METHODS = {"call": "tools/call", "read": "resources/read", "prompt": "prompts/get"}
@@ -198,7 +203,7 @@ def _link(hook: Hook, inside: Next) -> Next:
 def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) -> Run:
     """Return an item's `run` with its server's hooks around it, or `run` itself if there are none for the kind."""
     about = _OF_KIND[kind]
-    mine: tuple[Hook, ...] = getattr(hooks, about)
+    mine = hooks.for_kind(kind)
     if not mine:
         return run
     method, home = _METHODS[about], hooks.home

@@ -38,14 +38,12 @@ class ResourceOptions(ResourceLabels, total=False):
     """Whether a `def` function runs in a worker thread."""
 
 
-class _Readable(Item):
+class Readable(Item):
     """The common part of resources and templates."""
 
     kind = "resources"
 
     def __init__(self, uri: str, source: ItemSource, labels: ResourceLabels) -> None:
-        if not _SCHEME.match(uri):
-            raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'")
         super().__init__(uri, source, labels.get("scopes"), labels)
         self.mime_type: str | None = labels.get("mime_type")
         self.meta: Mapping[str, Any] | None = labels.get("meta")
@@ -73,7 +71,7 @@ class _Readable(Item):
         return value
 
 
-class Resource(_Readable):
+class Resource(Readable):
     """A resource with one URI. It takes no arguments."""
 
     naming = "uri"
@@ -100,7 +98,7 @@ class Pattern(Protocol):
         ...
 
 
-class Template(_Readable):
+class Template(Readable):
     """A family of resources. The variables of its URI are its arguments."""
 
     naming = "uriTemplate"
@@ -147,6 +145,8 @@ def resource_of(
         TypeError, ValueError: The function can't be a resource. The text says what to change.
     """
     check_options(name_of(function), options, ResourceOptions, Annotations)
+    if not _SCHEME.match(uri):
+        raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'")
     rest: dict[str, Any] = dict(options)
     about = {key: rest.pop(key) for key in ("name", "thread") if key in rest}
     return (Template if "{" in uri else Resource)(uri, source_of(function, "resource", home=home, **about), **rest)

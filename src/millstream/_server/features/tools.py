@@ -110,7 +110,6 @@ class Tool(Item):
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
-        _check_name(source)
         _check_required(source, requires or {})
         if task is not None and task.required:
             extensions: Mapping[str, Any] = (requires or {}).get("extensions", {})
@@ -212,7 +211,9 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
         key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "lenient") if key in rest
     }
     rest["task"] = _task_rules(name_of(function), rest)
-    return Tool(source_of(function, "tool", home=home, **about), **rest)
+    source = source_of(function, "tool", home=home, **about)
+    check_name(source.name, source.code)
+    return Tool(source, **rest)
 
 
 def _task_rules(name: str, options: dict[str, Any]) -> TaskRules | None:
@@ -258,9 +259,10 @@ def _unclear(source: ItemSource, describe_item: Mapping[str, Any]) -> str:
     return "; ".join(found)
 
 
-def _check_name(source: ItemSource) -> None:
-    if not works_everywhere(source.name):
-        warn_author(f"The tool name {source.name!r} doesn't work with every client: {NAMES_THAT_WORK}", source.code)
+def check_name(name: str, code: CodeType | None = None) -> None:
+    """Warn the author if some clients refuse a tool's name."""
+    if not works_everywhere(name):
+        warn_author(f"The tool name {name!r} doesn't work with every client: {NAMES_THAT_WORK}", code)
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
