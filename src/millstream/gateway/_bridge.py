@@ -11,7 +11,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import lru_cache, partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ from millstream._protocol.metadata import (
     declares,
 )
 from millstream._protocol.questions import ElicitResult
-from millstream._protocol.revisions import Revision
+from millstream._protocol.revisions import NEWEST_HANDSHAKE, Revision
 from millstream._protocol.rounds import InputRequired, Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
@@ -67,7 +67,7 @@ from millstream.client._errors import (
 from millstream.client._requests import Ask
 from millstream.gateway._cycles import PATH, Cycle, extend_path
 from millstream.gateway._links import InUse, Link, NoCredentials
-from millstream.gateway._parked_calls import CALL_OVER
+from millstream.gateway._parked_calls import CALL_OVER, Ticket
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
@@ -119,20 +119,40 @@ _decode_required = foreign_decoder(InputRequiredResult)
 _decode_elicit = msgspec.json.Decoder(ElicitResult).decode
 
 
-class _ForwardState(Struct, frozen=True, array_like=True):
-    """Sealed state of a forwarded call between the requests of its client."""
-
-    kind: str
-    """``parked``, ``rounds``, ``urls``, or ``result``."""
-    upstream: str
-    value: Raw
-
-
 class _Rounds(Struct, frozen=True, array_like=True):
     """State that an upstream of the per-request era expects back."""
 
     state: str | None
     keys: list[str]
+
+
+class _Saved(Struct, array_like=True):
+    """Sealed state of a forwarded call between the requests of its client."""
+
+    upstream: str
+
+
+class _SavedTicket(_Saved, tag="parked"):
+    ticket: Ticket
+
+
+class _SavedRounds(_Saved, tag="rounds"):
+    rounds: _Rounds
+
+
+class _SavedUrls(_Saved, tag="urls"):
+    questions: dict[str, Any]
+
+
+class _SavedTask(_Saved, tag="task"):
+    task: StoredTask
+
+
+class _SavedResult(_Saved, tag="result"):
+    result: Raw
+
+
+_State = _SavedTicket | _SavedRounds | _SavedUrls | _SavedTask | _SavedResult
 
 
 class _ToolResult(Struct, rename="camel"):
@@ -145,9 +165,8 @@ class _Elicitations(Struct):
     elicitations: list[dict[str, Any]]
 
 
-_decode_state = msgspec.json.Decoder(_ForwardState).decode
+_decode_state: Callable[[bytes], _State] = msgspec.json.Decoder(_State).decode
 _decode_tool_result = msgspec.json.Decoder(_ToolResult).decode
-_decode_rounds = msgspec.json.Decoder(_Rounds).decode
 
 
 def forward(
@@ -216,12 +235,10 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
             result = await requests.send(current, ask)
         breaker.succeed(monotonic() - started, call, method, name)
         if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
-            state, relay = _State(call, upstream, method, name), _relay(call, upstream, method, name)
-            raise _Exchange(state, link, relay, ask, source).pass_on(required)
+            raise _Forwarding(call, upstream, method, name, source=source).pass_on(required)
     except (Failure, AccessDenied) as exc:
         breaker.succeed(monotonic() - started, call, method, name)
-        relay = _relay(call, upstream, method, name)
-        raise _convert_error(_State(call, upstream, method, name), exc, relay, source) from None
+        raise _Forwarding(call, upstream, method, name, source=source).convert_error(exc) from None
     except ClientError as exc:
         upstream.record_failure(exc, call, method, name)
         raise no_response_error(call, upstream, exc) from None
@@ -230,10 +247,6 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
         if places is not None:
             places.leave(owner)
     return result
-
-
-def _relay(call: "Call", upstream: Upstream, method: str, name: str, level: str = "") -> Relay:
-    return Relay(call, upstream.abilities(call), level, upstream.redactor(method, name))
 
 
 _plain_metas: dict[tuple[object, ...], bytes] = {}
@@ -295,42 +308,37 @@ async def _forward_with_credentials(
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
     call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
 ) -> bytes:
-    link: Link | None = None
-    source: Revision | None = None
-    state = _State(call, upstream, method, name)
-    previous = state.previous
-    if previous is not None and previous.kind == "result":
-        return bytes(previous.value)
-    breaker = upstream.breaker
+    level, requested_level = await _find_log_level(call)
+    forwarding = _Forwarding(call, upstream, method, name, level=level)
+    link, relay, previous, breaker = None, forwarding.relay, forwarding.previous, upstream.breaker
+    if isinstance(previous, _SavedResult):
+        return bytes(previous.result)
     if previous is None and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
     started, answered = perf_counter(), False
     try:
-        level, requested_level = await _find_log_level(call)
-        relay = _relay(call, upstream, method, name, level)
-        if previous is not None and previous.kind == "parked":
-            ticket, ask_client = bytes(previous.value), partial(state.ask, "parked")
-            result = await _await_in_order(relay, upstream.parked_calls.resume(call, relay, ticket, ask_client))
+        if isinstance(previous, _SavedTicket):
+            ask_client = partial(forwarding.ask, _SavedTicket)
+            work: Awaitable[bytes] = upstream.parked_calls.resume(call, relay, previous.ticket, ask_client)
         else:
             link = await _connect(call, upstream, relay.abilities, name)
             link.calls += 1
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
-            ask = Ask(
-                method=method, params=params, name=name, headers=headers, meta=_meta(call, upstream, relay, source)
-            )
-            result = await _await_in_order(relay, _Exchange(state, link, relay, ask, source).run())
+            meta = _meta(call, upstream, relay, source)
+            work = forwarding.run(link, Ask(method=method, params=params, name=name, headers=headers, meta=meta))
+        result = await _await_in_order(relay, work)
         answered = True
         if not (
             (_CANNOT_ASK in result or _NEEDS_EXTENSION in result) and _try_other_era(call, upstream, link, name, result)
         ):
-            state.finish(result)
+            forwarding.finish(result)
             return result
     except Failure as exc:
         answered = True
         if not _try_other_era(call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]})):
-            raise _convert_error(state, exc, _relay(call, upstream, method, name), source) from None
+            raise forwarding.convert_error(exc) from None
     except AccessDenied as exc:
         answered = True
         if upstream.credentials is not None:
@@ -462,25 +470,69 @@ def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = F
     return encode(members)[1:-1]
 
 
-class _Exchange:
-    """A call that is being forwarded to an upstream."""
+class _Forwarding:
+    """A call that is being forwarded to an upstream, and its state, carried by its client's retries."""
 
-    __slots__ = ("_ask", "_call", "_link", "_relay", "_source", "_state", "_upstream")
+    __slots__ = ("_ask", "_call", "_link", "_slot", "_source", "_upstream", "previous", "relay")
 
-    def __init__(self, state: "_State", link: Link, relay: Relay, ask: Ask, source: Revision) -> None:
-        self._state = state
-        self._call = state.call
-        self._upstream = state.upstream
-        self._link = link
-        self._relay = relay
-        self._ask = ask
+    def __init__(
+        self,
+        call: "Call",
+        upstream: Upstream,
+        method: str,
+        name: str,
+        *,
+        level: str = "",
+        source: Revision = NEWEST_HANDSHAKE,
+    ) -> None:
+        """Read the state.
+
+        Args:
+            call, upstream, method, name: see `forward`.
+            level: minimum level of log messages that the client wants; empty for none.
+            source: revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
+
+        Raises:
+            ProtocolError: the state belongs to another upstream.
+        """
+        self._call = call
+        self._upstream = upstream
         self._source = source
+        self._slot = f"gateway {method} {name}"
+        self._link: Link
+        self._ask: Ask
+        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.redactor(method, name))
+        self.previous: _State | None = None
+        raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
+        if raw is not None:
+            self.previous = _decode_state(raw)
+            if self.previous.upstream != upstream.config.name:
+                raise ProtocolError(INVALID_PARAMS, CALL_OVER)
 
-    def run(self) -> Awaitable[bytes]:
+    def ask(self, kind: Callable[[str, Any], _Saved], questions: Mapping[str, Any], value: object) -> InputRequired:
+        """Return the exception that ends the client's request with questions, sealing `value` for its retry."""
+        self._save(kind, value)
+        return InputRequired(questions)
+
+    def finish(self, result: bytes) -> None:
+        """Save the result of a finished call, because its tool may ask something else and then run again."""
+        if self.previous is not None and len(result) <= _MAX_SAVED_RESULT:
+            self._save(_SavedResult, Raw(result))
+
+    def _save(self, kind: Callable[[str, Any], _Saved], value: object) -> None:
+        """Save a value for the next run of the call."""
+        call = self._call
+        rounds = call.rounds
+        if rounds is None:
+            rounds = call.rounds = Rounds(None, call.responses or {})
+        rounds.settle(self._slot, self._slot, encode(kind(self._upstream.config.name, value)))
+
+    def run(self, link: Link, ask: Ask) -> Awaitable[bytes]:
         """Return the raw result."""
+        self._link, self._ask, self._source = link, ask, link.conversation.negotiated.revision
         if self._source.handshake:
-            return self._run_in_session() if self._call.revision.handshake else self._forward_parked()
-        if self._ask.method == "tools/call" and self._upstream.has_tasks:
+            return self._send(self.relay) if self._call.revision.handshake else self._forward_parked()
+        if ask.method == "tools/call" and self._upstream.has_tasks:
             return self._run_with_task()
         return self._run_rounds() if self._call.revision.handshake else self._return_questions()
 
@@ -492,27 +544,22 @@ class _Exchange:
 
     # Handshake-era upstreams
 
-    async def _run_in_session(self) -> bytes:
-        """Forward a call whose questions go to the client on the stream of its call."""
-        return await self._send(self._relay)
-
     async def _forward_parked(self) -> bytes:
         """Forward a call whose questions are answered by the client's next request."""
-        call, calls = self._call, self._upstream.parked_calls
-        previous = self._state.previous
-        if previous is not None and previous.kind == "urls":
-            self._check_urls(previous)
-        if not can_ask(self._relay.abilities):
-            return await self._send(self._relay)
-        size, ask_client = len(self._ask.params), partial(self._state.ask, "parked")
-        return await calls.run(call, self._relay, self._source, size, self._send, ask_client)
+        if isinstance(self.previous, _SavedUrls):
+            self._check_urls(self.previous)
+        if not can_ask(self.relay.abilities):
+            return await self._send(self.relay)
+        size, ask_client = len(self._ask.params), partial(self.ask, _SavedTicket)
+        calls = self._upstream.parked_calls
+        return await calls.run(self._call, self.relay, self._source, size, self._send, ask_client)
 
-    def _check_urls(self, previous: _ForwardState) -> None:
+    def _check_urls(self, previous: _SavedUrls) -> None:
         """Check that the user agreed to open every URL that the upstream requested."""
         answers = self._call.responses or {}
-        for key, question in msgspec.json.decode(previous.value, type=dict[str, Any]).items():
+        for key, question in previous.questions.items():
             if key not in answers:
-                raise self._state.ask("urls", {key: question}, bytes(previous.value))
+                raise self.ask(_SavedUrls, {key: question}, previous.questions)
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except (msgspec.DecodeError, RecursionError) as exc:
@@ -528,7 +575,7 @@ class _Exchange:
         call, extra, loop = self._call, b"", asyncio.get_running_loop()
         latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
-            result = await self._send(self._relay, extra)
+            result = await self._send(self.relay, extra)
             required = _input_required(result)
             if required is None:
                 return result
@@ -547,7 +594,7 @@ class _Exchange:
 
     async def _answer(self, question: ForwardedQuestion) -> Raw:
         try:
-            return project_answer(question, await self._relay.ask(question), self._source)
+            return project_answer(question, await self.relay.ask(question), self._source)
         except ProtocolError as exc:
             raise _make_error(
                 self._call, f"The server asked the client, and received no answer: {exc.message}"
@@ -556,10 +603,9 @@ class _Exchange:
     async def _return_questions(self) -> bytes:
         """Forward a call in rounds, returning the upstream's questions as the result."""
         call, extra = self._call, b""
-        previous = self._state.previous
         members: dict[str, Any] = {}
-        if previous is not None and previous.kind == "rounds":
-            before = _decode_rounds(previous.value)
+        if isinstance(self.previous, _SavedRounds):
+            before = self.previous.rounds
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in before.keys}
             if answers:
                 members["inputResponses"] = answers
@@ -569,7 +615,7 @@ class _Exchange:
             members["inputResponses"] = dict(call.responses)
         if members:
             extra = encode(members)[1:-1]
-        result = await self._send(self._relay, extra)
+        result = await self._send(self.relay, extra)
         required = _input_required(result)
         if required is None:
             return result
@@ -583,9 +629,9 @@ class _Exchange:
         A client that supports tasks gets a task of the gateway. It stores the id of the upstream's task, so it survives
         questions and can continue in another worker.
         """
-        call, previous = self._call, self._state.previous
-        if previous is not None and previous.kind == "task":
-            task = msgspec.json.decode(bytes(previous.value), type=StoredTask)
+        call = self._call
+        if isinstance(self.previous, _SavedTask):
+            task = self.previous.task
             answers = {key: raw for key, raw in (call.responses or {}).items() if key in task.asked_keys}
             if answers:
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
@@ -596,7 +642,7 @@ class _Exchange:
             return result
         task = StoredTask(created.task_id, [])
         if call.task == DEFERRED:
-            self._state.save("task", encode(task))
+            self._save(_SavedTask, task)
             raise TaskStart
         return await self._follow_task(task)
 
@@ -610,7 +656,7 @@ class _Exchange:
                     return result
                 if task.status_message and task.status_message != message:
                     message, count = task.status_message, count + 1
-                    self._relay.progress(count, None, message)
+                    self.relay.progress(count, None, message)
                 new = {key: each for key, each in task.input_requests.items() if key not in asked_keys}
                 if new:
                     asked_keys += new
@@ -626,8 +672,7 @@ class _Exchange:
     async def _ask_client(self, task: StoredTask, required: InputRequiredResult) -> None:
         questions = self._questions(required)
         if not self._call.revision.handshake:
-            converted = {key: {"method": each.method, "params": each.params} for key, each in questions}
-            raise self._state.ask("task", converted, encode(task))
+            raise self.ask(_SavedTask, {key: each.request for key, each in questions}, task)
         answers = {key: await self._answer(each) for key, each in questions}
         await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
 
@@ -638,9 +683,8 @@ class _Exchange:
 
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions of an upstream's result."""
-        questions = {key: {"method": each.method, "params": each.params} for key, each in self._questions(required)}
-        value = encode(_Rounds(required.request_state, list(questions)))
-        return self._state.ask("rounds", questions, value)
+        questions = {key: each.request for key, each in self._questions(required)}
+        return self.ask(_SavedRounds, questions, _Rounds(required.request_state, list(questions)))
 
     def _questions(self, required: InputRequiredResult) -> "list[tuple[str, ForwardedQuestion]]":
         """Return the questions of a result in the client's revision.
@@ -653,13 +697,53 @@ class _Exchange:
         name = self._upstream.config.name
         try:
             return [
-                (key, project_question(each.method, bytes(each.params), self._relay, self._source, name))
+                (key, project_question(each.method, bytes(each.params), self.relay, self._source, name))
                 for key, each in required.input_requests.items()
             ]
         except ProtocolError as exc:
             raise _make_error(
                 self._call, f"The server asked something that this client can't answer: {exc.message}"
             ) from exc
+
+    def convert_error(self, exc: Failure | AccessDenied) -> BaseException:
+        """Return the upstream's own error in the client's revision."""
+        call = self._call
+        if isinstance(exc, AccessDenied):
+            return no_response_error(call, self._upstream, exc)
+        if exc.code == URL_ELICITATION_REQUIRED:
+            return self._convert_url_error(exc)
+        if call.method == "resources/read" and exc.code == INVALID_PARAMS and not self._source.handshake:
+            return ProtocolError(RESOURCE_NOT_FOUND, exc.message, exc.data)
+        if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION):  # about the gateway's request, not about the client's
+            return ProtocolError(INTERNAL_ERROR, exc.message)
+        return ProtocolError(exc.code, exc.message, exc.data)
+
+    def _convert_url_error(self, exc: Failure) -> BaseException:
+        """Return the error that asks the user to open URLs first."""
+        call, policy, name = self._call, self._upstream.policy, self._upstream.config.name
+        try:
+            urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
+        except msgspec.ValidationError:
+            urls = []
+        if policy is not None and "elicitation" not in policy.questions:
+            return _make_error(call, exc.message)
+        if call.revision.url_error:
+            named = [{**each, "message": with_name(name, each.get("message", ""))} for each in urls]
+            return ProtocolError(exc.code, exc.message, {"elicitations": named})
+        declared = declare(self.relay.abilities, call.revision)
+        if not call.revision.handshake and urls and declares(declared, {"elicitation": {"url": {}}}):
+            try:
+                questions = {
+                    f"url{number}": project_question(
+                        "elicitation/create", encode({**each, "mode": "url"}), self.relay, call.revision, name
+                    ).request
+                    for number, each in enumerate(urls, 1)
+                }
+            except ProtocolError:
+                return no_response_error(call, self._upstream, exc)
+            return self.ask(_SavedUrls, questions, questions)
+        addresses = " ".join(str(each.get("url", "")) for each in urls)
+        return _make_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
 async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progress: bool, extra: bytes) -> bytes:
@@ -676,12 +760,9 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progr
     link.calls += 1
     try:
         result = await requests.ask(
-            Ask(
-                method=ask.method,
+            structs.replace(
+                ask,
                 params=params,
-                name=ask.name,
-                headers=ask.headers,
-                meta=ask.meta,
                 progress=recipient.progress if progress else None,
                 id=request_id,
                 rounds=False,
@@ -699,46 +780,6 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progr
             places.leave(owner)
         link.calls -= 1
         link.last_used = monotonic()
-
-
-class _State:
-    """State of one forwarded call, carried by its client's retries."""
-
-    __slots__ = ("_slot", "call", "previous", "upstream")
-
-    def __init__(self, call: "Call", upstream: Upstream, method: str, name: str) -> None:
-        """Read the state.
-
-        Raises:
-            ProtocolError: the state belongs to another upstream.
-        """
-        self.call: Call = call
-        self.upstream: Upstream = upstream
-        self._slot = f"gateway {method} {name}"
-        self.previous: _ForwardState | None = None
-        raw = None if call.rounds is None else call.rounds.find_settled(self._slot, self._slot)
-        if raw is not None:
-            self.previous = _decode_state(raw)
-            if self.previous.upstream != upstream.config.name:
-                raise ProtocolError(INVALID_PARAMS, CALL_OVER)
-
-    def ask(self, kind: str, questions: Mapping[str, Any], value: bytes) -> InputRequired:
-        """Return the exception that ends the client's request with questions, sealing `value` (JSON) for its retry."""
-        self.save(kind, value)
-        return InputRequired(questions)
-
-    def finish(self, result: bytes) -> None:
-        """Save the result of a finished call, because its tool may ask something else and then run again."""
-        if self.previous is not None and len(result) <= _MAX_SAVED_RESULT:
-            self.save("result", result)
-
-    def save(self, kind: str, value: bytes) -> None:
-        """Save a value (JSON) for the next run of the call."""
-        call = self.call
-        rounds = call.rounds
-        if rounds is None:
-            rounds = call.rounds = Rounds(None, call.responses or {})
-        rounds.settle(self._slot, self._slot, encode(_ForwardState(kind, self.upstream.config.name, Raw(value))))
 
 
 def _input_required(result: bytes) -> InputRequiredResult | None:
@@ -761,54 +802,6 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 
 
 # Errors
-
-
-def _convert_error(state: _State, exc: Failure | AccessDenied, relay: Relay, source: Revision | None) -> BaseException:
-    """Return the upstream's own error in the client's revision."""
-    call, upstream = state.call, state.upstream
-    if isinstance(exc, AccessDenied):
-        return no_response_error(call, upstream, exc)
-    if exc.code == URL_ELICITATION_REQUIRED:
-        return _convert_url_error(state, exc, relay)
-    missing = call.method == "resources/read" and exc.code == INVALID_PARAMS
-    if missing and source is not None and not source.handshake:
-        return ProtocolError(RESOURCE_NOT_FOUND, exc.message, exc.data)
-    if exc.code in (HEADER_MISMATCH, UNSUPPORTED_VERSION):  # about the gateway's request, not about the client's
-        return ProtocolError(INTERNAL_ERROR, exc.message)
-    return ProtocolError(exc.code, exc.message, exc.data)
-
-
-def _convert_url_error(state: _State, exc: Failure, relay: Relay) -> BaseException:
-    """Return the error that asks the user to open URLs first."""
-    call, upstream = state.call, state.upstream
-    name, abilities = upstream.config.name, relay.abilities
-    try:
-        urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
-    except msgspec.ValidationError:
-        urls = []
-    if upstream.policy is not None and "elicitation" not in upstream.policy.questions:
-        return _make_error(call, exc.message)
-    if call.revision.url_error:
-        named = [{**each, "message": with_name(name, each.get("message", ""))} for each in urls]
-        return ProtocolError(exc.code, exc.message, {"elicitations": named})
-    if (
-        not call.revision.handshake
-        and urls
-        and declares(declare(abilities, call.revision), {"elicitation": {"url": {}}})
-    ):
-        try:
-            converted = {
-                f"url{number}": project_question(
-                    "elicitation/create", encode({**each, "mode": "url"}), relay, call.revision, name
-                )
-                for number, each in enumerate(urls, 1)
-            }
-        except ProtocolError:
-            return no_response_error(call, upstream, exc)
-        questions = {key: {"method": each.method, "params": each.params} for key, each in converted.items()}
-        return state.ask("urls", questions, encode(questions))
-    addresses = " ".join(str(each.get("url", "")) for each in urls)
-    return _make_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
 def _make_error(call: "Call", text: str) -> ToolError | ProtocolError:

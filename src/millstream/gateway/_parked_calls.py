@@ -41,7 +41,6 @@ _WAKE_TIMEOUT = 30.0
 """Seconds to wait until the worker that holds a call confirms that it was resumed."""
 
 Notify = Callable[[str, bytes], None]
-AskClient = Callable[[Mapping[str, Any], bytes], InputRequired]
 
 
 class Ticket(Struct, frozen=True, array_like=True):
@@ -52,7 +51,7 @@ class Ticket(Struct, frozen=True, array_like=True):
     round: int
 
 
-_decode_ticket = msgspec.json.Decoder(Ticket).decode
+AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
 _decode_responses = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_failure = msgspec.json.Decoder(tuple[int, str, Any]).decode
 _decode_asks = msgspec.json.Decoder(tuple[Ticket, dict[str, Any]]).decode
@@ -172,11 +171,7 @@ class ParkedCall:
         return None
 
     def _open_questions(self) -> dict[str, Any]:
-        return {
-            key: {"method": each.question.method, "params": each.question.params}
-            for key, each in self._open.items()
-            if not each.answer.done()
-        }
+        return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
     def detach(self) -> None:
         """Record that a request of the client has ended."""
@@ -280,18 +275,17 @@ class ParkedCalls:
         parked.start(exchange(parked))
         return await self._follow(parked, call, relay, ask_client)
 
-    async def resume(self, call: Call, relay: Relay, ticket: bytes, ask_client: AskClient) -> bytes:
+    async def resume(self, call: Call, relay: Relay, ticket: Ticket, ask_client: AskClient) -> bytes:
         """Continue a call with the answers of a retry. Also raises what `run` raises.
 
         Raises:
             ProtocolError: the call has ended, or was already answered.
             ToolError: the worker that held it has stopped.
         """
-        found = _decode_ticket(ticket)
-        if found.worker != self._services.store.workers.me:
-            return await self._resume_there(call, relay, found, ask_client)
-        parked = self._find(found.id)
-        parked.wake(found.round, call_binding(call), call.responses or {})
+        if ticket.worker != self._services.store.workers.me:
+            return await self._resume_there(call, relay, ticket, ask_client)
+        parked = self._find(ticket.id)
+        parked.wake(ticket.round, call_binding(call), call.responses or {})
         return await self._follow(parked, call, relay, ask_client)
 
     def _find(self, parked_id: str) -> ParkedCall:
@@ -316,7 +310,7 @@ class ParkedCalls:
         parked.binding = call_binding(call)
         self._wait_for_client(parked)
         await relay.settle()
-        raise ask_client(asks, encode(self._ticket(parked)))
+        raise ask_client(asks, self._ticket(parked))
 
     def _ticket(self, parked: ParkedCall) -> Ticket:
         return Ticket(self._services.store.workers.me, parked.id, parked.round)
@@ -380,7 +374,7 @@ class ParkedCalls:
             return body
         if kind == "asks":
             after, asks = _decode_asks(body)
-            raise ask_client(asks, encode(after))
+            raise ask_client(asks, after)
         raise self._to_exception(call, kind, body)
 
     @staticmethod

@@ -141,6 +141,11 @@ class ForwardedQuestion(Struct, frozen=True):
     original: Json
     """Parameters as the upstream sent them."""
 
+    @property
+    def request(self) -> Json:
+        """The question as a member of `inputRequests`."""
+        return {"method": self.method, "params": self.params}
+
 
 class QuestionClient(Protocol):
     """The client that a question is for."""
