@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command
 from millstream.gateway._links import InUse
 from millstream.gateway._processes import ProcessPool, UpstreamProcesses
+from millstream.gateway._upstream import UpstreamConfig
 from patience import WAIT
 
 pytestmark = pytest.mark.server
@@ -48,6 +50,11 @@ async def open_pool(**options: float) -> AsyncGenerator[ProcessPool]:
     finally:
         await pool.close()
     assert find_children() <= others
+
+
+def add(pool: ProcessPool, name: str, command: Command, **limits: Any) -> UpstreamProcesses:
+    """Add the processes of an upstream with these limits."""
+    return pool.add(UpstreamConfig(name=name, target=None, **limits), command)
 
 
 def find_children() -> set[int]:
@@ -100,7 +107,7 @@ async def call(processes: UpstreamProcesses, key: str = "", tool: str = "pid") -
 async def test_sessions_share_processes_within_the_limits(shell: Command) -> None:
     others = find_children()
     async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
-        upstreams = [pool.add(f"files{number}", shell, limit=4) for number in range(5)]
+        upstreams = [add(pool, f"files{number}", shell, max_processes=4) for number in range(5)]
         most = 0
         for number in range(200):
             client = Client(upstreams[number % 5].target(f"session{number}"))
@@ -119,7 +126,7 @@ async def test_sessions_share_processes_within_the_limits(shell: Command) -> Non
 
 async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool(limit=2, min_idle_seconds=0) as pool:
-        upstreams = [pool.add(name, shell) for name in "abc"]
+        upstreams = [add(pool, name, shell) for name in "abc"]
         async with contextlib.AsyncExitStack() as clients:
             for upstream in upstreams:
                 client = await clients.enter_async_context(Client(upstream.target()))
@@ -130,7 +137,7 @@ async def test_process_limit_applies_to_all_upstreams(shell: Command) -> None:
 async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.3)
     async with asyncio.timeout(WAIT), open_pool(min_idle_seconds=0) as pool:
-        upstream = pool.add("files", shell, limit=1)
+        upstream = add(pool, "files", shell, max_processes=1)
         async with Client(upstream.target("a")) as client:
             hanging = asyncio.create_task(client.call("hang", timeout=WAIT))
             await until(lambda: pool.running[0].idle_seconds(monotonic()) < 0)
@@ -144,7 +151,7 @@ async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monke
 
 async def test_idle_processes_of_the_largest_owner_make_room(shell: Command) -> None:
     async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
-        upstream = pool.add("files", shell, limit=4)
+        upstream = add(pool, "files", shell, max_processes=4)
 
         async def start(key: str, owner: str) -> int:
             client = await clients.enter_async_context(Client(upstream.target(key, owner=owner)))
@@ -160,7 +167,7 @@ async def test_idle_processes_of_the_largest_owner_make_room(shell: Command) -> 
 
 async def test_idle_processes_stop_and_restart(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("files", shell, idle_seconds=60)
+        upstream = add(pool, "files", shell, idle_seconds=60)
         async with Client(upstream.target()) as client:
             first = int((await client.call("pid")).text)
             pool.sweep(monotonic() + 30)
@@ -177,7 +184,7 @@ async def test_idle_processes_stop_and_restart(shell: Command) -> None:
 
 async def test_spare_processes_serve_the_next_connections(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("files", shell, spares=2, limit=3)
+        upstream = add(pool, "files", shell, spare_processes=2, max_processes=3)
         upstream.warm_up()
         await until(lambda: upstream.describe().spare == 2)
         spare = {transport.pid for transport in pool.running}
@@ -192,7 +199,7 @@ async def test_spare_processes_serve_the_next_connections(shell: Command) -> Non
 
 async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("printer", shell)
+        upstream = add(pool, "printer", shell)
         async with Client(upstream.target("a")) as client:
             os.kill(int((await client.call("pid")).text), signal.SIGKILL)
             await until(lambda: not pool.running)
@@ -214,7 +221,7 @@ async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> Non
 
 async def test_calls_that_end_their_process_delay_others_by_a_second_at_most(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("printer", shell)
+        upstream = add(pool, "printer", shell)
         async with Client(upstream.target()) as client:
             while upstream.describe().crashed < 5:
                 with pytest.raises((ConnectionLost, ConnectFailed)):
@@ -224,7 +231,7 @@ async def test_calls_that_end_their_process_delay_others_by_a_second_at_most(she
 
 async def test_hung_processes_are_replaced(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("files", shell, timeout=WAIT)
+        upstream = add(pool, "files", shell, timeout=WAIT)
         async with Client(upstream.target()) as client:
             first = int((await client.call("pid")).text)
             os.kill(first, signal.SIGSTOP)
@@ -242,7 +249,7 @@ async def test_hung_processes_are_replaced(shell: Command) -> None:
 
 async def test_unanswered_calls_do_not_end_a_process_that_answers_a_ping(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("files", shell, timeout=WAIT)
+        upstream = add(pool, "files", shell, timeout=WAIT)
         async with Client(upstream.target()) as client:
             (transport,) = pool.running
             hanging = [asyncio.create_task(client.call("hang", timeout=10 * WAIT)) for _ in range(4)]
@@ -262,7 +269,7 @@ async def test_processes_that_do_not_read_use_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "deaf.sh"
     path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', "*hang*) sleep 1000 ;;"))
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("files", Command(("sh", str(path))))
+        upstream = add(pool, "files", Command(("sh", str(path))))
         async with Client(upstream.target()) as client:
             calls = [client.call("hang", {"text": "x" * 100_000}, timeout=0.2) for _ in range(100)]
             results = await asyncio.gather(*calls, return_exceptions=True)
@@ -276,7 +283,7 @@ async def test_stderr_is_logged_with_the_upstream_name(tmp_path: Path, caplog: p
     path.write_text(loud.replace('*\'"name":"hang"\'*) continue ;;', "*flood*) yes flood >&2 & continue ;;"))
     caplog.set_level(logging.INFO, "millstream.gateway.processes")
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("printer", Command(("sh", str(path))))
+        upstream = add(pool, "printer", Command(("sh", str(path))))
         assert await call(upstream)
         lines = [record.getMessage() for record in caplog.records]
         assert lines[0] == "printer: one[2J"
@@ -301,7 +308,7 @@ async def test_notification_floods_are_throttled(tmp_path: Path) -> None:
     flood = '*flood*) yes \'{"jsonrpc":"2.0","method":"notifications/x"}\' & continue ;;'
     path.write_text(textwrap.dedent(SHELL).replace('*\'"name":"hang"\'*) continue ;;', flood))
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        loud, quiet = (pool.add(name, Command(("sh", str(path)))) for name in ("loud", "quiet"))
+        loud, quiet = (add(pool, name, Command(("sh", str(path)))) for name in ("loud", "quiet"))
         async with Client(loud.target()) as flooded, Client(quiet.target()) as other:
             with contextlib.suppress(ClientError):
                 await flooded.call("flood", timeout=0.5)
@@ -329,7 +336,7 @@ async def test_process_memory_is_limited() -> None:
     """
     command = Command((sys.executable, "-c", textwrap.dedent(program)))
     async with asyncio.timeout(WAIT), open_pool() as pool:
-        upstream = pool.add("greedy", command, memory_limit=256 * 2**20)
+        upstream = add(pool, "greedy", command, memory_limit=256 * 2**20)
         with pytest.raises(ConnectionLost, match="MemoryError"):
             await call(upstream)
 
@@ -346,10 +353,11 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
         from millstream import Client
         from millstream.client._transports.stdio import Command
         from millstream.gateway._processes import ProcessPool
+        from millstream.gateway._upstream import UpstreamConfig
 
         async def main():
             pool = ProcessPool()
-            deaf = pool.add("deaf", Command(("sh", "{tmp_path}/deaf.sh")))
+            deaf = pool.add(UpstreamConfig(name="deaf", target=None), Command(("sh", "{tmp_path}/deaf.sh")))
             async with Client(deaf.target("a")) as a, Client(deaf.target("b")) as b:
                 print((await a.call("pid")).text, (await b.call("pid")).text, flush=True)
                 await asyncio.sleep(1000)
@@ -374,7 +382,7 @@ def test_no_process_survives_a_killed_gateway(tmp_path: Path) -> None:
 
 async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> None:
     others = find_children()
-    async with asyncio.timeout(WAIT), open_pool() as pool, Client(pool.add("files", shell).target()) as client:
+    async with asyncio.timeout(WAIT), open_pool() as pool, Client(add(pool, "files", shell).target()) as client:
         server = int((await client.call("pid")).text)
         (first,) = find_children() - {server} - others
         os.kill(first, signal.SIGKILL)

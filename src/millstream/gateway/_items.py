@@ -99,7 +99,6 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 class _UpstreamItem(Item):
     """The common part of an upstream's items: their results stay bytes, unless middleware reads them."""
 
-    __slots__ = ()
     upstream: Upstream
 
     @override
@@ -286,8 +285,6 @@ class UpstreamPattern:
 
 class _UpstreamReadable(_UpstreamItem, Readable):
     """The common part of an upstream's resources and templates."""
-
-    __slots__ = ()
 
     def _uri(self, arguments: Any, call: Call) -> str:
         return self.name

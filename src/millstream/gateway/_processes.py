@@ -19,7 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct, structs
 
@@ -33,6 +33,9 @@ from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
+
+if TYPE_CHECKING:
+    from millstream.gateway._upstream import UpstreamConfig
 
 _logger = logging.getLogger("millstream.gateway.processes")
 
@@ -113,33 +116,14 @@ class ProcessTarget:
 class UpstreamProcesses:
     """The processes of one upstream, created by `ProcessPool.add`."""
 
-    def __init__(
-        self,
-        pool: "ProcessPool",
-        name: str,
-        command: Command,
-        *,
-        limit: int,
-        idle_seconds: float,
-        memory_limit: int | None,
-        spares: int,
-        timeout: float,
-        max_bytes: int,
-    ) -> None:
-        # Configuration
+    def __init__(self, pool: "ProcessPool", config: "UpstreamConfig", command: Command) -> None:
         self.pool: ProcessPool = pool
-        self.name: str = name
+        self.config: UpstreamConfig = config
         self.command: Command = command
-        self.timeout: float = timeout
-        self.max_bytes: int = max_bytes
-        self._idle_seconds = idle_seconds
-        self._memory_limit = memory_limit
-        self._wanted_spares = spares
-        # State
         self.running: set[ProcessTransport] = set()
         """Processes that are running, starting, or stopping."""
-        self.places: Pool = Pool(limit, on_wait=self._make_room)
-        self.log: ErrorLog = ErrorLog(name)
+        self.places: Pool = Pool(config.max_processes, on_wait=self._make_room)
+        self.log: ErrorLog = ErrorLog(config.name)
         self._spares: deque[ProcessTransport] = deque()
         self._refill_task: asyncio.Task[None] | None = None
         self._crashes: OrderedDict[str, _Crashes] = OrderedDict()
@@ -159,7 +143,7 @@ class UpstreamProcesses:
                 share.
 
         Example:
-            ``Client(pool.add("files", Command(("mcp-server-files", "."))).target())``
+            ``Client(pool.add(config, Command(("mcp-server-files", "."))).target())``
         """
         return ProcessTarget(self, key, owner)
 
@@ -184,7 +168,7 @@ class UpstreamProcesses:
 
     def _may_warm_up(self) -> bool:
         has_room = self.places.has_room("") and self.pool.places.has_room("") and not self._waiting
-        return has_room and len(self._spares) < self._wanted_spares and not self._closed and not self._delay("")
+        return has_room and len(self._spares) < self.config.spare_processes and not self._closed and not self._delay("")
 
     async def _start_spares(self) -> None:
         while self._may_warm_up():
@@ -192,7 +176,7 @@ class UpstreamProcesses:
             try:
                 await transport.open()
             except ClientError as exc:
-                _logger.warning("%s: a spare process couldn't start: %s", self.name, exc)
+                _logger.warning("%s: a spare process couldn't start: %s", self.config.name, exc)
                 return
             self._spares.append(transport)
 
@@ -208,7 +192,7 @@ class UpstreamProcesses:
         delay = self._delay(transport.key)
         if delay:
             raise ConnectFailed(
-                f"The process of {self.name} exited {self._crashes[transport.key].count} times and restarts in "
+                f"The process of {self.config.name} exited {self._crashes[transport.key].count} times and restarts in "
                 f"{math.ceil(delay)} s. {self._last_error}".rstrip()
             )
         owner, pool, reserved = transport.owner, self.pool, list[Pool]()
@@ -239,8 +223,8 @@ class UpstreamProcesses:
     def record_start(self, transport: "ProcessTransport") -> None:
         """Record that a process has started."""
         self._counts["started"] += 1
-        if self._memory_limit is not None:
-            _limit_memory(transport.pid, self._memory_limit, self.name)
+        if self.config.memory_limit is not None:
+            _limit_memory(transport.pid, self.config.memory_limit, self.config.name)
         self.pool.watchdog.add(transport.pid)
 
     def record_exit(self, transport: "ProcessTransport") -> None:
@@ -258,7 +242,7 @@ class UpstreamProcesses:
             self._crashes.popitem(last=False)
         longest = _LONGEST_DELAY_AFTER_CALL if transport.was_calling else _LONGEST_DELAY
         crashes.add(monotonic(), transport.started_at, longest)
-        _logger.warning("%s: process %d exited with code %s", self.name, transport.pid, transport.exit_code)
+        _logger.warning("%s: process %d exited with code %s", self.config.name, transport.pid, transport.exit_code)
 
     def forget(self, transport: "ProcessTransport") -> None:
         """Release the resources of a process."""
@@ -283,7 +267,7 @@ class UpstreamProcesses:
         """Stop idle and hung processes, and replace spare ones."""
         for transport in list(self.running):
             transport.check(now)
-            if transport.attached and self._idle_seconds and transport.idle_seconds(now) > self._idle_seconds:
+            if transport.attached and 0 < self.config.idle_seconds < transport.idle_seconds(now):
                 transport.retire()
         self._make_room()
         self.log.flush()
@@ -325,52 +309,21 @@ class ProcessPool:
             starts: maximum processes that boot at once.
             min_idle_seconds: seconds without a call after which a process may be stopped in favor of another one.
         """
-        # Configuration
         self.min_idle_seconds: float = min_idle_seconds
-        # State
         self.background: Background = Background()
         self.places: Pool = Pool(limit, on_wait=self._make_room)
         self.starts: Pool = Pool(starts)
         self.watchdog: Watchdog = Watchdog()
         self._upstreams: list[UpstreamProcesses] = []
 
-    def add(
-        self,
-        name: str,
-        command: Command,
-        *,
-        limit: int = 8,
-        idle_seconds: float = 300.0,
-        memory_limit: int | None = None,
-        spares: int = 0,
-        timeout: float = 60.0,
-        max_bytes: int = 64 * 1024 * 1024,
-    ) -> UpstreamProcesses:
+    def add(self, config: "UpstreamConfig", command: Command) -> UpstreamProcesses:
         """Register the processes of one upstream without starting any.
 
         Args:
-            name: name for logs and errors.
+            config: the upstream, with the limits of its processes.
             command: how to start a process.
-            limit: maximum running processes.
-            idle_seconds: seconds without a call or subscription after which a process is stopped; 0 for never.
-            memory_limit: bytes of memory that each process may allocate (RLIMIT_DATA, on Linux). Allocations beyond it
-                fail, and most programs then exit. Memory that is only reserved doesn't count, so Node and Go programs
-                work, too.
-            spares: number of processes to keep started for the next connections.
-            timeout: seconds without output after which a process with several unanswered requests is replaced.
-            max_bytes: maximum bytes of one message.
         """
-        processes = UpstreamProcesses(
-            self,
-            name,
-            command,
-            limit=limit,
-            idle_seconds=idle_seconds,
-            memory_limit=memory_limit,
-            spares=spares,
-            timeout=timeout,
-            max_bytes=max_bytes,
-        )
+        processes = UpstreamProcesses(self, config, command)
         self._upstreams.append(processes)
         return processes
 
@@ -416,7 +369,7 @@ class ProcessTransport(StdioTransport):
         name, value = processes.pool.watchdog.mark
         command = structs.replace(processes.command, env={**processes.command.env, name: value})
         super().__init__(
-            command, self.relay, processes.pool.background, processes.max_bytes,
+            command, self.relay, processes.pool.background, processes.config.max_bytes,
             show=lambda line: processes.log.write(line, self.pid),
         )  # fmt: skip
         self._processes = processes
@@ -528,7 +481,7 @@ class ProcessTransport(StdioTransport):
     def retire(self) -> None:
         """Stop the process in the background. Its connection gets another one when used again."""
         self.closing = self.retired = True
-        self._duplex.end(SessionLost(f"The process of {self._processes.name} was stopped because it was idle."))
+        self._duplex.end(SessionLost(f"The process of {self._processes.config.name} was stopped because it was idle."))
         self._processes.pool.background.start(self.close())
 
     def check(self, now: float) -> None:
@@ -536,13 +489,13 @@ class ProcessTransport(StdioTransport):
         if self.boot_owner is not None and now - self.started_at > _BOOT_TIMEOUT:
             self.finish_boot()
         silence = now - self._waiting_since if self._waiting_since else 0.0
-        if self._unanswered_count < _MAX_UNANSWERED or silence <= self._processes.timeout or self.closing:
+        if self._unanswered_count < _MAX_UNANSWERED or silence <= self._processes.config.timeout or self.closing:
             self._asked_at = 0.0
         elif not self._asked_at:  # its callers may have caused this: only silence after a request of our own counts
             self._asked_at = now
             self._processes.pool.background.start(self._ping())
         elif now - self._asked_at > _PING_TIMEOUT:
-            self._duplex.end(ConnectionLost(f"The process of {self._processes.name} stopped responding."))
+            self._duplex.end(ConnectionLost(f"The process of {self._processes.config.name} stopped responding."))
             self._kill(signal.SIGKILL)
 
     async def _ping(self) -> None:
@@ -651,16 +604,12 @@ class ErrorLog:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._budget: float = _MAX_ERROR_BURST
-        self._since = monotonic()
+        self._budget = _MAX_ERROR_BURST
         self._dropped_count = 0
 
     def write(self, line: str, pid: int) -> None:
         """Log one line, truncated and without control characters."""
-        now = monotonic()
-        self._budget = min(_MAX_ERROR_BURST, self._budget + (now - self._since) * _ERROR_LINES_PER_SECOND)
-        self._since = now
-        if self._budget < 1:
+        if not self._budget:
             self._dropped_count += 1
             return
         self._budget -= 1
@@ -669,7 +618,8 @@ class ErrorLog:
             _logger.info("%s: %s", self._name, text, extra={"upstream": self._name, "pid": pid})
 
     def flush(self) -> None:
-        """Log the number of lines dropped since the last call."""
+        """Allow more lines, once a second, and log the number of lines dropped since the last call."""
+        self._budget = min(_MAX_ERROR_BURST, self._budget + _ERROR_LINES_PER_SECOND)
         if self._dropped_count:
             _logger.warning("%s: dropped %d lines of standard error", self._name, self._dropped_count)
             self._dropped_count = 0
@@ -774,7 +724,10 @@ def _make_room(places: Pool, among: Collection[ProcessTransport], min_idle_secon
 
 
 def _limit_memory(pid: int, limit: int, name: str) -> None:
-    """Limit the memory of a process that has just started, and of its children."""
+    """Limit the memory of a process that has just started, and of its children.
+
+    Memory that is only reserved doesn't count, so Node and Go programs work, too.
+    """
     try:
         import resource  # noqa: PLC0415  not on Windows
 

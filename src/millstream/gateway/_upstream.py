@@ -360,7 +360,7 @@ class Upstream:
         target = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
         self._uses_http = isinstance(target, Remote) and target.url.scheme in ("http", "https")
         self._is_websocket = isinstance(target, Remote) and not self._uses_http
-        self.processes = self._add_processes(pool, target)
+        self.processes = pool.add(config, target) if isinstance(target, Command) else None
         if hasattr(self._target, "running"):
             program = cast("ServerObject", self._target)
             running: AbstractAsyncContextManager[RunningServer] = program.running()
@@ -508,22 +508,6 @@ class Upstream:
     def _shares_processes(self) -> bool:
         """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.scale != "per_session"
-
-    def _add_processes(self, pool: ProcessPool, command: object) -> UpstreamProcesses | None:
-        """Return the processes of a command; None for other kinds of upstreams."""
-        config = self.config
-        if not isinstance(command, Command):
-            return None
-        return pool.add(
-            config.name,
-            command,
-            limit=config.max_processes,
-            idle_seconds=config.idle_seconds,
-            memory_limit=config.memory_limit,
-            spares=config.spare_processes,
-            timeout=config.timeout,
-            max_bytes=config.max_bytes,
-        )
 
     def _make_link(self, key: LinkKey, owner: str) -> Link:
         # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
