@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
 
 import msgspec
-from msgspec import Meta, Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field, structs
 from msgspec.structs import fields, force_setattr
 
 from millstream._config import Cap, RateText, Seconds
@@ -178,15 +178,9 @@ class Visibility(Struct, frozen=True):
         if principal is None:
             return False
         claims = principal.claims
-        groups = _text_values(claims.get("groups"))
-        return all(not each.isdisjoint(groups) for each in self.groups) and all(
+        return all(any(_has_claim(claims.get("groups"), group) for group in each) for each in self.groups) and all(
             _has_claim(claims.get(name), value) for name, value in self.claims
         )
-
-
-def _text_values(claim: Any) -> set[str]:
-    items = cast("Sequence[object]", claim) if is_array(claim) else (claim,)
-    return {each for each in items if isinstance(each, str)}
 
 
 def _has_claim(claim: Any, value: Any) -> bool:
@@ -338,15 +332,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             filled = self.fill(arguments, parameters) if self.changes_arguments else arguments
             work = run(filled, call)
             result = await (work if self.results is None else self.results.redact(work))
-            return await self._within_budget(result, call, keep)
+            if not self.budget or len(result) <= self.budget:
+                return result
+            return preview(result, self.budget, None if keep is None else await keep(call, result, self.seconds))
 
         return run_by_rules
-
-    async def _within_budget(self, result: bytes, call: Call, keep: SaveResult | None) -> bytes:
-        if not self.budget or len(result) <= self.budget:
-            return result
-        link = None if keep is None else await keep(call, result, self.seconds)
-        return preview(result, self.budget, link)
 
 
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
@@ -443,16 +433,15 @@ class Policy:
             for layer in layers
             for rules in (layer, *layer.tools.values(), *layer.prompts.values(), *layer.resources.values())
         ]
+        self.has_budgets: bool = any(_budget([rules]) for rules in every)
+        """Whether any tool has a budget for its results."""
+        self._has_uris = any(each.allow or each.deny or each.resources for each in layers)
+        """Whether some URIs have different rules than their template."""
         for rules in every:
             self._redactor(getattr(rules, "redact_arguments", ()))
         self._all_results = self._redactor(_join(every, "redact_results"))
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
-
-    @property
-    def has_budgets(self) -> bool:
-        """Whether any tool has a budget for its results."""
-        return any(layer.has_budgets for layer in self._layers)
 
     def item(self, kind: str, name: str) -> ItemRules | None:
         """Return the rules of an item; None if it isn't offered.
@@ -464,26 +453,36 @@ class Policy:
         if not self.allows(kind, name):
             return None
         found = [rules for layer in self._layers for rules in layer.rules(kind, self._name_in(layer, kind, name))]
-        about = "resources" if kind == "templates" else kind
-        return ItemRules(
-            name=_last(found, "name", name) if about != "resources" else "",
-            scopes=frozenset(scope for rules in found for scope in rules.scopes),
-            visible=_visibility(found),
+        rules = structs.replace(
+            self._rules(found),
+            name="" if kind in ("resources", "templates") else _last(found, "name", name),
             tags=frozenset(tag for rules in found for tag in rules.tags),
-            limit=_last(found, "limit", "") if kind == "tools" else "",
-            cost=_last(found, "cost", None) if kind == "tools" else None,
-            concurrency=_last(found, "concurrency", 0) if kind == "tools" else 0,
-            timeout=_last(found, "timeout", 0.0) if kind == "tools" else 0.0,
             title=_last(found, "title", ""),
             description=_last(found, "description", ""),
             annotations=_merge(found, "annotations"),
             defaults=_merge(found, "defaults"),
             hidden=_merge(found, "hidden"),
-            budget=_budget(found) if kind == "tools" else 0,
-            seconds=_last(found, "result_seconds", 0.0) or RESULT_SECONDS,
-            arguments=self._redactor(_join(found, "redact_arguments")) if kind == "tools" else None,
-            results=self._redactor(_join(found, "redact_results")),
             rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
+        )
+        if kind != "tools":
+            return rules
+        return structs.replace(
+            rules,
+            limit=_last(found, "limit", ""),
+            cost=_last(found, "cost", None),
+            concurrency=_last(found, "concurrency", 0),
+            timeout=_last(found, "timeout", 0.0),
+            budget=_budget(found),
+            seconds=_last(found, "result_seconds", RESULT_SECONDS),
+            arguments=self._redactor(_join(found, "redact_arguments")),
+        )
+
+    def _rules(self, found: Sequence[CommonRules]) -> ItemRules:
+        """Return the part of an item's rules that concerns its callers and results."""
+        return ItemRules(
+            scopes=frozenset(scope for rules in found for scope in rules.scopes),
+            visible=_visibility(found),
+            results=self._redactor(_join(found, "redact_results")),
         )
 
     def _find_redactor(self, method: str, name: str) -> Redactor | None:
@@ -496,11 +495,6 @@ class Policy:
     def allows(self, kind: str, name: str) -> bool:
         """Return whether an item is offered at all."""
         return all(layer.allows(self._name_in(layer, kind, name)) for layer in self._layers)
-
-    @property
-    def _has_uris(self) -> bool:
-        """Whether some URIs have different rules than their template."""
-        return any(layer.has_uris for layer in self._layers)
 
     def rules_of(self, uri: str) -> ItemRules | None:
         """Return the rules of an unlisted URI, as callers see it; None if it isn't offered.
@@ -522,11 +516,7 @@ class Policy:
             for each in (*spellings, *others)
             for rules in layer.rules("resources", self._name_in(layer, "resources", each))
         ]
-        return ItemRules(
-            scopes=frozenset(scope for rules in found for scope in rules.scopes),
-            visible=_visibility(found),
-            results=self._redactor(_join(found, "redact_results")),
-        )
+        return self._rules(found)
 
     def _name_in(self, layer: "_Layer", kind: str, name: str) -> str:
         if layer is self._own:
@@ -554,16 +544,6 @@ class _Layer:
         self._patterns: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
             kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()] for kind in _KINDS
         }
-
-    @property
-    def has_budgets(self) -> bool:
-        """Whether results have a budget."""
-        return any(rules.result_bytes or rules.result_tokens for rules in (self._policy, *self._policy.tools.values()))
-
-    @property
-    def has_uris(self) -> bool:
-        """Whether some URIs have rules of their own."""
-        return self._allow is not None or self._deny is not None or bool(self._policy.resources)
 
     def allows(self, name: str) -> bool:
         return not self.denies(name) and (self._allow is None or self._allow(name) is not None)
