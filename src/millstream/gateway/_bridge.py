@@ -78,6 +78,7 @@ from millstream.gateway._questions import (
     with_name,
 )
 from millstream.gateway._relay import Recipient, Relay
+from millstream.gateway._results import call_error
 from millstream.gateway._upstream import NO_HANDSHAKE, Upstream
 from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
 
@@ -281,7 +282,7 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
         members[PATH] = extend_path(members.get(PATH), upstream.gateway)
     except Cycle:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.
-        raise _make_error(
+        raise call_error(
             call, f"The call runs in a loop: the server {upstream.config.name!r} leads back to this gateway."
         ) from None
     return encode(members)[1:-1]
@@ -376,7 +377,7 @@ def _try_other_era(call: "Call", upstream: Upstream, link: Link | None, name: st
         return call.method == "tools/call"
     if _CANNOT_ASK in result and upstream.ask_by_handshake(link):
         text = f"The server {upstream.config.name!r} couldn't ask a question. It restarts to be able to. Call again."
-        raise _make_error(call, text)
+        raise call_error(call, text)
     return False
 
 
@@ -596,9 +597,7 @@ class _Forwarding:
         try:
             return project_answer(question, await self.relay.ask(question), self._source)
         except ProtocolError as exc:
-            raise _make_error(
-                self._call, f"The server asked the client, and received no answer: {exc.message}"
-            ) from exc
+            raise call_error(self._call, f"The server asked the client, and received no answer: {exc.message}") from exc
 
     async def _return_questions(self) -> bytes:
         """Forward a call in rounds, returning the upstream's questions as the result."""
@@ -701,7 +700,7 @@ class _Forwarding:
                 for key, each in required.input_requests.items()
             ]
         except ProtocolError as exc:
-            raise _make_error(
+            raise call_error(
                 self._call, f"The server asked something that this client can't answer: {exc.message}"
             ) from exc
 
@@ -726,7 +725,7 @@ class _Forwarding:
         except msgspec.ValidationError:
             urls = []
         if policy is not None and "elicitation" not in policy.questions:
-            return _make_error(call, exc.message)
+            return call_error(call, exc.message)
         if call.revision.url_error:
             named = [{**each, "message": with_name(name, each.get("message", ""))} for each in urls]
             return ProtocolError(exc.code, exc.message, {"elicitations": named})
@@ -743,7 +742,7 @@ class _Forwarding:
                 return no_response_error(call, self._upstream, exc)
             return self.ask(_SavedUrls, questions, questions)
         addresses = " ".join(str(each.get("url", "")) for each in urls)
-        return _make_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
+        return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
 async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progress: bool, extra: bytes) -> bytes:
@@ -804,13 +803,9 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 # Errors
 
 
-def _make_error(call: "Call", text: str) -> ToolError | ProtocolError:
-    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
-
-
 def refused_error(call: "Call", upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
     """Return the error for a call that isn't sent; see `Breaker.refusal`."""
-    return _make_error(call, f"The server {upstream.config.name!r} behind this gateway {refusal}")
+    return call_error(call, f"The server {upstream.config.name!r} behind this gateway {refusal}")
 
 
 def no_response_error(call: "Call", upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:

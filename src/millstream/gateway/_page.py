@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 
 from millstream.gateway._catalog import METHODS, Catalog, Description
+from millstream.gateway._policy import CHARACTERS_PER_TOKEN
 from millstream.gateway._upstream import Upstream
 
 MAX_ITEMS = 500
 """Maximum tools and quarantined items to show."""
-_CHARACTERS_PER_TOKEN = 4
-"""Characters of JSON per token, as in ``millstream tokens``."""
 _STATES_BY_URGENCY = ("degraded", "connecting", "disabled", "ready")
 """States, the most urgent first."""
 _SUM_FIELDS = ("links", "refused", "calls", "unanswered")
@@ -92,7 +91,7 @@ def _tokens(name: str, description: Description) -> int:
         "description": description.get("description", ""),
         "input_schema": description.get("inputSchema", {}),
     }
-    return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS_PER_TOKEN)
+    return -(-len(msgspec.json.encode(shown).decode()) // CHARACTERS_PER_TOKEN)
 
 
 def merge_reports(workers: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:

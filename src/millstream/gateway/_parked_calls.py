@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError, ToolError
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired
@@ -28,6 +28,7 @@ from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
 from millstream.gateway._redaction import Redactor
 from millstream.gateway._relay import COMPLETE, PROGRESS, Backlog, NotificationQueue, ProgressStep, Relay
+from millstream.gateway._results import call_error
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
 CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
@@ -356,12 +357,12 @@ class ParkedCalls:
         try:
             try:
                 if not await peers.send(ticket.worker, message):
-                    raise unavailable_error(call, CALL_LOST)
+                    raise call_error(call, CALL_LOST)
                 async with asyncio.timeout(_WAKE_TIMEOUT):
                     await remote.wake_event.wait()
             except (LocalError, OSError) as exc:  # a timeout is an OSError, too
                 self._send_soon(ticket.worker, LeaveCall(number))
-                raise unavailable_error(call, WORKER_UNREACHABLE) from exc
+                raise call_error(call, WORKER_UNREACHABLE) from exc
             kind, body = await remote.outcome
         except asyncio.CancelledError:
             self._send_soon(ticket.worker, LeaveCall(number))
@@ -381,7 +382,7 @@ class ParkedCalls:
     def _to_exception(call: Call, kind: str, body: bytes) -> Exception:
         """Convert the outcome of a call on another worker to an exception."""
         if kind == "lost":
-            return unavailable_error(call, CALL_LOST)
+            return call_error(call, CALL_LOST)
         code, message, data = _decode_failure(body)
         if kind == "refused":
             return ProtocolError(code, message, data)
@@ -394,9 +395,7 @@ class ParkedCalls:
             with contextlib.suppress(LocalError, OSError):
                 await self._services.peers.send(worker, message)
 
-        self._keep_task(asyncio.get_running_loop().create_task(send()))
-
-    def _keep_task(self, task: asyncio.Task[Any]) -> None:
+        task = asyncio.get_running_loop().create_task(send())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -507,8 +506,3 @@ def outcome_of(task: asyncio.Task[bytes]) -> tuple[str, bytes]:
 
 def _failure(code: int, message: str, data: Any) -> bytes:
     return encode((code, message, data))
-
-
-def unavailable_error(call: Call, text: str) -> ToolError | ProtocolError:
-    """Return the error for a call that can't be continued."""
-    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)

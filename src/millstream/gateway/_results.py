@@ -5,13 +5,17 @@ Only members that change are decoded. Content, including binary data, isn't re-e
 
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Raw
 
+from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SERVER_KEY
+
+if TYPE_CHECKING:
+    from millstream._server.calls.call import Call
 
 Rename = Callable[[str], str]
 """Returns the URI that clients of the gateway use."""
@@ -111,3 +115,8 @@ def _block(block: Members, rename: Rename) -> Members:
 
 def _rename_item(item: Members, rename: Rename) -> Members:
     return {**item, "uri": Raw(encode(rename(_decode_text(item["uri"]))))} if "uri" in item else item
+
+
+def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
+    """Return the error of a call that has no result from its upstream."""
+    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)

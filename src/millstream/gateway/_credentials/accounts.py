@@ -34,9 +34,9 @@ from millstream.gateway._credentials.source import (
     UpstreamCredentials,
     logger,
     outbound_for,
-    refusal,
 )
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, SharedTokens, StoredGrant, make_grant
+from millstream.gateway._results import call_error
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -179,7 +179,7 @@ class PersonalCredentials(UpstreamCredentials):
     def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         principal = call.principal
         if principal is None:
-            raise refusal(
+            raise call_error(
                 call,
                 f"The server {self.upstream!r} behind this gateway requires your account there, but this call is "
                 "anonymous. Sign in to this server first.",
@@ -192,7 +192,7 @@ class PersonalCredentials(UpstreamCredentials):
         """See `UpstreamCredentials.prepare`."""
         owner, _ = self._identify(call)
         grant = await self._tokens.load(owner)
-        if grant is None or (not grant.tokens.refresh_token and 0 < grant.tokens.expires_at <= time.time()):
+        if grant is None or grant.has_ended:
             await self._ask(call, owner, grant, f"The server {self.upstream!r} requires your account there.")
 
     @override
@@ -252,7 +252,7 @@ class PersonalCredentials(UpstreamCredentials):
         )
         revision = call.revision
         if not page or "url" not in revision.elicitation_modes or not declares(call.client.capabilities, _URL_MODE):
-            raise refusal(call, f"{reason} {instruction} Then call again.")
+            raise call_error(call, f"{reason} {instruction} Then call again.")
         id = secrets.token_urlsafe(16)
         event = asyncio.Event()
         waiting = self._waiting.setdefault(owner, set())
@@ -263,11 +263,11 @@ class PersonalCredentials(UpstreamCredentials):
                     f"{reason} {instruction}", page, id=id, key=f"millstream.connect.{self.upstream}"
                 )
             except (Declined, Cancelled):
-                raise refusal(call, f"{reason} You haven't connected it. {instruction}") from None
+                raise call_error(call, f"{reason} You haven't connected it. {instruction}") from None
             seconds = self._services.settings.ask_timeout
             limit = seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)
             if not await self._has_changed(owner, before, event, limit):
-                raise refusal(call, f"{reason} It isn't connected yet. {instruction} Then call again.")
+                raise call_error(call, f"{reason} It isn't connected yet. {instruction} Then call again.")
             if revision.elicitation_ids:
                 await call.send_to_caller(
                     notification_message("notifications/elicitation/complete", {"elicitationId": id})
@@ -389,7 +389,7 @@ class PersonalCredentials(UpstreamCredentials):
         """Return the connection with fresh tokens, or None if it has ended."""
         if old is None or not old.tokens.refresh_token:
             # Keep it: the refusal may be the upstream's mistake, and the user would have to connect again.
-            return None if old is None or 0 < old.tokens.expires_at <= time.time() else old
+            return None if old is None or old.has_ended else old
         oauth, store = self._client("", old, {})
         now = time.time()
         if not await oauth.refresh(self.url):

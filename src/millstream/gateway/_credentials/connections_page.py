@@ -5,7 +5,6 @@ stores the answer for the browser that began the login. That browser then opens 
 answer is used only for the user who began the login.
 """
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -234,10 +233,10 @@ class ConnectionsPage:
 
     async def _row(self, name: str, connection: PersonalCredentials, owner: str) -> _Row:
         grant = await connection.connection(owner)
-        tokens = None if grant is None else grant.tokens
-        ended = tokens is not None and not tokens.refresh_token and 0 < tokens.expires_at <= time.time()
-        scopes = () if tokens is None else tuple(tokens.scope.split())
-        return _Row(name, connection.url.authority, tokens is not None, ended, scopes)
+        if grant is None:
+            return _Row(name, connection.url.authority, connected=False, ended=False, scopes=())
+        scopes = tuple(grant.tokens.scope.split())
+        return _Row(name, connection.url.authority, connected=True, ended=grant.has_ended, scopes=scopes)
 
     @staticmethod
     def _base(request: HttpRequest, connection: PersonalCredentials) -> str:

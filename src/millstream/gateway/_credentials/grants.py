@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,9 @@ from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
 from millstream.client._oauth.issuer_http import parse_secure
 from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials.options import ClientCredentials, TokenExchange
-from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for, refusal
+from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
 from millstream.gateway._credentials.tokens import SharedTokens, StoredGrant, make_grant
+from millstream.gateway._results import call_error
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
@@ -156,14 +158,14 @@ class ExchangedCredentials(_TokenCredentials):
     def _identify(self, call: "Call") -> tuple[str, LinkCaller]:
         principal, headers = call.principal, call.headers
         if principal is None or not principal.issuer or headers is None:
-            raise refusal(
+            raise call_error(
                 call,
                 f"The server {self.upstream!r} behind this gateway requires your access token. Sign in with one: an "
                 "API key can't be exchanged.",
             )
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
-            raise refusal(
+            raise call_error(
                 call,
                 f"The server {self.upstream!r} behind this gateway requires your access token. Sign in with one.",
             )
@@ -215,25 +217,17 @@ class ExchangedCredentials(_TokenCredentials):
         """Return the token that was exchanged for the caller's current one."""
         if caller.until <= time.time():
             raise AccessDenied("The caller's access token has expired.", 401)
-        token = caller.token
-
-        async def renew(old: StoredGrant | None) -> StoredGrant:
-            return await self._exchange(token, caller.until)
-
+        renew = partial(self._exchange, caller.token, caller.until)
         grant = await self._tokens.get(_token_key(caller), renew)
         return {} if grant is None else _header(grant)
 
     @override
     async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:
         """Exchange the caller's token again."""
-        token = caller.token
-
-        async def renew(old: StoredGrant | None) -> StoredGrant:
-            return await self._exchange(token, caller.until)
-
+        renew = partial(self._exchange, caller.token, caller.until)
         return await self._tokens.replace(_token_key(caller), _sent_token(sent), renew)
 
-    async def _exchange(self, token: str, until: float) -> StoredGrant:
+    async def _exchange(self, token: str, until: float, old: StoredGrant | None) -> StoredGrant:
         options = self._options
         assert isinstance(options, TokenExchange)  # noqa: S101  checked by `open_credentials`
         form = self._form(

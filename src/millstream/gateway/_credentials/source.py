@@ -6,26 +6,28 @@ a caller's credentials never appear on another caller's connection.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
 from millstream._http.client.dial import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.errors import INTERNAL_ERROR, LocalError, ProtocolError, ToolError
+from millstream._protocol.errors import LocalError
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.challenges import read_challenges
 from millstream.client._oauth.issuer_http import Outbound
 from millstream.gateway._credentials.options import Secret, is_scope
 from millstream.gateway._links import NoCredentials
+from millstream.gateway._results import call_error
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call
 
+T = TypeVar("T")
 logger = logging.getLogger("millstream.gateway")
 _MAX_CALLERS = 16_384
 _MAX_SCOPES_TEXT = 200
@@ -69,7 +71,7 @@ class UpstreamCredentials:
         # Configuration
         self.upstream: str = upstream
         self._forward: tuple[tuple[bytes, str], ...] = tuple((each.encode(), each) for each in forward)
-        self.on_change: Callable[[str], None] = _ignore
+        self.on_change: Callable[[str], None] = lambda link_key: None
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
         # State
         self._callers: OrderedDict[str, LinkCaller] = OrderedDict()
@@ -124,7 +126,7 @@ class UpstreamCredentials:
             ToolError, ProtocolError, InputRequired: the user has to act first.
         """
         if denied.status == 403 and "insufficient_scope" in denied.challenge:
-            raise refusal(
+            raise call_error(
                 call,
                 f"The server {self.upstream!r} behind this gateway requires more permissions than the gateway has "
                 f"there: {scopes_in(denied.challenge)}. Its operator can request them with scope.",
@@ -173,14 +175,8 @@ class LinkAuth:
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
         """Return the headers for the next request."""
-        try:
-            sent = self._last_headers = await self._credentials.headers_of(self._caller, method, url.origin + target)
-        except AccessDenied:
-            raise
-        except ClientError as exc:
-            raise NoCredentials(
-                f"There are no credentials for {self._credentials.upstream!r} at the moment. {exc}"
-            ) from exc
+        caller, credentials = self._caller, self._credentials
+        sent = self._last_headers = await self._await(credentials.headers_of(caller, method, url.origin + target))
         forwarded = self._caller.headers
         return {**forwarded, **sent} if forwarded else sent
 
@@ -190,8 +186,13 @@ class LinkAuth:
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Replace refused credentials once. Granting more scopes is up to the user."""
+        return status == 401 and await self._await(
+            self._credentials.replace_refused(self._caller, status, self._last_headers)
+        )
+
+    async def _await(self, work: Awaitable[T]) -> T:
         try:
-            return status == 401 and await self._credentials.replace_refused(self._caller, status, self._last_headers)
+            return await work
         except AccessDenied:
             raise
         except ClientError as exc:
@@ -284,11 +285,6 @@ def check_forwarded(upstream: str, names: Sequence[str], configured: Mapping[str
     return found
 
 
-def refusal(call: "Call", text: str) -> ToolError | ProtocolError:
-    """Return the error for a call that can't be forwarded at the moment."""
-    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
-
-
 def scopes_in(challenge: str) -> str:
     """Return the scopes that a challenge names, for an error."""
     named = read_challenges(challenge).parameters.get("scope", "").split()
@@ -315,7 +311,3 @@ def _is_private(host: str) -> bool:
 
 def _digest(headers: Mapping[str, str]) -> str:
     return sha256("\n".join(f"{name}:{value}" for name, value in headers.items()).encode("latin-1")).hexdigest()
-
-
-def _ignore(link_key: str) -> None:
-    pass

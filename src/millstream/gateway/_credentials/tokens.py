@@ -50,6 +50,16 @@ class StoredGrant(Struct, frozen=True):
         """The access token."""
         return self.tokens.access_token
 
+    @property
+    def has_expired(self) -> bool:
+        """Whether the access token has expired."""
+        return 0 < self.tokens.expires_at <= time.time()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether only its user can renew it."""
+        return not self.tokens.refresh_token and self.has_expired
+
 
 def make_grant(tokens: Tokens, registration: Registration | None = None, *, now: float) -> StoredGrant:
     """Return a grant for tokens that were just issued."""
@@ -246,7 +256,7 @@ class SharedTokens:
         except TimeoutError:
             raise ConnectFailed("The authorization server took too long. Try again later.") from None
         except ClientError:
-            if old is not None and not _has_expired(old):
+            if old is not None and not old.has_expired:
                 return old  # it's still valid for a while
             raise
         return await self._write(name, raw, fresh)
@@ -273,10 +283,6 @@ class SharedTokens:
 
 def _needs_renewal(grant: StoredGrant) -> bool:
     return 0 < grant.renew_at <= time.time()
-
-
-def _has_expired(grant: StoredGrant) -> bool:
-    return 0 < grant.tokens.expires_at <= time.time()
 
 
 @asynccontextmanager
