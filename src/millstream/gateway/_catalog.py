@@ -21,6 +21,7 @@ from millstream._protocol.messages import (
     TemplateDescription,
     ToolDescription,
 )
+from millstream._protocol.revisions import BY_DATE
 from millstream._server.features.registry import DISCOVER
 from millstream._stores.base import Store, StoreFull, StoreUnavailable
 from millstream.client._conversation import Conversation
@@ -60,10 +61,6 @@ class _Page(Struct, rename="camel"):
     next_cursor: str | None = None
     ttl_ms: int | None = None
     cache_scope: str | None = None
-
-
-class _Cursor(Struct, omit_defaults=True):
-    cursor: str | None = None
 
 
 _decode_page = msgspec.json.Decoder(_Page).decode
@@ -148,19 +145,17 @@ class StoredCatalog:
         """Hash of the copy that this worker last read or wrote."""
 
     async def load(self) -> Catalog | None:
-        """Return the copy, or None if it's missing or the store is unavailable."""
+        """Return the copy, or None if it's missing or unreadable, or the store is unavailable."""
         try:
             raw = await self._kv.get(self._key)
+            found = None if raw is None else _decode_catalog(zlib.decompressobj().decompress(raw, _MAX_STORED))
         except StoreUnavailable as exc:
             logger.warning("The stored lists of an upstream can't be read: %s", exc)
             return None
-        if raw is None:
-            return None
-        try:
-            content = zlib.decompressobj().decompress(raw, _MAX_STORED)
-            found = _decode_catalog(content)
         except (zlib.error, ValueError, RecursionError):
             return None  # written by another version
+        if found is None or found.revision not in BY_DATE:
+            return None
         self._last_hash = _hash_of(found)
         return found
 
@@ -219,7 +214,12 @@ async def fetch(
     found = Catalog(
         revision=negotiated.revision.date,
         instructions=negotiated.instructions,
-        server=_displayable(msgspec.to_builtins(negotiated.server)),
+        server={  # results repeat it
+            name: each
+            for name, each in msgspec.to_builtins(negotiated.server).items()
+            if len(encode(each)) <= (_MAX_ICONS if name == "icons" else _MAX_TEXT)
+            and not (isinstance(each, str) and _CONTROL_CHARACTERS.search(each))
+        },
         capabilities=dict(negotiated.capabilities),
     )
     if not negotiated.revision.handshake:
@@ -242,16 +242,6 @@ async def fetch(
     return found
 
 
-def _displayable(info: dict[str, Any]) -> dict[str, Any]:
-    """Return the information about a server without what is too long, because results repeat it."""
-    return {
-        name: each
-        for name, each in info.items()
-        if len(encode(each)) <= (_MAX_ICONS if name == "icons" else _MAX_TEXT)
-        and not (isinstance(each, str) and _CONTROL_CHARACTERS.search(each))
-    }
-
-
 async def _fetch_list(
     conversation: Conversation, found: Catalog, kind: str, max_bytes: int, warn: Callable[[str], None]
 ) -> int:
@@ -261,7 +251,9 @@ async def _fetch_list(
     cursor: str | None = None
     size = 0
     for _ in range(MAX_PAGES):
-        result = await conversation.requests.ask(Ask(method=method, params=encode(_Cursor(cursor)), repeatable=True))
+        result = await conversation.requests.ask(
+            Ask(method=method, params=encode({"cursor": cursor} if cursor else {}), repeatable=True)
+        )
         size += len(result)
         if size > max_bytes:
             raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
@@ -270,21 +262,19 @@ async def _fetch_list(
             raw_items: list[Raw] = _decode_items(_decode_members(result).get(member, b"null")) or []
         except (ValueError, RecursionError) as exc:
             raise BadAnswer(f"The result of {method} is malformed: {exc}.") from exc
-        items |= {each[key]: each for each in _read_items(kind, raw_items, warn)}
+        for raw in raw_items:
+            try:
+                item = _read_item(kind, bytes(raw))
+            except (ValueError, RecursionError) as exc:
+                warn(f"Skipped one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
+            else:
+                items[item[key]] = item
         if len(items) > MAX_ITEMS:
             raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
         if not cursor:
             setattr(found, kind, items)
             return size
     raise BadAnswer(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
-
-
-def _read_items(kind: str, raw_items: list[Raw], warn: Callable[[str], None]) -> Iterator[Description]:
-    for raw in raw_items:
-        try:
-            yield _read_item(kind, bytes(raw))
-        except (ValueError, RecursionError) as exc:
-            warn(f"Skipped one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
 
 
 def _read_item(kind: str, raw: bytes) -> Description:

@@ -2,10 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._http.client.body import ArrivingBytes
 from millstream._parts import Host
@@ -103,7 +103,11 @@ class GatewayPart:
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
         for config in self.definition.upstreams:
-            make = Upstream if config.openapi is None else _api_upstream()
+            make = Upstream
+            if config.openapi is not None:
+                from millstream.gateway._openapi_upstream import ApiUpstream  # noqa: PLC0415  few are APIs
+
+                make = ApiUpstream
             upstream = self.upstreams[config.name] = make(
                 config,
                 on_change=self._register,
@@ -182,7 +186,7 @@ class GatewayPart:
         if config.trust == "pin":
             pins = upstream.pins = Pins(config.name, config.policy or UpstreamPolicy(), host.store.kv)
             if pins.file is not None:
-                host.every_second(_PinFileRefresh(upstream, pins.file))
+                host.every_second(_refresh_on_change(upstream, pins.file))
             if pins.is_volatile:
                 logger.warning(
                     "%s: a restart forgets which definitions are pinned, because the store is memory:// and "
@@ -241,9 +245,16 @@ class GatewayPart:
         )
         if host.metrics is None:
             return
-        read, figures = host.metrics.read, self._statistic
+
+        def up_states() -> dict[tuple[str, ...], float]:
+            return {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()}
+
+        def figures(name: str) -> dict[tuple[str, ...], float]:
+            return {(each["name"],): each.get(name, 0) for each in self.describe()}
+
+        read = host.metrics.read
         label = ("upstream",)
-        read("gauge", "gateway_up", "Whether an upstream can be reached.", lambda: self._up_states, label, merge="min")
+        read("gauge", "gateway_up", "Whether an upstream can be reached.", up_states, label, merge="min")
         read("counter", "gateway_calls_total", "Calls sent to an upstream.", lambda: figures("calls"), label)
         text = "Calls sent to an upstream that got no usable response."
         read("counter", "gateway_unanswered_total", text, lambda: figures("unanswered"), label)
@@ -253,13 +264,6 @@ class GatewayPart:
         for share in ("p50_ms", "p99_ms"):
             text = f"{share[:3]} of the response times of recent calls."
             read("gauge", f"gateway_{share}", text, lambda share=share: figures(share), label, merge="max")  # type: ignore[misc]
-
-    @property
-    def _up_states(self) -> dict[tuple[str, ...], float]:
-        return {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()}
-
-    def _statistic(self, name: str) -> dict[tuple[str, ...], float]:
-        return {(each["name"],): each.get(name, 0) for each in self.describe()}
 
     def _end_idle_links(self, now: float) -> None:
         for upstream in self.upstreams.values():
@@ -302,8 +306,10 @@ class GatewayPart:
         dispatcher.instruct(self._instructions())
         if (info := self._introduction()) != dispatcher.info:
             dispatcher.introduce(info)
-        for change in changed:
-            self._notify_clients(change)
+        for change in changed:  # other workers have their own copies of the lists, and do the same
+            for listener in self._host.changes:
+                listener(change)
+            self._host.services.changes.emit(ServerChange(change))
         for follower, (owner, uris, _) in list(self._subscriptions.items()):
             self.follow(follower, owner, uris)
 
@@ -519,9 +525,9 @@ class GatewayPart:
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
         """Return the upstream's own URI of a resource, if it can be watched there."""
-        offered = upstream.catalog.capabilities.get("resources")
-        resources = cast("dict[str, Any]", offered) if isinstance(offered, dict) else {}
-        if not resources.get("subscribe") or self._is_local(uri):
+        if not members(upstream.catalog.capabilities.get("resources")).get("subscribe") or (
+            uri in self._host.registry.resources and ("resources", uri) not in self._items
+        ):
             return ""
         if upstream.policy is not None and upstream.policy.rules_of(uri) is None:
             return ""
@@ -530,15 +536,6 @@ class GatewayPart:
         if upstream.credentials is not None and upstream.credentials.personal:
             return ""  # it would be watched with another user's account
         return upstream.names.original_uri(uri) or ""
-
-    def _is_local(self, uri: str) -> bool:
-        return uri in self._host.registry.resources and ("resources", uri) not in self._items
-
-    def _notify_clients(self, change: str) -> None:
-        """Notify the clients of this worker. Other workers have their own copies of the lists, and do the same."""
-        for listener in self._host.changes:
-            listener(change)
-        self._host.services.changes.emit(ServerChange(change))
 
     def _unregister_all(self) -> None:
         for kind in METHODS:
@@ -551,24 +548,17 @@ class GatewayPart:
         self._host.registry.set_hints({})
 
 
-class _PinFileRefresh:
-    """Refreshes an upstream when the file of accepted definitions has changed."""
+def _refresh_on_change(upstream: Upstream, file: AcceptedFile) -> Callable[[float], None]:
+    """Return a function that refreshes an upstream when the file of accepted definitions has changed."""
+    last = file.stamp
 
-    def __init__(self, upstream: Upstream, file: AcceptedFile) -> None:
-        self._upstream = upstream
-        self._file = file
-        self._stamp = file.stamp
+    def check(now: float) -> None:
+        nonlocal last
+        if (stamp := file.stamp) != last:
+            last = stamp
+            upstream.refresh()
 
-    def __call__(self, now: float) -> None:
-        if (stamp := self._file.stamp) != self._stamp:
-            self._stamp = stamp
-            self._upstream.refresh()
-
-
-def _api_upstream() -> type[Upstream]:
-    from millstream.gateway._openapi_upstream import ApiUpstream  # noqa: PLC0415  few upstreams are APIs
-
-    return ApiUpstream
+    return check
 
 
 def check(configs: Sequence[UpstreamConfig]) -> None:

@@ -270,8 +270,35 @@ class Upstream:
 
     arriving: ArrivingBytes | None = None
     """Bytes of unfinished replies of all upstreams; set before `open`."""
+    credentials: "UpstreamCredentials | None" = None
+    """Credentials of its connections; set before `open`."""
+    pins: Pins | None = None
+    """Pinned definitions, if any; set before `open`."""
+    gateway: str = ""
+    """Id of the gateway, see `_cycles`; set before `open`."""
+    processes: UpstreamProcesses | None = None
+    """Processes of a command."""
+    lister: LinkKey = SHARED_KEY
+    """Key of the connection that reads the lists."""
+    _lister_left = False
+    """Set when the user whose account reads the lists has reconnected or disconnected."""
+    state: State = "connecting"
+    reason: str = ""
+    """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
+    changed_at: float = 0.0
+    """Unix time of the last change of its lists; 0 before the first one."""
+    _plain_catalog: Catalog | None = None
+    _is_plain = False
+    """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""
+    _uses_http = False
+    _is_websocket = False
+    """Whether messages on a connection don't name their call, so that principals can't share one."""
+    _quarantined_uris = _Uris((), ())
+    _listed_uris = _Uris((), ())
+    _task: asyncio.Task[None] | None = None
+    _check_task: asyncio.Task[None] | None = None
 
-    def __init__(  # noqa: PLR0915  its whole state
+    def __init__(
         self,
         config: UpstreamConfig,
         *,
@@ -291,39 +318,17 @@ class Upstream:
             store: store for copies of the lists.
             server: name of the gateway.
         """
-        # Configuration
         self.config: UpstreamConfig = config
         self.names: Names = config.names
-        self.credentials: UpstreamCredentials | None = None
-        """Credentials of its connections; set before `open`."""
-        self.lister: LinkKey = SHARED_KEY
-        """Key of the connection that reads the lists."""
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
-        self.pins: Pins | None = None
-        """Pinned definitions, if any; set before `open`."""
-        self._lister_left = False
-        """Set when the user whose account reads the lists has reconnected or disconnected."""
+        self.parked_calls: ParkedCalls = parked_calls
         self._on_change = on_change
         self._stored_catalog = StoredCatalog(store, server, config.name, config.target)
-        self.parked_calls: ParkedCalls = parked_calls
-        # State
-        self.breaker: Breaker = Breaker()
         self._created_at = monotonic()
-        self.state: State = "connecting"
-        self.reason: str = ""
-        """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
+        self.breaker: Breaker = Breaker()
         self.catalog: Catalog = Catalog()
-        self.changed_at: float = 0.0
-        """Unix time of the last change of its lists; 0 before the first one."""
-        self._plain_catalog: Catalog | None = None
-        self._is_plain = False
-        """Whether one connection serves all calls, according to the lists in `_plain_catalog`."""
-        self._is_websocket = False
-        """Whether messages on a connection don't name their call, so that principals can't share one."""
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
-        self._quarantined_uris = _Uris((), ())
-        self._listed_uris = _Uris((), ())
         self.links: Links = Links(self._make_link, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
@@ -332,17 +337,10 @@ class Upstream:
         """Whether the upstream may use the handshake. Assumed until a handshake fails."""
         self.task_tools: set[str] = set()
         """Tools that were refused in the handshake era, because they need tasks."""
-        self.gateway: str = ""
-        """Id of the gateway, see `_cycles`; set before `open`."""
         self.lists_ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
-        self.processes: UpstreamProcesses | None = None
-        """Processes of a command."""
-        self._uses_http = False
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
         self._stack = AsyncExitStack()
-        self._task: asyncio.Task[None] | None = None
-        self._check_task: asyncio.Task[None] | None = None
         self._refresh_event = asyncio.Event()
         """Set when the lists have to be fetched again."""
         self._announced_kinds: set[str] = set()
@@ -512,9 +510,9 @@ class Upstream:
     def _make_link(self, key: LinkKey, owner: str) -> Link:
         # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
         # the lists are read with all that clients can have.
-        everything = self._shares_processes or key == self.lister
+        config, everything = self.config, self._shares_processes or key == self.lister
         relays = Relays(
-            self.config.name,
+            config.name,
             self._limit_abilities(ALL_ABILITIES) if everything else key.capabilities,
             in_process=isinstance(self._target, _SharedProgram),
             log=None if self.processes is None else self.processes.log.write,
@@ -524,26 +522,19 @@ class Upstream:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
         elif isinstance(target, Program):
             target = target.of(key.principal)
-        conversation = relays.conversation = self._conversation(key, target, relays)
-        conversation.incoming.observer = relays.receive
-        return Link(key, owner, conversation, relays, http_places() if self._uses_http and not owner else None)
-
-    def _conversation(self, key: LinkKey, target: Any, relays: Relays) -> Conversation:
-        config = self.config
-        options = Options(
-            name="millstream-gateway",
-            connect_timeout=config.connect_timeout,
-            max_bytes=config.max_bytes,
-            cache=False,
-            env=config.env,
-            cwd=config.cwd,
-            auth=None if self.credentials is None else self.credentials.auth(key.credentials),
-            max_connections=MAX_HTTP_CALLS + _OTHER_CONNECTIONS,
-        )
-        return Conversation(
+        conversation = relays.conversation = Conversation(
             target,
             relays,
-            options,
+            Options(
+                name="millstream-gateway",
+                connect_timeout=config.connect_timeout,
+                max_bytes=config.max_bytes,
+                cache=False,
+                env=config.env,
+                cwd=config.cwd,
+                auth=None if self.credentials is None else self.credentials.auth(key.credentials),
+                max_connections=MAX_HTTP_CALLS + _OTHER_CONNECTIONS,
+            ),
             revision=NEWEST_HANDSHAKE.date if key.handshake else config.revision,
             headers=config.headers,
             timeout=config.timeout,
@@ -551,6 +542,8 @@ class Upstream:
             on_change=None,
             inflow=Inflow(self.arriving, config.name),
         )
+        conversation.incoming.observer = relays.receive
+        return Link(key, owner, conversation, relays, http_places() if self._uses_http and not owner else None)
 
     async def _shared_conversation(self) -> Conversation:
         return (await self.links.open(self.lister)).conversation
@@ -577,25 +570,17 @@ class Upstream:
                 if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
                     self.has_handshake = False
                     continue
-                if isinstance(exc, AccessDenied | NoCredentials) and self._is_personal:
+                credentials = self.credentials
+                if isinstance(exc, AccessDenied | NoCredentials) and credentials is not None and credentials.personal:
                     # Only one user's account is affected: other calls continue, and another account reads the lists.
                     logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
-                    self._pass_over(self.lister.credentials)
+                    credentials.avoid_lister(self.lister.credentials)
                 elif isinstance(exc, InUse) or (isinstance(exc, NoAnswer) and await self._find_fault() is None):
                     logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
                 else:
                     self._degrade(exc)
                 failures += 1
             await asyncio.sleep(retry_delay(failures))
-
-    @property
-    def _is_personal(self) -> bool:
-        """Whether it can't be used without a user."""
-        return self.credentials is not None and self.credentials.personal
-
-    def _pass_over(self, lister: str) -> None:
-        if self.credentials is not None:
-            self.credentials.avoid_lister(lister)
 
     async def _find_lister(self) -> LinkKey:
         """Return the key of the connection that reads the lists: a shared one, or that of a connected user."""
@@ -618,7 +603,7 @@ class Upstream:
     async def load(self) -> None:
         """Load the stored copy, so that no client waits for the upstream."""
         found = await self._stored_catalog.load()
-        if found is not None and found.revision in BY_DATE:
+        if found is not None:
             await self._offer(found)
 
     async def _list(self, conversation: Conversation) -> None:
@@ -630,7 +615,7 @@ class Upstream:
         except BaseException:
             self._announced_kinds |= announced
             raise
-        if self._is_personal and found.hints.get("resources", (0, True))[1]:
+        if self.credentials is not None and self.credentials.personal and found.hints.get("resources", (0, True))[1]:
             found.resources = {}  # they may belong to the lister alone
         found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self.lister.handshake
         renew = found.taken_at - self.catalog.taken_at > catalog.STORED_SECONDS / 4
@@ -716,7 +701,7 @@ class Upstream:
     async def _load_if_fresh(self, seconds: float) -> bool:
         """Use the stored copy if another worker has just refreshed it. Return whether it's fresh."""
         found = await self._stored_catalog.load() if self._stored_catalog.shared else None
-        if found is None or found.revision not in BY_DATE or self._stored_catalog.time() - found.taken_at > seconds / 2:
+        if found is None or self._stored_catalog.time() - found.taken_at > seconds / 2:
             return False
         await self._offer(found)
         return True
