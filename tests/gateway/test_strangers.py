@@ -135,7 +135,7 @@ def test_odd_schemas_reach_neither_models_nor_older_clients() -> None:
             for revision in BY_DATE.values():
                 if "elicitation/create" in revision.asks:
                     with suppress(ProtocolError):  # not a flat form
-                        client = SimpleNamespace(abilities=ALL_ABILITIES, revision=revision, redactor=None)
+                        client: Any = SimpleNamespace(abilities=ALL_ABILITIES, revision=revision, redactor=None)
                         project_question("elicitation/create", asked, client, NEWEST, "odd")
 
 

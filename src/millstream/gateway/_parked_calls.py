@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import Revision
@@ -26,8 +27,7 @@ from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
-from millstream.gateway._redaction import Redactor
-from millstream.gateway._relay import COMPLETE, PROGRESS, Backlog, NotificationQueue, ProgressStep, Relay
+from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
 from millstream.gateway._results import call_error
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
@@ -63,12 +63,12 @@ class _OpenQuestion(Struct):
     answer: asyncio.Future[bytes]
 
 
-class ParkedCall:
+class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
-        "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "abilities", "binding", "has_request", "id",
-        "owner", "redactor", "revision", "round", "session", "signed_in", "size", "source", "task", "timer",
+        "_admit", "_backlog", "_change", "_keys", "_notify", "_open", "binding", "has_request", "id", "round", "size",
+        "source", "task", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -83,17 +83,11 @@ class ParkedCall:
             size: bytes of the request to the upstream.
             admit: parks the call, or raises `ProtocolError` if there's no room.
         """
+        super().__init__(call, relay.abilities, relay.redactor)
         self.id: str = ""
         """Id once it's parked; empty before."""
-        self.abilities: bytes = relay.abilities
-        self.redactor: Redactor | None = relay.redactor
-        self.revision: Revision = call.revision
-        self.session: str = ""
-        """Session id; clients of the per-request era have none."""
         self.source: Revision = source
         self.size: int = size
-        self.owner: str = call.owner
-        self.signed_in: bool = call.principal is not None
         self.binding: bytes = b""
         """Hash of principal, method, name, and arguments."""
         self.round: int = 0
@@ -122,10 +116,7 @@ class ParkedCall:
 
     # Messages from the upstream
 
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Pass on progress as the client expects it."""
-        self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
-
+    @override
     def notify(self, method: str, params: bytes) -> None:
         """Pass on progress or a log message, or keep it while no request of the client is waiting."""
         if method == COMPLETE:
@@ -135,6 +126,7 @@ class ParkedCall:
         else:
             self._backlog.put(method, params)
 
+    @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
         """Return the answer from a later request.
 

@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct, field
 
+from millstream._override import override
 from millstream._protocol.errors import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
@@ -32,7 +33,7 @@ from millstream._server.calls.context import Context
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
-from millstream.gateway._questions import ForwardedQuestion, QuestionClient, declare, project_answer, project_question
+from millstream.gateway._questions import ForwardedQuestion, declare, project_answer, project_question
 from millstream.gateway._redaction import Redactor
 
 logger = logging.getLogger("millstream.gateway")
@@ -69,29 +70,36 @@ _decode_level = msgspec.json.Decoder(_Level).decode
 _decode_complete = msgspec.json.Decoder(_Complete).decode
 
 
-class Recipient(QuestionClient, Protocol):
+class Recipient:
     """The client of one forwarded call, as seen by a connection to an upstream."""
 
-    @property
-    def session(self) -> str:
+    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in")
+
+    def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
+        """Store what's known of the client.
+
+        Args:
+            call: the client's call.
+            abilities: what the client can be asked, see `_questions.abilities_of`.
+            redactor: redacts the upstream's messages, if the policy says so.
+        """
+        self.abilities: bytes = abilities
+        self.redactor: Redactor | None = redactor
+        self.revision: Revision = call.revision
+        self.session: str = "" if call.session is None else call.session.id
         """Id of the client's session; empty without one."""
-        ...
-
-    @property
-    def owner(self) -> str:
-        """The caller: the id of its principal, else of its session, else its address."""
-        ...
-
-    @property
-    def signed_in(self) -> bool:
+        self.signed_in: bool = call.principal is not None
         """Whether the owner is a principal."""
-        ...
+        self.owner: str = call.owner if self.signed_in else self.session or call.owner
+        """The caller: the id of its principal, else of its session, else its address."""
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Pass on progress."""
+        """Pass on progress as the client expects it."""
+        self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
 
     def notify(self, method: str, params: bytes) -> None:
         """Pass on progress or a log message."""
+        raise NotImplementedError
 
     async def ask(self, question: ForwardedQuestion) -> bytes:
         """Ask the client, and return its raw answer.
@@ -99,7 +107,7 @@ class Recipient(QuestionClient, Protocol):
         Raises:
             ProtocolError: there was no answer.
         """
-        ...
+        raise NotImplementedError
 
 
 class Backlog:
@@ -165,53 +173,27 @@ class NotificationQueue:
             self._sender.cancel()
 
 
-class Relay:
+class Relay(Recipient):
     """The client of a call that runs on this worker."""
 
-    __slots__ = ("_call", "_min_level", "_outbox", "_urls", "abilities", "level", "redactor")
+    __slots__ = ("_call", "_min_level", "_outbox", "_urls", "level")
 
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Create a relay.
 
         Args:
-            call: the client's call.
-            abilities: what the client can be asked.
+            call, abilities, redactor: see `Recipient`.
             level: minimum level of log messages that the client wants; empty for none.
-            redactor: redacts the upstream's messages, if the policy says so.
         """
+        super().__init__(call, abilities, redactor)
         self._call = call
-        self.abilities: bytes = abilities
         self.level: str = level
-        self.redactor: Redactor | None = redactor
         self._min_level = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
         self._outbox: NotificationQueue | None = None
         self._urls: set[str] = set()
         """Ids of the URLs that the client was asked to open."""
 
-    @property
-    def revision(self) -> Revision:
-        """Revision of the client."""
-        return self._call.revision
-
-    @property
-    def session(self) -> str:
-        """Id of the client's session; empty without one."""
-        return "" if self._call.session is None else self._call.session.id
-
-    @property
-    def owner(self) -> str:
-        """The caller, see `Recipient`."""
-        return self._call.owner if self.signed_in else self.session or self._call.owner
-
-    @property
-    def signed_in(self) -> bool:
-        """Whether the owner is a principal."""
-        return self._call.principal is not None
-
-    def progress(self, progress: float, total: float | None, message: str | None) -> None:
-        """Pass on progress as the client expects it."""
-        self.notify(PROGRESS, encode(ProgressStep(progress, total, message)))
-
+    @override
     def notify(self, method: str, params: bytes) -> None:
         """Pass on progress, a log message, or the completion of a URL elicitation."""
         try:
@@ -252,6 +234,7 @@ class Relay:
         if self._outbox is not None:
             self._outbox.stop()
 
+    @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
         """Ask the client on the stream of its call, and return the raw answer.
 
@@ -266,10 +249,9 @@ class Relay:
         if self.revision.elicitation_ids and "elicitationId" in question.params:
             self._urls.add(str(question.params["elicitationId"]))
         ids = call.question_ids = set() if call.question_ids is None else call.question_ids
-        scope = "" if call.session is None else call.session.id
         try:
             return await call.services.questions.ask(
-                call.send_to_caller, question.method, question.params, owner=call.owner, scope=scope, asked=ids
+                call.send_to_caller, question.method, question.params, owner=call.owner, scope=self.session, asked=ids
             )
         except Declined as exc:
             raise ProtocolError(REJECTED_CODE, str(exc)) from None
