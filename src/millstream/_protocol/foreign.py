@@ -137,14 +137,14 @@ def _repair_keyword(key: str, value: Any) -> Any:
         value = [each for each in value if isinstance(each, str)] or None
     elif key == "required" and is_array(value):
         value = [each for each in value if isinstance(each, str)]
-    elif not isinstance(value, _EXPECTED.get(key, object)) or (isinstance(value, bool) and key in _EXPECTED):
+    elif not isinstance(value, EXPECTED.get(key, object)) or (isinstance(value, bool) and key in EXPECTED):
         value = None
     return UNSET if value is None else value
 
 
 _DATA = frozenset({"const", "default"})
 """Keywords whose value can be anything."""
-_EXPECTED: dict[str, Any] = {
+EXPECTED: dict[str, Any] = {
     **dict.fromkeys(MAPS, dict),
     **dict.fromkeys(("enum", "examples", "required"), list),
     **dict.fromkeys(("$dynamicRef", "$ref", "description", "format", "pattern", "title", "type"), str),

@@ -6,9 +6,10 @@ components become references to ``$defs``.
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from importlib import import_module
 from itertools import chain, count, islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from millstream._override import override
 from millstream._protocol import projection
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError, shorten
+from millstream._protocol.foreign import EXPECTED
 from millstream._protocol.json_schema import (
     LISTS,
     REF,
@@ -64,11 +66,9 @@ _MAX_ERROR_TEXT = 4000
 """Maximum characters of an error body in a message."""
 _SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " "}
 _VALUE_TYPES: Mapping[str, Any] = {
-    **dict.fromkeys(SINGLE, dict | bool), **dict.fromkeys((*LISTS, "enum", "required"), list),
-    **dict.fromkeys(("patternProperties", "properties", "dependentSchemas", "discriminator"), dict),
-    **dict.fromkeys(("title", "description", "format", "pattern", "contentEncoding"), str),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), int | float),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"), int),
+    **EXPECTED,
+    **dict.fromkeys(SINGLE, dict | bool), **dict.fromkeys(LISTS, list), "discriminator": dict, "contentEncoding": str,
+    **dict.fromkeys(("minProperties", "maxProperties"), int),
 }  # fmt: skip
 """Keyword -> type of its value. Keywords with other values are left out, because clients refuse such schemas."""
 _NOT_KEPT = frozenset((
@@ -480,68 +480,55 @@ class RouteMap:
         return method and re.search(self.pattern, operation.path) is not None and self.tags <= set(operation.tags)
 
 
-class Api:
-    """The API behind the operations.
+Send = Callable[..., Awaitable[Any]]
+"""The `request` method of an `AsyncClient` of httpx2 or httpx, or another one like it."""
+
+
+async def call_operation(
+    send: Send, operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Any:
+    """Call one operation of an API and return the response.
 
     Args:
-        client: an `AsyncClient` of httpx2 or httpx, or another object with its `request` method.
+        send: sends the request.
+        operation: operation to call.
+        arguments: arguments of its tool.
+        headers: additional headers, which override those of arguments.
+
+    Raises:
+        ToolError: an argument is missing or changes the path, the API can't be reached, or it returns an error.
     """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    async def request(
-        self, operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] | None = None
-    ) -> Any:
-        """Call one operation and return the response.
-
-        Args:
-            operation: operation to call.
-            arguments: arguments of its tool.
-            headers: additional headers, which override those of arguments.
-
-        Raises:
-            ToolError: an argument is missing or changes the path, the API can't be reached, or it returns an error.
-        """
-        parts: dict[str, dict[str, Any]] = {
-            location: {} for location in ("path", "query", "header", "cookie", "field", "body")
-        }
-        given = {each: value for name, value in arguments.items() if (each := operation.arguments.get(name))}
-        for argument, value in given.items():
-            if value is not None:
-                parts[argument.place] |= _encode_argument(argument, value, given)
-        if parts["cookie"]:
-            parts["header"]["cookie"] = "; ".join(f"{name}={quote(value)}" for name, value in parts["cookie"].items())
-        if headers:
-            remaining = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
-            parts["header"] = {**remaining, **headers}
-        options: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
-        body = next(iter(parts["body"].values()), parts["field"] or None)
-        if body is not None:
-            options |= _body(operation, body, parts["header"])
-        path = _path(operation, parts["path"])
-        try:
-            response = await self._client.request(operation.method, path, **options)
-        except Exception as error:
-            is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
-            if isinstance(error, ToolError) or not is_http_error:
-                raise
-            raise ToolError(f"{type(error).__name__}: {error}") from error
-        if response.status_code == _TOO_MANY_REQUESTS:
-            raise ToolError("The API is rate limiting this server. Try again later.")
-        if response.status_code >= _FIRST_ERROR_STATUS:
-            reason = f" {response.reason_phrase}" if response.reason_phrase else ""
-            body = shorten(str(_response_value(response)), _MAX_ERROR_TEXT)
-            raise ToolError(f"HTTP error {response.status_code}:{reason} - {body}")
-        return response
-
-    def run(self, operation: Operation) -> Run:
-        """Return the function of an operation's tool."""
-
-        async def run(arguments: Any, call: Call) -> ToolResult:
-            return result_of(operation, await self.request(operation, arguments))
-
-        return run
+    parts: dict[str, dict[str, Any]] = {
+        location: {} for location in ("path", "query", "header", "cookie", "field", "body")
+    }
+    given = {each: value for name, value in arguments.items() if (each := operation.arguments.get(name))}
+    for argument, value in given.items():
+        if value is not None:
+            parts[argument.place] |= _encode_argument(argument, value, given)
+    if parts["cookie"]:
+        parts["header"]["cookie"] = "; ".join(f"{name}={quote(value)}" for name, value in parts["cookie"].items())
+    if headers:
+        remaining = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
+        parts["header"] = {**remaining, **headers}
+    options: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
+    body = next(iter(parts["body"].values()), parts["field"] or None)
+    if body is not None:
+        options |= _body(operation, body, parts["header"])
+    path = _path(operation, parts["path"])
+    try:
+        response = await send(operation.method, path, **options)
+    except Exception as error:
+        is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
+        if isinstance(error, ToolError) or not is_http_error:
+            raise
+        raise ToolError(f"{type(error).__name__}: {error}") from error
+    if response.status_code == _TOO_MANY_REQUESTS:
+        raise ToolError("The API is rate limiting this server. Try again later.")
+    if response.status_code >= _FIRST_ERROR_STATUS:
+        reason = f" {response.reason_phrase}" if response.reason_phrase else ""
+        body = shorten(str(_response_value(response)), _MAX_ERROR_TEXT)
+        raise ToolError(f"HTTP error {response.status_code}:{reason} - {body}")
+    return response
 
 
 def _body(operation: Operation, body: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
@@ -694,13 +681,13 @@ def result_of(operation: Operation, response: Any) -> ToolResult:
     return ToolResult(encode(structured).decode(), structured)
 
 
-def _resource(operation: Operation, name: str, api: Api) -> Resource | Template:
+def _resource(operation: Operation, name: str, send: Send) -> Resource | Template:
     """Return an operation as a resource, or as a template if its path has variables."""
     variables = sorted(each for each, argument in operation.arguments.items() if argument.place == "path")
 
     async def run(values: Any, call: Call) -> Any:
         try:
-            response = await api.request(operation, values or {})
+            response = await call_operation(send, operation, values or {})
         except ToolError as error:
             raise ProtocolError(INTERNAL_ERROR, str(error)) from error
         return [EmbeddedResource(resource=_contents(call.name, response))]
@@ -750,7 +737,7 @@ def register(
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
     """
     document = Document(spec)
-    api = Api(client if client is not None else _client_of_url(document.url))
+    send: Send = (client if client is not None else _client_of_url(document.url)).request
     used_names: set[str] = set()
     for operation in document.operations():
         kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind
@@ -762,13 +749,16 @@ def register(
         used_names.add(name)
         if kind is RouteKind.TOOL:
             check_name(name)
-            catalog.add(
-                "tools", name, OperationTool(name, api.run(operation), operation.describe(name), operation.tags)
-            )
+            run = partial(_run, send, operation)
+            catalog.add("tools", name, OperationTool(name, run, operation.describe(name), operation.tags))
         else:
-            item = _resource(operation, name, api)
+            item = _resource(operation, name, send)
             catalog.add("templates" if isinstance(item, Template) else "resources", item.name, item)
     document.log_skipped(document.title)
+
+
+async def _run(send: Send, operation: Operation, arguments: Any, call: Call) -> ToolResult:
+    return result_of(operation, await call_operation(send, operation, arguments))
 
 
 def _http() -> Any:

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from fnmatch import translate
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic, time
@@ -41,12 +42,13 @@ from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials.options import StaticHeaders
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
-    Api,
     Argument,
     Document,
     OpenApi,
     Operation,
     OperationTool,
+    Send,
+    call_operation,
     client_of_app,
     has_dot_segment,
     is_application,
@@ -71,7 +73,7 @@ class ApiError(Exception):
 
 
 class ApiResponse:
-    """A response of an API, with the interface that `_openapi.Api` expects."""
+    """A response of an API, with the interface that `call_operation` expects."""
 
     def __init__(self, status: int, headers: Mapping[bytes, bytes], content: bytes) -> None:
         self.status_code: int = status
@@ -154,39 +156,6 @@ class ApiClient:
             reply.stream.close()
             raise ToolError("The API responded with a stream, which a tool can't return.")
         return ApiResponse(reply.status, reply.headers, reply.body)
-
-
-class CountedClient:
-    """Sends the requests of one call, and records their outcome."""
-
-    def __init__(self, upstream: Upstream, call: Call, name: str, client: Any) -> None:
-        self._upstream = upstream
-        self._call = call
-        self._name = name
-        self._client = client
-
-    async def request(self, method: str, path: str, **options: Any) -> Any:
-        """Send a request; see `ApiClient.request`.
-
-        Raises:
-            AccessDenied: the API rejected the credentials.
-            ToolError: it wasn't sent, or there was no usable response.
-        """
-        call, upstream, name = self._call, self._upstream, self._name
-        breaker = upstream.breaker
-        if refusal := breaker.refusal(call, call.method, name):
-            raise refused_error(call, upstream, refusal)
-        started = monotonic()
-        try:
-            response = await self._client.request(method, path, **options)
-        except AccessDenied:
-            breaker.succeed(monotonic() - started, call, call.method, name)
-            raise
-        except ClientError as exc:
-            upstream.record_failure(exc, call, call.method, name)
-            raise no_response_error(call, upstream, exc) from None
-        breaker.succeed(monotonic() - started, call, call.method, name)
-        return response
 
 
 def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
@@ -301,8 +270,8 @@ class ApiUpstream(Upstream):
             ToolError: there was no usable response.
         """
         if self._client is not None:
-            api = Api(CountedClient(self, call, name, self._client))
-            return await api.request(operation, arguments, self._forwarded_headers(call))
+            send = partial(self._send, self._client.request, call, name)
+            return await call_operation(send, operation, arguments, self._forwarded_headers(call))
         if not await self._places.acquire(call.owner):
             raise no_response_error(call, self, InUse(self._places, call.owner))
         try:
@@ -317,13 +286,36 @@ class ApiUpstream(Upstream):
             await credentials.prepare(call)
             auth = credentials.auth(credentials.link_key(call))
         endpoint = self._endpoint(self._base, self.config.headers, auth, self.config.max_bytes)
-        api = Api(CountedClient(self, call, name, ApiClient(self._base, endpoint, self.config.timeout, call.owner)))
+        client = ApiClient(self._base, endpoint, self.config.timeout, call.owner)
+        send = partial(self._send, client.request, call, name)
         try:
-            return await api.request(operation, arguments)
+            return await call_operation(send, operation, arguments)
         except AccessDenied as exc:
             if credentials is not None and await credentials.recover(call, exc):
-                return await api.request(operation, arguments)
+                return await call_operation(send, operation, arguments)
             raise no_response_error(call, self, exc) from None
+
+    async def _send(self, request: Send, call: Call, name: str, method: str, path: str, **options: Any) -> Any:
+        """Send a request of a call, and record its outcome.
+
+        Raises:
+            AccessDenied: the API rejected the credentials.
+            ToolError: it wasn't sent, or there was no usable response.
+        """
+        breaker = self.breaker
+        if refusal := breaker.refusal(call, call.method, name):
+            raise refused_error(call, self, refusal)
+        started = monotonic()
+        try:
+            response = await request(method, path, **options)
+        except AccessDenied:
+            breaker.succeed(monotonic() - started, call, call.method, name)
+            raise
+        except ClientError as exc:
+            self.record_failure(exc, call, call.method, name)
+            raise no_response_error(call, self, exc) from None
+        breaker.succeed(monotonic() - started, call, call.method, name)
+        return response
 
     def _forwarded_headers(self, call: Call) -> dict[str, str]:
         headers = call.headers or {}
