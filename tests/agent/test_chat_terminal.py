@@ -122,7 +122,7 @@ def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
     shown.type("Mill Lane")
     shown.until("copies [1]:")
     shown.type("many")
-    shown.until("That must be an integer.", "copies [1]:")
+    shown.until("This must be a whole number.", "copies [1]:")
     shown.type("3")
     shown.until("← Mill Lane, 3", "On its way.", "\n>")
     shown.type("Send it again")

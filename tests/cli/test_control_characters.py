@@ -7,7 +7,8 @@ import pytest
 
 from millstream._cli.chat.screen import JsonScreen
 from millstream._cli.commands.chat import _print
-from millstream._cli.connect_options import _fill_in, run_to_exit
+from millstream._cli.connect_options import run_to_exit
+from millstream._cli.console import fill_in
 from millstream._cli.tables import print_json, print_text, safe
 from millstream.agent._events import ToolEnd
 from millstream.client._child_stderr import print_line
@@ -48,7 +49,8 @@ def says_bad() -> None:
 
 def asks_bad() -> None:
     """A question of a server, with nothing to fill in."""
-    _fill_in(Question(message=BAD, requested_schema={"type": "object", "properties": {}}))
+    question = Question(message=BAD, requested_schema={"type": "object", "properties": {}})
+    fill_in("The server", question, input, sys.stderr.write)
 
 
 @pytest.mark.parametrize(

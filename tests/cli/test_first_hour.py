@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import CliRunner
-from millstream._cli.connect_options import wrong_answer
+from millstream._cli.console import wrong_answer
 from millstream._cli.program import program
 from patience import WAIT
 from processes import free_port, run_command, run_server

@@ -11,8 +11,7 @@ from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
 from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, misbehaving
 from millstream._cli import connect_options as connecting
-from millstream._cli.chat.console_prompts import choices_of, problem_of
-from millstream._cli.connect_options import value_of
+from millstream._cli.console import choices_of, value_of, wrong_answer
 from millstream._cli.tables import Progress, print_rows
 from millstream.client._questions import Question
 from patience import WAIT
@@ -94,7 +93,7 @@ def test_deeply_nested_lists_stay_strings() -> None:
 
 @pytest.mark.parametrize("properties", [[1], "x", 5, {"a": 5}])
 async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connecting, "_prompt", lambda prompt: "typed")
+    monkeypatch.setattr(connecting, "_read", lambda prompt: "typed")
     question = Question(message="Well?", requested_schema={"type": "object", "properties": properties})
     async with asyncio.timeout(WAIT):
         assert await connecting._ask(question) == ({"a": "typed"} if isinstance(properties, dict) else {})
@@ -103,7 +102,7 @@ async def test_malformed_forms_are_filled_in_partially(properties: Any, monkeypa
 
 @for_each("field", [{"oneOf": 5}, {"enum": 5}, {"oneOf": [5]}, {"type": "array", "items": 5}, {"type": ""}])
 def test_malformed_fields_can_be_answered_in_chat(field: dict[str, Any]) -> None:
-    assert problem_of("x", field | {"type": "string"}, []) == ""
+    assert wrong_answer("x", field | {"type": "string"}) == ""
     assert choices_of(field) in ([], ["None"])
 
 

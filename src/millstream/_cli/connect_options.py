@@ -11,21 +11,21 @@ from contextlib import suppress
 from functools import wraps
 from inspect import Parameter as Argument
 from inspect import Signature, signature
-from typing import Annotated, Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from cyclopts import Group, Parameter
 from msgspec import Struct
 
+from millstream._cli.console import fill_in
 from millstream._cli.errors import UsageError, as_json, tell
 from millstream._cli.numbers import more_than_nothing
 from millstream._cli.output import close_stderr
 from millstream._cli.signals import carry_out
-from millstream._cli.tables import brief, one_line, print_text, safe
+from millstream._cli.tables import brief, print_text, safe
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
-from millstream._protocol.json_schema import members
 from millstream.client._child_stderr import print_line
 from millstream.client._client import Client
 from millstream.client._endpoint import Auth
@@ -43,7 +43,7 @@ from millstream.client._errors import (
     UnknownVersion,
 )
 from millstream.client._options import Options
-from millstream.client._questions import Elicit, Question
+from millstream.client._questions import Elicit, ElicitAnswer, Question
 from millstream.client._transports.stdio import LAST_OUTPUT
 
 T = TypeVar("T")
@@ -357,14 +357,14 @@ def person() -> Elicit | None:
     return _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
 
 
-async def _ask(question: Question) -> Any:
+async def _ask(question: Question) -> ElicitAnswer:
     """Ask in a daemon thread, so that Ctrl-C can end the command."""
     loop = asyncio.get_running_loop()
-    answered: asyncio.Future[Any] = loop.create_future()
+    answered: asyncio.Future[ElicitAnswer] = loop.create_future()
 
     def ask() -> None:
         try:
-            answer = _fill_in(question)
+            answer = fill_in("The server", question, _read, lambda line: print(line, file=sys.stderr))
         except (EOFError, OSError):  # Ctrl-D, or a closed terminal
             answer = "cancel"
         with suppress(RuntimeError):  # the loop is closed
@@ -374,65 +374,9 @@ async def _ask(question: Question) -> Any:
     return await answered
 
 
-def _fill_in(question: Question) -> Any:
-    print(f"The server asks: {safe(one_line(question.message))}", file=sys.stderr)
-    if question.url:
-        return _prompt(f"Open {safe(one_line(question.url))} in your browser. Done? [y/N]").strip().lower() in (
-            "y",
-            "yes",
-        )
-    answers: dict[str, Any] = {}
-    defaults = question.defaults
-    for name, given in members((question.requested_schema or {}).get("properties")).items():
-        field = members(given)
-        answers[name] = _ask_for(name, field, defaults.get(name, ""))
-    return answers
-
-
-def _ask_for(name: str, field: dict[str, Any], default: Any) -> Any:
-    """Ask for one field until the answer is valid."""
-    title = safe(one_line(str(field.get("title") or name)))
-    shown = safe(one_line(str(default)))
-    while True:
-        text = _prompt(f"{title} [{shown}]" if shown else title) or str(default)
-        value = value_of(text, field)
-        wrong = wrong_answer(value, field)
-        if not wrong:
-            return value
-        print(f"{wrong} Try again, or press Ctrl-D to cancel.", file=sys.stderr)
-
-
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "integer": ((int,), "a whole number"),
-    "number": ((int, float), "a number"),
-    "boolean": ((bool,), "yes or no"),
-}
-
-
-def wrong_answer(value: Any, field: dict[str, Any]) -> str:
-    """Return why a value is invalid for a field of a form, or an empty string."""
-    kinds, words = _KINDS.get(str(field.get("type")), ((), ""))
-    if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-        return f"This must be {words}."
-    choices = field.get("enum")
-    if isinstance(choices, list) and value not in choices:
-        return f"Use one of: {safe(one_line(', '.join(map(str, cast('list[object]', choices)))))}."
-    low, high = field.get("minimum"), field.get("maximum")
-    if kinds and isinstance(low, int | float) and value < low:
-        return f"This must be at least {low:g}."
-    if kinds and isinstance(high, int | float) and value > high:
-        return f"This must be at most {high:g}."
-    shortest, longest = field.get("minLength"), field.get("maxLength")
-    if isinstance(value, str) and isinstance(shortest, int) and len(value) < shortest:
-        return f"This requires at least {shortest} characters."
-    if isinstance(value, str) and isinstance(longest, int) and len(value) > longest:
-        return f"This allows at most {longest} characters."
-    return ""
-
-
-def _prompt(prompt: str) -> str:
+def _read(prompt: str) -> str:
     """Read a line from the terminal. With `input`, newer C libraries would wait for the thread at exit."""
-    sys.stderr.write(f"{prompt}: ")
+    sys.stderr.write(prompt)
     sys.stderr.flush()
     line = os.read(sys.stdin.fileno(), _MAX_LINE)
     if not line:
@@ -447,18 +391,3 @@ async def list_items(request: Callable[[], Awaitable[list[T]]]) -> list[T]:
     except (BadAnswer, Failure) as exc:
         print_text(f"Warning: {exc}", sys.stderr)
         return []
-
-
-def value_of(text: str, schema: Any) -> Any:
-    """Convert a command-line argument to the type in a schema."""
-    import json  # noqa: PLC0415 - rarely needed
-
-    kind = members(schema).get("type")
-    if kind == "string":
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        if kind == "boolean" and text.lower() in ("yes", "y", "no", "n"):
-            return text.lower().startswith("y")
-        return [part.strip() for part in text.split(",")] if kind == "array" else text

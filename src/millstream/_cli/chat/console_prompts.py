@@ -2,17 +2,12 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 from millstream._cli.chat.screen import Screen
-from millstream._cli.connect_options import value_of
+from millstream._cli.console import fill_in
 from millstream._cli.tables import one_line, safe
-from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.agent._person import Approval
 from millstream.client._questions import ElicitAnswer, Question
-
-_NO = "/no"
-_KINDS = {"integer": int, "number": (int, float), "boolean": bool, "array": list, "string": str}
 
 
 class ConsolePrompts:
@@ -53,62 +48,7 @@ class ConsolePrompts:
         if self._read is None:
             return "decline"
         self._screen.pause()
-        self._screen.note(f"{server} asks: {safe(one_line(question.message))}")
-        if question.url:
-            self._screen.note(f"Open this address yourself: {safe(one_line(question.url))}")
-            return self._read("Done? yes or no [n]: ").strip().lower().startswith("y")
-        self._screen.note(f"{_NO} declines.")
-        schema = question.requested_schema or {}
-        required: Any = schema.get("required")
-        required = required if is_array(required) else []
-        answers: dict[str, Any] = {}
-        for name, field in members(schema.get("properties")).items():
-            accepted, value = self._field(name, members(field), required=name in required)
-            if not accepted:
-                return "decline"
-            if value is not None:
-                answers[name] = value
-        return answers
-
-    def _field(self, name: str, field: dict[str, Any], *, required: bool) -> tuple[bool, Any]:
-        assert self._read is not None  # noqa: S101  checked in `fill_in`
-        default = field.get("default")
-        choices = choices_of(field)
-        prompt = f"  {safe(one_line(str(field.get('title') or name)))}"
-        prompt += f" ({', '.join(safe(each) for each in choices)})" if choices else ""
-        prompt += f" [{safe(str(default))}]: " if default is not None else ": " if required else " (optional): "
-        while True:
-            text = self._read(prompt).strip()
-            if text == _NO:
-                return False, None
-            if not text and (default is not None or not required):
-                return True, default
-            value = value_of(text, field)
-            problem = problem_of(value, field, choices) if text else "Please answer."
-            if not problem:
-                return True, value
-            self._screen.note(problem)
-
-
-def choices_of(field: dict[str, Any]) -> list[str]:
-    """Return the choices of a field, if any."""
-    schema: Any = field.get("items") if field.get("type") == "array" else field
-    if not is_object(schema):
-        return []
-    titled: Any = schema.get("oneOf") or schema.get("anyOf")
-    listed: Any = schema.get("enum") or [members(each).get("const") for each in (titled if is_array(titled) else [])]
-    return [str(each) for each in listed] if is_array(listed) else []
-
-
-def problem_of(value: Any, field: dict[str, Any], choices: list[str]) -> str:
-    """Return why a value is invalid, or an empty string. The server also validates it."""
-    kind = str(field.get("type") or "string")
-    if not isinstance(value, _KINDS.get(kind, object)) or (kind in ("integer", "number") and isinstance(value, bool)):  # type: ignore[arg-type]
-        return f"That must be {'an' if kind[0] in 'aio' else 'a'} {kind}."
-    several: list[Any] = value if is_array(value) else [value]
-    if choices and not all(str(each) in choices for each in several):
-        return f"Choose from: {', '.join(choices)}."
-    return ""
+        return fill_in(server, question, self._read, self._screen.note)
 
 
 def _describe(request: Approval) -> list[str]:

@@ -19,9 +19,9 @@ from millstream._cli.connect_options import (
     pairs,
     person,
     unknown,
-    value_of,
     with_client,
 )
+from millstream._cli.console import value_of
 from millstream._cli.errors import UsageError
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text
