@@ -73,7 +73,7 @@ def commands() -> Iterator[tuple[str, App]]:
 
 def parameters(command: App) -> list[Any]:
     """Return the arguments and options of a command, in order."""
-    return list(command.assemble_argument_collection())
+    return [each for each in command.assemble_argument_collection() if not each.children]  # of a group of options
 
 
 def options(command: App) -> list[str]:

@@ -8,10 +8,8 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
-from functools import wraps
-from inspect import Parameter as Argument
-from inspect import Signature, signature
-from typing import Annotated, Any, TypeVar, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from cyclopts import Group, Parameter
@@ -54,7 +52,6 @@ FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 _FORBIDDEN = 403
 CONNECTION = Group("Connection", sort_key=2)
 _MAX_LINE = 64 * 1024
-_OPTION = Argument.KEYWORD_ONLY
 
 Target = Annotated[
     str,
@@ -118,10 +115,11 @@ Timeout = Annotated[
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
-class ConnectOptions(Struct, frozen=True, kw_only=True):
-    """Options to connect to a server. Each field is an option of the same name."""
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ConnectOptions:
+    """Options to connect to a server. Each field is an option of a command with a parameter of this type."""
 
-    target: Target = ""
     header: Header = None
     auth_key: Key = ""
     login: Login = False
@@ -129,11 +127,10 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
     revision: Revision = ""
     timeout: Timeout = 60
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of each request."""
+    def headers(self, target: str = "") -> dict[str, str]:
+        """Return the headers of each request to a server."""
         found = pairs(self.header or [], ":", '--header must be "Name: value"')
-        key = self.auth_key or ("" if self.login else _key_for(self.target))
+        key = self.auth_key or ("" if self.login else _key_for(target))
         if key and not any(name.lower() == "authorization" for name in found):
             found["Authorization"] = f"Bearer {key}"
         return found
@@ -152,19 +149,19 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
         return OAuth()
 
     def client(
-        self, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
+        self, target: str, *, elicit: Elicit | None = None, log_level: str = "", max_connections: int = 100, **more: Any
     ) -> Client:
         """Return a client for the server."""
         return Client(
-            self.target,
+            target,
             revision=self.revision or None,
-            headers=self.headers,
+            headers=self.headers(target),
             timeout=self.timeout,
             elicit=elicit,
             options=Options(
                 env=self.variables,
                 # Developers want the output of their program even in a pipe.
-                stderr=_ServerOutput.print if _is_program(self.target) or sys.stderr.isatty() else None,
+                stderr=_ServerOutput.print if _is_program(target) or sys.stderr.isatty() else None,
                 log_level=log_level,
                 auth=self.auth(),
                 max_connections=max_connections,
@@ -173,6 +170,9 @@ class ConnectOptions(Struct, frozen=True, kw_only=True):
             ),
             **more,
         )
+
+
+DEFAULTS = ConnectOptions()
 
 
 class _ServerOutput:
@@ -189,40 +189,6 @@ class _ServerOutput:
         cls.shown = True
         cls.explained = cls.explained or line.startswith("  Do:   ")
         print_line(line)
-
-
-def connects(*, server: bool = True, timeout: float = 60) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command whose first parameter is a `ConnectOptions`, turning its fields into options.
-
-    Args:
-        server: whether the command takes one server, as its first argument.
-        timeout: default of the option.
-    """
-    hints = get_type_hints(ConnectOptions, include_extras=True)
-    defaults = {name: getattr(ConnectOptions(timeout=timeout), name) for name in hints if name != "target"}
-    shared = [Argument(name, _OPTION, default=default, annotation=hints[name]) for name, default in defaults.items()]
-    first = [Argument("target", Argument.POSITIONAL_ONLY, annotation=Target)] if server else []
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        _, *own = signature(command).parameters.values()
-        arguments = [each for each in own if each.kind is not _OPTION]
-        options = [each for each in own if each.kind is _OPTION and each.name != "json"]
-        json = [each for each in own if each.name == "json"]
-
-        @wraps(command)
-        def run(*words: Any, **keywords: Any) -> None:
-            positional = list(words)
-            fields = {each.name: keywords.pop(each.name, each.default) for each in shared}
-            if server:
-                fields["target"] = positional.pop(0)
-            command(ConnectOptions(**fields), *positional, **keywords)
-
-        shown = [*first, *arguments, *options, *shared, *json]
-        run.__signature__ = Signature(shown)  # type: ignore[attr-defined]  # read by cyclopts
-        run.__annotations__ = {each.name: each.annotation for each in shown}
-        return run
-
-    return decorate
 
 
 def _key_for(target: str) -> str:
@@ -263,12 +229,14 @@ def pairs(words: Sequence[str], mark: str, usage: str) -> dict[str, str]:
     return found
 
 
-def with_client(client: Callable[[], Client], work: Callable[[Client], Coroutine[Any, Any, int | None]]) -> None:
-    """Connect, do the work, and exit with its status or that of an error."""
+def with_client(
+    target: str, options: ConnectOptions, work: Callable[[Client], Coroutine[Any, Any, int | None]], **more: Any
+) -> None:
+    """Connect, do the work, and exit with its status or that of an error. `more` goes to `ConnectOptions.client`."""
 
     async def run_with_client() -> int | None:
-        async with client() as opened:
-            return await work(opened)
+        async with options.client(target, **more) as client:
+            return await work(client)
 
     run_to_exit(run_with_client)
 

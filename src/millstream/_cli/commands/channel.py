@@ -8,15 +8,20 @@ import msgspec
 from cyclopts import Parameter
 
 from millstream._app.server import Server
-from millstream._cli.connect_options import ConnectOptions, connects, pairs, with_client
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    ConnectOptions,
+    Target,
+    pairs,
+    with_client,
+)
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
 from millstream.extensions.events._channel import INSTRUCTIONS, ClaudeChannel, select_events
 
 
-@connects()
 def channel(
-    options: ConnectOptions,
+    target: Target,
     /,
     *,
     event: Annotated[
@@ -27,6 +32,7 @@ def channel(
         list[str] | None,
         Parameter(name="--where", metavar="NAME=VALUE", help="Forward only events with this argument; repeat it."),
     ] = None,
+    options: ConnectOptions = DEFAULTS,
 ) -> None:
     """Forward events of a server to Claude Code, as a channel on standard input and output.
 
@@ -41,7 +47,7 @@ def channel(
 
     async def work(client: Client) -> None:
         chosen = await select_events(client, event or [], arguments)
-        name = client.server.name or options.target
+        name = client.server.name or target
         async with AsyncExitStack() as stack:
             events = [await stack.enter_async_context(each) for each in chosen]
             bridge = ClaudeChannel(events)
@@ -61,7 +67,7 @@ def channel(
             _raise_of(forwarding)
 
     with suppress(asyncio.CancelledError):
-        with_client(options.client, work)
+        with_client(target, options, work)
 
 
 def _raise_of(task: "asyncio.Task[None]") -> None:

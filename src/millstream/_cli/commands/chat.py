@@ -19,7 +19,15 @@ from millstream._cli.chat.conversation import AnswerStopped, ChatSession
 from millstream._cli.chat.debug_steps import Steps, steps_of_configuration, steps_of_connection
 from millstream._cli.chat.screen import JsonScreen, PlainScreen, Screen
 from millstream._cli.chat.slash import Rows
-from millstream._cli.connect_options import DENIED, FAILED, UNREACHABLE, ConnectOptions, Json, connects, status_of
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    DENIED,
+    FAILED,
+    UNREACHABLE,
+    ConnectOptions,
+    Json,
+    status_of,
+)
 from millstream._cli.console import ask
 from millstream._cli.output import close_stderr
 from millstream._cli.signals import INTERRUPTED, interrupt_reads
@@ -37,10 +45,7 @@ from millstream.client._targets import Remote, find
 from millstream.client._targets import servers as entries_of
 
 
-@connects(server=False)
 def chat(  # noqa: PLR0913  the options of the command
-    options: ConnectOptions,
-    /,
     *servers: Annotated[
         str,
         Parameter(
@@ -102,6 +107,7 @@ def chat(  # noqa: PLR0913  the options of the command
         ),
     ] = "",
     debug: Annotated[bool, Parameter(name="--debug", help="Show each step.")] = False,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Talk to a model that uses the tools of one or more servers.
@@ -138,7 +144,7 @@ def chat(  # noqa: PLR0913  the options of the command
                 "There's no question, and no terminal to ask for one. Use -m TEXT, or send text through a pipe."
             )
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
-        places = _places(servers, reach, options.headers, configuration)
+        places = _places(servers, reach, options.headers(), configuration)
         if len(places) > 1 or _is_remote(places[0]):  # what one of them returns could reach another
             places = [structs.replace(each, trusts_hints=_no_hints) for each in places]
         chosen = configuration.model(model, api_url)

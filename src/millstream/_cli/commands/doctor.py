@@ -4,12 +4,22 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from msgspec import Struct
 
-from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, list_items, run_to_exit, status_of
+from millstream._cli.connect_options import (
+    FAILED,
+    ConnectOptions,
+    Json,
+    Target,
+    Timeout,
+    list_items,
+    run_to_exit,
+    status_of,
+)
 from millstream._cli.tables import brief, print_json, print_text
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error
@@ -31,11 +41,19 @@ class DiagnosticStep(Struct, frozen=True):
     remedy: str = ""
 
 
-@connects(timeout=20)
+@dataclass(frozen=True, kw_only=True)
+class _PatientOptions(ConnectOptions):
+    timeout: Timeout = 20
+
+
+_DEFAULTS = _PatientOptions()
+
+
 def doctor(
-    options: ConnectOptions,
+    target: Target,
     /,
     *,
+    options: _PatientOptions = _DEFAULTS,
     json: Json = False,
 ) -> None:
     """Diagnose why a connection fails.
@@ -52,7 +70,7 @@ def doctor(
         steps: list[DiagnosticStep] = []
         failed: ClientError | None = None
         try:
-            async for step in examine(options):
+            async for step in examine(target, options):
                 steps.append(step)
                 if not json:
                     show(step)
@@ -70,7 +88,7 @@ def doctor(
                 show(steps[-1])
         well = all(step.ok for step in steps)
         if json:
-            print_json({"server": options.target, "ok": well, "steps": steps})
+            print_json({"server": target, "ok": well, "steps": steps})
         return status_of(failed) if failed is not None else 0 if well else FAILED
 
     run_to_exit(work)
@@ -83,13 +101,13 @@ def show(step: DiagnosticStep) -> None:
         print_text(f"      Do: {step.remedy}")
 
 
-async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
+async def examine(target: str, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
     """Yield the steps of a connection.
 
     Raises:
         ClientError: a step failed; later steps are skipped.
     """
-    place = find(options.target, env={}, cwd=None)
+    place = find(target, env={}, cwd=None)
     if isinstance(place, Remote):
         url = place.url
         proxy = proxy_for(url)
@@ -100,7 +118,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
         if url.secure and proxy is None:
             yield await check_certificate(url, options.timeout)
     begun = time.perf_counter()
-    async with options.client() as client:
+    async with options.client(target) as client:
         took = (time.perf_counter() - begun) * 1000
         yield DiagnosticStep(
             "protocol",
@@ -116,7 +134,7 @@ async def examine(options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
                 remedy='In a gateway for several people, set scale = "per_principal" for it if its tools ask.',
             )
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
-        async for step in seen_by_browsers(place, options):
+        async for step in seen_by_browsers(place.url, {**place.headers, **options.headers(target)}, options.timeout):
             yield step
 
 
@@ -185,14 +203,13 @@ async def count_items(client: Client) -> DiagnosticStep:
     )
 
 
-async def seen_by_browsers(place: Remote, options: ConnectOptions) -> AsyncIterator[DiagnosticStep]:
+async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float) -> AsyncIterator[DiagnosticStep]:
     """Check CORS for browsers, and report proxies, which may compress or buffer."""
-    headers = {**place.headers, **options.headers}
-    pool = ConnectionPool(place.url, max_connections=2, max_body=1 << 20, connect_timeout=options.timeout, tls=None)
-    endpoint = Endpoint(place.url, headers, pool)
+    pool = ConnectionPool(url, max_connections=2, max_body=1 << 20, connect_timeout=seconds, tls=None)
+    endpoint = Endpoint(url, headers, pool)
     ask = "Origin: https://example.com\r\nAccess-Control-Request-Method: POST\r\n"
     try:
-        async with asyncio.timeout(options.timeout):
+        async with asyncio.timeout(seconds):
             reply = await endpoint.send("OPTIONS", ask, repeatable=True)
         yield cors(reply)
         proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]

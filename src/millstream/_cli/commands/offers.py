@@ -11,10 +11,11 @@ import msgspec
 from cyclopts import Parameter
 
 from millstream._cli.connect_options import (
+    DEFAULTS,
     FAILED,
     ConnectOptions,
     Json,
-    connects,
+    Target,
     list_items,
     pairs,
     person,
@@ -38,11 +39,11 @@ _USAGE = "Arguments must be NAME=VALUE"
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
 
 
-@connects()
 def list_(
-    options: ConnectOptions,
+    target: Target,
     /,
     *,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Show the tools, resources, templates, prompts, and skills of a server.
@@ -78,12 +79,11 @@ def list_(
         rows += [["skill", each.uri, each.description] for each in skills]
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
 
-    with_client(options.client, work)
+    with_client(target, options, work)
 
 
-@connects()
 def call(
-    options: ConnectOptions,
+    target: Target,
     tool: Annotated[str, Parameter(name="TOOL", help="Name of the tool.")],
     /,
     *arguments: Annotated[
@@ -104,6 +104,7 @@ def call(
             name="--task", help="Let the server run the call as a task, which continues after this command ends."
         ),
     ] = False,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Call a tool, and print its result. Progress goes to standard error.
@@ -136,16 +137,16 @@ def call(
             schemas = members(found.input_schema.get("properties")) if found is not None else {}
         typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
         try:
-            result = await _call(client, options.target, tool, {**values, **typed}, task=task)
+            result = await _call(client, target, tool, {**values, **typed}, task=task)
         except Failure as exc:
             names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
             if tool not in names and "://" in tool:
-                remedy = f"To read a resource: millstream read {options.target} {tool}"
+                remedy = f"To read a resource: millstream read {target} {tool}"
                 raise ClientError(f"The server has no tool {tool!r}. {remedy}") from exc
             raise (unknown("tool", tool, names) or exc) from exc
         return print_result(result, as_json=json)
 
-    with_client(lambda: options.client(elicit=person()), work)
+    with_client(target, options, work, elicit=person())
 
 
 async def _call(client: Client, server: str, tool: str, arguments: dict[str, Any], *, task: bool) -> Result:
@@ -175,15 +176,15 @@ def print_result(result: Result, *, as_json: bool) -> int:
     return FAILED if result.is_error else 0
 
 
-@connects()
 def read(
-    options: ConnectOptions,
+    target: Target,
     uri: Annotated[str, Parameter(name="URI", help="URI of the resource.")],
     /,
     *,
     output: Annotated[
         Path | None, Parameter(name=("--output", "-o"), metavar="FILE", help="Write the content to this file.")
     ] = None,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Print a resource, or save it to a file. Binary content is only printed to a pipe.
@@ -208,15 +209,15 @@ def read(
             for each in contents:
                 _print_content(each)
 
-    with_client(options.client, work)
+    with_client(target, options, work)
 
 
-@connects()
 def prompt(
-    options: ConnectOptions,
+    target: Target,
     name: Annotated[str, Parameter(name="NAME", help="Name of the prompt.")],
     /,
     *arguments: Annotated[str, Parameter(name="NAME=VALUE", help="Arguments of the prompt.")],
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Print the messages of a prompt.
@@ -245,7 +246,7 @@ def prompt(
             for block in message.blocks:
                 print_text(f"{message.role}: {describe(block)}")
 
-    with_client(options.client, work)
+    with_client(target, options, work)
 
 
 def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:

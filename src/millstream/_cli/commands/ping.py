@@ -7,7 +7,14 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from millstream._cli.connect_options import ConnectOptions, Json, connects, version_of, with_client
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    ConnectOptions,
+    Json,
+    Target,
+    version_of,
+    with_client,
+)
 from millstream._cli.numbers import finite
 from millstream._cli.tables import one_line, print_json, print_rows, print_text
 from millstream.client._client import Client
@@ -22,11 +29,11 @@ async def latency_ms(client: Client) -> float:
     return (time.perf_counter() - begun) * 1000
 
 
-@connects()
 def info(
-    options: ConnectOptions,
+    target: Target,
     /,
     *,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Show a server's identity, protocol, items, and response time (the median of five).
@@ -58,12 +65,11 @@ def info(
         names = {"latencyMs": "latency"}
         print_rows([[names.get(name, name), str(value)] for name, value in shown.items() if value], ["WHAT", "VALUE"])
 
-    with_client(options.client, work)
+    with_client(target, options, work)
 
 
-@connects()
 def ping(
-    options: ConnectOptions,
+    target: Target,
     /,
     *,
     count: Annotated[
@@ -84,6 +90,7 @@ def ping(
             validator=(finite, Number(gte=0)),
         ),
     ] = 1.0,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Check whether a server responds, and how fast, not including the time to connect.
@@ -100,8 +107,8 @@ def ping(
                 await asyncio.sleep(interval)
             times.append(await latency_ms(client))
             if not json:
-                print_text(f"{one_line(client.server.name) or options.target}: {times[-1]:.2f} ms")
+                print_text(f"{one_line(client.server.name) or target}: {times[-1]:.2f} ms")
         if json:
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
 
-    with_client(options.client, work)
+    with_client(target, options, work)

@@ -8,7 +8,15 @@ import msgspec
 from cyclopts import Parameter
 
 from millstream._cli.commands.offers import print_result
-from millstream._cli.connect_options import FAILED, ConnectOptions, Json, connects, person, with_client
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    FAILED,
+    ConnectOptions,
+    Json,
+    Target,
+    person,
+    with_client,
+)
 from millstream._cli.errors import UsageError
 from millstream._cli.tables import print_json, print_rows, print_text
 from millstream._cli.task_calls import follow
@@ -19,14 +27,14 @@ from millstream.client._errors import Failure
 from millstream.client._tasks import Task
 
 
-@connects()
 def tasks(
-    options: ConnectOptions,
+    target: Target,
     task: Annotated[str, Parameter(name="TASK", help="The id of a task.")] = "",
     /,
     *,
     wait: Annotated[bool, Parameter(name="--wait", help="Wait until the task ends.")] = False,
     cancel: Annotated[bool, Parameter(name="--cancel", help="Cancel the task.")] = False,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """List the tasks that were started on this machine, or show, wait for, or cancel one.
@@ -45,7 +53,7 @@ def tasks(
 
     async def work(client: Client) -> int:
         if not task:
-            await _show_all(client, options.target, as_json=json)
+            await _show_all(client, target, as_json=json)
             return 0
         if cancel:
             await client.tasks.cancel(task)
@@ -55,7 +63,7 @@ def tasks(
             return print_result(await follow(client, task), as_json=json)
         return _show(await client.tasks.get(task), as_json=json)
 
-    with_client(lambda: options.client(elicit=person()), work)
+    with_client(target, options, work, elicit=person())
 
 
 async def _show_all(client: Client, server: str, *, as_json: bool) -> None:

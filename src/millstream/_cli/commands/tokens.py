@@ -8,7 +8,13 @@ from typing import Any
 
 import msgspec
 
-from millstream._cli.connect_options import ConnectOptions, Json, connects, with_client
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    ConnectOptions,
+    Json,
+    Target,
+    with_client,
+)
 from millstream._cli.tables import print_json, print_rows
 from millstream._protocol.messages import ToolDescription
 from millstream.client._client import Client
@@ -33,11 +39,11 @@ def search_cost() -> int:
     return sum(_cost(name, about["description"], about["inputSchema"]) for name, about in both)
 
 
-@connects()
 def tokens(
-    options: ConnectOptions,
+    target: Target,
     /,
     *,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Show the cost of a server's tools in tokens, the most expensive first.
@@ -67,4 +73,4 @@ def tokens(
             rows.append([f"{searched:,}", f"{100 * searched / (total or 1):.0f}%", "(all, with tool search)"])
         print_rows(rows, ["TOKENS", "SHARE", "TOOL"])
 
-    with_client(options.client, work)
+    with_client(target, options, work)

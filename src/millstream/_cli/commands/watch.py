@@ -11,7 +11,13 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from millstream._cli.commands.offers import check_resource
-from millstream._cli.connect_options import ConnectOptions, Json, connects, with_client
+from millstream._cli.connect_options import (
+    DEFAULTS,
+    ConnectOptions,
+    Json,
+    Target,
+    with_client,
+)
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import one_line, print_json, print_text
 from millstream.client._client import Client
@@ -31,9 +37,8 @@ class WatchLevel(StrEnum):
     emergency = "emergency"
 
 
-@connects()
 def watch(
-    options: ConnectOptions,
+    target: Target,
     /,
     *uris: Annotated[str, Parameter(name="URI", help="Resources to watch.")],
     count: Annotated[
@@ -48,6 +53,7 @@ def watch(
     level: Annotated[
         WatchLevel, Parameter(name="--level", metavar="LEVEL", help="Minimum severity of log messages.")
     ] = WatchLevel.info,
+    options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
     """Print changes and log messages of a server, until Ctrl-C.
@@ -69,7 +75,7 @@ def watch(
             client.conversation.incoming.observer = wrap(partial(show_notification, as_json=json))
             async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
                 if not json:
-                    name = one_line(client.server.name) or options.target
+                    name = one_line(client.server.name) or target
                     print_text(f"Watching {name} ({client.revision}, {client.transport}).")
                 seen = 0
                 async for change in changes:
@@ -79,7 +85,7 @@ def watch(
                         return
 
     with suppress(asyncio.CancelledError):
-        with_client(lambda: options.client(log_level=level), work)
+        with_client(target, options, work, log_level=level)
 
 
 def show_change(change: Change, *, as_json: bool) -> None:
