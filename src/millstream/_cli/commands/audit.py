@@ -21,7 +21,7 @@ def verify(
     last: Annotated[
         str, Parameter(metavar="HASH", help="The expected hash of the last line, which you noted earlier.")
     ] = "",
-    json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
+    json: Annotated[bool, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Check that no line was changed, removed, or inserted, and print the hash of the last one.
 

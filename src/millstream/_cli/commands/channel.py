@@ -26,11 +26,11 @@ def channel(
     *,
     event: Annotated[
         list[str] | None,
-        Parameter(name="--event", metavar="NAME", help="Forward this event; repeat it."),
+        Parameter(metavar="NAME", help="Forward this event; repeat it."),
     ] = None,
     where: Annotated[
         list[str] | None,
-        Parameter(name="--where", metavar="NAME=VALUE", help="Forward only events with this argument; repeat it."),
+        Parameter(metavar="NAME=VALUE", help="Forward only events with this argument; repeat it."),
     ] = None,
     options: ConnectOptions = DEFAULTS,
 ) -> None:

@@ -65,24 +65,22 @@ def chat(  # noqa: PLR0913  the options of the command
     model: Annotated[
         str,
         Parameter(
-            name="--model",
             metavar="NAME",
             help="The model: gpt-4.1, anthropic:claude-sonnet-4-5, a deployment.",
         ),
     ] = "",
     api_url: Annotated[
         str,
-        Parameter(name="--api-url", metavar="URL", help="URL of an OpenAI-compatible API: http://127.0.0.1:11434/v1"),
+        Parameter(metavar="URL", help="URL of an OpenAI-compatible API: http://127.0.0.1:11434/v1"),
     ] = "",
     system: Annotated[
         str,
-        Parameter(name="--system", allow_leading_hyphen=True, metavar="TEXT", help="System prompt for the model."),
+        Parameter(allow_leading_hyphen=True, metavar="TEXT", help="System prompt for the model."),
     ] = "",
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Allow every tool without asking.")] = False,
     max_rounds: Annotated[
         int,
         Parameter(
-            name="--max-rounds",
             metavar="N",
             help="Maximum requests to the model for one answer.",
             validator=Number(gte=1),
@@ -91,7 +89,6 @@ def chat(  # noqa: PLR0913  the options of the command
     max_tokens: Annotated[
         int,
         Parameter(
-            name="--max-tokens",
             metavar="N",
             help="Maximum tokens of one answer; 0 for no limit.",
             validator=Number(gte=0),
@@ -100,13 +97,12 @@ def chat(  # noqa: PLR0913  the options of the command
     env_file: Annotated[
         str,
         Parameter(
-            name="--env-file",
             metavar="FILE",
             help="Read the configuration from this file.",
             show_default=lambda _: ".env",
         ),
     ] = "",
-    debug: Annotated[bool, Parameter(name="--debug", help="Show each step.")] = False,
+    debug: Annotated[bool, Parameter(help="Show each step.")] = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:

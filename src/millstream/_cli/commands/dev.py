@@ -43,9 +43,9 @@ def dev(
             show_default=lambda _: "8000",
         ),
     ] = None,
-    no_open: Annotated[bool, Parameter(name="--no-open", help="Don't open a browser.")] = False,
+    no_open: Annotated[bool, Parameter(help="Don't open a browser.")] = False,
     official: Annotated[
-        bool, Parameter(name="--official", help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")
+        bool, Parameter(help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")
     ] = False,
     packages: Packages = None,
     editable: Editable = None,

@@ -80,7 +80,7 @@ def serve(  # noqa: PLR0913  the options of the command
         str | None, Parameter(metavar="FILE", help="A file of keys, created by `millstream keys add`.")
     ] = None,
     public_without_auth: Annotated[
-        bool, Parameter(name="--public-without-auth", help="Let anyone who can reach the address call every tool.")
+        bool, Parameter(help="Let anyone who can reach the address call every tool.")
     ] = False,
     log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
     env_file: EnvFile = None,
@@ -120,7 +120,7 @@ def accept(
     /,
     *,
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
-    json: Annotated[bool, Parameter(name="--json", help="Print changes as JSON; accept them with --yes.")] = False,
+    json: Annotated[bool, Parameter(help="Print changes as JSON; accept them with --yes.")] = False,
 ) -> None:
     """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.
 

@@ -100,7 +100,6 @@ def init(
     http: Annotated[
         bool,
         Parameter(
-            name="--http",
             negative="--stdio",
             help="Serve HTTP (the default), or communicate with the program that starts it.",
             show_default=False,
@@ -109,7 +108,6 @@ def init(
     name: Annotated[
         str,
         Parameter(
-            name="--name",
             metavar="NAME",
             help="Name of the server.",
             show_default=lambda _: "the folder",

@@ -69,14 +69,13 @@ def install(  # noqa: PLR0913  the options of the command
     project: Annotated[
         bool,
         Parameter(
-            name="--project",
             help="Write the configuration of this folder instead of your own, if the application supports it.",
         ),
     ] = False,
     undo_last: Annotated[bool, Parameter(name="--undo", help="Undo the last install of this server.")] = False,
-    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Show the change, and write nothing.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Show the change, and write nothing.")] = False,
     yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
-    json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
+    json: Annotated[bool, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Add a server to the configuration of an application.
 

@@ -92,7 +92,6 @@ def call(
     input: Annotated[
         str,
         Parameter(
-            name="--input",
             metavar="JSON",
             allow_leading_hyphen=True,
             help="All arguments as one JSON object; - reads it from standard input.",
@@ -100,9 +99,7 @@ def call(
     ] = "",
     task: Annotated[
         bool,
-        Parameter(
-            name="--task", help="Let the server run the call as a task, which continues after this command ends."
-        ),
+        Parameter(help="Let the server run the call as a task, which continues after this command ends."),
     ] = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,

@@ -84,7 +84,6 @@ def ping(
     interval: Annotated[
         float,
         Parameter(
-            name="--interval",
             metavar="SECONDS",
             help="Seconds between two pings.",
             validator=(finite, Number(gte=0)),

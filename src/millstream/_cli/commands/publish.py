@@ -15,11 +15,11 @@ def publish(
     target: Annotated[str, Parameter(name="FILE", help="A .py file (FILE:OBJECT for one of several), or a module.")],
     /,
     *,
-    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Print the entry without sending it. Required.")] = False,
-    name: Annotated[str, Parameter(name="--name", metavar="NAME", help="Name in the registry: com.example/shop.")] = "",
-    url: Annotated[str, Parameter(name="--url", metavar="URL", help="Public URL of the MCP endpoint.")] = "",
-    repository: Annotated[str, Parameter(name="--repository", metavar="URL", help="URL of the source code.")] = "",
-    json: Annotated[bool, Parameter(name="--json", help="Print JSON in one line.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Print the entry without sending it. Required.")] = False,
+    name: Annotated[str, Parameter(metavar="NAME", help="Name in the registry: com.example/shop.")] = "",
+    url: Annotated[str, Parameter(metavar="URL", help="Public URL of the MCP endpoint.")] = "",
+    repository: Annotated[str, Parameter(metavar="URL", help="URL of the source code.")] = "",
+    json: Annotated[bool, Parameter(help="Print JSON in one line.")] = False,
 ) -> None:
     """Print the `server.json` of a server for the MCP registry.
 

@@ -113,11 +113,9 @@ def run(  # noqa: PLR0913  the options of the command
         ),
     ] = (TransportChoice.http),
     no_sessions: Annotated[
-        bool, Parameter(name="--no-sessions", group=MCP, help="Handle each request separately, without sessions.")
+        bool, Parameter(group=MCP, help="Handle each request separately, without sessions.")
     ] = False,
-    json: Annotated[
-        bool, Parameter(name="--json", group=MCP, help="Respond to calls with JSON only, never an event stream.")
-    ] = False,
+    json: Annotated[bool, Parameter(group=MCP, help="Respond to calls with JSON only, never an event stream.")] = False,
     path: Annotated[
         str, Parameter(metavar="PATH", group=LISTEN, help="Path of the MCP endpoint.", show_default=lambda _: "/mcp")
     ] = "",
@@ -138,11 +136,9 @@ def run(  # noqa: PLR0913  the options of the command
     workers: Annotated[
         int, Parameter(group=LISTEN, metavar="N", help="Number of processes.", validator=Number(gte=1))
     ] = 1,
-    reload: Annotated[
-        bool, Parameter(name="--reload", help="Restart when a Python file in the program's folder changes.")
-    ] = False,
+    reload: Annotated[bool, Parameter(help="Restart when a Python file in the program's folder changes.")] = False,
     dev: Annotated[
-        bool, Parameter(name="--dev", help="Send errors of your code to callers, and log a line for each message.")
+        bool, Parameter(help="Send errors of your code to callers, and log a line for each message.")
     ] = False,
     fd: Annotated[
         int | None,
@@ -170,7 +166,6 @@ def run(  # noqa: PLR0913  the options of the command
         bool,
         Parameter(
             group=SECURITY,
-            name="--public-without-auth",
             help="Let anyone who can reach the address call every tool.",
         ),
     ] = False,

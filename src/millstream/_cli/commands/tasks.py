@@ -32,8 +32,8 @@ def tasks(
     task: Annotated[str, Parameter(name="TASK", help="The id of a task.")] = "",
     /,
     *,
-    wait: Annotated[bool, Parameter(name="--wait", help="Wait until the task ends.")] = False,
-    cancel: Annotated[bool, Parameter(name="--cancel", help="Cancel the task.")] = False,
+    wait: Annotated[bool, Parameter(help="Wait until the task ends.")] = False,
+    cancel: Annotated[bool, Parameter(help="Cancel the task.")] = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:

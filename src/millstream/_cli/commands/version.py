@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from millstream._version import __version__
 
 
-def version(*, json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False) -> None:
+def version(*, json: Annotated[bool, Parameter(help="Print JSON.")] = False) -> None:
     """Print the version.
 
     **Example**

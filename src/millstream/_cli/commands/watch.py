@@ -51,7 +51,7 @@ def watch(
         ),
     ] = 0,
     level: Annotated[
-        WatchLevel, Parameter(name="--level", metavar="LEVEL", help="Minimum severity of log messages.")
+        WatchLevel, Parameter(metavar="LEVEL", help="Minimum severity of log messages.")
     ] = WatchLevel.info,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
