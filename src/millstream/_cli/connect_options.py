@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from millstream._cli.console import fill_in
 from millstream._cli.errors import UsageError, as_json, tell
-from millstream._cli.numbers import more_than_nothing
+from millstream._cli.options import more_than_nothing
 from millstream._cli.output import close_stderr
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, print_text, safe
@@ -112,7 +112,6 @@ Timeout = Annotated[
         validator=more_than_nothing,
     ),
 ]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 
 
 @Parameter(name="*")

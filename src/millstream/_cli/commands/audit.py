@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from millstream._app.server_process.errors import CommandError
+from millstream._cli.options import Json
 from millstream._cli.tables import print_json
 from millstream._telemetry.audit import BrokenAuditLog
 from millstream._telemetry.audit import verify as verify_file
@@ -21,7 +22,7 @@ def verify(
     last: Annotated[
         str, Parameter(metavar="HASH", help="The expected hash of the last line, which you noted earlier.")
     ] = "",
-    json: Annotated[bool, Parameter(help="Print JSON.")] = False,
+    json: Json = False,
 ) -> None:
     """Check that no line was changed, removed, or inserted, and print the hash of the last one.
 

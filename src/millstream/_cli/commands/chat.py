@@ -25,10 +25,10 @@ from millstream._cli.connect_options import (
     FAILED,
     UNREACHABLE,
     ConnectOptions,
-    Json,
     status_of,
 )
 from millstream._cli.console import ask
+from millstream._cli.options import Json
 from millstream._cli.output import close_stderr
 from millstream._cli.signals import INTERRUPTED, interrupt_reads
 from millstream._cli.tables import one_line, print_rows, print_text

@@ -17,8 +17,9 @@ from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.panel import show
 from millstream._app.server_process.workers.file_changes import changes
 from millstream._app.server_process.workers.supervised_run import can_supervise
-from millstream._cli.commands.run import Editable, EnvFile, Inspect, Packages, serve_http
+from millstream._cli.commands.run import Inspect, serve_http
 from millstream._cli.load import folder_of
+from millstream._cli.options import Editable, EnvFile, Packages, Port
 from millstream._cli.uv import run_with
 from millstream._cli.variables import use_file
 
@@ -34,15 +35,7 @@ def dev(
     ],
     /,
     *,
-    port: Annotated[
-        int | None,
-        Parameter(
-            name=("--port", "-p"),
-            metavar="PORT",
-            help="Port to listen on; 0 picks a free port.",
-            show_default=lambda _: "8000",
-        ),
-    ] = None,
+    port: Port = None,
     no_open: Annotated[bool, Parameter(help="Don't open a browser.")] = False,
     official: Annotated[
         bool, Parameter(help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")

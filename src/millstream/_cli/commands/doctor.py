@@ -13,13 +13,13 @@ from msgspec import Struct
 from millstream._cli.connect_options import (
     FAILED,
     ConnectOptions,
-    Json,
     Target,
     Timeout,
     list_items,
     run_to_exit,
     status_of,
 )
+from millstream._cli.options import Json
 from millstream._cli.tables import brief, print_json, print_text
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error

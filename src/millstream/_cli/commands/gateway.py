@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.commands.run import EnvFile, LogLevel, TransportChoice, serve_http
+from millstream._cli.commands.run import LogLevel, TransportChoice, serve_http
+from millstream._cli.options import EnvFile, Port, Yes
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
 from millstream._cli.variables import use_file
@@ -55,15 +56,7 @@ def serve(  # noqa: PLR0913  the options of the command
     host: Annotated[
         str | None, Parameter(metavar="ADDRESS", help="Address to listen on.", show_default=lambda _: "127.0.0.1")
     ] = None,
-    port: Annotated[
-        int | None,
-        Parameter(
-            name=("--port", "-p"),
-            metavar="PORT",
-            help="Port to listen on; 0 picks a free port.",
-            show_default=lambda _: "8000",
-        ),
-    ] = None,
+    port: Port = None,
     transport: Annotated[
         TransportChoice, Parameter(metavar="NAME", help="http, or stdio to communicate with the parent program.")
     ] = TransportChoice.http,
@@ -119,7 +112,7 @@ def accept(
     tool: Annotated[str, Parameter(name="TOOL", help="Name of the item. By default, all changed ones.")] = "",
     /,
     *,
-    yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
+    yes: Yes = False,
     json: Annotated[bool, Parameter(help="Print changes as JSON; accept them with --yes.")] = False,
 ) -> None:
     """Accept the current definitions of an upstream with `trust = "pin"` and its tools, resources, and prompts.

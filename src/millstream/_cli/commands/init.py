@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.connect_options import Json
+from millstream._cli.options import Json
 from millstream._cli.tables import print_json, print_text
 from millstream._version import __version__
 

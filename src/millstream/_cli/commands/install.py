@@ -15,6 +15,7 @@ from millstream._cli.errors import tell
 from millstream._cli.installer.applications import APPLICATIONS, ConfigurableApp, System, merge_entries
 from millstream._cli.installer.change import FileChange, prepare, prepare_undo, undo, write
 from millstream._cli.installer.launch import Launch, hyphenate, launch_of, name_of
+from millstream._cli.options import Editable, Json, Packages, Yes
 from millstream._cli.tables import print_json, print_text, safe, style
 from millstream._cli.variables import read_file
 from millstream._protocol.suggestions import closest_name
@@ -59,13 +60,8 @@ def install(  # noqa: PLR0913  the options of the command
             help='For a URL: header of each request, "Name: value". Repeat it.',
         ),
     ] = None,
-    packages: Annotated[
-        list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
-    ] = None,
-    editable: Annotated[
-        list[str] | None,
-        Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv."),
-    ] = None,
+    packages: Packages = None,
+    editable: Editable = None,
     project: Annotated[
         bool,
         Parameter(
@@ -74,8 +70,8 @@ def install(  # noqa: PLR0913  the options of the command
     ] = False,
     undo_last: Annotated[bool, Parameter(name="--undo", help="Undo the last install of this server.")] = False,
     dry_run: Annotated[bool, Parameter(help="Show the change, and write nothing.")] = False,
-    yes: Annotated[bool, Parameter(name=("--yes", "-y"), help="Don't ask.")] = False,
-    json: Annotated[bool, Parameter(help="Print JSON.")] = False,
+    yes: Yes = False,
+    json: Json = False,
 ) -> None:
     """Add a server to the configuration of an application.
 

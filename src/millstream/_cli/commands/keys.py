@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.numbers import finite
+from millstream._cli.options import Json, finite
 from millstream._cli.tables import print_json, print_rows
 from millstream._config import PREFIX
 from millstream._protocol.errors import LocalError
@@ -33,7 +33,6 @@ File = Annotated[
         show_default=lambda _: f"{PREFIX}AUTH_KEYS, or {DEFAULT}",
     ),
 ]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Name = Annotated[str, Parameter(name="NAME", help="Owner of the key: the caller's subject in tools.")]
 
 

@@ -14,7 +14,6 @@ from millstream._cli.connect_options import (
     DEFAULTS,
     FAILED,
     ConnectOptions,
-    Json,
     Target,
     list_items,
     pairs,
@@ -24,6 +23,7 @@ from millstream._cli.connect_options import (
 )
 from millstream._cli.console import value_of
 from millstream._cli.errors import UsageError
+from millstream._cli.options import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text
 from millstream._cli.task_calls import follow, start

@@ -10,12 +10,11 @@ from cyclopts.validators import Number
 from millstream._cli.connect_options import (
     DEFAULTS,
     ConnectOptions,
-    Json,
     Target,
     version_of,
     with_client,
 )
-from millstream._cli.numbers import finite
+from millstream._cli.options import Json, finite
 from millstream._cli.tables import one_line, print_json, print_rows, print_text
 from millstream.client._client import Client
 

@@ -6,7 +6,6 @@ Stdio servers usually start without this module and the command-line library, to
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack, cast
 
 from cyclopts import Group, Parameter
@@ -23,6 +22,7 @@ from millstream._app.server_process.workers.supervised_run import supervise
 from millstream._app.server_process.workers.worker import serve_worker
 from millstream._cli.from_source import ignore_compiled
 from millstream._cli.load import check_target, folder_of, load
+from millstream._cli.options import Editable, EnvFile, Packages, Port
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.uv import run_with
 from millstream._cli.variables import use_file
@@ -45,17 +45,6 @@ class LogLevel(StrEnum):
     error = "error"
 
 
-EnvFile = Annotated[
-    Path | None,
-    Parameter(name="--env-file", metavar="FILE", help="Set the variables in this file that aren't already set."),
-]
-Packages = Annotated[
-    list[str] | None, Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
-]
-Editable = Annotated[
-    list[str] | None,
-    Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
-]
 Inspect = Annotated[
     list[str] | None,
     Parameter(name="--inspect", metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
@@ -94,16 +83,7 @@ def run(  # noqa: PLR0913  the options of the command
             show_default=lambda _: "127.0.0.1",
         ),
     ] = None,
-    port: Annotated[
-        int | None,
-        Parameter(
-            metavar="PORT",
-            name=("--port", "-p"),
-            group=LISTEN,
-            help="Port to listen on; 0 picks a free port.",
-            show_default=lambda _: "8000",
-        ),
-    ] = None,
+    port: Annotated[Port, Parameter(group=LISTEN)] = None,
     transport: Annotated[
         TransportChoice,
         Parameter(

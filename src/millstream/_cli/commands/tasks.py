@@ -12,12 +12,12 @@ from millstream._cli.connect_options import (
     DEFAULTS,
     FAILED,
     ConnectOptions,
-    Json,
     Target,
     person,
     with_client,
 )
 from millstream._cli.errors import UsageError
+from millstream._cli.options import Json
 from millstream._cli.tables import print_json, print_rows, print_text
 from millstream._cli.task_calls import follow
 from millstream._cli.task_file import read_tasks

@@ -11,10 +11,10 @@ import msgspec
 from millstream._cli.connect_options import (
     DEFAULTS,
     ConnectOptions,
-    Json,
     Target,
     with_client,
 )
+from millstream._cli.options import Json
 from millstream._cli.tables import print_json, print_rows
 from millstream._protocol.messages import ToolDescription
 from millstream.client._client import Client

@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.console import ask_password
+from millstream._cli.options import Json
 from millstream._cli.tables import print_json, print_rows
 from millstream._protocol.errors import LocalError
 
@@ -23,7 +24,6 @@ DEFAULT = "users.json"
 users = App(name="users", help="Add, list, and remove users.")
 
 File = Annotated[Path, Parameter(name="--file", metavar="FILE", help="The file of users.")]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON.")]
 Name = Annotated[str, Parameter(name="NAME", help="Name of the user: the caller's subject in tools.")]
 
 

@@ -1,13 +1,10 @@
 """``millstream version``. Usually, `millstream._cli.main` handles it without loading this module."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
+from millstream._cli.options import Json
 from millstream._version import __version__
 
 
-def version(*, json: Annotated[bool, Parameter(help="Print JSON.")] = False) -> None:
+def version(*, json: Json = False) -> None:
     """Print the version.
 
     **Example**

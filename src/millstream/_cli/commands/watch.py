@@ -14,10 +14,10 @@ from millstream._cli.commands.offers import check_resource
 from millstream._cli.connect_options import (
     DEFAULTS,
     ConnectOptions,
-    Json,
     Target,
     with_client,
 )
+from millstream._cli.options import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import one_line, print_json, print_text
 from millstream.client._client import Client
