@@ -56,7 +56,6 @@ OPTIONAL = {
     "openai",
     "redis",
     "ruamel",
-    "tomlkit",
 }  # fmt: skip
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
 PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")

@@ -69,9 +69,7 @@ BEFORE = {
     "windsurf": '{\r\n  "mcpServers": {\r\n    "other": {\r\n      "serverUrl": "u"\r\n    }\r\n  }\r\n}\r\n',
     "devin": '{\n  "mcpServers": {\n    "other": {\n      "url": "u",\n      "transport": "sse"\n    }\n  }\n}\n',
     "zed": '// Zed settings\n{\n  "theme": "One Dark", // dark\n  "vim_mode": true,\n}\n',
-    "goose": "GOOSE_MODEL: gpt-5 # good\nextensions:\n  developer:\n    enabled: true\n    type: builtin\n",
     "gemini": '{\n  "theme": "GitHub",\n  "mcpServers": {\n    "other": {\n      "httpUrl": "u"\n    }\n  }\n}\n',
-    "codex": '# mine\nmodel = "gpt-5.1-codex"\n\n[mcp_servers.other]\nurl = "u"\n',
 }
 ENTRIES = {
     "claude": (LOCAL, VIA_REMOTE),
@@ -105,12 +103,7 @@ def install(*arguments: str, given: str | None = None) -> Result:
 
 def written(key: str, text: str) -> Any:
     """Return the entry in an application's file."""
-    under = APPLICATIONS[key].under
-    if key == "goose":
-        return YAML(typ="safe").load(text)[under]["shop"]
-    if key == "codex":
-        return tomllib.loads(text)[under]["shop"]
-    return command_value(text)[under]["shop"]
+    return command_value(text)[APPLICATIONS[key].under]["shop"]
 
 
 def command_value(text: str) -> Any:
@@ -119,9 +112,9 @@ def command_value(text: str) -> Any:
     return jsonc.read(text).value
 
 
-@pytest.mark.parametrize("key", APPLICATIONS)
+@pytest.mark.parametrize("key", BEFORE)
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["linux", "macos", "windows"])
-def test_install_writes_the_entry_of_every_application(
+def test_install_writes_the_entry_into_json_files(
     key: str, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = System(kind=("linux", "macos", "windows")[place], home=tmp_path)
@@ -142,7 +135,7 @@ def test_install_writes_the_entry_of_every_application(
         assert [each.name for each in path.parent.iterdir() if "before" in each.name] == []
 
 
-@for_each("key", APPLICATIONS)
+@for_each("key", BEFORE)
 def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
     assert install(str(SHOP), "--client", key, "--yes").exit_code == 0
     path = home / PLACES[key][0]
@@ -152,7 +145,7 @@ def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("key", APPLICATIONS)
+@pytest.mark.parametrize("key", BEFORE)
 @pytest.mark.parametrize("broken", [b"{]", b"\xff\xfe{}", b"a: [\n\tb"], ids=["text", "bytes", "tab"])
 def test_broken_files_are_refused_and_unchanged(key: str, broken: bytes, home: Path) -> None:
     path = home / PLACES[key][0]
@@ -182,24 +175,39 @@ def test_install_shows_the_change_and_needs_consent(home: Path, monkeypatch: pyt
     assert '"shop"' in path.read_text("utf-8")
 
 
-@pytest.mark.parametrize(
-    ("key", "text"),
-    [
-        ("cursor", '{"token": "top", "mcpServers": {"a": {"command": "x", "env": {"KEY": "hidden"}}}}'),
-        ("goose", "extensions: {a: {cmd: x, envs: {KEY: hidden}}}\ntoken: top\n"),
-        ("codex", 'token = "top"\n[mcp_servers.a]\ncommand = "x"\nenv = { KEY = "hidden" }\n'),
-    ],
-)
-def test_diff_shows_only_the_entry(key: str, text: str, home: Path) -> None:
-    path = home / PLACES[key][0]
+def test_diff_shows_only_the_entry(home: Path) -> None:
+    path = home / PLACES["cursor"][0]
     path.parent.mkdir(parents=True)
+    text = '{"token": "top", "mcpServers": {"a": {"command": "x", "env": {"KEY": "hidden"}}}}'
     path.write_text(text, "utf-8")
-    added = install(str(SHOP), "--client", key, "--yes", "-v", "KEY=own").stdout
-    undone = install(str(SHOP), "--client", key, "--undo", "--yes").stdout
+    added = install(str(SHOP), "--client", "cursor", "--yes", "-v", "KEY=own").stdout
+    undone = install(str(SHOP), "--client", "cursor", "--undo", "--yes").stdout
     for shown, sign in ((added, "+"), (undone, "-")):
         assert re.search(rf"^\{sign}.*own", shown, re.MULTILINE)
         assert not re.search("hidden|top", shown)
     assert path.read_text("utf-8") == text
+
+
+@for_each("key", ["codex", "goose"])
+def test_entries_for_other_files_are_printed(key: str, home: Path) -> None:
+    path, reads = home / PLACES[key][0], tomllib.loads if key == "codex" else YAML(typ="safe", pure=True).load
+    under, entries = APPLICATIONS[key].under, ENTRIES[key]
+    variables = {"A B": 'ä "\\" \n', "C": "true"}
+    more = [word for name, value in variables.items() for word in ("-v", f"{name}={value}")]
+    local = {**entries[0], "env" if key == "codex" else "envs": variables}
+    for target, options, wanted in (
+        (str(SHOP), more, local), (URL, ["--header", "Authorization: Bearer k"], entries[1]),
+    ):  # fmt: skip
+        done = install(target, "--client", key, "--name", "shop", *options)
+        assert done.exit_code == 0, done.output
+        assert reads(done.stdout) == {under: {"shop": wanted}}
+        assert f"Add this to {path}." in done.stderr
+        shown = json.loads(install(target, "--client", key, "--name", "shop", "--json", *options).stdout)
+        assert (shown["file"], reads(shown["snippet"])) == (str(path), {under: {"shop": wanted}})
+    undone = install(str(SHOP), "--client", key, "--undo").exception
+    assert isinstance(undone, CommandError)
+    assert str(path) in undone.fix
+    assert not path.exists()
 
 
 def test_install_reports_as_json(home: Path) -> None:
@@ -224,62 +232,58 @@ def test_user_additions_to_an_entry_are_kept(home: Path) -> None:
 
 
 def test_goose_entries_have_lowercase_names(home: Path) -> None:
-    assert install(str(SHOP), "--client", "goose", "--name", "Shop", "--yes").exit_code == 0
-    assert written("goose", (home / PLACES["goose"][0]).read_text("utf-8")) == ENTRIES["goose"][0]
+    shown = install(str(SHOP), "--client", "goose", "--name", "Shop").stdout
+    assert YAML(typ="safe", pure=True).load(shown)["extensions"]["shop"]["name"] == "shop"
 
 
-COMMAND_IN_CODEX = (
-    f'[mcp_servers.shop]\ncommand = "x"\nargs = ["{SHOP}"]\ncwd = "/srv"\n'
-    'env_vars = ["KEY"]\nstartup_timeout_sec = 20\n'
-)
-URL_IN_CODEX = (
-    '[mcp_servers.shop]\nurl = "https://example.com/old"\nbearer_token_env_var = "KEY"\nstartup_timeout_sec = 20\n'
-    '\n[mcp_servers.shop.oauth]\nclient_id = "c"\n\n[mcp_servers.shop.env_http_headers]\nX = "Y"\n'
-)
+def entry_in_gemini(home: Path, entry: dict[str, Any]) -> Path:
+    """Write Gemini CLI's file with one entry, `shop`."""
+    path = home / PLACES["gemini"][0]
+    path.parent.mkdir()
+    path.write_text(json.dumps({"mcpServers": {"shop": entry}}), "utf-8")
+    return path
+
+
+COMMAND = {"command": "x", "args": [str(SHOP)], "cwd": "/srv", "trust": True, "timeout": 20}
+REMOTE = {"httpUrl": "https://example.com/old", "headers": {"X": "Y"}, "oauth": {"clientId": "c"}, "timeout": 20}
 
 
 @pytest.mark.parametrize(
     ("before", "target", "entry"),
-    [(COMMAND_IN_CODEX, URL, {"url": URL}), (URL_IN_CODEX, str(SHOP), LOCAL)],
+    [(COMMAND, URL, {"httpUrl": URL}), (REMOTE, str(SHOP), LOCAL)],
     ids=["a URL", "a command"],
 )
-def test_entries_for_other_servers_start_empty(before: str, target: str, entry: dict[str, Any], home: Path) -> None:
-    path = home / PLACES["codex"][0]
-    path.parent.mkdir()
-    path.write_text(before, "utf-8")
-    assert install(target, "--client", "codex", "--name", "shop", "--yes").exit_code == 0
-    assert written("codex", path.read_text("utf-8")) == entry
+def test_entries_for_other_servers_start_empty(
+    before: dict[str, Any], target: str, entry: dict[str, Any], home: Path
+) -> None:
+    path = entry_in_gemini(home, before)
+    assert install(target, "--client", "gemini", "--name", "shop", "--yes").exit_code == 0
+    assert written("gemini", path.read_text("utf-8")) == entry
 
 
 def test_user_additions_are_kept_for_the_same_server(home: Path) -> None:
-    path = home / PLACES["codex"][0]
-    path.parent.mkdir()
-    path.write_text(COMMAND_IN_CODEX, "utf-8")
-    assert install(str(SHOP), "--client", "codex", "--yes").exit_code == 0
-    kept = {"cwd": "/srv", "env_vars": ["KEY"], "startup_timeout_sec": 20}
-    assert written("codex", path.read_text("utf-8")) == {**LOCAL, **kept}
+    path = entry_in_gemini(home, COMMAND)
+    assert install(str(SHOP), "--client", "gemini", "--yes").exit_code == 0
+    kept = {"cwd": "/srv", "trust": True, "timeout": 20}
+    assert written("gemini", path.read_text("utf-8")) == {**LOCAL, **kept}
 
 
 def test_other_hosts_inherit_no_credentials(home: Path) -> None:
-    path = home / PLACES["codex"][0]
-    path.parent.mkdir()
-    path.write_text('[mcp_servers.github]\nurl = "https://github.example/mcp"\nbearer_token_env_var = "KEY"\n', "utf-8")
-    assert install("https://github.evil.example/mcp", "--client", "codex", "--yes").exit_code == 0
-    servers = tomllib.loads(path.read_text("utf-8"))["mcp_servers"]
-    assert servers == {"github": {"url": "https://github.evil.example/mcp"}}
+    path = entry_in_gemini(home, {"httpUrl": "https://shop.example/mcp", "headers": {"Authorization": "Bearer k"}})
+    assert install("https://shop.evil.example/mcp", "--client", "gemini", "--name", "shop", "--yes").exit_code == 0
+    assert written("gemini", path.read_text("utf-8")) == {"httpUrl": "https://shop.evil.example/mcp"}
 
 
 def test_undo_keeps_later_changes(home: Path) -> None:
-    path = home / ".codex" / "config.toml"
+    path = home / PLACES["gemini"][0]
     path.parent.mkdir()
-    path.write_text(BEFORE["codex"], "utf-8")
-    install(str(SHOP), "--client", "codex", "--yes")
-    install(URL, "--client", "codex", "--name", "web", "--yes")
-    done = install(str(SHOP), "--client", "codex", "--undo", "--yes")
+    path.write_text(BEFORE["gemini"], "utf-8")
+    install(str(SHOP), "--client", "gemini", "--yes")
+    install(URL, "--client", "gemini", "--name", "web", "--yes")
+    done = install(str(SHOP), "--client", "gemini", "--undo", "--yes")
     assert done.exit_code == 0, done.output
-    servers = tomllib.loads(path.read_text("utf-8"))["mcp_servers"]
-    assert set(servers) == {"other", "web"}
-    assert isinstance(install(str(SHOP), "--client", "codex", "--undo", "--yes").exception, CommandError)
+    assert set(command_value(path.read_text("utf-8"))["mcpServers"]) == {"other", "web"}
+    assert isinstance(install(str(SHOP), "--client", "gemini", "--undo", "--yes").exception, CommandError)
 
 
 def test_file_modes_and_links_are_kept(home: Path) -> None:
@@ -299,7 +303,7 @@ def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
     from millstream._cli.installer.change import prepare, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / "mcp.json"
-    change = prepare(path, "json", ("servers", "x"), lambda old: {})
+    change = prepare(path, ("servers", "x"), lambda old: {})
     path.write_text('{"new": 1}', "utf-8")
     with pytest.raises(CommandError, match="was changed by another program"):
         write(change, "x")
@@ -328,15 +332,12 @@ def test_claude_desktop_gets_a_name_as_typed(home: Path) -> None:
     assert not path.exists()
 
 
-@for_each("client", ["cursor", "goose"])
-def test_installing_again_merges_variables(client: str, home: Path, tmp_path: Path) -> None:
+def test_installing_again_merges_variables(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "my.env"
     file.write_text("B=3\nC=4\n", "utf-8")
     for options in (["-v", "A=1", "-v", "B=2"], ["-f", str(file)], []):
-        assert install(str(SHOP), "--client", client, "--yes", *options).exit_code == 0
-    text = (home / PLACES[client][0]).read_text("utf-8")
-    entry = written(client, text)
-    assert entry.get("env", entry.get("envs")) == {"A": "1", "B": "3", "C": "4"}
+        assert install(str(SHOP), "--client", "cursor", "--yes", *options).exit_code == 0
+    assert written("cursor", (home / PLACES["cursor"][0]).read_text("utf-8"))["env"] == {"A": "1", "B": "3", "C": "4"}
 
 
 def test_project_files_are_supported(home: Path, folder: Path) -> None:

@@ -76,7 +76,8 @@ def install(  # noqa: PLR0913  the options of the command
     """Add a server to the configuration of an application.
 
     It shows the change, and asks before writing. The rest of the file is preserved: other servers, comments, order. A
-    backup is kept beside the file, and `--undo` reverts the change.
+    backup is kept beside the file, and `--undo` reverts the change. For Codex and Goose, whose files aren't JSON, it
+    prints the entry and the file that you add it to.
 
     **Examples**
 
@@ -93,7 +94,12 @@ def install(  # noqa: PLR0913  the options of the command
     if undo_last:
         path, application = place_of(key, project=project)
         called = application.named(name or name_of(target))
-        change, copy = prepare_undo(path, application.kind, (application.under, called))
+        if application.snippet:
+            raise CommandError(
+                f"install prints entries for {application.title}, and doesn't write its file.",
+                fix=f"Remove {called} from {path}.",
+            )
+        change, copy = prepare_undo(path, (application.under, called))
         if confirm_change(change, dry_run=dry_run, yes=yes, json=json):
             undo(change, copy)
         _tell(change, application, called, "undone", dry_run=dry_run, json=json)
@@ -117,7 +123,10 @@ def install(  # noqa: PLR0913  the options of the command
     called = application.named(name or name_of(target))
     _tell_name(application.title, called, name, json=json)
     entry = application.entry(called, launch)
-    change = prepare(path, application.kind, (application.under, called), lambda old: merge_entries(old, entry))
+    if application.snippet:
+        _print_snippet(application.snippet(application.under, called, entry), application, called, path, json=json)
+        return
+    change = prepare(path, (application.under, called), lambda old: merge_entries(old, entry))
     if confirm_change(change, dry_run=dry_run, yes=yes, json=json):
         write(change, called)
     _tell(change, application, called, "installed", dry_run=dry_run, json=json)
@@ -191,6 +200,15 @@ def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:
     if name and called != name and not json:
         text = f'The server is named {called}, because {application} doesn\'t support the name "{name}".'
         print_text(safe(text), sys.stderr)
+
+
+def _print_snippet(snippet: str, application: ConfigurableApp, name: str, path: Path, *, json: bool) -> None:
+    if json:
+        fields = {"result": "printed", "application": application.title, "name": name, "file": str(path)}
+        print_json({**fields, "snippet": snippet})
+        return
+    sys.stdout.write(f"{snippet}\n")
+    print_text(safe(f"Add this to {path}. {application.afterwards}"), sys.stderr)
 
 
 def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:

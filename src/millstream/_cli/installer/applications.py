@@ -3,6 +3,7 @@
 See the documentation linked at each entry. Paths are per user, except `project`, which is per folder.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,8 +42,8 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     """Member of its configuration that contains the servers."""
     project: str = ""
     """Configuration file of one folder, relative to it."""
-    kind: str = "json"
-    """``json``, ``toml``, or ``yaml``."""
+    snippet: Callable[[str, str, dict[str, Any]], str] | None = None
+    """Formats an entry for a file that isn't JSON, from `under`, the server's name, and the entry. The user adds it."""
     local: Callable[[str, Launch], dict[str, Any]]
     """Creates the entry for a command, from the name of the server and the launch."""
     remote: Callable[[str, Launch], dict[str, Any]] | None = None
@@ -93,6 +94,21 @@ def _goose_url(name: str, launch: Launch) -> dict[str, Any]:
         "name": name, "type": "streamable_http", "enabled": True, "uri": launch.url, "headers": dict(launch.headers),
         "timeout": _GOOSE_SECONDS,
     }  # fmt: skip
+
+
+def _in_toml(under: str, name: str, entry: dict[str, Any]) -> str:
+    def write(value: Any) -> str:
+        if isinstance(value, dict):
+            members = cast("dict[str, Any]", value).items()
+            return f"{{ {', '.join(f'{write(member)} = {write(each)}' for member, each in members)} }}"
+        return json.dumps(value, ensure_ascii=False)  # strings and arrays of strings are the same in TOML
+
+    return "\n".join([f"[{under}.{name}]", *(f"{member} = {write(value)}" for member, value in entry.items())])
+
+
+def _in_yaml(under: str, name: str, entry: dict[str, Any]) -> str:
+    members = (f"    {member}: {json.dumps(value, ensure_ascii=False)}" for member, value in entry.items())
+    return "\n".join([f"{under}:", f'  "{name}":', *members])
 
 
 def _in_home(*parts: str) -> Callable[[System], Path]:
@@ -186,7 +202,7 @@ APPLICATIONS = {
             system.folder(linux="goose", macos=".config/goose", windows="Block/goose/config") / "config.yaml"
         ),
         under="extensions",
-        kind="yaml",
+        snippet=_in_yaml,
         named=lambda name: hyphenate(name).lower(),
         local=_goose_command,
         remote=_goose_url,
@@ -208,7 +224,7 @@ APPLICATIONS = {
         place=lambda system: Path(system.variables.get("CODEX_HOME") or system.home / ".codex") / "config.toml",
         project=".codex/config.toml",
         under="mcp_servers",
-        kind="toml",
+        snippet=_in_toml,
         local=_command,
         remote=_url_as("url", headers="http_headers"),
         afterwards="Start Codex again, and type /mcp to see the server.",
@@ -216,13 +232,10 @@ APPLICATIONS = {
 }
 """Applications by the value of ``--client``."""
 
-LAUNCHING = frozenset({
-    "args", "cmd", "command", "env", "envs", "headers", "httpUrl", "http_headers", "serverUrl", "transport", "type",
-    "uri", "url",
-})  # fmt: skip
+LAUNCHING = frozenset({"args", "command", "env", "headers", "httpUrl", "serverUrl", "transport", "type", "url"})
 """Members that define how to reach a server. All others belong to the user, and are preserved."""
 
-_URLS = ("url", "httpUrl", "serverUrl", "uri")
+_URLS = ("url", "httpUrl", "serverUrl")
 
 
 def merge_entries(old: Any, new: dict[str, Any]) -> dict[str, Any]:
@@ -237,10 +250,9 @@ def merge_entries(old: Any, new: dict[str, Any]) -> dict[str, Any]:
     if _server(fields) != _server(new):
         return new
     additions = {name: value for name, value in fields.items() if name not in LAUNCHING}
-    for member in ("env", "envs"):
-        variables = fields.get(member)
-        if ("command" in new or "cmd" in new) and isinstance(variables, Mapping):
-            additions[member] = {**cast("Mapping[str, Any]", variables), **new.get(member, {})}
+    variables = fields.get("env")
+    if "command" in new and isinstance(variables, Mapping):
+        additions["env"] = {**cast("Mapping[str, Any]", variables), **new.get("env", {})}
     return {**new, **additions}
 
 
@@ -251,7 +263,7 @@ def _server(entry: Mapping[str, Any]) -> object:
         if isinstance(url, str):
             parts = urlsplit(url)
             return parts.scheme, parts.netloc
-    words = [str(each) for each in (entry.get("command") or entry.get("cmd"), *(entry.get("args") or ()))]
+    words = [str(each) for each in (entry.get("command"), *(entry.get("args") or ()))]
     if "mcp-remote" in words:
         return next((urlsplit(word)[:2] for word in words if "://" in word), None)
     files = [word for word in words[1:] if Path(_FILE.sub("", word)).suffix in (".py", ".js", ".mjs", ".cjs")]

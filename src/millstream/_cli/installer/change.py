@@ -18,7 +18,6 @@ from msgspec import Struct
 
 from millstream import _jsonc as jsonc
 from millstream._app.server_process.errors import CommandError
-from millstream._cli.installer import documents
 from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.json_schema import value_at
 
@@ -30,8 +29,6 @@ class FileChange(Struct, frozen=True, kw_only=True):
     """The old and new content of a file that differs in one entry."""
 
     path: Path
-    kind: str
-    """``json``, ``toml``, or ``yaml``."""
     under: Sequence[str]
     """Path of the entry."""
     before: str | None
@@ -50,17 +47,16 @@ class FileChange(Struct, frozen=True, kw_only=True):
 
     def _entry(self, text: str) -> list[str]:
         """Return the lines of a file that has only the entry."""
-        entry = _READ[self.kind](text, self.under)
-        alone = "" if entry is None else _PUT[self.kind]("", self.under, entry)
+        entry = _entry_in(text, self.under)
+        alone = "" if entry is None else jsonc.put("", self.under, entry)
         return [f"{line}\n" for line in alone.splitlines()]
 
 
-def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> FileChange:
+def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], dict[str, Any]]) -> FileChange:
     """Return the change that sets one entry.
 
     Args:
         path: the file, which may not exist yet.
-        kind: ``json``, ``toml``, or ``yaml``.
         under: path of the entry.
         merge: returns the new entry, given the old one or None.
 
@@ -70,12 +66,12 @@ def prepare(path: Path, kind: str, under: Sequence[str], merge: Callable[[Any], 
     before = read(path)
     text = before or ""
     try:
-        old = _READ[kind](text, under)
+        old = _entry_in(text, under)
         new = merge(old)
-        after = text if new == old else _PUT[kind](text, under, new)  # if equal, keep the user's formatting
+        after = text if new == old else jsonc.put(text, under, new)  # if equal, keep the user's formatting
     except JsonSyntaxError as exc:
         raise _refusal(path, exc) from exc
-    return FileChange(path=path, kind=kind, under=under, before=before, after=after)
+    return FileChange(path=path, under=under, before=before, after=after)
 
 
 def write(change: FileChange, name: str) -> Path | None:
@@ -101,7 +97,7 @@ def write(change: FileChange, name: str) -> Path | None:
     return copy if change.before is not None else None
 
 
-def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[FileChange, Path]:
+def prepare_undo(path: Path, under: Sequence[str]) -> tuple[FileChange, Path]:
     """Return the change that reverts the last one, and the backup that it uses.
 
     Raises:
@@ -121,13 +117,13 @@ def prepare_undo(path: Path, kind: str, under: Sequence[str]) -> tuple[FileChang
         raise CommandError(f"The file {path} no longer exists, so there's nothing to undo.")
     absent = copy.name.endswith(_ABSENT)
     if copy == _copy_path(path, name, now, absent=absent):
-        return FileChange(path=path, kind=kind, under=under, before=now, after=None if absent else old), copy
+        return FileChange(path=path, under=under, before=now, after=None if absent else old), copy
     try:
-        entry = _READ[kind](old, under)
-        after = _TAKE[kind](now, under) if entry is None else _PUT[kind](now, under, entry)
+        entry = _entry_in(old, under)
+        after = jsonc.take(now, under) if entry is None else jsonc.put(now, under, entry)
     except JsonSyntaxError as exc:
         raise _refusal(path, exc) from exc
-    return FileChange(path=path, kind=kind, under=under, before=now, after=after), copy
+    return FileChange(path=path, under=under, before=now, after=after), copy
 
 
 def undo(change: FileChange, copy: Path) -> None:
@@ -222,21 +218,7 @@ def _refusal(path: Path, exc: JsonSyntaxError) -> CommandError:
     )
 
 
-def _in_json(text: str, path: Sequence[str]) -> Any:
+def _entry_in(text: str, path: Sequence[str]) -> Any:
     if not text.strip("\ufeff \t\r\n"):
         return None
     return value_at(jsonc.read(text).value, path)
-
-
-_Put = Callable[[str, Sequence[str], Any], str]
-_READ: dict[str, Callable[[str, Sequence[str]], Any]] = {
-    "json": _in_json,
-    "toml": documents.toml_entry,
-    "yaml": documents.yaml_entry,
-}
-_PUT: dict[str, _Put] = {"json": jsonc.put, "toml": documents.put_toml, "yaml": documents.put_yaml}
-_TAKE: dict[str, Callable[[str, Sequence[str]], str]] = {
-    "json": jsonc.take,
-    "toml": documents.remove_toml,
-    "yaml": documents.remove_yaml,
-}
