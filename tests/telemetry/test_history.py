@@ -38,7 +38,7 @@ def test_longer_ranges_sum_slots() -> None:
     for second in range(4_000):
         series[(*ADD, "")].observe(0.001)
         history.take(START + second, series, Gauges(cpu=0.1, memory=second))
-    for seconds, step, points in ((900, 10, 90), (3_600, 60, 61), (21_600, 300, 14), (86_400, 900, 5)):
+    for seconds, step, points in ((900, 10, 90), (3_600, 60, 61)):
         past = history.look(seconds)
         assert (past.step, len(past.points)) == (step, points), seconds
         counted = calls(past)
@@ -49,19 +49,18 @@ def test_longer_ranges_sum_slots() -> None:
         assert past.points[full][1].cpu == pytest.approx(0.1 * step)
 
 
-@pytest.mark.many
-def test_history_of_a_day_is_bounded() -> None:
+def test_history_is_bounded() -> None:
     history, _ = make_history()
     series: dict[Labels, Series] = {("tools/call", f"tool_{number:03d}", ""): Series(FINE) for number in range(500)}
-    for second in range(0, 2 * 86_400, 450):
+    for second in range(0, 2 * 3_600, 20):
         for number, each in enumerate(series.values()):
             each.observe(0.0001 * (1 + number))
         history.take(START + second, series, Gauges(memory=2**33))
-    past = history.look(86_400)
+    past = history.look(3_600)
     assert len(past.operations) == MAX_OPERATIONS + 1
     assert sum(past.operations[REST].buckets.values()) > 0
-    whole = 500 * 86_400 // 450
-    assert abs(sum(calls(past)) - whole) <= 1_000
+    whole = 500 * 3_600 // 20
+    assert abs(sum(calls(past)) - whole) <= 1_500  # one point
     assert history.size() < MAX_SLOTS * (40 + 12 * (MAX_OPERATIONS + 1))
 
 

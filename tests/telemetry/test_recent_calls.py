@@ -18,9 +18,6 @@ from millstream._server.observability.recent_calls import (
     MAX_FAILURES,
     MAX_READ,
     READ_EACH_SECOND,
-    SPAN,
-    SPAN_FAILURES,
-    SPAN_SLOW,
     RecentCalls,
     WorkerCalls,
     call_values,
@@ -184,26 +181,6 @@ def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
     alone = history_values([past(1_000, points={})], 60)
     assert alone["all"]["calls"] == [None] * 60
     json.dumps(page)
-
-
-def test_some_calls_of_each_half_minute_outlast_the_newest() -> None:
-    clock = Clock()
-    clock.now = 100.0 * SPAN
-    recent = RecentCalls(clock=clock)
-    for _ in range(20):
-        recent.observe(call_with({}), 0.001, b"{}")
-        recent.observe(call_with({"slow": True}), 1.0, b"{}")
-        recent.observe(call_with({}, outcome="tool_error"), 0.001, b"{}")
-    for _ in range(2 * MAX_CALLS):
-        clock.now += 0.1
-        recent.observe(call_with({"later": True}, outcome="cancelled"), 0.001, b"{}")
-        recent.observe(call_with({"later": True}), 0.001, b"{}")
-    since, until = 100.0 * SPAN, 100.0 * SPAN + 0.05
-    found = [each for each in recent.look(since, until).calls if each.outcome != "cancelled"]
-    assert [each.outcome for each in found].count("tool_error") == SPAN_FAILURES
-    assert sum(each.ms >= 500 for each in found) == SPAN_SLOW
-    assert len(found) == 1 + SPAN_FAILURES + SPAN_SLOW
-    assert recent.look(since - SPAN, since).calls == []
 
 
 def test_errors_are_counted_by_message_without_numbers_and_ids() -> None:

@@ -48,8 +48,6 @@ class _Question(Struct, array_like=True, frozen=True):
     seconds: int = 60
     method: str = ""
     name: str = ""
-    since: float = 0
-    until: float = 0
 
 
 class ReaderRow(Struct, array_like=True, frozen=True):
@@ -179,10 +177,9 @@ class DashboardQueries:
         answers = await self._ask(question)
         return history_values([_decode_past(each) for each in answers.values()], question.seconds)
 
-    async def calls(self, since: float = 0, until: float = 0) -> dict[str, Any]:
-        """Return the most recent calls, or those of a period, with their clients and errors."""
-        question = _Question("calls", since=since, until=until)
-        return call_values(_decode_calls(each) for each in (await self._ask(question)).values())
+    async def calls(self) -> dict[str, Any]:
+        """Return the most recent calls, with their clients and errors."""
+        return call_values(_decode_calls(each) for each in (await self._ask(_Question("calls"))).values())
 
     async def readers(self) -> dict[str, Any]:
         """Return the streams whose readers are furthest behind."""
@@ -207,7 +204,7 @@ class DashboardQueries:
             chosen = (question.method, question.name) if question.method else None
             return await asyncio.to_thread(lambda: _encode(self._history.look(question.seconds, chosen)))
         if question.about == "calls":
-            return _encode(self._calls.look(question.since, question.until))
+            return _encode(self._calls.look())
         return _encode(self._slowest())
 
     def _slowest(self) -> list[ReaderRow]:

@@ -1,12 +1,12 @@
-"""The last day of activity, in a ring of ten-second slots.
+"""The last hour of activity, in a ring of ten-second slots.
 
 A slot contains the calls by duration and the errors of each operation, and the state of the process. Call `take` once a
-second. Calls themselves have no overhead. Slots are stored packed: a day without calls takes about a megabyte. They
-start at multiples of their length since 1970, so slots of several processes can be added up.
+second. Calls themselves have no overhead. Slots are stored packed, which also lets another thread read them. They start
+at multiples of their length since 1970, so slots of several processes can be added up.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from heapq import nlargest
 from typing import Final
 
@@ -17,9 +17,9 @@ from millstream._telemetry.metrics import Labels, Series
 
 SLOT = 10
 """Seconds of a slot."""
-MAX_SLOTS = 8_640
-"""Number of slots in a day."""
-STEPS = {60: SLOT, 900: SLOT, 3_600: 60, 21_600: 300, 86_400: 900}
+MAX_SLOTS = 360
+"""Number of slots in an hour."""
+STEPS = {60: SLOT, 900: SLOT, 3_600: 60}
 """Available periods in seconds -> seconds per point."""
 MAX_OPERATIONS = 64
 """Maximum operations per slot: those with the most errors and calls. All others are counted together."""
@@ -100,10 +100,7 @@ class History:
         # Configuration
         self.bounds = bounds
         # Process
-        self._ring: deque[tuple[int, bytes]] = deque(maxlen=MAX_SLOTS)
-        """The start of each slot, and its packed content."""
-        self._merged: dict[tuple[int, int], bytes] = {}
-        """Finished points by length and start, so each is added up only once."""
+        self._ring: deque[bytes] = deque(maxlen=MAX_SLOTS)
         self._slot: HistorySlot | None = None
         """The current slot."""
         self._counted: dict[Labels, list[int]] = {}
@@ -127,7 +124,7 @@ class History:
         start, slot = second // SLOT * SLOT, self._slot
         if slot is None or slot.at != start:
             if slot is not None:
-                self._ring.append((slot.at, _pack(HistorySlot(slot.at, _limit_operations(slot.tallies), slot.gauges))))
+                self._ring.append(_pack(HistorySlot(slot.at, _limit_operations(slot.tallies), slot.gauges)))
             slot = self._slot = HistorySlot(start, {}, Gauges())
         slot.gauges = slot.gauges.with_(gauges)
         for number, tally in self._growth(series):
@@ -157,59 +154,32 @@ class History:
         return number
 
     def look(self, seconds: int, chosen: Key | None = None) -> HistoryWindow:
-        """Return the last `seconds` of the history. Call it in a thread, because the first request for a whole day is
-        slow.
+        """Return the last `seconds` of the history. Call it in a thread, because many operations take a while.
 
         Args:
             seconds: One of `STEPS`.
             chosen: An operation whose points are returned separately, too.
         """
-        step, last = STEPS.get(seconds, SLOT), self._last if self._last is not None else -1
-        past = HistoryWindow(step, last + 1, self.bounds, {}, {}, {})
+        step, until = STEPS.get(seconds, SLOT), self._last + 1 if self._last is not None else 0
+        past = HistoryWindow(step, until, self.bounds, {}, {}, {})
         number = self._numbers.get(chosen, -1) if chosen is not None else -1
-        for point in self._points(step, last + 1 - seconds):
-            whole = OperationTally(0, {})
-            for each, tally in point.tallies.items():
+        slots = list(self._ring) if self._slot is None else [*self._ring, _pack(self._slot)]
+        for slot in map(_unpack, slots):
+            at = slot.at // step * step
+            if at + step <= until - seconds:
+                continue
+            whole, gauges = past.points.get(at) or (OperationTally(0, {}), Gauges())
+            past.points[at] = whole, gauges.with_(slot.gauges)
+            for each, tally in _limit_operations(slot.tallies).items():
                 whole.add(tally)
                 past.operations.setdefault(self._keys[each], OperationTally(0, {})).add(tally)
-            past.points[point.at] = whole, point.gauges
-            if number in point.tallies:
-                past.chosen[point.at] = point.tallies[number]
+            if number in slot.tallies:
+                past.chosen.setdefault(at, OperationTally(0, {})).add(slot.tallies[number])
         return past
-
-    def _points(self, step: int, since: int) -> Iterator[HistorySlot]:
-        """Yield the points of a length that end after a given time."""
-        ring = list(self._ring)
-        if self._slot is not None:
-            ring.append((self._slot.at, _pack(self._slot)))
-        now = ring[-1][0] if ring else 0
-        parts: dict[int, list[bytes]] = {}
-        for at, data in ring:
-            parts.setdefault(at // step * step, []).append(data)
-        self._merged = {key: data for key, data in self._merged.items() if key[1] >= ring[0][0]}
-        for at, several in parts.items():
-            if at + step <= since:
-                continue
-            known = self._merged.get((step, at))
-            point = _unpack(known) if known is not None else _together(at, map(_unpack, several))
-            if known is None and at + step <= now:
-                self._merged[step, at] = _pack(point)
-            yield point
 
     def size(self) -> int:
         """Return the bytes of all packed slots."""
-        return sum(len(data) for _, data in self._ring)
-
-
-def _together(at: int, slots: Iterable[HistorySlot]) -> HistorySlot:
-    """Add up the slots of a point."""
-    tallies: dict[int, OperationTally] = {}
-    gauges = Gauges()
-    for slot in slots:
-        gauges = gauges.with_(slot.gauges)
-        for number, tally in slot.tallies.items():
-            tallies.setdefault(number, OperationTally(0, {})).add(tally)
-    return HistorySlot(at, _limit_operations(tallies), gauges)
+        return sum(map(len, self._ring))
 
 
 def _limit_operations(tallies: dict[int, OperationTally]) -> dict[int, OperationTally]:

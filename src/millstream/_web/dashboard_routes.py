@@ -7,7 +7,6 @@ from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, 
 from millstream._protocol.jsonrpc import encode
 
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
-_DAY = 86_400
 _UNKNOWN_UPSTREAM = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
 
 
@@ -18,8 +17,8 @@ class QuerySource(Protocol):
         """Return the last `seconds` of history."""
         ...
 
-    def calls(self, since: float = 0, until: float = 0) -> Awaitable[dict[str, Any]]:
-        """Return the newest calls, or those of a period, with clients and errors."""
+    def calls(self) -> Awaitable[dict[str, Any]]:
+        """Return the newest calls, with clients and errors."""
         ...
 
     def readers(self) -> Awaitable[dict[str, Any]]:
@@ -31,17 +30,13 @@ def query_handlers(queries: QuerySource) -> Mapping[str, Handler]:
     """Return the GET handlers by path."""
 
     async def history(request: HttpRequest) -> Response:
-        """Handle ``?seconds=`` up to a day; ``?method=`` and ``?name=`` add the series of one operation."""
+        """Handle ``?seconds=`` up to an hour; ``?method=`` and ``?name=`` add the series of one operation."""
         text = query_value("seconds", request.query)
         seconds = int(text) if text.isdecimal() and len(text) < 8 else 60
         method, name = query_value("method", request.query), query_value("name", request.query)
-        return _reply(await queries.history(min(seconds, _DAY), method, name))
+        return _reply(await queries.history(seconds, method, name))
 
     async def calls(request: HttpRequest) -> Response:
-        """Handle ``?since=`` and ``?until=``, in whole seconds since 1970: the calls that ended in this period."""
-        since, until = (query_value(name, request.query) for name in ("since", "until"))
-        if since.isdecimal() and until.isdecimal() and len(since + until) < 30:
-            return _reply(await queries.calls(int(since), int(until)))
         return _reply(await queries.calls())
 
     async def readers(request: HttpRequest) -> Response:

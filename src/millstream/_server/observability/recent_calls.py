@@ -4,8 +4,7 @@ The number and length of entries are bounded. Secrets are never stored: a value 
 a credential in text by its form. Arguments are read only for failed or slow calls, or while the page is open, and only
 a bounded number per second, so the cost on a busy server is small.
 
-A few calls of each half minute are kept longer, so a spike in the charts can be examined hours later. Errors are
-counted by message, without numbers and ids.
+Errors are counted by message, without numbers and ids.
 """
 
 import re
@@ -25,12 +24,6 @@ from millstream._telemetry.metrics import OTHER
 MAX_CALLS = 300
 MAX_FAILURES = 150
 MAX_CLIENTS = 200
-SPAN = 30
-"""Length in seconds of the spans of which the first call, `SPAN_FAILURES`, and `SPAN_SLOW` are kept longer."""
-SPAN_FAILURES = 3
-SPAN_SLOW = 2
-MAX_SAMPLED = 4_000
-"""Maximum number of calls kept for all spans: a day of a quiet server, or hours with many failures."""
 MAX_ERRORS = 100
 """Maximum number of distinct error messages. Above it, the least recent one is dropped."""
 MAX_ERROR_TOOLS = 8
@@ -120,10 +113,6 @@ class RecentCalls:
         self._successes: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=MAX_FAILURES)
         """Failed calls, kept separately, so other calls don't displace them."""
-        self._longer: deque[tuple[Any, ...]] = deque(maxlen=MAX_SAMPLED)
-        self._span: float = 0
-        self._span_failures = self._span_slow = 0
-        """The current half minute, and how many more of its calls are kept."""
         self._errors: dict[tuple[str, str], ErrorCount] = {}
         """(message, outcome) -> count, most recent last."""
         self._clients: dict[tuple[str, str], ClientCalls] = {}
@@ -158,21 +147,10 @@ class RecentCalls:
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
         # A tuple is cheaper than a Struct, and few entries are ever read.
-        kept = (
+        (self._failures if outcome else self._successes).append((
             now, method, call.name, outcome, seconds * 1000, client, caller, call.transport, revision,
             len(answer), arguments, error, incident,
-        )  # fmt: skip
-        (self._failures if outcome else self._successes).append(kept)
-        span = now // SPAN
-        if span != self._span:
-            self._span, self._span_failures, self._span_slow = span, SPAN_FAILURES, SPAN_SLOW
-            self._longer.append(kept)
-        elif outcome and self._span_failures:
-            self._span_failures -= 1
-            self._longer.append(kept)
-        elif seconds >= SLOW and self._span_slow:
-            self._span_slow -= 1
-            self._longer.append(kept)
+        ))  # fmt: skip
 
     def _count_error(self, error: str, outcome: str, name: str, now: float, incident: str) -> None:
         key = (_VARIABLE_PARTS.sub("…", error), outcome)
@@ -197,20 +175,12 @@ class RecentCalls:
         key = (name, version) if len(self._clients) < MAX_CLIENTS else (OTHER, "")
         return self._clients.setdefault(key, ClientCalls(0, 0, 0.0, "", ""))
 
-    def look(self, since: float = 0, until: float = 0) -> WorkerCalls:
-        """Return the recorded calls. For the next seconds, the arguments of all calls are read.
-
-        Args:
-            since: With `until`, the period in which the calls ended. Includes calls that are kept longer.
-            until: Seconds since 1970, or 0 for the newest calls.
-        """
+    def look(self) -> WorkerCalls:
+        """Return the recorded calls. For the next seconds, the arguments of all calls are read."""
         self._last_read = self._clock()
-        every: Iterable[tuple[Any, ...]] = (*self._failures, *self._successes)
-        if until:
-            once = {id(each): each for each in (*every, *self._longer) if since <= each[0] < until}
-            every = sorted(once.values(), key=lambda each: each[0], reverse=True)[: MAX_CALLS + MAX_FAILURES]
         clients = {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()}
-        return WorkerCalls([_recent(each) for each in every], clients, list(self._errors.values()))
+        calls = [_recent(each) for each in (*self._failures, *self._successes)]
+        return WorkerCalls(calls, clients, list(self._errors.values()))
 
 
 def call_values(workers: Iterable[WorkerCalls]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ let time = null; // the selected period
 let error = null; // the selected error
 let go = () => {};
 let cleared = () => {};
+const isInTime = (call) => !time || (call.at >= time.since && call.at < time.until);
 
 /** Whether a text matches an error message, where each `…` matches any text. */
 function isOf(text, message) {
@@ -65,7 +66,7 @@ const recent = new LiveTable($("recent"), {
   empty: ["No calls yet", "The next call appears here within two seconds."],
   key: (call) => call.key,
   words: (call) => `${title(call)} ${call.caller} ${call.client} ${call.outcome} ${call.error} ${call.arguments ?? ""} ${call.incident}`,
-  fits: (call) => (!$("call-failed").checked || call.outcome !== "") && (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
+  fits: (call) => isInTime(call) && (!$("call-failed").checked || call.outcome !== "") && (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
   columns: [
     { id: "at", title: "When", narrow: true, down: true, sort: (call) => call.at, fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000))) },
     { id: "what", title: "What", head: true, sort: title, fill: (cell, call) => (cellButton(cell, call, title(call), show).title = title(call)) },
@@ -148,13 +149,13 @@ let asked = 0;
 async function load() {
   if (document.hidden || !PARTS.includes(shown)) return;
   const mine = ++asked;
-  const found = await fetchJson(`dashboard/calls${time ? `?${new URLSearchParams({ since: time.since, until: time.until })}` : ""}`, "the recent calls");
+  const found = await fetchJson("dashboard/calls", "the recent calls");
   if (!PARTS.includes(shown)) clearTrouble("the recent calls"); // the reply came after this part was closed
   if (!found || mine !== asked) return;
   recent.show(keyed(found.calls));
   errors.show(found.errors);
   clients.show(found.clients);
-  say(found.calls.length);
+  say(found.calls.filter(isInTime).length);
 }
 
 /** Set the open tab. */
@@ -186,7 +187,7 @@ function say(kept = 0) {
     chip.ariaLabel = `${text}. ${title}`;
   }
   const most = time ? Math.max(time.total, kept) : 0;
-  write($("call-note"), time ? `${count(kept)} of ${count(most)} ${most === 1 ? "call is" : "calls are"} kept: the newest, and of each half minute a few that failed or were slow.` : NOTE);
+  write($("call-note"), time ? `${count(kept)} of ${count(most)} ${most === 1 ? "call is" : "calls are"} kept: the newest.` : NOTE);
   $("call-note").title = $("call-note").textContent;
 }
 

@@ -17,7 +17,7 @@ import { drawStreams, showStreams } from "./streams.js";
 import { LiveTable, cellButton } from "./table.js";
 
 const MIB = 1_048_576;
-const RANGES = [[60, "1 min", "Last minute"], [900, "15 min", "Last 15 minutes"], [3_600, "1 h", "Last hour"], [21_600, "6 h", "Last 6 hours"], [86_400, "24 h", "Last day"]];
+const RANGES = [[60, "1 min", "Last minute"], [900, "15 min", "Last 15 minutes"], [3_600, "1 h", "Last hour"]];
 const AGAIN_MS = { 60: 1_000, 900: 5_000 };
 const CHOSEN = "millstream.range";
 
