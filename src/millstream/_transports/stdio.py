@@ -177,7 +177,7 @@ async def _serve(dispatcher: Dispatcher, stdin: int, output: _Output, stop: asyn
     stop_reading: Callable[[], None] | None = None
     try:
         await output.open()
-        read, stop_reading = await _open_reader(stdin)
+        read, stop_reading = await open_reader(stdin)
         await _unless(stop, _read_all(read, connection, output, dispatcher.services.settings.max_body))
         connection.asks = False
         questions = dispatcher.services.questions
@@ -238,7 +238,7 @@ async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -
             await working
 
 
-async def _open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
+async def open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Callable[[], None]]:
     """Return a function that reads a descriptor, and one that stops reading."""
     stream = os.fdopen(fd, "rb", buffering=0, closefd=False)
     mode = os.fstat(fd).st_mode

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._cli.recorder.standard_input import lines, write_stdout
-from millstream._cli.recorder.transcript import Writer, params_of
+from millstream._cli.recorder.standard_input import MAX_LINE, lines, write_stdout
+from millstream._cli.recorder.transcript import Writer
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool
@@ -31,7 +31,6 @@ from millstream.client._tool_headers import ToolHeaders
 from millstream.client._transports.events import EventReader
 
 _GOODBYE = 2.0
-_MAX_BYTES = 64 * 1024 * 1024
 _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
 
 
@@ -54,7 +53,7 @@ class Bridge:
 
     def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
         # Configuration
-        pool = ConnectionPool(place.url, max_connections=100, max_body=_MAX_BYTES, connect_timeout=10.0, tls=None)
+        pool = ConnectionPool(place.url, max_connections=100, max_body=MAX_LINE, connect_timeout=10.0, tls=None)
         self._endpoint = Endpoint(place.url, {**place.headers, **headers}, pool, auth)
         self._writer = writer
         # State
@@ -72,16 +71,12 @@ class Bridge:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._say_goodbye()
+            if self._session:
+                with suppress(ClientError, TimeoutError):
+                    async with asyncio.timeout(_GOODBYE):
+                        await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
             await self._endpoint.close()
         return 0
-
-    async def _say_goodbye(self) -> None:
-        """End the session, if there's one."""
-        if self._session:
-            with suppress(ClientError, TimeoutError):
-                async with asyncio.timeout(_GOODBYE):
-                    await self._endpoint.send("DELETE", self._about(self._revision), repeatable=False)
 
     async def _take(self, line: bytes) -> None:
         self._writer.line("client", line)
@@ -112,11 +107,12 @@ class Bridge:
         except ClientError as exc:
             if "id" in message and "method" in message:
                 error = {"code": INTERNAL_ERROR, "message": str(exc)}
-                await self._say({"jsonrpc": "2.0", "id": message["id"], "error": error})
+                answer = {"jsonrpc": "2.0", "id": message["id"], "error": error}
+                await self._pass_on(json.dumps(answer, ensure_ascii=False).encode())
 
     def _headers(self, message: dict[str, Any]) -> str:
         method = str(message.get("method") or "")
-        fields = params_of(message)
+        fields = members(message.get("params"))
         head = f"{_TAKES}Mcp-Method: {encode_value(method)}\r\n" if method else _TAKES
         name = fields.get("name") or fields.get("uri")
         if isinstance(name, str):
@@ -141,7 +137,7 @@ class Bridge:
 
     async def _follow(self, reply: HttpReply) -> None:
         assert reply.stream is not None  # noqa: S101  checked by the caller
-        reader = EventReader(_MAX_BYTES)
+        reader = EventReader(MAX_LINE)
         reader.attach(reply.stream)
         try:
             while (event := await reader.event()) is not None:
@@ -174,6 +170,3 @@ class Bridge:
             self._tools.learn(result.tools)
         except msgspec.MsgspecError:
             return  # another kind of message
-
-    async def _say(self, message: dict[str, Any]) -> None:
-        await self._pass_on(json.dumps(message, ensure_ascii=False).encode())

@@ -1,12 +1,11 @@
 """Lines of standard input for an event loop, on all systems, with backpressure."""
 
 import asyncio
-import os
 import sys
-import threading
 from collections.abc import AsyncIterator
 
 from millstream._protocol.lines import LineSplitter
+from millstream._transports.stdio import open_reader
 
 MAX_LINE = 64 * 1024 * 1024
 """Maximum bytes of a line; longer ones aren't valid messages."""
@@ -14,32 +13,16 @@ MAX_LINE = 64 * 1024 * 1024
 
 async def lines() -> AsyncIterator[bytes]:
     """Yield each line without its end, skipping blank and overlong lines."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue(16)
-    descriptor = sys.stdin.fileno()
-
-    def read() -> None:
-        # Unbuffered, because the lock of a buffered reader would block the program's exit.
-        data = b" "
+    read, close = await open_reader(0)
+    splitter, data = LineSplitter(MAX_LINE), b"-"
+    try:
         while data:
-            try:
-                data = os.read(descriptor, 65536)
-            except OSError:
-                data = b""
-            try:
-                asyncio.run_coroutine_threadsafe(queue.put(data), loop).result()
-            except RuntimeError:
-                return  # the loop is closed
-
-    threading.Thread(target=read, daemon=True).start()
-    splitter = LineSplitter(MAX_LINE)
-    while data := await queue.get():
-        for line in splitter.feed(data):
-            if line is not None:
-                yield line
-    for line in splitter.end():
-        if line is not None:
-            yield line
+            data = await read(65536)
+            for line in splitter.feed(data) if data else splitter.end():
+                if line is not None:
+                    yield line
+    finally:
+        close()
 
 
 async def write_stdout(data: bytes) -> None:

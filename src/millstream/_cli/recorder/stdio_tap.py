@@ -6,7 +6,7 @@ import shutil
 import sys
 from contextlib import suppress
 
-from millstream._cli.recorder.standard_input import lines, write_stdout
+from millstream._cli.recorder.standard_input import MAX_LINE, lines, write_stdout
 from millstream._cli.recorder.transcript import Writer
 from millstream._cli.tables import safe
 from millstream._protocol.lines import LineSplitter
@@ -14,7 +14,6 @@ from millstream.client._errors import TargetError
 from millstream.client._transports.stdio import Command
 
 _GRACE = 2.0
-_MAX_LINE = 64 * 1024 * 1024
 
 
 async def tap(command: Command, writer: Writer) -> int:
@@ -39,7 +38,10 @@ async def tap(command: Command, writer: Writer) -> int:
     try:
         await asyncio.wait((inward, *outward[:1]), return_when=asyncio.FIRST_COMPLETED)
         for end in (process.terminate, process.kill):
-            if not await _ends(process):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE):
+                    await process.wait()
+            if process.returncode is None:
                 end()
         await asyncio.gather(*outward)
     finally:
@@ -48,14 +50,6 @@ async def tap(command: Command, writer: Writer) -> int:
             process.kill()
             await process.wait()
     return process.returncode or 0
-
-
-async def _ends(process: asyncio.subprocess.Process) -> bool:
-    """Return whether the process exits within the grace period."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_GRACE):
-            await process.wait()
-    return process.returncode is not None
 
 
 async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> None:
@@ -72,7 +66,7 @@ async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> N
 async def _from_server(process: asyncio.subprocess.Process, writer: Writer) -> None:
     stdout = process.stdout
     assert stdout is not None  # noqa: S101  it's a pipe
-    splitter = LineSplitter(_MAX_LINE)
+    splitter = LineSplitter(MAX_LINE)
     while data := await stdout.read(65536):
         for line in splitter.feed(data):
             if line is None:

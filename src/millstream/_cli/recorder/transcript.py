@@ -8,12 +8,11 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from millstream._app.server_process.errors import CommandError
-from millstream._protocol.json_schema import members
 from millstream._version import __version__
 
 MAX_BYTES = 256 * 1024 * 1024
@@ -45,27 +44,26 @@ class Writer:
         self._left = max_bytes
         self._warn = warn
         self._begun = time.monotonic()
-        about = {"millstream": __version__, "recorded": round(time.time(), 3), "server": server}
-        self._write({"at": 0.0, "session": about})
+        self._write(session={"millstream": __version__, "recorded": round(time.time(), 3), "server": server})
 
     def line(self, who: str, line: bytes) -> None:
         """Record one line."""
-        at = round(time.monotonic() - self._begun, 6)
         try:
             message: Any = json.loads(line)
         except (ValueError, RecursionError):
-            self._write({"at": at, "from": who, "text": line.decode("utf-8", "replace")})
+            self.text(who, line.decode("utf-8", "replace"))
         else:
-            self._write({"at": at, "from": who, "message": message})
+            self._write(**{"from": who, "message": message})
 
     def text(self, who: str, text: str) -> None:
         """Record text that isn't a message, such as standard error."""
-        self._write({"at": round(time.monotonic() - self._begun, 6), "from": who, "text": text})
+        self._write(**{"from": who, "text": text})
 
-    def _write(self, entry: Mapping[str, Any]) -> None:
-        data = json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    def _write(self, **entry: Any) -> None:
         if self._left < 0:
             return
+        at = round(time.monotonic() - self._begun, 6)
+        data = json.dumps({"at": at, **entry}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         self._left -= len(data)
         if self._left < 0:
             self._warn("The recording has reached its maximum size. Later messages aren't recorded.")
@@ -76,8 +74,3 @@ class Writer:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def params_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a message."""
-    return members(message.get("params"))
