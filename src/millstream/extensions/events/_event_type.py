@@ -37,23 +37,6 @@ class Arguments(Struct, frozen=True):
     canonical: bytes
 
 
-class Occurrence(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A delivered event.
-
-    Example:
-        ``async for event in client_events: print(event.name, event.data)``
-    """
-
-    event_id: str
-    """Id for deduplication."""
-    name: str
-    timestamp: str
-    """Time of publication, in ISO 8601."""
-    data: Any
-    cursor: str | None = None
-    """The position after the event, if the delivery mode has cursors."""
-
-
 class EventType:
     """A declared event type.
 

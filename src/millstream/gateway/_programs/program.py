@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -55,7 +55,7 @@ class _ProgramRun:
 class Program:
     """A program of another library, as a target for `Client` and ``Server.upstream``.
 
-    Its lifespan runs while sessions are open, or inside `running_lifespan`.
+    Its lifespan runs while sessions are open.
     """
 
     def __init__(
@@ -121,16 +121,6 @@ class Program:
     def of(self, caller: str) -> "ProgramOfCaller":
         """Return the program as a target for the sessions of one caller."""
         return ProgramOfCaller(self, caller)
-
-    @asynccontextmanager
-    async def running_lifespan(self) -> AsyncGenerator[None]:
-        """Run the program's lifespan for the duration of the block, even without sessions."""
-        await self.enter()
-        try:
-            yield
-        finally:
-            self.leave()
-            await self.settle()
 
     async def enter(self) -> Context:
         """Start the program in this event loop if necessary. Return the context for a session.
