@@ -13,6 +13,7 @@ import pytest
 from http_peer import serve
 from millstream import Client, Server, Settings, auth
 from millstream.client import Question
+from millstream.gateway import UpstreamPolicy
 from patience import WAIT
 from processes import ROOT
 
@@ -125,6 +126,15 @@ async def test_process_of_one_caller_can_ask() -> None:
             assert "secret" in await second.work()
 
 
+async def test_question_that_the_policy_refuses_reads_so_for_every_principal() -> None:
+    async with callers(ALICE, BOB, policy=UpstreamPolicy(questions=())) as (alice, bob):
+        for caller in (alice, bob):
+            refusal = await caller.work()
+            assert "policy refuses it" in refusal
+            assert "per_principal" not in refusal
+        assert alice.questions == bob.questions == []
+
+
 OFFICIAL = [sys.executable, str(ROOT / "tests" / "client" / "foreign" / "official_two.py"), "stdio"]
 
 
@@ -194,3 +204,13 @@ async def test_process_without_handshake_keeps_its_era() -> None:
         assert "Call again." in (await client.call("go", raise_on_error=False)).text
         for _ in range(2):
             assert "here" in (await client.call("go", raise_on_error=False)).text
+
+
+async def test_process_that_may_not_ask_keeps_its_era() -> None:
+    mcp, policy = Server("front"), UpstreamPolicy(questions=())
+    command = [sys.executable, "-c", CANNOT_ASK]
+    mcp.upstream("mute", command, prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
+        for _ in range(2):
+            refusal = (await client.call("go", raise_on_error=False)).text
+            assert refusal == "The server 'mute' couldn't ask a question. The gateway's policy refuses its questions."

@@ -375,9 +375,8 @@ def _try_other_era(call: "Call", upstream: Upstream, link: Link | None, name: st
     ):
         upstream.task_tools.add(name)
         return call.method == "tools/call"
-    if _CANNOT_ASK in result and upstream.ask_by_handshake(link):
-        text = f"The server {upstream.config.name!r} couldn't ask a question. It restarts to be able to. Call again."
-        raise call_error(call, text)
+    if _CANNOT_ASK in result and (remedy := upstream.ask_by_handshake(link)):
+        raise call_error(call, f"The server {upstream.config.name!r} couldn't ask a question. {remedy}")
     return False
 
 

@@ -135,6 +135,19 @@ def declare(abilities: bytes, revision: Revision) -> Json:
     return declared
 
 
+def check_declared(method: str, abilities: bytes) -> Json:
+    """Return the settings of the capability that a question needs.
+
+    Raises:
+        ProtocolError: the abilities don't include it.
+    """
+    try:
+        return members(_decode_abilities(abilities)[_CAPABILITY[method]])
+    except KeyError:
+        text = f"The client did not declare support for {method}, or the gateway's policy refuses it"
+        raise ProtocolError(METHOD_NOT_FOUND, text) from None
+
+
 class ForwardedQuestion(Struct, frozen=True):
     """A question in the client's revision, and how to convert its answer."""
 
@@ -169,10 +182,7 @@ def project_question(method: str, raw: bytes, asked: "Recipient", source: Revisi
     """
     if len(raw) > MAX_QUESTION_BYTES or too_many_members(raw) or exceeds_limits(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
-    name = _CAPABILITY.get(method)
-    declared, target = _decode_abilities(asked.abilities), asked.revision
-    if name is None or name not in declared or method not in target.asks:
-        raise ProtocolError(METHOD_NOT_FOUND, f"The client did not declare support for {method}")
+    declared, target = check_declared(method, asked.abilities), asked.revision
     try:
         original = _decode_object(raw or b"{}")
     except (msgspec.DecodeError, RecursionError) as exc:
@@ -181,10 +191,10 @@ def project_question(method: str, raw: bytes, asked: "Recipient", source: Revisi
     if asked.redactor is not None:
         params = asked.redactor.members(params)
     if method == "elicitation/create":
-        params = _project_form(params, members(declared[name]), target)
+        params = _project_form(params, declared, target)
         params["message"] = with_name(upstream, params.get("message", ""))
     elif method == "sampling/createMessage":
-        params = _project_sampling(params, members(declared[name]), source, target)
+        params = _project_sampling(params, declared, source, target)
         origin = f"This request comes from the server {upstream!r}."
         params["systemPrompt"] = f"{origin}\n\n{params['systemPrompt']}" if params.get("systemPrompt") else origin
     else:

@@ -33,7 +33,13 @@ from millstream._server.calls.context import Context
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification
-from millstream.gateway._questions import ForwardedQuestion, declare, project_answer, project_question
+from millstream.gateway._questions import (
+    ForwardedQuestion,
+    check_declared,
+    declare,
+    project_answer,
+    project_question,
+)
 from millstream.gateway._redaction import Redactor
 
 logger = logging.getLogger("millstream.gateway")
@@ -345,7 +351,7 @@ class Relays:
         while True:
             recipient = self.find(request_id)
             if recipient is None:
-                raise self._unknown_client_error()
+                raise self._unknown_client_error(method)
             question = project_question(method, params, recipient, source, self._name)
             try:
                 return project_answer(question, await recipient.ask(question), source)
@@ -356,11 +362,12 @@ class Relays:
             if self.find(0) is None:
                 raise ProtocolError(INVALID_REQUEST, "The call that asked has ended")
 
-    def _unknown_client_error(self) -> ProtocolError:
+    def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
         text = f"The server {self._name!r} serves several calls, and its question doesn't say which one asks."
         if self._log is not None:
+            check_declared(method, self._abilities)  # another scale can't help where the policy refuses
             text += ' Set scale = "per_principal" for it in the gateway, or "per_session" without sign-in.'
         if not self._warned:
             self._warned = True

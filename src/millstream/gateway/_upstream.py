@@ -459,17 +459,20 @@ class Upstream:
         """Whether a shared process uses the handshake, although it also supports the newer era."""
         return self.catalog.asks_by_handshake and self.has_handshake
 
-    def ask_by_handshake(self, link: Link) -> bool:
+    def ask_by_handshake(self, link: Link) -> str:
         """Use the handshake from now on, because a shared process can't ask questions in the newer era.
 
         Returns:
-            False if it's no shared process, or doesn't support the handshake.
+            What the caller can do; empty if it's no shared process, or doesn't support the handshake.
         """
         newer = not link.conversation.negotiated.revision.handshake
         if not (newer and self._shares_processes and self.has_handshake):
-            return False
+            return ""
+        if not can_ask(self._limit_abilities(ALL_ABILITIES)):
+            return "The gateway's policy refuses its questions."
+        remedy = "It restarts to be able to. Call again."
         if self.catalog.asks_by_handshake:
-            return True
+            return remedy
         logger.warning(
             "%s can't ask questions in revision %s: it starts again, with the handshake",
             self.config.name,
@@ -477,7 +480,7 @@ class Upstream:
         )
         self.catalog.asks_by_handshake = True
         self.refresh()
-        return True
+        return remedy
 
     @property
     def plain_link(self) -> Link | None:
@@ -589,6 +592,10 @@ class Upstream:
             return LinkKey(handshake=self._in_sessions)
         self.state = "ready" if self.catalog.revision else "connecting"
         self.reason = "waits for a user to connect an account that can read the lists"
+        if not self.catalog.revision:
+            logger.info(
+                "The upstream %s offers nothing until an account is connected at /connections", self.config.name
+            )
         self.lists_ready.set()
         lister = await credentials.lister()
         self._lister_left = False
