@@ -84,7 +84,7 @@ def test_invalid_key_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(text, "utf-8")
     path.chmod(0o600)
-    with pytest.raises(LocalError, match="key file"):
+    with pytest.raises(LocalError, match=r"isn't a key file: .* `millstream keys add NAME` writes one"):
         auth.keys(file=path)
     with pytest.raises(LocalError, match="keys add"):
         auth.keys(file=tmp_path / "none.json")

@@ -57,7 +57,11 @@ WRONG: list[tuple[list[str], int, str]] = [
     ),
     (["list", "shop"], 3, "There is no program 'shop'. Did you mean shop.py?"),
     (["list", "."], 3, ". is a folder. Use a .py, .js, or .json file in it, a command, or a URL."),
-    (["list", "notes.txt"], 3, "notes.txt isn't a program. Use a .py, .js, or .json file, a command, or a URL."),
+    (
+        ["list", "gateway.toml"],
+        3,
+        "gateway.toml isn't a program. Use a .py, .js, or .json file, a command, or a running server's URL.",
+    ),
     (["list", "x" * 5000], 3, "There is no program"),
     (["list", "plain.py:mcp"], 3, "plain.py doesn't import millstream, so it has no servers to choose from."),
     (["list", "http://127.0.0.1:x/mcp"], 3, "its port isn't a number from 0 to 65535."),
@@ -96,7 +100,7 @@ WRONG: list[tuple[list[str], int, str]] = [
 def test_errors_say_what_to_do(arguments: list[str], status: int, words: str, here: Path) -> None:
     (here / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
     (here / "plain.py").write_text("x = 1\n")
-    (here / "notes.txt").write_text("Buy milk.\n")
+    (here / "gateway.toml").touch()
     code, out, error = run(*(each.replace("{port}", str(free_port())) for each in arguments))
     assert (code, out) == (status, ""), error
     assert words in error, error

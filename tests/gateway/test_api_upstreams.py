@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
-from millstream import Client, Server
+from millstream import Client, Server, auth
 from millstream._app.server_process.entry import prepare
 from millstream._protocol.revisions import BY_DATE
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
@@ -197,6 +197,17 @@ async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCapture
                 while not runtime.host.degraded_reasons():  # noqa: ASYNC110  no event says so
                     await asyncio.sleep(0.01)
             assert reason in caplog.text
+
+
+async def test_upstreams_that_refuse_access_say_what_to_set(caplog: pytest.LogCaptureFixture) -> None:
+    locked = Server("locked", serve="rest", auth=auth.keys("a-key-of-some-length-for-tests"))
+    async with serve(locked) as running, asyncio.timeout(WAIT):
+        mcp = Server("front")
+        mcp.upstream("api", openapi=f"http://127.0.0.1:{running.port}/openapi.json", start_timeout=WAIT)
+        mcp.upstream("tools", f"http://127.0.0.1:{running.port}/mcp", start_timeout=WAIT)
+        async with mcp.running():
+            for path in ("openapi.json", "mcp"):
+                assert f"/{path} requires credentials (401). Send credentials: set auth or headers." in caplog.text
 
 
 async def test_fastapi_applications_work_as_upstreams() -> None:

@@ -73,7 +73,7 @@ MISTAKES = {
     ),
     "nam = 1": "line 1: nam: unknown option; did you mean 'name'?",
     '[upstreams.a]\nurl = "http://a/mcp"\n\ntimeout = "5"': (
-        "line 4: upstreams.a.timeout: Expected `float`, got `str`, not '5'"
+        "line 4: upstreams.a.timeout: it must be a number, not '5'"
     ),
     '[upstreams.a]\ncommand = "a"\n[upstreams.a.policy.tools."x*"]\nlimt = "1/day"': (
         "line 4: upstreams.a.policy.tools.x*.limt: unknown option; did you mean 'limit'?"
@@ -92,7 +92,9 @@ MISTAKES = {
     '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
         "line 5: upstreams.b.prefix: the upstream 'a' already has the prefix 'a'. Give one of them another prefix"
     ),
-    '[upstreams.a]\nurl = "http://a/mcp"\nscale = "many"': "line 3: upstreams.a.scale: ",
+    '[upstreams.a]\nurl = "http://a/mcp"\nscale = "many"': (
+        "line 3: upstreams.a.scale: it must be one of shared, per_principal, per_session, not 'many'"
+    ),
     "[settings]\ntool_serch = true": ("line 2: settings.tool_serch: unknown option; did you mean 'tool_search'?"),
     '[settings]\npage_size = "x"': "line 2: settings.page_size: it must be a whole number, 1 or more, not 'x'",
     '[upstreams.a]\nurl = "http://a/mcp"\nauth = { kind = "bear", env = "X" }': (
@@ -101,8 +103,16 @@ MISTAKES = {
     '[upstreams.a]\nurl = "http://a/mcp"\n[upstreams.a.auth]\nkind = "bearer"\nenw = "X"': (
         "line 5: upstreams.a.auth.enw: unknown option; did you mean 'env'?"
     ),
+    'serve = "web"': """line 1: serve: it must be a list such as ["a", "b"], not 'web'""",
+    '[upstreams.a]\ncommand = "a"\npolicy.questions = ["form"]': (
+        "line 3: upstreams.a.policy.questions: it must be a list with some of elicitation, sampling, roots"
+    ),
+    '[upstreams.a]\ncommand = "a"\nauth = { kind = "bearer", token = "X" }': "unknown option; use one of env, file",
+    'auth_keys = "keys.json"': "line 1: auth_keys: unknown option; write it under [settings]",
+    "[settings]\nport = 8001": "line 2: settings.port: unknown option; set it on the command line, with --port",
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
-    "x = ": "Invalid value",
+    "x = ": "isn't valid TOML: Invalid value (at end of document). Write key = ",
+    '{"mcpServers": {}}': "Name a JSON file NAME.json.",
 }
 
 

@@ -5,6 +5,7 @@ The rules are those of RFCs 6749, 7009, 7636, 8707, 9207, and 9728.
 
 import asyncio
 import json
+import logging
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
@@ -41,6 +42,12 @@ async def test_calls_use_the_account_of_their_user() -> None:
                     assert [(await each.call("up_who")).text for each in (one, two)] == ["ada", "brian"]
         assert {each["grant_type"] for each in other.accounts.forms} == {"authorization_code"}
         assert len(other.accounts.registered) == 1
+
+
+async def test_log_says_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "millstream.gateway")
+    async with run_scenario():
+        assert "The upstream up offers nothing until an account is connected at /connections" in caplog.text
 
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])

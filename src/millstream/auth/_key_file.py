@@ -138,7 +138,7 @@ class KeyFile:
         try:
             self.keys = _decode(raw).keys
         except msgspec.DecodeError as exc:
-            raise LocalError(f"{self.path} isn't a key file: {exc}") from exc
+            raise LocalError(f"{self.path} isn't a key file: {exc}. `millstream keys add NAME` writes one.") from exc
         self._seen = stamp
 
     def has_changed(self) -> bool:

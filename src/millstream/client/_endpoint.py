@@ -183,7 +183,7 @@ def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool)
     """Return the error for a 401 or 403, with what to do about it."""
     if reply.status == 401:
         if not has_auth:
-            remedy = "Send credentials, for example headers={'Authorization': 'Bearer …'}."
+            remedy = "Send credentials: set auth or headers."
             return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
         text = f"{url} rejected these credentials (401)."
     elif "insufficient_scope" in challenge:

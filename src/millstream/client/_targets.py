@@ -101,7 +101,9 @@ def _check_no_file(text: str) -> None:
     if os.path.isdir(text):  # noqa: PTH112  unlike a Path, it accepts names of any length
         raise TargetError(f"{text} is a folder. Use a .py, .js, or .json file in it, a command, or a URL.")
     if os.path.isfile(text):  # noqa: PTH113
-        raise TargetError(f"{text} isn't a program. Use a .py, .js, or .json file, a command, or a URL.")
+        raise TargetError(
+            f"{text} isn't a program. Use a .py, .js, or .json file, a command, or a running server's URL."
+        )
     if os.path.isfile(f"{text}.py"):  # noqa: PTH113
         raise TargetError(f"There is no program {text!r}. Did you mean {text}.py?")
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from glob import escape
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct, field
@@ -179,7 +179,10 @@ def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> Source:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+        hint = (
+            "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
+        )
+        raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
     lines = dict(_toml_lines(text))
 
     def line(where: KeyPath) -> int:
@@ -242,6 +245,10 @@ def _scan_brackets(line: str, quotes: str, depth: int) -> tuple[str, int]:
 
 # gateway.toml
 
+_SET_BY_CODE = ("shared", "text")
+"""Fields of policies and secrets that files can't set."""
+_COMMAND_OPTIONS = ("host", "port", "transport", "workers")
+"""Options of `millstream gateway` that newcomers write into the file."""
 _FIELDS_OF_CODE = ("name", "target", "policy", "auth", "openapi")
 """Fields of `UpstreamConfig` with another syntax in files."""
 
@@ -512,13 +519,18 @@ def _require_options(source: Source, value: Any, where: KeyPath, options: Mappin
     table = _require_table(source, value, where)
     for key in table:
         if key not in options:
-            raise source.error((*where, key), f"unknown option; {suggest(key, tuple(options))}")
+            hint = suggest(key, tuple(options))
+            if key in _COMMAND_OPTIONS:
+                hint = f"set it on the command line, with --{key}"
+            elif where != ("settings",) and key in Settings.__struct_fields__:
+                hint = "write it under [settings]"
+            raise source.error((*where, key), f"unknown option; {hint}")
     return table
 
 
 def _load_struct(source: Source, kind: Any, raw: Any, where: KeyPath) -> Any:
     """Convert a table to a Struct. Errors name the value, however deeply nested."""
-    options = {each.encode_name: each for each in fields(kind) if each.name != "shared"}
+    options = {each.encode_name: each for each in fields(kind) if each.name not in _SET_BY_CODE}
     table = _require_options(source, raw, where, options)
     values = {
         options[key].name: _convert(source, value, options[key].type, (*where, key)) for key, value in table.items()
@@ -541,9 +553,32 @@ def _convert(source: Source, value: Any, kind: Any, where: KeyPath) -> Any:
         return _load_struct(source, structs[0], value, where)
     try:
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as exc:
-        expected = next((f"it must be {meta.description}" for meta in getattr(kind, "__metadata__", ())), str(exc))
-        raise source.error(where, f"{expected}, not {source.source_text(where)}") from None
+    except msgspec.ValidationError:
+        raise source.error(where, f"it must be {_describe(kind)}, not {source.source_text(where)}") from None
+
+
+def _describe(kind: Any) -> str:
+    """Return what a value of a type is, for an error."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return str(parts[1].description)
+    if origin is Literal:
+        return f"one of {', '.join(parts)}"
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(each) for each in parts if each is not NoneType)
+    if origin is tuple and get_origin(parts[0]) is Literal:
+        return f"a list with some of {', '.join(get_args(parts[0]))}"
+    return _DESCRIPTIONS.get(origin or kind, "a table")
+
+
+_DESCRIPTIONS = {
+    bool: "true or false",
+    dict: "a table",
+    float: "a number",
+    int: "a whole number",
+    str: "a string",
+    tuple: 'a list such as ["a", "b"]',
+}
 
 
 def _structs(kind: Any) -> list[Any]:

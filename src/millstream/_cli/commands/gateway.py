@@ -82,7 +82,7 @@ def serve(  # noqa: PLR0913  the options of the command
     if not file.is_file():
         raise CommandError(f"There is no file {file}.", fix="Use a gateway.toml, or a JSON file with mcpServers.")
     if file.suffix not in (".toml", ".json"):
-        raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"To serve a program: millstream run {file}")
+        raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
     use_file(env_file)
     if transport is TransportChoice.stdio:
         serve_stdio(str(file), log_level or "", settings={})

@@ -61,7 +61,7 @@ class UserFile:
         try:
             users = _decode(raw).users
         except msgspec.DecodeError as exc:
-            raise LocalError(f"{self.path} isn't a user file: {exc}") from exc
+            raise LocalError(f"{self.path} isn't a user file: {exc}. `millstream users add NAME` writes one.") from exc
         self.users = {each.name.casefold(): each for each in users}
         self._seen = stamp
 
