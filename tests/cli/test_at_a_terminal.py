@@ -56,13 +56,16 @@ class Screen:
         return done.stdout
 
     def start(self, *words: str, **variables: str) -> None:
-        """Run a command whose last output stays on the screen."""
+        """Run a command whose last output stays on the screen.
+
+        In bash, because other login shells would end at Ctrl-C with the command.
+        """
         given = {"PYTHONPATH": str(ROOT / "tests"), "HOME": str(self._folder), "PATH": os.environ["PATH"], **variables}
         environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
         command = shlex.join([sys.executable, "-m", "millstream", *words])
         self.tmux(
             "new-session", "-d", "-x", str(self.columns), "-y", str(LINES), "-c", str(self._folder),
-            f"env -u NO_COLOR -u COLUMNS {environment} {command}; echo ended with $?; sleep 600",
+            "bash", "-c", f"env -u NO_COLOR -u COLUMNS {environment} {command}; echo ended with $?; sleep 600",
         )  # fmt: skip
 
     def seen(self, *, colors: bool = False) -> str:
