@@ -62,9 +62,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     store: str = ""
     """Store URL for sessions, lists, and accepted definitions. By default, the store of the settings, or memory://."""
     serve: tuple[str, ...] = ()
-    """What to serve in addition to MCP: hub, rest, web, metrics, or all."""
+    """What to serve in addition to MCP, as a list of hub, rest, web, metrics, or all."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Any server settings, such as `tool_search`."""
+    """Any [server settings](settings.md), such as `auth_keys` or `tool_search`."""
     policy: UpstreamPolicy | None = None
     """Policy for all upstreams together. Its patterns match names with the prefix."""
     upstreams: tuple[UpstreamConfig, ...] = ()
