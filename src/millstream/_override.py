@@ -11,5 +11,5 @@ else:
     F = TypeVar("F", bound=Callable[..., Any])
 
     def override(method: F) -> F:
-        """Mark a method that replaces its base class's, so that renaming one alone fails `make check`."""
+        """Mark a method as an override, so that `make check` fails if only one of the two is renamed."""
         return method

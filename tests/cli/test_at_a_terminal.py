@@ -1,6 +1,5 @@
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +11,9 @@ import pytest
 
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_command, share_server
-from programs import needs
+from programs import find_program, needs
 
-TMUX = shutil.which("tmux")
+TMUX = find_program("tmux")
 pytestmark = [
     pytest.mark.server,
     needs("tmux"),

@@ -61,7 +61,7 @@ class Source:
     def release(self) -> None: ...
 
 
-async def test_tiny_lines_leave_the_event_loop_to_others() -> None:
+async def test_tiny_lines_do_not_block_the_event_loop() -> None:
     turns = 0
 
     async def other() -> None:

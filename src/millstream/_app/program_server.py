@@ -62,7 +62,7 @@ def _quiet_logs() -> None:
 
 
 def _settings_of(value: Any, side: HttpSide | None) -> Settings:
-    """Return the settings of the environment, with the program's HTTP settings as defaults."""
+    """Return the settings from the environment, with the program's HTTP settings as defaults."""
     changed: dict[str, Any] = {}
     cors_origins = () if side is None else side.cors_origins()
     manager = None if side is None else side.session_manager

@@ -316,7 +316,7 @@ class ParkedCalls:
         """Park a call if there's room.
 
         Raises:
-            ProtocolError: too many calls of its owner, or of all, are parked.
+            ProtocolError: too many calls are parked, for this owner or in total.
         """
         if parked.id:
             return

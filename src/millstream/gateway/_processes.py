@@ -53,7 +53,7 @@ _MAX_DOUBLINGS = 16
 _UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
 _MAX_UNANSWERED = 3
-"""Unanswered requests after which a silent process may be hung."""
+"""Number of unanswered requests after which a silent process may be hung."""
 _PING_TIMEOUT = 10.0
 """Seconds for such a process to send anything after a ping."""
 _PING = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'

@@ -30,7 +30,7 @@ class ResourceWatches:
     def __init__(
         self, name: str, connect: Callable[[], Awaitable[Conversation]], on_update: Callable[[str], None]
     ) -> None:
-        """Create the watches; `start` starts those that were taken.
+        """Create the watches. `start` begins those that are already followed.
 
         Args:
             name: name of the upstream.

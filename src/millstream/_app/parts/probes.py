@@ -1,7 +1,7 @@
 """`/health`, `/livez`, and `/readyz`: the state of the server for operators, orchestrators, and load balancers.
 
 They respond to every client with any Host. Only clients that may read the dashboard get reasons and figures; others get
-the status, and how many workers and upstreams are well.
+the status, and how many workers and upstreams are healthy.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ class ProbesPart(OwnPart):
         return isinstance(found, Principal) and found.has({WATCH})
 
     def _counts(self) -> dict[str, dict[str, int]]:
-        """Return how many workers and upstreams there are, and how many are well."""
+        """Return how many workers and upstreams there are, and how many are healthy."""
         read = self._host.reports
         workers: list[WorkerState] = read["workers"]() or []
         upstreams: dict[str, str] = (read["upstreams"]() or {}) if "upstreams" in read else {}

@@ -41,7 +41,7 @@ class TooLarge(ClientError):
 
 
 class TooMuchArriving(TooLarge):
-    """Too many bytes of unfinished messages arrive, for one server or for one of several callers.
+    """Unfinished messages take up too many bytes, for one server or one of several callers.
 
     Args:
         holding: Which messages take how many bytes of how many.

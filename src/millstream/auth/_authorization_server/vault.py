@@ -56,7 +56,7 @@ class Vault:
         return raw if taken else None
 
     async def put_pending(self, kind: str, state: str, sealed: str, ttl: float) -> None:
-        """Store a pending login until `take_pending`. A flood of them displaces only those of its owner.
+        """Store a pending login until `take_pending`. If one owner stores too many, only theirs are dropped.
 
         Args:
             kind: kind of the key in the store.
