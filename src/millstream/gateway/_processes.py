@@ -19,7 +19,7 @@ from collections.abc import Collection
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from msgspec import Struct, structs
 
@@ -33,9 +33,6 @@ from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
-
-if TYPE_CHECKING:
-    from millstream.gateway._upstream import UpstreamConfig
 
 _logger = logging.getLogger("millstream.gateway.processes")
 
@@ -71,6 +68,25 @@ _LINES_PER_SECOND = 100_000
 """Maximum lines of all kinds read per second; beyond that, the process blocks."""
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
 """Control characters, removed before logging."""
+
+
+class ProcessOptions(Struct, frozen=True, kw_only=True):
+    """The part of an upstream's configuration that its processes use; see `UpstreamConfig`."""
+
+    name: str
+    """Name for the operator, in logs, metrics, and pages."""
+    timeout: float = 60.0
+    """Seconds to wait for a response; progress restarts the clock."""
+    max_processes: int = 8
+    """Maximum processes of a command per worker. Beyond that, the least recently used idle one is stopped."""
+    spare_processes: int = 0
+    """Number of processes of a command to keep started for the next principals or sessions."""
+    idle_seconds: float = 300.0
+    """Seconds after which an idle connection or process is closed."""
+    memory_limit: int | None = None
+    """Maximum bytes of memory per process of a command, on Linux only."""
+    max_bytes: int = 64 * 1024 * 1024
+    """Maximum bytes of one message from the upstream."""
 
 
 class ProcessReport(Struct, frozen=True, kw_only=True):
@@ -116,9 +132,9 @@ class ProcessTarget:
 class UpstreamProcesses:
     """The processes of one upstream, created by `ProcessPool.add`."""
 
-    def __init__(self, pool: "ProcessPool", config: "UpstreamConfig", command: Command) -> None:
+    def __init__(self, pool: "ProcessPool", config: ProcessOptions, command: Command) -> None:
         self.pool: ProcessPool = pool
-        self.config: UpstreamConfig = config
+        self.config: ProcessOptions = config
         self.command: Command = command
         self.running: set[ProcessTransport] = set()
         """Processes that are running, starting, or stopping."""
@@ -316,7 +332,7 @@ class ProcessPool:
         self.watchdog: Watchdog = Watchdog()
         self._upstreams: list[UpstreamProcesses] = []
 
-    def add(self, config: "UpstreamConfig", command: Command) -> UpstreamProcesses:
+    def add(self, config: ProcessOptions, command: Command) -> UpstreamProcesses:
         """Register the processes of one upstream without starting any.
 
         Args:

@@ -7,7 +7,7 @@ converts a question to the client's revision and rejects what wasn't declared, a
 import secrets
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
@@ -24,9 +24,7 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.questions.forms import project
 from millstream._server.questions.sampling import project_conversation
-
-if TYPE_CHECKING:
-    from millstream.gateway._relay import Recipient
+from millstream.gateway._redaction import Redactor
 
 Json = dict[str, Any]
 
@@ -162,12 +160,33 @@ class ForwardedQuestion(Struct, frozen=True):
         return {"method": self.method, "params": self.params}
 
 
+class QuestionClient(Protocol):
+    """The client that a question is for."""
+
+    @property
+    def abilities(self) -> bytes:
+        """What it can be asked, see `abilities_of`."""
+        ...
+
+    @property
+    def revision(self) -> Revision:
+        """Its revision."""
+        ...
+
+    @property
+    def redactor(self) -> Redactor | None:
+        """Redacts what the upstream sends during the call."""
+        ...
+
+
 def with_name(upstream: str, message: object) -> str:
     """Return the text of a question with the name of the upstream that asks it."""
     return f"[{upstream}] {message}"
 
 
-def project_question(method: str, raw: bytes, asked: "Recipient", source: Revision, upstream: str) -> ForwardedQuestion:
+def project_question(
+    method: str, raw: bytes, asked: QuestionClient, source: Revision, upstream: str
+) -> ForwardedQuestion:
     """Convert an upstream's question to the client's revision, and say who asks.
 
     Args:

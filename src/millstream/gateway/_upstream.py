@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
 from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
@@ -58,7 +58,7 @@ from millstream.gateway._names import PREFIX_RULE, Names, is_prefix
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import Pins, QuarantinedItem
 from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
-from millstream.gateway._processes import ProcessPool, UpstreamProcesses
+from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs.classes import library_of
 from millstream.gateway._programs.libraries import upstream_of
 from millstream.gateway._programs.program import Program
@@ -96,11 +96,9 @@ _WEB_SCHEMES = frozenset({"data", "http", "https", "mailto"})
 """Schemes of links that clients open themselves."""
 
 
-class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
+class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """A server behind the gateway. ``UpstreamConfig(name="files", target=["uvx", "mcp-server-files", "."])``"""
 
-    name: str
-    """Name for the operator, in logs, metrics, and pages."""
     target: Any
     """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
     prefix: str | None = None
@@ -119,28 +117,16 @@ class UpstreamConfig(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta
     """Number of processes for a command: one, one per principal, or one per session. In the handshake era, a process
     that two principals have used can't ask questions.
     """
-    timeout: float = 60.0
-    """Seconds to wait for a response; progress restarts the clock."""
     connect_timeout: float = 10.0
     """Seconds to wait for a connection, or for a process to start."""
     start_timeout: float = 5.0
     """Seconds to wait for the first lists when the gateway starts, unless there's a stored copy."""
     refresh_seconds: float = 300.0
     """Seconds between refreshes of the lists, unless the upstream specifies their lifetime."""
-    max_processes: int = 8
-    """Maximum processes of a command per worker. Beyond that, the least recently used idle one is stopped."""
-    spare_processes: int = 0
-    """Number of processes of a command to keep started for the next principals or sessions."""
     max_links: int = 1000
     """Maximum open connections."""
-    idle_seconds: float = 300.0
-    """Seconds after which an idle connection or process is closed."""
-    memory_limit: int | None = None
-    """Maximum bytes of memory per process of a command, on Linux only."""
     max_catalog_bytes: int = 8 * 1024 * 1024
     """Maximum bytes of the upstream's lists together."""
-    max_bytes: int = 64 * 1024 * 1024
-    """Maximum bytes of one message from the upstream."""
     policy: UpstreamPolicy | None = None
     """Rules for callers: see `UpstreamPolicy`."""
     trust: Literal["follow", "pin"] = "follow"

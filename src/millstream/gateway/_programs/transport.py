@@ -4,7 +4,7 @@ import asyncio
 import logging
 from contextvars import Context
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.jsonrpc import Envelope, encode
@@ -13,10 +13,9 @@ from millstream.client._background import Background
 from millstream.client._errors import ConnectFailed, ConnectionLost
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, TransportRequest
+from millstream.gateway._programs.messages import Messages
+from millstream.gateway._programs.single_exchange import SingleExchange
 from millstream.gateway._programs.streams import ServerInput, ServerOutput
-
-if TYPE_CHECKING:
-    from millstream.gateway._programs.program import Program
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -27,12 +26,40 @@ _GRACE = 2.0
 _NO_DISCOVERY = encode({"code": METHOD_NOT_FOUND, "message": "Method not found"})
 
 
+class Sessions(Protocol):
+    """A program, from the perspective of its sessions."""
+
+    name: str
+    handshake_only: bool
+    messages: Messages
+
+    async def enter(self) -> Context:
+        """Start the program if necessary. Return the context for a session."""
+        ...
+
+    def leave(self) -> None:
+        """Undo one `enter`."""
+
+    async def settle(self) -> None:
+        """Wait until the program has stopped, if it's stopping."""
+
+    async def serve(self, input: ServerInput, output: ServerOutput, /) -> None:
+        """Run a session until its input ends."""
+
+    @property
+    def single(self) -> SingleExchange | None:
+        """Return the handler for requests of the per-request era; None if sessions do."""
+
+    def user_of(self, caller: str) -> Any:
+        """Return the library's user object of a caller."""
+
+
 class ProgramTransport:
     """One session of a program."""
 
     name = "memory"
 
-    def __init__(self, program: "Program", caller: str, listener: Listener, background: Background) -> None:
+    def __init__(self, program: Sessions, caller: str, listener: Listener, background: Background) -> None:
         self._program = program
         self._caller = caller
         self._context = Context()
