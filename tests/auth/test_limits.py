@@ -81,12 +81,12 @@ def test_any_interval_allows_at_most_burst_plus_refill(
 def test_prefetched_tokens_are_used_and_renewed() -> None:
     clock = Clock()
     limiter = SharedLimiter("x", Rate(600, 60), clock=clock)
-    first = limiter.pace("a", "n", 1.0)
+    first = limiter.pace("a", 1.0)
     assert (first.cost, first.most) == (1.0, 1.0)
     limiter.learn("a", first, ChargeResult(0.0, 500.0, 1.0))
     for _ in range(3):
         assert not limiter.spend("a", 1.0)
-        asked, beside = limiter.pace("a", "n", 1.0), limiter.pace("a", "n", 1.0)
+        asked, beside = limiter.pace("a", 1.0), limiter.pace("a", 1.0)
         assert (asked.most, beside.most) == (7.0, 1.0)
         limiter.learn("a", asked, ChargeResult(0.0, 490.0, 7.0))
         assert [limiter.spend("a", 1.0) for _ in range(5)] == [True] * 5

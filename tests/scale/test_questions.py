@@ -96,7 +96,7 @@ async def test_answers_for_missing_workers_are_refused() -> None:
 
 async def test_forwarded_answers_are_capped() -> None:
     async with fleet(make_shop) as (first, second):
-        second.runtime.dispatcher.control._allowance._clock = lambda: 1.0
+        second.runtime.dispatcher.control._allowance.clock = lambda: 1.0
         headers = await first.initialize()
         foreign = f"{first.store.me}-{'0' * 32}"
         statuses = [await answer(second, headers, foreign) for _ in range(PER_SECOND + 5)]

@@ -49,7 +49,6 @@ class Throttle:
         self._registry = registry
         self._pool = pool
         self._time = store.time
-        self._shared = store.shared
         self._limiter: Callable[[str, Rate], Limiter | SharedLimiter] = SharedLimiter if store.shared else Limiter
         self._requests = self._of("requests", settings.limit_requests)
         self._calls = self._of("calls", settings.limit_calls)
@@ -111,8 +110,8 @@ class Throttle:
         """
         paces = self._common(request.owner, peer_network(request.peer), 1.0)
         self._refuse_early(paces)
-        if not self._taken_here(paces):
-            await self._ask(None, paces, [], [])
+        if not _spend(paces):
+            await self._ask(None, paces, [])
 
     def _check(self, call: Call) -> Awaitable[None] | None:
         """Charge a call to all limits."""
@@ -121,24 +120,17 @@ class Throttle:
         tool = self._tool(call) if call.method == "tools/call" else None
         paces = self._paces(call, tool, owner, peer)
         self._refuse_early(paces)
-        policies, charges = self._more(call, tool, owner)
-        if charges or not self._taken_here(paces):
-            return self._ask(call, paces, policies, charges)
-        return None
+        charges = self._more(call, tool, owner)
+        spent = _spend(paces)
+        return self._ask(call, paces, charges, spent=spent) if charges or not spent else None
 
     def _refuse_early(self, paces: Sequence[_Pace]) -> None:
         for limiter, key, price in paces:
-            wait = limiter.wait(key, price)
-            if wait > 0:
-                raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
+            self._refuse_rate(limiter, key, limiter.wait(key, price))
 
-    def _taken_here(self, paces: Sequence[_Pace]) -> bool:
-        """Charge this worker's share. Return False if the store has to decide."""
-        if self._shared:
-            return _spend(paces)
-        for limiter, key, price in paces:
-            limiter.take(key, price)
-        return True
+    def _refuse_rate(self, limiter: Limiter | SharedLimiter, key: str, wait: float) -> None:
+        if wait > 0:
+            raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
 
     def _paces(self, call: Call, tool: Tool | None, owner: str, peer: str) -> list[_Pace]:
         paces: list[_Pace] = []
@@ -158,42 +150,37 @@ class Throttle:
             paces.append(_Pace(self._address, peer, cost))
         return paces
 
-    def _more(self, call: Call, tool: Tool | None, owner: str) -> tuple[list[str], list[Charge]]:
-        """Return the limits that only the store tracks: the names of the policies, and their charges."""
-        policies: list[str] = []
-        charges: list[Charge] = []
+    def _more(self, call: Call, tool: Tool | None, owner: str) -> list[tuple[str, Charge]]:
+        """Return the names and charges of the limits that only the store tracks."""
+        charges: list[tuple[str, Charge]] = []
         if call.method != "tools/call":
-            return policies, charges
+            return charges
         if self._quota is not None and owner:
-            policies.append(self._quota.name)
-            charges.append(self._quota.at(owner, 1.0 if tool is None else tool.cost, self._time()))
+            cost = 1.0 if tool is None else tool.cost
+            charges.append((self._quota.name, self._quota.at(owner, cost, self._time())))
         named, of_tool = ("", 0) if tool is None else (tool.name, tool.concurrency)
         for name, key, most in concurrency_limits(owner, self._concurrency, named, of_tool):
-            policies.append(name)
-            charges.append(Seat(hash_key(name, key), most, f"{next(self._holders):x}"))
-        return policies, charges
+            charges.append((name, Seat(hash_key(name, key), most, f"{next(self._holders):x}")))
+        return charges
 
-    async def _ask(self, call: Call | None, paces: Sequence[_Pace], policies: list[str], charges: list[Charge]) -> None:
-        """Charge the limits in the store."""
-        seats = [charge for charge in charges if isinstance(charge, Seat)]
-        mine: list[Pace] = []
-        if self._shared:
-            mine = [limiter.pace(key, hash_key(limiter.name, key), price) for limiter, key, price in paces]
-        else:
-            for limiter, key, price in paces:
-                limiter.take(key, price)
-        decision = await self._pool.take([*mine, *charges])
+    async def _ask(
+        self, call: Call | None, paces: Sequence[_Pace], charges: Sequence[tuple[str, Charge]], *, spent: bool = False
+    ) -> None:
+        """Charge the limits in the store. With `spent`, this worker has already charged the rates."""
+        shared = () if spent else paces
+        asked = [limiter.pace(key, price) for limiter, key, price in shared]
+        decision = await self._pool.take([*asked, *(charge for _, charge in charges)])
         try:
             if decision is None:
-                self._take_alone(paces, policies, charges)
+                self._take_alone(shared, charges)
             else:
-                self._learn(decision, paces, mine)
-                self._judge(decision.results[len(mine) :], policies, charges)
+                self._learn(decision, shared, asked)
+                self._judge(decision.results[len(asked) :], charges)
         except ProtocolError:
-            if not self._shared:
-                for limiter, key, price in paces:
-                    limiter.put_back(key, price)
+            if spent:
+                _put_back(paces)
             raise
+        seats = [charge for _, charge in charges if isinstance(charge, Seat)]
         if seats and call is not None:
             self._hold(call, seats)
 
@@ -205,32 +192,25 @@ class Throttle:
             limiter.rejoin()
             limiter.learn(key, pace, taken)
         for (limiter, key, _), _, taken in said:
-            if taken.wait > 0:
-                raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), taken.wait)
+            self._refuse_rate(limiter, key, taken.wait)
 
-    def _judge(self, said: Sequence[ChargeResult], policies: Sequence[str], charges: Sequence[Charge]) -> None:
+    def _judge(self, said: Sequence[ChargeResult], charges: Sequence[tuple[str, Charge]]) -> None:
         """Raise if the store refused."""
-        for policy, charge, taken in zip(policies, charges, said, strict=True):
+        for (policy, charge), taken in zip(charges, said, strict=True):
             if taken.wait > 0:
                 if isinstance(charge, Seat):
                     raise self._full(policy, charge)
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
 
-    def _take_alone(self, paces: Sequence[_Pace], policies: Sequence[str], charges: Sequence[Charge]) -> None:
+    def _take_alone(self, paces: Sequence[_Pace], charges: Sequence[tuple[str, Charge]]) -> None:
         """Enforce this worker's share while the store is unavailable. Quotas need the store."""
-        for policy, charge in zip(policies, charges, strict=True):
+        for policy, charge in charges:
             if isinstance(charge, Seat) and self._held[charge.key] >= max(1, charge.count // self._pool.workers):
                 raise self._full(policy, charge)
-        if not self._shared:
-            return
-        alone = [(limiter.alone(), key, price) for limiter, key, price in paces]
-        for limiter, key, price in alone:
-            wait = limiter.wait(key, price)
-            if wait > 0:
-                raise self._refusal(limiter.name, limiter.rate, limiter.count_remaining(key), wait)
-        for limiter, key, price in alone:
-            limiter.take(key, price)
+        alone = [_Pace(limiter.alone(), key, price) for limiter, key, price in paces]
+        self._refuse_early(alone)
+        _spend(alone)
 
     def _hold(self, call: Call, seats: Sequence[Seat]) -> None:
         for seat in seats:
@@ -278,13 +258,17 @@ class Throttle:
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:
-    """Use this worker's prepaid share. Return whether it was enough for all of them."""
+    """Charge what this worker decides alone, or has prepaid. Return whether it was enough for all of them."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
-            for earlier, its_key, its_price in paces[:number]:
-                earlier.put_back(its_key, its_price)
+            _put_back(paces[:number])
             return False
     return True
+
+
+def _put_back(paces: Sequence[_Pace]) -> None:
+    for limiter, key, price in paces:
+        limiter.put_back(key, price)
 
 
 def _error_data(policy: str, limit: str, wait: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from time import monotonic
 from msgspec import Struct
 
 from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.hashed_keys import hash_key
 from millstream._stores.rates import ChargeResult, Pace
 
 _SHARE = 100
@@ -69,16 +70,16 @@ class SharedLimiter:
             known.tokens += cost
             known.remaining += cost
 
-    def pace(self, key: str, name: str, cost: float) -> Pace:
+    def pace(self, key: str, cost: float) -> Pace:
         """Return the charge for the store, with a hashed key."""
-        known, advance, now = self._known.get(key), min(_MOST, self.rate.count // _SHARE), self._clock()
+        known, name, now = self._known.get(key), hash_key(self.name, key), self._clock()
         if known is not None and known.stale <= now:
             known.tokens = 0.0
         hot = known is not None and now - known.asked_at < _HOT
         if known is None or not hot or known.tokens >= cost or now - known.fetching < _LOST:
             return Pace(name, self.rate.count, self.rate.seconds, cost, cost)
         known.fetching = now
-        return Pace(name, self.rate.count, self.rate.seconds, cost, cost + advance)
+        return Pace(name, self.rate.count, self.rate.seconds, cost, cost + min(_MOST, self.rate.count // _SHARE))
 
     def learn(self, key: str, asked: Pace, taken: ChargeResult) -> None:
         """Process the store's answer."""

@@ -4,11 +4,9 @@ Transports use this module instead of the call itself, because a call can run on
 received the message.
 """
 
-from collections.abc import Callable
-from time import monotonic
-
 import msgspec
 
+from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id
@@ -32,7 +30,7 @@ class Control:
     def __init__(self, questions: PendingQuestions, peers: Peers) -> None:
         self._questions = questions
         self._peers = peers
-        self._allowance = Allowance(PER_SECOND, monotonic)
+        self._allowance = Limiter("messages", Rate(PER_SECOND, 1))
         self.by_id: dict[tuple[str, RequestId], Call] = {}
         """(session or connection, request id) -> call."""
         peers.on(AnswerMessage, self._on_answer)
@@ -76,7 +74,7 @@ class Control:
         request_id = _cancelled_request_id(message)
         if request_id is None or self.cancel(session_id, request_id) or not session_id:
             return
-        if self._peers.shared and self._allowance.take(session_id):
+        if self._peers.shared and not self._allowance.take(session_id):
             await self._peers.tell(CancelCall(session_id, encode(request_id)))
 
     async def answer_anywhere(self, message: Envelope, session_id: str) -> None:
@@ -92,7 +90,7 @@ class Control:
         worker = asker(message.id)
         if not self._peers.shared or not worker or self._peers.is_me(worker):
             return
-        if not self._allowance.take(session_id):
+        if self._allowance.take(session_id):
             raise ProtocolError(SERVER_ERROR, "The session sends too many answers. Try again.", status=503)
         assert isinstance(message.id, str)  # noqa: S101  it has a worker's name in it
         try:
@@ -127,22 +125,3 @@ class Control:
 
 def _cancelled_request_id(message: Envelope) -> RequestId | None:
     return cancelled_id(message.params) if message.method == "notifications/cancelled" else None
-
-
-class Allowance:
-    """A rate limit per key and second of a clock. Counts exist only for the current second."""
-
-    def __init__(self, most: int, clock: Callable[[], float]) -> None:
-        self._most = most
-        self._clock = clock
-        self._second = 0
-        self._counts: dict[str, int] = {}
-
-    def take(self, who: str) -> bool:
-        """Count one action and return whether it's allowed."""
-        now = int(self._clock())
-        if now != self._second:
-            self._second, self._counts = now, {}
-        used = self._counts.get(who, 0)
-        self._counts[who] = used + 1
-        return used < self._most

@@ -6,7 +6,7 @@ in which clients can create any number. Stores see opaque keys, not clients.
 """
 
 from base64 import urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Protocol
@@ -24,6 +24,8 @@ PART = 2
 """The divisor of a kind's space that gives the maximum for one share."""
 MARK_BYTES = 16
 """A value up to this size, such as a tombstone, is a mark."""
+_SLACK = 1e-6
+"""Tolerance for rounding errors of sums."""
 
 
 def share_of(key: str) -> str:
@@ -101,6 +103,53 @@ class Decision(Struct, frozen=True, gc=False, array_like=True):
 
 
 SEAT_WAIT = 1.0
+
+
+def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float) -> float:
+    """Return the seconds until a pace has room for a cost, or 0. It's fully recovered at `full_at`."""
+    missing = full_at - now - seconds + seconds / count * min(cost, count)
+    return missing if missing > _SLACK else 0.0
+
+
+def check_pace(pace: Pace, full_at: float, now: float) -> tuple[ChargeResult, float]:
+    """Return the result for a pace that is fully recovered at `full_at`, and when it is after the charge."""
+    full_at, each = max(now, full_at), pace.seconds / pace.count
+    room = pace.seconds - (full_at - now)
+    amount = max(pace.cost, min(pace.most, room // each))
+    wait = pace_wait(full_at, now, pace.count, pace.seconds, pace.cost)
+    return _charge_result(wait, room / each + _SLACK, amount), full_at + each * amount
+
+
+def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:
+    """Return the result for a quota of which an amount is used."""
+    room = quota.count - used
+    enough = min(quota.cost, quota.count) <= room + _SLACK
+    return _charge_result(0.0 if enough else max(_SLACK, quota.until - now), room, quota.cost)
+
+
+def check_seat(seat: Seat, held: Collection[tuple[str, str]], worker: str) -> ChargeResult:
+    """Return the result for a seat, of those that (worker, holder) pairs hold."""
+    free = seat.count - len(held)
+    if (worker, seat.holder) in held:
+        return _charge_result(0.0, free, 0.0)
+    return _charge_result(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
+
+
+def refuse_all(results: Sequence[ChargeResult]) -> list[ChargeResult] | None:
+    """Return the results if nothing may be taken because a charge must wait, else None."""
+    if all(each.wait <= 0 for each in results):
+        return None
+    return [ChargeResult(each.wait, each.remaining + each.amount) for each in results]
+
+
+def quota_key(quota: Quota) -> str:
+    """Return the key of the value that counts a quota."""
+    return f"quota:{quota.key}"
+
+
+def _charge_result(wait: float, room: float, amount: float) -> ChargeResult:
+    """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
+    return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
 
 
 class Rates(Protocol):

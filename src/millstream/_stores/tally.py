@@ -3,14 +3,25 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 
 from millstream._stores.base import Map
-from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
+from millstream._stores.rates import (
+    Charge,
+    ChargeResult,
+    ChargeResults,
+    Pace,
+    Quota,
+    Seat,
+    check_pace,
+    check_quota,
+    check_seat,
+    quota_key,
+    refuse_all,
+)
 
 MAX_PACES = 100_000
-_SLACK = 1e-6
 
 
 class Tally:
@@ -36,18 +47,28 @@ class Tally:
         async with self._lock if quotas else nullcontext():
             used = await self._used_amounts(quotas)
             now, wall = self._clock(), time.time()
-            found = [self._look(worker, charge, dead, used, now, wall) for charge in charges]
-            if all(each.wait <= 0 for each in found):
-                for charge, each in zip(charges, found, strict=True):
-                    self._take(worker, charge, each, now)
+            found: list[ChargeResult] = []
+            full_at: dict[str, float] = {}
+            for charge in charges:
+                if isinstance(charge, Pace):
+                    result, full_at[charge.key] = check_pace(charge, self._paces.get(charge.key, now), now)
+                elif isinstance(charge, Quota):
+                    result = check_quota(charge, used[charge.key], wall)
+                else:
+                    result = check_seat(charge, self._holders(charge.key, dead), worker)
+                found.append(result)
+            refused = refuse_all(found)
+            if refused is None:
+                self._take_paces(full_at, now)
+                for charge in charges:
+                    if isinstance(charge, Seat):
+                        self._seats[charge.key].add((worker, charge.holder))
                 for quota in quotas:
                     if quota.until > wall:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
-                        await self._values.put(_name(quota), value, quota.until - wall, lossy=True)
-            else:
-                found = [ChargeResult(each.wait, each.remaining + each.amount) for each in found]
+                        await self._values.put(quota_key(quota), value, quota.until - wall, lossy=True)
         forgot = [self._forgot[kind] for kind in map(_kind_of, charges) if kind in self._forgot] if self._forgot else []
-        return ChargeResults(found, self._clock() - max(forgot) if forgot else None)
+        return ChargeResults(refused or found, self._clock() - max(forgot) if forgot else None)
 
     async def release(self, worker: str, seats: Sequence[Seat]) -> None:
         """See `Backend.release`."""
@@ -58,40 +79,21 @@ class Tally:
     async def _used_amounts(self, quotas: Sequence[Quota]) -> dict[str, float]:
         if not quotas:
             return {}
-        values = await self._values.get_many([_name(quota) for quota in quotas])
+        values = await self._values.get_many(list(map(quota_key, quotas)))
         return {quota.key: float(value or 0) for quota, value in zip(quotas, values, strict=True)}
 
-    def _look(
-        self, worker: str, charge: Charge, dead: Collection[str], used: dict[str, float], now: float, wall: float
-    ) -> ChargeResult:
-        """Return the result of a charge without applying it."""
-        if isinstance(charge, Pace):
-            each = charge.seconds / charge.count
-            room = charge.seconds - max(0.0, self._paces.get(charge.key, now) - now)
-            missing = each * min(charge.cost, charge.count) - room
-            amount = max(charge.cost, min(charge.most, room // each))
-            return _charge_result(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount)
-        if isinstance(charge, Quota):
-            room = charge.count - used[charge.key]
-            enough = min(charge.cost, charge.count) <= room + _SLACK
-            return _charge_result(0.0 if enough else max(_SLACK, charge.until - wall), room, charge.cost)
-        held = self._seats.get(charge.key, set())
-        if any(each[0] in dead for each in held):
+    def _holders(self, key: str, dead: Collection[str]) -> set[tuple[str, str]]:
+        held = self._seats.get(key, set())
+        if any(worker in dead for worker, _ in held):
             held = {each for each in held if each[0] not in dead}
-            self._keep(charge.key, held)
-        if (worker, charge.holder) in held:
-            return _charge_result(0.0, charge.count - len(held), 0.0)
-        free = charge.count - len(held)
-        return _charge_result(0.0 if free > 0 else SEAT_WAIT, free, 1.0)
+            self._keep(key, held)
+        return held
 
-    def _take(self, worker: str, charge: Charge, taken: ChargeResult, now: float) -> None:
-        if isinstance(charge, Seat):
-            self._seats[charge.key].add((worker, charge.holder))
-        elif isinstance(charge, Pace):
-            if charge.key not in self._paces and len(self._paces) >= MAX_PACES:
+    def _take_paces(self, full_at: Mapping[str, float], now: float) -> None:
+        for key, at in full_at.items():
+            if key not in self._paces and len(self._paces) >= MAX_PACES:
                 self._forget(now)
-            whole = max(now, self._paces.get(charge.key, now))
-            self._paces[charge.key] = whole + charge.seconds / charge.count * taken.amount
+            self._paces[key] = at
 
     def _keep(self, key: str, held: set[tuple[str, str]]) -> None:
         if held:
@@ -114,11 +116,6 @@ class Tally:
         self._paces = kept
 
 
-def _charge_result(wait: float, room: float, amount: float) -> ChargeResult:
-    """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
-    return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
-
-
 def _kind(key: str) -> str:
     kind, mark, _ = key.partition(":")
     return kind if mark else ""  # names of limits are digests
@@ -126,7 +123,3 @@ def _kind(key: str) -> str:
 
 def _kind_of(charge: Charge) -> str:
     return _kind(charge.key)
-
-
-def _name(quota: Quota) -> str:
-    return f"quota:{quota.key}"

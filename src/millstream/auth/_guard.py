@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network
 from millstream._http.server.fast_head import header_lines
-from millstream._limits.gcra import Limiter, Rate, report_headers
-from millstream._limits.hashed_keys import hash_key
+from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
-from millstream._stores.rates import Pace
 from millstream.auth._challenge import ChallengeResponses
 from millstream.auth._keyed_semaphore import KeyedSemaphore
 from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all
@@ -67,7 +65,7 @@ class AuthGuard:
         self.on_revocation: list[Callable[[], None]] = []
         """Called when credentials may have been revoked."""
         self._epochs = [method.epoch() for method in methods]
-        self._failures = Limiter("sign-in", _FAILURES, clock=clock)
+        self._failures = Limiter("sign-in", _FAILURES, clock=clock, pool=lambda: self.pool)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT)
 
     def protect(self, handler: Handler, *, scope: str = "") -> Handler:
@@ -191,17 +189,13 @@ class AuthGuard:
         """Return the refusal for an address with too many invalid credentials; None if it may try again."""
         key = peer_network(address)
         wait = self._failures.wait(key)
-        return None if wait <= 0 else self.challenges.too_many_failures(report_headers(self._failures, key, wait))
+        return None if wait <= 0 else self.challenges.too_many_failures(self._failures.header_lines(key, wait))
 
     def record_failure(self, address: str) -> None:
         """Count an invalid credential from an address."""
         if self.on_failure is not None:
             self.on_failure(address)
-        key, failures = peer_network(address), self._failures
-        failures.take(key)
-        if self.pool is not None:
-            pace = Pace(hash_key(failures.name, key), failures.rate.count, failures.rate.seconds)
-            self.pool.report(pace, lambda wait: failures.block(key, wait))
+        self._failures.report(peer_network(address))
 
     def tell(self, told: Callable[[str], None]) -> None:
         """Call `told` with the address of every invalid credential from now on."""

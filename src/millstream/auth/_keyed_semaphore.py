@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from millstream.auth._method import Unavailable
 
@@ -15,8 +16,8 @@ class KeyedSemaphore:
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
-        self._keys: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
-        """Key -> its semaphore and users. Entries without users are removed."""
+        self._keys = WeakValueDictionary[str, asyncio.Semaphore]()
+        """Semaphores in use, by key."""
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -28,27 +29,13 @@ class KeyedSemaphore:
         Raises:
             Unavailable: it wasn't free within `PATIENCE` seconds.
         """
-        semaphore, there = self._keys.setdefault(key, (asyncio.Semaphore(self._at_once), set()))
-        me = object()
-        there.add(me)
-        try:
-            await _acquire(semaphore)
-            try:
-                yield
-            finally:
-                semaphore.release()
-        finally:
-            there.discard(me)
-            if not there:
-                del self._keys[key]
-
-
-async def _acquire(semaphore: asyncio.Semaphore) -> None:
-    if semaphore.locked():
+        semaphore = self._keys.setdefault(key, asyncio.Semaphore(self._at_once))
         try:
             async with asyncio.timeout(PATIENCE):
                 await semaphore.acquire()
         except TimeoutError:
             raise Unavailable("Too many sign-ins from your address at once. Try again later.") from None
-    else:
-        await semaphore.acquire()
+        try:
+            yield
+        finally:
+            semaphore.release()

@@ -13,11 +13,22 @@ import msgspec
 from millstream._stores.base import StoreUnavailable
 from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, token
 from millstream._stores.nats.values import NatsMap
-from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
+from millstream._stores.rates import (
+    Charge,
+    ChargeResult,
+    ChargeResults,
+    Pace,
+    Quota,
+    Seat,
+    check_pace,
+    check_quota,
+    check_seat,
+    quota_key,
+    refuse_all,
+)
 
 _ROOM = 64 * 1024 * 1024
 _SEAT_SECONDS = 86400
-_SLACK = 1e-6
 _LOCKS = 64
 _PAUSE = 0.002
 
@@ -64,31 +75,22 @@ class NatsLimits:
         quotas: list[tuple[Quota, bytes | None]] = []
         for charge, (seq, data) in zip(charges, read, strict=True):
             if isinstance(charge, Pace):
-                each, whole = charge.seconds / charge.count, now if data is None else max(now, _decode_time(data))
-                room = charge.seconds - (whole - now)
-                missing = each * min(charge.cost, charge.count) - room
-                amount = max(charge.cost, min(charge.most, room // each))
-                found.append(_charge_result(missing if missing > _SLACK else 0.0, room / each + _SLACK, amount))
-                until = whole + each * amount
+                result, until = check_pace(charge, now if data is None else _decode_time(data), now)
                 written.append((self._subject(charge), _encode(until), seq, until - now))
             elif isinstance(charge, Quota):
-                used = float(data or 0)
-                enough = min(charge.cost, charge.count) <= charge.count - used + _SLACK
-                wait = 0.0 if enough else max(_SLACK, charge.until - now)
-                found.append(_charge_result(wait, charge.count - used, charge.cost))
+                result = check_quota(charge, float(data or 0), now)
                 if charge.until > now:
                     quotas.append((charge, data))
             else:
                 held = [] if data is None else [each for each in _decode_seats(data) if each[0] not in dead]
-                free = charge.count - len(held)
-                if (worker, charge.holder) in held:
-                    found.append(_charge_result(0.0, free, 0.0))
-                else:
-                    found.append(_charge_result(0.0 if free > 0 else SEAT_WAIT, free, 1.0))
+                result = check_seat(charge, held, worker)
+                if result.amount:
                     held.append((worker, charge.holder))
                     written.append((self._subject(charge), _encode(held), seq, _SEAT_SECONDS))
-        if any(each.wait > 0 for each in found):
-            return [ChargeResult(each.wait, each.remaining + each.amount) for each in found]
+            found.append(result)
+        refused = refuse_all(found)
+        if refused is not None:
+            return refused
         return found if await self._commit(written, quotas, now) else None
 
     async def _commit(
@@ -100,7 +102,7 @@ class NatsLimits:
         done: list[Quota] = []
         for quota, old in quotas:
             value = b"%.6f" % (float(old or 0) + quota.cost)
-            if not await self._values.compare_and_set(_name(quota), old, value, quota.until - now, lossy=True):
+            if not await self._values.compare_and_set(quota_key(quota), old, value, quota.until - now, lossy=True):
                 break
             done.append(quota)
         if len(done) == len(quotas) and (not written or await self._write(written)):
@@ -110,10 +112,10 @@ class NatsLimits:
         return False
 
     async def _undo(self, quota: Quota) -> None:
-        while (value := await self._values.get(_name(quota))) is not None:
+        while (value := await self._values.get(quota_key(quota))) is not None:
             left = b"%.6f" % max(0.0, float(value) - quota.cost)
             ttl = max(1.0, quota.until - self._link.time())
-            if await self._values.compare_and_set(_name(quota), value, left, ttl, lossy=True):
+            if await self._values.compare_and_set(quota_key(quota), value, left, ttl, lossy=True):
                 return
 
     async def _write(self, written: Sequence[tuple[str, bytes, int, float]]) -> bool:
@@ -156,7 +158,7 @@ class NatsLimits:
 
     async def _read(self, charge: Charge) -> tuple[int, bytes | None]:
         if isinstance(charge, Quota):
-            return 0, await self._values.get(_name(charge))
+            return 0, await self._values.get(quota_key(charge))
         found = await self._link.last(self._stream, self._subject(charge))
         return (0, None) if found is None else (found.seq, found.data)
 
@@ -185,12 +187,3 @@ class NatsLimits:
             return
         if state["bytes"] > _ROOM * 0.95:
             self._forgot = self._link.time()
-
-
-def _charge_result(wait: float, room: float, amount: float) -> ChargeResult:
-    """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
-    return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
-
-
-def _name(quota: Quota) -> str:
-    return f"quota:{quota.key}"

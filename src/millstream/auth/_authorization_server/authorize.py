@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable
 
 from millstream._http.message import HttpRequest, Response
-from millstream._limits.gcra import Rate
-from millstream._limits.global_limiter import GlobalLimiter
+from millstream._limits.gcra import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.accounts import LOCAL, Accounts
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, way_back
@@ -218,7 +217,7 @@ class AuthorizationEndpoint:
         self._tickets = tickets
         self._pending_logins = pending_logins
         # State
-        self._consent_limiter = GlobalLimiter("consent", _CONSENT_RATE, lambda: vault.pool)
+        self._consent_limiter = Limiter("consent", _CONSENT_RATE, pool=lambda: vault.pool)
 
     # The browser arrives
 
@@ -363,7 +362,7 @@ class AuthorizationEndpoint:
         self, client: OAuthClient, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
     ) -> Response:
         """Complete the consent."""
-        if await self._consent_limiter.take(user.subject) > 0:
+        if await self._consent_limiter.charge(user.subject) > 0:
             return pages.wrong(
                 "Wait a little", "You have approved too many requests in the last hour. Try again later.", 429
             )

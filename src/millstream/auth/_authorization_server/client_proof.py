@@ -12,8 +12,7 @@ from urllib.parse import unquote_plus
 from millstream._http.client.dial import AddressCheck, allow_any, is_public
 from millstream._http.client.fetch import fetch
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits.gcra import Limiter, Rate, report_headers
-from millstream._limits.global_limiter import GlobalLimiter
+from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.json_schema import is_array
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
 from millstream.auth._authorization_server.clients import Clients
@@ -57,7 +56,7 @@ class ClientProof:
             "registered": is_public,
         }
         # State
-        self._failures = GlobalLimiter("client-sign-in", _FAILURES, lambda: vault.pool)
+        self._failures = Limiter("client-sign-in", _FAILURES, pool=lambda: vault.pool)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._proofs = Limiter("client-proof", _PROOFS)
         self._keys: dict[tuple[str, str], FetchedKeys] = {}
@@ -79,7 +78,7 @@ class ClientProof:
         key = peer_network(request.peer)
         wait = self._failures.wait(key)
         if wait > 0:
-            raise _slow("Too many failed attempts from your address.", self._failures.report_headers(key, wait))
+            raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
         header = request.headers.get(b"authorization")
         if len(request.headers) != len(request.raw_headers) and header is not None:
             _one_header(request)
@@ -136,7 +135,7 @@ class ClientProof:
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _invalid_client("The assertion isn't from this client.")
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
-            raise _slow("Too many assertions from your address.", report_headers(self._proofs, address, wait))
+            raise _slow("Too many assertions from your address.", self._proofs.header_lines(address, wait))
         for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
             try:
                 claims = verify(assertion, key, header.alg)

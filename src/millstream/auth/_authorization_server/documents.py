@@ -17,8 +17,7 @@ from millstream._http.client.dial import is_public
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits.gcra import Rate
-from millstream._limits.global_limiter import GlobalLimiter
+from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.json_schema import is_array, is_object
 from millstream.auth._authorization_server.records import ASSERTED, CODE, REFRESH, OAuthClient
@@ -63,7 +62,7 @@ class Lookups:
     def __init__(self, *, here: bool, pool: Callable[[], StoreLimiter | None]) -> None:
         """Create the limits. With `here`, only callers on this machine may cause a fetch."""
         self._here = here
-        self._limiter = GlobalLimiter("client-lookup", _LOOKUPS, pool)
+        self._limiter = Limiter("client-lookup", _LOOKUPS, pool=pool)
 
     def by(self, request: HttpRequest) -> Callable[[], bool]:
         """Return a function that counts a fetch for this request and returns whether it's allowed."""

@@ -14,9 +14,8 @@ from secrets import randbelow, token_hex
 
 from millstream._http.message import peer_network
 from millstream._limits.gcra import Limiter, Rate
-from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
-from millstream._stores.rates import Pace, Seat
+from millstream._stores.rates import Seat
 from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.login_methods import SignInFailed, User
 from millstream.auth._authorization_server.vault import Vault
@@ -42,7 +41,7 @@ class FailureLimiter:
     """Limits the rate of failures per key, for several rates. An attempt has one key for each rate."""
 
     def __init__(self, rates: Mapping[str, Rate], vault: Vault, *, patience: float = PATIENCE) -> None:
-        self._failures = tuple(Limiter(name, rate) for name, rate in rates.items())
+        self._failures = tuple(Limiter(name, rate, pool=lambda: vault.pool) for name, rate in rates.items())
         self._patience = patience
         self._vault = vault
         # State of one event loop
@@ -76,11 +75,8 @@ class FailureLimiter:
 
     async def record_failure(self, *keys: str) -> None:
         """Count a failure."""
-        pool = self._vault.pool
         for limiter, key in zip(self._failures, keys, strict=True):
-            limiter.take(key)
-            if pool is not None:
-                await pool.take([_pace(limiter, key)])
+            await limiter.charge(key)
 
     # In this worker
 
@@ -146,7 +142,7 @@ class FailureLimiter:
         return may is _May.NOW
 
     async def _take_seats(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], me: str) -> _May:
-        charges = [_pace(limiter, key, cost=0.0) for limiter, key in zip(self._failures, keys, strict=True)]
+        charges = [limiter.pace(key, 0.0) for limiter, key in zip(self._failures, keys, strict=True)]
         decision = await pool.take(charges)
         if decision is None:
             return _May.NOW
@@ -175,11 +171,6 @@ def _less(counts: Counter[tuple[str, str]], tries: frozenset[tuple[str, str]]) -
     for each in tries:
         if not counts[each]:
             del counts[each]
-
-
-def _pace(limiter: Limiter, key: str, *, cost: float = 1.0) -> Pace:
-    """Return the charge for the store; with a cost of 0, it only reads."""
-    return Pace(hash_key(limiter.name, key), limiter.rate.count, limiter.rate.seconds, cost, cost)
 
 
 SLOW = "Too many attempts. Wait a minute, then try again."

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from millstream._http.message import HttpRequest, Response, peer_network
-from millstream._limits.gcra import Rate
-from millstream._limits.global_limiter import GlobalLimiter
+from millstream._limits.gcra import Limiter, Rate
 from millstream._stores.rates import share_for
 from millstream.auth._authorization_server.answers import OAuthError, reply
 from millstream.auth._authorization_server.clients import Clients
@@ -34,7 +33,7 @@ class RegistrationEndpoint:
         self._config = config
         self._clients = clients
         self._vault = vault
-        self._limiter = GlobalLimiter("register", RATE, lambda: vault.pool)
+        self._limiter = Limiter("register", RATE, pool=lambda: vault.pool)
 
     async def post(self, request: HttpRequest) -> Response:
         """Register a client."""
@@ -45,11 +44,11 @@ class RegistrationEndpoint:
 
     async def _register(self, request: HttpRequest) -> Response:
         key = peer_network(request.peer)
-        wait = await self._limiter.take(key)
+        wait = await self._limiter.charge(key)
         if wait > 0:
             raise OAuthError(
                 "temporarily_unavailable", "Too many registrations from your address. Try again later.", 429,
-                self._limiter.report_headers(key, wait),
+                self._limiter.header_lines(key, wait),
             )  # fmt: skip
         said = read_metadata(request)
         secret = new_secret()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
-from millstream._limits.global_limiter import GlobalLimiter
+from millstream._limits.gcra import Limiter
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._override import override
 from millstream._server.calls.services import Services
@@ -116,7 +116,7 @@ class RunningProvider(VerifierMethod):
         self._proof = ClientProof(plan, clients, vault)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
         # State
-        self._registrations = GlobalLimiter("register", RATE, lambda: vault.pool)
+        self._registrations = Limiter("register", RATE, pool=lambda: vault.pool)
         self._changes = 0
         """Number of `epoch` calls that found revocations, from any worker."""
         self._ended: set[str] = set()
@@ -289,9 +289,9 @@ class RunningProvider(VerifierMethod):
 
     async def _register(self, request: HttpRequest) -> Response:
         key = peer_network(request.peer)
-        wait = await self._registrations.take(key)
+        wait = await self._registrations.charge(key)
         if wait > 0:
-            head = self._registrations.report_headers(key, wait)
+            head = self._registrations.header_lines(key, wait)
             raise OAuthError(
                 "temporarily_unavailable", "Too many registrations from your address. Try again later.", 429, head
             )
