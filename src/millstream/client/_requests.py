@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from millstream._protocol.backoff import retry_delay
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
@@ -120,7 +121,7 @@ class Requests:
             try:
                 return await self._connector.open()
             except ConnectionLost:
-                await asyncio.sleep(min(_MIN_WAIT * 4**attempt, _MAX_WAIT))
+                await asyncio.sleep(retry_delay(2 * attempt, _MIN_WAIT, _MAX_WAIT))
         return await self._connector.open()
 
     async def close(self) -> None:
@@ -175,7 +176,7 @@ class Requests:
                     ) from exc
             members["inputResponses"] = answers
         else:
-            await asyncio.sleep(min(_MIN_WAIT * 2**rounds, _MAX_WAIT))
+            await asyncio.sleep(retry_delay(rounds, _MIN_WAIT, _MAX_WAIT))
         if required.request_state is not None:
             members["requestState"] = required.request_state
         return encode(members)[1:-1]

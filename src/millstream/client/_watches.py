@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from millstream._override import override
+from millstream._protocol.backoff import retry_delay
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
@@ -31,7 +31,6 @@ _MAX_UNREAD = 10_000
 """Maximum unread changes. Above it, one of the kind `again` replaces them."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
-_MAX_DOUBLED = 16
 _TEMPORARY_ERRORS = frozenset({RATE_LIMITED, OVERLOADED, SERVER_ERROR, INTERNAL_ERROR})
 """Error codes of temporary failures."""
 _CONFIRM_TIMEOUT = 60.0
@@ -326,7 +325,7 @@ def is_temporary(fault: ClientError) -> bool:
 
 def retry_pause(failures: int) -> float:
     """Return the seconds until the next attempt, with jitter."""
-    return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLED), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
+    return retry_delay(failures, _FIRST_WAIT, _LONGEST_WAIT)
 
 
 def make_filter(uris: Sequence[str], *, tools: bool, prompts: bool, resources: bool) -> SubscriptionFilter:

@@ -1,11 +1,11 @@
 """The circuit breaker and call statistics of one upstream, and the failures that its callers cause."""
 
 import math
-import random
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from millstream._protocol.backoff import retry_delay
 from millstream._protocol.share import Share
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ FAILURES = 5
 """Consecutive failures of a caller's calls to one tool, or consecutive time-outs of all calls, that have an effect."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-_MAX_DOUBLINGS = 8
 _MAX_DURATIONS = 512
 """Maximum recent response times kept for the quantiles."""
 _MAX_RECORDS = 1000
@@ -133,8 +132,7 @@ class Breaker:
             return
         found.count += 1
         if found.count >= FAILURES:
-            pause = min(_FIRST_PAUSE * 2.0 ** min(found.count - FAILURES, _MAX_DOUBLINGS), _LONGEST_PAUSE)
-            found.retry_at = now + pause * random.uniform(0.75, 1)  # noqa: S311  jitter
+            found.retry_at = now + retry_delay(found.count - FAILURES, _FIRST_PAUSE, _LONGEST_PAUSE)
 
     def _forget(self, before: float) -> None:
         """Forget the failures before a time."""

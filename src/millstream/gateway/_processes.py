@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import random
 import signal
 import sys
 from collections import Counter, OrderedDict, deque
@@ -25,6 +24,7 @@ from msgspec import Struct, structs
 
 from millstream._http.client.body import RateMeter
 from millstream._override import override
+from millstream._protocol.backoff import retry_delay
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._server.pool import Pool
@@ -46,7 +46,6 @@ _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 60.0
 _LONGEST_DELAY_AFTER_CALL = 1.0
 """The same for a process that died while it ran a call, so that its caller can't keep it from others."""
-_MAX_DOUBLINGS = 16
 _UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
 _MAX_UNANSWERED = 3
@@ -610,9 +609,7 @@ class _Crashes:
     def add(self, now: float, started_at: float, longest: float) -> None:
         """Record a crash. The first restart is immediate; after that the delay doubles, with jitter."""
         self.count = max(0, self.count - int((now - started_at) / _UPTIME_PER_CRASH)) + 1
-        doubled = min(self.count - 2, _MAX_DOUBLINGS)
-        delay = 0.0 if doubled < 0 else min(_FIRST_DELAY * 2**doubled, longest)
-        self.until = now + delay * random.uniform(0.75, 1)  # noqa: S311  jitter
+        self.until = now + (retry_delay(self.count - 2, _FIRST_DELAY, longest) if self.count > 1 else 0.0)
 
 
 class ErrorLog:

@@ -10,7 +10,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain, repeat
+from itertools import count
 from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
@@ -29,6 +29,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from millstream._protocol.backoff import retry_delay
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
@@ -50,7 +51,6 @@ _MOST = 512
 """Maximum number of commands per pipeline."""
 _MAX_QUEUED = 20_000
 """Maximum number of queued commands. Further commands are rejected, because Redis can't keep up."""
-_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4)
 _AGAIN = frozenset(
     {"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "READONLY", "MOVED", "ASK"}
 )
@@ -429,7 +429,7 @@ def evicts(info: dict[str, Any], where: str) -> str:
 
 
 def _pauses() -> Iterator[float]:
-    return chain(_PAUSES, repeat(_PAUSES[-1]))
+    return (retry_delay(attempt, 0.02, 0.4) for attempt in count())
 
 
 def _code(failure: BaseException) -> str:

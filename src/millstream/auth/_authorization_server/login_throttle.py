@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
-from secrets import randbelow, token_hex
+from itertools import count
+from secrets import token_hex
 
 from millstream._http.message import peer_network
 from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
+from millstream._protocol.backoff import retry_delay
 from millstream._stores.rates import Seat
 from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.login_methods import SignInFailed, User
@@ -132,13 +134,12 @@ class FailureLimiter:
 
     async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
         """Return whether the store has a free slot for each key. Adds the slots taken to `seats`."""
-        loop, (pause, most) = asyncio.get_running_loop(), _POLL_SECONDS
-        me = token_hex(8)
+        loop, me, polls = asyncio.get_running_loop(), token_hex(8), count()
         while (may := await self._take_seats(pool, keys, seats, me)) is _May.LATER:
+            pause = retry_delay(next(polls), *_POLL_SECONDS)
             if loop.time() + pause >= until:
                 return False
-            await asyncio.sleep(pause * (0.75 + randbelow(500) / 1000))
-            pause = min(pause * 2, most)
+            await asyncio.sleep(pause)
         return may is _May.NOW
 
     async def _take_seats(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], me: str) -> _May:

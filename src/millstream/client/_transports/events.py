@@ -1,18 +1,17 @@
 """Messages from event streams, across reconnections."""
 
 import asyncio
-import random
 from collections import deque
 
 from millstream._http.client.body import Body
 from millstream._http.client.connection import too_large
+from millstream._protocol.backoff import retry_delay
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, read
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream.client._errors import BadAnswer
 from millstream.client._transports.transport import SkipLog, answered_id
 
-_MAX_DOUBLINGS = 16
 _MIN_WAIT = 0.1
 """Minimum seconds between connections, even if the server requests less."""
 
@@ -111,5 +110,4 @@ class EventReader:
         """Return the seconds until the next connection: the server's `retry`, or exponential backoff, with jitter."""
         if self._retry_ms is not None and self.attempts == 0:
             return max(self._retry_ms / 1000, _MIN_WAIT)
-        usual: float = max(first * 2.0 ** min(self.attempts, _MAX_DOUBLINGS), (self._retry_ms or 0) / 1000)
-        return min(usual, longest) * random.uniform(0.75, 1.0)  # noqa: S311  not a secret
+        return max(retry_delay(self.attempts, first, longest), min((self._retry_ms or 0) / 1000, longest))
