@@ -7,6 +7,7 @@ that marks it as done. Until then, no other worker announces a change of that me
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from weakref import WeakValueDictionary
 from zlib import crc32
 
@@ -14,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream._stores.base import Backend, CoAppend, Position
-from millstream._stores.workers import Leases, Roster, SoleWorker, back_off, update_roster
+from millstream._stores.changes import Claim, read_again
+from millstream._stores.workers import Leases, Roster, SoleWorker, update_roster
 
 RECORDS = 128
 """Maximum number of records per group."""
@@ -132,7 +134,8 @@ class MapMembers:
     async def remove_abandoned(self) -> list[tuple[str, str, bytes]]:
         kv = self._backend.kv
         unswept = set((await self._workers.read()).unswept)
-        if not unswept or not await kv.compare_and_set(_SWEEP, None, self._workers.me.encode(), _SWEEP_SECONDS):
+        claim = Claim(kv, _SWEEP, _SWEEP_SECONDS)
+        if not unswept or not await claim.take():
             return []
         found: list[tuple[str, str, bytes]] = []
         keys = await kv.keys(_PREFIX)
@@ -147,7 +150,7 @@ class MapMembers:
             return True
 
         await update_roster(kv, remove_swept)
-        await kv.delete(_SWEEP)
+        await claim.leave()
         return found
 
     async def rejoin(self) -> None:
@@ -188,19 +191,16 @@ class MapMembers:
 
     async def _change(self, key: str, edit: Callable[[Record], str]) -> str:
         """Save a record unless `edit` returns an empty string. Return its result; retry if that is "wait"."""
-        kv, attempt = self._backend.kv, 0
-        while True:
-            raw = await kv.get(key)
+        kv, outcome = self._backend.kv, ""
+        for attempt in count():
+            raw = await read_again(kv, key, attempt)
             record: Record = {} if raw is None else _decode(raw)
             outcome = edit(record)
-            if not outcome:
-                return outcome
             if outcome == "wait":
                 await self._workers.read()
-            elif await kv.compare_and_set(key, raw, _encode(record) if record else None, TTL):
-                return outcome
-            await back_off(attempt)
-            attempt += 1
+            elif not outcome or await kv.compare_and_set(key, raw, _encode(record) if record else None, TTL):
+                break
+        return outcome
 
     async def _append(self, told: CoAppend) -> Position:
         return await self._backend.log.append(told.stream, told.data, ttl=told.ttl, max_entries=told.max_entries)

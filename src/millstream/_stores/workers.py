@@ -7,16 +7,17 @@ also shows it new workers and ended leases. Messages to all workers share one lo
 import asyncio
 import logging
 import math
-import random
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import count
 
 import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
+from millstream._stores.changes import read_again
 from millstream._stores.health import LogOnce
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.tail import PAUSE, Tail
@@ -85,18 +86,13 @@ _decode_message = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 async def update_roster(kv: Map, change: Callable[[Roster], bool]) -> Roster:
     """Save the roster unless `change` returns False. Return it. `change` runs again after a conflict."""
-    for attempt in range(1_000_000):
-        raw = await kv.get(ROSTER)
+    roster = Roster()
+    for attempt in count():
+        raw = await read_again(kv, ROSTER, attempt)
         roster = Roster() if raw is None else _decode_roster(raw)
         if not change(roster) or await kv.compare_and_set(ROSTER, raw, _encode_roster(roster), TTL):
-            return roster
-        await back_off(attempt)
-    raise AssertionError
-
-
-async def back_off(attempt: int) -> None:
-    """Wait before the next attempt to change a contended record, with jitter."""
-    await asyncio.sleep(random.random() * min(0.001 * 2**attempt, 0.1) if attempt else 0.0)  # noqa: S311  no secret
+            break
+    return roster
 
 
 async def expire(backend: Backend, worker: str) -> None:

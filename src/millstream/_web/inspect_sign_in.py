@@ -10,8 +10,7 @@ import hmac
 import json
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ from millstream._http.message import JSON_HEAD, HttpRequest, Response
 from millstream._http.problems import plain_problem
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, principal_id
+from millstream._stores.changes import Claim
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.vault import Vault, new_state
 from millstream.auth._browser import cookie_of, is_own
@@ -200,17 +200,8 @@ class SignIns:
             await _revoke(request, state, url)  # the user has signed out in the meantime, or in again
             return None
 
-    @asynccontextmanager
-    async def _lock(self, key: str) -> AsyncGenerator[None, None]:
-        name, owner = f"inspect-turn:{key}", new_secret().encode()
-        # Another worker may hold the lock, and the store doesn't notify when it's released.
-        while not await self._kv.compare_and_set(name, None, owner, 2 * _TIMEOUT):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        try:
-            yield
-        finally:
-            # An expired lock may belong to another worker by now.
-            await self._kv.compare_and_set(name, owner, None, 1)
+    def _lock(self, key: str) -> AbstractAsyncContextManager[None]:
+        return Claim(self._kv, f"inspect-turn:{key}", 2 * _TIMEOUT).hold()
 
     # Stored state
 

@@ -11,8 +11,8 @@ from millstream._protocol.notification_filters import NotificationMessage
 from millstream._server.calls.access import scopes_of
 from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules
+from millstream._stores.changes import Claim, read_again
 from millstream._stores.health import LogOnce
-from millstream._stores.workers import back_off
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._context import CallContext, ReplyStream
 from millstream.extensions._extension import Extension, method, notification
@@ -31,6 +31,7 @@ from millstream.extensions._saved_calls import (
 __all__ = [
     "CallContext",
     "CallRun",
+    "Claim",
     "ClientHost",
     "CustomResult",
     "Extension",
@@ -53,8 +54,8 @@ __all__ = [
     "Seats",
     "ServerHost",
     "TaskRules",
-    "back_off",
     "method",
     "notification",
+    "read_again",
     "scopes_of",
 ]

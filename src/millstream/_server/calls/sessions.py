@@ -21,6 +21,7 @@ from millstream._protocol.revisions import Revision
 from millstream._server.peer_messages import RecordUpdate, SessionEnd
 from millstream._server.peers import PAUSE, Peers
 from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailable
+from millstream._stores.changes import read_again
 
 _PREFIX = "session:"
 MAX_RECORD = 128 * 1024
@@ -267,10 +268,9 @@ class SessionRecords:
         self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]
     ) -> SessionRecord | None:
         key, kv = _PREFIX + session.id, self._store.kv
-        look = self.may_exist(session)
         with _convert_store_errors():
-            for _ in range(_TRIES):
-                raw = await kv.get(key) if look else None
+            for attempt in range(_TRIES):
+                raw = await read_again(kv, key, attempt) if attempt or self.may_exist(session) else None
                 if raw is not None:
                     self._note(session.id)
                 present = NO_RECORD if raw is None else _decode(raw)
@@ -282,7 +282,6 @@ class SessionRecords:
                 if await kv.compare_and_set(key, raw, packed, self._ttl):
                     self._note(session.id)
                     return record
-                look = True
         raise ProtocolError(FULL, "The session has too many concurrent changes. Try again.", status=503)
 
     async def bury(self, session: Session, ttl: float) -> None:

@@ -3,8 +3,6 @@
 The record of a subscription is sealed, because it contains the receiver's secret.
 """
 
-import asyncio
-import random
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
@@ -13,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._protocol.principal import Principal
-from millstream.extensions import ServerHost
+from millstream.extensions import Claim, ServerHost, read_again
 from millstream.extensions.events._errors import limit_error
 from millstream.stores import Entry, StoreFull
 
@@ -169,10 +167,8 @@ class SubscriptionStore:
         """
         kv, key = self._map, f"events:of.{principal.binding.hex()}"
         for attempt in range(_ATTEMPTS):
-            before, now = await kv.get(key), self._host.now()
-            expirations = (
-                {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
-            )
+            before = await read_again(kv, key, attempt)
+            expirations, now = self._read_expirations(before)
             if id not in expirations:
                 if len(expirations) >= self._most_each:
                     raise limit_error("subscriptions", self._most_each)
@@ -184,23 +180,24 @@ class SubscriptionStore:
                     return
             except StoreFull as error:
                 raise limit_error("subscriptions") from error
-            await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
         raise limit_error("subscriptions")
 
     async def discount(self, principal: Principal, id: str) -> None:
         """Remove a subscription from the count of its principal."""
         kv, key = self._map, f"events:of.{principal.binding.hex()}"
         for attempt in range(_ATTEMPTS):
-            before, now = await kv.get(key), self._host.now()
-            expirations = (
-                {} if before is None else {each: at for each, at in _decode_expirations(before).items() if at > now}
-            )
-            if before is None or expirations.pop(id, None) is None:
+            before = await read_again(kv, key, attempt)
+            expirations, now = self._read_expirations(before)
+            if expirations.pop(id, None) is None:
                 return
             after = _encode(expirations) if expirations else None
             if await kv.compare_and_set(key, before, after, max(expirations.values(), default=now) - now + 1.0):
                 return
-            await asyncio.sleep(random.uniform(0, 0.01) * attempt)  # noqa: S311  jitter
+
+    def _read_expirations(self, record: bytes | None) -> tuple[dict[str, float], float]:
+        """Return the expirations of a principal's subscriptions, and the present time."""
+        now, saved = self._host.now(), {} if record is None else _decode_expirations(record)
+        return {id: at for id, at in saved.items() if at > now}, now
 
     async def count(self, names: Sequence[str]) -> int:
         """Return the number of subscriptions by event type, as last counted by the delivering workers."""
@@ -264,18 +261,15 @@ class SubscriptionStore:
 
     async def lead(self, name: str) -> bool:
         """Take or renew the lease for the deliveries of an event type. Return whether this worker has it."""
-        if not self._host.shared:
-            return True
-        key, me = f"events:lease.{_tag(name)}", self._host.worker.encode()
-        return await self._map.compare_and_set(key, me, me, LEASE) or (
-            await self._map.compare_and_set(key, None, me, LEASE)
-        )
+        return not self._host.shared or await self._claim(name).keep()
 
     async def resign(self, name: str) -> None:
         """Release the lease."""
         if self._host.shared:
-            me = self._host.worker.encode()
-            await self._map.compare_and_set(f"events:lease.{_tag(name)}", me, None, 1.0)
+            await self._claim(name).leave()
+
+    def _claim(self, name: str) -> Claim:
+        return Claim(self._map, f"events:lease.{_tag(name)}", LEASE, owner=self._host.worker.encode())
 
     # Changes
 

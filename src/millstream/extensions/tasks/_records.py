@@ -7,6 +7,7 @@ same time, one succeeds, and a worker that was presumed dead can't overwrite the
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import Struct
 
 from millstream import Principal
 from millstream._protocol.rounds import RoundState
-from millstream.extensions import SavedCall, ServerHost, back_off
+from millstream.extensions import SavedCall, ServerHost, read_again
 
 WORKING = "working"
 INPUT_REQUIRED = "input_required"
@@ -166,10 +167,9 @@ class TaskRecords:
             StoreFull: the store is full.
             StoreUnavailable: the store doesn't respond.
         """
-        kv = self._map
-        attempt = 0
-        while True:
-            raw = await kv.get(f"task:{name}")
+        kv, key = self._map, f"task:{name}"
+        for attempt in count():
+            raw = await read_again(kv, key, attempt)
             record = None if raw is None else _decode_record(raw)
             now = self._clock()
             if record is None or record.over or record.expires <= now:
@@ -180,11 +180,10 @@ class TaskRecords:
             changed = msgspec.structs.replace(
                 changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM
             )
-            if await kv.compare_and_set(f"task:{name}", raw, _encode(changed), changed.expires - now):
+            if await kv.compare_and_set(key, raw, _encode(changed), changed.expires - now):
                 await self._bus.publish(CHANGE_TOPIC, name.encode())
                 return changed
-            await back_off(attempt)
-            attempt += 1
+        return None
 
     # Markers
 

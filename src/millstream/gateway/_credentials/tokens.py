@@ -6,25 +6,22 @@ its own task, because a canceled caller would otherwise lose the new refresh tok
 """
 
 import asyncio
-import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream._server.calls.services import Services
-from millstream._stores.base import Map
+from millstream._stores.changes import Claim
 from millstream.client._errors import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
 
 ISSUER_TIMEOUT = 30.0
 """Total seconds for the requests of one renewal to an authorization server."""
 _LEASE = 2 * ISSUER_TIMEOUT
-_LEASE_RETRY = 0.05
 _RENEWAL_MARGIN = 30.0
 """Seconds before expiry at which a token is renewed, or a fifth of its lifetime if that's less."""
 _MAX_CACHED = 4096
@@ -246,7 +243,7 @@ class SharedTokens:
         try:
             async with (
                 asyncio.timeout(2 * _LEASE),
-                lease(self._services.store.kv, f"gateway-lease:{self._prefix}{name}"),
+                Claim(self._services.store.kv, f"gateway-lease:{self._prefix}{name}", _LEASE).hold(),
             ):
                 raw, found = await self._read(name)
                 if found is not None and not _needs_renewal(found) and (old is None or found.token != old.token):
@@ -283,17 +280,3 @@ class SharedTokens:
 
 def _needs_renewal(grant: StoredGrant) -> bool:
     return 0 < grant.renew_at <= time.time()
-
-
-@asynccontextmanager
-async def lease(kv: Map, key: str) -> AsyncGenerator[None]:
-    """Hold an exclusive lease on a name. If a worker dies while holding it, others wait for at most a minute."""
-    token = secrets.token_bytes(16)
-    # Another worker may hold it, and there's no notification when it's released.
-    while not await kv.compare_and_set(key, None, token, _LEASE):  # noqa: ASYNC110
-        await asyncio.sleep(_LEASE_RETRY)
-    try:
-        yield
-    finally:
-        # An expired lease may belong to another worker by now.
-        await kv.compare_and_set(key, token, None, 1.0)
