@@ -457,19 +457,17 @@ class Server(ServerAliases):
     def _apps(self) -> "Apps":
         from millstream.extensions.apps import Apps  # noqa: PLC0415  few servers have views
 
-        found = self.extension(Apps)
-        if found is None:
-            found = Apps()
-            self.extend(found)
-        return found
+        return self._ensure_extension(Apps)
 
     def _skills(self) -> "Skills":
         from millstream.extensions.skills import Skills  # noqa: PLC0415  few servers have skills
 
-        found = self.extension(Skills)
+        return self._ensure_extension(Skills)
+
+    def _ensure_extension(self, kind: "type[E]") -> "E":
+        found = self.extension(kind)
         if found is None:
-            found = Skills()
-            self.extend(found)
+            self.extend(found := kind())
         return found
 
     # Composition

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from types import FrameType
 
 from millstream._app.runtimes import Runtimes
@@ -49,14 +49,8 @@ class StopSignals:
         Raises:
             SystemExit: a second signal stopped it without draining.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for every background job of a script, but sending it
-        # to one means it should end.
-        hangup = getattr(signal, "SIGHUP", None)
-        numbers = [each for each in _SIGNALS if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._receive) for number in numbers}
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, self._receive) for number in (self._signals() if main else ())}
         try:
             yield
         except asyncio.CancelledError:
@@ -66,6 +60,12 @@ class StopSignals:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _signals(self) -> Collection[int]:
+        # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for every background job of a script, but sending it
+        # to one means it should end.
+        hangup = getattr(signal, "SIGHUP", None)
+        return [each for each in _SIGNALS if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._stopping:

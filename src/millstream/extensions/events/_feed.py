@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from millstream._override import override
 from millstream.hub import Event, Hub
 
 _LOW_WATER = 64 * 1024
@@ -49,16 +50,36 @@ def split_cursor(cursor: str) -> tuple[str, int]:
     return epoch, int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
 
 
-class Feed:
+class _Closable:
+    def __init__(self) -> None:
+        self.closed: bool = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def close(self) -> None:
+        """Discard later events. Idempotent."""
+        if not self.closed:
+            self.closed = True
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when the outlet closes, or immediately if it's closed."""
+        if self.closed:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+
+class Feed(_Closable):
     """A hub outlet that queues notices for one task. The hub ends a feed that falls too far behind."""
 
     def __init__(self) -> None:
-        self.closed: bool = False
+        super().__init__()
         self._notices: deque[bytes] = deque()
         self._buffered_bytes = 0
         self._data_event = asyncio.Event()
         self._room_event = asyncio.Event()
-        self._callbacks: list[Callable[[], None]] = []
 
     @property
     def buffered(self) -> int:
@@ -78,22 +99,12 @@ class Feed:
             self._room_event.clear()
             await self._room_event.wait()
 
+    @override
     def close(self) -> None:
         """End the feed. Earlier notices can still be read. Idempotent."""
-        if not self.closed:
-            self.closed = True
-            self._data_event.set()
-            self._room_event.set()
-            callbacks, self._callbacks = self._callbacks, []
-            for callback in callbacks:
-                callback()
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the feed ends, or immediately if it has ended."""
-        if self.closed:
-            callback()
-        else:
-            self._callbacks.append(callback)
+        self._data_event.set()
+        self._room_event.set()
+        super().close()
 
     async def take(self) -> Notice | None:
         """Remove and return the next notice; None at the end."""
@@ -109,7 +120,7 @@ class Feed:
         return _decode(data)
 
 
-class Page:
+class Page(_Closable):
     """A hub outlet that collects a page of events and then closes.
 
     Args:
@@ -119,18 +130,12 @@ class Page:
         accepts: returns whether to include an event.
     """
 
-    __slots__ = (
-        "_accepts", "_bytes_left", "_callbacks", "_hub", "_most", "closed", "complete", "cursor", "events", "gap",
-        "more",
-    )  # fmt: skip
-
     def __init__(self, hub: Hub, *, most: int, max_bytes: int, accepts: Callable[[Notice], bool]) -> None:
+        super().__init__()
         self._hub = hub
         self._most = most
         self._bytes_left = max_bytes
         self._accepts = accepts
-        self._callbacks: list[Callable[[], None]] = []
-        self.closed: bool = False
         self.events: list[Notice] = []
         self.cursor: str = ""
         """The position after the last event read."""
@@ -165,21 +170,6 @@ class Page:
 
     async def drain(self) -> None:
         """Return immediately."""
-
-    def close(self) -> None:
-        """Stop collecting. Idempotent."""
-        if not self.closed:
-            self.closed = True
-            callbacks, self._callbacks = self._callbacks, []
-            for callback in callbacks:
-                callback()
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the feed ends, or immediately if it has ended."""
-        if self.closed:
-            callback()
-        else:
-            self._callbacks.append(callback)
 
 
 async def read_page(

@@ -5,9 +5,7 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
-import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from functools import partial
 from types import FrameType
 
@@ -16,7 +14,7 @@ from millstream._app.server_process.errors import CommandError, check_key
 from millstream._app.server_process.facts import facts
 from millstream._app.server_process.http_server import AFTER_DRAIN, Accept, serve
 from millstream._app.server_process.public import check_public
-from millstream._app.server_process.signals import INTERRUPTED, waits_for
+from millstream._app.server_process.signals import StopSignals, waits_for
 from millstream._app.server_process.workers.messages import (
     BEATS,
     Alive,
@@ -30,6 +28,7 @@ from millstream._app.server_process.workers.messages import (
 from millstream._app.server_process.workers.slot import WorkerSlot
 from millstream._app.server_process.workers.socket_takeover import SocketTakeover
 from millstream._http.server.drain import LINGER, DrainTimes
+from millstream._override import override
 from millstream._server.calls.keys import load_secrets
 
 logger = logging.getLogger("millstream")
@@ -104,22 +103,18 @@ class _ParentReports:
         self._place.line.tell(Departure())
 
 
-class WorkerStops:
+class WorkerStops(StopSignals):
     """Stops a worker on a message of its parent, the parent's exit, or SIGTERM."""
 
     def __init__(
         self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
     ) -> None:
         """Create it; `handle` installs the handlers."""
+        super().__init__(runtimes, on_stop)
         self._place = place
         self._stand_in = stand_in
-        self._runtimes = runtimes
-        self._on_stop = on_stop
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._stopping = False
-        self.forced = False
 
+    @override
     @contextlib.contextmanager
     def handle(self) -> Generator[None, None, None]:
         """Handle stop requests inside the block. Ctrl-C and the end of a terminal are left to the parent.
@@ -127,27 +122,24 @@ class WorkerStops:
         Raises:
             SystemExit: a second signal stopped it without draining.
         """
-        end, main = self._place.line.end, threading.current_thread() is threading.main_thread()
+        end = self._place.line.end
         end.setblocking(False)
         self._place.die_with_parent(False)
         self._loop.add_reader(end.fileno(), self._hear)
         for message in self._place.early:
             self._take(message)
-        before = signal.getsignal(signal.SIGTERM)
-        if main:
-            signal.signal(signal.SIGTERM, self._receive_sigterm)
         try:
-            yield
-        except asyncio.CancelledError:
-            if not self.forced:
-                raise
-            sys.exit(INTERRUPTED)
+            with super().handle():
+                yield
         finally:
             self._loop.remove_reader(end.fileno())
-            if main:
-                signal.signal(signal.SIGTERM, before)
 
-    def _receive_sigterm(self, number: int, frame: FrameType | None) -> None:
+    @override
+    def _signals(self) -> Collection[int]:
+        return (signal.SIGTERM,)
+
+    @override
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._take, Drain())
 
     def _hear(self) -> None:
@@ -161,11 +153,10 @@ class WorkerStops:
     def _take(self, message: ToWorker) -> None:
         delay = self._runtimes.definition.settings.drain_delay
         if isinstance(message, Drain):
-            self._stop(DrainTimes(0.0, LINGER) if message.replaced else DrainTimes.for_stop(delay))
+            self._drain(DrainTimes(0.0, LINGER) if message.replaced else DrainTimes.for_stop(delay))
         elif isinstance(message, Force):
             self.forced = True
-            if self._task is not None:
-                self._task.cancel()
+            self._force()
         elif isinstance(message, WorkerStates):
             self._place.seats[:] = message.seats
             self._stand_in.look(message.seats)
@@ -174,9 +165,9 @@ class WorkerStops:
         """Stop without the parent, because the next server needs the address immediately."""
         self._loop.remove_reader(self._place.line.end.fileno())
         logger.warning("The parent process is gone, so this worker stops, too")
-        self._stop(DrainTimes())
+        self._drain(DrainTimes())
 
-    def _stop(self, times: DrainTimes) -> None:
+    def _drain(self, times: DrainTimes) -> None:
         if not self._stopping:
             self._stopping = True
             waits = waits_for(self._runtimes)
