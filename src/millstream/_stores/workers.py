@@ -291,12 +291,11 @@ class LogBus:
         self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         stop_receiving = self._topics.add(topic, receive)
-        stop_watching = self._interrupted.add(interrupted) if interrupted is not None else None
+        stop_watching = self._interrupted.add(interrupted)
 
         def stop() -> None:
             stop_receiving()
-            if stop_watching is not None:
-                stop_watching()
+            stop_watching()
 
         return stop
 

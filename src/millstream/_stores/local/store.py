@@ -319,14 +319,13 @@ class LocalBackend:
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         stop_hearing = self._listeners.add(stream, hear)
-        stop_watching = self._interrupted.add(interrupted) if interrupted is not None else None
+        stop_watching = self._interrupted.add(interrupted)
         if stream not in self._acknowledged:
             self._acknowledged[stream] = self._send(_LISTEN, stream, True)
 
         def stop() -> None:
             stop_hearing()
-            if stop_watching is not None:
-                stop_watching()
+            stop_watching()
             if stream not in self._listeners and self._acknowledged.pop(stream, False) is not False:
                 self._send(_LISTEN, stream, False)
 

@@ -64,8 +64,10 @@ class Watchers:
     def __init__(self) -> None:
         self._callbacks: dict[object, Callable[[], None]] = {}
 
-    def add(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Add a watcher. Return an idempotent function that removes it."""
+    def add(self, changed: Callable[[], None] | None) -> Callable[[], None]:
+        """Add a watcher, if there is one. Return an idempotent function that removes it."""
+        if changed is None:
+            return never
         mark = object()
         self._callbacks[mark] = changed
 

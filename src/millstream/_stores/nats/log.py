@@ -99,6 +99,7 @@ class NatsLog:
 
     def __init__(self, link: NatsLink) -> None:
         self._link = link
+        self._namespace = link.address.namespace
         self._listeners = LogListeners(link, self._note)
         self._seen: OrderedDict[str, int] = OrderedDict()
         """The newest sequence known to this worker, by the view's subject."""
@@ -381,7 +382,7 @@ class NatsLog:
         last, floor = await self._ends(view)
         newest = max(floor.seq, last.seq if last is not None else 0)
         if newest < seen or (last is not None and newest < at_least):
-            await self._touch(f"{self._link.address.namespace}.touch.{view.kind}.{token('')}", view, 0.0)
+            await self._touch(f"{self._namespace}.touch.{view.kind}.{token('')}", view, 0.0)
             last, floor = await self._ends(view)
             if max(floor.seq, last.seq if last is not None else 0) < seen == self._seen.get(view.subject):
                 del self._seen[view.subject]  # JetStream dropped it to free space
@@ -458,25 +459,23 @@ class NatsLog:
     # Names
 
     def _main(self, name: str) -> View:
-        kind, namespace = token(kind_of(name)), self._link.address.namespace
-        subject = f"{namespace}.log.{kind}.{token(name)}.*.*"
-        return View(name, f"{namespace}-log-{kind}", kind, subject, _TTL)
+        kind = token(kind_of(name))
+        subject = f"{self._namespace}.log.{kind}.{token(name)}.*.*"
+        return View(name, f"{self._namespace}-log-{kind}", kind, subject, _TTL)
 
     def _index(self, name: str, home: str) -> View:
-        namespace = self._link.address.namespace
-        subject = f"{namespace}.log.{home}.*.{token(name)}.*"
-        return View(name, f"{namespace}-log-{home}", home, subject, _INDEX_TTL)
+        subject = f"{self._namespace}.log.{home}.*.{token(name)}.*"
+        return View(name, f"{self._namespace}-log-{home}", home, subject, _INDEX_TTL)
 
     def _beside(self, what: str, view: View) -> str:
         """Return the subject of a metadata record of a view."""
-        return f"{self._link.address.namespace}.{what}.{view.kind}.{token(view.name)}"
+        return f"{self._namespace}.{what}.{view.kind}.{token(view.name)}"
 
     async def _announce(self, kind: str, home: str) -> None:
         """Record once which kind of stream feeds a kind of index."""
         homes = self._homes.setdefault(kind, set())
         if home not in homes:
-            namespace = self._link.address.namespace
-            name, subject = f"{namespace}-meta", f"{namespace}.meta.index.{token(kind)}.{home}"
+            name, subject = f"{self._namespace}-meta", f"{self._namespace}.meta.index.{token(kind)}.{home}"
 
             async def there() -> None:
                 """Record that the stream exists."""
@@ -488,15 +487,15 @@ class NatsLog:
         kind = kind_of(name)
         homes = self._homes.setdefault(kind, set())
         if again:
-            namespace = self._link.address.namespace
-            subject = f"{namespace}.meta.index.{token(kind)}.*"
-            homes.update(each.rpartition(".")[2] for each in await self._link.subjects(f"{namespace}-meta", subject))
+            subject = f"{self._namespace}.meta.index.{token(kind)}.*"
+            homes.update(
+                each.rpartition(".")[2] for each in await self._link.subjects(f"{self._namespace}-meta", subject)
+            )
         return [self._index(name, home) for home in sorted(homes)]
 
     async def _ensure(self, kind: str) -> None:
-        namespace = self._link.address.namespace
         config: dict[str, Any] = {
-            "subjects": [f"{namespace}.{each}.{kind}.>" for each in ("log", "floor", "touch")],
+            "subjects": [f"{self._namespace}.{each}.{kind}.>" for each in ("log", "floor", "touch")],
             "max_bytes": ROOM,
             "max_age": int(MAX_AGE * 1e9),
             "discard": "old",
@@ -504,4 +503,4 @@ class NatsLog:
             "allow_msg_ttl": True,
             "allow_rollup_hdrs": True,
         }
-        await self._link.ensure(f"{namespace}-log-{kind}", config)
+        await self._link.ensure(f"{self._namespace}-log-{kind}", config)

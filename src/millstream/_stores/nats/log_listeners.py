@@ -162,7 +162,7 @@ class LogListeners:
         if consumer is None:
             consumer = self._consumers[subject] = _Consumer(self._link, stream, subject, ensure, self._note)
         stop_hearing = consumer.listeners.add("", hear)
-        stop_interrupting = consumer.interrupted.add(interrupted) if interrupted is not None else lambda: None
+        stop_interrupting = consumer.interrupted.add(interrupted)
 
         def stop() -> None:
             stop_hearing()

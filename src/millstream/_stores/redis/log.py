@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull
-from millstream._stores.memory.topics import Topics, Watchers, never
+from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.redis.client import Argument, RedisClient
 from millstream._stores.redis.keys import RedisKeys
 from millstream._stores.redis.reader import Fields, StreamReader
@@ -39,7 +39,7 @@ class RedisLog:
         """Maximum bytes of the indexes of one kind."""
         # process
         self._listeners = Topics[Entry]()
-        self._interrupted: dict[str, Watchers] = {}
+        self._interrupted = Watchers()
         self._start_tasks: dict[str, asyncio.Task[None]] = {}
         """Tasks that start reading a stream for its listeners, by stream."""
         self._append = script("append")
@@ -108,16 +108,13 @@ class RedisLog:
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         stop_hearing = self._listeners.add(stream, consecutive(hear, interrupted))
-        stop_watching = never
-        if interrupted is not None:
-            stop_watching = self._interrupted.setdefault(stream, Watchers()).add(interrupted)
+        stop_watching = self._interrupted.add(interrupted)
         self._arrange(stream)
 
         def stop() -> None:
             stop_hearing()
             stop_watching()
             if stream not in self._listeners:
-                self._interrupted.pop(stream, None)
                 task = self._start_tasks.pop(stream, None)
                 if task is not None:
                     task.cancel()
@@ -158,8 +155,7 @@ class RedisLog:
 
     def interrupt(self) -> None:
         """Notify all listeners that entries may have been lost."""
-        for watchers in tuple(self._interrupted.values()):
-            watchers.notify()
+        self._interrupted.notify()
 
     def end_all(self) -> None:
         """Stop all listeners."""
