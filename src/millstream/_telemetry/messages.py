@@ -115,7 +115,6 @@ class MessageLog:
         self._pending: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._texts: dict[str, str] = {}
-        self._hashes: dict[str, str] = {}
         self._frames: dict[tuple[str, ...], Frame] = {}
         self._from = self._until = 0.0
         """The current millisecond."""
@@ -195,19 +194,19 @@ class MessageLog:
             self._stamp = f"{dim}{moment.astimezone():%H:%M:%S}{plain} "
 
     def _line(self, message: AccessRecord) -> _Line:
-        known, hashes, status = self._texts, self._hashes, message.status or "ok"
+        status = message.status or "ok"
         client = f"{message.client}/{message.client_version}" if message.client_version else message.client
         return _Line(
             _LEVELS.get(status, "warning"),
             LOGGER,
-            known[message.method] if message.method in known else self._text(message.method),
-            known[message.target] if message.target in known else self._text(message.target),
-            known[status] if status in known else self._text(status),
+            self._text(message.method),
+            self._text(message.target),
+            self._text(status),
             0.0,
             message.revision,
-            known[client] if client in known else self._text(client),
-            hashes[message.session] if message.session in hashes else self._hash(message.session),
-            known[message.principal] if message.principal in known else self._text(message.principal),
+            self._text(client),
+            session_hash(message.session),
+            self._text(message.principal),
             0,
             message.transport,
             self._worker,
@@ -217,6 +216,8 @@ class MessageLog:
 
     def _text(self, text: str) -> str:
         """Return a peer's text in a form that is safe for the log."""
+        if (known := self._texts.get(text)) is not None:
+            return known
         clean = escape(redact_text(text))
         if len(clean) > MAX_TEXT:
             clean = f"{clean[:MAX_TEXT]}…"
@@ -225,12 +226,6 @@ class MessageLog:
                 self._texts.clear()
             self._texts[text] = clean
         return clean
-
-    def _hash(self, session: str) -> str:
-        if len(self._hashes) >= MAX_CACHED:
-            self._hashes.clear()
-        hashed = self._hashes[session] = session_hash(session)
-        return hashed
 
 
 def _human_frame(line: _Line, *, color: bool) -> Frame:

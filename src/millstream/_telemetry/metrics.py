@@ -80,7 +80,6 @@ class Counter:
     """A counter."""
 
     __slots__ = ("family", "values")
-    kind = "counter"
 
     def __init__(self, family: Family) -> None:
         self.family: Family = family
@@ -138,7 +137,6 @@ class Histogram:
     """A histogram."""
 
     __slots__ = ("_exposed_bounds", "bounds", "family", "series")
-    kind = "histogram"
 
     def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
         self.family: Family = family
