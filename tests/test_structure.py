@@ -20,6 +20,7 @@ PACKAGE = ROOT / "src" / "millstream"
 LAYERS = [
     "_version",
     "_override",
+    "_backoff",
     "_protocol",
     "_config",
     "_env_file",

@@ -7,7 +7,7 @@ from secrets import token_bytes
 
 from msgspec import Struct, field
 
-from millstream._protocol.backoff import retry_delay
+from millstream._backoff import retry_delay
 from millstream._stores.base import Map
 
 _POLL = 0.05

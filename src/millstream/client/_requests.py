@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._protocol.backoff import retry_delay
+from millstream._backoff import retry_delay
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode

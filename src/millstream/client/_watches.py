@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from millstream._backoff import retry_delay
 from millstream._override import override
-from millstream._protocol.backoff import retry_delay
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from millstream._protocol.backoff import retry_delay
+from millstream._backoff import retry_delay
 from millstream._protocol.share import Share
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from typing import cast
 
 from msgspec import Struct, structs
 
+from millstream._backoff import retry_delay
 from millstream._http.client.body import RateMeter
 from millstream._override import override
-from millstream._protocol.backoff import retry_delay
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._server.pool import Pool

@@ -29,7 +29,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from millstream._protocol.backoff import retry_delay
+from millstream._backoff import retry_delay
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress

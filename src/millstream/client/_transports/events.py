@@ -3,9 +3,9 @@
 import asyncio
 from collections import deque
 
+from millstream._backoff import retry_delay
 from millstream._http.client.body import Body
 from millstream._http.client.connection import too_large
-from millstream._protocol.backoff import retry_delay
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, read
 from millstream._protocol.sse import Decoder, SseEvent
