@@ -15,15 +15,8 @@ from client.certificates import self_signed
 from client.misbehaving_servers import Behave, ReceivedRequest, misbehaving, with_discovery
 from command_line import CliRunner
 from millstream._cli.program import program
-from millstream.client import _connector as connector
 from patience import WAIT
 from processes import free_port
-
-
-@pytest.fixture(autouse=True)
-def no_verdicts() -> None:
-    """Forget the eras of servers from other tests."""
-    connector.forget_eras()
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:

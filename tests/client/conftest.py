@@ -1,4 +1,4 @@
-"""Fixtures of all client tests: no task outlives its client, and no cached era its test."""
+"""Fixtures of all client tests: no task outlives its client."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from client.watch_parts import set_waits
-from millstream.client import _connector as connector
 
 
 @pytest.fixture(autouse=True)
 async def no_leaked_tasks() -> AsyncIterator[None]:
     """Check that closed clients leave no tasks behind."""
-    connector.forget_eras()
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert {task.get_name(): task.get_coro() for task in left if "millstream" in repr(task)} == {}

@@ -2,6 +2,7 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -318,3 +319,22 @@ async def test_event_stream_broken_before_endpoint_is_a_lost_connection() -> Non
         with pytest.raises(ConnectionLost):
             async with Client(WAYS["HTTP+SSE"][0](server.url), revision="2024-11-05"):
                 pass
+
+
+@for_each("clients", [1, 2])
+async def test_server_of_another_era_is_reached_at_once(clients: int) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "initialize" or "mcp-session-id" in asked.headers:
+            await asked.reply(b"", status="404 Not Found")
+        else:
+            await asked.result(DONE)
+
+    async with AsyncExitStack() as stack:
+        async with misbehaving(with_handshake(behave, "s")) as server:
+            client = await stack.enter_async_context(Client(server.url, timeout=WAIT))
+            assert client.revision == "2025-11-25"
+        await stack.enter_async_context(misbehaving(with_discovery(behave), server.port))
+        if clients == 2:
+            client = await stack.enter_async_context(Client(server.url, timeout=WAIT))
+        assert (await client.call("x")).text == "done"
+        assert client.revision == "2026-07-28"

@@ -44,10 +44,17 @@ from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.streamable import StreamableTransport
 from millstream.client._transports.transport import Transport, TransportRequest
 
-_MAX_ENTRIES = 256
-"""Maximum number of cached eras, and of lines to compare with a second start."""
-_era_cache: dict[str, str] = {}
-"""Target -> ``handshake`` or ``http+sse``. Targets that aren't listed are probed."""
+_MAX_LINES = 256
+"""Maximum number of lines to compare with a second start."""
+NO_HANDSHAKE = BadAnswer, Failure, NotMcp, UnknownVersion
+"""Errors of a server that doesn't support the handshake."""
+
+
+class Era(Struct):
+    """What the connections of a client, or of an upstream, have learned about their target."""
+
+    name: str = ""
+    """``handshake`` or ``http+sse``; empty if the next connection has to probe."""
 
 
 class _InitializeAnswer(InitializeResult, frozen=True, kw_only=True):
@@ -91,11 +98,6 @@ class _RequiredCapabilities(Struct, rename="camel"):
     required_capabilities: dict[str, Any]
 
 
-def forget_eras() -> None:
-    """Forget cached eras, so every target is probed again."""
-    _era_cache.clear()
-
-
 class Connector:
     """Opens and reopens connections to one target."""
 
@@ -125,6 +127,7 @@ class Connector:
         self._timeout = timeout
         self._stderr_lines: list[str] = []
         """Standard error of the server since the connection was opened."""
+        self.era: Era = Era()
 
     async def open(self) -> Connection:
         """Connect and negotiate.
@@ -137,8 +140,13 @@ class Connector:
             return await self._connect_with(self._local)
         if place.url.scheme in ("ws", "wss"):
             return await self._connect_with(self._websocket)
-        if place.kind == "sse" or self._verdict == "http+sse":
-            return await self._connect_with(self._http_sse)
+        only_sse = place.kind == "sse"
+        if only_sse or (self._pinned is None and self.era.name == "http+sse"):
+            try:
+                return await self._connect_with(self._http_sse)
+            except ClientError:
+                if only_sse:
+                    raise
         try:
             return await self._connect_with(self._streamable)
         except (NotMcp, BadAnswer, ConnectionLost) as exc:
@@ -148,7 +156,8 @@ class Connector:
                 raise
             except ClientError:
                 raise exc from None
-            self._note("http+sse")
+            if self._pinned is None:
+                self.era.name = "http+sse"
             return link
 
     # Transports
@@ -175,7 +184,7 @@ class Connector:
         shown = self._stderr_lines
 
         def line(text: str) -> None:
-            if len(shown) < _MAX_ENTRIES:
+            if len(shown) < _MAX_LINES:
                 shown.append(text)
             if before and before.pop(0) == text:
                 return
@@ -227,51 +236,37 @@ class Connector:
             inflow=self._inflow,
         )
 
-    # Era cache
-
-    @property
-    def _key(self) -> str:
-        place = self._place
-        if isinstance(place, Remote):
-            return str(place.url)
-        return repr(place.argv) if isinstance(place, Command) else getattr(place, "key", "")
-
-    @property
-    def _verdict(self) -> str:
-        return _era_cache.get(self._key, "") if self._pinned is None else ""
-
-    def _note(self, verdict: str) -> None:
-        key = self._key
-        _era_cache.pop(key, None)
-        if key and verdict:
-            while len(_era_cache) >= _MAX_ENTRIES:
-                del _era_cache[next(iter(_era_cache))]
-            _era_cache[key] = verdict
-
     # Negotiation
 
     async def _connect_with(self, make: Callable[[], Transport]) -> Connection:
-        """Open a transport and negotiate. A server that exits on an unknown method is started a second time."""
-        handshake = self._verdict != ""
+        """Open a transport and negotiate.
+
+        A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
+        """
+        era, pinned = self.era, self._pinned
+        handshake = pinned is None and era.name != ""
         self._stderr_lines = []
         for attempt in (0, 1):
             transport = make()
             try:
                 await transport.open()
                 agreement = await self._agree(transport, handshake=handshake)
-            except ConnectionLost:
+            except BaseException as exc:
                 await transport.close()
-                if attempt or not transport.lost or self._pinned is not None or getattr(self._place, "ours", False):
-                    self._note("")
+                if pinned is not None:
+                    raise
+                era.name = ""
+                if isinstance(exc, ConnectionLost):
+                    again = transport.lost and not getattr(self._place, "ours", False)
+                else:
+                    again = handshake and isinstance(exc, NO_HANDSHAKE)
+                if attempt or not again:
                     raise
                 handshake = not handshake
-            except BaseException:
-                await transport.close()
-                raise
             else:
                 revision = agreement.revision
-                if revision.handshake and self._verdict == "":
-                    self._note("handshake")
+                if pinned is None and revision.handshake:
+                    era.name = era.name or "handshake"
                 return Connection(transport, agreement, self._self.meta(revision))
         raise AssertionError
 

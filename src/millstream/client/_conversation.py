@@ -48,8 +48,8 @@ _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
 class Conversation:
     """The state of one `Client`, which creates it."""
 
-    __slots__ = ("_background", "_cache", "_options", "_watches", "incoming", "log_level", "questions", "requests",
-                 "tool_headers")  # fmt: skip
+    __slots__ = ("_background", "_cache", "_options", "_watches", "connector", "incoming", "log_level", "questions",
+                 "requests", "tool_headers")  # fmt: skip
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Conversation:
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
         )
         ids = itertools.count(1)
-        connector = Connector(
+        self.connector: Connector = Connector(
             find(target, env=options.env, cwd=options.cwd),
             LocalPeer(options, questions, declared),
             options,
@@ -89,7 +89,7 @@ class Conversation:
             timeout=timeout,
             inflow=inflow,
         )
-        self.requests: Requests = Requests(connector, self.incoming, questions, options, ids=ids, timeout=timeout)
+        self.requests: Requests = Requests(self.connector, self.incoming, questions, options, ids=ids, timeout=timeout)
         self.requests.on_reconnect = self._restore
         self.tool_headers: ToolHeaders = ToolHeaders()
         self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)

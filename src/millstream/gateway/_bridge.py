@@ -52,6 +52,7 @@ from millstream._protocol.rounds import InputRequired, Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
 from millstream._version import __version__
+from millstream.client._connector import NO_HANDSHAKE
 from millstream.client._errors import (
     AccessDenied,
     BadAnswer,
@@ -79,7 +80,7 @@ from millstream.gateway._questions import (
 )
 from millstream.gateway._relay import Recipient, Relay
 from millstream.gateway._results import call_error
-from millstream.gateway._upstream import NO_HANDSHAKE, Upstream
+from millstream.gateway._upstream import Upstream
 from millstream.gateway._upstream_tasks import StoredTask, read_created_task, read_task
 
 if TYPE_CHECKING:

@@ -120,8 +120,6 @@ class ProcessTarget:
         self._processes = processes
         self._key = key
         self._owner = owner
-        self.key: str = repr(processes.command.argv)
-        """Key under which a client caches the era of the server."""
 
     def new_transport(self, listener: Listener, background: Background) -> Transport:
         """Return a transport that isn't open yet. It uses a spare process, or starts one when it opens."""

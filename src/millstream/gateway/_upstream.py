@@ -22,19 +22,17 @@ from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import Store
+from millstream.client._connector import NO_HANDSHAKE, Era
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
     AccessDenied,
-    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
     Failure,
     NoAnswer,
-    NotMcp,
     TargetError,
     TooMuchArriving,
-    UnknownVersion,
 )
 from millstream.client._options import Options
 from millstream.client._requests import Ask
@@ -215,8 +213,6 @@ class UpstreamOptions(TypedDict, total=False):
 
 
 _NO_RULES = ItemRules()
-NO_HANDSHAKE = BadAnswer, Failure, NotMcp, UnknownVersion
-"""Errors of a server that doesn't support the handshake."""
 
 
 def retry_delay(failures: int) -> float:
@@ -315,6 +311,7 @@ class Upstream:
         self.catalog: Catalog = Catalog()
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
+        self._era = Era()
         self.links: Links = Links(self._make_link, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
@@ -532,6 +529,7 @@ class Upstream:
             inflow=Inflow(self.arriving, config.name),
         )
         conversation.incoming.observer = relays.receive
+        conversation.connector.era = self._era
         return Link(key, owner, conversation, relays, http_places() if self._uses_http and not owner else None)
 
     async def _shared_conversation(self) -> Conversation:
