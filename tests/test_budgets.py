@@ -19,7 +19,6 @@ import millstream
 from cases import for_each
 from millstream import Server, Settings
 from millstream._app.server_process.entry import prepare
-from millstream._http.server.fast_head import header_lines
 from millstream._http.server.listener import SocketListener
 from millstream._telemetry import messages, process
 from wire import FakeTransport, ask_asgi, encode_headers, encode_request, per_request, routing
@@ -154,7 +153,6 @@ async def test_lists_take_the_fast_path() -> None:
 @for_each("calls", [through_asgi, through_connection])
 async def test_known_keys_cost_one_python_call(calls: Callable[[Server], Any]) -> None:
     counts: list[list[str]] = []
-    header_lines.forget_credentials()  # those of other tests: so many are kept, and no more
     for key in ("", "a-key-for-the-budget"):
         server, _ = make_server(key)
         async with server.running() as runtime:

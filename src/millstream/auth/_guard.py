@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network
-from millstream._http.server.fast_head import header_lines
+from millstream._http.server.fast_head import HeaderLineCache
 from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
@@ -62,6 +62,8 @@ class AuthGuard:
         self.challenges: ChallengeResponses = challenges
         # State
         self.verdicts: Verdicts = Verdicts()
+        self.header_lines: HeaderLineCache = HeaderLineCache()
+        """Header lines of the server's connections, with those of valid credentials."""
         self.on_revocation: list[Callable[[], None]] = []
         """Called when credentials may have been revoked."""
         self._epochs = [method.epoch() for method in methods]
@@ -152,7 +154,7 @@ class AuthGuard:
         verdict = Verdict(found.principal, self.clock() + found.seconds)
         if not lacking:
             self.verdicts.keep(key, verdict)
-            header_lines.keep_credential(key)
+            self.header_lines.keep_credential(key)
         return verdict, lacking
 
     def verification_slot(self, address: str) -> AbstractAsyncContextManager[None]:
@@ -243,7 +245,7 @@ class AuthGuard:
             return False
         self._epochs = epochs
         self.verdicts.clear()
-        header_lines.forget_credentials()
+        self.header_lines.forget_credentials()
         for on_revoked in self.on_revocation:
             on_revoked()
         return True

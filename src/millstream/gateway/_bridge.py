@@ -251,21 +251,18 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     return result
 
 
-_plain_metas: dict[tuple[object, ...], bytes] = {}
-
-
 def _plain_meta(call: "Call", upstream: Upstream, source: Revision) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most requests of a client share it."""
     raw = raw_meta(call)
-    key = (raw, source.date, upstream.gateway, upstream.policy)
-    meta_bytes = _plain_metas.get(key)
+    key, cache = (raw, source.date), upstream.plain_metas
+    meta_bytes = cache.get(key)
     if meta_bytes is None:
         abilities = upstream.abilities(call)
         meta_bytes = b"%b,%b" % (_envelope(source, abilities, ""), _forwarded_meta(raw, call, upstream))
         if len(raw) <= _MAX_CACHED_META:
-            if len(_plain_metas) >= _MAX_PLAIN_METAS:
-                _plain_metas.clear()
-            _plain_metas[key] = meta_bytes
+            if len(cache) >= _MAX_PLAIN_METAS:
+                cache.clear()
+            cache[key] = meta_bytes
     return meta_bytes
 
 

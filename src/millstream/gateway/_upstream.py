@@ -312,6 +312,8 @@ class Upstream:
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self._era = Era()
+        self.plain_metas: dict[tuple[bytes, str], bytes] = {}
+        """`_meta` of requests, by that of the client and its revision."""
         self.links: Links = Links(self._make_link, max_links=config.max_links)
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))

@@ -101,6 +101,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
             max_message=definition.settings.max_message,
             heartbeat=definition.settings.heartbeat,
             root_path=definition.settings.root_path,
+            header_lines=None if runtime.guard is None else runtime.guard.header_lines,
         )
     runtimes.current = runtime
     assert runtimes.endpoints is not None  # noqa: S101  built with the first runtime

@@ -11,6 +11,7 @@ from typing import Any
 from millstream._http.hosts import HostPolicy
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Handler
+from millstream._http.server.fast_head import HeaderLineCache
 
 Target = tuple[Handler, str, str]
 """A handler with its method and its path."""
@@ -28,6 +29,7 @@ class Endpoints:
         max_message: Maximum bytes of a WebSocket message.
         heartbeat: Seconds between two WebSocket pings.
         root_path: The path prefix that a proxy has removed.
+        header_lines: The cache of header lines that `AuthGuard` adds credentials to, or `None` without one.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Endpoints:
         max_message: int = 4 * 1024 * 1024,
         heartbeat: float = 15.0,
         root_path: str = "",
+        header_lines: HeaderLineCache | None = None,
     ) -> None:
         self.find: Callable[[str, str], Handler | None] = find
         self.limits: HttpLimits = limits
@@ -52,3 +55,5 @@ class Endpoints:
         self.max_message: int = max_message
         self.heartbeat: float = heartbeat
         self.root_path: str = root_path
+        self.read_line = (HeaderLineCache() if header_lines is None else header_lines).__getitem__
+        """Return (lower-case name, value) of a line. Raises KeyError for lines that need the parser."""

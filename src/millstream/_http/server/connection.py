@@ -30,7 +30,6 @@ from millstream._http.limits import MAX_FRAMING, HttpLimits
 from millstream._http.message import HttpRequest, Response
 from millstream._http.server import Endpoints
 from millstream._http.server.exchange import ServerExchange
-from millstream._http.server.fast_head import read_line
 from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.replies import (
     BAD_HOST,
@@ -214,7 +213,7 @@ class ServerConnection:
             self._parse(data)
             return self.next_event()
         try:
-            fields = dict(map(read_line, lines))
+            fields = dict(map(table.read_line, lines))
             size = int(fields[b"content-length"])
         except KeyError:
             # Keep this block minimal, so user code's errors don't get this one as their context.

@@ -42,7 +42,7 @@ _MAX_CREDENTIALS = 512
 
 
 class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
-    """Line without its end -> (lower-case name, value). All connections share one; its size is bounded."""
+    """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded."""
 
     __slots__ = ("_credentials",)
 
@@ -81,8 +81,3 @@ class HeaderLineCache(dict[bytes, tuple[bytes, bytes]]):
         for line in self._credentials:
             self.pop(line, None)
         self._credentials.clear()
-
-
-header_lines = HeaderLineCache()
-read_line = header_lines.__getitem__
-"""Return (lower-case name, value) of a line. Raises KeyError for lines that need the parser."""
