@@ -17,7 +17,7 @@ _MAX_WAITING = 1000
 class Pool(Share):
     """Places that owners use for a while, such as processes. `acquire` waits until one is free.
 
-    A lone owner may hold all places. Once there's a second one, an eighth of them is kept for owners that hold nothing.
+    A lone owner may hold all places. With several, an eighth of them is kept for owners that hold nothing.
     A place that is given back goes to the waiting owner that holds least; equal ones take turns.
 
     Args:
@@ -41,23 +41,22 @@ class Pool(Share):
         """The waiting requests."""
         self._on_wait = on_wait
         self._first_owner = ""
-        self._kept = 0
-        """Number of places reserved for owners that hold none."""
+        self.several: bool = False
+        """Whether there's more than one owner. Set it if that's known before the second one comes."""
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting owners, the one served last at the end."""
 
     @override
     def has_room(self, owner: str, amount: int = 1) -> bool:
         """Return whether an owner may hold this many more places now."""
-        kept = self._kept if owner and self.count(owner) else 0
+        kept = min(-(-self.maximum // 8), self.maximum - 1) if self.several and owner and self.count(owner) else 0
         return self.used + amount <= self.maximum - kept
 
     @override
     def take(self, owner: str, amount: int = 1) -> bool:
         """Count places of an owner. Return False, and count nothing, if there's no room."""
         self._first_owner = self._first_owner or owner
-        if owner not in ("", self._first_owner):
-            self._kept = min(-(-self.maximum // 8), self.maximum - 1)
+        self.several = self.several or owner not in ("", self._first_owner)
         return super().take(owner, amount)
 
     async def acquire(self, owner: str) -> bool:

@@ -84,6 +84,11 @@ class KeyMethod(AuthMethod):
         return id in self._names and id not in self._revoked_at
 
     @override
+    def count(self) -> int:
+        """Return the number of names with a valid key."""
+        return len(self._names)
+
+    @override
     def epoch(self) -> int:
         """Return a number that changes when the file changes or a key expires."""
         file, now = self._file, self._clock()

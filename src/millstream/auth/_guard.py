@@ -209,6 +209,10 @@ class AuthGuard:
         """Return whether a principal with this id may still have a credential."""
         return any(method.holds(id) for method in self.methods)
 
+    def has_several(self) -> bool:
+        """Return whether it's known that there's more than one principal."""
+        return sum(method.count() for method in self.methods) > 1
+
     def revocation_id(self, principal: Principal) -> str:
         """See `AuthMethod.revocation_id`."""
         return next((found for method in self.methods if (found := method.revocation_id(principal))), "")

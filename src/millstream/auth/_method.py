@@ -98,6 +98,10 @@ class AuthMethod:
         """Return whether a principal with this id may still have a valid credential. If not, its streams are closed."""
         raise NotImplementedError
 
+    def count(self) -> int:
+        """Return the number of principals that have been configured; 0 if it isn't known."""
+        return 0
+
     def revocation_id(self, principal: Principal) -> str:
         """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early."""
         return ""

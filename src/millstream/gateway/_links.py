@@ -74,9 +74,11 @@ class Link:
         self.last_used: float = monotonic()
 
 
-def http_places() -> Pool:
+def http_places(*, several: bool = False) -> Pool:
     """Return the places for calls that share the HTTP connections to one upstream."""
-    return Pool(MAX_HTTP_CALLS)
+    places = Pool(MAX_HTTP_CALLS)
+    places.several = several
+    return places
 
 
 class Links:
@@ -91,7 +93,7 @@ class Links:
                 of an owner that holds more, see `Pool`.
         """
         self.connect: Callable[[LinkKey, str], Link] = connect
-        self._places = Pool(max_links)
+        self.places: Pool = Pool(max_links)
         self._open: dict[LinkKey, Link] = {}
         self._to_close: set[Link] = set()
         """Connections to close when their last call ends, because their user has reconnected or disconnected."""
@@ -142,13 +144,13 @@ class Links:
         except BaseException:
             if self._open.get(link.key) is link:
                 del self._open[link.key]
-                self._places.leave(link.owner)
+                self.places.leave(link.owner)
             raise
 
     def _take_place(self, owner: str) -> None:
         """Take a place for a connection, closing idle ones of the largest owner if needed."""
-        count = self._places.count
-        while not self._places.take(owner):
+        count = self.places.count
+        while not self.places.take(owner):
             idle = [
                 link
                 for link in self._open.values()
@@ -158,14 +160,14 @@ class Links:
                 and (link.owner in ("", owner) or count(link.owner) > count(owner))
             ]
             if not idle:
-                raise InUse(self._places, owner, remedy="Raise max_links.")
+                raise InUse(self.places, owner, remedy="Raise max_links.")
             self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
         if self._open.get(link.key) is link:
             del self._open[link.key]
-        self._places.leave(link.owner)
+        self.places.leave(link.owner)
         task = asyncio.get_running_loop().create_task(_close(link))
         self._close_tasks.add(task)
         task.add_done_callback(self._close_tasks.discard)

@@ -234,6 +234,7 @@ class ApiUpstream(Upstream):
     @override
     async def open(self, pool: ProcessPool) -> None:
         """Start reading the document, in the background. An application in this process starts now."""
+        self._places.several = pool.places.several
         if self.is_application:
             application = self.openapi.document
             context = getattr(getattr(application, "router", None), "lifespan_context", None)

@@ -94,6 +94,7 @@ class GatewayPart:
         check(self.definition.upstreams)
         host.runs_while_idle = True
         pool = ProcessPool(limit=host.settings.max_processes)
+        pool.places.several = pool.starts.several = host.guard is not None and host.guard.has_several()
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)
         parked = ParkedCalls(host.services)

@@ -136,6 +136,7 @@ class UpstreamProcesses:
         self.running: set[ProcessTransport] = set()
         """Processes that are running, starting, or stopping."""
         self.places: Pool = Pool(config.max_processes, on_wait=self._make_room)
+        self.places.several = pool.places.several
         self.log: ErrorLog = ErrorLog(config.name)
         self._spares: deque[ProcessTransport] = deque()
         self._refill_task: asyncio.Task[None] | None = None

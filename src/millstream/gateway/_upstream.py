@@ -340,6 +340,7 @@ class Upstream:
             pool: runs the processes of a command.
         """
         config, target = self.config, self._target
+        self.links.places.several = pool.places.several
         target = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
         self._uses_http = isinstance(target, Remote) and target.url.scheme in ("http", "https")
         self._is_websocket = isinstance(target, Remote) and not self._uses_http
@@ -532,7 +533,9 @@ class Upstream:
         )
         conversation.incoming.observer = relays.receive
         conversation.connector.era = self._era
-        return Link(key, owner, conversation, relays, http_places() if self._uses_http and not owner else None)
+        shared = self._uses_http and not owner
+        places = http_places(several=self.links.places.several) if shared else None
+        return Link(key, owner, conversation, relays, places)
 
     async def _shared_conversation(self) -> Conversation:
         return (await self.links.open(self.lister)).conversation

@@ -46,6 +46,7 @@ class AuthPart(OwnPart):
         host.guard = guard = AuthGuard(methods, challenges)
         host.on_close(guard.close)
         services.scope_error = challenges.refuse
+        services.threads.places.several = guard.has_several()
         for each in guard.methods:
             host.shared_paths |= set(each.shared_paths())
         if host.store.shared:

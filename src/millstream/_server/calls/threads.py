@@ -22,7 +22,7 @@ class Threads:
     """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
 
     def __init__(self, size: int) -> None:
-        self._places = Pool(size)
+        self.places: Pool = Pool(size)
         self._started = 0
         self._jobs: Jobs = SimpleQueue()
         """Never longer than the number of threads, because a call without a slot is refused."""
@@ -30,7 +30,7 @@ class Threads:
     @property
     def full(self) -> bool:
         """Whether every thread is busy."""
-        return not self._places.has_room("")
+        return not self.places.has_room("")
 
     async def run(self, function: Callable[..., Any], *args: Any, owner: str = "") -> Any:
         """Run a function in a worker thread.
@@ -43,7 +43,7 @@ class Threads:
         Raises:
             ToolError: The threads are busy.
         """
-        places = self._places
+        places = self.places
         if not places.take(owner):
             raise ToolError(
                 f"The worker threads are busy: your calls use {places.count(owner)} of {places.maximum}. Try again "
@@ -73,11 +73,11 @@ class Threads:
 
     def _release_in(self, loop: asyncio.AbstractEventLoop, owner: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
-            loop.call_soon_threadsafe(self._places.leave, owner)
+            loop.call_soon_threadsafe(self.places.leave, owner)
 
     def close(self) -> None:
         """End all threads when their functions are done, without waiting."""
-        busy = self._places.used
+        busy = self.places.used
         if busy:
             threads = "1 thread still runs a function" if busy == 1 else f"{busy} threads still run functions"
             logger.warning("%s. The server stops without waiting for them.", threads)

@@ -51,6 +51,7 @@ from millstream.auth._authorization_server.revocation import Revocation
 from millstream.auth._authorization_server.signing import TokenSigner
 from millstream.auth._authorization_server.tickets import Tickets
 from millstream.auth._authorization_server.token import TokenEndpoint
+from millstream.auth._authorization_server.user_file import UserFile
 from millstream.auth._authorization_server.vault import Vault
 from millstream.auth._claims import TokenRules, judge
 from millstream.auth._method import Identity, PageMethod, Prefetchable, Unavailable, prefetch_all
@@ -211,6 +212,12 @@ class RunningIssuer(PageMethod):
             return False
         grant = self._recent_grants[id]
         return grant is None or self._accounts.user_of_grant(grant) is not None
+
+    @override
+    def count(self) -> int:
+        """Return the number of accounts with a password."""
+        passwords = self._config.passwords
+        return len(passwords.users) if isinstance(passwords, UserFile) else 0
 
     @override
     def epoch(self) -> int:
