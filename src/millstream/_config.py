@@ -138,7 +138,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     max_url: Size = 8 * 1024
     max_connections: Size = 20_000
     max_connections_per_address: Cap = 0
-    """0 means no cap besides `max_connections`. Behind a proxy, all clients share one address."""
+    """0 means half of `max_connections`, but no cap for this machine and trusted proxies."""
     tool_timeout: Seconds = 0.0
     """0 means no timeout unless the tool has its own."""
     call_cap: Seconds = 3600.0

@@ -364,6 +364,19 @@ async def make_process_calls(stack: AsyncExitStack, mcp: Server, names: list[str
     return make_calls(stack, running, tools, lambda: len(list(started.iterdir())), error)
 
 
+async def connections(stack: AsyncExitStack) -> Shared:
+    """Connections to the server, which belong to an address."""
+    stack.enter_context(patch("millstream._http.server.guard.is_loopback", lambda host: False))
+    running = await run(stack, make_server(max_connections=8))
+
+    async def use(tenant: Tenant) -> str:
+        peer, _ = await send(stack, running, tenant, "server/discover", {})
+        status, _, text = await peer.reply()
+        return "" if status == 200 else text.decode()
+
+    return Shared(use, use, "Your address has too many of the server's connections")
+
+
 async def request_bytes(stack: AsyncExitStack) -> Shared:
     """Bodies of requests in arrival, which belong to an address."""
     running = await run(stack, make_server(max_unfinished=40_000, max_body=20_000))
@@ -527,6 +540,7 @@ def arriving_replies(kind: str) -> Case:
 CASES: list[Case] = [
     calls,
     call_bytes,
+    connections,
     request_bytes,
     threads,
     streams,

@@ -57,7 +57,7 @@ class Connection:
         self.replying = ANSWERING if busy else SILENT
         self.fast = None
         self.read_paused = False
-        self.over_cap = False
+        self.over_cap: Response | None = None
         self.since = self.unsent_since = 0.0
         self.unsent = 0
         self.buffer = 0
@@ -302,60 +302,52 @@ def test_sweep_checks_connections_in_batches(guard: ConnectionGuard, loop: Loop)
     assert turns == 4
 
 
-def test_addresses_are_counted_only_with_a_cap(loop: Loop) -> None:
-    state = ServerState()
-    capped = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
-    first, second = Connection(), Connection()
-    assert capped.admit(first)
-    assert capped.admit(second)
-    assert (first.over_cap, second.over_cap) == (False, True)
-    capped.release(second)
-    capped.release(first)
-    third = Connection()
-    assert capped.admit(third)
-    assert not third.over_cap
-    free = ConnectionGuard(state, HttpLimits.of(Settings()), cast("Any", loop))
-    assert free.admit(first)
-    assert free.admit(second)
-    assert not second.over_cap
-    assert not free._counts
-    unnamed = Connection()
-    unnamed.peer = ""
-    assert capped.admit(unnamed)
-    assert capped.admit(unnamed)
-    assert not unnamed.over_cap
+def guard_for(loop: Loop, **settings: Any) -> ConnectionGuard:
+    return ConnectionGuard(ServerState(), HttpLimits.of(Settings(**settings)), cast("Any", loop))
+
+
+def admitted(guard: ConnectionGuard, *peers: str, is_proxy: bool = False) -> list[bool]:
+    """Return whether each connection isn't above a cap."""
+    found: list[bool] = []
+    for peer in peers:
+        connection = Connection()
+        connection.peer = peer
+        guard.admit(connection, is_proxy=is_proxy)
+        found.append(connection.over_cap is None)
+    return found
 
 
 def test_ipv6_networks_share_one_cap(loop: Loop) -> None:
-    state = ServerState()
-    guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=2)), cast("Any", loop))
-    near, other = [Connection() for _ in range(3)], Connection()
-    for number, each in enumerate((*near, other)):
-        each.peer = f"2001:db8:0:{number // 3}::{number}"
-        assert guard.admit(each)
-    assert [each.over_cap for each in (*near, other)] == [False, False, True, False]
-    for each in near:
-        guard.release(each)
-    near[0].over_cap = False
-    assert guard.admit(near[0])
-    assert not near[0].over_cap
+    near = ["2001:db8::0", "2001:db8::1", "2001:db8::2"]
+    assert admitted(guard_for(loop, max_connections_per_address=2), *near, "2001:db8:0:1::") == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
-def test_upgraded_connections_count_at_once(loop: Loop) -> None:
-    state = ServerState()
-    guard = ConnectionGuard(state, HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
-    upgraded, other, third = Connection(), Connection(), Connection()
-    connections: set[Any] = state.connections
-    connections.add(upgraded)
-    guard.admit(upgraded)
-    guard.release(upgraded)
-    guard.admit(other)
-    assert other.over_cap
-    guard.release(other)
-    connections.clear()
-    loop.turn(1)
-    guard.admit(third)
-    assert not third.over_cap
+def test_address_has_half_of_the_connections(loop: Loop) -> None:
+    guard = guard_for(loop, max_connections=4)
+    assert admitted(guard, "192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2") == [True, True, False, True]
+
+
+@for_each(("peer", "is_proxy"), [("192.0.2.1", True), ("127.0.0.1", False), ("::1", False), ("", False)])
+def test_proxies_and_local_clients_have_all_connections(loop: Loop, peer: str, is_proxy: bool) -> None:
+    assert admitted(guard_for(loop, max_connections=2), peer, peer, is_proxy=is_proxy) == [True, True]
+    capped = guard_for(loop, max_connections=2, max_connections_per_address=1)
+    assert admitted(capped, peer, peer, is_proxy=is_proxy) == [True, not peer]
+
+
+def test_lost_connections_do_not_count(loop: Loop) -> None:
+    guard = guard_for(loop, max_connections_per_address=1)
+    first, second = Connection(), object()
+    guard.admit(first)
+    guard.transfer(first, second)
+    guard.release(first)
+    assert admitted(guard, first.peer) == [False]
+    guard.leave_share(second)
+    assert admitted(guard, first.peer) == [True]
 
 
 def test_few_probes_are_allowed_above_the_cap(loop: Loop) -> None:

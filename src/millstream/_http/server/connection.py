@@ -41,7 +41,6 @@ from millstream._http.server.replies import (
     NOT_FOUND,
     TARGET_TOO_LONG,
     TOO_MANY_BODIES,
-    TOO_MANY_CONNECTIONS,
     UPGRADE_WITH_BODY,
 )
 from millstream._http.server.states import (
@@ -138,7 +137,8 @@ class ServerConnection:
         self._peer = peer
         self._scheme = scheme
         self._proxies = proxies
-        self.over_cap = False
+        self.over_cap: Response | None = None
+        """The refusal of a connection above a cap."""
         """Whether the connection exceeds the cap. It gets one reply: a refusal, unless it's a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
         """The table, or None once a head couldn't be read by the fast head reader."""
@@ -429,7 +429,7 @@ class ServerConnection:
             chunked=persistent,
             keep_alive=persistent
             and self._parser.should_keep_alive()
-            and not (self._shared.leaving or self.over_cap or self._wants_websocket),
+            and not (self._shared.leaving or self.over_cap is not None or self._wants_websocket),
         )  # fmt: skip
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
@@ -505,8 +505,8 @@ class ServerConnection:
             return BAD_TARGET
         size = int(fields.get(b"content-length", 0))
         has_body = bool(size) or b"transfer-encoding" in fields
-        if self.over_cap and (has_body or not _is_probe(method, target)):
-            return TOO_MANY_CONNECTIONS
+        if self.over_cap is not None and (has_body or not _is_probe(method, target)):
+            return self.over_cap
         if fields.get(b"host") not in self._table.policy.good or len(fields) != len(headers):
             hosts = [value for name, value in headers if name == b"host"]
             if (len(hosts) != 1 or parse_authority(hosts[0]) is None) and target.partition(b"?")[0] not in _PROBES:

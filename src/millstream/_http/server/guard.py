@@ -8,17 +8,23 @@ the rest of a body, the next request, or the client reading its replies.
 import asyncio
 import logging
 import sys
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
 from math import inf
 from typing import Any, Protocol, cast
 
 from millstream._http.close_signal import LARGE
+from millstream._http.hosts import is_loopback
 from millstream._http.limits import HttpLimits
 from millstream._http.message import Response, peer_network
 from millstream._http.server.connection import ServerConnection
-from millstream._http.server.replies import BODY_TIMEOUT, HEADER_TIMEOUT, ReplyHeads
+from millstream._http.server.replies import (
+    BODY_TIMEOUT,
+    HEADER_TIMEOUT,
+    TOO_MANY_CONNECTIONS,
+    TOO_MANY_FROM_ADDRESS,
+    ReplyHeads,
+)
 from millstream._http.server.states import BODY, CLOSED, DONE, FAST_BODY, HEAD, IDLE, NEW
 from millstream._protocol.share import Share
 
@@ -116,7 +122,10 @@ class ConnectionGuard:
         self._timer: asyncio.TimerHandle | None = None
         self._connections: set[GuardedConnection] = set()
         self._spares: set[GuardedConnection] = set()
-        self._counts: Counter[str] = Counter()
+        self.connections = Share(limits.max_connections, each=limits.max_connections_per_address or None)
+        """The connections that may send requests, by address."""
+        self._owners: dict[object, str] = {}
+        """Connection -> the address whose share it uses; empty for a proxy, and for this machine."""
         self._unsent_by_connection: dict[ConnectionWriter, tuple[str, int, int]] = {}
         """Connection whose client can't keep up -> owner, counted bytes, and length of a large piece that isn't sent
         completely; longest stalled first."""
@@ -136,11 +145,11 @@ class ConnectionGuard:
         )
         """Function that starts a call in a task, eagerly on Python 3.12 and newer."""
 
-    def admit(self, connection: GuardedConnection) -> bool:
+    def admit(self, connection: GuardedConnection, *, is_proxy: bool = False) -> bool:
         """Watch a new connection, which is already in the server's set. Return False if there are too many.
 
-        A few connections above the cap are `over_cap`: they get little time and one reply, which is a refusal unless
-        they send a health probe.
+        An address may have half of the connections, except for proxies and this machine. A few connections above the
+        cap are `over_cap`: they get little time and one reply, which is a refusal unless they send a health probe.
         """
         if self._timer is None:
             self.clock = self._loop.time()
@@ -149,12 +158,14 @@ class ConnectionGuard:
         connection.connection.since = connection.unsent_since = self.clock
         self._connections.add(connection)
         limits, peer = self.limits, connection.peer
-        over_cap = len(self._state.connections) > limits.max_connections
-        if limits.max_connections_per_address and peer:
-            self._counts[near := peer_network(peer)] += 1
-            over_cap |= self._counts[near] > limits.max_connections_per_address
-        connection.connection.over_cap = over_cap
-        if not over_cap:
+        is_exempt = not limits.max_connections_per_address and (is_proxy or is_loopback(peer))
+        owner = "" if is_exempt else peer_network(peer)
+        if len(self._state.connections) > limits.max_connections:
+            connection.connection.over_cap = TOO_MANY_CONNECTIONS
+        elif not self.connections.take(owner):
+            connection.connection.over_cap = TOO_MANY_FROM_ADDRESS
+        else:
+            self._owners[connection] = owner
             return True
         connection.connection.fast = None
         self._spares = {each for each in self._spares if each.connection.reading != DONE}
@@ -169,12 +180,20 @@ class ConnectionGuard:
         return len(self._state.connections) > self.limits.max_connections + _MAX_LINGERING
 
     def release(self, connection: GuardedConnection) -> None:
-        """Stop watching a connection that is lost, or that continues as a WebSocket."""
+        """Stop watching a connection that is lost."""
         self._connections.discard(connection)
         self._spares.discard(connection)
-        # A WebSocket still counts until the next sweep counts again.
-        if connection not in self._state.connections and (near := peer_network(connection.peer)) in self._counts:
-            self._counts[near] -= 1
+        self.leave_share(connection)
+
+    def leave_share(self, connection: object) -> None:
+        """Stop counting a connection, which can be a WebSocket."""
+        if connection in self._owners:
+            self.connections.leave(self._owners.pop(connection))
+
+    def transfer(self, connection: GuardedConnection, websocket: object) -> None:
+        """Count a connection as the WebSocket that it continues as."""
+        if connection in self._owners:
+            self._owners[websocket] = self._owners.pop(connection)
 
     # Unsent bytes
 
@@ -234,9 +253,6 @@ class ConnectionGuard:
         everybody = list(self._connections)
         ends = max(_CLOSES_PER_YIELD, len(everybody) // _MAX_ITERATIONS)
         self._check_batch(everybody, now, max(1, _CHECKS_PER_YIELD // ends))
-        if self.limits.max_connections_per_address:
-            # WebSockets aren't checked here but stay in the server's set, so count again.
-            self._counts = Counter(peer_network(each.peer) for each in self._state.connections if each.peer)
 
     def _check_batch(self, left: list[GuardedConnection], now: float, end: int) -> None:
         """Check some of these connections, and the rest in the next iterations of the event loop.

@@ -57,11 +57,11 @@ class HttpProtocol(asyncio.Protocol):
         if not self.peer and isinstance(transport.get_extra_info("sockname"), tuple):
             # Over TCP, a connection without a peer has been reset. Its requests would escape every limit.
             self.transport.abort()
-        elif not self.guard.admit(self):
+        elif not self.guard.admit(self, is_proxy=proxies is not None):
             if self.guard.overrun:
                 self.transport.abort()
             else:
-                self.refuse(TOO_MANY_CONNECTIONS)
+                self.refuse(self.connection.over_cap or TOO_MANY_CONNECTIONS)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,6 +154,7 @@ class HttpProtocol(asyncio.Protocol):
         from millstream._http.server.websocket import WebSocketProtocol  # noqa: PLC0415  loaded with the first one
 
         socket = WebSocketProtocol(self._table, self.state, self.guard, self._proxies)
+        self.guard.transfer(self, socket)
         self._leave()
         self.state.connections.discard(self)
         self.transport.set_protocol(socket)

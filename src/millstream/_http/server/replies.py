@@ -63,3 +63,6 @@ TOO_MANY_BODIES = refusal(
     503, "The server is receiving too much data. Retry the request, in one piece if possible.", retry_after="1"
 )
 TOO_MANY_CONNECTIONS = refusal(503, "The server has too many connections. Retry later.", retry_after="1")
+TOO_MANY_FROM_ADDRESS = refusal(
+    503, "Your address has too many of the server's connections. Close some, then retry.", retry_after="1"
+)

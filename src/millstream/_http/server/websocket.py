@@ -160,6 +160,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._messages.put_nowait({"type": "websocket.disconnect", "code": 1005 if self._is_open else 1006})
         self._state.connections.discard(self)
         self._guard.forget_unsent(self)
+        self._guard.leave_share(self)
         self._is_open = self._disconnected = True
         self.room.set()
         for timer in (self._close_timer, self._unread_timer):
