@@ -5,6 +5,7 @@ import pytest
 
 from cases import for_each
 from hub_parts import Clock, Outlet, encode_line, listen, open_hub, receive, turns
+from millstream._protocol.principal import Principal
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, TooMany
 
@@ -128,6 +129,26 @@ async def test_subscribers_are_capped_per_address_and_channel() -> None:
         first.close()
         await listen(hub, "a", address="1")
         assert hub.stats().channels == {"a": 3, "b": 1}
+
+
+@for_each("caller", [{"address": "192.0.2.1"}, {"address": "127.0.0.1", "principal": Principal("ada")}])
+async def test_one_caller_has_half_of_the_subscribers(caller: dict[str, Any]) -> None:
+    async with open_hub(max_connections=4) as hub:
+        first = await listen(hub, "a", **caller)
+        await listen(hub, "a", **caller)
+        with pytest.raises(TooMany, match="yours: 2"):
+            await listen(hub, "a", **caller)
+        await listen(hub, "a", address="192.0.2.2")
+        first.close()
+        await listen(hub, "a", **caller)
+
+
+async def test_local_subscribers_without_sign_in_have_no_share() -> None:
+    async with open_hub(max_connections=2) as hub:
+        for _ in range(2):  # a proxy is one peer for all of its clients
+            await listen(hub, "a", address="127.0.0.1")
+        with pytest.raises(TooMany, match="connections: 2"):
+            await listen(hub, "a", address="127.0.0.1")
 
 
 async def test_ipv6_networks_share_one_cap() -> None:

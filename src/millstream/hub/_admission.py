@@ -112,7 +112,7 @@ class AccessRules:
         if client_id:
             check_client_id(client_id)
         check_name(name)
-        self._audience.check_room(names, address)
+        self._audience.check_room(names, address, principal)
         return names
 
     def receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
@@ -124,7 +124,7 @@ class AccessRules:
         check_client_id(client_id)
         mailbox = owned_id(client_id, owner_of(principal))
         self._allow(principal, "subscribe", CLIENT + client_id)
-        self._audience.check_room((CLIENT + mailbox,), address)
+        self._audience.check_room((CLIENT + mailbox,), address, principal)
         return mailbox
 
     def _allow(self, principal: Principal | None, action: str, channel: str) -> None:

@@ -3,11 +3,15 @@
 A plan lists the outlets of a channel, grouped by encoder. It contains each outlet once.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from heapq import nlargest
 
+from millstream._http.hosts import is_loopback
 from millstream._http.message import Outlet, peer_network
+from millstream._protocol.principal import Principal
+from millstream._protocol.share import Share
 from millstream.hub._channels import is_pattern
 from millstream.hub._limits import HubLimits, TooMany
 from millstream.hub._patterns import PatternIndex
@@ -24,7 +28,9 @@ class Audience:
 
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
-        self._subscriptions: dict[Subscription, None] = {}
+        self._share = Share(limits.max_connections or sys.maxsize)
+        self._subscriptions: dict[Subscription, str | None] = {}
+        """Subscription -> the owner whose share it uses; None for the server's own above the cap."""
         self._by_address: dict[str, int] = {}
         self._by_channel: dict[str, int] = {}
         self._by_transport: Counter[str] = Counter()
@@ -61,7 +67,7 @@ class Audience:
         outlets = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
         return [self._by_outlet[outlet] for outlet in outlets]
 
-    def check_room(self, channels: Sequence[str], address: str) -> None:
+    def check_room(self, channels: Sequence[str], address: str, principal: Principal | None) -> None:
         """Check that one more subscriber is within the caps.
 
         Raises:
@@ -73,13 +79,16 @@ class Audience:
         cap = limits.max_connections_per_address
         if cap and address and self._by_address.get(peer_network(address), 0) >= cap:
             raise TooMany("address", cap)
+        if not self._share.has_room(_owner(address, principal)):
+            raise TooMany("yours", self._share.each)
         cap = limits.max_subscribers_per_channel
         if cap and any(self._by_channel.get(channel, 0) >= cap for channel in channels):
             raise TooMany("channel", cap)
 
     def enter(self, subscription: Subscription) -> None:
         """Count a subscriber."""
-        self._subscriptions[subscription] = None
+        owner = _owner(subscription.address, subscription.principal)
+        self._subscriptions[subscription] = owner if self._share.take(owner) else None
         self._by_transport[subscription.transport] += 1
         self._by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
         if subscription.address:
@@ -101,7 +110,9 @@ class Audience:
         """Remove a subscriber. Return False if it was already removed."""
         if subscription not in self._subscriptions:
             return False
-        del self._subscriptions[subscription]
+        owner = self._subscriptions.pop(subscription)
+        if owner is not None:
+            self._share.leave(owner)
         self._by_transport[subscription.transport] -= 1
         outlet = subscription.outlet
         others = tuple(each for each in self._by_outlet.pop(outlet) if each is not subscription)
@@ -151,6 +162,13 @@ class Audience:
             return
         for channel in subscription.channels:
             self._plans.pop(channel, None)
+
+
+def _owner(address: str, principal: Principal | None) -> str:
+    """Return the owner of a subscription; empty for this machine, which may be a proxy."""
+    if principal is not None:
+        return principal.id
+    return "" if is_loopback(address) else peer_network(address)
 
 
 def _group(subscriptions: Iterable[Subscription]) -> FanOut:

@@ -94,7 +94,7 @@ class Forbidden(ToolError):
 
 
 class TooMany(Exception):
-    """A cap is reached. `scope` names the cap: connections, address, or channel.
+    """A cap is reached. `scope` names the cap: connections, yours, address, or channel.
 
     Example:
         ``except TooMany as error: print(error.scope)``
