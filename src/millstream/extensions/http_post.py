@@ -55,6 +55,7 @@ async def post(
     tls: ssl.SSLContext | None = None,
     seconds: float = 5.0,
     max_bytes: int = 16 * 1024,
+    owner: str = "",
 ) -> PostReply:
     """POST to a URL and return the response.
 
@@ -66,13 +67,14 @@ async def post(
         tls: context with the trusted certificates; the system's by default.
         seconds: time limit, including the connection.
         max_bytes: maximum size of the response.
+        owner: the caller whose share of the name lookups it uses, see `Share`.
 
     Raises:
         PostFailed: there was no response.
     """
     try:
         reply = await request(
-            "POST", url, headers, body, dial=guard_dial(judge), context=tls, max_body=max_bytes,
+            "POST", url, headers, body, dial=guard_dial(judge, owner), context=tls, max_body=max_bytes,
             seconds=seconds,
         )  # fmt: skip
     except TlsFailed:

@@ -10,10 +10,11 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
-from threading import BoundedSemaphore, Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar, cast
 
 from millstream._http.client.url import Url
+from millstream._protocol.share import Share
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -24,8 +25,10 @@ AddressCheck = Callable[[str], bool]
 
 _NAT64 = 0x0064FF9B << 96
 """64:ff9b::/96, RFC 6052: the last 32 bits are an IPv4 address."""
-_LOOKUP_SLOTS = BoundedSemaphore(16)
-"""Limits concurrent lookups of untrusted names in this process."""
+_lookups = Share(16)
+"""The running lookups of untrusted names in this process."""
+_lock = Lock()
+"""Held while `_lookups` changes, because lookups end in threads."""
 _INTERNET = (ip_network("0.0.0.0/0"), ip_network("2000::/3"))
 """IPv4, and the assigned global unicast range of IPv6 (RFC 4291 §2.4)."""
 _SPECIAL_NETWORKS = tuple(map(ip_network, (
@@ -73,15 +76,17 @@ async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext 
     return protocol
 
 
-def guard_dial(is_allowed: AddressCheck) -> Dial[Any]:
+def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
     """Return a dial function that connects only to addresses that `is_allowed` accepts.
+
+    Lookups count against the share of `owner`, see `Share`.
 
     A name is refused if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
     resolve to loopback addresses only, which `is_public` refuses.
     """
 
     async def connect(make: Callable[[], P], url: Url, tls: ssl.SSLContext | None) -> P:
-        address, port = await _resolve(url.host, url.port, is_allowed)
+        address, port = await _resolve(url.host, url.port, is_allowed, owner)
         name = url.host if tls is not None else None
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(make, address, port, ssl=tls, server_hostname=name)
@@ -90,10 +95,12 @@ def guard_dial(is_allowed: AddressCheck) -> Dial[Any]:
     return connect
 
 
-async def _resolve(host: str, port: int, is_allowed: AddressCheck) -> tuple[str, int]:
+async def _resolve(host: str, port: int, is_allowed: AddressCheck, owner: str) -> tuple[str, int]:
     loop = asyncio.get_running_loop()
     found = await (
-        _look_up(host, port) if is_allowed is is_public else loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        _look_up(host, port, owner)
+        if is_allowed is is_public
+        else loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     )
     addresses = [cast("tuple[Any, ...]", each[4]) for each in found]
     is_local = is_this_machine(host)
@@ -105,14 +112,15 @@ async def _resolve(host: str, port: int, is_allowed: AddressCheck) -> tuple[str,
     return str(addresses[0][0]), int(addresses[0][1])
 
 
-async def _look_up(host: str, port: int) -> list[Any]:
+async def _look_up(host: str, port: int, owner: str) -> list[Any]:
     """Look up an untrusted name, whose name server may never answer.
 
     A lookup can't be cancelled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
     free for other work, such as hashing passwords.
     """
-    if not _LOOKUP_SLOTS.acquire(blocking=False):
-        raise AddressRefused("Too many names are being looked up. Retry later.")
+    with _lock:
+        if not _lookups.take(owner):
+            raise AddressRefused("Too many names are being looked up. Retry later.")
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Any]] = loop.create_future()
 
@@ -131,7 +139,8 @@ async def _look_up(host: str, port: int) -> list[Any]:
         except (OSError, UnicodeError) as exc:
             result = exc
         finally:
-            _LOOKUP_SLOTS.release()
+            with _lock:
+                _lookups.leave(owner)
         with suppress(RuntimeError):  # the loop may be closed
             loop.call_soon_threadsafe(finish, result)
 

@@ -90,7 +90,7 @@ async def fetch(
         raise OutboundError("A header contains a line break or a character that isn't allowed.")
     try:
         reply = await request(
-            "GET" if form is None else "POST", target, head, form or b"", dial=guard_dial(is_allowed),
+            "GET" if form is None else "POST", target, head, form or b"", dial=guard_dial(is_allowed, "documents"),
             max_body=max_bytes, seconds=seconds,
         )  # fmt: skip
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name

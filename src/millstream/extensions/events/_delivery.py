@@ -284,7 +284,7 @@ class Outbox:
             else:
                 answer = await self._sender.send(
                     target.url, body, message_id=message.id, subscription=target.record.id,
-                    keys=target.signing_keys(now), now=now,
+                    keys=target.signing_keys(now), now=now, owner=target.principal.id,
                 )  # fmt: skip
         finally:
             message.is_running = False

@@ -95,7 +95,15 @@ class WebhookSender:
         self._tls = tls
 
     async def send(
-        self, url: Url, body: bytes, *, message_id: str, subscription: str, keys: Sequence[bytes], now: float
+        self,
+        url: Url,
+        body: bytes,
+        *,
+        message_id: str,
+        subscription: str,
+        keys: Sequence[bytes],
+        now: float,
+        owner: str,
     ) -> AttemptResult:
         """POST a message and return the outcome, including failures of the endpoint.
 
@@ -106,6 +114,7 @@ class WebhookSender:
             subscription: id of the subscription.
             keys: signing keys, newest first.
             now: current Unix time.
+            owner: the principal.
         """
         headers = {
             "content-type": "application/json",
@@ -116,7 +125,7 @@ class WebhookSender:
             "x-mcp-subscription-id": subscription,
         }
         try:
-            reply = await post(url, headers, body, judge=self._judge, tls=self._tls, seconds=TIMEOUT)
+            reply = await post(url, headers, body, judge=self._judge, tls=self._tls, seconds=TIMEOUT, owner=owner)
         except PostFailed as failed:
             return AttemptResult(reason=failed.reason)
         if 200 <= reply.status < 300:

@@ -255,6 +255,7 @@ class WebhookMethods:
                 subscription=id,
                 keys=(read_secret(secret),),
                 now=self._clock(),
+                owner=owner,
             )
         finally:
             self._verifications.leave(owner)
