@@ -17,7 +17,7 @@ from millstream import Client
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._transports.stdio import Command
 from millstream.gateway._links import InUse
-from millstream.gateway._processes import ProcessPool, UpstreamProcesses
+from millstream.gateway._processes import ErrorLog, ProcessPool, UpstreamProcesses
 from millstream.gateway._upstream import UpstreamConfig
 from patience import WAIT
 
@@ -390,3 +390,12 @@ async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> N
         pool.sweep(monotonic())
         await until(lambda: not pool.watchdog.is_missing)
         assert len(find_children() - others) == 2
+
+
+def test_output_of_one_owner_leaves_room_in_the_log_for_others(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "millstream.gateway.processes")
+    log = ErrorLog("printer")
+    for _ in range(1_000):
+        log.write("flood", 1, "ada")
+    log.write("of bob", 2, "bob")
+    assert caplog.records[-1].getMessage() == "printer: of bob"

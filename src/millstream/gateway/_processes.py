@@ -27,6 +27,7 @@ from millstream._http.client.body import RateMeter
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
+from millstream._protocol.share import Share
 from millstream._server.pool import Pool
 from millstream.client._background import Background
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
@@ -56,9 +57,8 @@ _PING = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'
 """The client never uses this id, so its response, also an error, is ignored."""
 _MAX_LINE = 2000
 """Maximum bytes of a logged line of standard error."""
-_ERROR_LINES_PER_SECOND = 50
-"""Maximum logged lines of standard error per second and upstream."""
-_MAX_ERROR_BURST = 200
+_ERROR_LINES_PER_SECOND = 100
+"""Maximum logged lines of standard error per second and upstream, half of them for one owner."""
 _ERROR_BYTES_PER_SECOND = 4 * 1024 * 1024
 """Maximum bytes of standard error read per second; beyond that, the process blocks."""
 _MESSAGES_PER_SECOND = 5000
@@ -384,7 +384,7 @@ class ProcessTransport(StdioTransport):
         command = structs.replace(processes.command, env={**processes.command.env, name: value})
         super().__init__(
             command, self.relay, processes.pool.background, processes.config.max_bytes,
-            show=lambda line: processes.log.write(line, self.pid),
+            show=lambda line: processes.log.write(line, self.pid, self.owner),
         )  # fmt: skip
         self._processes = processes
         self.key: str = ""
@@ -616,22 +616,21 @@ class ErrorLog:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._budget = _MAX_ERROR_BURST
+        self._lines = Share(_ERROR_LINES_PER_SECOND)
         self._dropped_count = 0
 
-    def write(self, line: str, pid: int) -> None:
-        """Log one line, truncated and without control characters."""
-        if not self._budget:
+    def write(self, line: str, pid: int, owner: str = "") -> None:
+        """Log one line of an owner's process, truncated and without control characters."""
+        if not self._lines.take(owner):
             self._dropped_count += 1
             return
-        self._budget -= 1
         text = line[:_MAX_LINE].translate(_CONTROL_CHARACTERS).rstrip()
         if text:
             _logger.info("%s: %s", self._name, text, extra={"upstream": self._name, "pid": pid})
 
     def flush(self) -> None:
         """Allow more lines, once a second, and log the number of lines dropped since the last call."""
-        self._budget = min(_MAX_ERROR_BURST, self._budget + _ERROR_LINES_PER_SECOND)
+        self._lines = Share(_ERROR_LINES_PER_SECOND)
         if self._dropped_count:
             _logger.warning("%s: dropped %d lines of standard error", self._name, self._dropped_count)
             self._dropped_count = 0
