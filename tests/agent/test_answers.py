@@ -7,6 +7,8 @@ import pytest
 from agent.shop import make
 from agent_world import ScriptedModel, calls, collect, hangs, model, of, repeats, says
 from cases import for_each
+from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
+from millstream._cli.chat.slash import Slash
 from millstream.agent import (
     Agent,
     AgentError,
@@ -270,6 +272,25 @@ async def test_unreadable_resources_stop_the_question() -> None:
             await agent.read("shop", "book://9")
             await collect(agent.say("And now?"))
     assert [part["text"] for part in api.requests[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
+
+
+async def test_refused_lists_of_a_server_do_not_hide_those_of_others() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "server/discover":
+            await asked.result({**OFFER, "capabilities": {"prompts": {}, "resources": {}}})
+        else:
+            error = {"code": -32601, "message": "Not here."}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+
+    with ScriptedModel(says("Great book!")) as api:
+        async with misbehaving(behave) as server, Agent(model(api), [server.url, make()]) as agent:
+            for command, found in (("/prompt", "shop:pitch title= [tone=]"), ("/read", "shop:book://{isbn}")):
+                rows = await Slash(agent).run(command)
+                assert isinstance(rows, list)
+                assert found in [first for first, _ in rows]
+                assert "Not here" in rows[0][1]
+            await collect(agent.prompt("pitch", {"title": "Emma"}))
+    assert api.requests[0].last == {"role": "user", "content": "Praise Emma, warm."}
 
 
 async def test_prompts_can_be_used_as_questions() -> None:

@@ -9,7 +9,7 @@ from millstream.agent._content import Part, message_content, show_blocks, show_c
 from millstream.agent._errors import ContextError
 from millstream.agent._model import Message
 from millstream.agent._servers import ConnectedServer
-from millstream.client._errors import ClientError
+from millstream.client._errors import ClientError, Failure
 
 _MENTION = re.compile(r"(?<!\S)@(?P<server>[\w.-]+):(?P<uri>[A-Za-z][\w+.-]*:\S+)")
 _CLOSING = ".,;!?)'\""
@@ -44,7 +44,11 @@ async def find_prompt(name: str, servers: Sequence[ConnectedServer]) -> tuple[Co
     found: list[tuple[ConnectedServer, PromptDescription]] = []
     known: list[str] = []
     for server in servers:
-        for prompt in await server.client.prompts():
+        try:
+            prompts = await server.client.prompts()
+        except Failure:  # the other servers may have it
+            continue
+        for prompt in prompts:
             known.append(prompt.name)
             if name in (prompt.name, f"{server.name}:{prompt.name}"):
                 found.append((server, prompt))

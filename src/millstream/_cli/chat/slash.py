@@ -2,12 +2,14 @@
 
 import shlex
 from collections.abc import Awaitable, Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from millstream._cli.tables import one_line
 from millstream.agent._agent import Agent
 from millstream.agent._answer import Answer
 from millstream.agent._errors import AgentError
+from millstream.agent._servers import ConnectedServer
+from millstream.client._errors import Failure
 
 HELP = """\
 /tools                       list the tools that the model can call
@@ -58,7 +60,7 @@ class Slash:
             return self._agent.prompt(words[0], {name: value for name, _, value in pairs})
         rows: Rows = []
         for server in self._agent.servers:
-            for prompt in await server.client.prompts():
+            for prompt in await _list(server, server.client.prompts(), rows):
                 needs = " ".join(f"{each.name}=" if each.required else f"[{each.name}=]" for each in prompt.arguments)
                 rows.append((f"{server.name}:{prompt.name} {needs}".strip(), one_line(prompt.description or "")))
         return rows
@@ -70,8 +72,9 @@ class Slash:
             return [(f"@{server}:{uri}", f"{sum(len(str(part)) for part in parts):,} characters for the model")]
         rows: Rows = []
         for each in self._agent.servers:
-            rows += [(f"{each.name}:{r.uri}", one_line(r.description or r.name)) for r in await each.client.resources()]
-            templates = await each.client.templates()
+            resources = await _list(each, each.client.resources(), rows)
+            rows += [(f"{each.name}:{r.uri}", one_line(r.description or r.name)) for r in resources]
+            templates = await _list(each, each.client.templates(), rows)
             rows += [(f"{each.name}:{t.uri_template}", one_line(t.description or t.name)) for t in templates]
         return rows
 
@@ -100,3 +103,12 @@ class Slash:
         "/save": _save,
         "/help": _help,
     }
+
+
+async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:
+    """Return a list. If the server refuses it, return nothing, and add a row with the reason."""
+    try:
+        return await wanted
+    except Failure as exc:
+        rows.append((server.name, one_line(str(exc))))
+        return []
