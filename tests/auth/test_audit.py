@@ -44,6 +44,7 @@ async def test_calls_publications_and_refused_credentials_are_audited(tmp_path: 
             await socket.recv()
         for body in (b'{"channel":"news","data":"over HTTP"}', b"no event"):
             await world.ask(ROOT, "POST", "/publish", body, content_type="application/json")
+        await world.ask(BOB, "POST", "/publish", b'{"channel":"news","data":""}', content_type="application/json")
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     names = {"subject": "", "method": "", "target": "", "outcome": "ok", "transport": ""}
     told = [tuple(each.get(name, default) for name, default in names.items()) for each in lines]
@@ -56,12 +57,13 @@ async def test_calls_publications_and_refused_credentials_are_audited(tmp_path: 
         ("key", "hub/publish", "news", "ok", "websocket"),
         ("key", "hub/publish", "news", "ok", "http"),
         ("key", "hub/publish", "", "400", "http"),
+        ("bob", "hub/publish", "", "403", "http"),
     ]
     assert all(each["address"] == "127.0.0.1" for each in lines)
     text = path.read_text("utf-8")
     assert not any(secret in text for secret in (ALICE, BOB, "wrong-key", "9780261103573", "over"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert verify(path) == (8, lines[-1]["hash"])
+    assert verify(path) == (9, lines[-1]["hash"])
 
 
 def test_audit_log_continues_after_a_restart(tmp_path: Path) -> None:

@@ -118,11 +118,13 @@ def _wrap_handlers(
     if route.local or (route.private and guard is None):
         message = route.message
         handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
-    return handlers if guard is None or route.public else _with_auth(guard, handlers, route.scope)
+    return handlers if guard is None or route.public else _with_auth(guard, handlers, route)
 
 
-def _with_auth(guard: "AuthGuard", handlers: Mapping[str, Handler], scope: str = "") -> dict[str, Handler]:
-    return {method: guard.protect(handler, scope=scope) for method, handler in handlers.items()}
+def _with_auth(guard: "AuthGuard", handlers: Mapping[str, Handler], route: Route) -> dict[str, Handler]:
+    return {
+        method: guard.protect(handler, scope=route.scope, message=route.message) for method, handler in handlers.items()
+    }
 
 
 def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:

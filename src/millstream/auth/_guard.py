@@ -16,6 +16,7 @@ from millstream._http.server.fast_head import HeaderLineCache
 from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
+from millstream._server.calls.message_observer import ObserveMessage, ignore_message
 from millstream.auth._challenge import ChallengeResponses
 from millstream.auth._keyed_semaphore import KeyedSemaphore
 from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all
@@ -52,6 +53,8 @@ class AuthGuard:
         """Methods that verify locally come first, so that their credentials aren't sent elsewhere."""
         self.on_failure: Callable[[str], None] | None = None
         """Called with the address of every invalid credential."""
+        self.note: ObserveMessage = ignore_message
+        """Observes messages that are refused for their scopes."""
         self.pool: StoreLimiter | None = None
         """Limiter that shares failures between workers."""
         self.ambient: Ambient | None = None
@@ -70,12 +73,13 @@ class AuthGuard:
         self._failures = Limiter("sign-in", _FAILURES, clock=clock, pool=lambda: self.pool)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT)
 
-    def protect(self, handler: Handler, *, scope: str = "") -> Handler:
+    def protect(self, handler: Handler, *, scope: str = "", message: str = "") -> Handler:
         """Wrap a handler in this guard.
 
         Args:
             handler: handler to protect.
             scope: additional scope that callers need.
+            message: describes a request without that scope for message logs.
         """
         clock, known, needed = self.clock, self.verdicts.get, frozenset((scope,)) if scope else frozenset[str]()
 
@@ -84,6 +88,8 @@ class AuthGuard:
             if not isinstance(found, Principal):
                 return found
             if not found.has(needed):
+                if message:
+                    self.note(message, "http", status="403", principal=found, address=request.peer)
                 return self.challenges.insufficient(needed)
             request.principal = found
             return await handler(request)

@@ -62,6 +62,7 @@ class AuthPart(OwnPart):
         host.on_http(lambda: self._serve(host, guard))
 
     def _serve(self, host: Host, guard: "AuthGuard") -> None:
+        guard.note = host.services.note
         paths: dict[str, Mapping[str, Handler]] = {
             path: {"GET": handler} for path, handler in _metadata(guard, self.definition).items()
         }
