@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from auth_world import ALICE, BOB, ROOT, make_server, run_guarded
@@ -123,6 +123,7 @@ def test_recomputed_hashes_are_detected_in_the_next_line(tmp_path: Path) -> None
         verify(path)
 
 
+@example("\udcff", "")
 @given(st.text(max_size=60), st.text(max_size=600))
 def test_client_text_cannot_break_audit_lines(tmp_path_factory: pytest.TempPathFactory, one: str, two: str) -> None:
     path = tmp_path_factory.mktemp("audit") / "a"
