@@ -1,14 +1,17 @@
 import asyncio
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from gateway.content_server import make_library
 from millstream import Server
 from millstream._protocol.metadata import ORIGIN_KEY
+from millstream._server.features.registry import Registry
 from millstream.client import Client
 from millstream.client._server_messages import Change
 from patience import WAIT
@@ -78,6 +81,33 @@ async def test_lists_follow_the_upstream() -> None:
             upstream.remove_tool("added")
             assert await anext(changes) == Change("tools")
             assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
+
+
+async def test_upstreams_with_many_tools_need_no_types_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream, defined = Server("upstream"), list[str]()
+    for number in range(20):
+        upstream.tool(lambda city: f"sunny in {city}", name=f"weather_{number}")
+    define = msgspec.defstruct
+
+    def count(name: str, *args: Any, **options: Any) -> Any:
+        defined.append(name)
+        return define(name, *args, **options)
+
+    async with upstream.running():
+        monkeypatch.setattr("msgspec.defstruct", count)
+        async with Client(make_gateway(upstream), timeout=WAIT) as client:
+            assert (await client.call("shop_weather_7", city="Rome")).text == "sunny in Rome"
+            assert len(defined) < 20
+
+
+def test_replaced_lists_leave_nothing_behind() -> None:
+    registry = Registry(page_size=10, list_ttl_ms=0)
+    sizes = set[int]()
+    for number in range(3):
+        removed, added = list(registry.prompts), f"prompt_{number}"
+        registry.exchange("prompts", removed, {added: SimpleNamespace(scopes=frozenset[str](), visible=None)})
+        sizes.add(sum(len(each) for each in vars(registry).values() if isinstance(each, dict)))
+    assert len(sizes) == 1
 
 
 async def test_conflicting_names_are_refused_with_both_sources() -> None:

@@ -87,6 +87,30 @@ decode_request_params = msgspec.json.Decoder(_RequestParams).decode
 """Parameters, decoded down to `_meta`."""
 
 
+class _RawParams(Struct, gc=False, rename={"meta": "_meta", "responses": "inputResponses", "state": "requestState"}):
+    name: str
+    meta: _Meta
+    arguments: Raw = Raw(b"{}")
+    responses: dict[str, Raw] | UnsetType = UNSET
+    state: UnsetType = UNSET
+    """A state must be verified first, on the exact path."""
+
+
+class _RawCall(Struct, gc=False):
+    jsonrpc: Literal["2.0"]
+    id: int | str
+    method: Literal["tools/call"]
+    params: _RawParams
+    result: UnsetType = UNSET
+    error: UnsetType = UNSET
+
+
+_decode_raw_call = msgspec.json.Decoder(_RawCall).decode
+"""A complete `tools/call` of any tool, with undecoded arguments. An upstream can have thousands of tools, and a decoder
+for each would take a millisecond to create.
+"""
+
+
 class PreparedCall:
     """The decoder for calls of one tool."""
 
@@ -103,18 +127,18 @@ class PreparedCall:
         if not tool.plain:
             return None
         arguments: Any = tool.struct
+        if arguments is None:  # a decoder alone can't read them
+            decode = _in_two_steps(tool)
+            return PreparedCall(tool, _without_task(decode) if tool.task is not None else decode)
         fields: list[Any] = [
             ("name", Literal[tool.name]),
             ("meta", _Meta, msgspec.field(name="_meta")),
         ]
-        if arguments is None:  # a decoder alone can't read them
-            fields.append(("arguments", Raw, msgspec.field(default=Raw(b"{}"))))
-        elif any(field.required for field in msgspec.structs.fields(arguments)):
+        if any(field.required for field in msgspec.structs.fields(arguments)):
             fields.append(("arguments", arguments))
         else:
             fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
         fields.append(("responses", dict[str, Raw] | UnsetType, msgspec.field(default=UNSET, name="inputResponses")))
-        # A state must be verified first, on the exact path.
         fields.append(("state", UnsetType, msgspec.field(default=UNSET, name="requestState")))
         params = msgspec.defstruct("Params", fields, gc=False)
         envelope = msgspec.defstruct(
@@ -130,8 +154,7 @@ class PreparedCall:
             gc=False,
         )
         decode = msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode
-        whole = decode if arguments is not None else _in_two_steps(decode, tool.decode)
-        return PreparedCall(tool, _without_task(whole) if tool.task is not None else whole)
+        return PreparedCall(tool, _without_task(decode) if tool.task is not None else decode)
 
 
 def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -146,10 +169,14 @@ def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return decode_plain
 
 
-def _in_two_steps(decode: Callable[[bytes], Any], decode_arguments: Callable[[Any], Any]) -> Callable[[bytes], Any]:
+def _in_two_steps(tool: Tool) -> Callable[[bytes], Any]:
+    name, decode_arguments = tool.name, tool.decode
+
     def decode_both(body: bytes) -> Any:
-        envelope = decode(body)
+        envelope = _decode_raw_call(body)
         params = envelope.params
+        if params.name != name:
+            raise msgspec.DecodeError("The header names another tool.")
         params.arguments = decode_arguments(params.arguments)
         return envelope
 

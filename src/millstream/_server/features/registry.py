@@ -5,6 +5,7 @@ page. A cursor names the last item of a page, so any worker can continue a listi
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from itertools import count
 from typing import Any, cast
 
 from msgspec import Struct
@@ -85,6 +86,7 @@ class Registry:
         """Kind -> registered items that are disabled."""
         self._places: dict[tuple[str, str], int] = {}
         """(kind, name) -> position in the order of registration."""
+        self._numbers = count()
         # Caches
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
@@ -126,7 +128,7 @@ class Registry:
             ValueError: The name is taken.
         """
         self.check_free(kind, key)
-        self._places[kind, key] = len(self._places)
+        self._places[kind, key] = next(self._numbers)
         self._offer(kind, key, item)
 
     def _offer(self, kind: str, key: str, item: Any) -> None:
@@ -167,7 +169,7 @@ class Registry:
             if key not in getattr(self, kind):
                 raise KeyError(f"There is no {_NOUNS[kind]} {key!r}")
             self.disable(kind, key)
-        del self.disabled[kind][key]
+        del self.disabled[kind][key], self._places[kind, key]
         if kind in _KINDS_WITH_ARGUMENTS:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}
 
@@ -201,6 +203,7 @@ class Registry:
             removed: Names of registered items, enabled or disabled.
             added: Name -> item. No other item can have these names.
         """
+        removed = frozenset(removed)
         items, disabled = getattr(self, kind), self.disabled[kind]
         replaced = {name: item for name, item in added.items() if name in removed and name in items}
         for name in removed:
@@ -209,10 +212,12 @@ class Registry:
             if name not in replaced:
                 items.pop(name, None)
                 disabled.pop(name, None)
+            if name not in added:
+                self._places.pop((kind, name), None)
         if kind in _KINDS_WITH_ARGUMENTS and removed:
             self.completers = {at: completer for at, completer in self.completers.items() if at[0] not in removed}
         for name, item in added.items():
-            self._places.setdefault((kind, name), len(self._places))
+            self._places.setdefault((kind, name), next(self._numbers))
             items[name] = item
             if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
                 self.fast[name.encode()] = fast
