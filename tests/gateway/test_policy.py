@@ -1,4 +1,5 @@
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from millstream.client import Failure
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import fetch
 from millstream.gateway._pins import AcceptedFile
+from millstream.gateway._redaction import Redactor
 from patience import WAIT
 
 
@@ -171,6 +173,24 @@ async def test_redaction_covers_arguments_results_errors_and_resources() -> None
         with pytest.raises(ValueError, match=r"regular expression|empty"):
             async with make_gateway(UpstreamPolicy(redact_results=(pattern,))).running():
                 raise AssertionError
+
+
+async def test_large_messages_are_redacted_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("re2")
+    redact, places = Redactor.value, set[tuple[bool, bool]]()
+
+    def note(redactor: Redactor, value: Any, **options: Any) -> Any:
+        if "my" in str(value):
+            places.add(("large" in str(value), threading.current_thread() is threading.main_thread()))
+        return redact(redactor, value, **options)
+
+    monkeypatch.setattr(Redactor, "value", note)
+    policy = UpstreamPolicy(redact_results=(r"\d{4}",), tools={"echo": ToolPolicy(redact_arguments=("pass[a-z]*",))})
+    async with Client(make_gateway(policy), timeout=WAIT) as client:
+        assert (await client.call("shop_echo", text="my password 1234")).text == "my [redacted] [redacted]"
+        text = (await client.call("shop_echo", text="my password 1234 large " * 1000)).text
+        assert text == "my [redacted] [redacted] large " * 1000
+    assert places == {(False, True), (True, False)}
 
 
 async def test_large_results_become_a_preview_and_a_link() -> None:

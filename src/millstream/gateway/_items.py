@@ -385,7 +385,7 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
     try:
         work = forward(call, upstream, "completion/complete", encode(params_of_upstream), "")
         redactor = upstream.redactor("completion/complete")
-        result = await (work if redactor is None else redactor.redact(work))
+        result = await (work if redactor is None else redactor.redact(work, call))
     except ProtocolError as exc:
         if exc.code == METHOD_NOT_FOUND:
             return _NO_COMPLETION

@@ -124,7 +124,7 @@ class MergedSkills:
 
     async def _ask(self, call: Call, upstream: Upstream, params: dict[str, Any]) -> dict[str, Any]:
         work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.redactor(call.method)
-        raw = await (work if redactor is None else redactor.redact(work))
+        raw = await (work if redactor is None else redactor.redact(work, call))
         try:
             page = _decode_result(raw)
         except MalformedResult as exc:

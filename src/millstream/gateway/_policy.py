@@ -29,7 +29,7 @@ from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes
 from millstream._server.features.tools import Tool
 from millstream.gateway._names import Names
-from millstream.gateway._redaction import Redaction, Redactor
+from millstream.gateway._redaction import Redaction, Redactor, run_aside
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
@@ -329,9 +329,10 @@ class ItemRules(Struct, frozen=True, kw_only=True):
 
     def _wrap(self, run: Run, keep: SaveResult | None, parameters: Collection[str]) -> Run:
         async def run_by_rules(arguments: Any, call: Call) -> Any:
-            filled = self.fill(arguments, parameters) if self.changes_arguments else arguments
-            work = run(filled, call)
-            result = await (work if self.results is None else self.results.redact(work))
+            if self.changes_arguments:
+                arguments = await run_aside(call, call.weight, self.fill, arguments, parameters)
+            work = run(arguments, call)
+            result = await (work if self.results is None else self.results.redact(work, call))
             if not self.budget or len(result) <= self.budget:
                 return result
             return preview(result, self.budget, None if keep is None else await keep(call, result, self.seconds))
@@ -396,7 +397,7 @@ def _with_uri_rules(run: Run, rules_of: Callable[[str], ItemRules | None]) -> Ru
             raise ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri)})
         check_scopes(call, rules.scopes)
         work = run(arguments, call)
-        return await (work if rules.results is None else rules.results.redact(work))
+        return await (work if rules.results is None else rules.results.redact(work, call))
 
     return run_by_rules
 

@@ -1,13 +1,13 @@
 """Redaction of text by regular expressions. The expressions are the operator's; the text is untrusted.
 
-RE2's run time is linear in the text, whatever the expression, so no text blocks the event loop for long
-(docs/decisions/0037). It doesn't support look-around and back-references.
+RE2's run time is linear in the text, whatever the expression (docs/decisions/0037), but the text can have many
+megabytes, so only small messages are redacted on the event loop. It doesn't support look-around and back-references.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,10 @@ from millstream._protocol.errors import MissingExtra, ProtocolError, ToolError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.suggestions import SuggestionMeta
+from millstream._server.calls.call import Call
+from millstream._server.load import LIGHT
+
+T = TypeVar("T")
 
 MAX_PATTERNS = 64
 _MAX_PATTERN = 1000
@@ -109,8 +113,8 @@ class Redactor:
         """Return an encoded result or params with matches replaced, see `members`."""
         return encode(self.members(msgspec.json.decode(data)))
 
-    async def redact(self, work: Awaitable[bytes]) -> bytes:
-        """Return a result of `work` with matches replaced, also in its errors."""
+    async def redact(self, work: Awaitable[bytes], call: Call) -> bytes:
+        """Return the result of `work` for a call with matches replaced, also in its errors."""
         try:
             result = await work
         except ToolError as exc:
@@ -118,7 +122,25 @@ class Redactor:
         except ProtocolError as exc:
             message, data = self.text(exc.message), self.members(exc.data)
             raise ProtocolError(exc.code, message, data, status=exc.status, head=exc.head) from None
-        return self.json(result)
+        return await run_aside(call, len(result), self.json, result)
+
+
+async def run_aside(call: Call, size: int, function: Callable[..., T], *args: Any) -> T:
+    """Run a function that examines each value of a message, in a thread unless the message is small.
+
+    Args:
+        call: the call that needs it.
+        size: bytes of the message, see `Call.weight`.
+        function: the function.
+        args: its arguments.
+
+    Raises:
+        ToolError: the caller's share of the threads is in use.
+    """
+    if size < LIGHT:
+        return function(*args)
+    result: T = await call.services.threads.run(function, *args, owner=call.owner)
+    return result
 
 
 def _constant(text: str, match: Any) -> str:

@@ -51,6 +51,8 @@ MAX_QUEUED = 256
 """Maximum notifications of one call waiting for a slow client; beyond that, the oldest are dropped."""
 MAX_QUEUED_BYTES = 1024 * 1024
 """Maximum bytes of these notifications together."""
+MAX_REDACTED = 64 * 1024
+"""Maximum bytes of one of them if it has to be redacted, which takes time on the event loop."""
 REJECTED_CODE = -1
 """Error code of a sampling request that the user or client refused."""
 
@@ -206,6 +208,8 @@ class Relay(Recipient):
             if not self._wants(method, params):
                 return
             if self.redactor is not None:
+                if len(params) > MAX_REDACTED:
+                    return
                 params = _redact(self.redactor, method, params)
         except (msgspec.DecodeError, RecursionError):
             return
