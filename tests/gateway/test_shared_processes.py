@@ -214,3 +214,33 @@ async def test_process_that_may_not_ask_keeps_its_era() -> None:
         for _ in range(2):
             refusal = (await client.call("go", raise_on_error=False)).text
             assert refusal == "The server 'mute' couldn't ask a question. The gateway's policy refuses its questions."
+
+
+QUOTES = r"""
+import json, sys
+era = "2026-07-28"
+for line in sys.stdin:
+    message = json.loads(line)
+    method, result = message.get("method"), {"capabilities": {"tools": {}}, "resultType": "complete"}
+    if method == "server/discover":
+        result |= {"supportedVersions": [era]}
+    elif method == "initialize":
+        era = "2025-11-25"
+        result |= {"protocolVersion": era, "serverInfo": {"name": "quotes"}}
+    elif method == "tools/list":
+        result["tools"] = [{"name": "find", "inputSchema": {"type": "object"}}]
+    elif method == "tools/call":
+        text = f"{era}: there is no {message['params']['arguments']['word']}"
+        result |= {"content": [{"type": "text", "text": text}], "isError": True}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"""
+
+
+async def test_error_that_quotes_its_caller_does_not_change_the_era() -> None:
+    mcp = Server("front")
+    mcp.upstream("quotes", [sys.executable, "-c", QUOTES], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
+        for word in ("server-initiated requests", "book"):
+            found = await client.call("find", word=word, raise_on_error=False)
+            assert found.text == f"2026-07-28: there is no {word}"

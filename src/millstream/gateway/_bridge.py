@@ -330,13 +330,16 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         result = await _await_in_order(relay, work)
         answered = True
         if not (
-            (_CANNOT_ASK in result or _NEEDS_EXTENSION in result) and _try_other_era(call, upstream, link, name, result)
+            (_CANNOT_ASK in result or _NEEDS_EXTENSION in result)
+            and _try_other_era(call, upstream, link, name, result, params)
         ):
             forwarding.finish(result)
             return result
     except Failure as exc:
         answered = True
-        if not _try_other_era(call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]})):
+        if not _try_other_era(
+            call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]}), params
+        ):
             raise forwarding.convert_error(exc) from None
     except AccessDenied as exc:
         answered = True
@@ -354,7 +357,9 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     return await _forward(call, upstream, method, params, name, headers)
 
 
-def _try_other_era(call: "Call", upstream: Upstream, link: Link | None, name: str, result: bytes) -> bool:
+def _try_other_era(
+    call: "Call", upstream: Upstream, link: Link | None, name: str, result: bytes, params: bytes
+) -> bool:
     """Use the other era from now on if a call failed because of its own. Return whether the upstream did nothing, so
     that the call can be sent again.
 
@@ -364,8 +369,11 @@ def _try_other_era(call: "Call", upstream: Upstream, link: Link | None, name: st
     try:
         if link is None or not _decode_tool_result(result).is_error:
             return False
+        sent = encode(msgspec.json.decode(params))
     except (ValueError, RecursionError):
         return False
+    if any(each in sent for each in (_CANNOT_ASK, _NEEDS_EXTENSION, TASKS.encode())):
+        return False  # the error may quote its caller
     if (
         link.key.handshake
         and name not in upstream.task_tools
