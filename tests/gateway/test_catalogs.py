@@ -14,6 +14,7 @@ from millstream._protocol.metadata import ORIGIN_KEY
 from millstream._server.features.registry import Registry
 from millstream.client import Client
 from millstream.client._server_messages import Change
+from millstream.gateway._upstream import refresh_pause
 from patience import WAIT
 from processes import free_port, run_command, run_server
 
@@ -81,6 +82,10 @@ async def test_lists_follow_the_upstream() -> None:
             upstream.remove_tool("added")
             assert await anext(changes) == Change("tools")
             assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
+
+
+def test_constant_changes_are_listed_once_a_second() -> None:
+    assert [refresh_pause(each) for each in (0.01, 0.5, 60)] == [1, 2, 5]
 
 
 async def test_upstreams_with_many_tools_need_no_types_for_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,15 @@
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from millstream import Client, Context, Server, Settings
 from millstream._protocol.revisions import BY_DATE
+from millstream.gateway._search import ToolIndex
 from patience import WAIT
 
 
@@ -72,6 +77,22 @@ async def test_added_tools_are_found() -> None:
         assert "weather" in (await client.call("search_tools", query="weather")).text
         mcp.remove_tool("weather")
         assert "weather" not in (await client.call("search_tools", query="weather")).text
+
+
+async def test_one_thread_makes_the_index_for_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    class Index(ToolIndex):
+        def __init__(self, tools: Any) -> None:
+            threads.append(threading.current_thread())
+            super().__init__(tools)
+
+    monkeypatch.setattr("millstream.gateway._search.ToolIndex", Index)
+    async with Client(make_library(), timeout=WAIT) as client:
+        found = await asyncio.gather(*(client.call("search_tools", query="branch") for _ in range(3)))
+    assert all("list_branches" in each.text for each in found)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 async def test_upstream_tools_are_found_after_listing() -> None:

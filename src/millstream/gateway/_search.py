@@ -5,6 +5,7 @@
 limits, middleware, timeouts, and the audit log apply as to a direct call.
 """
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import Collection, Mapping
@@ -145,7 +146,7 @@ class SearchPart:
     needs: Collection[str] = ()
 
     def __init__(self, definition: object) -> None:
-        self._index: ToolIndex | None = None
+        self._index: asyncio.Future[ToolIndex] | None = None
 
     async def open(self, host: Host) -> None:
         """Register both tools, and hide the others from the list.
@@ -192,11 +193,13 @@ class SearchPart:
         registry = self._registry
         if self._index is None:
             tools = {name: each.describe() for name, each in registry.tools.items() if name not in (SEARCH, CALL)}
-            self._index = ToolIndex(tools)
+            # An upstream's thousands of tools take seconds.
+            self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
+        index = await asyncio.shield(self._index)
         scopes = granted_scopes(call)
         found: list[dict[str, Any]] = []
         matches = 0
-        for name in self._index.search(arguments.query):
+        for name in index.search(arguments.query):
             tool = registry.tools.get(name)
             if tool is None or not sees(call, tool) or (scopes is not None and not tool.scopes <= scopes):
                 continue

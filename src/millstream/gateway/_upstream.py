@@ -82,8 +82,6 @@ CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, NoAnswer, TargetError)
 _LISTS = frozenset({"tools", "resources", "prompts"})
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
-_PAUSE_FACTOR = 4.0
-"""Pause before the next announced refresh, as a multiple of the duration of the last one."""
 _OTHER_CONNECTIONS = 28
 """HTTP connections for lists, subscriptions, and polls of tasks, in addition to those of calls."""
 _FIRST_WAIT = 0.5
@@ -218,6 +216,14 @@ _NO_RULES = ItemRules()
 def retry_delay(failures: int) -> float:
     """Return the seconds before the next attempt to reach an upstream, with jitter."""
     return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
+
+
+def refresh_pause(seconds: float) -> float:
+    """Return the seconds before the next announced refresh, after one that took some seconds.
+
+    Each refresh can make every client list again, so even a fast one isn't repeated constantly.
+    """
+    return min(max(4 * seconds, 1.0), _MIN_REFRESH)
 
 
 class _Uris:
@@ -688,7 +694,7 @@ class Upstream:
                 began = monotonic()
                 await self._list(conversation)
                 # An upstream that changes constantly must not be listed constantly.
-                await asyncio.sleep(min(_PAUSE_FACTOR * (monotonic() - began), _MIN_REFRESH))
+                await asyncio.sleep(refresh_pause(monotonic() - began))
             self.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
         finally:
             watching.cancel()
