@@ -10,6 +10,7 @@ import pytest
 from fleet import until
 from millstream import Server
 from millstream._override import override
+from millstream._protocol.content import ResourceLink
 from millstream._protocol.metadata import ORIGIN_KEY
 from millstream.client import Client
 from millstream.gateway import OpenApi, UpstreamPolicy
@@ -146,6 +147,20 @@ async def test_links_are_prefixed_in_every_spelling() -> None:
     mcp.upstream("odd", [sys.executable, "-c", ESCAPES], start_timeout=WAIT)
     async with Client(mcp, timeout=WAIT) as client:
         assert (await client.call("odd_link")).content[0].uri == "file://odd/files/secret"
+
+
+async def test_results_with_too_many_blocks_are_refused() -> None:
+    there, mcp = Server("there"), Server("front")
+
+    @there.tool
+    def links(count: int) -> list[ResourceLink]:
+        return [ResourceLink(name="a", uri="file:///a")] * count
+
+    mcp.upstream("there", there, start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        assert len((await client.call("there_links", count=10_000)).content) == 10_000
+        refused = await client.call("there_links", count=10_001, raise_on_error=False)
+        assert "invalid response" in refused.text
 
 
 async def test_instructions_are_pinned_like_definitions() -> None:

@@ -27,8 +27,11 @@ _COMPLETE = Raw(b'"complete"')
 _COMPLETE_TYPES = (bytes(_COMPLETE), b"null")
 _OPEN, _NULL = ord("["), ord("n")
 _MAX_CACHED_META = 512
+MAX_BLOCKS = 10_000
+"""Maximum blocks of one result. Converting this many takes about 100 ms."""
 _NO_ITEMS = Raw(b"[]")
 _decode_members = msgspec.json.Decoder(Members).decode
+_decode_items = msgspec.json.Decoder(list[Raw]).decode
 _decode_several = msgspec.json.Decoder(list[Members]).decode
 _decode_meta = msgspec.json.Decoder(dict[str, Any] | None).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -52,6 +55,8 @@ def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple
         if opening != _NULL:
             raise ValueError(f"{array} must be an array")
         found[array] = _NO_ITEMS
+    if array and len(_decode_items(found[array])) > MAX_BLOCKS:
+        raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
