@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from millstream._cli.errors import run_command, tell, wants_json
+from millstream._cli.errors import as_json, run_command, tell, wants_json
 from millstream._cli.gc_pause import gc_paused
 from millstream._cli.help import print_overview
 from millstream._cli.output import open_streams, status_without_output
@@ -45,6 +45,7 @@ def main() -> None:
         if not isinstance(exc, CommandError):
             raise
         if wants_json(arguments):
+            as_json.set(True)
             tell(exc.what, 1, why=exc.why, remedy=exc.fix)
         else:
             report(exc)

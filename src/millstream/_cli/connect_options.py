@@ -258,10 +258,8 @@ def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    if as_json.get():
-        tell(brief(text), status)
-    elif text:
-        print(f"Error: {safe(brief(text))}", file=sys.stderr)
+    if text or as_json.get():
+        tell(brief(text), status, shown=f"Error: {safe(brief(text))}")
 
 
 def text_of(error: ClientError) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from millstream._cli.help import COMMANDS
 
 if TYPE_CHECKING:
-    from cyclopts import App, MissingArgumentError
+    from cyclopts import App
 
 _OTHER_JSON = frozenset(("run", "dev"))
 """Commands whose ``--json`` refers to the server's response."""
@@ -23,19 +23,17 @@ as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
 """Whether the command was called with ``--json``."""
 
 
-def command_names() -> set[str]:
-    """Return the names of all commands."""
-    return {name for group in COMMANDS.values() for name in group}
-
-
 def wants_json(arguments: Sequence[str]) -> bool:
     """Return whether these arguments request JSON."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return "--json" in options and arguments[0] not in _OTHER_JSON
 
 
-def tell(error: str, status: int, *, why: str = "", remedy: str = "") -> None:
-    """Print a failure as JSON."""
+def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str = "") -> None:
+    """Print a failure as JSON, or `shown` on standard error without ``--json``."""
+    if not as_json.get():
+        sys.stderr.write(f"{shown or f'Error: {error}'}\n")
+        return
     from millstream._cli.tables import print_json  # noqa: PLC0415  only for errors
 
     texts: dict[str, Any] = {"error": error, "why": why, "remedy": remedy}
@@ -85,14 +83,15 @@ def run_command(program: "App", arguments: Sequence[str]) -> None:
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
     except MissingArgumentError as exc:
-        _fail(_missing_argument(exc) or " ".join(str(exc).split()), arguments, exc.command_chain or ())
+        chain = exc.command_chain or ()
+        text = " ".join(str(exc).split())  # for an option without its value
+        if exc.keyword is None and exc.argument is not None and chain:
+            text = f"Missing argument: {exc.argument.name}."
+        _fail(text, arguments, chain)
     except (CycloptsError, UsageError) as exc:
         _fail(" ".join(str(exc).split()), arguments)
     except EOFError:  # Ctrl-D at a question
-        if as_json.get():
-            tell("Aborted.", 1)
-        else:
-            sys.stderr.write("Aborted.\n")
+        tell("Aborted.", 1, shown="Aborted.")
         sys.exit(1)
     finally:
         as_json.reset(before)
@@ -112,20 +111,10 @@ def _unknown(arguments: Sequence[str]) -> str:
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 
 
-def _missing_argument(error: "MissingArgumentError") -> str:
-    """Return the error for a missing argument, or an empty string for a missing value of an option."""
-    if error.keyword is not None or error.argument is None or not error.command_chain:
-        return ""
-    return f"Missing argument: {error.argument.name}."
-
-
 def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = ()) -> None:
-    command = " ".join(chain) or (arguments[0] if arguments[0] in command_names() else "")
+    command = " ".join(chain) or (arguments[0] if any(arguments[0] in group for group in COMMANDS.values()) else "")
     remedy = f"millstream {command} --help" if command else "millstream --help"
     if command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"
-    if as_json.get():
-        tell(text, 2, remedy=remedy)
-    else:
-        sys.stderr.write(f"Error: {text}\nTry: {remedy}\n")
+    tell(text, 2, remedy=remedy, shown=f"Error: {text}\nTry: {remedy}")
     sys.exit(2)

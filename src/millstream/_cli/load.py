@@ -192,14 +192,13 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
         fix=_mount_hint(source, hosts[0])
         if hosts
         else f'If a function creates its server, run it as a command: millstream run "python {source}"'
-        if any(_is_of_other_library(value) for value in namespace.values())
+        if any(_library(value) in ("mcp", "mcp_types", "fastmcp") for value in namespace.values())
         else 'Create one at the top level of the file: mcp = Server("my-server")',
     )
 
 
-def _is_of_other_library(value: object) -> bool:
-    """Return whether a value belongs to another MCP library."""
-    return str(getattr(value, "__module__", "")).partition(".")[0] in ("mcp", "mcp_types", "fastmcp")
+def _library(value: object) -> str:
+    return str(getattr(value, "__module__", "")).partition(".")[0]
 
 
 def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str, source: str) -> T:

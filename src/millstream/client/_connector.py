@@ -275,7 +275,10 @@ class Connector:
         if pinned is not None:
             if pinned.handshake:
                 return await self._initialize(transport, pinned)
-            return await self._probe(transport, pinned, alone=True) or await self._raise_unknown_version(pinned)
+            agreement = await self._probe(transport, pinned, alone=True)
+            if agreement is None:
+                raise UnknownVersion(f"The server doesn't support revision {pinned.date}.")
+            return agreement
         # HTTP+SSE exists only in the handshake era.
         if not handshake and transport.name != "http+sse":
             agreement = await self._probe(transport, NEWEST)
@@ -292,9 +295,6 @@ class Connector:
                     f"The server doesn't support any protocol revision that this client supports: {exc.message}."
                 ) from exc
             return agreement
-
-    async def _raise_unknown_version(self, revision: Revision) -> Negotiation:
-        raise UnknownVersion(f"The server doesn't support revision {revision.date}.")
 
     async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Negotiation | None:
         """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""

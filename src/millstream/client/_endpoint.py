@@ -85,7 +85,9 @@ class Endpoint:
         self._auth = auth
         self._waiting = waiting
         """Context manager that is entered during a login."""
-        agent = {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": _user_agent()}
+        agent = (
+            {} if any(name.lower() == "user-agent" for name in headers) else {"User-Agent": f"millstream/{__version__}"}
+        )
         self._fixed_headers = lines({**agent, **headers})
         self._pool = pool
         self._starts: dict[tuple[str, str], str] = {}
@@ -213,7 +215,3 @@ def _detail(reply: HttpReply) -> str:
 def _brief(text: str) -> str:
     """Shorten a server's text for use in a sentence."""
     return " ".join(text.split())[:_MAX_DETAIL]
-
-
-def _user_agent() -> str:
-    return f"millstream/{__version__}"

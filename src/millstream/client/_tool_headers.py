@@ -50,12 +50,8 @@ def headers_of(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) -> Ma
     for param in known:
         text = _text(value_at(arguments, param.path))
         if text is not None:
-            headers[_header_name(param)] = encode_value(text)
+            headers[param.header.decode().title()] = encode_value(text)
     return headers
-
-
-def _header_name(param: ParamHeader) -> str:
-    return param.header.decode().title()
 
 
 def _text(value: Any) -> str | None:

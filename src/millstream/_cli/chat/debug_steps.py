@@ -46,9 +46,9 @@ class Steps:
 
     def show(self, event: Event) -> None:
         """See `Screen`."""
-        step = step_of(event)
-        if step:
-            self.tell(step)
+        describe = _STEPS.get(type(event))
+        if describe is not None:
+            self.tell(describe(event))
         if not isinstance(event, ToolStart | ToolEnd | SamplingResult | ModelRetry):  # the step has the same content
             self._screen.show(event)
 
@@ -65,12 +65,8 @@ class Steps:
         self._screen.pause()
 
 
-def _question_line(event: UserMessage) -> str:
-    return f"question: {event.text}" + (f" (with {', '.join(event.context)})" if event.context else "")
-
-
 _STEPS: dict[type[Any], Callable[[Any], str]] = {
-    UserMessage: _question_line,
+    UserMessage: lambda e: f"question: {e.text}" + (f" (with {', '.join(e.context)})" if e.context else ""),
     RoundStart: lambda e: f"asking the model: round {e.round}, messages: {e.messages}, tools: {e.tools}",
     ToolStart: lambda e: f"the model calls {e.server}: {e.tool} {json.dumps(e.arguments, ensure_ascii=False)}",
     ToolEnd: lambda e: f"result of {e.tool} ({e.outcome}): {e.text}",
@@ -79,12 +75,6 @@ _STEPS: dict[type[Any], Callable[[Any], str]] = {
     ModelRetry: waiting_of,
     AnswerEnd: lambda e: f"finished: {e.reason}, rounds: {e.rounds}, tokens: {e.tokens:,}",
 }
-
-
-def step_of(event: Event) -> str:
-    """Return the description of an event, or an empty string if it isn't a step."""
-    step = _STEPS.get(type(event))
-    return step(event) if step is not None else ""
 
 
 def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> Iterator[str]:

@@ -126,7 +126,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
     In a conversation, /help lists the commands.
     """
-    question = message or ("" if sys.stdin.isatty() else _read_stdin())
+    question = message or ("" if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace").strip())
     reach = partial(
         ServerAt,
         timeout=options.timeout,
@@ -142,7 +142,7 @@ def chat(  # noqa: PLR0913  the options of the command
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers(), configuration)
         if len(places) > 1 or _is_remote(places[0]):  # what one of them returns could reach another
-            places = [structs.replace(each, trusts_hints=_no_hints) for each in places]
+            places = [structs.replace(each, trusts_hints=lambda _: False) for each in places]
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_rounds=max_rounds, max_tokens=max_tokens)
@@ -219,10 +219,6 @@ def _places(
     return places
 
 
-def _no_hints(tool: str) -> bool:
-    return False
-
-
 def _is_remote(place: ServerAt) -> bool:
     found = find(place.target, env={}, cwd=None)
     return isinstance(found, Remote) and not is_loopback(found.url.host)
@@ -234,10 +230,6 @@ def _read_line(prompt: str) -> str:
         return ask(prompt)
     with interrupt_reads():
         return input(prompt)
-
-
-def _read_stdin() -> str:
-    return sys.stdin.buffer.read().decode("utf-8", "replace").strip()
 
 
 def _read_json(path: str) -> object:

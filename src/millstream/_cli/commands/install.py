@@ -225,10 +225,8 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
     if dry_run or yes:
         return not dry_run
     if json or not somebody_looks():
-        if json:
-            tell("Nothing was written, because there's no terminal to ask on.", 2, remedy="Use --yes.")
-        else:
-            print("Nothing was written, because there's no terminal to ask on. Use --yes.", file=sys.stderr)
+        text = "Nothing was written, because there's no terminal to ask on."
+        tell(text, 2, remedy="Use --yes.", shown=f"{text} Use --yes.")
         raise SystemExit(2)
     if not confirm("Write this?"):
         print("Nothing was written.", file=sys.stderr)
