@@ -1,12 +1,13 @@
 """The user's file of tasks that were started on this machine."""
 
 import os
-import tempfile
 import time
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+
+from millstream.client._oauth.store import write_private
 
 _MOST = 500
 """Maximum number of tasks in the file. The oldest are removed first."""
@@ -51,13 +52,4 @@ def keep_task(server: str, task_id: str, tool: str, ttl_ms: int | None) -> None:
     now = time.time()
     until = now + (_UNLIMITED if ttl_ms is None else ttl_ms / 1000)
     tasks = [*read_tasks(), StartedTask(server, task_id, tool, now, until)][-_MOST:]
-    path = path_of_tasks()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=".tasks.json.", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(tasks))
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    write_private(path_of_tasks(), msgspec.json.encode(tasks))

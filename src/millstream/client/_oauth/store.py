@@ -99,15 +99,7 @@ class FileTokenStore:
     def save(self, credentials: StoredCredentials) -> None:
         """Save tokens and registrations."""
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, draft = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)  # 0600
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(msgspec.json.encode(credentials))
-                Path(draft).replace(self.path)
-            except BaseException:
-                Path(draft).unlink(missing_ok=True)
-                raise
+            write_private(self.path, msgspec.json.encode(credentials))
         except OSError as exc:
             _logger.warning(
                 "The tokens can't be stored in %s (%s). They are lost when this program ends.",
@@ -117,3 +109,20 @@ class FileTokenStore:
             self._unsaved = credentials
         else:
             self._unsaved = None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file atomically by one that only you can read. Create its folder if necessary.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
