@@ -41,7 +41,7 @@ def _file(given: Path | None) -> KeyFile:
 
 
 @contextmanager
-def _convert_errors() -> Generator[None, None, None]:
+def convert_errors() -> Generator[None, None, None]:
     """Convert errors to errors of the command line."""
     try:
         yield
@@ -77,7 +77,7 @@ def add(
     - `millstream keys add robot --scope orders:write --days 30`
     """
     key_file, now = _file(file), time.time()
-    with _convert_errors():
+    with convert_errors():
         key = key_file.add(name, tuple(scope or ()), now, now + days * _DAY if days else None)
     if json:
         print_json({"name": name, "key": key, "file": str(key_file.path)})
@@ -95,14 +95,14 @@ def list_keys(*, file: File = None, json: Json = False) -> None:
     - `millstream keys list --file keys.json`
     """
     key_file = _file(file)
-    with _convert_errors():
+    with convert_errors():
         key_file.load()
     if json:
         found = [{"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
                  for each in key_file.keys]  # fmt: skip
         print_json({"keys": found})
         return
-    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.created), _end(each)] for each in key_file.keys]
+    rows = [[each.name, " ".join(each.scopes) or "no scopes", day(each.created), _end(each)] for each in key_file.keys]
     print_rows(rows, ["NAME", "SCOPES", "SINCE", "EXPIRES"])
 
 
@@ -115,7 +115,7 @@ def revoke(name: Name, /, *, file: File = None, json: Json = False) -> None:
     - `millstream keys revoke ada`
     """
     key_file = _file(file)
-    with _convert_errors():
+    with convert_errors():
         key_file.revoke(name)
     if json:
         print_json({"revoked": name})
@@ -146,7 +146,7 @@ def rotate(
     - `millstream keys rotate ada --grace 2`
     """
     key_file = _file(file)
-    with _convert_errors():
+    with convert_errors():
         key = key_file.rotate(name, time.time(), grace * 3600)
     if json:
         print_json({"name": name, "key": key, "graceHours": grace})
@@ -158,11 +158,12 @@ def rotate(
     print(key)
 
 
-def _day(at: float) -> str:
+def day(at: float) -> str:
+    """Return a Unix time as text, to the minute."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _end(key: StoredKey) -> str:
     if key.expires is None:
         return "never"
-    return f"{_day(key.expires)}{'' if key.valid(time.time()) else ' (expired)'}"
+    return f"{day(key.expires)}{'' if key.valid(time.time()) else ' (expired)'}"

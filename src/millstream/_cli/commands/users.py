@@ -2,19 +2,16 @@
 
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from millstream._app.server_process.errors import CommandError
+from millstream._cli.commands.keys import convert_errors, day
 from millstream._cli.console import ask_password
 from millstream._cli.options import Json
 from millstream._cli.tables import print_json, print_rows
-from millstream._protocol.errors import LocalError
 
 if TYPE_CHECKING:
     from millstream.auth._authorization_server.user_file import UserFile
@@ -25,15 +22,6 @@ users = App(name="users", help="Add, list, and remove users.")
 
 File = Annotated[Path, Parameter(name="--file", metavar="FILE", help="The file of users.")]
 Name = Annotated[str, Parameter(name="NAME", help="Name of the user: the caller's subject in tools.")]
-
-
-@contextmanager
-def _convert_errors() -> Generator[None, None, None]:
-    """Convert errors to errors of the command line."""
-    try:
-        yield
-    except (ValueError, LocalError) as exc:
-        raise CommandError(str(exc)) from exc
 
 
 def _people(file: Path) -> "UserFile":
@@ -74,7 +62,7 @@ def add(
 
     - `millstream users add grace --scope orders:write`
     """
-    with _convert_errors():
+    with convert_errors():
         _people(file).add(name, _password(), tuple(scope or ()), time.time())
     _report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
@@ -95,18 +83,14 @@ def list_users(*, file: File = Path(DEFAULT), json: Json = False) -> None:
     - `millstream users list --file users.json`
     """
     user_file = _people(file)
-    with _convert_errors():
+    with convert_errors():
         user_file.load()
     if json:
         people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in user_file.users.values()]
         print_json({"users": people})
         return
-    rows = [[each.name, " ".join(each.scopes) or "no scopes", _day(each.since)] for each in user_file.users.values()]
+    rows = [[each.name, " ".join(each.scopes) or "no scopes", day(each.since)] for each in user_file.users.values()]
     print_rows(rows, ["NAME", "SCOPES", "SINCE"])
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 @users.command
@@ -117,7 +101,7 @@ def remove(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> 
 
     - `millstream users remove ada`
     """
-    with _convert_errors():
+    with convert_errors():
         _people(file).remove(name)
     _report(f"Removed {name}.", {"removed": name}, json=json)
 
@@ -130,6 +114,6 @@ def password(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -
 
     - `millstream users password ada`
     """
-    with _convert_errors():
+    with convert_errors():
         _people(file).set_password(name, _password(), time.time())
     _report(f"{name} has a new password.", {"changed": name}, json=json)
