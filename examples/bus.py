@@ -1,22 +1,71 @@
 """A server between browsers and agents on one side and a message bus on the other."""
 
 # region: server
+import asyncio
+import logging
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from faststream.nats import NatsBroker
+from faststream import AckPolicy
+from faststream.nats import NatsBroker, PullSub
+from faststream.nats.annotations import NatsMessage
 
-from millstream import Server
+from millstream import Server, ToolError
 
+logger = logging.getLogger(__name__)
 broker = NatsBroker(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"))
-mcp = Server("shop", serve="hub")
+
+
+@asynccontextmanager
+async def lifespan(server: Server) -> AsyncIterator[None]:
+    """Run the broker while the server runs."""
+    sending = asyncio.create_task(send())
+    try:
+        await broker.start()
+        yield
+    finally:
+        sending.cancel()
+        await broker.stop()
+
+
+mcp = Server("shop", serve="hub", lifespan=lifespan)
 # endregion
+
 
 # region: from
-mcp.hub.from_bus(broker, "orders.*", to="orders.{key}", stream="ORDERS")
+@broker.subscriber(
+    "orders.*",
+    stream="ORDERS",
+    durable="shop",
+    pull_sub=PullSub(batch_size=32),
+    ack_policy=AckPolicy.NACK_ON_ERROR,
+    no_reply=True,
+)
+async def receive(message: NatsMessage) -> None:
+    """Publish a message on the hub. It's acknowledged once the hub has stored it."""
+    raw = message.raw_message
+    try:
+        id = f"{raw.metadata.stream}/{raw.metadata.sequence.stream}"
+        await mcp.hub.publish(raw.subject, message.body.decode(), id=id)
+    except (ToolError, ValueError):  # not text, or too large: it would fail again
+        await message.reject()
+
+
 # endregion
 
+
 # region: to
-mcp.hub.to_bus(broker, "requests.*", to="requests.{key}", stream="REQUESTS")
+async def send() -> None:
+    """Send events to the bus, and try again until it accepts them."""
+    while True:
+        try:
+            async for event in mcp.hub.listen("requests.*", name="bus"):
+                headers = {"Nats-Msg-Id": event.id}
+                await broker.publish(event.data, event.channel, stream="REQUESTS", headers=headers)
+        except Exception:
+            logger.exception("The bus didn't accept an event. Retrying in a second.")
+            await asyncio.sleep(1)
 
 
 @mcp.tool

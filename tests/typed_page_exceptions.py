@@ -92,8 +92,8 @@ PAGES = {
     ),
     "docs/how-to/join-a-message-bus.md": Page(
         untyped={
-            "bus.py": "It needs a broker. tests/docs/test_examples_of_documents.py gives it one.",
-            "bus_brokers.py": "It needs three brokers. tests/hub/test_bus.py has such bridges.",
+            "bus.py": "It needs a broker. tests/hub/test_bus.py gives it one.",
+            "bus_brokers.py": "It needs three brokers. tests/hub/test_bus.py has them.",
         },
     ),
     "docs/how-to/accept-tokens.md": Page(

@@ -1,23 +1,19 @@
 import asyncio
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import httpx2
-import nats
 import pytest
 import yaml
 
 import http_peer
 from examples import events, fastapi_orders
 from examples.rooms import may_use, mcp
-from millstream import Principal, Server
+from millstream import Principal
 from millstream.testing import connect
-from nats_parts import shared_server
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_command, run_server, share_server
-from redis_parts import until
 from seeds.programs import browser_script, running
 
 
@@ -61,36 +57,6 @@ async def test_applications_publish_on_a_mounted_hub() -> None:
             assert (await http.get("/readyz")).text == "ok\n"
         (event,) = await fastapi_orders.mcp.hub.history("orders")
         assert (event.id, event.data) == (reply["event"], b'{"isbn":"9780261103573"}')
-
-
-@pytest.mark.server
-async def test_bridges_join_hub_and_bus(monkeypatch: pytest.MonkeyPatch) -> None:
-    await (node := shared_server()).wait()
-    monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{node.port}")
-    bus = import_module("examples.bus")
-    outside = await nats.connect(f"nats://127.0.0.1:{node.port}")
-    stream = outside.jetstream()
-    await stream.add_stream(name="ORDERS", subjects=["orders.*"])
-    await stream.add_stream(name="REQUESTS", subjects=["requests.*"])
-    requests = await outside.subscribe("requests.*")
-    async with connect(bus.mcp) as client:
-        await stream.publish("orders.7", b"packed")
-        await until(partial(_has, bus.mcp, "orders.7", b"packed"))
-        assert (await client.call("cancel", order="7")).text == "Requested."
-        message = await requests.next_msg(WAIT)
-        assert (message.subject, message.data) == ("requests.7", b'{"do":"cancel"}')
-    await outside.close()
-
-
-async def _has(server: Server, channel: str, data: bytes) -> bool:
-    return data in [each.data for each in await server.hub.history(channel)]
-
-
-def test_bridges_of_the_other_brokers_are_accepted() -> None:
-    brokers = import_module("examples.bus_brokers")
-    assert [type(each.broker).__name__ for each in brokers.mcp.definition.bridges] == [
-        "KafkaBroker", "RabbitBroker", "RabbitBroker", "RedisBroker",
-    ]  # fmt: skip
 
 
 @pytest.mark.server

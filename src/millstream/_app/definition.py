@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.gateway._upstream import UpstreamConfig
-    from millstream.hub._bus import Bridge
     from millstream.hub._subscriber import Authorize
 
 KINDS = ("tools", "resources", "templates", "prompts")
@@ -136,8 +135,6 @@ class Definition:
         """Middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
         """Servers behind this one."""
-        self.bridges: list[Bridge] = []
-        """Bridges between the hub and message buses."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
         """The servers that this one is mounted on, with its prefix there."""

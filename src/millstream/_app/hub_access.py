@@ -4,6 +4,8 @@ It's usable at any time: before the first request, in the lifespan of the server
 in, and after a long idle time. The first use opens the hub.
 """
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from millstream._app.runtimes import Runtimes
@@ -12,7 +14,6 @@ from millstream._protocol.errors import LocalError
 if TYPE_CHECKING:
     from millstream._protocol.principal import Principal
     from millstream.hub import Event, Hub, HubStats, Member, PublishResult
-    from millstream.hub._bus import Bridge
 
 
 class HubAccess:
@@ -55,58 +56,11 @@ class HubAccess:
         """Return the newest events of a channel, see `Hub.history`."""
         return await (await self._open()).history(channel, count)
 
-    def from_bus(self, broker: Any, subject: str, *, to: str, group: str = "millstream", **options: Any) -> None:
-        """Publish messages of a message bus, declared before the server starts; requires the extra ``bus``.
-
-        A message is acknowledged once the hub has stored the event. The event has the message's id, so a redelivery
-        within two minutes isn't published again. A message that isn't a valid event is rejected and logged.
-
-        Args:
-            broker: FastStream broker: a `RabbitBroker`, `KafkaBroker`, `NatsBroker`, or `RedisBroker`. The server
-                starts and stops it.
-            subject: subject to read. ``*`` matches one segment, ``>`` the rest; Redis doesn't support wildcards.
-            to: the channel. ``{key}`` is the part matched by the wildcards, or the message key on a Kafka topic without
-                wildcards; ``{subject}`` is the whole subject.
-            group: workers of one group share the messages.
-            options: options of ``broker.subscriber``, such as ``stream`` (which NATS needs) or ``exchange``.
-
-        Raises:
-            TypeError: the broker is unsupported.
-            ValueError: a name is invalid, or a bridge in the other direction would form a loop.
-        """
-        from millstream.hub._bus import InboundBridge  # noqa: PLC0415  few programs have a bus
-
-        name = self._runtimes.definition.name
-        self._bridge(InboundBridge(broker, subject, to, name=name, group=group, options=options))
-
-    def to_bus(self, broker: Any, channels: str, *, to: str, group: str = "millstream", **options: Any) -> None:
-        """Send published events to a message bus, declared before the server starts; requires the extra ``bus``.
-
-        One worker at a time sends, in the order of the hub. Its position is stored, so with a persistent store no event
-        is lost in a restart. A message may be sent twice, with the same id.
-
-        Args:
-            broker: as for `from_bus`.
-            channels: a channel, or a pattern of channels.
-            to: subject, topic, routing key, or stream. ``{key}`` is the part matched by the wildcards, ``{channel}``
-                the whole channel.
-            group: servers that share a store and send the same events to different buses need different groups.
-            options: options of ``broker.publish``.
-
-        Raises:
-            TypeError, ValueError: as for `from_bus`.
-        """
-        from millstream.hub._bus import OutboundBridge  # noqa: PLC0415
-
-        name = self._runtimes.definition.name
-        self._bridge(OutboundBridge(broker, channels, to, name=name, group=group, options=options))
-
-    def _bridge(self, bridge: "Bridge") -> None:
-        from millstream.hub._bus import check_loop  # noqa: PLC0415
-
-        bridges = self._runtimes.definition.bridges
-        check_loop(bridges, bridge)
-        bridges.append(bridge)
+    async def listen(self, pattern: str, *, name: str = "") -> "AsyncGenerator[Event, None]":
+        """Yield the events of a channel or pattern, see `Hub.listen`."""
+        async with aclosing((await self._open()).listen(pattern, name=name)) as events:
+            async for event in events:
+                yield event
 
     def stats(self) -> "HubStats":
         """Return the statistics of this worker's part of the hub.

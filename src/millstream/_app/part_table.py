@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from millstream._server.features.registry import Registry
     from millstream.extensions import Extension
     from millstream.gateway._upstream import UpstreamConfig
-    from millstream.hub._bus import Bridge
 
 
 class PartCriteria(Protocol):
@@ -23,7 +22,6 @@ class PartCriteria(Protocol):
     parts: frozenset[str]
     extra_parts: "Sequence[Part]"
     upstreams: "list[UpstreamConfig]"
-    bridges: "list[Bridge]"
 
     @property
     def protected(self) -> bool: ...
@@ -63,10 +61,6 @@ def _has_card(definition: PartCriteria) -> bool:
     return bool(definition.settings.card_url)
 
 
-def _has_bridges(definition: PartCriteria) -> bool:
-    return bool(definition.bridges)
-
-
 class PartEntry(NamedTuple):
     """A built-in part."""
 
@@ -87,7 +81,6 @@ TABLE: dict[str, PartEntry] = {
     "search": PartEntry("millstream.gateway._search:SearchPart", _searches),  # its gate must precede that of the limits
     "limits": PartEntry(f"{_PARTS}.limits:LimitsPart"),
     "hub": PartEntry(f"{_PARTS}.hub:HubPart", None),
-    "bus": PartEntry(f"{_PARTS}.bus:BusPart", _has_bridges),  # before the lifespan, which may publish
     "lifespan": PartEntry(f"{_PARTS}.lifespan:LifespanPart"),
     "tasks": PartEntry(
         "millstream.extensions.tasks:TasksExtension", _has_tasks, extension=True

@@ -6,7 +6,7 @@ and mailboxes and presence track clients. This module does no network I/O.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -32,6 +32,7 @@ from millstream.hub._event import (
 from millstream.hub._event_ids import DEDUPLICATION_WINDOW
 from millstream.hub._journal import Journal
 from millstream.hub._limits import EventTooLarge, HubLimits
+from millstream.hub._listener import Listener
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._permission import SafeAuthorize
 from millstream.hub._presence import Member, Presence
@@ -96,6 +97,7 @@ class Hub:
         self._clock = clock = clock or store.time
         self._authorize = SafeAuthorize(authorize) if authorize is not None else None
         # process
+        self._store = store
         self._journal = Journal(store, limits, clock)
         self._reader = JournalReader(store, self._journal)
         self._audience = Audience(limits)
@@ -267,6 +269,26 @@ class Hub:
             mailbox=mailbox, principal=principal, address=address, transport=transport,
         )  # fmt: skip
         return await self._presence_events.start(subscription, last_event_id, 0)
+
+    def listen(self, pattern: str, *, name: str = "") -> AsyncGenerator[Event, None]:
+        """Return the events of a channel or pattern from now on, as an async iterator for a program.
+
+        Without a name, each listener gets all events. Those of one name are read by one listener at a time, on any
+        worker, from the position that the store keeps for the name; the first one starts now. An event is done when the
+        next one is requested. After a crash, the last event may come again, with the same id. If the journal dropped
+        events, a warning is logged. Iteration ends when the hub closes.
+
+        Args:
+            pattern: A channel or pattern, not of the channels that start with ``$``.
+            name: The name of the listener, for example what it does with the events.
+
+        Raises:
+            InvalidName: The pattern is invalid or reserved.
+
+        Example:
+            ``async for event in mcp.hub.listen("orders.*", name="mailer"): await send(event.data)``
+        """
+        return Listener(self._store, pattern, name, lambda: bool(self._tasks)).events()
 
     async def presence(self, channel: str) -> list[Member]:
         """Return the clients on a channel, across all workers, in order of arrival.
