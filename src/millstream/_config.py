@@ -128,14 +128,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     max_message: Size = 1024 * 1024
     """Maximum size of a WebSocket message."""
     max_depth: Size = 64
-    max_batch: Size = 50
     header_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     write_timeout: Seconds = 30.0
     keep_alive: Seconds = 75.0
-    max_header_count: Size = 100
-    max_header_bytes: Size = 64 * 1024
-    max_url: Size = 8 * 1024
     max_connections: Size = 20_000
     max_connections_per_address: Cap = 0
     """0 means half of `max_connections`, but no cap for this machine and trusted proxies."""
@@ -155,7 +151,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Maximum bytes of the requests of all running calls, half of it per caller. Small requests aren't counted."""
     max_threads: Size = 40
     max_streams: Size = 20_000
-    max_streams_per_principal: Size = 20_000
     max_subscriptions: Size = 1_000
     """Maximum resource URIs that a session or listen stream can watch."""
     max_questions: Size = 1_000
@@ -184,13 +179,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Maximum unread bytes of a stream before it's closed."""
     session_ttl: Seconds = 24 * 3600.0
     record_ttl: Seconds = 24 * 3600.0
-    log_ttl: Seconds = 300.0
-    """How long messages of a broken call stream can be resumed."""
-    log_messages: Size = 1_000
     state_ttl: Seconds = 600.0
     """How long a multi-round request can be continued."""
     list_ttl_ms: Cap = 60_000
-    discover_ttl_ms: Cap = 3_600_000
     gzip_streams: Switch = False
     """Compress the hub's event streams with gzip, one member per event, for clients that accept it. Proxies can delay
     them.
@@ -204,9 +195,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     hub_history: Size = 1_000
     """Number of events per channel that a new or returning subscriber can get."""
     hub_history_age: Seconds = 3600.0
-    hub_mailbox: Size = 1_000
-    """Maximum number of stored messages for an offline client."""
-    hub_mailbox_age: Seconds = 24 * 3600.0
     drain_timeout: Seconds = 30.0
     drain_delay: Seconds = 0.0
     """How long a stopping server reports not ready but still serves, so load balancers can react."""

@@ -16,7 +16,7 @@ from millstream._app.routes import Routes
 from millstream._config import Settings
 from millstream._http.client.body import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
-from millstream._http.limits import MAX_FRAMING
+from millstream._http.limits import MAX_FRAMING, HttpLimits
 from millstream._http.problems import KINDS
 from millstream._http.server.connection import MAX_PIPELINE
 from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS
@@ -25,6 +25,7 @@ from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.jsonrpc import MAX_ID
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._protocol.seal import MAX_TOKEN
+from millstream._server.call_log import MAX_MESSAGES
 from millstream._server.calls.client_memory_quota import MAX_HELD
 from millstream._server.calls.sessions import MAX_RECORD
 from millstream._server.features import completion_lookup
@@ -36,6 +37,7 @@ from millstream._server.handlers.listen import MAX_URI_BYTES
 from millstream._server.load import LIGHT
 from millstream._telemetry.exposition import dump
 from millstream._telemetry.metrics import MAX_SERIES, Reading
+from millstream._transports.batches import MAX_ITEMS
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._options import Options
@@ -77,13 +79,14 @@ def test_settings_are_listed_with_defaults() -> None:
 
 def test_fixed_limits_are_listed() -> None:
     table = (REFERENCE / "settings.md").read_text("utf-8").partition("## Limits that aren't settings")[2]
+    http = HttpLimits.of(Settings())
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
         MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS, MAX_BACKTRACKS,
         MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
         MAX_URI_BYTES, MAX_HELD,
         MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
-        REPLAYS.count, LIGHT, MAX_SERIES,
+        REPLAYS.count, LIGHT, MAX_SERIES, http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES
 

@@ -10,7 +10,7 @@ from wire import POST, per_request, routing, run_wire
 
 def announcement(server: Server) -> ServerDescription:
     """Return the announcement of a server that isn't running."""
-    return ServerDescription(server.registry, server.definition.describe(), "Be kind.", discover_ttl_ms=5)
+    return ServerDescription(server.registry, server.definition.describe(), "Be kind.")
 
 
 @for_each("revision", HANDSHAKE.values(), ids=HANDSHAKE)

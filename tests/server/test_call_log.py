@@ -1,7 +1,6 @@
 from cases import for_each
 from hub_parts import Clock
-from millstream._config import Settings
-from millstream._server.call_log import MESSAGE, append, event_id, log_name, parse_event_id
+from millstream._server.call_log import MESSAGE, TTL, append, event_id, log_name, parse_event_id
 from millstream._stores.base import MAX_OFFSET, Position
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.open_streams import OpenStreams
@@ -26,17 +25,17 @@ class Silent:
 
 
 async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:
-    clock, settings = Clock(), Settings()
+    clock = Clock()
     store = MemoryStore(clock=clock)
     streams = OpenStreams(max_streams=9, max_per_owner=9)
     running, ended = log_name("session", "a"), log_name("session", "b")
     streams.lines[running] = Silent()
-    first = await append(store, settings, running, MESSAGE, b"", None)
-    await append(store, settings, ended, MESSAGE, b"", None)
+    first = await append(store, running, MESSAGE, b"", None)
+    await append(store, ended, MESSAGE, b"", None)
     for _ in range(10):
-        clock.now += settings.log_ttl / 2
-        await streams.touch(store.log, settings.log_ttl)
+        clock.now += TTL / 2
+        await streams.touch(store.log, TTL)
     assert await store.log.read(running, first) == []
     assert await store.log.read(ended, None) == []
-    await append(store, settings, running, MESSAGE, b"result", None)
+    await append(store, running, MESSAGE, b"result", None)
     assert [entry.data for entry in await store.log.read(running, first)] == [MESSAGE + b"result"]

@@ -4,6 +4,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from http_peer import HEAD, ToyApp
 from millstream._config import Settings
@@ -71,9 +72,10 @@ async def _stream(request: HttpRequest) -> None:
 def table() -> Endpoints:
     """Hot paths, and others."""
     routes = {("POST", f"/{kind}/{way}"): handler for way in ("hot", "exact") for kind, handler in _KINDS.items()}
-    table = ToyApp(routes, Settings(max_body=100, max_url=200)).table
+    table = ToyApp(routes, Settings(max_body=100)).table
+    limits = structs.replace(table.limits, max_url=200)
     hot = {key: found for key, found in table.hot.items() if key[1].endswith(b"hot")}
-    return Endpoints(table.find, limits=table.limits, policy=table.policy, hot=hot)
+    return Endpoints(table.find, limits=limits, policy=table.policy, hot=hot)
 
 
 _KINDS: dict[str, Any] = {"echo": _echo, "slow": _slow, "stream": _stream}

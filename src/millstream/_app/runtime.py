@@ -17,6 +17,7 @@ from millstream._app.part_table import SERVABLE, make_parts
 from millstream._app.replicas import Replicas
 from millstream._http.hosts import HostPolicy
 from millstream._parts import Host, order_parts
+from millstream._server.call_log import TTL as LOG_TTL
 from millstream._server.calls.changes import ChangeFeed, ServerChange
 from millstream._server.calls.keys import agree
 from millstream._server.calls.services import Services
@@ -116,7 +117,7 @@ class Runtime:
             self.sweep = Sweep(
                 self.dispatcher,
                 beat=self.streams.beat,
-                touch=lambda: self.streams.touch(self.store.log, settings.log_ttl),
+                touch=lambda: self.streams.touch(self.store.log, LOG_TTL),
                 each_tick=self._each_second,
             )
             self.host = host = Host(

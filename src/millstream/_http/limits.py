@@ -20,7 +20,7 @@ MAX_UNREAD = 1024 * 1024
 
 
 class HttpLimits(Struct, frozen=True):
-    """Counts, sizes in bytes, and times in seconds, each from the setting of the same name."""
+    """Counts, sizes in bytes, and times in seconds, most from the setting of the same name."""
 
     max_body: int
     max_unfinished: int
@@ -29,12 +29,12 @@ class HttpLimits(Struct, frozen=True):
     body_timeout: float
     write_timeout: float
     keep_alive: float
-    max_header_count: int
-    max_header_bytes: int
-    max_url: int
     max_connections: int
     max_connections_per_address: int
     stream_buffer: int
+    max_header_count: int = 100
+    max_header_bytes: int = 64 * 1024
+    max_url: int = 8 * 1024
 
     @classmethod
     def of(cls, settings: "Settings") -> "HttpLimits":

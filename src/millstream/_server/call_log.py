@@ -9,7 +9,6 @@ from functools import partial
 
 import msgspec
 
-from millstream._config import Settings
 from millstream._protocol.errors import INTERNAL_ERROR, SERVER_ERROR
 from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._stores.base import Position, Store, StoreFull, StreamSealed, read_offset
@@ -17,6 +16,9 @@ from millstream._stores.base import Position, Store, StoreFull, StreamSealed, re
 OPEN, MESSAGE, END = b"o", b"m", b"e"
 """The first byte of a log entry: the opening entry, with the request id; a message; or the end, which can be empty."""
 
+TTL = 300.0
+"""Seconds for which the messages of a broken stream can be resumed."""
+MAX_MESSAGES = 1_000
 _WORKER = 12
 """Number of characters in a worker's name."""
 _WORKER_LOST = "The worker that ran this call has stopped. Try again."
@@ -25,20 +27,17 @@ _decode_id = msgspec.json.Decoder(RequestId).decode
 _NOT_KEPT = "The result is too large to be read again on another connection."
 
 
-async def append(
-    store: Store, settings: Settings, name: str, mark: bytes, message: bytes, answers: RequestId | None
-) -> Position:
+async def append(store: Store, name: str, mark: bytes, message: bytes, answers: RequestId | None) -> Position:
     """Append a message to the log and notify readers of the stream.
 
     Args:
         store: The store.
-        settings: The limits on age and size.
         name: The log's name.
         mark: MESSAGE or END.
         message: The message, which can be empty.
         answers: The request that the message answers. If the message is too large, an error for this request is logged.
     """
-    put = partial(store.log.append, name, ttl=settings.log_ttl, max_entries=settings.log_messages, seal=mark == END)
+    put = partial(store.log.append, name, ttl=TTL, max_entries=MAX_MESSAGES, seal=mark == END)
     position = None
     with suppress(StoreFull):
         position = await put(mark + message)
@@ -48,7 +47,7 @@ async def append(
     return position
 
 
-async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
+async def close_abandoned(store: Store, name: str) -> None:
     """Write the end of a dead worker's stream: an error, unless the stream had already ended. If the worker was
     only paused, it can no longer write to the stream.
 
@@ -61,7 +60,7 @@ async def close_abandoned(store: Store, settings: Settings, name: str) -> None:
     if first and first[0].data[:1] == OPEN and len(first[0].data) > 1:
         answer = error_message(_decode_id(first[0].data[1:]), SERVER_ERROR, _WORKER_LOST)
     with suppress(StreamSealed):
-        await append(store, settings, name, END, answer, None)
+        await append(store, name, END, answer, None)
 
 
 def stream_name(worker: str, unique: str) -> str:

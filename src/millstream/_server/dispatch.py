@@ -94,9 +94,7 @@ class Dispatcher:
         self.services: Services = services
         self.info: dict[str, Any] = info
         self.instructions: str = instructions
-        self.announcement: ServerDescription = ServerDescription(
-            registry, info, instructions, discover_ttl_ms=services.settings.discover_ttl_ms
-        )
+        self.announcement: ServerDescription = ServerDescription(registry, info, instructions)
         """The results of `initialize` and `server/discover`."""
         self.gate: Gate | None = None
         """Limits. Called for every call; returns, or raises `ProtocolError`, immediately or when awaited."""

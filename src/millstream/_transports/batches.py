@@ -7,6 +7,8 @@ from millstream._protocol.admission import is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.jsonrpc import Envelope, read, split_batch
 
+MAX_ITEMS = 50
+
 
 async def settle_task() -> None:
     """Consume a cancellation that a function left behind for its task, so the task can still return its result."""
@@ -26,14 +28,14 @@ def refuse_batch(why: str) -> ProtocolError:
     return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
 
 
-def read_batch(body: bytes, max_items: int) -> list[Envelope | ProtocolError]:
+def read_batch(body: bytes) -> list[Envelope | ProtocolError]:
     """Return the messages of a batch, or an error for each invalid one.
 
     Raises:
         ProtocolError: The batch is empty or too large, or it contains `initialize` or a message of another era.
     """
     messages: list[Envelope | ProtocolError] = []
-    for item in split_batch(body, max_items):
+    for item in split_batch(body, MAX_ITEMS):
         try:
             message = read(item)
         except ProtocolError as exc:

@@ -215,7 +215,7 @@ class ClientConnection:
         try:
             if not self._revision().batches:
                 raise refuse_batch(f"revision {self._revision().date} has no batches")
-            messages = read_batch(data, self._dispatcher.services.settings.max_batch)
+            messages = read_batch(data)
         except ProtocolError as exc:
             self._note("", str(exc.code))
             self._write(error_message(None, exc.code, exc.message, exc.data))

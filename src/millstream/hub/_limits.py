@@ -35,9 +35,9 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     history: int = _DEFAULTS.hub_history
     """Number of events to keep per channel."""
     history_age: float = _DEFAULTS.hub_history_age
-    mailbox: int = _DEFAULTS.hub_mailbox
+    mailbox: int = 1_000
     """Number of messages to keep per client."""
-    mailbox_age: float = _DEFAULTS.hub_mailbox_age
+    mailbox_age: float = 24 * 3600.0
     refresh: float = 10.0
     """Interval of the hub's periodic work."""
 
@@ -53,8 +53,6 @@ class HubLimits(Struct, frozen=True, kw_only=True):
             journal=settings.hub_journal,
             history=settings.hub_history,
             history_age=settings.hub_history_age,
-            mailbox=settings.hub_mailbox,
-            mailbox_age=settings.hub_mailbox_age,
         )
 
 

@@ -107,7 +107,6 @@ class Services:
         self.forwarded_extensions: frozenset[str] = frozenset()
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
-        self.streams.each = min(self.streams.each, settings.max_streams_per_principal)
         """The open subscriptions, and the open replies of custom methods."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""

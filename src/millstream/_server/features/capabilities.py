@@ -14,16 +14,18 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import PER_REQUEST, Revision
 from millstream._server.features.registry import DISCOVER, Registry
 
+_DISCOVER_TTL_MS = 3_600_000
+"""Cache hint of `server/discover`."""
+
 
 class ServerDescription:
     """The results of `initialize` and `server/discover` for one server."""
 
-    def __init__(self, registry: Registry, info: dict[str, Any], instructions: str, *, discover_ttl_ms: int) -> None:
+    def __init__(self, registry: Registry, info: dict[str, Any], instructions: str) -> None:
         # Configuration
         self._registry = registry
         self._info = info
         self._instructions = instructions
-        self._discover_ttl_ms = discover_ttl_ms
         # Prepared
         self._made: dict[tuple[str, str, bool], bytes] = {}
         self._cached_count = 0
@@ -59,7 +61,7 @@ class ServerDescription:
         key = ("server/discover", revision.date, True)
         if key not in made:
             registry = self._registry
-            ttl_ms, private = registry.cache_hint(DISCOVER, self._discover_ttl_ms, private=registry.private)
+            ttl_ms, private = registry.cache_hint(DISCOVER, _DISCOVER_TTL_MS, private=registry.private)
             result: dict[str, Any] = {
                 "supportedVersions": list(PER_REQUEST),
                 "capabilities": registry.capabilities(revision),

@@ -25,7 +25,7 @@ async def serve_batch(exchange: StreamableExchange) -> Response | None:
     Raises:
         ProtocolError: The revision has no batches, or the batch is refused as a whole.
     """
-    messages = read_batch(exchange.request.body, exchange.endpoint.services.settings.max_batch)
+    messages = read_batch(exchange.request.body)
     exchange.request.body = b""  # each call has its own part, and can run for a day
     session, revision = await exchange.session()
     if not revision.batches:

@@ -200,7 +200,7 @@ class PostReplyChannel:
         services, name = self._services, self._log_name()
         try:
             if self._kept:
-                return await append(services.store, services.settings, name, mark, message, answers)
+                return await append(services.store, name, mark, message, answers)
             if mark == END:
                 await self._end_log()
         except (StoreUnavailable, StoreFull) as failure:
@@ -216,7 +216,7 @@ class PostReplyChannel:
     async def _end_log(self) -> None:
         """End the log with an error, because a part of the stream is missing."""
         services, lost = self._services, error_message(self._id, INTERNAL_ERROR, _LOST)
-        await append(services.store, services.settings, self._log_name(), END, lost, None)
+        await append(services.store, self._log_name(), END, lost, None)
 
     async def _end_here(self) -> None:
         """End the call, because this worker was paused for so long that another worker has already ended the stream."""

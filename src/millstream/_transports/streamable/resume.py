@@ -123,7 +123,7 @@ class Resumption:
         gone = {each for each in set(elsewhere.values()) if each != workers.me and not await workers.alive(each)}
         for name, writer in elsewhere.items():
             if writer in gone:
-                await close_abandoned(services.store, services.settings, name)
+                await close_abandoned(services.store, name)
 
 
 class _Reader:
