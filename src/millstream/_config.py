@@ -127,7 +127,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Maximum bytes of unread replies for all clients, half of it per principal, or per address without one."""
     max_message: Size = 1024 * 1024
     """Maximum size of a WebSocket message."""
-    max_depth: Size = 64
     header_timeout: Seconds = 10.0
     body_timeout: Seconds = 30.0
     write_timeout: Seconds = 30.0

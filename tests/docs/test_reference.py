@@ -19,7 +19,7 @@ from millstream._http.hosts import EXEMPT
 from millstream._http.limits import MAX_FRAMING, HttpLimits
 from millstream._http.problems import KINDS
 from millstream._http.server.connection import MAX_PIPELINE
-from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS
+from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, MAX_NESTING
 from millstream._protocol.errors import MAX_SHOWN
 from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.jsonrpc import MAX_ID
@@ -82,8 +82,8 @@ def test_fixed_limits_are_listed() -> None:
     http = HttpLimits.of(Settings())
     limits = [re.findall(r"[\d,]*\d", line.split(" | ")[1]) for line in table.splitlines() if line.startswith("| ")][1:]
     assert [int(each[0].replace(",", "")) for each in limits] == [
-        MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS, MAX_BACKTRACKS,
-        MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
+        MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS,
+        MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
         MAX_URI_BYTES, MAX_HELD,
         MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
         REPLAYS.count, LIGHT, MAX_SERIES, http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,

@@ -171,9 +171,9 @@ def test_pydantic_problems_of_large_arguments_are_not_built() -> None:
 def test_messages_with_100_000_containers_are_refused_before_parsing(
     item: bytes,
 ) -> None:
-    check_text(many(item, MAX_CONTAINERS - 1), 64)
+    check_text(many(item, MAX_CONTAINERS - 1))
     with pytest.raises(ProtocolError) as refused:
-        check_text(many(item, MAX_CONTAINERS), 64)
+        check_text(many(item, MAX_CONTAINERS))
     assert (refused.value.code, refused.value.status) == (PARSE_ERROR, 400)
     assert refused.value.message == "Parse error: more than 100,000 arrays and objects"
 
@@ -187,9 +187,9 @@ def test_brackets_in_strings_are_not_counted() -> None:
 def test_messages_with_5_000_slow_numbers_are_refused_before_parsing(
     item: bytes,
 ) -> None:
-    check_text(many(item, MAX_LONG_NUMBERS), 64)
+    check_text(many(item, MAX_LONG_NUMBERS))
     with pytest.raises(ProtocolError) as refused:
-        check_text(many(item, MAX_LONG_NUMBERS + 1), 64)
+        check_text(many(item, MAX_LONG_NUMBERS + 1))
     assert (refused.value.code, refused.value.status) == (PARSE_ERROR, 400)
     assert "more than 5,000 numbers with very many digits or very large exponents" in refused.value.message
 

@@ -113,7 +113,7 @@ async def world(
     hub = Hub(store, HubLimits(**limits), authorize=authorize)
     settings = Settings()
     streams = OpenStreams(max_streams=max_streams, max_per_owner=max_streams, max_age=age)
-    routes = HubRoutes(hub, streams, max_depth=settings.max_depth, gzip=settings.gzip_streams)
+    routes = HubRoutes(hub, streams, gzip=settings.gzip_streams)
     streamed = protect(routes.client_stream, by_header)
     table = {
         ("GET", "/events"): protect(routes.events, by_header),

@@ -9,6 +9,7 @@ the text afterward. Each step is one linear pass, without a loop in Python.
 import re
 from itertools import accumulate
 
+MAX_NESTING = 64
 MAX_CONTAINERS = 100_000
 """Maximum number of arrays and objects in one message. Building this many takes about 20 ms."""
 
@@ -33,7 +34,7 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 """Brackets as signed bytes: +1 opens, -1 closes."""
 
 
-def exceeds_limits(body: bytes, max_depth: int = 64) -> str:
+def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
     """Return why `body` must not be decoded, or an empty string. Brackets inside strings don't count.
 
     A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like this.

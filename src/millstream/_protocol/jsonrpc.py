@@ -76,7 +76,7 @@ def _unreadable(exc: Exception) -> ProtocolError:
     return ProtocolError(PARSE_ERROR, f"Parse error: {exc}", status=400)
 
 
-def check_text(body: bytes, max_depth: int) -> None:
+def check_text(body: bytes) -> None:
     """Refuse text that later decoding wouldn't: bad UTF-8 in skipped members, deep nesting, and too many containers.
 
     Raises:
@@ -87,7 +87,7 @@ def check_text(body: bytes, max_depth: int) -> None:
             str(body, "utf-8")
         except UnicodeDecodeError as exc:
             raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400) from exc
-    why = exceeds_limits(body, max_depth)
+    why = exceeds_limits(body)
     if why:
         raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
 

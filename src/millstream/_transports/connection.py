@@ -104,7 +104,7 @@ class ClientConnection:
         """Process one message. Requests run as tasks of this connection. Never raises."""
         message: Envelope | None = None
         try:
-            check_text(data, self._dispatcher.services.settings.max_depth)
+            check_text(data)
             if is_batch(data):
                 self._start(self._batch(data))
                 return

@@ -118,7 +118,7 @@ class HttpSse:
         if found is None and not worker:
             return _UNKNOWN
         try:
-            check_text(request.body, self._dispatcher.services.settings.max_depth)
+            check_text(request.body)
             require_json(request.body)
         except ProtocolError as exc:
             return refusal(400, exc.code, exc.message)

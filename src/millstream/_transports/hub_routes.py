@@ -71,14 +71,12 @@ class HubRoutes:
         hub: Hub,
         streams: OpenStreams,
         *,
-        max_depth: int,
         gzip: bool = False,
         note: ObserveMessage = ignore_message,
     ) -> None:
         self._hub = hub
         self._note = note
         self._streams = streams
-        self._max_depth = max_depth
         self._gzip = gzip
 
     @staticmethod
@@ -190,7 +188,7 @@ class HubRoutes:
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, 'The body is empty. Send an event: {"data": …}.')
         check_encoded_size(len(request.body), self._hub.limits.max_event)
-        check_text(request.body, self._max_depth)
+        check_text(request.body)
         try:
             return _decode_publication(request.body)
         except msgspec.ValidationError as exc:

@@ -199,9 +199,7 @@ class Playground:
 
         self._open_counts[owner] += 1
         server = ServerAt(target, name=self._name)
-        return PlaygroundConversation(
-            server, self.model, outbox, on_close, max_depth=self._dispatcher.services.settings.max_depth
-        )
+        return PlaygroundConversation(server, self.model, outbox, on_close)
 
 
 class PlaygroundConversation:
@@ -213,15 +211,12 @@ class PlaygroundConversation:
         model: Callable[[], LanguageModel],
         outbox: Socket,
         on_close: Callable[[], None],
-        *,
-        max_depth: int,
     ) -> None:
         # Configuration
         self._server = server
         self._model = model
         self._outbox = outbox
         self._on_close = on_close
-        self._max_depth = max_depth
         # State
         self._agent: Agent | None = None
         self._task: asyncio.Task[None] | None = None
@@ -236,7 +231,7 @@ class PlaygroundConversation:
     async def take(self, data: bytes) -> None:
         """Handle one message from the browser."""
         try:
-            check_text(data, self._max_depth)
+            check_text(data)
             message = _decode(data)
         except (ProtocolError, msgspec.MsgspecError) as exc:
             self._send({"type": "failed", "reason": f"The message is malformed. {exc}"})

@@ -70,9 +70,7 @@ class HubPart(OwnPart):
         )  # fmt: skip
         host.sockets["/ws"] = socket
         host.on_drain(socket.close)
-        handlers = HubRoutes(
-            hub, host.streams, max_depth=settings.max_depth, gzip=settings.gzip_streams, note=host.services.note
-        )
+        handlers = HubRoutes(hub, host.streams, gzip=settings.gzip_streams, note=host.services.note)
         scope = "" if hooked else PUBLISH
         add = host.routes.add
         add("/events", Route({"GET": handlers.events}, stream=True, gated=True))

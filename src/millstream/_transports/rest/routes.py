@@ -109,7 +109,6 @@ class RestRoutes:
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry
         self._note = dispatcher.services.note
-        self._max_depth = settings.max_depth
         self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
         # Prepared
         self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = {}
@@ -134,7 +133,7 @@ class RestRoutes:
         request_id: RequestId | None = None
         try:
             self._dispatcher.load.admit(request)
-            check_text(request.body, self._max_depth)
+            check_text(request.body)
             body = request.body or b"{}"
             envelope = _read_envelope(body, method)
             request_id = envelope.id
@@ -204,7 +203,7 @@ class RestRoutes:
         if tool.requires:
             return refuse(NEEDS_ANSWERS, f"The tool requires the client capabilities {', '.join(tool.requires)}.")
         try:
-            check_text(request.body, self._max_depth)
+            check_text(request.body)
             arguments = _read_arguments(tool, request.body or b"{}")
         except ProtocolError as exc:
             return refuse(MALFORMED if exc.code == PARSE_ERROR else INVALID_ARGUMENTS, exc.message)

@@ -32,7 +32,7 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
         return turned_away
     message: Envelope | None = None
     try:
-        check_text(request.body, endpoint.services.settings.max_depth)
+        check_text(request.body)
         if is_batch(request.body):
             return await serve_batch(exchange)
         message = read(request.body)

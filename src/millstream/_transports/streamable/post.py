@@ -49,7 +49,6 @@ class Streamable:
         self._prepares = not settings.tool_timeout and dispatcher.begin is None
         self._fast = dispatcher.registry.fast if self._prepares else {}
         self._tools = dispatcher.registry.tools
-        self._max_depth = settings.max_depth
         self._calls = dispatcher.calls
         self._most = dispatcher.load.max_each
         """With fewer calls in flight, no caller can exceed its limit."""
@@ -64,7 +63,7 @@ class Streamable:
             or size > _MAX_USUAL
             or len(headers) != len(request.raw_headers)
             or not body.isascii()
-            or exceeds_limits(body, self._max_depth)
+            or exceeds_limits(body)
             or (len(self._calls) >= self._most and self._dispatcher.load.full(request.owner))
             or not (known_accept(headers.get(b"accept")) or parse_accept(headers.get(b"accept"))).json
             or b"content-encoding" in headers

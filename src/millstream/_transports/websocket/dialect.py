@@ -154,7 +154,7 @@ class Dialect:
         """Process one message. Calls run concurrently, everything else in order of arrival."""
         head, code = _Head(), 0
         try:
-            check_text(data, self._dispatcher.services.settings.max_depth)
+            check_text(data)
             require_json(data)
             if data.lstrip(b" \t\r\n")[:1] == b"[":
                 self._connection.receive(data)
