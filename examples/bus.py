@@ -4,8 +4,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from faststream import AckPolicy
 from faststream.nats import NatsBroker, PullSub
@@ -18,7 +19,7 @@ broker = NatsBroker(os.environ.get("NATS_URL", "nats://127.0.0.1:4222"))
 
 
 @asynccontextmanager
-async def lifespan(server: Server) -> AsyncIterator[None]:
+async def lifespan(server: Server) -> AsyncGenerator[None, None]:
     """Run the broker while the server runs."""
     sending = asyncio.create_task(send())
     try:
@@ -44,7 +45,7 @@ mcp = Server("shop", serve="hub", lifespan=lifespan)
 )
 async def receive(message: NatsMessage) -> None:
     """Publish a message on the hub. It's acknowledged once the hub has stored it."""
-    raw = message.raw_message
+    raw: Any = message.raw_message
     try:
         id = f"{raw.metadata.stream}/{raw.metadata.sequence.stream}"
         await mcp.hub.publish(raw.subject, message.body.decode(), id=id)

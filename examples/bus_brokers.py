@@ -1,6 +1,7 @@
 """The same on the other brokers: `python -c "import examples.bus_brokers"` declares all three."""
 
 import os
+from typing import Any
 
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker
@@ -21,7 +22,7 @@ kafka = KafkaBroker(os.environ.get("KAFKA_SERVERS", "localhost:9092"))
 @kafka.subscriber("orders", group_id="shop", auto_offset_reset="earliest", ack_policy=AckPolicy.NACK_ON_ERROR)
 async def receive_from_kafka(message: KafkaMessage) -> None:
     """Publish a message of the topic on the channel of its key."""
-    raw = message.raw_message
+    raw: Any = message.raw_message
     try:
         id = f"{raw.topic}/{raw.partition}/{raw.offset}"
         await mcp.hub.publish(f"orders.{raw.key.decode()}", message.body.decode(), id=id)
@@ -52,8 +53,8 @@ orders = RabbitQueue(
 async def receive_from_rabbit(message: RabbitMessage) -> None:
     """Publish a message on the channel of its routing key. Rejected ones go to the queue `refused`."""
     try:
-        channel = message.raw_message.routing_key or ""
-        await mcp.hub.publish(channel, message.body.decode(), id=message.message_id)
+        raw: Any = message.raw_message
+        await mcp.hub.publish(raw.routing_key, message.body.decode(), id=message.message_id)
     except (ToolError, ValueError):
         await message.reject()
 
@@ -76,7 +77,8 @@ redis = RedisBroker(os.environ.get("REDIS_URL", "redis://localhost:6379"))
 async def receive_from_redis(message: RedisStreamMessage) -> None:
     """Publish an entry of the stream. Redis would deliver a rejected entry again, so it's acknowledged."""
     try:
-        id = message.raw_message["message_ids"][0].decode()
+        raw: Any = message.raw_message
+        id = raw["message_ids"][0].decode()
         await mcp.hub.publish("orders.all", message.body.decode(), id=id)
     except (ToolError, ValueError):
         await message.ack()

@@ -61,11 +61,11 @@ class Listener:
         renewing = asyncio.create_task(self._renew()) if self._shared else None
         try:
             while self._is_open():
-                page: Sequence[Entry] = ()
+                page: Sequence[Entry] = []
                 with self._outage:
                     await self._store.log.wait_until_listening(JOURNAL)
                     self._wakeup.clear()
-                    page = await self._read() if self._holds else ()
+                    page = await self._read() if self._holds else []
                 if not page:
                     await self._wait()
                 for entry in page:
