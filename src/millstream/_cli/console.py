@@ -125,9 +125,6 @@ def wrong_answer(value: Any, field: dict[str, Any]) -> str:
     types, words = _KINDS.get(kind, (object, ""))
     if not isinstance(value, types) or (numeric and isinstance(value, bool)):
         return f"This must be {words}."
-    choices = choices_of(field)
-    if choices and not all(str(each) in choices for each in (value if is_array(value) else [value])):
-        return f"Use one of: {safe(one_line(', '.join(choices)))}."
     low, high = field.get("minimum"), field.get("maximum")
     if numeric and isinstance(low, int | float) and value < low:
         return f"This must be at least {low:g}."
@@ -138,6 +135,9 @@ def wrong_answer(value: Any, field: dict[str, Any]) -> str:
         return f"This requires at least {shortest} characters."
     if isinstance(value, str) and isinstance(longest, int) and len(value) > longest:
         return f"This allows at most {longest} characters."
+    choices = choices_of(field)
+    if choices and not all(str(each) in choices for each in (value if is_array(value) else [value])):
+        return f"Use one of: {safe(one_line(', '.join(choices)))}."
     return ""
 
 
