@@ -45,8 +45,9 @@ def main() -> None:
         if not isinstance(exc, CommandError):
             raise
         if wants_json(arguments):
-            as_json.set(True)
+            before = as_json.set(True)
             tell(exc.what, 1, why=exc.why, remedy=exc.fix)
+            as_json.reset(before)
         else:
             report(exc)
         sys.exit(1)
