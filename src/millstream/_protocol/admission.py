@@ -24,7 +24,7 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder
 from millstream._protocol.metadata import ClientInfo, RequestMeta, declares
 from millstream._protocol.param_headers import decode_name
 from millstream._protocol.revisions import ALL, BY_DATE, PER_REQUEST, Revision, names_per_request_era
@@ -59,8 +59,8 @@ class _ParamsName(Struct, gc=False):
     uri: str = ""
 
 
-_decode_params_meta = msgspec.json.Decoder(_ParamsMeta).decode
-_decode_params_name = msgspec.json.Decoder(_ParamsName).decode
+_decode_params_meta = decoder(_ParamsMeta)
+_decode_params_name = decoder(_ParamsName)
 
 
 def header_version(headers: Headers) -> str:
@@ -103,7 +103,7 @@ def _envelope_marks(params: bytes) -> tuple[bool, bool]:
         return False, False
     try:
         meta = metadata.decode_loose_params(params).meta
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return False, False
     if meta is UNSET:
         return False, False
@@ -185,7 +185,7 @@ def _read_meta(message: Envelope) -> tuple[RequestMeta, dict[str, Any]]:
     try:
         meta = _decode_params_meta(message.params or b"{}").meta
         capabilities = {} if meta.capabilities is UNSET else metadata.read_capabilities(meta.capabilities)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
     missing = [
         key
@@ -217,7 +217,7 @@ def _read_member(message: Envelope, member: str | None) -> str:
         return ""
     try:
         value = members(msgspec.json.decode(message.params or b"{}")).get(member)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}", status=400) from exc
     return value if isinstance(value, str) else ""
 

@@ -22,7 +22,7 @@ _Kinds = tuple[type[Struct], ...]
 
 
 def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) -> Callable[[bytes], T]:
-    """Return a decoder for a message of another implementation. It raises ValueError or RecursionError.
+    """Return a decoder for a message of another implementation. It raises `MALFORMED`.
 
     Args:
         kind: type of the message.

@@ -8,6 +8,7 @@ import msgspec
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import is_object
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 
 Handler = Callable[..., Any]
 """``handler(params, context)``, with either parameter optional. Plain or asynchronous."""
@@ -47,7 +48,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
     async def run(params: bytes, about: Any) -> Any:
         try:
             value = None if decode is None else decode(params or b"{}")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except MALFORMED as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
         result = handler(*(about if wants_context else value for wants_context in order))
         return await result if inspect.isawaitable(result) else result
@@ -57,7 +58,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
 
 def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
     try:
-        return msgspec.json.Decoder(annotation).decode
+        return decoder(annotation)
     except TypeError as exc:
         raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}") from exc
 

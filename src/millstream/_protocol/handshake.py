@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from millstream._protocol import projection
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.messages import InitializeRequestParams
 from millstream._protocol.metadata import ClientInfo, read_capabilities
 from millstream._protocol.revisions import ASSUMED, Revision, negotiate
@@ -15,7 +14,7 @@ from millstream._protocol.revisions import ASSUMED, Revision, negotiate
 MAX_DISPLAYED = 256
 """Maximum number of characters kept of a client's name and version."""
 
-_decode = msgspec.json.Decoder(InitializeRequestParams).decode
+_decode = decoder(InitializeRequestParams)
 
 
 class Handshake(Struct, frozen=True, gc=False):
@@ -40,7 +39,7 @@ def read_initialize(params: bytes) -> Handshake:
     try:
         given = _decode(params)
         capabilities = read_capabilities(given.capabilities)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     info = given.client_info
     client = ClientInfo(capabilities, info.name[:MAX_DISPLAYED], info.version[:MAX_DISPLAYED])

@@ -6,7 +6,7 @@ has no knowledge of methods or revisions.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -14,10 +14,19 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, ProtocolError
 
+T = TypeVar("T")
 RequestId = int | str
 
 encode = msgspec.json.Encoder().encode
 """Return the compact JSON of builtins, Structs, and dataclasses."""
+MALFORMED = (ValueError, RecursionError)
+"""What a decoder raises. msgspec's errors and UnicodeDecodeError are ValueErrors."""
+
+
+def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
+    """Return a function that decodes JSON. It raises `MALFORMED`."""
+    return msgspec.json.Decoder(kind).decode
+
 
 MAX_ID = 16 * 1024
 """Maximum bytes of an id. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
@@ -62,10 +71,10 @@ class PeerError(Struct, gc=False):
     data: Raw = _EMPTY
 
 
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
-_decode_raw = msgspec.json.Decoder(Raw).decode
+_decode_envelope = decoder(_Envelope)
+_decode_raw = decoder(Raw)
 _decode_id = msgspec.json.Decoder(int | str).decode
-_decode_text = msgspec.json.Decoder(str).decode
+_decode_text = decoder(str)
 
 
 def _invalid(why: str) -> ProtocolError:
@@ -100,14 +109,14 @@ class _Result(Struct, gc=False):
     error: UnsetType = UNSET
 
 
-_decode_result = msgspec.json.Decoder(_Result).decode
+_decode_result = decoder(_Result)
 
 
 def read_result(body: bytes, request_id: int) -> Envelope | None:
     """Decode the successful result of a request. Return None for any other message, which `read` reports exactly."""
     try:
         found = _decode_result(body)
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return None
     return Envelope(request_id, "", b"", bytes(found.result)) if found.id == request_id else None
 
@@ -127,7 +136,7 @@ def read(body: bytes, *, allow_null: bool = False) -> Envelope:
     except msgspec.ValidationError:
         require_json(body)
         raise _invalid("a message must be a JSON object") from None
-    except (ValueError, RecursionError) as exc:  # msgspec's errors and UnicodeDecodeError are ValueErrors.
+    except MALFORMED as exc:
         raise _unreadable(exc) from exc
     if allow_null:
         for name in ("params", "error", "result"):
@@ -144,7 +153,7 @@ def require_json(body: bytes) -> None:
     """
     try:
         _decode_raw(body)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise _unreadable(exc) from exc
 
 
@@ -217,7 +226,7 @@ def split_batch(body: bytes, max_items: int) -> list[bytes]:
         items = [bytes(item) for item in msgspec.structs.astuple(_batch_decoder(max_items)(body))]
     except msgspec.ValidationError:
         raise _invalid(f"a batch must have at most {max_items} messages") from None
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise _unreadable(exc) from exc
     items = [item for item in items if item]
     if not items:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MAX_ID
+from millstream._protocol.jsonrpc import MAX_ID, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
 """The identifier of the tasks extension."""
@@ -153,8 +153,8 @@ class _KnownCapabilities(Struct, gc=False):
     experimental: Raw | UnsetType = UNSET
 
 
-_decode_known = msgspec.json.Decoder(_KnownCapabilities).decode
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_known = decoder(_KnownCapabilities)
+_decode_object = decoder(dict[str, Any])
 
 
 def read_capabilities(raw: bytes) -> dict[str, Any]:
@@ -173,4 +173,4 @@ def read_capabilities(raw: bytes) -> dict[str, Any]:
     }
 
 
-decode_loose_params = msgspec.json.Decoder(LooseParams).decode
+decode_loose_params = decoder(LooseParams)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.jsonrpc import Envelope, encode, notification_message
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message
 from millstream._protocol.principal import Principal
 
 _HEAD = b'{"jsonrpc":"2.0","method":'
@@ -32,8 +32,8 @@ class _SentMessage(Struct, gc=False):
     params: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-_decode_outgoing = msgspec.json.Decoder(_SentMessage).decode
-_decode_params = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_outgoing = decoder(_SentMessage)
+_decode_params = decoder(dict[str, Any])
 
 
 class NotificationFilters:
@@ -81,7 +81,7 @@ class NotificationFilters:
     ) -> tuple[str, dict[str, Any]] | None:
         try:
             message = NotificationMessage(method, _decode_params(params or b"{}"), incoming, principal)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except MALFORMED:
             return None  # params are an object, or missing
         try:
             for each in self._filters if incoming else reversed(self._filters):

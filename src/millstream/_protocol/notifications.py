@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.jsonrpc import MAX_ID, RequestId
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, RequestId, decoder
 from millstream._protocol.messages import Json, Params, SubscriptionFilter
 from millstream._protocol.metadata import ProgressToken
 
@@ -83,8 +82,8 @@ class _TokenParams(Struct, gc=False):
     meta: _TokenMeta | UnsetType = field(default=UNSET, name="_meta")
 
 
-_decode_cancelled = msgspec.json.Decoder(CancelledNotificationParams).decode
-_decode_token = msgspec.json.Decoder(_TokenParams).decode
+_decode_cancelled = decoder(CancelledNotificationParams)
+_decode_token = decoder(_TokenParams)
 
 
 def progress_token(params: bytes) -> ProgressToken | None:
@@ -97,7 +96,7 @@ def progress_token(params: bytes) -> ProgressToken | None:
         return None
     try:
         meta = _decode_token(params).meta
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return None
     token = None if meta is UNSET or meta.token is UNSET else meta.token
     if isinstance(token, str) and len(token) > MAX_ID:
@@ -109,6 +108,6 @@ def cancelled_id(params: bytes) -> RequestId | None:
     """Return the request id in `notifications/cancelled`, or None if the notification is malformed."""
     try:
         request_id: Any = _decode_cancelled(params or b"{}").request_id
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return None
     return None if request_id is UNSET else request_id

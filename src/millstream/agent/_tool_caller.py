@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.metadata import ORIGIN_KEY
 from millstream.agent._answer import Emit
 from millstream.agent._content import Part, cut, show_result
@@ -117,12 +117,12 @@ def read_arguments(text: str) -> dict[str, Any]:
         return {}
     try:
         found: Any = json.loads(text)
-    except (ValueError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise Unreadable(f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}.") from exc
     if not is_object(found):
         raise Unreadable(f"The arguments must be a JSON object, not {text[:_SHOWN]!r}.")
     try:
         encode(found)
-    except (ValueError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise Unreadable(f"The arguments contain a character that can't be encoded ({exc}).") from exc
     return found

@@ -5,9 +5,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-
 from millstream._http.client.fetch import OutboundError, check_url
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._key_sets import Get
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
@@ -15,7 +14,7 @@ from millstream.auth._single_flight import SingleFlight
 _MAX_AGE = 3600.0
 _RETRY_SECONDS = 10.0
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 def places(issuer: str) -> list[str]:
@@ -74,7 +73,7 @@ class Discovery:
             except OutboundError as exc:
                 said.append(f"{url}: {str(exc).rstrip('.')}")
                 continue
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except MALFORMED:
                 said.append(f"{url}: not issuer metadata")
                 continue
             # RFC 8414 §3.3: otherwise it's the metadata of another server.

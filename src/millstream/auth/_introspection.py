@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import msgspec
-
 from millstream._http.client.fetch import FetchedDocument, OutboundError
 from millstream._override import override
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._claims import TokenRules, judge
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
@@ -20,7 +19,7 @@ _MAX_REQUESTS = 64
 Post = Callable[[bytes, str], Awaitable[FetchedDocument]]
 """Sends an introspection request: ``post(form, authorization)``."""
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 class IntrospectedMethod(AuthMethod):
@@ -65,7 +64,7 @@ class IntrospectedMethod(AuthMethod):
         form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
         try:
             claims = _decode((await self._post(form, self._authorization)).body)
-        except (OutboundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except (OutboundError, *MALFORMED) as exc:
             raise Unavailable("The issuer couldn't verify the token. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")
         if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":

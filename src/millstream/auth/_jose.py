@@ -16,6 +16,7 @@ from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
 from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 
 ASYMMETRIC = ("ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 """Asymmetric signature algorithms. The first two letters determine the key type."""
@@ -30,7 +31,7 @@ _MAX_EXPONENT_BITS = 32
 """Maximum public exponent of an RSA key. An exponent as long as the modulus makes verification 40 times slower."""
 _MIN_SECRET = 32
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 class InvalidToken(Exception):
@@ -73,7 +74,7 @@ def read_header(token: str) -> Header:
         raise InvalidToken("This isn't a signed token.")
     try:
         raw = cast("Mapping[str, Any]", _decode(_unpack(parts[0])))
-    except (ValueError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise InvalidToken("The header isn't JSON.") from exc
     alg, kid, typ = raw.get("alg"), raw.get("kid"), raw.get("typ", "")
     if "crit" in raw or "b64" in raw:
@@ -91,7 +92,7 @@ def read_payload(token: str) -> dict[str, Any]:
     """
     try:
         return _decode(_unpack(token.split(".")[1]))
-    except (ValueError, IndexError, RecursionError) as exc:
+    except (*MALFORMED, IndexError) as exc:
         raise InvalidToken("The token has no claims.") from exc
 
 

@@ -10,9 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 from typing import Any
 
-import msgspec
-
 from millstream._http.client.fetch import FetchedDocument, OutboundError
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._jose import PublicKey, read_keys
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
@@ -31,7 +30,7 @@ _MIN_INTERVAL = 30.0
 
 _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 class FixedKeys:
@@ -110,7 +109,7 @@ class FetchedKeys:
         except Unavailable as exc:
             logger.warning(_NO_KEYS, exc.why)
             return
-        except (OutboundError, msgspec.DecodeError, ValueError, RecursionError) as exc:
+        except (OutboundError, *MALFORMED) as exc:
             logger.warning(_NO_KEYS, f"{url}: {exc}")
             return
         self._last_fetch = self._clock()

@@ -4,13 +4,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-import msgspec
-
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.messages import (
     CompleteRequestParams,
     CompleteResult,
@@ -50,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_decode_json = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_json = decoder(dict[str, Any])
 _decode_resources = foreign_decoder(ListResourcesResult, logger.warning)
 _decode_templates = foreign_decoder(ListResourceTemplatesResult, logger.warning)
 _decode_prompts = foreign_decoder(ListPromptsResult, logger.warning)

@@ -18,7 +18,7 @@ from millstream._protocol.content import Icon
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import PeerError, encode, notification_message
+from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, notification_message
 from millstream._protocol.messages import DiscoverResult, InitializeRequestParams, InitializeResult
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
@@ -64,7 +64,7 @@ class _InitializeAnswer(InitializeResult, frozen=True, kw_only=True):
 
 _decode_initialize = foreign_decoder(_InitializeAnswer)
 _decode_discover = foreign_decoder(DiscoverResult)
-_decode_error = msgspec.json.Decoder(PeerError).decode
+_decode_error = decoder(PeerError)
 
 
 def failure(error: bytes) -> Failure:
@@ -72,7 +72,7 @@ def failure(error: bytes) -> Failure:
     try:
         decoded = _decode_error(error)
         data = msgspec.json.decode(decoded.data) if decoded.data else None
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return Failure(0, "The server reported an error that can't be decoded")
     remedy = _handler_for(data) if decoded.code == MISSING_CLIENT_CAPABILITY else ""
     return Failure(decoded.code, decoded.message or "The server gave no reason", data, remedy=remedy)
@@ -312,7 +312,7 @@ class Connector:
                     raise UnknownVersion(_unknown(named)) from exc
                 revision = common
                 continue
-            except (NotMcp, BadAnswer, ValueError, RecursionError):
+            except (NotMcp, BadAnswer, *MALFORMED):
                 return None
             except (ConnectionLost, NoAnswer) as exc:
                 if alone or (isinstance(exc, ConnectionLost) and transport.lost):
@@ -336,7 +336,7 @@ class Connector:
         raw = await self._ask(transport, "initialize", params, revision, self._timeout)
         try:
             result = _decode_initialize(raw)
-        except (ValueError, RecursionError) as exc:
+        except MALFORMED as exc:
             raise BadAnswer(f"The server's response to initialize is invalid: {exc}.") from exc
         agreed = HANDSHAKE.get(result.protocol_version)
         if result.protocol_version in PER_REQUEST:

@@ -4,11 +4,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
-
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import Handler, Run, with_decoded_params
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
@@ -25,7 +23,7 @@ _logger = logging.getLogger("millstream")
 _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *revision.requests)) | frozenset(
     NOTIFICATIONS
 )
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 class OutgoingRequest:
@@ -160,7 +158,7 @@ class ClientHost:
             raw = await requests.ask(ask)
             try:
                 return _decode(raw)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            except MALFORMED as exc:
                 raise BadAnswer(f"The result of {ask.method} can't be decoded: {exc}.") from exc
 
         chain: Outgoing = inside

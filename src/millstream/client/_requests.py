@@ -13,7 +13,7 @@ from msgspec import Struct
 from millstream._backoff import retry_delay
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.messages import InputRequiredResult
 from millstream.client._connector import Connector, failure
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure, NoAnswer, SessionLost
@@ -246,6 +246,6 @@ class Requests:
 def _input_required(result: bytes) -> InputRequiredResult | None:
     try:
         required = _decode_required(result)
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return None
     return required if required.result_type == "input_required" else None

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, Struct
 from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.messages import CallToolResult
 from millstream.client._errors import BadAnswer, ToolFailed
 
@@ -90,7 +91,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         except BadAnswer:
             try:
                 inner = _decode_wrapped(raw).result
-            except (ValueError, RecursionError):
+            except MALFORMED:
                 inner = None
             if inner is None:
                 raise
@@ -117,14 +118,14 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
     """
     try:
         return decode(raw)
-    except (ValueError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise BadAnswer(f"The server's result of {method} is malformed: {exc}.") from exc
 
 
 def _read(raw: bytes, wanted: Any) -> Any:
     try:
         return _decoder(wanted)(raw)
-    except (ValueError, RecursionError) as exc:  # msgspec's and Pydantic's errors are ValueErrors
+    except MALFORMED as exc:  # msgspec's and Pydantic's errors are ValueErrors
         name = getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
         raise BadAnswer(f"The tool's value isn't a {name}: {exc}.") from exc
 

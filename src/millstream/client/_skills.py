@@ -3,13 +3,12 @@
 import logging
 from typing import Any
 
-import msgspec
 from msgspec import Raw
 
 from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.messages import CacheableResult, PaginatedRequestParams, PaginatedResult
 from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
 from millstream.client._conversation import Conversation
@@ -63,7 +62,7 @@ def _valid(raw: bytes) -> Skill | None:
     """Return the entry, or None if it's invalid."""
     try:
         skill = _decode_skill(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         _logger.warning("Skipped a skill that can't be decoded: %s", exc)
         return None
     problem = problem_of(skill)

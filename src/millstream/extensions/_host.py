@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
 from millstream._limits.concurrency import concurrency_limits
@@ -15,7 +13,7 @@ from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import Handler, result_object, with_decoded_params
-from millstream._protocol.jsonrpc import encode, notification_message
+from millstream._protocol.jsonrpc import decoder, encode, notification_message
 from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 EVERY_REVISION = frozenset(revision.date for revision in ALL)
-_decode_rounds = msgspec.json.Decoder(InputResponseRequestParams).decode
+_decode_rounds = decoder(InputResponseRequestParams)
 
 
 class ListenSubscription:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import BY_DATE
@@ -240,7 +240,7 @@ class _RoundAnswers(Struct, gc=False):
     requests: dict[str, Raw] = msgspec.field(default={}, name="inputRequests")
 
 
-_decode_questions = msgspec.json.Decoder(_RoundAnswers).decode
+_decode_questions = decoder(_RoundAnswers)
 
 
 def _do_nothing() -> None:

@@ -33,7 +33,7 @@ from millstream._protocol.errors import (
     ToolError,
 )
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.messages import EmptyResult, InputRequiredResult
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,
@@ -115,10 +115,10 @@ _CONNECTION_META = frozenset(
 )  # fmt: skip
 """`_meta` members that belong to the client's own connection."""
 
-_decode_meta = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_meta = decoder(dict[str, Raw])
 _decode_type = foreign_decoder(EmptyResult)
 _decode_required = foreign_decoder(InputRequiredResult)
-_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
+_decode_elicit = decoder(ElicitResult)
 
 
 class _Rounds(Struct, frozen=True, array_like=True):
@@ -168,7 +168,7 @@ class _Elicitations(Struct):
 
 
 _decode_state: Callable[[bytes], _State] = msgspec.json.Decoder(_State).decode
-_decode_tool_result = msgspec.json.Decoder(_ToolResult).decode
+_decode_tool_result = decoder(_ToolResult)
 
 
 def forward(
@@ -274,7 +274,7 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
     """
     try:
         members = {key: value for key, value in _decode_meta(raw or b"{}").items() if key not in _CONNECTION_META}
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         members = {}
     try:
         members[PATH] = extend_path(members.get(PATH), upstream.gateway)
@@ -370,7 +370,7 @@ def _try_other_era(
         if link is None or not _decode_tool_result(result).is_error:
             return False
         sent = encode(msgspec.json.decode(params))
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return False
     if any(each in sent for each in (_CANNOT_ASK, _NEEDS_EXTENSION, TASKS.encode())):
         return False  # the error may quote its caller
@@ -568,7 +568,7 @@ class _Forwarding:
                 raise self.ask(_SavedUrls, {key: question}, previous.questions)
             try:
                 action = _decode_elicit(bytes(answers[key])).action
-            except (msgspec.DecodeError, RecursionError) as exc:
+            except MALFORMED as exc:
                 raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question['method']}") from exc
             if action != "accept":
                 text = "The user declined to open the URL." if action == "decline" else "The user dismissed the URL."
@@ -798,7 +798,7 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
         if _decode_type(result).result_type != "input_required":
             return None
         found = _decode_required(result)
-    except (ValueError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise BadAnswer("The upstream sent a malformed question.") from exc
     if not found.input_requests and found.request_state is None:
         raise BadAnswer("The upstream requires input, but sent neither questions nor a state.")

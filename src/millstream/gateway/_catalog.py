@@ -13,7 +13,7 @@ from msgspec import Raw, Struct, structs
 
 from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present, repair_schema
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.messages import (
     DiscoverResult,
     PromptDescription,
@@ -63,10 +63,10 @@ class _Page(Struct, rename="camel"):
     cache_scope: str | None = None
 
 
-_decode_page = msgspec.json.Decoder(_Page).decode
-_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_page = decoder(_Page)
+_decode_members = decoder(dict[str, Raw])
 _decode_items = msgspec.json.Decoder(list[Raw] | None).decode
-_decode_item = msgspec.json.Decoder(Description).decode
+_decode_item = decoder(Description)
 _SHAPES: Mapping[str, type[Struct]] = {
     "tools": ToolDescription,
     "resources": ResourceDescription,
@@ -119,7 +119,7 @@ class Catalog(Struct, kw_only=True):
 
 
 _decode_discover = foreign_decoder(DiscoverResult)
-_decode_catalog = msgspec.json.Decoder(Catalog).decode
+_decode_catalog = decoder(Catalog)
 
 
 class StoredCatalog:
@@ -152,7 +152,7 @@ class StoredCatalog:
         except StoreUnavailable as exc:
             logger.warning("The stored lists of an upstream can't be read: %s", exc)
             return None
-        except (zlib.error, ValueError, RecursionError):
+        except (zlib.error, *MALFORMED):
             return None  # written by another version
         if found is None or found.revision not in BY_DATE:
             return None
@@ -186,7 +186,7 @@ async def _discover(conversation: Conversation, found: Catalog) -> None:
         raw = await conversation.requests.ask(Ask(method="server/discover", repeatable=True))
         result = _decode_discover(raw)
         found.add_hint(DISCOVER, raw)
-    except (Failure, ValueError, RecursionError) as exc:
+    except (Failure, *MALFORMED) as exc:
         logger.debug("An upstream didn't respond to server/discover: %s", exc)
         return
     found.capabilities, found.instructions = present(result.capabilities), result.instructions
@@ -260,12 +260,12 @@ async def _fetch_list(
         try:
             cursor = found.add_hint(kind, result).next_cursor
             raw_items: list[Raw] = _decode_items(_decode_members(result).get(member, b"null")) or []
-        except (ValueError, RecursionError) as exc:
+        except MALFORMED as exc:
             raise BadAnswer(f"The result of {method} is malformed: {exc}.") from exc
         for raw in raw_items:
             try:
                 item = _read_item(kind, bytes(raw))
-            except (ValueError, RecursionError) as exc:
+            except MALFORMED as exc:
                 warn(f"Skipped one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
             else:
                 items[item[key]] = item

@@ -10,11 +10,10 @@ import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 from msgspec import Raw
 
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream.gateway._names import Names
 
 PATH = "millstream.gateway/path"
@@ -30,7 +29,7 @@ _MAX_ANNOUNCEMENT = 64 * 1024
 Announcement = dict[str, Any]
 """`id` of a gateway, and `upstreams`: prefix -> the announcement of a gateway among them."""
 
-_decode_path = msgspec.json.Decoder(list[str]).decode
+_decode_path = decoder(list[str])
 
 
 class Cycle(Exception):
@@ -60,7 +59,7 @@ def extend_path(raw: Raw | None, gateway_id: str) -> Raw:
     """
     try:
         path = [] if raw is None else _decode_path(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         path = []
     if gateway_id in path or len(path) >= MAX_HOPS:
         raise Cycle

@@ -8,13 +8,12 @@ policy has no rules for unknown methods. Skills have a known shape, so those of 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
-import msgspec
 from msgspec import Raw
 
 from millstream._parts import Host
 from millstream._protocol.errors import INTERNAL_ERROR, CustomResult, ProtocolError
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.param_headers import decode_name
@@ -33,9 +32,9 @@ NOT_FORWARDED = frozenset({TASKS})
 """Extensions that change the results of MCP's own methods."""
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
 _CORE = frozenset(method for revision in ALL for method in revision.requests)
-_decode_params = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_rounds = msgspec.json.Decoder(InputResponseRequestParams).decode
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_params = decoder(dict[str, Raw])
+_decode_rounds = decoder(InputResponseRequestParams)
+_decode_object = decoder(dict[str, Any])
 
 
 class ExtensionForwarding:
@@ -133,7 +132,7 @@ async def _forward(call: Call, upstream: Upstream) -> bytes:
         params: Mapping[str, Raw] = {
             name: value for name, value in _decode_params(call.params or b"{}").items() if name not in _RESERVED_PARAMS
         }
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         params = {}
     header = (call.headers or {}).get(b"mcp-name", b"")
     name = decode_name(header.strip(b" \t")) if header else ""

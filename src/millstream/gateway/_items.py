@@ -4,7 +4,6 @@ import copy
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self, cast
 
-import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream._override import override
@@ -13,7 +12,7 @@ from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.messages import CallToolResult, CompleteRequestParams, GetPromptResult, ReadResourceResult
 from millstream._protocol.param_headers import find_annotations
 from millstream._protocol.revisions import NEWEST
@@ -37,7 +36,7 @@ from millstream.gateway._upstream import Upstream
 _BRACE = ord("{")
 _TASK_RULES = TaskRules(retry=True, deferred=True)
 """A call becomes a task if the upstream makes it one. Running it again waits for the same task."""
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_object = decoder(dict[str, Any])
 _decode_tool = foreign_decoder(CallToolResult)
 _decode_prompt = foreign_decoder(GetPromptResult)
 _decode_read = foreign_decoder(ReadResourceResult)
@@ -194,14 +193,14 @@ class _StructuredResult(Struct, rename="camel"):
     structured_content: _WrappedValue
 
 
-_decode_wrapped = msgspec.json.Decoder(_StructuredResult).decode
+_decode_wrapped = decoder(_StructuredResult)
 
 
 def _is_wrapped(members: bytes) -> bool:
     """Return whether the structured value is already wrapped in an object, as for a call of an older revision."""
     try:
         _decode_wrapped(b"{%b}" % members)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return False
     return True
 
@@ -265,7 +264,7 @@ class UpstreamPattern:
         """See `UriTemplate`; a malformed template matches nothing."""
         try:
             self._template: UriTemplate | None = UriTemplate(uri)
-        except (ValueError, RecursionError):
+        except MALFORMED:
             self._template = None
 
     @property

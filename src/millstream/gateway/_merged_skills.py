@@ -7,12 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, ProtocolError, ToolError, shorten
 from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.skills import SKILLS
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
@@ -25,7 +24,7 @@ Hides = Callable[[Upstream, str], bool]
 _SEPARATOR = " "
 _FORWARDED_MEMBERS = ("nextCursor", "ttlMs")
 _logger = logging.getLogger("millstream.gateway")
-_decode_result = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_result = decoder(dict[str, Any])
 
 
 class _Params(Struct):
@@ -33,7 +32,7 @@ class _Params(Struct):
     cursor: str | None = None
 
 
-_decode_params = msgspec.json.Decoder(_Params).decode
+_decode_params = decoder(_Params)
 
 
 class MergedSkills:
@@ -185,7 +184,7 @@ def _settings_of(upstream: Upstream) -> dict[str, Any]:
 def _read(call: Call) -> _Params:
     try:
         return _decode_params(call.params or b"{}")
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 

@@ -12,12 +12,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from itertools import count
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 
 from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired
 from millstream._protocol.share import Share
@@ -53,9 +52,9 @@ class Ticket(Struct, frozen=True, array_like=True):
 
 
 AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
-_decode_responses = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_failure = msgspec.json.Decoder(tuple[int, str, Any]).decode
-_decode_asks = msgspec.json.Decoder(tuple[Ticket, dict[str, Any]]).decode
+_decode_responses = decoder(dict[str, Raw])
+_decode_failure = decoder(tuple[int, str, Any])
+_decode_asks = decoder(tuple[Ticket, dict[str, Any]])
 
 
 class _OpenQuestion(Struct):

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._stores.base import Map, StoreFull
 from millstream._stores.memory.store import MemoryMap
 from millstream.client._errors import ClientError
@@ -89,7 +90,7 @@ class AcceptedFile:
             try:
                 data = self.path.read_bytes() if stamp is not None else b"{}"
                 self._definitions = msgspec.json.decode(data, type=dict[str, AcceptedDefinitions])
-            except (OSError, ValueError, RecursionError) as exc:
+            except (OSError, *MALFORMED) as exc:
                 raise LocalError(f"The accepted definitions in {self.path} can't be read: {exc}") from exc
             self._stamp = stamp
         return self._definitions.get(upstream, {})
@@ -212,11 +213,11 @@ def _read_definition(value: bytes) -> Description | None:
     """Return the definition stored with a digest; None if it was too large."""
     try:
         return _decode_definition(value[_DIGEST_LENGTH:])
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return None
 
 
-_decode_definition = msgspec.json.Decoder(Description).decode
+_decode_definition = decoder(Description)
 
 
 def digest_of(definition: Mapping[str, Any]) -> bytes:

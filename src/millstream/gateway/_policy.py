@@ -19,7 +19,7 @@ from msgspec.structs import fields, force_setattr
 from millstream._config import Cap, RateText, Seconds
 from millstream._protocol.errors import RESOURCE_NOT_FOUND, ProtocolError, ToolError, shorten
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.access import check_scopes
@@ -287,7 +287,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             return self._fill_in(arguments, parameters)
         try:
             decoded = _decode_object(arguments or b"{}")
-        except (msgspec.DecodeError, RecursionError) as exc:
+        except MALFORMED as exc:
             raise ToolError("The arguments must be a JSON object.") from exc
         return Raw(encode(self._fill_in(decoded, parameters)))
 
@@ -340,7 +340,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         return run_by_rules
 
 
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_object = decoder(dict[str, Any])
 
 
 def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes:
@@ -353,7 +353,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     """
     try:
         decoded = _decode_object(result)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         decoded = {}
     content = decoded.get("content")
     blocks = cast("Sequence[Any]", content) if is_array(content) else ()

@@ -17,7 +17,7 @@ from millstream._protocol.depth import MAX_MEMBERS, exceeds_limits, too_many_mem
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, ToolError
 from millstream._protocol.foreign import repair_schema
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.metadata import declares
 from millstream._protocol.questions import ElicitResult, ListRootsResult
 from millstream._protocol.revisions import Revision
@@ -44,10 +44,10 @@ MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """Maximum bytes of one answer."""
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
-_decode_elicit = msgspec.json.Decoder(ElicitResult).decode
-_decode_roots = msgspec.json.Decoder(ListRootsResult).decode
-_decode_messages = msgspec.json.Decoder(list[Message]).decode
+_decode_object = decoder(dict[str, Any])
+_decode_elicit = decoder(ElicitResult)
+_decode_roots = decoder(ListRootsResult)
+_decode_messages = decoder(list[Message])
 
 
 def abilities_of(call: Call) -> bytes:
@@ -204,7 +204,7 @@ def project_question(
     declared, target = check_declared(method, asked.abilities), asked.revision
     try:
         original = _decode_object(raw or b"{}")
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     params = {key: value for key, value in original.items() if key not in _CONNECTION_MEMBERS}
     if asked.redactor is not None:
@@ -289,7 +289,7 @@ def project_answer(question: ForwardedQuestion, raw: bytes, source: Revision) ->
             _decode_roots(raw)
             return Raw(raw)
         return _read_sample(raw, source)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {question.method}") from exc
 
 
@@ -321,8 +321,8 @@ class _Sample(Struct):
     content: Raw
 
 
-_decode_sample = msgspec.json.Decoder(_Sample).decode
-_decode_blocks = msgspec.json.Decoder(list[dict[str, Any]]).decode
+_decode_sample = decoder(_Sample)
+_decode_blocks = decoder(list[dict[str, Any]])
 
 
 def _read_sample(raw: bytes, source: Revision) -> Raw:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream._override import override
@@ -24,7 +23,7 @@ from millstream._protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream._protocol.jsonrpc import encode, notification_message
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import Revision
@@ -73,9 +72,9 @@ class _Complete(Struct):
     elicitation_id: str = field(name="elicitationId")
 
 
-_decode_step = msgspec.json.Decoder(ProgressStep).decode
-_decode_level = msgspec.json.Decoder(_Level).decode
-_decode_complete = msgspec.json.Decoder(_Complete).decode
+_decode_step = decoder(ProgressStep)
+_decode_level = decoder(_Level)
+_decode_complete = decoder(_Complete)
 
 
 class Recipient:
@@ -211,7 +210,7 @@ class Relay(Recipient):
                 if len(params) > MAX_REDACTED:
                     return
                 params = _redact(self.redactor, method, params)
-        except (msgspec.DecodeError, RecursionError):
+        except MALFORMED:
             return
         if self._outbox is None:
             self._outbox = NotificationQueue(self._send)

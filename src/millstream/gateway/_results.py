@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.metadata import SERVER_KEY
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ _MAX_CACHED_META = 512
 MAX_BLOCKS = 10_000
 """Maximum blocks of one result. Converting this many takes about 100 ms."""
 _NO_ITEMS = Raw(b"[]")
-_decode_members = msgspec.json.Decoder(Members).decode
-_decode_items = msgspec.json.Decoder(list[Raw]).decode
-_decode_several = msgspec.json.Decoder(list[Members]).decode
+_decode_members = decoder(Members)
+_decode_items = decoder(list[Raw])
+_decode_several = decoder(list[Members])
 _decode_meta = msgspec.json.Decoder(dict[str, Any] | None).decode
-_decode_text = msgspec.json.Decoder(str).decode
+_decode_text = decoder(str)
 
 
 def split_result(result: bytes, array: str, drop: Collection[str] = ()) -> tuple[bytes, dict[str, Any] | None]:

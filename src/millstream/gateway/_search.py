@@ -19,7 +19,7 @@ from millstream._parts import Host
 from millstream._protocol.admission import require_capabilities, target_name
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import Registry
@@ -249,20 +249,20 @@ async def _reject_call(arguments: Any, call: Call) -> Any:
     raise ToolError(f"{CALL} isn't available here. Call the tool directly.")
 
 
-_decode_params = msgspec.json.Decoder(dict[str, Raw]).decode
-_decode_search = msgspec.json.Decoder(SearchArguments).decode
-_decode_call = msgspec.json.Decoder(CallArguments).decode
+_decode_params = decoder(dict[str, Raw])
+_decode_search = decoder(SearchArguments)
+_decode_call = decoder(CallArguments)
 
 
 def _read_search(raw: Any) -> SearchArguments:
     try:
         return _decode_search(raw)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ArgumentError(f"Invalid arguments for tool {SEARCH!r}: {exc}") from exc
 
 
 def _read_call(raw: Any) -> CallArguments:
     try:
         return _decode_call(raw)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ArgumentError(str(exc)) from exc

@@ -7,11 +7,9 @@ import secrets
 from hashlib import sha256
 from typing import Any
 
-import msgspec
-
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import decoder, encode
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
@@ -20,7 +18,7 @@ from millstream._stores.rates import share_for
 from millstream.gateway._names import Names
 
 URI = "result://{id}"
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_object = decoder(dict[str, Any])
 
 
 class StoredResults:

@@ -1,10 +1,10 @@
 """Tasks of upstreams, as `_bridge` reads and stores them."""
 
-import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream._protocol.errors import ToolError
 from millstream._protocol.foreign import foreign_decoder
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.messages import InputRequest
 from millstream.client._errors import BadAnswer, Failure
 
@@ -66,7 +66,7 @@ class _Kind(Struct):
     result_type: str = field(default="", name="resultType")
 
 
-_decode_kind = msgspec.json.Decoder(_Kind).decode
+_decode_kind = decoder(_Kind)
 _decode_task = foreign_decoder(UpstreamTask)
 
 
@@ -81,7 +81,7 @@ def read_created_task(result: bytes) -> UpstreamTask | None:
     try:
         if _decode_kind(result).result_type != "task":
             return None
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return None
     return read_task(result)
 
@@ -94,5 +94,5 @@ def read_task(result: bytes) -> UpstreamTask:
     """
     try:
         return _decode_task(result)
-    except (ValueError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise BadAnswer(f"The upstream's task can't be read: {exc}.") from exc

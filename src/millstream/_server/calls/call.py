@@ -15,7 +15,7 @@ from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import Envelope, RequestId
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, RequestId, decoder
 from millstream._protocol.metadata import ClientInfo, ProgressToken, RequestMeta, read_capabilities
 from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import Principal
@@ -263,9 +263,9 @@ class _MetaBody(Struct, gc=False):
 
 
 _NO_PARAMS = RawParams()
-_decode_params = msgspec.json.Decoder(RawParams).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
-_decode_meta_in = msgspec.json.Decoder(_MetaBody).decode
+_decode_params = decoder(RawParams)
+_decode_body = decoder(_Body)
+_decode_meta_in = decoder(_MetaBody)
 
 
 def raw_meta(call: Call) -> bytes:
@@ -275,7 +275,7 @@ def raw_meta(call: Call) -> bytes:
     body: bytes = getattr(call.origin, "body", b"")
     try:
         return bytes(_decode_meta_in(body).params.meta) if body else b""
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return b""
 
 
@@ -284,7 +284,7 @@ def params_of(call: Call) -> RawParams:
     try:
         raw = call.raw_params()
         return _decode_params(raw) if raw else _NO_PARAMS
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return _NO_PARAMS
 
 
@@ -292,7 +292,7 @@ def value_of(raw: Raw) -> Any:
     """Return the value of raw JSON, or None if it's missing or unreadable."""
     try:
         return msgspec.json.decode(raw) if bytes(raw) else None
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return None
 
 
@@ -420,7 +420,7 @@ class _NotificationParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: RequestMeta = msgspec.field(default_factory=RequestMeta)
 
 
-_decode_notification = msgspec.json.Decoder(_NotificationParams).decode
+_decode_notification = decoder(_NotificationParams)
 
 
 def _declared_client(message: Envelope) -> ClientInfo:
@@ -428,7 +428,7 @@ def _declared_client(message: Envelope) -> ClientInfo:
     try:
         meta = _decode_notification(message.params or b"{}").meta
         capabilities = {} if meta.capabilities is UNSET else read_capabilities(meta.capabilities)
-    except (msgspec.DecodeError, RecursionError):
+    except MALFORMED:
         return NOBODY
     if meta.client is UNSET:
         return ClientInfo(capabilities)

@@ -11,7 +11,7 @@ import msgspec
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import is_object
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import shared_context
 from millstream._server.features.completion_lookup import find_readable
@@ -137,7 +137,7 @@ def _next_of(items: list[dict[str, Any]]) -> Next:
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(raw or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import INVALID_PARAMS, REQUIRES_CAPABILITIES, ProtocolError, ToolError
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.messages import CallToolRequestParams
 from millstream._protocol.metadata import declares
 from millstream._protocol.param_headers import check
@@ -25,7 +25,7 @@ from millstream._server.handlers.params import read, take_rounds
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
 _MAX_KEPT_PARAMS = 16 * 1024
 """Maximum bytes of parameters that a call keeps while its tool runs."""
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_object = decoder(dict[str, Any])
 
 
 class ToolHandlers:
@@ -124,5 +124,5 @@ def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         return _decode_object(raw)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._server.calls.call import Call, RawParams, value_of
 from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
@@ -268,7 +269,7 @@ class _Answer(Struct, gc=False):
     content: list[_Block] = []
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_answer = decoder(_Answer)
 
 
 def redact_arguments(call: Call) -> str | None:
@@ -280,7 +281,7 @@ def redact_arguments(call: Call) -> str | None:
         params = msgspec.json.decode(raw, type=RawParams) if raw else RawParams()
         given = value_of(params.arguments if bytes(params.arguments) else params.uri)
         text = "" if given is None else msgspec.json.encode(redact(given), enc_hook=repr).decode()
-    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+    except (TypeError, *MALFORMED):
         return None
     return text if len(text) <= MAX_ARGUMENTS else f"{text[:MAX_ARGUMENTS]}…"
 
@@ -294,7 +295,7 @@ def redact_error(call: Call, answer: bytes) -> str:
     elif answer and len(answer) <= MAX_READ:
         try:
             found = _decode_answer(answer)
-        except (msgspec.MsgspecError, RecursionError):
+        except MALFORMED:
             return ""
         blocks = found.content if found.result is None else found.result.content
         text = blocks[0].text if blocks else ""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shorten
-from millstream._protocol.jsonrpc import Envelope, PeerError, notification_message, request_message
+from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notification_message, request_message
 from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.share import Share
 from millstream._stores.base import Workers
@@ -23,7 +23,7 @@ OVER = "The call that asks is over, so the client can't answer. Await each quest
 _ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 _REASON = 1_000
 """Maximum characters of a client's error that the model sees."""
-_decode_error = msgspec.json.Decoder(PeerError).decode
+_decode_error = decoder(PeerError)
 
 
 class ClientRefusal(ToolError):

@@ -13,6 +13,7 @@ from msgspec import Struct
 from millstream._protocol.content import Message
 from millstream._protocol.depth import MAX_MEMBERS, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError, shorten
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.messages import Params
 from millstream._protocol.questions import (
     CreateMessageRequestParams,
@@ -162,7 +163,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
         if isinstance(question, Roots):
             return _decode_roots(raw).roots
         result = _decode_elicit(raw)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {shorten(str(exc))}") from exc
     if result.action == "decline":
         raise Declined("The user declined to answer.")
@@ -180,6 +181,6 @@ def _parse_form(question: Elicit, raw: bytes) -> Any:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content has more than {MAX_MEMBERS:,} members")
     try:
         content = msgspec.json.decode(raw or b"null", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content must be an object ({exc})") from exc
     return parse_answer(content, question.answer)

@@ -37,7 +37,7 @@ from millstream._protocol.errors import (
     PARSE_ERROR,
     ProtocolError,
 )
-from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, encode, require_json
+from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, require_json
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._server.calls.access import scopes_of
 from millstream._server.calls.call import Call
@@ -89,9 +89,9 @@ class _OpenApiReply(Struct, frozen=True):
         return cls(tag, Response(body, 200, JSON_HEAD + head), Response(b"", 304, head))
 
 
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
-_decode_result = msgspec.json.Decoder(_Result).decode
-_decode_content = msgspec.json.Decoder(list[_Content]).decode
+_decode_envelope = decoder(_Envelope)
+_decode_result = decoder(_Result)
+_decode_content = decoder(list[_Content])
 
 
 class RestRoutes:

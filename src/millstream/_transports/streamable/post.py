@@ -7,13 +7,12 @@ the `Call`. Anything unusual is left to `exact`.
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from msgspec import UNSET
 
 from millstream._http.media import known_accept, parse_accept
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.depth import exceeds_limits
-from millstream._protocol.jsonrpc import MAX_ID
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call
@@ -167,7 +166,7 @@ class Streamable:
         try:
             envelope = decode_request(body)
             meta: Any = decode_request_params(envelope.params).meta  # its levels are a Literal created at runtime
-        except (msgspec.DecodeError, RecursionError):
+        except MALFORMED:
             return None
         method = envelope.method
         if method != _LISTS[headers[b"mcp-method"]] or not self._dispatcher.registry.serves(method, NEWEST):

@@ -26,7 +26,7 @@ from millstream._http.message import peer_network
 from millstream._http.websocket.socket import Socket
 from millstream._protocol import projection
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
-from millstream._protocol.jsonrpc import check_text, encode, require_json
+from millstream._protocol.jsonrpc import check_text, decoder, encode, require_json
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
@@ -91,9 +91,9 @@ class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
     event: str | None = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
-_decode_text = msgspec.json.Decoder(str).decode
-_decode_data = msgspec.json.Decoder(Any).decode
+_decode_head = decoder(_Head)
+_decode_text = decoder(str)
+_decode_data = decoder(Any)
 
 
 def encode_event(event: Event) -> bytes:
@@ -315,11 +315,11 @@ class Dialect:
 
 
 _VERBS: dict[str, tuple[Callable[[bytes], Any], Callable[[Dialect, Any, Raw], Awaitable[None]]]] = {
-    "mcp_call": (msgspec.json.Decoder(_CallMessage).decode, Dialect.start_call),
-    "subscribe": (msgspec.json.Decoder(_Subscribe).decode, Dialect.subscribe),
-    "unsubscribe": (msgspec.json.Decoder(_Unsubscribe).decode, Dialect.unsubscribe),
-    "publish": (msgspec.json.Decoder(_Publish).decode, Dialect.publish),
-    "ping": (msgspec.json.Decoder(_Ping).decode, Dialect.ping),
+    "mcp_call": (decoder(_CallMessage), Dialect.start_call),
+    "subscribe": (decoder(_Subscribe), Dialect.subscribe),
+    "unsubscribe": (decoder(_Unsubscribe), Dialect.unsubscribe),
+    "publish": (decoder(_Publish), Dialect.publish),
+    "ping": (decoder(_Ping), Dialect.ping),
 }
 
 _OBSERVED = {

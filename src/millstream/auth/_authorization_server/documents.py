@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
-import msgspec
-
 from millstream._http.client.dial import is_public
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.hosts import is_loopback
@@ -20,6 +18,7 @@ from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.gcra import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._authorization_server.records import ASSERTED, CODE, REFRESH, OAuthClient
 from millstream.auth._authorization_server.redirects import check_redirect
 from millstream.auth._jose import public_set
@@ -41,7 +40,7 @@ _NO_ACCESS = (
 MAX_REDIRECTS = 16
 MAX_NAME = 80
 _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 def is_document(client_id: str) -> bool:
@@ -140,7 +139,7 @@ def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
         raise Unavailable("The client's metadata document is not JSON.")
     try:
         said = _decode(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         raise Unavailable("The client's metadata document is not JSON.") from None
     if said.get("client_id") != url:
         raise Unavailable("The client's metadata document describes another client.")

@@ -6,10 +6,9 @@ rate-limited per address.
 
 from typing import Any
 
-import msgspec
-
 from millstream._http.message import HttpRequest, Response, peer_network
 from millstream._limits.gcra import Limiter, Rate
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._stores.rates import share_for
 from millstream.auth._authorization_server.answers import OAuthError, reply
 from millstream.auth._authorization_server.clients import Clients
@@ -23,7 +22,7 @@ RATE = Rate(100, 3600)
 """Maximum registrations per address."""
 _MAX_BODY = 16 * 1024
 METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 class RegistrationEndpoint:
@@ -81,7 +80,7 @@ def read_metadata(request: HttpRequest) -> dict[str, Any]:
         raise OAuthError("invalid_client_metadata", "Client metadata can have up to 16 KiB.", 413)
     try:
         return _decode(request.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
 
 

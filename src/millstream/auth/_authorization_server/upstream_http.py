@@ -11,10 +11,9 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlencode
 
-import msgspec
-
 from millstream._http.client.dial import allow_any
 from millstream._http.client.fetch import FetchedDocument, OutboundError, fetch
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._authorization_server.login_methods import SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -22,7 +21,7 @@ logger = logging.getLogger("millstream")
 _MAX_TEXT = 256
 _ERROR = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-_decode = msgspec.json.Decoder(Any).decode
+_decode = decoder(Any)
 
 
 async def get(url: str) -> FetchedDocument:
@@ -39,7 +38,7 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     body = None if form is None else urlencode(form).encode()
     try:
         return _decode((await fetch(url, form=body, headers=headers, is_allowed=allow_any)).body)
-    except (OutboundError, UnicodeError, msgspec.DecodeError, RecursionError) as exc:
+    except (OutboundError, *MALFORMED) as exc:
         logger.error("A login request to %s failed: %s", url, exc)
         raise SignInFailed(f"{title} isn't responding as expected. Try again later.") from None
 

@@ -5,10 +5,9 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.revisions import Revision
 from millstream.client._errors import ClientError
@@ -23,14 +22,14 @@ class _Id(Struct):
     method: UnsetType = UNSET
 
 
-_decode_id = msgspec.json.Decoder(_Id).decode
+_decode_id = decoder(_Id)
 
 
 def answered_id(data: bytes) -> int:
     """Return the id of the request that an invalid response names, so that its caller needn't wait; 0 for none."""
     try:
         return _decode_id(data).id
-    except (ValueError, RecursionError):
+    except MALFORMED:
         return 0
 
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from millstream._protocol.errors import LocalError, ProtocolError
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import Principal
 from millstream._protocol.share import Share
 from millstream.extensions import LogOnce
@@ -60,7 +61,7 @@ _TERMINATED: Final[dict[str, Any]] = {
     "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
 }
 _logger = logging.getLogger("millstream.events")
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_object = decoder(dict[str, Any])
 _encode = msgspec.json.Encoder().encode
 
 
@@ -591,7 +592,7 @@ class EventDelivery:
     async def _queue_for_all(self, notice: Notice) -> None:
         try:
             payload, data = self.kind.read(notice.data), _decode_object(notice.data)
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             _logger.warning("An event on the channel %r isn't delivered: %s", self.kind.name, str(error)[:300])
             return
         now = self._outbox.clock()
@@ -611,7 +612,7 @@ class EventDelivery:
     def _matches(self, target: Target, notice: Notice) -> bool:
         try:
             payload, data = self.kind.read(notice.data), _decode_object(notice.data)
-        except (ValueError, RecursionError):
+        except MALFORMED:
             return False
         return self.kind.matches(payload, data, target.arguments, target.principal)
 

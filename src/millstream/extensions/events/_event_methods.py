@@ -5,10 +5,10 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct, field
 
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, ProtocolError
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import Principal
 from millstream.extensions.events._catalog import EventCatalog, sees
 from millstream.extensions.events._errors import forbidden_error, invalid
@@ -24,7 +24,7 @@ PREFIX = "notifications/events/"
 _MAX_AGE_MS = 10**15
 """Limit for ages, longer than any history, because JSON integers can exceed the range of floats."""
 
-_decode_data = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_data = decoder(dict[str, Any])
 
 
 class Caller(Struct, frozen=True):
@@ -76,7 +76,7 @@ class Reader:
             return False
         try:
             payload, data = self._kind.read(notice.data), _decode_data(notice.data)
-        except (ValueError, RecursionError):
+        except MALFORMED:
             return False
         return self._kind.matches(payload, data, self._arguments, self._principal)
 

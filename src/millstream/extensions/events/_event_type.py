@@ -10,6 +10,7 @@ from msgspec import Raw, Struct
 
 from millstream._protocol.errors import LocalError, shorten
 from millstream._protocol.json_schema import Schema, is_object
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import Principal
 from millstream.extensions import JsonType
 from millstream.extensions.events._errors import invalid
@@ -24,7 +25,7 @@ Match = Callable[[Any, Any, Principal | None], bool]
 """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
 
 _logger = logging.getLogger("millstream.events")
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_object = decoder(dict[str, Any])
 _encode_canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -111,7 +112,7 @@ class EventType:
         try:
             values = _decode_object(text)
             canonical = _encode_canonical(values)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except MALFORMED as error:
             raise invalid("arguments must be an object") from error
         if len(canonical) > MAX_ARGUMENTS:
             raise invalid(f"arguments must not exceed {MAX_ARGUMENTS} bytes")

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 from msgspec.structs import replace
 
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import Principal
 from millstream._protocol.share import Share
 from millstream.extensions.events._catalog import EventCatalog
@@ -54,7 +55,7 @@ class _Echo(Struct):
     challenge: str = ""
 
 
-_decode_echo = msgspec.json.Decoder(_Echo).decode
+_decode_echo = decoder(_Echo)
 
 
 class DeliveryParams(Struct):
@@ -263,7 +264,7 @@ class WebhookMethods:
             raise callback_failed(answer.reason if not answer.status else "challenge_failed")
         try:
             echo = _decode_echo(answer.body).challenge
-        except (msgspec.DecodeError, RecursionError):
+        except MALFORMED:
             echo = ""
         if not hmac.compare_digest(echo.encode(), challenge.encode()):
             raise callback_failed("challenge_failed")

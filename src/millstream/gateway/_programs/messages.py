@@ -3,11 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-import msgspec
+from millstream._protocol.jsonrpc import Envelope, decoder, encode
 
-from millstream._protocol.jsonrpc import Envelope, encode
-
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
+_decode = decoder(dict[str, Any])
 
 
 class Messages:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.jsonrpc import Envelope, decoder
 from millstream.gateway._programs.messages import encode_error, encode_members
 
 Deliver = Callable[[Envelope, int], None]
@@ -21,7 +21,7 @@ class _Request(msgspec.Struct):
     params: dict[str, Any] = {}
 
 
-_decode = msgspec.json.Decoder(_Request).decode
+_decode = decoder(_Request)
 
 
 class SingleExchange:
