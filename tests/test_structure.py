@@ -21,6 +21,7 @@ LAYERS = [
     "_version",
     "_override",
     "_backoff",
+    "_tasks",
     "_protocol",
     "_config",
     "_env_file",

@@ -1,9 +1,9 @@
-import asyncio
 from collections.abc import Callable
 
 from bad_input.shop import make_shop
 from millstream import Server
 from millstream._stores.memory.store import MemoryMap
+from patience import WAIT
 from wire import Wire, request, run_wire
 
 
@@ -49,7 +49,7 @@ async def test_tombstones_last_until_the_session_would_end() -> None:
 async def retire(server: Server, wire: Wire) -> None:
     """Close the runtime as an idle one is closed."""
     server.runtimes.close_idle(wire.runtime)
-    await asyncio.gather(*server.runtimes._closing)
+    await server.runtimes._closing.settle(WAIT)
 
 
 async def test_session_records_survive_an_idle_close() -> None:

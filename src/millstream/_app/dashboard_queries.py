@@ -22,6 +22,7 @@ from millstream._server.observability.figures import Figures, dashboard_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peer_messages import StatsReply, StatsRequest
 from millstream._server.peers import Peers
+from millstream._tasks import Tasks
 from millstream._telemetry.history import STEPS, Gauges, History, HistoryWindow
 from millstream._telemetry.process import resident_bytes
 from millstream._transports.open_streams import OpenStreams
@@ -131,7 +132,7 @@ class DashboardQueries:
         """Pending requests by number."""
         self._known: set[str] = set()
         """Workers that replied to the last request."""
-        self._sending: set[asyncio.Task[Any]] = set()
+        self._replies = Tasks()
         peers.on(StatsRequest, self._reply_to)
         peers.on(StatsReply, self._take_reply)
 
@@ -238,9 +239,7 @@ class DashboardQueries:
         return {self._me: await self._answer(question), **waiting.answers}
 
     def _reply_to(self, request: StatsRequest, worker: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._reply(request, worker))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._replies.spawn(self._reply(request, worker))
 
     async def _reply(self, request: StatsRequest, worker: str) -> None:
         # The other worker may have another version or be gone; its page will ask again.

@@ -21,6 +21,7 @@ from millstream._server.peer_messages import (
 )
 from millstream._server.peers import PAUSE
 from millstream._stores.health import LogOnce
+from millstream._tasks import cancel_all
 
 _logger = logging.getLogger("millstream")
 
@@ -75,10 +76,7 @@ class Replicas:
         """Cancel running tasks."""
         if self._catching_up is not None:
             self._catching_up.cancel()
-        task = self._renewing
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await cancel_all(self._renewing)
 
     # Local changes
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from millstream._app.definition import Definition
 from millstream._app.local_only import Bind
 from millstream._stores.base import Store
+from millstream._tasks import Tasks
 
 if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
@@ -34,7 +35,7 @@ class Runtimes:
         self._living: dict[asyncio.AbstractEventLoop, Runtime] = {}
         """Runtimes that are open, opening, or closing: their lifespans may publish at any time."""
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Runtime]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing = Tasks()
         self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
         """The store of each loop, which outlives idle runtimes along with session state."""
         self.current: Runtime | None = None
@@ -115,9 +116,7 @@ class Runtimes:
     def close_idle(self, runtime: "Runtime") -> None:
         """Close an idle runtime; the next request opens another one."""
         if self._by_loop.get(runtime.loop) is runtime:
-            task = runtime.loop.create_task(self.stop())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing.spawn(self.stop())
 
     @asynccontextmanager
     async def running(self) -> "AsyncGenerator[Runtime, None]":

@@ -4,7 +4,6 @@ They use Starlette's requests, responses, and files, behind our checks of Host a
 callers have to sign in. This module loads Starlette, so it's imported only when a path is added.
 """
 
-import asyncio
 import inspect
 import logging
 import re
@@ -24,6 +23,7 @@ from millstream._http.asgi.hosted_application import Application, BrokenReply, H
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 from millstream._parts import Route, RouteRegistry
 from millstream._server.calls.threads import Threads
+from millstream._tasks import Tasks
 from millstream._telemetry.user_frames import shown_error, with_user_frames
 
 logger = logging.getLogger("millstream")
@@ -250,8 +250,8 @@ def check_path(path: str) -> None:
 
 def _page(function: Callable[..., Any]) -> Application:
     awaited = inspect.iscoroutinefunction(function)
-    later: set[asyncio.Task[None]] = set()
-    """Tasks that continue after a response; this set keeps them alive."""
+    later = Tasks()
+    """Tasks that continue after a response."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         request: PageRequest = PageRequest(scope, receive, send)
@@ -267,9 +267,7 @@ def _page(function: Callable[..., Any]) -> Application:
         try:
             await response(scope, receive, send)
             if background is not None:
-                task = asyncio.create_task(_finish(background))
-                later.add(task)
-                task.add_done_callback(later.discard)
+                later.spawn(_finish(background))
         finally:
             # An abandoned stream stays suspended, so close what it opened.
             end: Any = getattr(getattr(response, "body_iterator", None), "aclose", None)

@@ -7,6 +7,7 @@ from time import monotonic
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.rates import Charge, Decision, Rates, Seat
+from millstream._tasks import Tasks, cancel_all
 
 PATIENCE = 2.0
 """Seconds that a call waits for the store."""
@@ -36,7 +37,7 @@ class StoreLimiter:
         self._trying = False
         self._leaving: dict[tuple[str, str], Seat] = {}
         self._task: asyncio.Task[None] | None = None
-        self._reporting: set[asyncio.Task[None]] = set()
+        self._reporting = Tasks()
 
     async def take(self, charges: Sequence[Charge]) -> Decision | None:
         """Return the store's answer, or None if it doesn't answer."""
@@ -82,18 +83,14 @@ class StoreLimiter:
     def report(self, charge: Charge, refused: Callable[[float], None]) -> None:
         """Report a completed action to the store. `refused` receives the seconds to wait if it exceeded the limit."""
         if len(self._reporting) < _REPORTS:
-            task = asyncio.get_running_loop().create_task(self._report(charge, refused))
-            self._reporting.add(task)
-            task.add_done_callback(self._reporting.discard)
+            self._reporting.spawn(self._report(charge, refused))
 
     async def close(self) -> None:
         """Return all pending seats if the store answers."""
-        for task in list(self._reporting):
-            task.cancel()
+        await self._reporting.close()
         if self._task is not None and not self._task.done():
             await asyncio.wait([self._task], timeout=self._patience)
-            self._task.cancel()
-        await asyncio.gather(*self._reporting, *([self._task] if self._task else ()), return_exceptions=True)
+        await cancel_all(self._task)
 
     async def _leave(self) -> None:
         while self._leaving:

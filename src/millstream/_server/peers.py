@@ -17,6 +17,7 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream._server.peer_messages import Message
 from millstream._stores.base import Store
+from millstream._tasks import cancel_all
 
 LEEWAY = 60.0
 """Seconds for which data sealed by one worker still opens on another after its expiry."""
@@ -129,10 +130,7 @@ class Peers:
         """Stop receiving, and drop messages that wait to be sent."""
         for stop in self._stops:
             stop()
-        tasks = [task for task in (self._send_task, self._check_task) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._send_task, self._check_task)
         self._send_task = self._check_task = None
 
     def _miss(self) -> None:

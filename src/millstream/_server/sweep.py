@@ -13,6 +13,7 @@ from millstream._server.calls.call import Call, CallProgress
 from millstream._server.calls.context import nudge_progress
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.health import LogOnce
+from millstream._tasks import cancel_all
 
 logger = logging.getLogger("millstream")
 
@@ -66,13 +67,8 @@ class Sweep:
 
     async def close(self) -> None:
         """End the task and all background work."""
-        if self._task is None:
-            return
-        tasks = [self._task, *self._pending.values()]
-        self._task = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        task, self._task = self._task, None
+        await cancel_all(task, *self._pending.values())
 
     async def _run(self) -> None:
         services = self._dispatcher.services

@@ -10,6 +10,7 @@ from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, Decision, Seat
 from millstream._stores.tail import PAUSE
 from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
+from millstream._tasks import cancel_all
 
 __all__ = ["BackendStore"]
 
@@ -115,10 +116,7 @@ class BackendStore:
         self._stop_watching()
         if self._leases is not None and self._messages is not None:
             opened, self._tasks = self._tasks, []
-            tasks = [*opened, *([self._rejoin_task] if self._rejoin_task is not None else [])]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(*opened, self._rejoin_task)
             await self._messages.end()
             if opened:
                 await self._leases.exit()

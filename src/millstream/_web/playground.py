@@ -23,6 +23,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import check_text, encode
 from millstream._protocol.principal import Principal
 from millstream._server.dispatch import Dispatcher
+from millstream._tasks import Tasks
 from millstream._transports.connection import ClientConnection
 from millstream._transports.memory import MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
@@ -33,7 +34,6 @@ from millstream.agent._language_model import LanguageModel
 from millstream.agent._limits import Limits
 from millstream.agent._person import Approval
 from millstream.agent._servers import ServerAt
-from millstream.client._background import Background
 from millstream.client._errors import ClientError
 from millstream.client._questions import ElicitAnswer, Question
 from millstream.client._transports.memory import MemoryTransport
@@ -100,7 +100,7 @@ class CallerTarget:
         """Return itself, because the server is already running."""
         return nullcontext(self)
 
-    def new_transport(self, listener: Listener, background: Background) -> MemoryTransport:
+    def new_transport(self, listener: Listener, background: Tasks) -> MemoryTransport:
         """Return a transport that calls with the caller's principal and headers."""
         peer = self._peer
         pipe = partial(

@@ -22,7 +22,7 @@ from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, 
 from millstream._protocol.messages import DiscoverResult, InitializeRequestParams, InitializeResult
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._child_stderr import line_printer
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
@@ -107,7 +107,7 @@ class Connector:
         me: LocalPeer,
         options: Options,
         listener: ServerMessages,
-        background: Background,
+        background: Tasks,
         *,
         ids: Iterator[int],
         revision: Revision | None = None,

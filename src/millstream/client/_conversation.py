@@ -20,7 +20,7 @@ from millstream._protocol.messages import (
 )
 from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.revisions import BY_DATE
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._cache import Cache
 from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, Failure, NotSupported, TargetError
@@ -72,7 +72,7 @@ class Conversation:
         self.questions: QuestionHandler = questions
         self.log_level: str = options.log_level
         # State
-        self._background = Background()
+        self._background = Tasks()
         self.incoming: ServerMessages = ServerMessages(
             self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
         )

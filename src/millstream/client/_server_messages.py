@@ -27,7 +27,7 @@ from millstream._protocol.notifications import (
     ResourceUpdatedNotificationParams,
     cancelled_id,
 )
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._deadlines import Deadlines, PendingRequest
 from millstream.client._errors import ClientError, Flood
 from millstream.client._questions import QuestionHandler
@@ -83,7 +83,7 @@ class ServerMessages:
 
     def __init__(
         self,
-        background: Background,
+        background: Tasks,
         questions: QuestionHandler,
         *,
         on_log: OnLog | None,
@@ -213,7 +213,7 @@ class ServerMessages:
             )
         self._queue.append(rest)
         if self._worker is None or self._worker.done():
-            self._worker = self._background.start(self._work())
+            self._worker = self._background.spawn(self._work())
 
     async def _work(self) -> None:
         try:
@@ -236,7 +236,7 @@ class ServerMessages:
         if message.id in self._answer_tasks:
             return  # a resumed stream repeats messages
         self._answer_tasks[message.id] = None
-        task = self._background.start(self._answer(message, transport, request_id))
+        task = self._background.spawn(self._answer(message, transport, request_id))
         if message.id in self._answer_tasks:
             self._answer_tasks[message.id] = task
 

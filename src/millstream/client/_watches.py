@@ -19,7 +19,7 @@ from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
 from millstream.client._negotiation import Connection
 from millstream.client._requests import Ask, Requests
@@ -216,7 +216,7 @@ class _ReopenedEvent(asyncio.Event):
 class Watches:
     """Watchers of the handshake era. A lost connection is reopened while there are any."""
 
-    def __init__(self, requests: Requests, incoming: ServerMessages, background: Background, *, always: bool) -> None:
+    def __init__(self, requests: Requests, incoming: ServerMessages, background: Tasks, *, always: bool) -> None:
         self._requests = requests
         self._incoming = incoming
         self._background = background
@@ -298,7 +298,7 @@ class Watches:
 
     def _keep(self) -> None:
         if self._broken and self._incoming.subscribed.is_set() and (self._task is None or self._task.done()):
-            self._task = self._background.start(self._connect())
+            self._task = self._background.spawn(self._connect())
 
     async def _connect(self) -> None:
         """Reconnect while there are watchers."""

@@ -11,6 +11,7 @@ from time import monotonic
 from msgspec import Struct
 
 from millstream._server.pool import Pool
+from millstream._tasks import Tasks
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.gateway._relay import Relays
@@ -97,7 +98,7 @@ class Links:
         self._open: dict[LinkKey, Link] = {}
         self._to_close: set[Link] = set()
         """Connections to close when their last call ends, because their user has reconnected or disconnected."""
-        self._close_tasks: set[asyncio.Task[None]] = set()
+        self._close_tasks = Tasks()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -168,9 +169,7 @@ class Links:
         if self._open.get(link.key) is link:
             del self._open[link.key]
         self.places.leave(link.owner)
-        task = asyncio.get_running_loop().create_task(_close(link))
-        self._close_tasks.add(task)
-        task.add_done_callback(self._close_tasks.discard)
+        self._close_tasks.spawn(_close(link))
 
     def end_links_of(self, owner: str) -> None:
         """Close the connections with one user's credentials once their calls have finished."""
@@ -205,7 +204,7 @@ class Links:
             self.end(link)
         self._to_close.clear()
         while self._close_tasks:
-            await asyncio.wait(self._close_tasks)
+            await self._close_tasks.settle(None)
 
 
 def _retrieve_exception(task: asyncio.Task[None]) -> None:

@@ -24,6 +24,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
+from millstream._tasks import Tasks, cancel_all
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
 from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
@@ -216,7 +217,7 @@ class ParkedCalls:
         """Calls on other workers, by this worker's number."""
         self._followers: dict[tuple[str, int], asyncio.Task[None]] = {}
         """Requests on other workers, by worker and its number."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         peers = services.peers
         peers.on(WakeCall, self._on_wake_call)
         peers.on(LeaveCall, self._on_leave_call)
@@ -229,13 +230,12 @@ class ParkedCalls:
 
     async def close(self) -> None:
         """End all calls."""
-        tasks = [*self._followers.values(), *self._tasks]
+        tasks: list[asyncio.Task[Any]] = list(self._followers.values())
         for parked in list(self._running):
             self._drop(parked)
             tasks.append(parked.task)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.close()
+        await cancel_all(*tasks)
 
     # On this worker
 
@@ -386,9 +386,7 @@ class ParkedCalls:
             with contextlib.suppress(LocalError, OSError):
                 await self._services.peers.send(worker, message)
 
-        task = asyncio.get_running_loop().create_task(send())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(send())
 
     def _on_call_news(self, news: CallNews, worker: str) -> None:
         remote = self._remote.get(news.number)

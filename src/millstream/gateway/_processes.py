@@ -29,7 +29,7 @@ from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.share import Share
 from millstream._server.pool import Pool
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import Listener, Transport, TransportRequest
@@ -121,7 +121,7 @@ class ProcessTarget:
         self._key = key
         self._owner = owner
 
-    def new_transport(self, listener: Listener, background: Background) -> Transport:
+    def new_transport(self, listener: Listener, background: Tasks) -> Transport:
         """Return a transport that isn't open yet. It uses a spare process, or starts one when it opens."""
         return self._processes.take(self._key, self._owner, listener)
 
@@ -178,7 +178,7 @@ class UpstreamProcesses:
     def warm_up(self) -> None:
         """Start the configured number of spare processes in the background, if there's room."""
         if self._may_warm_up() and (self._refill_task is None or self._refill_task.done()):
-            self._refill_task = self.pool.background.start(self._start_spares())
+            self._refill_task = self.pool.background.spawn(self._start_spares())
 
     def _may_warm_up(self) -> bool:
         has_room = self.places.has_room("") and self.pool.places.has_room("") and not self._waiting
@@ -324,7 +324,7 @@ class ProcessPool:
             min_idle_seconds: seconds without a call after which a process may be stopped in favor of another one.
         """
         self.min_idle_seconds: float = min_idle_seconds
-        self.background: Background = Background()
+        self.background: Tasks = Tasks()
         self.places: Pool = Pool(limit, on_wait=self._make_room)
         self.starts: Pool = Pool(starts)
         self.watchdog: Watchdog = Watchdog()
@@ -364,7 +364,7 @@ class ProcessPool:
             processes.sweep(now)
         self._make_room()
         if self.watchdog.is_missing:
-            self.background.start(self.watchdog.start())
+            self.background.spawn(self.watchdog.start())
 
     async def close(self) -> None:
         """Stop all processes."""
@@ -496,7 +496,7 @@ class ProcessTransport(StdioTransport):
         """Stop the process in the background. Its connection gets another one when used again."""
         self.closing = self.retired = True
         self._duplex.end(SessionLost(f"The process of {self._processes.config.name} was stopped because it was idle."))
-        self._processes.pool.background.start(self.close())
+        self._processes.pool.background.spawn(self.close())
 
     def check(self, now: float) -> None:
         """Stop the process if it's hung."""
@@ -507,7 +507,7 @@ class ProcessTransport(StdioTransport):
             self._asked_at = 0.0
         elif not self._asked_at:  # its callers may have caused this: only silence after a request of our own counts
             self._asked_at = now
-            self._processes.pool.background.start(self._ping())
+            self._processes.pool.background.spawn(self._ping())
         elif now - self._asked_at > _PING_TIMEOUT:
             self._duplex.end(ConnectionLost(f"The process of {self._processes.config.name} stopped responding."))
             self._kill(signal.SIGKILL)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, ProtocolError
 from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.share import Share
+from millstream._tasks import cancel_all
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError
 
@@ -166,9 +167,7 @@ class ResourceWatches:
         """Stop watching."""
         tasks = list(self._tasks.values())
         self._tasks.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*tasks)
 
 
 def _size_of(uri: str) -> int:

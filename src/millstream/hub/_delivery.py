@@ -12,6 +12,7 @@ from functools import partial
 from millstream._http.message import Outlet
 from millstream._stores.base import Entry, Gap, Store
 from millstream._stores.tail import Tail
+from millstream._tasks import cancel_all
 from millstream.hub._audience import Audience
 from millstream.hub._backlog import UnreadBacklog
 from millstream.hub._channels import CLIENT
@@ -74,9 +75,7 @@ class Delivery:
         """Stop the readers."""
         for tail in (self.event_tail, self.change_tail):
             tail.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(*self._tasks)
 
     async def catch_up(self) -> None:
         """Deliver all new entries of the two streams."""

@@ -16,6 +16,7 @@ from millstream._http.message import Outlet
 from millstream._protocol.principal import Principal
 from millstream._stores.base import CoAppend, Position, Store
 from millstream._stores.health import LogOnce
+from millstream._tasks import cancel_all
 from millstream.hub._admission import AccessRules, check_target
 from millstream.hub._audience import Audience
 from millstream.hub._channels import CLIENT, PRESENCE, check_channel, check_client_id, owned_id, owner_of
@@ -134,9 +135,7 @@ class Hub:
         if not self._tasks:
             return
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*tasks)
         await self._delivery.close()
         for subscription in self._audience.all():
             subscription.close()

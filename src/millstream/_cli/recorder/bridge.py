@@ -24,6 +24,7 @@ from millstream._protocol.messages import ToolDescription
 from millstream._protocol.metadata import VERSION_KEY
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import HANDSHAKE
+from millstream._tasks import Tasks
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import BadAnswer, ClientError, NotMcp
 from millstream.client._targets import Remote
@@ -60,7 +61,7 @@ class Bridge:
         self._session = ""
         self._revision = ""
         self._tools = ToolHeaders()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def run(self) -> int:
         """Run until the client disconnects."""
@@ -68,9 +69,7 @@ class Bridge:
             async for line in lines():
                 await self._take(line)
         finally:
-            for task in list(self._tasks):
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._tasks.close()
             if self._session:
                 with suppress(ClientError, TimeoutError):
                     async with asyncio.timeout(_GOODBYE):
@@ -89,14 +88,9 @@ class Bridge:
         if message.get("method") in ("initialize", "notifications/initialized"):
             await posting  # later messages depend on it
         else:
-            self._keep(posting)
+            self._tasks.spawn(posting)
         if message.get("method") == "notifications/initialized":
-            self._keep(self._listen())
-
-    def _keep(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._tasks.spawn(self._listen())
 
     async def _post(self, line: bytes, message: dict[str, Any]) -> None:
         try:

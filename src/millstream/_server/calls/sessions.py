@@ -22,6 +22,7 @@ from millstream._server.peer_messages import RecordUpdate, SessionEnd
 from millstream._server.peers import PAUSE, Peers
 from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailable
 from millstream._stores.changes import read_again
+from millstream._tasks import cancel_all
 
 _PREFIX = "session:"
 MAX_RECORD = 128 * 1024
@@ -148,10 +149,7 @@ class SessionRecords:
 
     async def close(self) -> None:
         """Stop reading records for open streams."""
-        tasks = list(self._reading.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*self._reading.values())
 
     def on_forget(self, forgotten: Callable[[], None]) -> None:
         """Call `forgotten` whenever knowledge about sessions becomes uncertain."""

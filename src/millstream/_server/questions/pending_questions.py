@@ -14,6 +14,7 @@ from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notificat
 from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.share import Share
 from millstream._stores.base import Workers
+from millstream._tasks import Tasks
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -52,7 +53,7 @@ class PendingQuestions:
     def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
         self._share = Share(max_open, each=max_per_owner)
         self._open: dict[str, _PendingQuestion] = {}
-        self._cancellations: set[asyncio.Future[None]] = set()
+        self._cancellations = Tasks()
         """Cancellations being sent to clients."""
         self._timeout = timeout
         self._workers = workers
@@ -170,10 +171,7 @@ class PendingQuestions:
         return [each for each in self._open.items() if each[1].scope == scope and not each[1].future.done()]
 
     def _tell(self, send: Send, question_id: str, reason: str, asked: set[str] | None = None) -> asyncio.Future[None]:
-        said = asyncio.ensure_future(_give_up(send, question_id, reason, asked))
-        self._cancellations.add(said)
-        said.add_done_callback(self._cancellations.discard)
-        return said
+        return self._cancellations.spawn(_give_up(send, question_id, reason, asked))
 
 
 def asker(question_id: object) -> str:

@@ -44,6 +44,7 @@ from millstream._stores.parent import ParentAddress
 from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import expire
+from millstream._tasks import Tasks
 
 PAUSE_BYTES = 1024 * 1024
 """Unread bytes above which a worker's calls wait."""
@@ -268,7 +269,7 @@ class LocalServer:
         self.peers: set[WorkerConnection] = set()
         self._opening: dict[str, asyncio.Task[Backend]] = {}
         """Backends by URL."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._departures = Tasks()
         self._listener: asyncio.Server | None = None
         self._path: Path | None = None
         self._secret = ""
@@ -298,8 +299,7 @@ class LocalServer:
             self._listener = None
         for peer in list(self.peers):
             peer.abort()
-        for task in list(self._tasks):
-            task.cancel()
+        await self._departures.close()
         opening, self._opening = self._opening, {}
         for each in opening.values():
             with suppress(LocalError, OSError):
@@ -336,9 +336,7 @@ class LocalServer:
         """End the lease of a worker whose connection has ended."""
         self.peers.discard(peer)
         if backend is not None and peer.worker:
-            task = asyncio.get_running_loop().create_task(expire(backend, peer.worker))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._departures.spawn(expire(backend, peer.worker))
 
     def _peer(self) -> WorkerConnection:
         peer = WorkerConnection(self)

@@ -14,6 +14,7 @@ from millstream._stores.nats.log import NatsLog
 from millstream._stores.nats.values import NatsMap
 from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
+from millstream._tasks import cancel_all
 
 LEASE = 15.0
 """Lease time in seconds, longer than a leader election takes."""
@@ -67,9 +68,7 @@ class NatsBackend:
 
     async def close(self) -> None:
         task, self._sweep_task = self._sweep_task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await cancel_all(task)
         self.log.close()
         self.kv.close()
         await self._link.close()

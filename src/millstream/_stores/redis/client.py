@@ -34,6 +34,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.scripts import Script
+from millstream._tasks import cancel_all
 
 PATIENCE = 5.0
 """Seconds that a caller waits for an unavailable store."""
@@ -147,10 +148,7 @@ class RedisClient:
 
     async def close(self) -> None:
         """Disconnect. Pending commands fail."""
-        tasks = [task for task in (self._write_task, self._watch_task) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._write_task, self._watch_task)
         self._write_task = self._watch_task = None
         await self._disconnect()
         while self._queue:

@@ -24,6 +24,7 @@ from millstream._stores.redis.reader import Fields, StreamReader
 from millstream._stores.redis.scripts import script
 from millstream._stores.redis.state import RedisState
 from millstream._stores.store import BackendStore
+from millstream._tasks import cancel_all
 
 LEASE = 6.0
 ROOM = 64 * 1024 * 1024
@@ -91,10 +92,7 @@ class RedisBackend:
     async def close(self) -> None:
         if self._client.closed:
             return
-        tasks = [*self._tasks, *([self._restore_task] if self._restore_task is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(*self._tasks, self._restore_task)
         self._tasks, self._restore_task = [], None
         await self._client.close()
         self._reader.forget_all()

@@ -11,7 +11,7 @@ from typing import Any
 
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read, split_batch
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost
 from millstream.client._transports.transport import Listener, SkipLog, Transport, TransportRequest, answered_id
 
@@ -30,7 +30,7 @@ Write = Callable[[bytes], Coroutine[Any, Any, None]]
 class Duplex:
     """The pending requests of one connection."""
 
-    def __init__(self, transport: Transport, listener: Listener, background: Background, write: Write) -> None:
+    def __init__(self, transport: Transport, listener: Listener, background: Tasks, write: Write) -> None:
         self._transport = transport
         self._listener = listener
         self._background = background
@@ -55,7 +55,7 @@ class Duplex:
             # `initialize` can't be canceled:
             # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
             if request.method != "initialize" and self.fault is None:
-                self._background.start(self._send_cancellation(request.id))
+                self._background.spawn(self._send_cancellation(request.id))
             raise
         finally:
             del self._waiting[request.id]

@@ -8,7 +8,7 @@ import asyncio
 from millstream._http.client.connection import HttpReply
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
 from millstream.client._transports.duplex import Duplex
@@ -25,7 +25,7 @@ class HttpSseTransport:
         self,
         endpoint: Endpoint,
         listener: Listener,
-        background: Background,
+        background: Tasks,
         max_bytes: int,
         timeout: float,
     ) -> None:
@@ -62,7 +62,7 @@ class HttpSseTransport:
                     raise NotMcp(f"{url} has no event stream: it responds with status {reply.status}.")
                 if reply.final_url is not None:
                     self._endpoint.url = reply.final_url
-                self._background.start(self._read(reply, named))
+                self._background.spawn(self._read(reply, named))
                 await named
         except TimeoutError as exc:
             if reply is None:

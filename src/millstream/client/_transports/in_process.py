@@ -3,7 +3,7 @@
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._transports.transport import Listener, Transport
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ServerObject(Protocol):
 class TransportFactory(Protocol):
     """A target that creates the client's transport itself, such as a program of another library."""
 
-    def new_transport(self, listener: Listener, background: Background) -> Transport:
+    def new_transport(self, listener: Listener, background: Tasks) -> Transport:
         """Return a transport that isn't open yet.
 
         Args:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
+from millstream._tasks import Tasks
 from millstream._transports.memory import MemoryPipe
-from millstream.client._background import Background
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.in_process import RunningServer, ServerObject
 from millstream.client._transports.transport import Listener, TransportRequest
@@ -26,7 +26,7 @@ class MemoryTransport:
         self,
         server: ServerObject,
         listener: Listener,
-        background: Background,
+        background: Tasks,
         *,
         pipe: "Callable[[Dispatcher], MemoryPipe]" = MemoryPipe,
     ) -> None:
@@ -48,7 +48,7 @@ class MemoryTransport:
         runtime = await running.__aenter__()
         self._running = running
         self._pipe = self._new_pipe(runtime.dispatcher)
-        self._background.start(self._read(self._pipe))
+        self._background.spawn(self._read(self._pipe))
 
     async def _read(self, pipe: MemoryPipe) -> None:
         while True:

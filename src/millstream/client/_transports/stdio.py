@@ -20,7 +20,7 @@ from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.lines import LineSplitter, LineStart
 from millstream._protocol.revisions import Revision
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._child_stderr import ProbeErrors
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
 from millstream.client._transports.duplex import Duplex
@@ -117,7 +117,7 @@ class StdioTransport:
         self,
         command: Command,
         listener: Listener,
-        background: Background,
+        background: Tasks,
         max_bytes: int,
         *,
         show: Callable[[str], object] | None = None,

@@ -15,7 +15,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read, read_result
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     BadAnswer,
@@ -48,7 +48,7 @@ class StreamableTransport:
 
     name = "streamable-http"
 
-    def __init__(self, endpoint: Endpoint, listener: Listener, background: Background, max_bytes: int) -> None:
+    def __init__(self, endpoint: Endpoint, listener: Listener, background: Tasks, max_bytes: int) -> None:
         # Configuration
         self._endpoint = endpoint
         self._listener = listener
@@ -103,7 +103,7 @@ class StreamableTransport:
             raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
             stands = asyncio.Event()
-            self._stream_task = self._background.start(self._keep_stream_open(stands))
+            self._stream_task = self._background.spawn(self._keep_stream_open(stands))
             # Messages outside of a call's stream are lost unless this stream is open before the first call.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_STREAM_TIMEOUT):
@@ -289,7 +289,7 @@ class StreamableTransport:
         """Cancel a request on the server. In the per-request era, closing the connection is enough."""
         revision = self._revision
         if request.method != "initialize" and revision is not None and revision.handshake:
-            self._background.start(self._send_cancellation(request.id))
+            self._background.spawn(self._send_cancellation(request.id))
 
     async def _send_cancellation(self, request_id: int) -> None:
         method = "notifications/cancelled"

@@ -20,7 +20,7 @@ from millstream._http.limits import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAG
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (
     AccessDenied,
@@ -112,7 +112,7 @@ class WebSocketTransport:
         url: Url,
         headers: Mapping[str, str],
         listener: Listener,
-        background: Background,
+        background: Tasks,
         *,
         max_bytes: int,
         connect_timeout: float,
@@ -190,7 +190,7 @@ class WebSocketTransport:
             await socket.close()
             raise NotMcp(f"{url} isn't an MCP WebSocket: it doesn't accept the subprotocol mcp.")
         self._socket = cast("_Socket", socket)
-        self._background.start(self._read(self._socket))
+        self._background.spawn(self._read(self._socket))
 
     async def _read(self, socket: _Socket) -> None:
         most = max(MAX_FRAGMENTS, self._max // USUAL_FRAGMENT)

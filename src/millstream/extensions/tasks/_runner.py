@@ -544,4 +544,4 @@ async def _run_quietly(work: Any) -> None:
     try:
         await work
     except (LocalError, OSError):
-        logger.debug("Background work for tasks failed", exc_info=True)
+        logger.debug("Tasks work for tasks failed", exc_info=True)

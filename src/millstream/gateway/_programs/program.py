@@ -16,7 +16,7 @@ from millstream.gateway._programs.transport import ProgramTransport
 
 if TYPE_CHECKING:
     from millstream._protocol.principal import Principal
-    from millstream.client._background import Background
+    from millstream._tasks import Tasks
     from millstream.client._transports.transport import Listener, Transport
     from millstream.gateway._programs.auth import ProgramAuth
     from millstream.gateway._programs.http import HttpSide
@@ -114,7 +114,7 @@ class Program:
         """Return what `remember` stored last; None for an unknown caller."""
         return self._users.get(caller)
 
-    def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
+    def new_transport(self, listener: "Listener", background: "Tasks") -> "Transport":
         """Return a transport to an anonymous session."""
         return self.of("").new_transport(listener, background)
 
@@ -192,6 +192,6 @@ class ProgramOfCaller:
         self._program = program
         self._caller = caller
 
-    def new_transport(self, listener: "Listener", background: "Background") -> "Transport":
+    def new_transport(self, listener: "Listener", background: "Tasks") -> "Transport":
         """Return a transport to a new session."""
         return ProgramTransport(self._program, self._caller, listener, background)

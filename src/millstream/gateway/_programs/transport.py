@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from millstream._protocol.errors import METHOD_NOT_FOUND
 from millstream._protocol.jsonrpc import Envelope, encode
 from millstream._protocol.revisions import Revision
-from millstream.client._background import Background
+from millstream._tasks import Tasks
 from millstream.client._errors import ConnectFailed, ConnectionLost
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.transport import Listener, TransportRequest
@@ -59,7 +59,7 @@ class ProgramTransport:
 
     name = "memory"
 
-    def __init__(self, program: Sessions, caller: str, listener: Listener, background: Background) -> None:
+    def __init__(self, program: Sessions, caller: str, listener: Listener, background: Tasks) -> None:
         self._program = program
         self._caller = caller
         self._context = Context()
@@ -151,7 +151,7 @@ class ProgramTransport:
         if self._duplex.fault is not None:
             raise self._duplex.fault
         if self._session is None:
-            self._session = self._context_of_caller().run(self._background.start, self._serve())
+            self._session = self._context_of_caller().run(self._background.spawn, self._serve())
         if not await self._input.put(self._program.messages.make(message), self._context_of_caller()):
             raise ConnectionLost("The program ended the session.")
 

@@ -6,8 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -16,6 +15,7 @@ from millstream._app.server_process.runner import LAST_SECONDS
 from millstream._app.server_process.workers.back_off import BackOff
 from millstream._app.server_process.workers.messages import Hello, WorkerState, WorkerStates
 from millstream._app.server_process.workers.worker_process import READY, NotStarted, WorkerProcess, how
+from millstream._tasks import Tasks
 
 logger = logging.getLogger("millstream")
 
@@ -59,7 +59,7 @@ class WorkerPool:
         self.slots = slots
         self.children: dict[WorkerProcess, Slot] = {}
         """All processes that haven't ended, including those that are exiting."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._stopping = False
 
     def begin(self, slot: Slot) -> WorkerProcess:
@@ -77,7 +77,7 @@ class WorkerPool:
         except OSError as exc:
             raise NotStarted(CommandError(f"Worker {slot.number} couldn't be started.", why=str(exc))) from exc
         self.children[child] = slot
-        self._spawn(self._look_after(child))
+        self._tasks.spawn(self._look_after(child))
         return child
 
     def serving_workers(self) -> list[WorkerProcess]:
@@ -88,7 +88,7 @@ class WorkerPool:
         """Stop processes that have been replaced."""
         for child in children:
             child.drain(replaced=True)
-            self._spawn(self._see_out(child))
+            self._tasks.spawn(self._see_out(child))
 
     def stop_mending(self, slot: Slot) -> None:
         """Stop replacing the worker of this slot, because a restart is handling it."""
@@ -113,7 +113,7 @@ class WorkerPool:
         children = list(self.children)
         for child in children:
             child.drain(replaced=False)
-        closing = self._spawn(_close(children, sockets))
+        closing = self._tasks.spawn(_close(children, sockets))
         everyone, forced = asyncio.gather(*[child.ended for child in children]), asyncio.create_task(force.wait())
         patience = max((child.patience for child in children), default=0.0) + GRACE
         await asyncio.wait((everyone, forced), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
@@ -126,15 +126,8 @@ class WorkerPool:
                 _kill(child)
         await everyone
         await closing
-        for task in (forced, *self._tasks):
-            task.cancel()
-        await asyncio.gather(forced, *self._tasks, return_exceptions=True)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        forced.cancel()
+        await self._tasks.close()
 
     async def _look_after(self, child: WorkerProcess) -> None:
         """Supervise a process from start to end, and handle its exit."""
@@ -148,7 +141,7 @@ class WorkerPool:
             slot.back_off.serves()
             self._tell()
             if child.watchdog:
-                self._spawn(self._watch(child))
+                self._tasks.spawn(self._watch(child))
         status = await child.ended
         del self.children[child]
         self._tell()
@@ -172,7 +165,7 @@ class WorkerPool:
         looking = slot.mending is not None and not slot.mending.done()
         taken = any(place is slot and not child.leaves for child, place in self.children.items())
         if not (self._stopping or looking or taken):
-            slot.mending = self._spawn(self._replace(slot, why))
+            slot.mending = self._tasks.spawn(self._replace(slot, why))
 
     async def _replace(self, slot: Slot, why: str) -> None:
         """Start processes until one is ready."""
@@ -193,7 +186,7 @@ class WorkerPool:
             except asyncio.CancelledError:
                 if child is not None:
                     child.drain(replaced=False)
-                    self._spawn(self._see_out(child))
+                    self._tasks.spawn(self._see_out(child))
                 raise
             else:
                 logger.info("%s is ready", child)
