@@ -118,10 +118,8 @@ def _wrap_handlers(
     if route.local or (route.private and guard is None):
         message = route.message
         handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
-    return handlers if guard is None or route.public else _with_auth(guard, handlers, route)
-
-
-def _with_auth(guard: "AuthGuard", handlers: Mapping[str, Handler], route: Route) -> dict[str, Handler]:
+    if guard is None or route.public:
+        return handlers
     return {
         method: guard.protect(handler, scope=route.scope, message=route.message) for method, handler in handlers.items()
     }

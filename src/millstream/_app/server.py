@@ -613,12 +613,9 @@ class Server(ServerAliases):
         ):
             await runtime.adapter.__call__(scope, receive, send)
         else:
-            await self._slow_path(scope, receive, send)
+            from millstream._app.server_process import entry  # noqa: PLC0415  a stdio server does without
 
-    async def _slow_path(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        from millstream._app.server_process import entry  # noqa: PLC0415  a stdio server does without
-
-        await entry.serve(self, scope, receive, send)
+            await entry.serve(self, scope, receive, send)
 
     @suggest_keywords
     def run(

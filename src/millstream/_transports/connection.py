@@ -206,7 +206,9 @@ class ClientConnection:
         except ProtocolError as exc:
             self._note("initialize", str(exc.code))
             return error_message(message.id, exc.code, exc.message, exc.data)
-        self.session = _session(self.id, opening, _owner(self._principal, self.peer))
+        self.session = _session(
+            self.id, opening, peer_network(self.peer) if self._principal is None else self._principal.id
+        )
         self._note("initialize")
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
@@ -311,10 +313,6 @@ class ClientConnection:
 
 def _session(id: str, opening: Handshake, owner: str) -> Session:
     return Session(id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
-
-
-def _owner(principal: Principal | None, peer: str) -> str:
-    return peer_network(peer) if principal is None else principal.id
 
 
 def _call_when_done(tasks: Collection[asyncio.Task[None]], then: Callable[[], None]) -> None:

@@ -37,13 +37,15 @@ class LimitsPart(OwnPart):
             read = host.metrics.read
             read("counter", "hub_rate_limited_total", "Calls refused by a limit.", self._refusal_counts, ("policy",))
             why = "The store is unavailable, so this worker enforces its share of the limits alone."
-            read("gauge", "hub_limits_alone", why, lambda: _alone(host), merge="max")
+            read(
+                "gauge",
+                "hub_limits_alone",
+                why,
+                lambda: {(): int(host.open_pool is not None and host.open_pool.away)},
+                merge="max",
+            )
 
     def _refusal_counts(self) -> dict[tuple[str, ...], float]:
         if self._throttle is None:
             return {}
         return {(policy,): count for policy, count in self._throttle.refused.items()}
-
-
-def _alone(host: Host) -> dict[tuple[str, ...], float]:
-    return {(): int(host.open_pool is not None and host.open_pool.away)}

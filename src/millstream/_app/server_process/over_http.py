@@ -119,12 +119,9 @@ class _Panel:
         self._port = port
         self._told = told
 
-    def _facts(self) -> Facts:
-        return facts(self._definition, host=self._host, port=self._port)
-
     def on_listen(self, accept: Accept) -> None:
         """Show the panel. A gateway knows only now what its upstreams offer."""
-        self._told(self._facts())
+        self._told(facts(self._definition, host=self._host, port=self._port))
 
     def on_drain(self) -> None:
         """Do nothing, because the signals have been reported."""

@@ -285,7 +285,8 @@ class Context(CallInfo):
         from millstream._server.calls.one_time_effects import once_stored  # noqa: PLC0415  few effects are stored
 
         share = share_for(self.principal.id if self.principal is not None else "")
-        name = f"once:{share}.{slot.removeprefix('once:')}:{_state_id(self._call)}"
+        # The state is sealed again for every round, so it names the one that this call continues.
+        name = f"once:{share}.{slot.removeprefix('once:')}:{sha256(self._call.state.encode()).hexdigest()}"
         return await once_stored(self._services, name, run)
 
 
@@ -299,11 +300,6 @@ def shared_context(call: Call, home: object) -> Context:
 async def _value(function: Callable[[], Any]) -> Any:
     value = function()
     return await value if inspect.isawaitable(value) else value
-
-
-def _state_id(call: Call) -> str:
-    """Return the id of the round that a call continues. The state is sealed again for every round."""
-    return sha256(call.state.encode()).hexdigest()
 
 
 def open_rounds(call: Call) -> None:

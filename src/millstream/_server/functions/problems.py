@@ -213,7 +213,11 @@ class _Comparison:
             return
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if tag is not None and is_object(value):
-            named = {each["properties"][tag]["enum"][0]: each for each in alike if _has_tag(each, tag)}
+            named = {
+                each["properties"][tag]["enum"][0]: each
+                for each in alike
+                if each.get("properties", {}).get(tag, {}).get("enum")
+            }
             alike = [each for name, each in named.items() if name == value.get(tag)]
             if not alike:
                 tags = list(named)
@@ -274,10 +278,6 @@ def _from_text(text: str, kind: Any) -> Any:
         return msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError:
         return text
-
-
-def _has_tag(node: Schema, tag: str) -> bool:
-    return bool(node.get("properties", {}).get(tag, {}).get("enum"))
 
 
 def _kind_of(value: Any) -> str:

@@ -68,7 +68,8 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         store: The health of the store, passed through.
     """
     own, every = workers[here], list(workers.values())
-    rows = _operations(every, own.bounds)
+    operations = _merge_all((_comparable(each, own.bounds) for each in every), _merge)
+    rows = [_row(key, operations[key], own.bounds) for key in sorted(operations)]
     return {
         "at_seconds": round(own.uptime, 3),
         "uptime_seconds": round(max(each.uptime for each in every), 3),
@@ -110,11 +111,6 @@ def _worker(name: str, figures: Figures) -> dict[str, Any]:
 
 
 # Calls
-
-
-def _operations(workers: Sequence[Figures], bounds: tuple[float, ...]) -> list[dict[str, Any]]:
-    found = _merge_all((_comparable(each, bounds) for each in workers), _merge)
-    return [_row(key, found[key], bounds) for key in sorted(found)]
 
 
 def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:

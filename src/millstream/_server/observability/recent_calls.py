@@ -134,7 +134,8 @@ class RecentCalls:
             outcome = "cancelled"
         seen = self._clients.get((client.name, client.version))
         if seen is None:
-            seen = self._new_client(client.name, client.version)
+            key = (client.name, client.version) if len(self._clients) < MAX_CLIENTS else (OTHER, "")
+            seen = self._clients.setdefault(key, ClientCalls(0, 0, 0.0, "", ""))
         seen.calls += 1
         seen.last, seen.transport, seen.revision = now, call.transport, revision
         arguments: str | None = None
@@ -171,10 +172,6 @@ class RecentCalls:
             self._second, self._read = second, 0
         self._read += 1
         return self._read <= READ_EACH_SECOND
-
-    def _new_client(self, name: str, version: str) -> ClientCalls:
-        key = (name, version) if len(self._clients) < MAX_CLIENTS else (OTHER, "")
-        return self._clients.setdefault(key, ClientCalls(0, 0, 0.0, "", ""))
 
     def look(self) -> WorkerCalls:
         """Return the recorded calls. For the next seconds, the arguments of all calls are read."""

@@ -80,8 +80,8 @@ class ClientProof:
         if wait > 0:
             raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
         header = request.headers.get(b"authorization")
-        if len(request.headers) != len(request.raw_headers) and header is not None:
-            _one_header(request)
+        if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
+            raise OAuthError("invalid_request", "The Authorization header is repeated.")
         try:
             return await self._client(header, form, self._clients.lookups.by(request), key)
         except OAuthError as exc:
@@ -207,11 +207,6 @@ def _slow(text: str, head: bytes) -> OAuthError:
 def _invalid_client(text: str, scheme: str = "") -> OAuthError:
     head = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n' if scheme else b""
     return OAuthError("invalid_client", text, 401, head)
-
-
-def _one_header(request: HttpRequest) -> None:
-    if sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
-        raise OAuthError("invalid_request", "The Authorization header is repeated.")
 
 
 def _basic(header: bytes, form: Parameters) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from millstream._http.client.fetch import check_url
-from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.auth._authorization_server.allowlist import Allowlist
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed, User
 from millstream.auth._authorization_server.records import new_secret
@@ -58,10 +58,11 @@ class GitHubUpstream:
         }  # fmt: skip
         given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
         # GitHub returns errors with status 200, too.
-        token = text(given.get("access_token")) if is_object(given) else ""
+        answer = members(given)
+        token = text(answer.get("access_token"))
         if not token:
-            code_of({"error": text(given.get("error")) if is_object(given) else ""}, _TITLE)
-        person = await self._about("/user", token)
+            code_of({"error": text(answer.get("error"))}, _TITLE)
+        person = members(await self._ask("/user", token))
         number, login = person.get("id"), text(person.get("login"))
         if not isinstance(number, int) or isinstance(number, bool) or not login:
             raise SignInFailed(f"{_TITLE} didn't identify you. Try again later.")
@@ -80,10 +81,6 @@ class GitHubUpstream:
                 if each.get("verified") is True and "@" in (email := text(each.get("email"))):
                     found |= {email, f"@{email.rpartition('@')[2]}"}
         return found
-
-    async def _about(self, path: str, token: str) -> Mapping[str, Any]:
-        found = await self._ask(path, token)
-        return found if is_object(found) else {}
 
     async def _list(self, path: str, token: str) -> list[Mapping[str, Any]]:
         found = await self._ask(path, token)

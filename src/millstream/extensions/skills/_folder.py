@@ -120,7 +120,7 @@ class SkillFolder:
                 skill = self._skill(root, inside, before, files)
                 skills[skill.uri] = skill
             except (SkillError, FrontmatterError, OSError) as exc:
-                self._refuse(f"The skill {self._relative_path(root)} can't be served: {exc}", strict=strict)
+                self._refuse(f"The skill {root.relative_to(self._root.parent)} can't be served: {exc}", strict=strict)
         return Snapshot(dict(sorted(skills.items())), files)
 
     def _refuse(self, problem: str, *, strict: bool) -> None:
@@ -129,9 +129,6 @@ class SkillFolder:
         if problem not in self._warned and len(self._warned) < MAX_WALKED:
             self._warned.add(problem)
             _logger.warning("%s", problem)
-
-    def _relative_path(self, root: Path) -> str:
-        return str(root.relative_to(self._root.parent))
 
     def _walk(self) -> Iterator[Path]:
         """Yield the files by their paths below the root, with unresolved links."""

@@ -99,12 +99,8 @@ def _files(name: str, base: str, files: Mapping[str, str | bytes]) -> dict[str, 
 
 def _head(frontmatter: Mapping[str, Any]) -> str:
     """Return frontmatter as JSON, which is valid YAML."""
-    lines = "".join(f"{encode(name).decode()}: {_scalar(value)}\n" for name, value in frontmatter.items())
+    lines = "".join(f"{encode(name).decode()}: {encode(value).decode()}\n" for name, value in frontmatter.items())
     return f"---\n{lines}---\n\n"
-
-
-def _scalar(value: Any) -> str:
-    return encode(value).decode()
 
 
 def media_type_of(uri: str) -> str:
