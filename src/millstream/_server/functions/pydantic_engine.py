@@ -381,7 +381,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if isinstance(kind, type) and issubclass(kind, Struct):
+    if _is_struct(kind):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -399,6 +399,10 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:

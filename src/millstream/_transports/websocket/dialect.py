@@ -93,7 +93,7 @@ class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
 
 _decode_head = decoder(_Head)
 _decode_text = decoder(str)
-_decode_data = decoder(Any)
+_decode_data = msgspec.json.Decoder(Any).decode
 
 
 def encode_event(event: Event) -> bytes:

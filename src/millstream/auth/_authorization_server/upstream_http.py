@@ -11,9 +11,11 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlencode
 
+import msgspec
+
 from millstream._http.client.dial import allow_any
 from millstream._http.client.fetch import FetchedDocument, OutboundError, fetch
-from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream.auth._authorization_server.login_methods import SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -21,7 +23,7 @@ logger = logging.getLogger("millstream")
 _MAX_TEXT = 256
 _ERROR = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-_decode = decoder(Any)
+_decode = msgspec.json.Decoder(Any).decode
 
 
 async def get(url: str) -> FetchedDocument:
