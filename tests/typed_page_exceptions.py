@@ -109,7 +109,7 @@ PAGES = {
             "millstream call parcels.py": (
                 ("street: ", "Hobbit Lane 1"),
                 ("city: ", "Oxford"),
-                ("speed [standard]: ", "express"),
+                ("speed (standard, express) [standard]: ", "express"),
             )
         },
         also={"": (TypedCommand("millstream list parcels.py", "…\ntool	write_card	…"),)},

@@ -70,7 +70,7 @@ def envelopes() -> Target:
 
     def read(data: bytes) -> None:
         try:
-            jsonrpc.check_text(data, 64)
+            jsonrpc.check_text(data)
         except ProtocolError:
             return  # every transport does that first
         with suppress(ProtocolError):

@@ -48,6 +48,7 @@ def test_modules_take_precedence_over_programs(tmp_path: Path, monkeypatch: pyte
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [])
     assert is_elsewhere("bookshop")
     (tmp_path / "bookshop.py").touch()
     assert not is_elsewhere("bookshop")

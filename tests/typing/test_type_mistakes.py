@@ -21,7 +21,7 @@ PYRIGHT = ROOT / "requirements" / "pyright" / "node_modules" / "pyright" / "inde
 pytestmark = [
     pytest.mark.check,
     pytest.mark.server,
-    pytest.mark.skipif(not PYRIGHT.exists(), reason="pyright is not installed: make check"),
+    pytest.mark.skipif(not PYRIGHT.exists(), reason="make check installs pyright"),
 ]
 
 
