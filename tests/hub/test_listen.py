@@ -61,9 +61,9 @@ async def two_workers(name: str) -> AsyncIterator[tuple[Any, list[Hub]]]:
 
 async def position_is_saved(hub: Hub, name: str) -> None:
     """Wait until a listener of this name has begun, so that it gets every later event."""
-    from millstream.hub._listener import Listener  # noqa: PLC0415
+    from millstream.hub._listener import EventListener  # noqa: PLC0415
 
-    key = Listener(hub._store, "x", name, lambda: True)._position_key
+    key = EventListener(hub._store, "x", name, lambda: True)._position_key
     await until(lambda: _has(hub, key))
 
 

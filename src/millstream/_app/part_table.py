@@ -74,27 +74,26 @@ class PartEntry(NamedTuple):
     """Whether the class is an `Extension`, which is called without arguments."""
 
 
-_PARTS = "millstream._app.parts"
 TABLE: dict[str, PartEntry] = {
-    "metrics": PartEntry(f"{_PARTS}.metrics:MetricsPart", None),
-    "auth": PartEntry(f"{_PARTS}.auth:AuthPart", _signs_in),
+    "metrics": PartEntry("millstream._app.parts.metrics:MetricsPart", None),
+    "auth": PartEntry("millstream._app.parts.auth:AuthPart", _signs_in),
     "search": PartEntry("millstream.gateway._search:SearchPart", _searches),  # its gate must precede that of the limits
-    "limits": PartEntry(f"{_PARTS}.limits:LimitsPart"),
-    "hub": PartEntry(f"{_PARTS}.hub:HubPart", None),
-    "lifespan": PartEntry(f"{_PARTS}.lifespan:LifespanPart"),
+    "limits": PartEntry("millstream._app.parts.limits:LimitsPart"),
+    "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
+    "lifespan": PartEntry("millstream._app.parts.lifespan:LifespanPart"),
     "tasks": PartEntry(
         "millstream.extensions.tasks:TasksExtension", _has_tasks, extension=True
     ),  # before the tools of upstreams are there
     "gateway": PartEntry("millstream.gateway._part:GatewayPart", _has_upstreams),
-    "observation": PartEntry(f"{_PARTS}.observation:ObservationPart"),
-    "mcp": PartEntry(f"{_PARTS}.mcp:McpPart"),
-    "probes": PartEntry(f"{_PARTS}.probes:ProbesPart"),
-    "rest": PartEntry(f"{_PARTS}.rest:RestPart", None),
-    "web": PartEntry(f"{_PARTS}.web:WebPart", None, ("hub", "rest", "metrics")),
+    "observation": PartEntry("millstream._app.parts.observation:ObservationPart"),
+    "mcp": PartEntry("millstream._app.parts.mcp:McpPart"),
+    "probes": PartEntry("millstream._app.parts.probes:ProbesPart"),
+    "rest": PartEntry("millstream._app.parts.rest:RestPart", None),
+    "web": PartEntry("millstream._app.parts.web:WebPart", None, ("hub", "rest", "metrics")),
     "cards": PartEntry("millstream.extensions.cards:Cards", _has_card, extension=True),
-    "paths": PartEntry(f"{_PARTS}.paths:PathsPart"),
-    "siblings": PartEntry(f"{_PARTS}.siblings:SiblingsPart", _stores_alone),
-    "audit": PartEntry(f"{_PARTS}.audit:AuditPart", _audits),
+    "paths": PartEntry("millstream._app.parts.paths:PathsPart"),
+    "siblings": PartEntry("millstream._app.parts.siblings:SiblingsPart", _stores_alone),
+    "audit": PartEntry("millstream._app.parts.audit:AuditPart", _audits),
 }
 """Name -> part. Parts open in this order, after those they need."""
 SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)

@@ -128,29 +128,29 @@ class _Rounds(Struct, frozen=True, array_like=True):
     keys: list[str]
 
 
-class _Saved(Struct, array_like=True):
+class _SavedState(Struct, array_like=True):
     """Sealed state of a forwarded call between the requests of its client."""
 
     upstream: str
 
 
-class _SavedTicket(_Saved, tag="parked"):
+class _SavedTicket(_SavedState, tag="parked"):
     ticket: Ticket
 
 
-class _SavedRounds(_Saved, tag="rounds"):
+class _SavedRounds(_SavedState, tag="rounds"):
     rounds: _Rounds
 
 
-class _SavedUrls(_Saved, tag="urls"):
+class _SavedUrls(_SavedState, tag="urls"):
     questions: dict[str, Any]
 
 
-class _SavedTask(_Saved, tag="task"):
+class _SavedTask(_SavedState, tag="task"):
     task: StoredTask
 
 
-class _SavedResult(_Saved, tag="result"):
+class _SavedResult(_SavedState, tag="result"):
     result: Raw
 
 
@@ -237,10 +237,10 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
             result = await requests.send(current, ask)
         breaker.succeed(monotonic() - started, call, method, name)
         if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
-            raise _Forwarding(call, upstream, method, name, source=source).pass_on(required)
+            raise _ForwardedCall(call, upstream, method, name, source=source).pass_on(required)
     except (Failure, AccessDenied) as exc:
         breaker.succeed(monotonic() - started, call, method, name)
-        raise _Forwarding(call, upstream, method, name, source=source).convert_error(exc) from None
+        raise _ForwardedCall(call, upstream, method, name, source=source).convert_error(exc) from None
     except ClientError as exc:
         upstream.record_failure(exc, call, method, name)
         raise no_response_error(call, upstream, exc) from None
@@ -308,7 +308,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
 ) -> bytes:
     level, requested_level = await _find_log_level(call)
-    forwarding = _Forwarding(call, upstream, method, name, level=level)
+    forwarding = _ForwardedCall(call, upstream, method, name, level=level)
     link, relay, previous, breaker = None, forwarding.relay, forwarding.previous, upstream.breaker
     if isinstance(previous, _SavedResult):
         return bytes(previous.result)
@@ -476,7 +476,7 @@ def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = F
     return encode(members)[1:-1]
 
 
-class _Forwarding:
+class _ForwardedCall:
     """A call that is being forwarded to an upstream, and its state, carried by its client's retries."""
 
     __slots__ = ("_ask", "_call", "_link", "_slot", "_source", "_upstream", "previous", "relay")
@@ -515,7 +515,9 @@ class _Forwarding:
             if self.previous.upstream != upstream.config.name:
                 raise ProtocolError(INVALID_PARAMS, CALL_OVER)
 
-    def ask(self, kind: Callable[[str, Any], _Saved], questions: Mapping[str, Any], value: object) -> InputRequired:
+    def ask(
+        self, kind: Callable[[str, Any], _SavedState], questions: Mapping[str, Any], value: object
+    ) -> InputRequired:
         """Return the exception that ends the client's request with questions, sealing `value` for its retry."""
         self._save(kind, value)
         return InputRequired(questions)
@@ -525,7 +527,7 @@ class _Forwarding:
         if self.previous is not None and len(result) <= _MAX_SAVED_RESULT:
             self._save(_SavedResult, Raw(result))
 
-    def _save(self, kind: Callable[[str, Any], _Saved], value: object) -> None:
+    def _save(self, kind: Callable[[str, Any], _SavedState], value: object) -> None:
         """Save a value for the next run of the call."""
         call = self._call
         rounds = call.rounds

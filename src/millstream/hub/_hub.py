@@ -33,7 +33,7 @@ from millstream.hub._event import (
 from millstream.hub._event_ids import DEDUPLICATION_WINDOW
 from millstream.hub._journal import Journal
 from millstream.hub._limits import EventTooLarge, HubLimits
-from millstream.hub._listener import Listener
+from millstream.hub._listener import EventListener
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._permission import SafeAuthorize
 from millstream.hub._presence import Member, Presence
@@ -287,7 +287,7 @@ class Hub:
         Example:
             ``async for event in mcp.hub.listen("orders.*", name="mailer"): await send(event.data)``
         """
-        return Listener(self._store, pattern, name, lambda: bool(self._tasks)).events()
+        return EventListener(self._store, pattern, name, lambda: bool(self._tasks)).events()
 
     async def presence(self, channel: str) -> list[Member]:
         """Return the clients on a channel, across all workers, in order of arrival.

@@ -29,7 +29,7 @@ _RETRY = 1.0
 logger = getLogger("millstream.hub")
 
 
-class Listener:
+class EventListener:
     """The events of a pattern."""
 
     def __init__(self, store: Store, pattern: str, name: str, is_open: Callable[[], bool]) -> None:

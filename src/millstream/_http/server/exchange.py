@@ -39,7 +39,7 @@ class ReplyQueue(Protocol):
         """Continue after the reply to a request is written."""
 
 
-class Tasks(Protocol):
+class TaskHolder(Protocol):
     """The background tasks of the server."""
 
     tasks: set[asyncio.Task[None]]
@@ -62,7 +62,7 @@ class Carrier(Channel, Protocol):
         ...
 
     @property
-    def state(self) -> Tasks:
+    def state(self) -> TaskHolder:
         """The calls of the server."""
         ...
 
