@@ -14,7 +14,7 @@ from millstream import Server, Settings, auth
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.http_server import HttpServer
-from millstream._app.server_process.workers.messages import WorkerState
+from millstream._app.server_process.workers.slot import WorkerState
 from millstream._http.server.guard import ServerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL

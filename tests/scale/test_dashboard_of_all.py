@@ -10,8 +10,8 @@ import pytest
 
 from fleet import EventStream, Worker, real_fleet, settle, until
 from millstream import Server
-from millstream._app.dashboard_queries import FRESH, DashboardQueries
 from millstream._app.local_only import Bind
+from millstream._app.parts.web import FRESH, DashboardQueries
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
 from millstream._server.peer_messages import StatsReply

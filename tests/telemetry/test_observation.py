@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream import Principal, Server, ToolError
-from millstream._app.dashboard_queries import DashboardQueries
+from millstream._app.parts.web import DashboardQueries
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
 from millstream._server.observability.figures import dashboard_values

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from millstream._app.parts.metrics import INTERVAL
+from millstream._app.parts.operations import INTERVAL
 from workers_world import Client, call, kill, run_workers, until_async
 
 pytestmark = pytest.mark.server

@@ -13,10 +13,9 @@ from cases import for_each
 from millstream import Server
 from millstream._app.server_process import over_http
 from millstream._app.server_process.errors import CommandError
-from millstream._app.server_process.workers import file_changes as watching
 from millstream._app.server_process.workers import slot
-from millstream._app.server_process.workers.back_off import LONGEST, WELL, BackOff
-from millstream._app.server_process.workers.messages import (
+from millstream._app.server_process.workers import supervisor as watching
+from millstream._app.server_process.workers.slot import (
     FOR_WORKER,
     Drain,
     Force,
@@ -24,11 +23,10 @@ from millstream._app.server_process.workers.messages import (
     MessageChannel,
     WorkerState,
     WorkerStates,
+    open_sockets,
 )
-from millstream._app.server_process.workers.restart import own_command
-from millstream._app.server_process.workers.sockets import open_sockets
 from millstream._app.server_process.workers.supervisor import Supervisor, slots_of
-from millstream._app.server_process.workers.worker_process import how
+from millstream._app.server_process.workers.worker_process import LONGEST, WELL, BackOff, how, own_command
 from patience import WAIT
 
 HELLO = Hello(worker=1, workers=2, host="127.0.0.1", port=8000, listeners=[5], run=1, key="k" * 32)

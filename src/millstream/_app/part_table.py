@@ -75,25 +75,25 @@ class PartEntry(NamedTuple):
 
 
 TABLE: dict[str, PartEntry] = {
-    "metrics": PartEntry("millstream._app.parts.metrics:MetricsPart", None),
+    "metrics": PartEntry("millstream._app.parts.operations:MetricsPart", None),
     "auth": PartEntry("millstream._app.parts.auth:AuthPart", _signs_in),
     "search": PartEntry("millstream.gateway._search:SearchPart", _searches),  # its gate must precede that of the limits
-    "limits": PartEntry("millstream._app.parts.limits:LimitsPart"),
+    "limits": PartEntry("millstream._app.parts.mcp:LimitsPart"),
     "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
     "lifespan": PartEntry("millstream._app.parts.lifespan:LifespanPart"),
     "tasks": PartEntry(
         "millstream.extensions.tasks:TasksExtension", _has_tasks, extension=True
     ),  # before the tools of upstreams are there
     "gateway": PartEntry("millstream.gateway._part:GatewayPart", _has_upstreams),
-    "observation": PartEntry("millstream._app.parts.observation:ObservationPart"),
+    "observation": PartEntry("millstream._app.parts.mcp:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts.mcp:McpPart"),
-    "probes": PartEntry("millstream._app.parts.probes:ProbesPart"),
-    "rest": PartEntry("millstream._app.parts.rest:RestPart", None),
+    "probes": PartEntry("millstream._app.parts.operations:ProbesPart"),
+    "rest": PartEntry("millstream._app.parts.mcp:RestPart", None),
     "web": PartEntry("millstream._app.parts.web:WebPart", None, ("hub", "rest", "metrics")),
     "cards": PartEntry("millstream.extensions.cards:Cards", _has_card, extension=True),
-    "paths": PartEntry("millstream._app.parts.paths:PathsPart"),
+    "paths": PartEntry("millstream._app.parts.lifespan:PathsPart"),
     "siblings": PartEntry("millstream._app.parts.siblings:SiblingsPart", _stores_alone),
-    "audit": PartEntry("millstream._app.parts.audit:AuditPart", _audits),
+    "audit": PartEntry("millstream._app.parts.operations:AuditPart", _audits),
 }
 """Name -> part. Parts open in this order, after those they need."""
 SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)

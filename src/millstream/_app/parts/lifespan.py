@@ -1,4 +1,7 @@
-"""The lifespans of the program: the server's, then those of mounted servers."""
+"""The lifespans of the program: the server's, then those of mounted servers.
+
+The program's own paths and folders.
+"""
 
 from typing import Any
 
@@ -33,3 +36,23 @@ class LifespanPart(OwnPart):
         await enter(self.definition)
         host.dispatcher.instruct(self.definition.instructions)
         check_completers(self.definition.registry)
+
+
+class PathsPart(OwnPart):
+    """Adds the routes of ``@mcp.route`` and ``mcp.static`` to the paths of earlier parts."""
+
+    name: str = "paths"
+
+    async def open(self, host: Host) -> None:
+        """Add the paths once HTTP is served, because the lifespan may register some."""
+        host.on_http(lambda: self._serve(host))
+
+    def _serve(self, host: Host) -> None:
+        definition, settings = self.definition, host.settings
+        if any(definition.paths()):
+            from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  it loads Starlette
+
+            user = UserRoutes(
+                definition.paths(), served=settings.mcp_paths, show_errors=lambda: definition.settings.show_errors
+            )
+            user.join(host.routes)

@@ -1,7 +1,70 @@
-"""MCP over HTTP: Streamable HTTP and HTTP+SSE."""
+"""MCP over HTTP: Streamable HTTP and HTTP+SSE.
 
+Rate limits, as gates in front of calls and of the hub's routes.
+
+The observer of calls: metrics, the message log, and traces.
+
+REST: a path for each tool, and their OpenAPI document and page.
+"""
+
+import sys
+import time
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
 from millstream._parts import Host, Route
+from millstream._protocol.handshake import Handshake
+from millstream._protocol.principal import Principal
+from millstream._server.calls.message_observer import SESSION_OVER, ObserveMessage
+from millstream._server.calls.sessions import Session
+from millstream._server.observability.tracing import load_spans
+
+if TYPE_CHECKING:
+    from millstream._app.throttle import Throttle
+    from millstream._server.observability.observer import Observer
+
+
+class LimitsPart(OwnPart):
+    """Charges calls and requests to their callers. Imported only by servers with limits."""
+
+    name: str = "limits"
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self._throttle: Throttle | None = None
+
+    async def open(self, host: Host) -> None:
+        """Add the gate if there are any limits. A tool that is added later may bring the first one."""
+        self._throttle = None
+
+        def begin(kind: str) -> None:
+            if self._throttle is None and kind == "tools" and self.definition.limited:
+                from millstream._app.throttle import Throttle  # noqa: PLC0415  only where something is limited
+
+                self._throttle = throttle = Throttle(host.settings, host.registry, host.store, host.pool)
+                host.gate(throttle.gate())
+                host.gate_requests(throttle.admit)
+
+        begin("tools")
+        host.on_change(begin)
+        if host.metrics is not None:
+            read = host.metrics.read
+            read("counter", "hub_rate_limited_total", "Calls refused by a limit.", self._refusal_counts, ("policy",))
+            why = "The store is unavailable, so this worker enforces its share of the limits alone."
+            read(
+                "gauge",
+                "hub_limits_alone",
+                why,
+                lambda: {(): int(host.open_pool is not None and host.open_pool.away)},
+                merge="max",
+            )
+
+    def _refusal_counts(self) -> dict[tuple[str, ...], float]:
+        if self._throttle is None:
+            return {}
+        return {(policy,): count for policy, count in self._throttle.refused.items()}
 
 
 class McpPart(OwnPart):
@@ -42,3 +105,96 @@ def _serve(host: Host) -> None:
         routes.setdefault("/message", messages)  # the name used by other servers and documents
     for each, route in routes.items():
         host.routes.add(each, route)
+
+
+_MAX_NAME = 1024
+
+
+class ObservationPart(OwnPart):
+    """Observes calls and messages. Opens after the lifespan, which may set up traces."""
+
+    name: str = "observation"
+    needs: Collection[str] = ("lifespan",)
+
+    async def open(self, host: Host) -> None:
+        """Start observing, if metrics, the message log, or traces are on."""
+        definition = self.definition
+        access_log, spans = definition.settings.access_log, load_spans(definition.version)
+        if not access_log and spans is None and host.metrics is None:
+            return
+        from millstream._server.observability.observer import Observer  # noqa: PLC0415  only where something is observed
+        from millstream._server.observability.tracing import Tracer  # noqa: PLC0415
+        from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
+
+        host.observer = observer = Observer(
+            host.registry.tools,
+            log=MessageLog(sys.stderr) if access_log else None,
+            tracing=Tracer(spans) if spans is not None else None,
+            metrics=host.metrics,
+            connections=host.streams.by_kind,
+        )
+        host.observe(observer.__call__)
+        host.dispatcher.begin = observer.begin
+        host.services.note = _note_to(observer)
+        host.report("sessions", observer.sessions)
+        host.on_close(observer.close)
+        host.run(observer.run())
+
+
+def _note_to(observer: "Observer") -> ObserveMessage:
+    """Return a function that reports messages that don't become calls."""
+    from millstream._telemetry.messages import AccessRecord  # noqa: PLC0415  only where something is observed
+    from millstream._telemetry.metrics import OTHER  # noqa: PLC0415
+
+    def note(
+        method: str,
+        transport: str,
+        session: Session | None = None,
+        status: str = "",
+        *,
+        target: str = "",
+        principal: Principal | None = None,
+        address: str = "",
+        opening: Handshake | None = None,
+    ) -> None:
+        if method == SESSION_OVER:
+            if session is not None:
+                observer.session_ended(session.id)
+            return
+        # Neither has been validated yet, and lines wait for their batch.
+        method, target = method[:_MAX_NAME] or OTHER, target[:_MAX_NAME]
+        message = AccessRecord(time.time(), method, target, status, transport=transport)
+        about = session or opening
+        if about is not None:
+            message.client, message.client_version = about.client.name, about.client.version
+            message.revision = about.revision.date
+        if session is not None:
+            message.session = session.id
+        if principal is not None:
+            message.principal = principal.id
+        observer.message(message)
+
+    return note
+
+
+class RestPart(OwnPart):
+    """Serves tools as plain HTTP."""
+
+    name: str = "rest"
+
+    async def open(self, host: Host) -> None:
+        """Add the paths once HTTP is served."""
+        host.on_http(lambda: self._serve(host))
+
+    def _serve(self, host: Host) -> None:
+        from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
+        from millstream._web.pages import add_pages, redirect_to  # noqa: PLC0415
+
+        rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes
+        routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}))
+        routes.add("/mcp/tools/call", Route({"POST": rest.call_tool}))
+        routes.add("/openapi.json", Route({"GET": rest.describe}))
+        routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}))
+        if "web" not in self.definition.parts:
+            add_pages(routes, ("docs",))
+            routes.home = "/docs", redirect_to("docs")

@@ -12,9 +12,8 @@ from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process.entry import look_ahead, prepare
 from millstream._app.server_process.errors import CommandError, convert_start_errors
-from millstream._app.server_process.runner import run
-from millstream._app.server_process.signals import StopSignals
-from millstream._app.server_process.tls import Certificate
+from millstream._app.server_process.listen_sockets import Certificate
+from millstream._app.server_process.runner import StopSignals, run
 from millstream._http.hosts import is_loopback
 from millstream._http.server import Endpoints
 from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes

@@ -14,8 +14,7 @@ from millstream._app.server_process.errors import (
     convert_start_errors,
     report,
 )
-from millstream._app.server_process.runner import run
-from millstream._app.server_process.signals import StopSignals
+from millstream._app.server_process.runner import StopSignals, run
 from millstream._transports.stdio import off_stdout, serve_stdio
 
 _HTTP = ("http", "sse", "streamable-http")

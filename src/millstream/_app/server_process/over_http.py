@@ -10,11 +10,10 @@ from millstream._app.runtimes import ServerApplication
 from millstream._app.server_process.errors import CommandError, check_key, report, set_up_logs
 from millstream._app.server_process.facts import Facts, facts
 from millstream._app.server_process.http_server import Accept, serve, serve_here
-from millstream._app.server_process.listen_sockets import chosen_address, listen, passed_sockets
+from millstream._app.server_process.listen_sockets import check_public, chosen_address, listen, passed_sockets
 from millstream._app.server_process.panel import show
-from millstream._app.server_process.public import check_public
 from millstream._app.server_process.workers.slot import begin_run, claim
-from millstream._app.server_process.workers.supervised_run import can_supervise, supervise
+from millstream._app.server_process.workers.supervisor import can_supervise, supervise
 from millstream._app.server_process.workers.worker import serve_worker
 
 logger = logging.getLogger("millstream")

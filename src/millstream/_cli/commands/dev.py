@@ -15,8 +15,7 @@ from cyclopts import Parameter
 from millstream._app.server_process.errors import CommandError, report
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.panel import show
-from millstream._app.server_process.workers.file_changes import changes
-from millstream._app.server_process.workers.supervised_run import can_supervise
+from millstream._app.server_process.workers.supervisor import can_supervise, changes
 from millstream._cli.commands.run import Inspect, serve_http
 from millstream._cli.load import folder_of
 from millstream._cli.options import Editable, EnvFile, Packages, Port

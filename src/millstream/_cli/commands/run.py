@@ -18,7 +18,7 @@ from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import is_supervisor, serve_with_panel
 from millstream._app.server_process.panel import show
 from millstream._app.server_process.workers.slot import claim
-from millstream._app.server_process.workers.supervised_run import supervise
+from millstream._app.server_process.workers.supervisor import supervise
 from millstream._app.server_process.workers.worker import serve_worker
 from millstream._cli.from_source import ignore_compiled
 from millstream._cli.load import check_target, folder_of, load

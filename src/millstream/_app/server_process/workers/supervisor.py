@@ -3,30 +3,146 @@
 It doesn't run user code (a script that calls ``run(workers=…)`` has run up to there). The first worker starts alone, so
 that a start-up error appears once; the others follow together. A replacement accepts from the same socket before the
 old worker stops, so no connection is ever refused.
+
+Signals to the parent of workers: stop, stop at once, restart all workers.
+
+SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the kernel,
+the terminal is gone, and a server started in it ends, as it does without workers.
+
+Detection of changed files by polling, which works on every disk and needs no library.
+
+Serving with several workers, from the command line or from ``Server.run(workers=…)``.
 """
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
 
 from millstream._app.server_process.errors import CommandError
 from millstream._app.server_process.facts import Facts
+from millstream._app.server_process.listen_sockets import passed_sockets
 from millstream._app.server_process.panel import show
-from millstream._app.server_process.signals import INTERRUPTED
-from millstream._app.server_process.workers.commands import ParentSignals
-from millstream._app.server_process.workers.messages import Hello, Ready
+from millstream._app.server_process.runner import INTERRUPTED
+from millstream._app.server_process.workers.slot import Hello, Ready, open_sockets
 from millstream._app.server_process.workers.worker_pool import Slot, WorkerPool, tell_failure
-from millstream._app.server_process.workers.worker_process import NotStarted, WorkerProcess
+from millstream._app.server_process.workers.worker_process import NotStarted, WorkerProcess, own_command
+from millstream._stores import open_store
+from millstream._stores.local.server import run_local_server
 
 logger = logging.getLogger("millstream")
+
+_STOP = [signal.SIGINT, signal.SIGTERM]
+
+
+class ParentSignals:
+    """Events that signals set."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.force = asyncio.Event()
+        self.restart = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._had_terminal = _has_terminal()
+
+    @contextlib.contextmanager
+    def handle(self) -> "Generator[ParentSignals, None, None]":
+        """Handle signals inside the block; only possible in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        # `nohup` ignores SIGHUP on purpose.
+        hears_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        numbers = [*_STOP, signal.SIGHUP] if hears_hangup else _STOP
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._take, number)
+
+    def _take(self, number: int) -> None:
+        if number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
+            if not self.stop.is_set():
+                logger.info("Restarting all workers. The current ones stop when the new ones are ready.")
+                self.restart.set()
+        elif not self.stop.is_set():
+            logger.info("Stopping. Press Ctrl-C again to stop immediately.")
+            self.stop.set()
+        elif number == signal.SIGINT and not self.force.is_set():
+            logger.warning("Stopping immediately after a second Ctrl-C")
+            self.force.set()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+PAUSE = 0.3
+"""Seconds between two scans."""
+MAX_FILES = 5_000
+"""Maximum files of a folder; a folder with more isn't a single program."""
+_FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
+
+Seen = dict[str, tuple[int, int]]
+
+
+def changes(folder: Path) -> AsyncIterator[None]:
+    """Yield when Python files below a folder have changed since now, and have stopped changing."""
+    return _changes(folder, look(folder))
+
+
+async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
+    before = served
+    while True:
+        await asyncio.sleep(PAUSE)
+        now = await asyncio.to_thread(look, folder)
+        if now == before != served:
+            served = now
+            yield
+        before = now
+
+
+def look(folder: Path) -> Seen:
+    """Return time and size of each Python file, without installed packages."""
+    seen: Seen = {}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [each for each in folders if not _is_foreign(Path(place, each))]
+        for name in files:
+            if name.endswith(".py") and len(seen) < MAX_FILES:
+                path = os.path.join(place, name)  # noqa: PTH118  a Path for each of so many takes time
+                try:
+                    info = os.stat(path)  # noqa: PTH116  as above
+                except OSError:
+                    continue  # deleted in the meantime
+                seen[path] = (info.st_mtime_ns, info.st_size)
+    return seen
+
+
+def _is_foreign(folder: Path) -> bool:
+    return folder.name.startswith(".") or folder.name in _FOREIGN or (folder / "pyvenv.cfg").exists()
+
 
 STARTS = 5
 """Maximum processes started for one slot, if all are killed, before giving up."""
@@ -241,3 +357,62 @@ def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) ->
     if not passed and len(sockets) == workers:
         return [Slot(number, [each], own=True) for number, each in enumerate(sockets, 1)]
     return [Slot(number, sockets, own=False) for number in range(1, workers + 1)]
+
+
+def can_supervise() -> bool:
+    """Return whether sockets can be passed to another process by their descriptors."""
+    return os.name == "posix"
+
+
+def supervise(
+    host: str,
+    port: int,
+    workers: int,
+    *,
+    run: int = 1,
+    descriptor: int | None = None,
+    watched: Path | None = None,
+    told: Callable[[Facts], None] = show,
+) -> None:
+    """Serve with several workers until stopped.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on; 0 for any.
+        workers: number of workers.
+        run: number of this ``run()`` call in the program.
+        descriptor: descriptor of a socket to listen on instead.
+        watched: folder; when a Python file in it changes, all workers restart.
+        told: called once when the workers serve.
+
+    Raises:
+        CommandError: the address can't be used, or a worker can't start.
+        SystemExit: a second signal stopped it without draining.
+    """
+    command = own_command()
+    sockets = passed = passed_sockets(descriptor)
+    if passed:
+        host = sockets[0].getsockname()[0]
+    else:
+        sockets = open_sockets(host, port, workers)
+    try:
+        slots = slots_of(sockets, workers, passed=bool(passed))
+        program = None if watched is None else partial(changes, watched)
+        store = partial(run_local_server, open_store)
+        supervisor = Supervisor(command, slots, host=host, run=run, changes=program, store=store, told=told)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(supervisor.run())
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return uvloop's factory if installed: the parent serves the store of all workers, which takes a third less
+    time.
+    """
+    try:
+        import uvloop  # noqa: PLC0415  not everywhere
+    except ImportError:
+        return asyncio.SelectorEventLoop
+    return uvloop.new_event_loop

@@ -12,9 +12,8 @@ import msgspec
 
 from millstream._app.server_process.errors import CommandError, report
 from millstream._app.server_process.runner import LAST_SECONDS
-from millstream._app.server_process.workers.back_off import BackOff
-from millstream._app.server_process.workers.messages import Hello, WorkerState, WorkerStates
-from millstream._app.server_process.workers.worker_process import READY, NotStarted, WorkerProcess, how
+from millstream._app.server_process.workers.slot import Hello, WorkerState, WorkerStates
+from millstream._app.server_process.workers.worker_process import READY, BackOff, NotStarted, WorkerProcess, how
 from millstream._tasks import Tasks
 
 logger = logging.getLogger("millstream")

@@ -1,18 +1,26 @@
-"""A worker from its parent's perspective: a process, a connection to it, and its state."""
+"""A worker from its parent's perspective: a process, a connection to it, and its state.
+
+Restart delays of workers, so that a crash loop doesn't consume the machine.
+
+The command line that starts this program again, for workers, which are distinguished by an environment variable.
+"""
 
 import asyncio
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from millstream._app.server_process.errors import CommandError
-from millstream._app.server_process.workers.messages import (
+from millstream._app.server_process.workers.slot import (
     BEATS,
     FOR_PARENT,
+    VARIABLE,
     Alive,
     Drain,
     Force,
@@ -22,8 +30,61 @@ from millstream._app.server_process.workers.messages import (
     StartFailure,
     WorkerStates,
 )
-from millstream._app.server_process.workers.slot import VARIABLE
 from millstream._override import override
+
+FIRST = 0.5
+LONGEST = 30.0
+WELL = 5.0
+"""Seconds of service after which a worker counts as healthy, which resets the delay. A start takes about one second of
+a core, which bounds the load of a crash loop.
+"""
+
+
+class BackOff:
+    """The restart delays of one worker: none for the first crash of a healthy one, then growing."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        """When the newest process began to serve; the time before that says nothing about its health."""
+        self._deaths = 0
+
+    def serves(self) -> None:
+        """Record that a process serves from now on."""
+        self._since = self._clock()
+
+    def record_death(self) -> float:
+        """Record that the process has ended, and return the seconds to wait before the next one."""
+        if self._since is not None and self._clock() - self._since >= WELL:
+            self._deaths = 0
+        self._since = None
+        self._deaths += 1
+        return 0.0 if self._deaths == 1 else min(LONGEST, FIRST * 2.0 ** (self._deaths - 2))
+
+
+def own_command() -> list[str]:
+    """Return the interpreter, its options, and the program's arguments, as they were given.
+
+    Raises:
+        CommandError: the program isn't in a file that could run again.
+    """
+    main = sys.modules["__main__"]
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    _, *arguments = sys.orig_argv
+    if file is None and spec is None and "-c" not in arguments:
+        raise CommandError(
+            "Several workers require a program that can be started again.",
+            why="This program isn't in a file. It was typed in, or came from standard input.",
+            fix="Put it into a file and start that file.",
+        )
+    if file is not None and spec is None:
+        # The program may have changed its directory since; Python has made the file name absolute.
+        name = Path(file).name
+        place = next((index for index, each in enumerate(arguments) if Path(each).name == name), None)
+        if place is not None:
+            arguments[place] = str(Path(file).absolute())
+    return [sys.executable, *arguments]
+
 
 STARTING, READY, LEAVING, GONE = "starting", "ready", "leaving", "gone"
 PATIENCE = 30.0

@@ -1,0 +1,324 @@
+"""The audit log: every call and publication with its outcome, and every rejected credential.
+
+`/metrics`: the figures of this process, or of all workers on this machine.
+
+Each worker stores its figures with the parent process every second if they changed, and before rendering. The figures
+of a worker that exits are added to a common record, so that counters never decrease.
+
+`/health`, `/livez`, and `/readyz`: the state of the server for operators, orchestrators, and load balancers.
+
+They respond to every client with any Host. Only clients that may read the dashboard get reasons and figures; others get
+the status, and how many workers and upstreams are healthy.
+"""
+
+import asyncio
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from millstream._app.definition import Definition
+from millstream._app.parts import OwnPart
+from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
+from millstream._override import override
+from millstream._parts import WATCH, Host, Route
+from millstream._protocol.admission import target_name
+from millstream._protocol.errors import LocalError
+from millstream._protocol.handshake import Handshake
+from millstream._protocol.jsonrpc import encode
+from millstream._protocol.principal import Principal
+from millstream._protocol.revisions import ALL
+from millstream._server.calls.call import Call
+from millstream._server.calls.message_observer import ObserveMessage
+from millstream._server.calls.sessions import Session
+from millstream._stores import open_store
+from millstream._stores.base import Store
+from millstream._stores.parent import parent_address
+from millstream._telemetry import exposition
+from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
+from millstream._telemetry.exposition import EndedProcesses, MetricsEndpoint
+from millstream._telemetry.messages import session_hash
+from millstream._telemetry.metrics import Metrics
+from millstream._telemetry.process import resident_bytes
+
+if TYPE_CHECKING:
+    from millstream._app.server_process.workers.slot import WorkerState
+
+
+logger = logging.getLogger("millstream")
+
+
+class AuditPart(OwnPart):
+    """Writes the audit log of one server. Failures to write are logged, and don't stop calls."""
+
+    name: str = "audit"
+
+    def __init__(self, definition: Definition) -> None:
+        super().__init__(definition)
+        self._failed = False
+        self._log: AuditLog
+
+    async def open(self, host: Host) -> None:
+        """Open the file.
+
+        Raises:
+            LocalError: the file can't be used.
+        """
+        self._log = AuditLog(Path(self.definition.settings.audit_log))
+        host.observe(self._observe)
+        host.services.note = self._observe_publications(host.services.note)
+        if host.guard is not None:
+            host.guard.tell(self._refuse)
+
+    @override
+    async def close(self) -> None:
+        """Write pending lines, and close the file."""
+        try:
+            self._log.sync()
+        finally:
+            self._log.close()
+
+    def _observe(self, call: Call, seconds: float, answer: bytes) -> None:
+        failure = call.failure
+        self._write(
+            call.method,
+            call.name or target_name(call.method, call.params),
+            "ok" if failure is None else failure.outcome,
+            "" if call.origin is None else call.origin.peer,
+            call.principal,
+            transport=call.transport,
+            session="" if call.session is None else session_hash(call.session.id),
+        )
+
+    def _observe_publications(self, observe: ObserveMessage) -> ObserveMessage:
+        """Return an observer of messages that writes publications, which aren't calls, and passes everything on."""
+
+        def note(
+            method: str, transport: str, session: Session | None = None, status: str = "", *, target: str = "",
+            principal: Principal | None = None, address: str = "", opening: Handshake | None = None,
+        ) -> None:  # fmt: skip
+            if method == "hub/publish":
+                self._write(method, target, status or "ok", address, principal, transport=transport)
+            observe(
+                method, transport, session, status, target=target, principal=principal, address=address, opening=opening
+            )
+
+        return note
+
+    def _refuse(self, address: str) -> None:
+        self._write("sign-in", "", "refused", address)
+
+    def _write(
+        self, method: str, target: str, outcome: str, address: str, principal: Principal | None = None, *,
+        transport: str = "", session: str = "",
+    ) -> None:  # fmt: skip
+        entry = AuditEntry(
+            stamp(time.time()), method, target, outcome,
+            *(("", "", "") if principal is None else (principal.subject, principal.issuer, principal.client)),
+            address, transport, session,
+        )  # fmt: skip
+        try:
+            self._log.write(entry)
+            self._failed = False
+        except OSError as exc:
+            if not self._failed:
+                logger.error("The audit log can't be written: %s. Calls continue without it.", exc)
+            self._failed = True
+
+
+INTERVAL = 1.0
+_KEPT = "metrics:"
+_ENDED = "ended-metrics"
+_TTL = 30 * 86400.0
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(EndedProcesses).decode
+
+
+class MachineMetrics:
+    """The figures of this worker, combined with the others'."""
+
+    def __init__(self, metrics: Metrics, store: Store) -> None:
+        """Create it. `store` is shared by all workers of this machine, and by no other process."""
+        self._metrics = metrics
+        self._store = store
+        self._left = b""
+        """The figures stored last."""
+
+    async def render(self) -> bytes:
+        """Return the sums over all workers as Prometheus text, or this worker's figures if the parent is
+        unavailable.
+        """
+        try:
+            await self.leave()
+            return await self._sums()
+        except (LocalError, OSError) as exc:
+            logger.warning("The metrics are those of one worker, because the others can't be queried: %s", exc)
+            return exposition.render(self._metrics)
+
+    async def run(self) -> None:
+        """Store the figures whenever they change, until canceled."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            try:
+                await self.leave()
+            except (LocalError, OSError):
+                logger.debug("The parent didn't accept the figures of this worker", exc_info=True)
+
+    async def leave(self) -> None:
+        """Store the current figures with the parent."""
+        data = exposition.dump(self._metrics)
+        if data != self._left:
+            await self._store.kv.put(_KEPT + self._store.workers.me, data, _TTL)
+            self._left = data
+
+    async def _sums(self) -> bytes:
+        kv, workers = self._store.kv, self._store.workers
+        keys = sorted(await kv.keys(_KEPT))
+        alive: list[bytes] = []
+        for key, data in zip(keys, await kv.get_many(keys), strict=True):
+            if data is None:
+                continue
+            if await workers.alive(name := key.removeprefix(_KEPT)):
+                alive.append(data)
+            else:
+                await self._fold(name, data)
+        ended = await kv.get(_ENDED)
+        return exposition.render_sums(alive, _decode(ended).readings if ended is not None else ())
+
+    async def _fold(self, name: str, data: bytes) -> None:
+        """Add the figures of an exited worker to the common record."""
+        kv = self._store.kv
+        while True:
+            old = await kv.get(_ENDED)
+            ended = EndedProcesses([], []) if old is None else _decode(old)
+            if await kv.compare_and_set(_ENDED, old, _encode(ended.add(name, data)), _TTL):
+                break
+        await kv.delete(_KEPT + name)
+
+
+class MetricsPart(OwnPart):
+    """Opens the metrics registry for the parts after it, and serves it."""
+
+    name: str = "metrics"
+
+    async def open(self, host: Host) -> None:
+        """Create the registry.
+
+        Raises:
+            LocalError: there are several workers, and their parent isn't responding.
+        """
+        health = host.store_health
+        host.metrics = metrics = Metrics()
+        metrics.read(
+            "gauge", "hub_backend_up", "The store responds.", lambda: {(health.kind,): int(health.up)}, ("kind",),
+            merge="min",
+        )  # fmt: skip
+        if parent_address() is None:
+
+            async def render() -> bytes:
+                return exposition.render(metrics)
+        else:
+            # Not the server's store, which several machines may share.
+            store = open_store("memory://")
+            await store.open()
+            host.stack.push_async_callback(store.close)
+            machine = MachineMetrics(metrics, store)
+            host.stack.push_async_callback(machine.leave)
+            host.run(machine.run())
+            render = machine.render
+        route = Route({"GET": MetricsEndpoint(render, health.look).get}, scope=WATCH, private=True)
+        host.on_http(partial(host.routes.add, "/metrics", route))
+
+
+_FRESH = b"cache-control: no-store\r\n"
+_LATER = TEXT_HEAD + b"retry-after: 5\r\n"
+
+
+class ProbesPart(OwnPart):
+    """Serves the three paths."""
+
+    name: str = "probes"
+
+    async def open(self, host: Host) -> None:
+        """Add the paths."""
+        for path, handler in {"/health": self.health, "/livez": self.live, "/readyz": self.ready}.items():
+            host.routes.add(path, Route({"GET": handler}, public=True))
+        self._host = host
+
+    async def live(self, request: HttpRequest) -> Response:
+        """Respond while the event loop is running."""
+        return Response(b"ok\n", 200, TEXT_HEAD)
+
+    async def ready(self, request: HttpRequest) -> Response:
+        """Return whether to send new work here: not while the server drains.
+
+        An unavailable store doesn't change that: plain calls don't need it, and a pause of a shared store would remove
+        all workers at once. A degraded server is ready, too, and says why.
+        """
+        if self._host.draining():
+            return Response(b"draining\n", 503, _LATER)
+        reasons = self._host.degraded_reasons()
+        if reasons:
+            text = f"degraded: {'; '.join(reasons)}" if await self._may_watch(request) else "degraded"
+            return Response(b"%b\n" % text.encode(), 200, TEXT_HEAD)
+        return Response(b"ok\n", 200, TEXT_HEAD)
+
+    async def health(self, request: HttpRequest) -> Response:
+        """Return the facts. What's outside of this server isn't a 503, because a restart wouldn't help."""
+        host = self._host
+        up = await host.store_health.look()
+        draining, reasons = host.draining(), host.degraded_reasons()
+        facts: dict[str, Any] = {"status": "draining" if draining else "degraded" if reasons or not up else "ok"}
+        if await self._may_watch(request):
+            facts |= {**({"reasons": reasons} if reasons else {}), **self._figures()}
+        else:
+            facts |= self._counts()
+        fails = draining or host.degraded_reasons(any_kind=False)
+        return Response(encode(facts), 503 if fails else 200, JSON_HEAD + _FRESH)
+
+    async def _may_watch(self, request: HttpRequest) -> bool:
+        """Return whether a client may read the dashboard."""
+        guard = self._host.guard
+        if guard is None:
+            return self._host.is_local(request.peer, request.headers)
+        found = await guard(request)
+        return isinstance(found, Principal) and found.has({WATCH})
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        """Return how many workers and upstreams there are, and how many are healthy."""
+        read = self._host.reports
+        workers: list[WorkerState] = read["workers"]() or []
+        upstreams: dict[str, str] = (read["upstreams"]() or {}) if "upstreams" in read else {}
+        states = {"workers": [each.state for each in workers], "upstreams": list(upstreams.values())}
+        return {name: {"ready": found.count("ready"), "all": len(found)} for name, found in states.items() if found}
+
+    def _figures(self) -> dict[str, Any]:
+        host, definition = self._host, self.definition
+        services, settings, sweep = host.services, host.settings, host.sweep
+        return {
+            "name": definition.name,
+            "version": definition.version,
+            "revisions": [revision.date for revision in ALL],
+            "serves": ["mcp", *sorted(definition.parts)],
+            "uptime_seconds": round(sweep.clock() - sweep.started, 3),
+            "streams": len(host.streams),
+            "streams_by_transport": host.streams.by_transport(),
+            "calls": len(host.dispatcher.calls),
+            "questions": len(services.questions),
+            "session_records": len(services.records.known),
+            "store": {"kind": host.store_health.kind, "up": host.store_health.up},
+            "loop_lag_ms": round(sweep.lag * 1000, 3),
+            "memory_bytes": resident_bytes(),
+            "limits": {
+                "connections": settings.max_connections,
+                "streams": settings.max_streams,
+                "calls": settings.max_calls,
+                "questions": settings.max_questions,
+                **host.limits,
+            },
+            **{name: figure for name, read in host.reports.items() if (figure := read()) is not None},
+        }
