@@ -8,7 +8,7 @@ from agent.shop import make
 from agent_world import ScriptedModel, calls, collect, hangs, model, of, repeats, says
 from cases import for_each
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
-from millstream._cli.chat.slash import Slash
+from millstream._cli.chat.conversation import Slash
 from millstream.agent import (
     Agent,
     AgentError,

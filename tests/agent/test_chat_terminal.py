@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
-from millstream._cli.chat.console_prompts import ConsolePrompts
+from millstream._cli.chat.conversation import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen
 from millstream._cli.chat.terminal import TerminalScreen
 from millstream.agent._events import Delta

@@ -8,8 +8,7 @@ import pytest
 from millstream._cli.chat.screen import JsonScreen
 from millstream._cli.commands.chat import _print
 from millstream._cli.connect_options import run_to_exit
-from millstream._cli.console import fill_in
-from millstream._cli.tables import print_json, print_text, safe
+from millstream._cli.tables import fill_in, print_json, print_text, safe
 from millstream.agent._events import ToolEnd
 from millstream.client._child_stderr import print_line
 from millstream.client._errors import Failure

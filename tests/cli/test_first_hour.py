@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from command_line import CliRunner
-from millstream._cli.console import wrong_answer
 from millstream._cli.program import program
+from millstream._cli.tables import wrong_answer
 from patience import WAIT
 from processes import free_port, run_command, run_server
 

@@ -11,8 +11,7 @@ from cli.test_control_characters import BAD, at_a_terminal
 from cli.test_faults import run
 from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, misbehaving
 from millstream._cli import connect_options as connecting
-from millstream._cli.console import choices_of, value_of, wrong_answer
-from millstream._cli.tables import Progress, print_rows
+from millstream._cli.tables import Progress, choices_of, print_rows, value_of, wrong_answer
 from millstream.client._questions import Question
 from patience import WAIT
 

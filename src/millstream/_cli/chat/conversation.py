@@ -3,25 +3,193 @@
 Servers can therefore send messages while the user types, and lines can be edited as in a shell. The agent's thread
 sends output and questions through a queue. Ctrl-C stops an answer. A second Ctrl-C, also at the prompt, ends the
 program.
+
+Questions to the user on the terminal: approval of tools, and forms of servers. Runs in the main thread.
+
+Slash commands in a conversation: ``/tools``, ``/prompt``, ``/read``, ``/save``, ``/help``, ``/quit``.
 """
 
 import asyncio
+import json
 import queue
+import shlex
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from millstream._cli.chat.screen import Screen
-from millstream._cli.chat.slash import Rows, Slash
 from millstream._cli.signals import TerminationSignal
+from millstream._cli.tables import fill_in, one_line, safe
 from millstream.agent._agent import Agent
 from millstream.agent._answer import Answer
 from millstream.agent._errors import AgentError
+from millstream.agent._person import Approval
+from millstream.agent._servers import ConnectedServer
 from millstream.agent._tools import Toolbox
-from millstream.client._errors import ClientError
+from millstream.client._errors import ClientError, Failure
+from millstream.client._questions import ElicitAnswer, Question
+
+
+class ConsolePrompts:
+    """Asks the user. `read` reads a line with a prompt, like `input`."""
+
+    def __init__(self, screen: Screen, read: Callable[[str], str] | None, *, yes: bool) -> None:
+        self._screen = screen
+        self._read = read
+        self._yes = yes
+        self._always: set[tuple[str, str]] = set()
+
+    def approve(self, request: Approval) -> bool:
+        """Ask for approval: yes, no, or always for this tool during the conversation."""
+        if self._yes or (request.server, request.tool) in self._always:
+            return True
+        what = request.tool or "a server's question to the model"
+        if self._read is None:
+            self._screen.note(
+                f"{what} wasn't allowed, because there's no terminal to ask on. Use --yes to allow everything."
+            )
+            return False
+        self._screen.pause()
+        for line in _describe(request):
+            self._screen.note(line)
+        while True:
+            answer = self._read("Allow it? yes, no, or always [n]: ").strip().lower()
+            if answer in ("a", "always"):
+                self._always.add((request.server, request.tool))
+                return True
+            if answer in ("y", "yes", "n", "no", ""):
+                allowed = answer.startswith("y")
+                if allowed and request.read_only:
+                    self._always.add((request.server, request.tool))
+                return allowed
+
+    def fill_in(self, server: str, question: Question) -> ElicitAnswer:
+        """Ask for the values of a form; ``/no`` in any field declines."""
+        if self._read is None:
+            return "decline"
+        self._screen.pause()
+        return fill_in(server, question, self._read, self._screen.note)
+
+
+def _describe(request: Approval) -> list[str]:
+    if request.kind == "sampling":
+        return [f"{request.server} wants to ask the model: {safe(one_line(request.text))}"]
+    about = f" ({one_line(request.description)[:200]})" if request.description else ""
+    upstream = f", upstream {one_line(request.upstream)}" if request.upstream else ""
+    lines = [f"The model wants to run {one_line(request.tool)} of {one_line(request.server)}{upstream}{about}:"]
+    if request.read_only:
+        lines.append("  It's marked as read-only, so you're asked only once.")
+    return lines + [
+        f"  {one_line(name)}: {safe(one_line(json.dumps(value, ensure_ascii=False)))}"
+        for name, value in request.arguments.items()
+    ]
+
+
+HELP = """\
+/tools                       list the tools that the model can call
+/prompt                      list the prompts
+/prompt NAME [KEY=VALUE]...  send a prompt
+/read                        list the resources
+/read SERVER:URI             attach a resource, like @SERVER:URI in a message
+/save FILE                   save the conversation as JSON Lines
+/help                        show this help
+/quit                        leave (or Ctrl-D)
+
+Ctrl-C stops an answer."""
+
+Rows = list[tuple[str, str]]
+
+
+class Slash:
+    """The commands of one conversation. Each returns rows to print, or an answer."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    async def run(self, line: str) -> Rows | Answer:
+        """Run a line that begins with a slash.
+
+        Raises:
+            AgentError: the command is unknown, or failed.
+            ClientError: a server isn't responding.
+        """
+        name, _, rest = line.partition(" ")
+        command = self._COMMANDS.get(name)
+        if command is None:
+            raise AgentError(f"There is no command {name}. Type /help for a list.")
+        try:
+            return await command(self, shlex.split(rest))
+        except ValueError as exc:
+            raise AgentError(f"The command can't be parsed: {exc}.") from exc
+
+    async def _tools(self, words: list[str]) -> Rows:
+        return [(tool.name, one_line(tool.description.description or "")) for tool in await self._agent.tools()]
+
+    async def _prompt(self, words: list[str]) -> Rows | Answer:
+        if words:
+            pairs = [word.partition("=") for word in words[1:]]
+            wrong = next((word for word, sign, _ in pairs if not sign), None)
+            if wrong is not None:
+                raise AgentError(f"Prompt arguments must be KEY=VALUE, not {wrong!r}.")
+            return self._agent.prompt(words[0], {name: value for name, _, value in pairs})
+        rows: Rows = []
+        for server in self._agent.servers:
+            for prompt in await _list(server, server.client.prompts(), rows):
+                needs = " ".join(f"{each.name}=" if each.required else f"[{each.name}=]" for each in prompt.arguments)
+                rows.append((f"{server.name}:{prompt.name} {needs}".strip(), one_line(prompt.description or "")))
+        return rows
+
+    async def _read(self, words: list[str]) -> Rows:
+        if words:
+            server, uri = self._place(words[0])
+            parts = await self._agent.read(server, uri)
+            return [(f"@{server}:{uri}", f"{sum(len(str(part)) for part in parts):,} characters for the model")]
+        rows: Rows = []
+        for each in self._agent.servers:
+            resources = await _list(each, each.client.resources(), rows)
+            rows += [(f"{each.name}:{r.uri}", one_line(r.description or r.name)) for r in resources]
+            templates = await _list(each, each.client.templates(), rows)
+            rows += [(f"{each.name}:{t.uri_template}", one_line(t.description or t.name)) for t in templates]
+        return rows
+
+    def _place(self, word: str) -> tuple[str, str]:
+        """Split ``server:uri``. The server is optional if there's only one."""
+        server, _, uri = word.removeprefix("@").partition(":")
+        names = [each.name for each in self._agent.servers]
+        if server in names:
+            return server, uri
+        if len(names) == 1:
+            return names[0], word
+        raise AgentError(f"Name the server: SERVER:URI. The servers are: {', '.join(names)}.")
+
+    async def _save(self, words: list[str]) -> Rows:
+        if len(words) != 1:
+            raise AgentError("Name the file: /save FILE")
+        return [(words[0], f"{self._agent.transcript.save(words[0]):,} lines")]
+
+    async def _help(self, words: list[str]) -> Rows:
+        return [(line, "") for line in HELP.splitlines()]
+
+    _COMMANDS: ClassVar[dict[str, Callable[["Slash", list[str]], Awaitable[Rows | Answer]]]] = {
+        "/tools": _tools,
+        "/prompt": _prompt,
+        "/read": _read,
+        "/save": _save,
+        "/help": _help,
+    }
+
+
+async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:
+    """Return a list. If the server refuses it, return nothing, and add a row with the reason."""
+    try:
+        return await wanted
+    except Failure as exc:
+        rows.append((server.name, one_line(str(exc))))
+        return []
+
 
 T = TypeVar("T")
 _TICK = 0.5

@@ -14,11 +14,15 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from msgspec import structs
 
-from millstream._cli.chat.console_prompts import ConsolePrompts
-from millstream._cli.chat.conversation import AnswerStopped, ChatSession
-from millstream._cli.chat.debug_steps import Steps, steps_of_configuration, steps_of_connection
-from millstream._cli.chat.screen import JsonScreen, PlainScreen, Screen
-from millstream._cli.chat.slash import Rows
+from millstream._cli.chat.conversation import AnswerStopped, ChatSession, ConsolePrompts, Rows
+from millstream._cli.chat.screen import (
+    JsonScreen,
+    PlainScreen,
+    Screen,
+    Steps,
+    steps_of_configuration,
+    steps_of_connection,
+)
 from millstream._cli.connect_options import (
     DEFAULTS,
     DENIED,
@@ -27,11 +31,9 @@ from millstream._cli.connect_options import (
     ConnectOptions,
     status_of,
 )
-from millstream._cli.console import ask
 from millstream._cli.options import Json
-from millstream._cli.output import close_stderr
 from millstream._cli.signals import INTERRUPTED, interrupt_reads
-from millstream._cli.tables import one_line, print_rows, print_text
+from millstream._cli.tables import ask, close_stderr, one_line, print_rows, print_text
 from millstream._http.hosts import is_loopback
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration

@@ -12,10 +12,9 @@ from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands.run import LogLevel, TransportChoice, serve_http
-from millstream._cli.options import EnvFile, Port, Yes
+from millstream._cli.options import EnvFile, Port, Yes, use_file
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
-from millstream._cli.variables import use_file
 from millstream._protocol.errors import LocalError
 from millstream._protocol.invisible import escape
 from millstream._protocol.suggestions import suggest

@@ -10,14 +10,12 @@ from cyclopts import Parameter
 
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.connect_options import pairs
-from millstream._cli.console import confirm
 from millstream._cli.errors import tell
 from millstream._cli.installer.applications import APPLICATIONS, ConfigurableApp, System, merge_entries
 from millstream._cli.installer.change import FileChange, prepare, prepare_undo, undo, write
 from millstream._cli.installer.launch import Launch, hyphenate, launch_of, name_of
-from millstream._cli.options import Editable, Json, Packages, Yes
-from millstream._cli.tables import print_json, print_text, safe, style
-from millstream._cli.variables import read_file
+from millstream._cli.options import Editable, Json, Packages, Yes, read_file
+from millstream._cli.tables import confirm, print_json, print_text, safe, style
 from millstream._protocol.suggestions import closest_name
 
 PRINTED = "json"

@@ -21,12 +21,11 @@ from millstream._cli.connect_options import (
     unknown,
     with_client,
 )
-from millstream._cli.console import value_of
 from millstream._cli.errors import UsageError
 from millstream._cli.options import Json
 from millstream._cli.signals import stop_without_reader
-from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text
-from millstream._cli.task_calls import follow, start
+from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
+from millstream._cli.tasks import follow, start
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members

@@ -19,8 +19,7 @@ from millstream._cli.connect_options import (
 from millstream._cli.errors import UsageError
 from millstream._cli.options import Json
 from millstream._cli.tables import print_json, print_rows, print_text
-from millstream._cli.task_calls import follow
-from millstream._cli.task_file import read_tasks
+from millstream._cli.tasks import follow, read_tasks
 from millstream._protocol.errors import INVALID_PARAMS
 from millstream.client._client import Client
 from millstream.client._errors import Failure

@@ -9,9 +9,8 @@ from cyclopts import App, Parameter
 
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands.keys import convert_errors, day
-from millstream._cli.console import ask_password
 from millstream._cli.options import Json
-from millstream._cli.tables import print_json, print_rows
+from millstream._cli.tables import ask_password, print_json, print_rows
 
 if TYPE_CHECKING:
     from millstream.auth._authorization_server.user_file import UserFile

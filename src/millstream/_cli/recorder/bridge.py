@@ -3,33 +3,142 @@
 It only handles the parts of MCP that Streamable HTTP repeats in headers
 (https://modelcontextprotocol.io/specification/2026-07-28/basic/transports): session, revision, method, name, and tool
 arguments. A broken stream isn't resumed.
+
+Lines of standard input for an event loop, on all systems, with backpressure.
+
+Recordings in JSON Lines, each with the time, the sender, and the original message.
+
+``{"at": 0.012, "from": "client", "message": {…}}``. The first line of each session contains its start and its server.
+Text that isn't a message is in ``text``. A file may contain several sessions.
+
+Forwarding of standard input and output between a client and a server process, with a recording of every line.
 """
 
 import asyncio
 import json
+import os
+import shutil
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from millstream._cli.recorder.standard_input import MAX_LINE, lines, write_stdout
-from millstream._cli.recorder.transcript import Writer
+from millstream._app.server_process.errors import CommandError
+from millstream._cli.tables import safe
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
+from millstream._protocol.lines import LineSplitter
 from millstream._protocol.messages import ToolDescription
 from millstream._protocol.metadata import VERSION_KEY
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import HANDSHAKE
 from millstream._tasks import Tasks
+from millstream._transports.stdio import open_reader
+from millstream._version import __version__
 from millstream.client._endpoint import Auth, Endpoint
-from millstream.client._errors import BadAnswer, ClientError, NotMcp
+from millstream.client._errors import BadAnswer, ClientError, NotMcp, TargetError
 from millstream.client._targets import Remote
 from millstream.client._tool_headers import ToolHeaders
 from millstream.client._transports.events import EventReader
+from millstream.client._transports.stdio import Command
+
+MAX_LINE = 64 * 1024 * 1024
+"""Maximum bytes of a line; longer ones aren't valid messages."""
+
+
+async def lines() -> AsyncIterator[bytes]:
+    """Yield each line without its end, skipping blank and overlong lines."""
+    read, close = await open_reader(0)
+    splitter, data = LineSplitter(MAX_LINE), b"-"
+    try:
+        while data:
+            data = await read(65536)
+            for line in splitter.feed(data) if data else splitter.end():
+                if line is not None:
+                    yield line
+    finally:
+        close()
+
+
+async def write_stdout(data: bytes) -> None:
+    """Write to standard output. A slow reader blocks a thread, not the loop."""
+
+    def write() -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+    await asyncio.to_thread(write)
+
+
+MAX_BYTES = 256 * 1024 * 1024
+"""Maximum bytes of a recording. Above it, messages are still forwarded."""
+
+
+class Writer:
+    """Appends a session to a file that only you can read, because messages may contain secrets."""
+
+    def __init__(self, path: Path, server: str, *, max_bytes: int = MAX_BYTES, warn: Callable[[str], None]) -> None:
+        """Open the file.
+
+        Args:
+            path: the file, created if it doesn't exist.
+            server: description of the server for the first line.
+            max_bytes: maximum size of the recording.
+            warn: called with a message when the recording stops.
+
+        Raises:
+            CommandError: the file can't be written.
+        """
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if os.name != "nt" and stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.fchmod(descriptor, 0o600)  # if it already existed
+        except OSError as exc:
+            raise CommandError(f"{path} can't be written: {exc.strerror}.") from exc
+        self._file = os.fdopen(descriptor, "ab")
+        self._left = max_bytes
+        self._warn = warn
+        self._begun = time.monotonic()
+        self._write(session={"millstream": __version__, "recorded": round(time.time(), 3), "server": server})
+
+    def line(self, who: str, line: bytes) -> None:
+        """Record one line."""
+        try:
+            message: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            self.text(who, line.decode("utf-8", "replace"))
+        else:
+            self._write(**{"from": who, "message": message})
+
+    def text(self, who: str, text: str) -> None:
+        """Record text that isn't a message, such as standard error."""
+        self._write(**{"from": who, "text": text})
+
+    def _write(self, **entry: Any) -> None:
+        if self._left < 0:
+            return
+        at = round(time.monotonic() - self._begun, 6)
+        data = json.dumps({"at": at, **entry}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        self._left -= len(data)
+        if self._left < 0:
+            self._warn("The recording has reached its maximum size. Later messages aren't recorded.")
+            return
+        self._file.write(data)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
 
 _GOODBYE = 2.0
 _TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
@@ -164,3 +273,76 @@ class Bridge:
             self._tools.learn(result.tools)
         except msgspec.MsgspecError:
             return  # another kind of message
+
+
+_GRACE = 2.0
+
+
+async def tap(command: Command, writer: Writer) -> int:
+    """Run until either side ends, and return the server's exit status.
+
+    Raises:
+        TargetError: the server can't be started.
+    """
+    program = shutil.which(command.argv[0])
+    if program is None:
+        raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
+    try:
+        # Pass on all variables, because the client chose them for the server.
+        process = await asyncio.create_subprocess_exec(
+            program, *command.argv[1:], cwd=command.cwd, env={**os.environ, **command.env},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as exc:
+        raise TargetError(f"{command.argv[0]} can't be started: {exc.strerror}.") from exc
+    inward = asyncio.create_task(_from_client(process, writer))
+    outward = [asyncio.create_task(_from_server(process, writer)), asyncio.create_task(_from_stderr(process, writer))]
+    try:
+        await asyncio.wait((inward, *outward[:1]), return_when=asyncio.FIRST_COMPLETED)
+        for end in (process.terminate, process.kill):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GRACE):
+                    await process.wait()
+            if process.returncode is None:
+                end()
+        await asyncio.gather(*outward)
+    finally:
+        inward.cancel()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0
+
+
+async def _from_client(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stdin = process.stdin
+    assert stdin is not None  # noqa: S101  it's a pipe
+    with suppress(ConnectionError):
+        async for line in lines():
+            writer.line("client", line)
+            stdin.write(line + b"\n")
+            await stdin.drain()
+    stdin.close()
+
+
+async def _from_server(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stdout = process.stdout
+    assert stdout is not None  # noqa: S101  it's a pipe
+    splitter = LineSplitter(MAX_LINE)
+    while data := await stdout.read(65536):
+        for line in splitter.feed(data):
+            if line is None:
+                writer.text("server", "[a line of more than 64 MiB]")
+            else:
+                writer.line("server", line)
+        await write_stdout(data)
+
+
+async def _from_stderr(process: asyncio.subprocess.Process, writer: Writer) -> None:
+    stderr = process.stderr
+    assert stderr is not None  # noqa: S101  it's a pipe
+    while data := await stderr.read(65536):
+        text = data.decode("utf-8", "replace")
+        writer.text("server", text)
+        sys.stderr.write(safe(text))
+        sys.stderr.flush()
