@@ -7,9 +7,9 @@ from typing import Any
 
 from http_peer import Peer, RunningServer, ToyApp, serve
 from millstream._config import Settings
+from millstream._http.hosts import TrustedProxies
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded_headers import TrustedProxies
 
 Start = Callable[..., Awaitable[RunningServer]]
 

@@ -16,11 +16,9 @@ from millstream import Server
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.asgi.adapter import AsgiAdapter
-from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler
+from millstream._http.hosts import HostPolicy, TrustedProxies
+from millstream._http.message import Handler, HttpLimits
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from millstream._http.server.listener import SocketListener
 from patience import WAIT

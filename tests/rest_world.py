@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 from millstream import Context, Field, Image, Server, ToolError, ToolResult
 from millstream._http.asgi.adapter import AsgiAdapter
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, HttpRequest, Response
+from millstream._http.message import Handler, HttpLimits, HttpRequest, Response
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._transports.rest.routes import TOOLS_PATH, RestRoutes
 from millstream._web.pages import pages

@@ -18,7 +18,7 @@ from http_peer import Peer, RunningServer, serve, serve_asgi
 from millstream import Context, Server, Settings
 from millstream._app.runtime import Runtime
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
+from millstream._http.message import HttpLimits
 from millstream._http.server import Endpoints
 from millstream._stores.memory.store import MemoryStore
 from millstream._transports.websocket.route import WebSocketRoute

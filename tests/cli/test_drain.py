@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from millstream import Settings
-from millstream._http.limits import HttpLimits
+from millstream._http.message import HttpLimits
 from millstream._http.server.drain import LINGER, ConnectionDrainer, DrainTimes
 from millstream._http.server.guard import ConnectionGuard, ServerState
 from patience import WAIT

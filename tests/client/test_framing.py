@@ -11,7 +11,7 @@ from cases import for_each
 from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, check_failure, misbehaving, with_discovery
 from millstream import Client, Server, Settings
 from millstream._http.client.body import LINES_PER_SECOND, Body, Inflow
-from millstream._http.limits import MAX_UNREAD, PIECE
+from millstream._http.message import MAX_UNREAD, PIECE
 from millstream.client import BadAnswer, ConnectionLost, Options, TooLarge
 from millstream.client._transports.events import EventReader
 from patience import WAIT, advance_clock

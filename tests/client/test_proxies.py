@@ -24,8 +24,7 @@ from client.misbehaving_servers import (
     with_discovery,
 )
 from millstream import Client
-from millstream._http.client.proxy import proxy_for
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse, proxy_for
 from millstream.client._errors import ClientError, ConnectFailed, TargetError
 from millstream.client._options import Options
 from processes import free_port

@@ -16,8 +16,7 @@ from millstream._app.routes import Routes
 from millstream._config import Settings
 from millstream._http.client.body import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
-from millstream._http.limits import MAX_FRAMING, HttpLimits
-from millstream._http.problems import KINDS
+from millstream._http.message import KINDS, MAX_FRAMING, HttpLimits
 from millstream._http.server.connection import MAX_PIPELINE
 from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, MAX_NESTING
 from millstream._protocol.errors import MAX_SHOWN

@@ -19,8 +19,7 @@ from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import parse as parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
-from millstream._http.media import parse_accept
-from millstream._http.message import peer_network, query_values
+from millstream._http.message import parse_accept, peer_network, query_values
 from millstream._limits.gcra import Rate
 from millstream._limits.quota import CalendarQuota
 from millstream._protocol import jsonrpc, session_token, sse

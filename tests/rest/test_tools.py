@@ -2,8 +2,7 @@ import json
 from typing import Any
 
 from cases import for_each
-from millstream._http.message import Response
-from millstream._http.problems import KINDS
+from millstream._http.message import KINDS, Response
 from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.call import Call
 from millstream._transports.null_reply import NullReplyChannel

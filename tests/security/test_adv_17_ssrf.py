@@ -18,9 +18,9 @@ from cases import for_each
 from fleet import until
 from issuer_world import run_issuer
 from millstream import Server, Settings
-from millstream._http.client import dial
-from millstream._http.client.dial import is_public
+from millstream._http.client import pool
 from millstream._http.client.fetch import OutboundError, check_url, fetch
+from millstream._http.client.pool import is_public
 from millstream.extensions.http_post import parse_url, post
 from patience import WAIT
 from property_settings import examples
@@ -78,7 +78,7 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
         found = answers[min(len(asked), len(answers)) - 1]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
-    monkeypatch.setattr(dial.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(pool.socket, "getaddrinfo", resolve)
     return asked
 
 
@@ -116,7 +116,7 @@ async def test_slow_dns_lookups_do_not_exhaust_threads(monkeypatch: pytest.Monke
         answer.wait(WAIT)
         raise socket.gaierror("nobody knows")
 
-    monkeypatch.setattr(dial.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(pool.socket, "getaddrinfo", resolve)
     lookups: list[asyncio.Task[Any]] = [
         asyncio.create_task(fetch(f"https://{number}.slow.example/client")) for number in range(64)
     ]

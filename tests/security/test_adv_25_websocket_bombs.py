@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from four_workers import FOUR, ON_FOUR
-from millstream._http.limits import MAX_FRAGMENTS, MAX_UNREAD
+from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD
 from millstream.hub import HubLimits
 from patience import WAIT
 from socket_world import PING, TEXT, TRANSPORTS, RawSocket, World, frame, world

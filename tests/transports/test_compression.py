@@ -1,8 +1,7 @@
 import gzip
 
 from cases import for_each
-from millstream._http.compression import compress
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, Response
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, Response, compress
 from millstream._transports.hub_routes import encode_sse_gzip
 from millstream.hub import Event
 

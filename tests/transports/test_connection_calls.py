@@ -17,8 +17,7 @@ from cases import for_each
 from http_peer import ToyApp
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
-from millstream._http.server.listener import SocketListener
-from millstream._http.server.protocol import HttpProtocol
+from millstream._http.server.listener import HttpProtocol, SocketListener
 from patience import WAIT
 from wire import FakeTransport
 
@@ -120,7 +119,7 @@ async def test_date_header_is_updated_by_the_sweep(monkeypatch: pytest.MonkeyPat
     protocol, transport = connect()
     for text in ("one", "two"):
         dated: Callable[..., str] = lambda usegmt, text=text: text  # noqa: E731
-        monkeypatch.setattr("millstream._http.server.replies.formatdate", dated)
+        monkeypatch.setattr("millstream._http.server.exchange.formatdate", dated)
         protocol.guard._sweep()
         protocol.data_received(EIGHT_HEADERS)
         for _ in range(4):

@@ -15,8 +15,7 @@ from millstream import Context, Server
 from millstream._config import Settings
 from millstream._http.asgi.adapter import AsgiAdapter, AsgiExchange
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
-from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
+from millstream._http.message import STREAM_HEAD, HttpLimits, HttpRequest, Response, Sink
 from millstream._http.server.connection import MAX_PIPELINE
 from millstream._http.server.exchange import ServerExchange
 from millstream._server.calls.call import Call

@@ -12,27 +12,27 @@ from guard_peer import echo, make_endpoints
 from http_peer import HEAD, request
 from millstream._config import Settings
 from millstream._http import server
-from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, Response
-from millstream._http.server import Endpoints, states
+from millstream._http.message import Handler, HttpLimits, Response
+from millstream._http.server import Endpoints, exchange
 from millstream._http.server.connection import CONTINUE, MAX_PIPELINE, Event, Refusal, ServerConnection, Upgrade
-from millstream._http.server.exchange import ServerExchange
-from millstream._http.server.replies import BODY_TIMEOUT, HEADER_TIMEOUT
-from millstream._http.server.states import (
+from millstream._http.server.exchange import (
     ANSWERING,
     BODY,
+    BODY_TIMEOUT,
     CLOSED,
     DONE,
     EXPECTED,
     FAST_BODY,
+    HEADER_TIMEOUT,
     IDLE,
     NEW,
     READING,
     READING_MOVES,
     REPLYING_MOVES,
     SILENT,
+    ServerExchange,
 )
-from millstream._http.server.states import HEAD as IN_HEAD
+from millstream._http.server.exchange import HEAD as IN_HEAD
 from millstream._protocol.share import Share
 from property_settings import examples
 from strategies import cuts
@@ -120,7 +120,7 @@ class Watched(ServerConnection):
 def test_every_state_is_reachable_and_can_end() -> None:
     for moves, first, last, names in (
         (READING_MOVES, NEW, DONE, READING),
-        (REPLYING_MOVES, SILENT, CLOSED, states.REPLYING),
+        (REPLYING_MOVES, SILENT, CLOSED, exchange.REPLYING),
     ):
         forward = pairs(moves)
         for start, ways in ((first, forward), (last, {(after, before) for before, after in forward})):
@@ -137,7 +137,7 @@ def test_no_state_reads_after_the_end() -> None:
 
 
 def test_state_changes_go_through_the_tables() -> None:
-    tables = {name for name, value in vars(states).items() if isinstance(value, dict)}
+    tables = {name for name, value in vars(exchange).items() if isinstance(value, dict)}
     given_directly = []
     for path in Path(server.__file__ or "").parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -206,7 +206,7 @@ def test_connections_make_exactly_the_moves_of_the_tables() -> None:
     again.lose()
     replied.update(again.replied)
     assert {tuple(READING[state] for state in pair) for pair in seen ^ pairs(READING_MOVES)} == set()
-    assert {tuple(states.REPLYING[state] for state in pair) for pair in replied ^ pairs(REPLYING_MOVES)} == set()
+    assert {tuple(exchange.REPLYING[state] for state in pair) for pair in replied ^ pairs(REPLYING_MOVES)} == set()
 
 
 def test_requests_are_returned_one_at_a_time_in_order() -> None:

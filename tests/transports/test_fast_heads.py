@@ -14,10 +14,9 @@ from http_peer import ToyApp
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
 from millstream._http.server import fast_head
+from millstream._http.server.exchange import BODY, FAST_BODY, IDLE
 from millstream._http.server.fast_head import HeaderLineCache
-from millstream._http.server.listener import SocketListener
-from millstream._http.server.protocol import HttpProtocol
-from millstream._http.server.states import BODY, FAST_BODY, IDLE
+from millstream._http.server.listener import HttpProtocol, SocketListener
 from property_settings import examples
 from strategies import bytewise, cuts
 from wire import FakeTransport

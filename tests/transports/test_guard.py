@@ -10,8 +10,7 @@ from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_g
 from http_peer import HEAD, WAIT, Peer, request, serve
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
-from millstream._http.message import STREAM_HEAD, HttpRequest, Response
+from millstream._http.message import STREAM_HEAD, HttpLimits, HttpRequest, Response
 from millstream._http.server import Endpoints
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])

@@ -9,11 +9,9 @@ from cases import for_each
 from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_guarded_servers
 from http_peer import HEAD, WAIT, RunningServer, ToyApp, request, serve
 from millstream._config import Settings
-from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
-from millstream._http.message import STREAM_HEAD, Handler, HttpRequest, Response
+from millstream._http.hosts import HostPolicy, TrustedProxies
+from millstream._http.message import STREAM_HEAD, Handler, HttpLimits, HttpRequest, Response
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.listener import SocketListener
 
 

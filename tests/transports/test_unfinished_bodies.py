@@ -11,8 +11,7 @@ from http_peer import HEAD, WAIT, Peer, request
 from millstream._config import Settings
 from millstream._http.asgi.adapter import MAX_PIECES, AsgiAdapter
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import MAX_FRAMING, HttpLimits
-from millstream._http.message import Handler, HttpRequest, Response
+from millstream._http.message import MAX_FRAMING, Handler, HttpLimits, HttpRequest, Response
 from millstream._http.server.listener import SocketListener
 from wire import FakeTransport
 

@@ -11,7 +11,7 @@ from millstream import Server
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import MAX_FRAGMENTS, PIECE, HttpLimits
+from millstream._http.message import MAX_FRAGMENTS, PIECE, HttpLimits
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.websocket import MAX_FRAMES, WebSocketProtocol

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from millstream._http.hosts import EXEMPT, not_a_socket, require_same_site
-from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, refusal
-from millstream._http.problems import plain_problem
+from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink, plain_problem, refusal
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
 from millstream._server.load import RequestGate

@@ -4,17 +4,42 @@ A handler is ``async (HttpRequest) -> Response | Sink | None``. It returns a `Re
 `Sink` with ``request.open(...)``. It either writes to the sink and returns ``None`` at the end of the stream, or
 returns the open sink, so a stream that only listens needs no waiting task. The adapters (ASGI and our own server)
 create the requests and send the replies.
+
+Common parts of reply channels: the close signal, the last frame, and the reply for a failed handler.
+
+gzip for large plain replies (RFC 9110 §12.5.3), and for event streams if configured.
+
+Small replies, which are the common case, aren't compressed: the adapters check the length first.
+
+Limits of connections and requests.
+
+Parsing of `Accept` and `Content-Type` for the types that this server supports (RFC 9110 §8.3, §12.5.1).
+
+Problem details (RFC 9457) for errors of plain REST operations.
+
+Each kind has one status and one title. Its `type` is a URL in the server's own `/docs` page that explains it. 422 is
+for arguments that don't match the schema, and 409 for a call with valid arguments that can't be done in the current
+state. A caller that generates its arguments from the schema never gets a 422.
 """
 
-from collections.abc import Awaitable, Callable, Collection
+import asyncio
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_address
-from typing import Protocol
+from secrets import token_hex
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs
 
-from msgspec import Struct
+from msgspec import Struct, convert
 
+from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
+
+if TYPE_CHECKING:
+    from millstream._config import Settings
+
 
 JSON_HEAD = b"content-type: application/json\r\n"
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
@@ -183,3 +208,268 @@ def last_event_id(request: HttpRequest) -> str:
 
 
 Handler = Callable[[HttpRequest], Awaitable[Response | Sink | None]]
+
+
+LARGE = 64 * 1024
+"""A larger piece counts against `max_unsent` as a whole until its last byte is sent. Transports write it at once."""
+_logger = logging.getLogger("millstream")
+
+
+class CloseSignal:
+    """A signal that calls its registered callbacks once, when it closes."""
+
+    __slots__ = ("_callbacks", "_waiters", "closed")
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._callbacks: list[Callable[[], None]] = []
+        self._waiters: Sequence[asyncio.Future[None]] = ()
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when the signal closes, or immediately if it already has."""
+        if self.closed:
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Remove a callback."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
+    def connection_lost(self) -> None:
+        """Close. Idempotent. If a callback raises, the others still run."""
+        if self.closed:
+            return
+        self.closed = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback()
+            except Exception:
+                _logger.exception("A callback for the end of a stream failed.")
+
+    async def wait_closed(self) -> None:
+        """Wait until the signal closes."""
+        if self.closed:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = (*self._waiters, waiter)
+        await waiter
+
+
+class LastFrame:
+    """The last frame, cached because a broadcast writes the same bytes to every client."""
+
+    __slots__ = ("data", "framed", "is_large")
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.framed = b""
+        self.is_large = False
+        """Whether it has more than `LARGE` bytes."""
+
+
+def failure(exc: BaseException, method: str, path: str) -> Response:
+    """Log an exception of a handler under an identifier, and return a reply that shows only the identifier."""
+    identifier = token_hex(8)
+    _logger.error("%s %a failed [%s]", method, path, identifier, exc_info=exc)
+    return refusal(500, f"Internal error {identifier}.")
+
+
+FROM_BYTES = 4 * 1024
+"""Shorter bodies are sent as they are."""
+
+GZIP_HEAD = b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
+
+_LEVEL = 1
+"""The lowest level, which shrinks JSON to a fifth at several hundred MB/s. Compression blocks the event loop."""
+_KINDS = (b"content-type: application/json", b"content-type: text/", b"content-type: application/problem+json")
+
+
+def compress(response: Response, headers: Mapping[bytes, bytes]) -> Response:
+    """Compress a reply with a text type if the client accepts gzip."""
+    if not (accepts_gzip(headers.get(b"accept-encoding", b"")) and response.head.startswith(_KINDS)):
+        return response
+    # A strong entity tag identifies the uncompressed bytes (RFC 9110 §8.8.3).
+    head = response.head.replace(b'etag: "', b'etag: W/"') + GZIP_HEAD
+    return Response(gzip_member(response.body), response.status, head)
+
+
+def gzip_member(data: bytes) -> bytes:
+    """Return a complete gzip member (RFC 1952 §2.2). Members can be concatenated, so all streams can share it."""
+    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
+    return packer.compress(data) + packer.flush()
+
+
+def accepts_gzip(value: bytes) -> bool:
+    """Return whether an `Accept-Encoding` header accepts gzip."""
+    for item in value.lower().split(b","):
+        name, _, parameters = item.partition(b";")
+        if name.strip() == b"gzip":
+            quality = parameters.partition(b"=")[2].strip()
+            return quality.rstrip(b"0").rstrip(b".") not in {b"", b"0"} if quality else True
+    return False
+
+
+PIECE = 8192
+"""Maximum bytes to parse before the event loop gets its turn, where a few bytes can mean much work."""
+MAX_FRAMING = 64 * 1024
+"""Maximum bytes of a body's chunk framing, plus an eighth of the body. Tiny chunks cost as much as large ones."""
+MAX_FRAGMENTS = 256
+"""Maximum number of fragments of a WebSocket message, unless it's large."""
+USUAL_FRAGMENT = 4096
+"""Typical size of fragments. The largest message can come in fragments of this size."""
+MAX_UNREAD = 1024 * 1024
+"""Maximum bytes of pongs that a peer of a WebSocket doesn't read."""
+
+
+class HttpLimits(Struct, frozen=True):
+    """Counts, sizes in bytes, and times in seconds, most from the setting of the same name."""
+
+    max_body: int
+    max_unfinished: int
+    max_unsent: int
+    header_timeout: float
+    body_timeout: float
+    write_timeout: float
+    keep_alive: float
+    max_connections: int
+    max_connections_per_address: int
+    stream_buffer: int
+    max_header_count: int = 100
+    max_header_bytes: int = 64 * 1024
+    max_url: int = 8 * 1024
+
+    @classmethod
+    def of(cls, settings: "Settings") -> "HttpLimits":
+        """Return the limits for these settings."""
+        return convert(settings, cls, from_attributes=True)
+
+
+class AcceptedTypes(Struct, frozen=True, gc=False):
+    """The reply types, of the two that the server sends, that a client accepts."""
+
+    json: bool
+    stream: bool
+    page: bool = False
+    """Whether the request is a browser navigation: it lists HTML and would also accept a stream."""
+
+
+_ANY = AcceptedTypes(True, True)
+_MEMO_SIZE = 256
+_cache: dict[bytes | None, AcceptedTypes] = {None: _ANY}
+known_accept = _cache.get
+"""Returns the cached result for an `Accept` value. Hot paths check it before `parse_accept`."""
+
+
+def parse_accept(value: bytes | None) -> AcceptedTypes:
+    """Return the reply types that an `Accept` header allows. Without the header, all are allowed; quality 0 excludes a
+    type.
+    """
+    known = _cache.get(value)
+    if known is None:
+        if len(_cache) >= _MEMO_SIZE:
+            _cache.clear()
+        known = _cache[value] = _ANY if value is None else _parse(value)
+    return known
+
+
+def _parse(value: bytes) -> AcceptedTypes:
+    json = stream = page = named = False
+    for item in value.lower().split(b","):
+        name, _, parameters = item.partition(b";")
+        if any(_is_excluded(parameter) for parameter in parameters.split(b";")):
+            continue
+        name = name.strip()
+        json = json or name in {b"application/json", b"application/*", b"*/*"}
+        stream = stream or name in {b"text/event-stream", b"text/*", b"*/*"}
+        page, named = page or name == b"text/html", named or name == b"text/event-stream"
+    return AcceptedTypes(json, stream, page and stream and not named)
+
+
+def _is_excluded(parameter: bytes) -> bool:
+    name, _, value = parameter.strip().partition(b"=")
+    return name.strip() == b"q" and value.strip().rstrip(b"0").rstrip(b".") in {b"", b"0"} and value.strip() != b""
+
+
+def carries_json(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a body is declared as uncompressed JSON."""
+    declared = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return declared == b"application/json" and headers.get(b"content-encoding", b"identity") == b"identity"
+
+
+PROBLEM_TYPE = "application/problem+json"
+_HEAD = b"content-type: application/problem+json\r\n"
+
+
+class ProblemKind(Struct, frozen=True):
+    """A kind of problem."""
+
+    slug: str
+    status: int
+    title: str
+    meaning: str
+    """Cause and advice, for the OpenAPI document."""
+    head: bytes = _HEAD
+
+
+MALFORMED = ProblemKind("malformed-body", 400, "Malformed body", "The body is not UTF-8 JSON, or nested too deeply.")
+UNKNOWN_TOOL = ProblemKind("unknown-tool", 404, "Unknown tool", "This server has no tool with that name.")
+TOOL_ERROR = ProblemKind(
+    "tool-error", 409, "The tool failed",
+    "The arguments are valid, but the tool could not complete the call. The detail is the tool's own explanation.",
+)  # fmt: skip
+NEEDS_ANSWERS = ProblemKind(
+    "needs-answers", 409, "The tool needs input",
+    "The tool asks the user or the client's model while it runs, which isn't possible in a REST call. Call it "
+        "over MCP.",
+)  # fmt: skip
+WRONG_TYPE = ProblemKind(
+    "unsupported-type", 415, "Unsupported media type", "The body must be application/json, without a content coding."
+)
+INVALID_ARGUMENTS = ProblemKind(
+    "invalid-arguments", 422, "Invalid arguments",
+    "The arguments don't match the tool's schema. The detail says what to fix.",
+)  # fmt: skip
+REFUSED = ProblemKind("refused", 403, "Refused", "The call was rejected before it ran.")
+INTERNAL = ProblemKind(
+    "internal-error", 500, "Internal error",
+    "The server failed. Its log has the details under the incident identifier.",
+)  # fmt: skip
+BUSY = ProblemKind(
+    "busy", 503, "Too many calls are running", "Retry after the time in Retry-After.", _HEAD + b"retry-after: 1\r\n"
+)
+KINDS = (MALFORMED, UNKNOWN_TOOL, REFUSED, TOOL_ERROR, NEEDS_ANSWERS, WRONG_TYPE, INVALID_ARGUMENTS, INTERNAL, BUSY)
+
+
+def plain_problem(status: int, detail: str, head: bytes = b"") -> Response:
+    """Return an error that needs no kind, because its status is sufficient."""
+    return Response(encode({"status": status, "detail": detail}), status, _HEAD + head)
+
+
+def problem(
+    kind: ProblemKind, detail: str, *, root_path: str = "", status: int = 0, incident: str = "", head: bytes = b""
+) -> Response:
+    """Return a problem response.
+
+    Args:
+        kind: the kind of problem.
+        detail: explanation of this occurrence, for the caller.
+        root_path: the server's mount path, for the URL of the explanation.
+        status: status to use instead of the kind's own.
+        incident: identifier of the log entry with details.
+        head: further header lines.
+    """
+    body: dict[str, str | int] = {
+        "type": f"{root_path}/docs#{kind.slug}",
+        "title": kind.title,
+        "status": status or kind.status,
+        "detail": detail,
+    }
+    if incident:
+        body["incident"] = incident
+    return Response(encode(body), status or kind.status, kind.head + head)

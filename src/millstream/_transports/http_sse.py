@@ -11,8 +11,7 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
-from millstream._http.media import carries_json
-from millstream._http.message import STREAM_HEAD, TEXT_HEAD, HttpRequest, Response, Sink, query_value
+from millstream._http.message import STREAM_HEAD, TEXT_HEAD, HttpRequest, Response, Sink, carries_json, query_value
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import check_text, require_json

@@ -12,10 +12,21 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._http.compression import GZIP_HEAD, accepts_gzip, gzip_member
-from millstream._http.media import carries_json, parse_accept
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, Sink, last_event_id, query_values
-from millstream._http.problems import plain_problem
+from millstream._http.message import (
+    GZIP_HEAD,
+    JSON_HEAD,
+    STREAM_HEAD,
+    HttpRequest,
+    Response,
+    Sink,
+    accepts_gzip,
+    carries_json,
+    gzip_member,
+    last_event_id,
+    parse_accept,
+    plain_problem,
+    query_values,
+)
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, encode

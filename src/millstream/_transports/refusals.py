@@ -1,7 +1,6 @@
 """HTTP error responses that several handlers of the MCP endpoint share, with JSON-RPC errors."""
 
-from millstream._http.media import parse_accept
-from millstream._http.message import TEXT_HEAD, Response
+from millstream._http.message import TEXT_HEAD, Response, parse_accept
 from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, ProtocolError
 from millstream._protocol.jsonrpc import RequestId, error_message
 

@@ -18,8 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.client.url import Url, parse
-from millstream._http.message import JSON_HEAD, HttpRequest, Response
-from millstream._http.problems import plain_problem
+from millstream._http.message import JSON_HEAD, HttpRequest, Response, plain_problem
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, principal_id
 from millstream._stores.changes import Claim

@@ -11,8 +11,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, Sink, last_event_id, query_value
-from millstream._http.problems import plain_problem
+from millstream._http.message import (
+    JSON_HEAD,
+    STREAM_HEAD,
+    HttpRequest,
+    Response,
+    Sink,
+    last_event_id,
+    plain_problem,
+    query_value,
+)
 from millstream._override import override
 from millstream._protocol import sse
 from millstream._protocol.jsonrpc import encode

@@ -213,8 +213,8 @@ def introspection(
         ...     secret=os.environ["SHOP_SECRET"],
         ... )
     """
-    from millstream._http.client.dial import allow_any  # noqa: PLC0415
     from millstream._http.client.fetch import check_url, fetch  # noqa: PLC0415
+    from millstream._http.client.pool import allow_any  # noqa: PLC0415
     from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
     from millstream.auth._rules import rules_of  # noqa: PLC0415
 

@@ -6,8 +6,7 @@ Responses don't depend on the credential, so they reveal nothing about it.
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from millstream._http.message import HttpRequest, Response
-from millstream._http.problems import plain_problem
+from millstream._http.message import HttpRequest, Response, plain_problem
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"

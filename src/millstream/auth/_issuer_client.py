@@ -1,7 +1,7 @@
 """Requests to issuers that the operator configured. They may be on a private network."""
 
-from millstream._http.client.dial import allow_any
 from millstream._http.client.fetch import FetchedDocument, fetch
+from millstream._http.client.pool import allow_any
 
 _MAX_BYTES = 512 * 1024
 """Maximum size of a document; a key set with certificates is the largest."""

@@ -7,8 +7,7 @@ copy. Both documents are public, for all origins.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response
-from millstream._http.problems import plain_problem
+from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, plain_problem
 from millstream._protocol.jsonrpc import encode
 from millstream.auth._challenge import METADATA_PATH
 from millstream.auth._discovery import Discovery

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from millstream._http.client.errors import (
+from millstream._http.client.body import (
     BadAnswer,
     ClientError,
     ConnectFailed,

@@ -21,7 +21,7 @@ from msgspec import Struct, field
 from msgspec.structs import FieldInfo, fields
 
 from millstream._config import Settings
-from millstream._http.client.errors import TargetError
+from millstream._http.client.body import TargetError
 from millstream._http.client.url import parse
 from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json

@@ -9,8 +9,7 @@ from millstream._app.runtime import Runtime
 from millstream._app.runtimes import ServerApplication
 from millstream._http.asgi.adapter import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
-from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler, HttpRequest, Response, Sink
+from millstream._http.message import Handler, HttpLimits, HttpRequest, Response, Sink
 from millstream._http.server import Endpoints
 
 logger = logging.getLogger("millstream")

@@ -14,10 +14,9 @@ from millstream._app.server_process.entry import look_ahead, prepare
 from millstream._app.server_process.errors import CommandError, convert_start_errors
 from millstream._app.server_process.listen_sockets import Certificate
 from millstream._app.server_process.runner import StopSignals, run
-from millstream._http.hosts import is_loopback
+from millstream._http.hosts import TrustedProxies, is_loopback
 from millstream._http.server import Endpoints
 from millstream._http.server.drain import TICK, ConnectionDrainer, DrainTimes
-from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ServerState
 from millstream._http.server.listener import SocketListener
 

@@ -23,8 +23,7 @@ from millstream._cli.options import Json
 from millstream._cli.tables import brief, print_json, print_text
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, tls_error
-from millstream._http.client.proxy import proxy_for
-from millstream._http.client.url import Url
+from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.revisions import BY_DATE
 from millstream.client._client import Client
 from millstream.client._endpoint import Endpoint

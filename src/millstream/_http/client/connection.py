@@ -13,10 +13,9 @@ from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from millstream._http.client.body import Body, Inflow
-from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TooLarge
+from millstream._http.client.body import BadAnswer, Body, ClientError, ConnectionLost, Inflow, TooLarge
 from millstream._http.client.url import Url
-from millstream._http.limits import MAX_FRAMING
+from millstream._http.message import MAX_FRAMING
 from millstream._override import override
 
 _MAX_HEAD = 64 * 1024

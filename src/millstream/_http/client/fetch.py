@@ -13,10 +13,17 @@ from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
+from millstream._http.client.body import BadAnswer, ClientError, ConnectionLost, TargetError, TooLarge
 from millstream._http.client.connection import HttpReply, lines
-from millstream._http.client.dial import AddressCheck, AddressRefused, Dial, guard_dial, is_public, is_this_machine
-from millstream._http.client.errors import BadAnswer, ClientError, ConnectionLost, TargetError, TooLarge
-from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.pool import (
+    AddressCheck,
+    AddressRefused,
+    ConnectionPool,
+    Dial,
+    guard_dial,
+    is_public,
+    is_this_machine,
+)
 from millstream._http.client.url import Url, parse
 
 TIMEOUT = 5.0

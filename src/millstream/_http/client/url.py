@@ -1,10 +1,21 @@
-"""URLs for a client: the address to connect to, and the request target."""
+"""URLs for a client: the address to connect to, and the request target.
 
-from urllib.parse import urljoin, urlsplit
+Proxies from the environment: selection by URL, forwarding, and tunnels.
+
+``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY``, and ``NO_PROXY`` are read like curl does, in upper or lower case
+(https://everything.curl.dev/usingcurl/proxies/env.html). Hosts on this machine never use a proxy. https uses a tunnel
+(CONNECT, RFC 9110 §9.3.6), and http an absolute URL in the request line (RFC 9112 §3.2.2).
+"""
+
+import asyncio
+import base64
+import os
+from collections.abc import Mapping
+from urllib.parse import unquote, urljoin, urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.errors import TargetError
+from millstream._http.client.body import ConnectFailed, TargetError
 from millstream._override import override
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -76,3 +87,149 @@ def parse(text: str) -> Url:
     if not target.isascii():
         raise TargetError(f"{text} has non-ASCII characters in its path. Percent-encode them.")
     return Url(parts.scheme, host, _PORTS[parts.scheme] if port is None else port, target)
+
+
+_MAX_HEAD = 64 * 1024
+
+
+class Proxy(Struct, frozen=True):
+    """A proxy and its credentials."""
+
+    host: str
+    port: int
+    credentials: str = ""
+    """The value of `Proxy-Authorization`."""
+    address: str = ""
+    """The URL as configured."""
+
+    @override
+    def __str__(self) -> str:
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    @property
+    def fields(self) -> bytes:
+        """Return the header lines for this proxy."""
+        return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
+
+    def forward(self, url: Url, request: bytes) -> bytes:
+        """Return a request in the form for a proxy: with the absolute URL and the proxy's own headers."""
+        method, _, rest = request.partition(b" ")
+        line, end, fields = rest.partition(b"\r\n")
+        return b"%b %b%b%b%b%b" % (method, url.origin.encode(), line, end, self.fields, fields)
+
+
+def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy | None:
+    """Return the proxy for a URL, or None to connect directly.
+
+    Raises:
+        TargetError: the variable isn't the URL of a supported proxy.
+    """
+    variables = os.environ if environment is None else environment
+    scheme = "https" if url.secure else "http"
+    name, value = _variable(variables, f"{scheme}_proxy")
+    if not value:
+        name, value = _variable(variables, "all_proxy")
+    if not value or _is_local(url.host) or _is_excluded(url, _variable(variables, "no_proxy")[1]):
+        return None
+    parts = urlsplit(value if "://" in value else f"http://{value}")
+    try:
+        port = parts.port or 80
+    except ValueError:
+        port = 0
+    if parts.scheme != "http" or not parts.hostname or not port:
+        raise TargetError(
+            f"{name} isn't the URL of a supported proxy. Set it to a URL such as http://proxy.example.com:3128."
+        )
+    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    credentials = f"Basic {base64.b64encode(user.encode()).decode()}" if parts.username else ""
+    return Proxy(parts.hostname, port, credentials, parts.geturl())
+
+
+def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
+    """Return the name and value of a variable. Lower case takes precedence.
+
+    Ignore an upper-case HTTP_PROXY under CGI, where it may come from a request header.
+    """
+    if variables.get(name):
+        return name, variables[name].strip()
+    upper = name.upper()
+    return upper, "" if upper == "HTTP_PROXY" and "REQUEST_METHOD" in variables else variables.get(upper, "").strip()
+
+
+def _is_local(host: str) -> bool:
+    return host == "localhost" or host.endswith(".localhost") or host.startswith("127.") or host == "::1"
+
+
+def _is_excluded(url: Url, exceptions: str) -> bool:
+    """Return whether an exception list matches. Names include subdomains, a port can follow, and ``*`` matches
+    everything.
+    """
+    for each in exceptions.replace(" ", ",").split(","):
+        name, colon, port = each.strip().rpartition(":") if each.count(":") == 1 else (each.strip(), "", "")
+        if colon and port != str(url.port):
+            continue
+        name = name.strip("[]").removeprefix("*.").removeprefix(".").lower()
+        if name and (name in ("*", url.host) or url.host.endswith(f".{name}")):
+            return True
+    return False
+
+
+class _ConnectRequest(asyncio.Protocol):
+    """A protocol that reads the head of a proxy's reply to CONNECT."""
+
+    def __init__(self) -> None:
+        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._data = b""
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """Add received bytes. No data follows the proxy's reply, because the server doesn't send first."""
+        self._data += data
+        if not self.head.done() and (b"\r\n\r\n" in self._data or len(self._data) > _MAX_HEAD):
+            self.head.set_result(self._data)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.head.done():
+            self.head.set_result(b"")
+
+
+async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
+    """Return a connection to the server of a URL, through a proxy.
+
+    Raises:
+        ConnectFailed: the proxy is unreachable or refused to connect.
+    """
+    try:
+        transport, asking = await asyncio.get_running_loop().create_connection(_ConnectRequest, proxy.host, proxy.port)
+    except OSError as exc:
+        raise no_proxy(proxy, exc) from exc
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    place = f"{host}:{url.port}"
+    transport.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place.encode(), place.encode(), proxy.fields))
+    try:
+        head = await asking.head
+        words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
+        if len(words) < 2 or not words[0].startswith("HTTP/1."):
+            raise ConnectFailed(f"The proxy {proxy} didn't answer the request to connect to {place}.")
+        if not words[1].startswith("2"):
+            raise proxy_error(proxy, place, " ".join(words[1:]))
+    except BaseException:
+        transport.abort()
+        raise
+    return transport
+
+
+def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
+    """Return the error for a proxy that refused to connect."""
+    if status.startswith("407"):
+        return ConnectFailed(
+            f"The proxy {proxy} requires credentials (407). Add them to the variable: "
+            f"http://name:password@{proxy.host}:{proxy.port}"
+        )
+    return ConnectFailed(f"The proxy {proxy} refused to connect to {place}: {status or 'no reason given'}.")
+
+
+def no_proxy(proxy: Proxy, exc: OSError) -> ConnectFailed:
+    """Return the error for an unreachable proxy."""
+    return ConnectFailed(f"Can't connect to the proxy {proxy} from the environment: {exc.strerror or exc}.")

@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from millstream._http.hosts import HostPolicy
-from millstream._http.limits import HttpLimits
-from millstream._http.message import Handler
+from millstream._http.message import Handler, HttpLimits
 from millstream._http.server.fast_head import HeaderLineCache
 
 Target = tuple[Handler, str, str]

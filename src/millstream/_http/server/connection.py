@@ -24,30 +24,19 @@ from httptools import (
 )
 from msgspec import Struct
 
-from millstream._http.close_signal import failure
-from millstream._http.hosts import EXEMPT, parse_authority
-from millstream._http.limits import MAX_FRAMING, HttpLimits
-from millstream._http.message import HttpRequest, Response
+from millstream._http.hosts import EXEMPT, TrustedProxies, parse_authority
+from millstream._http.message import MAX_FRAMING, HttpLimits, HttpRequest, Response, failure
 from millstream._http.server import Endpoints
-from millstream._http.server.exchange import ServerExchange
-from millstream._http.server.forwarded_headers import TrustedProxies
-from millstream._http.server.replies import (
+from millstream._http.server.exchange import (
+    ANSWERING,
+    ASKS,
     BAD_HOST,
     BAD_REQUEST,
     BAD_TARGET,
-    BODY_TOO_LARGE,
-    CHUNKS_TOO_SMALL,
-    HEADERS_TOO_LARGE,
-    NOT_FOUND,
-    TARGET_TOO_LONG,
-    TOO_MANY_BODIES,
-    UPGRADE_WITH_BODY,
-)
-from millstream._http.server.states import (
-    ANSWERING,
-    ASKS,
     BEGINS,
     BEGINS_REPLY,
+    BODY_TOO_LARGE,
+    CHUNKS_TOO_SMALL,
     CLOSES,
     COMPLETES,
     DONE,
@@ -55,15 +44,21 @@ from millstream._http.server.states import (
     EXPECTED,
     FAST_BODY,
     HEAD,
+    HEADERS_TOO_LARGE,
     IDLE,
     IGNORES_UPGRADE,
     NEW,
+    NOT_FOUND,
     PERMITTED,
     READ_IN_PART,
     READ_WHOLE,
     SILENT,
     STOPS,
     TAKEN,
+    TARGET_TOO_LONG,
+    TOO_MANY_BODIES,
+    UPGRADE_WITH_BODY,
+    ServerExchange,
 )
 from millstream._protocol.share import Share
 

@@ -1,17 +1,241 @@
-"""One request and its reply. The hot path, `ServerExchange.run`, is written inline to save Python calls."""
+"""One request and its reply. The hot path, `ServerExchange.run`, is written inline to save Python calls.
+
+Reply heads as bytes: status lines, the headers that every reply has, and prepared refusals.
+
+The states of a connection: one table for reading, one for replying.
+
+Each event maps the state before to the state after. The connection changes `reading` and `replying` only by a lookup in
+one of these mappings, so an illegal transition raises KeyError.
+
+A streamed reply that writes chunks directly to the transport, under its flow control.
+"""
 
 import asyncio
 from collections.abc import Collection
+from email.utils import formatdate
+from http import HTTPStatus
 from typing import Protocol
 
-from millstream._http.close_signal import LARGE, failure
-from millstream._http.compression import FROM_BYTES, compress
-from millstream._http.limits import HttpLimits
-from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
-from millstream._http.server.replies import CLOSE, ReplyHeads
-from millstream._http.server.states import COMPLETES, EXPECTED
-from millstream._http.server.stream import Channel, HttpReplyStream
+from millstream._http.message import (
+    FROM_BYTES,
+    JSON_HEAD,
+    LARGE,
+    CloseSignal,
+    Handler,
+    HttpLimits,
+    HttpRequest,
+    LastFrame,
+    Response,
+    Sink,
+    compress,
+    failure,
+    refusal,
+)
 from millstream._override import override
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+CLOSE = b"connection: close\r\n"
+_BODILESS = frozenset({204, 304})
+
+
+class ReplyHeads:
+    """Reply heads with status line and date, built once per status and second."""
+
+    def __init__(self) -> None:
+        self._date = b""
+        self._heads: dict[int, bytes] = {}
+        self.usual = b""
+        """The head of a 200 with JSON, up to its length."""
+        self.tick()
+
+    def tick(self) -> None:
+        """Update the date of later replies."""
+        date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        if date != self._date:
+            self._date = date
+            self._heads.clear()
+            self.usual = self.make(200) + JSON_HEAD + b"content-length: "
+
+    def make(self, status: int) -> bytes:
+        """Return the head for a status, up to the reply's own lines."""
+        head = self._heads.get(status)
+        if head is None:
+            head = self._heads[status] = b"HTTP/1.1 %d %b\r\n%b" % (status, _PHRASES.get(status, b""), self._date)
+        return head
+
+    def reply(self, response: Response, cors: bytes = b"", *, keep_alive: bool, bodiless: bool = False) -> bytes:
+        """Return a complete reply. `bodiless` is for HEAD."""
+        body = response.body
+        return b"%b%b%b%b%b\r\n%b" % (
+            self.make(response.status),
+            response.head,
+            cors,
+            b"" if response.status in _BODILESS else b"content-length: %d\r\n" % len(body),
+            b"" if keep_alive else CLOSE,
+            b"" if bodiless else body,
+        )
+
+
+NOT_FOUND = refusal(404, "Not found.")
+BAD_REQUEST = refusal(400, "The request isn't valid HTTP.")
+BAD_TARGET = refusal(400, "The request target is malformed.")
+BAD_HOST = refusal(400, "A request needs exactly one Host header.")
+CHUNKS_TOO_SMALL = refusal(400, "The body arrives in too many small chunks. Send larger ones.")
+UPGRADE_WITH_BODY = refusal(400, "An upgrade request must not have a body.")
+HEADER_TIMEOUT = refusal(408, "The headers arrived too slowly.")
+BODY_TIMEOUT = refusal(408, "The body arrived too slowly.")
+BODY_TOO_LARGE = refusal(413, "The body is too large.")
+TARGET_TOO_LONG = refusal(414, "The request target is too long.")
+HEADERS_TOO_LARGE = refusal(431, "The request has too many headers, or its headers are too large.")
+TOO_MANY_BODIES = refusal(
+    503, "The server is receiving too much data. Retry the request, in one piece if possible.", retry_after="1"
+)
+TOO_MANY_CONNECTIONS = refusal(503, "The server has too many connections. Retry later.", retry_after="1")
+TOO_MANY_FROM_ADDRESS = refusal(
+    503, "Your address has too many of the server's connections. Close some, then retry.", retry_after="1"
+)
+
+
+NEW, IDLE, HEAD, BODY, EXPECTED, FAST_BODY, DONE = range(7)
+"""The states of reading. No byte of a request has arrived before `HEAD`.
+
+- NEW: no request has arrived yet.
+- IDLE: the next request has not begun.
+- HEAD: the parser is in the head of a request.
+- BODY: the parser is in the body of a request.
+- EXPECTED: the client waits for ``100 Continue``, and an earlier reply is pending.
+- FAST_BODY: the rest of a body whose head was read without the parser.
+- DONE: nothing more is read.
+"""
+READING = ("new", "idle", "head", "body", "expected", "fast body", "done")
+
+SILENT, ANSWERING, CLOSED = range(3)
+"""The states of replying.
+
+- SILENT: no call is running.
+- ANSWERING: a call is running, or its stream is open.
+- CLOSED: the last reply is written, or the connection is lost.
+"""
+REPLYING = ("silent", "answering", "closed")
+
+# Reading
+BEGINS = {NEW: HEAD, IDLE: HEAD, DONE: DONE}
+"""The parser reads the first byte of a request."""
+TAKEN = {HEAD: BODY}
+"""A head is complete and within the limits."""
+ASKS = {BODY: EXPECTED}
+"""The head contained ``Expect: 100-continue``."""
+PERMITTED = {EXPECTED: BODY}
+"""The connection returned the event that permits the body."""
+READ_WHOLE = {NEW: IDLE, IDLE: IDLE}
+"""The fast head reader read a head and its complete body."""
+READ_IN_PART = {NEW: FAST_BODY, IDLE: FAST_BODY}
+"""The fast head reader read a head, and the body ends later."""
+IGNORES_UPGRADE = {HEAD: IDLE}
+"""The head requests an upgrade that the server ignores. It's parsed again without it."""
+ENDS = {BODY: IDLE, EXPECTED: IDLE, FAST_BODY: IDLE}
+"""A request is complete."""
+STOPS = dict.fromkeys(range(DONE + 1), DONE)
+"""A refusal, an upgrade, a full pipeline, or a lost connection."""
+
+# Replying
+BEGINS_REPLY = {SILENT: ANSWERING}
+"""A request is passed to its handler."""
+COMPLETES = {ANSWERING: SILENT, CLOSED: CLOSED}
+"""The reply is written, or the connection was lost."""
+CLOSES = dict.fromkeys(range(CLOSED + 1), CLOSED)
+"""The refusal or the upgrade is passed to the protocol, or the connection is lost."""
+
+READING_MOVES = {
+    "begins": BEGINS,
+    "is taken": TAKEN,
+    "asks": ASKS,
+    "is permitted": PERMITTED,
+    "is read whole": READ_WHOLE,
+    "is read in part": READ_IN_PART,
+    "ignores an upgrade": IGNORES_UPGRADE,
+    "ends": ENDS,
+    "stops": STOPS,
+}
+REPLYING_MOVES = {"begins": BEGINS_REPLY, "completes": COMPLETES, "closes": CLOSES}
+
+
+_last = LastFrame()
+
+
+class Channel(Protocol):
+    """The connection that a stream writes to."""
+
+    write_paused: bool
+    """Whether the client reads more slowly than the server writes."""
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The socket."""
+        ...
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large piece that was just written, until the client has read it."""
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has read data, or the connection is lost."""
+
+
+class HttpReplyStream(CloseSignal):
+    """The `Sink` of our own server. A client more than `limit` bytes behind is cut off."""
+
+    __slots__ = ("_bodiless", "_chunked", "_limit", "_protocol", "_transport")
+
+    def __init__(self, protocol: Channel, *, limit: int, chunked: bool, mute: bool = False) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._limit = limit
+        self._chunked = chunked
+        self._bodiless = mute
+        """Whether this is the reply to HEAD: headers only."""
+
+    @property
+    def buffered(self) -> int:
+        return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        """Write a chunk. Cut off a client that is already too far behind."""
+        if self.closed or not data or self._bodiless:
+            return
+        transport = self._transport
+        if transport.get_write_buffer_size() > self._limit:
+            self.cut()
+        elif not self._chunked:
+            transport.write(data)
+            if len(data) > LARGE:
+                self._protocol.count_unsent(len(data))
+        else:
+            if _last.data is not data:
+                _last.framed = b"%x\r\n%b\r\n" % (len(data), data)
+                _last.data = data
+                _last.is_large = len(data) > LARGE
+            transport.write(_last.framed)
+            if _last.is_large:
+                self._protocol.count_unsent(len(data))
+
+    async def drain(self) -> None:
+        protocol = self._protocol
+        while protocol.write_paused and not self.closed:
+            await protocol.wait_writable()
+
+    def close(self) -> None:
+        """End the reply with the final chunk."""
+        if self.closed:
+            return
+        if self._chunked and not self._bodiless:
+            self._transport.write(b"0\r\n\r\n")
+        self.connection_lost()
+
+    def cut(self) -> None:
+        """End the reply without the final chunk, and drop buffered data."""
+        self._transport.abort()
+        self.connection_lost()
 
 
 class ReplyContext(Protocol):

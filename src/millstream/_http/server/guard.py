@@ -13,19 +13,23 @@ from functools import partial
 from math import inf
 from typing import Any, Protocol, cast
 
-from millstream._http.close_signal import LARGE
 from millstream._http.hosts import is_loopback
-from millstream._http.limits import HttpLimits
-from millstream._http.message import Response, peer_network
+from millstream._http.message import LARGE, HttpLimits, Response, peer_network
 from millstream._http.server.connection import ServerConnection
-from millstream._http.server.replies import (
+from millstream._http.server.exchange import (
+    BODY,
     BODY_TIMEOUT,
+    CLOSED,
+    DONE,
+    FAST_BODY,
+    HEAD,
     HEADER_TIMEOUT,
+    IDLE,
+    NEW,
     TOO_MANY_CONNECTIONS,
     TOO_MANY_FROM_ADDRESS,
     ReplyHeads,
 )
-from millstream._http.server.states import BODY, CLOSED, DONE, FAST_BODY, HEAD, IDLE, NEW
 from millstream._protocol.share import Share
 
 logger = logging.getLogger("millstream")

@@ -1,14 +1,254 @@
-"""Accepting connections, and shutting them down."""
+"""Accepting connections, and shutting them down.
+
+The asyncio protocol of an HTTP/1 connection, which executes the events of `ServerConnection`.
+"""
 
 import asyncio
 import socket
 import ssl
+from typing import cast
 
+from millstream._http.hosts import TrustedProxies
+from millstream._http.message import Response, peer_network
 from millstream._http.server import Endpoints
+from millstream._http.server.connection import Continue, Event, Refusal, ServerConnection, Upgrade
 from millstream._http.server.drain import TICK, readable
-from millstream._http.server.forwarded_headers import TrustedProxies
-from millstream._http.server.guard import ConnectionGuard, ServerState
-from millstream._http.server.protocol import HttpProtocol
+from millstream._http.server.exchange import DONE, EXPECTED, TOO_MANY_CONNECTIONS, ServerExchange
+from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
+from millstream._override import override
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection of a `SocketListener`."""
+
+    __slots__ = (
+        "__weakref__", "_proxies", "_table", "_writable", "connection", "current", "guard", "peer", "read_paused",
+        "state", "transport", "unsent", "unsent_since", "write_paused",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+    connection: ServerConnection
+
+    def __init__(
+        self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
+    ) -> None:
+        # Configuration
+        self._table = table
+        self._proxies = proxies
+        # Process
+        self.state = state
+        self.guard = guard
+        # Connection
+        self.peer = ""
+        self.current: ServerExchange | None = None
+        """The call being answered."""
+        self.read_paused = False
+        self.write_paused = False
+        self.unsent = 0
+        self.unsent_since = guard.clock
+        self._writable: asyncio.Future[None] | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection, and refuse it if there are too many."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        self.state.connections.add(self)
+        client = peer_of(self.transport)
+        self.peer = "" if client is None else client[0]
+        scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        proxies = self._proxies if self._proxies is not None and self._proxies.trusts(self.peer) else None
+        self.connection = ServerConnection(self._table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
+        if not self.peer and isinstance(transport.get_extra_info("sockname"), tuple):
+            # Over TCP, a connection without a peer has been reset. Its requests would escape every limit.
+            self.transport.abort()
+        elif not self.guard.admit(self, is_proxy=proxies is not None):
+            if self.guard.overrun:
+                self.transport.abort()
+            else:
+                self.refuse(self.connection.over_cap or TOO_MANY_CONNECTIONS)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the current call and remove the connection."""
+        self.state.connections.discard(self)
+        current = self.current
+        self._leave()
+        self._wake_writers()
+        if current is not None:
+            current.connection_lost()
+        if exc is None:
+            self.transport.close()
+
+    def _leave(self) -> None:
+        self.guard.release(self)
+        self.guard.forget_unsent(self)
+        self.connection.lose()
+        self.current = None
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """Process bytes, and start the request unless another is pending."""
+        connection = self.connection
+        event = connection.receive(data)
+        if event is not None:
+            if type(event) is ServerExchange:
+                # `_begin`, inline.
+                self.current = event
+                event.protocol = self
+                task = self.guard.start(event.run(self))
+                if not (event.response_complete or event.left_open):
+                    event.task = task
+                    event.cancel = task.cancel
+                    self.state.tasks.add(task)
+            else:
+                self._carry_out(event)
+        if connection.queue or connection.reading == EXPECTED:
+            self.proceed()
+
+    def _begin(self, exchange: ServerExchange) -> None:
+        """Run a call in its own task, so a cancellation can't affect another call."""
+        self.current = exchange
+        exchange.protocol = self
+        task = self.guard.start(exchange.run(self))
+        if not (exchange.response_complete or exchange.left_open):
+            # From now on, the call can be cancelled, and the server waits for it.
+            exchange.task = task
+            exchange.cancel = task.cancel
+            self.state.tasks.add(task)
+
+    def proceed(self) -> None:
+        """Execute due events, then resume reading if nothing is pending."""
+        connection = self.connection
+        while not self.transport.is_closing() and (event := connection.next_event()) is not None:
+            self._carry_out(event)
+        if self.transport.is_closing():
+            return
+        if connection.queue:
+            self._pause_reading()
+        elif not self.write_paused:
+            self._resume_reading()
+
+    def _carry_out(self, event: Event) -> None:
+        if isinstance(event, ServerExchange):
+            self._begin(event)
+        elif isinstance(event, Continue):
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif isinstance(event, Refusal):
+            self._close_with(event.response)
+        else:
+            self._upgrade(event)
+
+    def refuse(self, response: Response) -> None:
+        """Send a refusal after pending replies, and close the connection."""
+        self.connection.refuse(response)
+        self.proceed()
+
+    def _close_with(self, response: Response) -> None:
+        """Write the last bytes, then keep reading briefly: closing with unread input would discard them."""
+        self.connection.since = self.guard.clock
+        self.transport.write(self.guard.heads.reply(response, keep_alive=False))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._resume_reading()
+        else:
+            self.transport.close()
+
+    def _upgrade(self, event: Upgrade) -> None:
+        """Continue as a WebSocket."""
+        from millstream._http.server.websocket import WebSocketProtocol  # noqa: PLC0415  loaded with the first one
+
+        socket = WebSocketProtocol(self._table, self.state, self.guard, self._proxies)
+        self.guard.transfer(self, socket)
+        self._leave()
+        self.state.connections.discard(self)
+        self.transport.set_protocol(socket)
+        socket.connection_made(self.transport)
+        socket.data_received(event.handshake)
+        if event.ahead and not self.transport.is_closing():
+            socket.data_received(event.ahead)
+
+    # Flow control
+
+    def _pause_reading(self) -> None:
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    @override
+    def pause_writing(self) -> None:
+        """Stop reading requests while the client doesn't read its replies."""
+        self.write_paused = self.connection.held = True
+        self._pause_reading()
+        self.guard.count_unsent(self)
+
+    @override
+    def resume_writing(self) -> None:
+        """Resume after `pause_writing`."""
+        self.write_paused = self.connection.held = False
+        self.guard.count_unsent(self)
+        self._wake_writers()
+        self.proceed()
+
+    @property
+    def owner(self) -> str:
+        """The owner of the current request."""
+        return peer_network(self.peer) if self.current is None else self.current.owner
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large piece that was just written, until the client has read it."""
+        self.guard.count_unsent(self, size)
+
+    async def wait_writable(self) -> None:
+        """Wait until the client has caught up or the connection is lost."""
+        if self._writable is None:
+            self._writable = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._writable)
+
+    def _wake_writers(self) -> None:
+        self.write_paused = False
+        if self._writable is not None:
+            self._writable.set_result(None)
+            self._writable = None
+
+    # The end of the server
+
+    @property
+    def idle(self) -> bool:
+        """Whether no reply is pending and no byte of a request has arrived."""
+        return self.connection.idle
+
+    @property
+    def arriving(self) -> bool:
+        """Whether a request has begun to arrive and no reply is pending."""
+        return self.connection.arriving
+
+    @property
+    def answering(self) -> bool:
+        """Whether a reply is pending."""
+        return self.connection.busy
+
+    def announce_close(self) -> None:
+        """Make the next reply announce the close, unless a pending reply can."""
+        self.connection.announce_close()
+
+    def shutdown(self) -> None:
+        """Close now, or after the last pending reply. End the stream being written."""
+        connection = self.connection
+        if self.transport.is_closing():
+            return  # Over TLS, it waits for the client; a second close() would raise an error for its callers.
+        newest = connection.newest
+        if newest is None or newest.response_complete or (connection.reading == DONE and not connection.busy):
+            self.transport.close()
+        else:
+            newest.keep_alive = False
+        if self.current is not None and self.current.sink is not None:
+            self.current.sink.close()
+
 
 BACKLOG = 2048
 """Maximum number of connections that wait to be accepted."""

@@ -30,13 +30,11 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from millstream._http.limits import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
-from millstream._http.message import peer_network
+from millstream._http.hosts import TrustedProxies
+from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT, peer_network
 from millstream._http.server import Endpoints
-from millstream._http.server.forwarded_headers import TrustedProxies
 from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
-from millstream._http.websocket.compact_queue import CompactEvent, CompactQueue
-from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket
+from millstream._http.websocket.socket import EXTENSION, CompactEvent, CompactQueue, DirectSocket
 from millstream._override import override
 
 MAX_FRAMES = 512

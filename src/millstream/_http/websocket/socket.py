@@ -3,15 +3,110 @@
 Events and notifications are unsolicited: a peer with too many unread bytes of them is cut as slow. Answers aren't
 counted, because a peer may request much over a slow connection. Instead, reading pauses while a peer doesn't read its
 answers (`drain`). `queued_socket` (ASGI) and `direct_socket` (our own server) implement the sending.
+
+An event and a queue that use little memory while idle.
+
+`asyncio.Event` has one deque for its waiters and `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of
+thousands of idle connections would have five.
+
+A WebSocket of our own server, which writes frames directly to the transport, under its flow control.
+
+ASGI's `send` is a coroutine, so a broadcast would wake one task per subscriber and message. Our own protocol
+(`_http.server.websocket`) exposes itself in the scope, under `EXTENSION`. A message is then framed once, and the same
+bytes are written to every subscribed socket, as a `ReplyStream` does with events. The closing handshake uses ASGI.
+
+The transport's buffered bytes measure how far a peer is behind.
+
+A WebSocket over ASGI: a bounded queue of whole text messages, and the writer that empties it.
+
+ASGI doesn't expose the socket, so a peer counts as slow only while a `send` blocks and messages wait behind it. Of
+these, only unsolicited messages are counted.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from millstream._http.asgi.sink import Send
-from millstream._http.close_signal import CloseSignal
+from millstream._http.asgi.adapter import Send
+from millstream._http.message import LARGE, CloseSignal, LastFrame
 from millstream._override import override
+
+Item = TypeVar("Item")
+
+
+class CompactEvent:
+    """An `asyncio.Event` with `notify`, for waiters with other conditions."""
+
+    __slots__ = ("_open", "_waiters")
+
+    def __init__(self) -> None:
+        self._open = False
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
+
+    def is_set(self) -> bool:
+        """Return whether the event is set."""
+        return self._open
+
+    def set(self) -> None:
+        """Set the event and wake all waiters."""
+        self._open = True
+        self.notify()
+
+    def clear(self) -> None:
+        """Clear the event, so later waiters block."""
+        self._open = False
+
+    def notify(self) -> None:
+        """Wake all waiters to check their conditions."""
+        waiters, self._waiters = self._waiters, ()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait_changed(self) -> None:
+        """Wait until something may have changed."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters = (*self._waiters, waiter)
+        await waiter
+
+    async def wait(self) -> bool:
+        """Wait until it is set."""
+        while not self._open:
+            await self.wait_changed()
+        return True
+
+
+class CompactQueue(Generic[Item]):
+    """An `asyncio.Queue` for a single reader."""
+
+    __slots__ = ("_items", "_news")
+
+    def __init__(self) -> None:
+        self._items: deque[Item] | None = None
+        self._news = CompactEvent()
+
+    def empty(self) -> bool:
+        """Return whether the queue is empty."""
+        return self._items is None
+
+    def put_nowait(self, item: Item) -> None:
+        """Append an item."""
+        if self._items is None:
+            self._items = deque()
+        self._items.append(item)
+        self._news.notify()
+
+    async def get(self) -> Item:
+        """Wait for an item, and remove and return the oldest."""
+        while self._items is None:
+            await self._news.wait_changed()
+        item = self._items.popleft()
+        if not self._items:
+            self._items = None
+        return item
+
 
 GOING_AWAY = 1001
 UNSUPPORTED_DATA = 1003
@@ -96,3 +191,224 @@ class Socket(CloseSignal, ABC):
         if self._farewell is not None:
             code, reason = self._farewell
             await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+EXTENSION = "millstream.websocket"
+"""The key of the protocol object in the scope's extensions."""
+
+
+class DirectWire(Protocol):
+    """The interface of a connection's protocol class beyond ASGI."""
+
+    transport: asyncio.Transport
+    outbox: "DirectSocket | None"
+    """The socket to notify: by `took` when there is space again, and by `connection_lost` when writing must end."""
+
+    owner: str
+    """The caller, against whose share unread messages count."""
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large message that was just written, until the client has read it."""
+
+    @property
+    def room(self) -> CompactEvent:
+        """An event that is set while the transport has space."""
+        ...
+
+    def hang_up(self) -> None:
+        """Make the application's `receive` return a disconnect."""
+
+
+_last = LastFrame()
+
+
+class DirectSocket(Socket):
+    """A socket with access to its transport."""
+
+    __slots__ = ("_asked", "_transport", "_wire")
+
+    def __init__(self, wire: DirectWire, send: Send, *, limit: int, grace: float) -> None:
+        super().__init__(send, limit=limit, grace=grace)
+        self._wire = wire
+        self._transport = wire.transport
+        self._asked = 0
+        """Maximum bytes of answers in the transport's buffer."""
+        wire.outbox = self
+
+    @property
+    @override
+    def buffered(self) -> int:
+        return 0 if self.closed else max(0, self._transport.get_write_buffer_size() - self._asked)
+
+    @override
+    def write(self, message: bytes, /) -> bool:
+        if self.closed or not message:
+            return not self.closed
+        transport = self._transport
+        if transport.get_write_buffer_size() - self._asked > self._limit:
+            self.cut()
+            return False
+        if _last.data is not message:
+            _last.framed = text_frame(message)
+            _last.data = message
+            _last.is_large = len(message) > LARGE
+        transport.write(_last.framed)
+        if _last.is_large:
+            self._wire.count_unsent(len(message))
+        return True
+
+    @override
+    def answer(self, message: bytes) -> bool:
+        if self.closed:
+            return False
+        data = text_frame(message)
+        self._transport.write(data)
+        if len(data) > LARGE:
+            self._wire.count_unsent(len(data))
+        if not self._wire.room.is_set():
+            self._asked += len(data)
+        return True
+
+    @override
+    async def drain(self) -> None:
+        room = self._wire.room
+        while not (room.is_set() or self.closed):
+            await room.wait_changed()
+
+    def took(self) -> None:
+        """Resume, because the transport has space again."""
+        self._asked = 0
+
+    @override
+    def _stop(self) -> None:
+        if self._farewell is not None:
+            self._wire.hang_up()
+        self._wire.room.notify()
+
+    @override
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Read until the socket is closed, then send the close frame."""
+        try:
+            await reading
+        finally:
+            try:
+                async with asyncio.timeout(self._grace):
+                    await self._say_goodbye()
+            except (OSError, RuntimeError):
+                pass  # The peer is gone, or doesn't read the rest in time (TimeoutError is an OSError).
+            self.connection_lost()
+
+
+def text_frame(message: bytes) -> bytes:
+    """Return a complete text message as one uncompressed server frame (RFC 6455 §5.2)."""
+    size = len(message)
+    if size < 126:
+        return b"\x81%c%b" % (size, message)
+    if size < 65536:
+        return b"\x81\x7e%b%b" % (size.to_bytes(2), message)
+    return b"\x81\x7f%b%b" % (size.to_bytes(8), message)
+
+
+_HIGH_WATER = 64 * 1024
+
+
+class QueuedSocket(Socket):
+    """A socket whose `run` sends queued messages until it's closed."""
+
+    __slots__ = ("_deadline", "_held", "_news", "_queue", "_room", "_unasked", "_waiting")
+
+    def __init__(self, send: Send, *, limit: int, grace: float) -> None:
+        super().__init__(send, limit=limit, grace=grace)
+        self._queue: deque[tuple[bytes, int]] = deque()
+        """Queued messages, each with its bytes that count as unsolicited."""
+        self._waiting = 0
+        self._unasked = 0
+        self._held = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._deadline: asyncio.Timeout | None = None
+
+    @property
+    @override
+    def buffered(self) -> int:
+        """Bytes of unsolicited messages that wait behind one which the peer hasn't accepted."""
+        return self._unasked if self._held else 0
+
+    @override
+    def write(self, message: bytes, /) -> bool:
+        if self._held and self._unasked > self._limit:
+            self.cut()
+        self._unasked += len(message)
+        return self._put(message, len(message))
+
+    @override
+    def answer(self, message: bytes) -> bool:
+        return self._put(message, 0)
+
+    def _put(self, message: bytes, unasked: int) -> bool:
+        if self.closed or not message:
+            return not self.closed
+        self._queue.append((message, unasked))
+        self._waiting += len(message)
+        if self._waiting > _HIGH_WATER:
+            self._room.clear()
+        self._news.set()
+        return True
+
+    @override
+    async def drain(self) -> None:
+        await self._room.wait()
+
+    @override
+    def _drop(self) -> None:
+        self._queue.clear()
+
+    @override
+    def _stop(self) -> None:
+        self._news.set()
+        self._room.set()
+        if self._deadline is not None:
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._grace)
+
+    @override
+    async def run(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Read and send until the socket is closed and empty, or the peer is gone or doesn't read in time."""
+        reader = asyncio.create_task(reading)
+        try:
+            await self._run()
+        finally:
+            if not reader.done():
+                reader.cancel()
+            await asyncio.wait((reader,))
+        if not reader.cancelled():
+            reader.result()
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(self._grace if self.closed else None) as self._deadline:
+                while not self.closed or self._queue:
+                    await self._news.wait()
+                    self._news.clear()
+                    await self._flush()
+                await self._say_goodbye()
+        except (OSError, RuntimeError):
+            # ASGI 2.4 servers raise OSError if the peer is gone, and TimeoutError, our own deadline, is an OSError,
+            # too. uvicorn raises RuntimeError after it has closed the connection itself, because a ping wasn't
+            # answered.
+            pass
+        finally:
+            self._deadline = None
+            self.connection_lost()
+
+    async def _flush(self) -> None:
+        queue, send = self._queue, self._send
+        while queue:
+            message, unasked = queue.popleft()
+            self._waiting -= len(message)
+            self._unasked -= unasked
+            self._held = True
+            await send({"type": "websocket.send", "text": message.decode()})
+            self._held = False
+            if self._waiting <= _HIGH_WATER:
+                self._room.set()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from msgspec import UNSET
 
-from millstream._http.problems import (
+from millstream._http.message import (
     BUSY,
     INTERNAL,
     INVALID_ARGUMENTS,

@@ -15,18 +15,21 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from millstream._http.message import JSON_HEAD, HttpRequest, Response, client_id_of
-from millstream._http.problems import (
+from millstream._http.message import (
     BUSY,
     INTERNAL,
     INVALID_ARGUMENTS,
+    JSON_HEAD,
     MALFORMED,
     NEEDS_ANSWERS,
     REFUSED,
     TOOL_ERROR,
     UNKNOWN_TOOL,
     WRONG_TYPE,
+    HttpRequest,
     ProblemKind,
+    Response,
+    client_id_of,
     problem,
 )
 from millstream._protocol import projection

@@ -2,8 +2,7 @@
 
 import contextlib
 
-from millstream._http.media import carries_json
-from millstream._http.message import HttpRequest, Response
+from millstream._http.message import HttpRequest, Response, carries_json
 from millstream._protocol import projection
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError

@@ -2,8 +2,15 @@
 
 from typing import Any
 
-from millstream._http.media import AcceptedTypes, parse_accept
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, client_id_of
+from millstream._http.message import (
+    JSON_HEAD,
+    STREAM_HEAD,
+    AcceptedTypes,
+    HttpRequest,
+    Response,
+    client_id_of,
+    parse_accept,
+)
 from millstream._protocol import sse
 from millstream._protocol.admission import Admission, check_handshake_header
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError

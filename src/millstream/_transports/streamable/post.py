@@ -9,8 +9,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from millstream._http.media import known_accept, parse_accept
-from millstream._http.message import HttpRequest, Response
+from millstream._http.message import HttpRequest, Response, known_accept, parse_accept
 from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.jsonrpc import MALFORMED, MAX_ID
 from millstream._protocol.metadata import ClientInfo

@@ -12,13 +12,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from millstream._http.asgi.adapter import Receive, Scope, no_peer
-from millstream._http.asgi.sink import Send, header_list
+from millstream._http.asgi.adapter import Receive, Scope, Send, header_list, no_peer
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import TEXT_HEAD, HttpRequest, Response
-from millstream._http.websocket.direct_socket import EXTENSION, DirectSocket, DirectWire
-from millstream._http.websocket.queued_socket import QueuedSocket
-from millstream._http.websocket.socket import GOING_AWAY, INTERNAL, POLICY_VIOLATION, TOO_BIG, UNSUPPORTED_DATA, Socket
+from millstream._http.websocket.socket import (
+    EXTENSION,
+    GOING_AWAY,
+    INTERNAL,
+    POLICY_VIOLATION,
+    TOO_BIG,
+    UNSUPPORTED_DATA,
+    DirectSocket,
+    DirectWire,
+    QueuedSocket,
+    Socket,
+)
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import expiry_of
 from millstream._server.dispatch import Dispatcher

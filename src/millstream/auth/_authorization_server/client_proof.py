@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, TypeGuard
 from urllib.parse import unquote_plus
 
-from millstream._http.client.dial import AddressCheck, allow_any, is_public
 from millstream._http.client.fetch import fetch
+from millstream._http.client.pool import AddressCheck, allow_any, is_public
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.gcra import Limiter, Rate
 from millstream._protocol.json_schema import is_array

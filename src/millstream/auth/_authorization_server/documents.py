@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
-from millstream._http.client.dial import is_public
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
+from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits.gcra import Limiter, Rate

@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink
-from millstream._http.problems import plain_problem
+from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError

@@ -13,8 +13,8 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from millstream._http.client.dial import allow_any
 from millstream._http.client.fetch import FetchedDocument, OutboundError, fetch
+from millstream._http.client.pool import allow_any
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream.auth._authorization_server.login_methods import SignInFailed
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import structs
 
-from millstream._http.client.dial import Dial
+from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.suggestions import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.client.connection import HttpReply
-from millstream._http.client.dial import AddressRefused, Dial, is_public
 from millstream._http.client.fetch import request
+from millstream._http.client.pool import AddressRefused, Dial, is_public
 from millstream._http.client.url import Url, parse
 from millstream.client._errors import AccessDenied, BadAnswer, ConnectFailed, ConnectionLost, TargetError
 

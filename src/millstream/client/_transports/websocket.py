@@ -14,9 +14,8 @@ from websockets.typing import Subprotocol
 from millstream._http.client.body import Inflow
 from millstream._http.client.connection import too_large
 from millstream._http.client.pool import connect_error, tls_error
-from millstream._http.client.proxy import proxy_for
-from millstream._http.client.url import Url, parse
-from millstream._http.limits import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
+from millstream._http.client.url import Url, parse, proxy_for
+from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision

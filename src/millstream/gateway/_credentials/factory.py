@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from millstream._http.client.errors import TargetError
+from millstream._http.client.body import TargetError
 from millstream._http.client.url import Url, parse
 from millstream._parts import Host
 from millstream._protocol.errors import LocalError
