@@ -14,8 +14,7 @@ from fleet import until
 from millstream import Server, Settings
 from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import Limiter, Rate
-from millstream._limits.quota import period
-from millstream._limits.shared_limiter import SharedLimiter
+from millstream._limits.limiters import SharedLimiter, period
 from millstream._stores.rates import ChargeResult
 from millstream.testing import Failure, connect
 from wire import request, run_wire

@@ -14,11 +14,8 @@ from typing import Any, NamedTuple
 
 from millstream._config import Settings
 from millstream._http.message import peer_network
-from millstream._limits.concurrency import concurrency_limits
-from millstream._limits.gcra import Limiter, Rate, rate_lines
 from millstream._limits.hashed_keys import hash_key
-from millstream._limits.quota import CalendarQuota
-from millstream._limits.shared_limiter import SharedLimiter
+from millstream._limits.limiters import CalendarQuota, Limiter, Rate, SharedLimiter, concurrency_limits, rate_lines
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError

@@ -6,7 +6,7 @@ received the message.
 
 import msgspec
 
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id

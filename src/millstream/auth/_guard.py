@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network
 from millstream._http.server.fast_head import HeaderLineCache
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
 from millstream._server.calls.message_observer import ObserveMessage, ignore_message

@@ -20,7 +20,7 @@ from itertools import chain, repeat
 from msgspec.structs import replace
 
 from millstream._http.message import peer_network
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream._stores.base import Entry, Gap
 from millstream.hub._backlog import UnreadBacklog
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern

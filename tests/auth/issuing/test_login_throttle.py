@@ -1,7 +1,7 @@
 import asyncio
 from typing import Any, cast
 
-from millstream._limits.gcra import Rate
+from millstream._limits.limiters import Rate
 from millstream.auth._authorization_server.login_throttle import FailureLimiter
 from millstream.auth._authorization_server.vault import Vault
 from redis_parts import until

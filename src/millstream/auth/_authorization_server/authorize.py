@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from millstream._http.message import HttpRequest, Response
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.accounts import LOCAL, Accounts
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, way_back

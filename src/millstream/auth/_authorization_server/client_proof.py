@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 from millstream._http.client.fetch import fetch
 from millstream._http.client.pool import AddressCheck, allow_any, is_public
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.json_schema import is_array
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
 from millstream.auth._authorization_server.clients import Clients

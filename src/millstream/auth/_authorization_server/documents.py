@@ -15,7 +15,7 @@ from millstream._http.client.fetch import FetchedDocument, OutboundError, check_
 from millstream._http.client.pool import is_public
 from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, peer_network
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder

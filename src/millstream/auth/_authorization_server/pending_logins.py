@@ -10,7 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from millstream._http.message import Handler, HttpRequest, Response, peer_network
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError, Parameters
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, UpstreamWithPrompt

@@ -7,7 +7,7 @@ rate-limited per address.
 from typing import Any
 
 from millstream._http.message import HttpRequest, Response, peer_network
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._stores.rates import share_for
 from millstream.auth._authorization_server.answers import OAuthError, reply

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, header_lines, query_value, refusal
-from millstream._limits.gcra import Limiter, Rate
+from millstream._limits.limiters import Limiter, Rate
 from millstream._parts import Host, Route
 from millstream._protocol.jsonrpc import encode
 from millstream.auth import _pages as pages

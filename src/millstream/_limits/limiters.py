@@ -1,0 +1,339 @@
+"""The concurrency limits that apply to a tool call.
+
+Rate limiting with GCRA, the generic cell rate algorithm, which keeps one number for each key.
+
+The number is the time at which the key's allowance is full again. An action is allowed while that time is close enough,
+which permits a burst, refills evenly, and gives the exact time to wait.
+
+Quotas per calendar day or month, by the store's clock, in UTC.
+
+A rate limit shared by all workers: the store decides, and each worker caches its decisions.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from time import monotonic
+
+from msgspec import Struct
+
+from millstream._limits.hashed_keys import hash_key
+from millstream._limits.store_limiter import StoreLimiter
+from millstream._stores.rates import ChargeResult, Pace, Quota, pace_wait
+
+_ODD = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def concurrency_limits(owner: str, most: int, tool: str, most_of_tool: int) -> list[tuple[str, str, int]]:
+    """Return the name, key, and maximum of each limit.
+
+    Args:
+        owner: The owner of the call.
+        most: Maximum number of concurrent calls per owner, or 0 for no limit.
+        tool: The name of the tool.
+        most_of_tool: Maximum number of concurrent calls of the tool, or 0 for no limit.
+    """
+    limits = [("concurrency", owner, most)] if most and owner else []
+    if most_of_tool:
+        limits.append((f"concurrency:{_ODD.sub('_', tool)}", "", most_of_tool))
+    return limits
+
+
+_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_RATE = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(second|minute|hour|day)")
+
+
+class Rate(Struct, frozen=True):
+    """A number of actions per number of seconds, with a burst of the same size."""
+
+    count: int
+    seconds: int
+
+    @classmethod
+    def of(cls, text: str) -> "Rate":
+        """Parse ``100/minute``. The units are second, minute, hour, and day.
+
+        Raises:
+            ValueError: The text isn't a rate.
+        """
+        match = _RATE.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} isn't a rate. Use a number and a unit, such as 100/minute or 5/second.")
+        return cls(int(match[1]), _UNITS[match[2]])
+
+
+class Limiter:
+    """A limiter that applies one rate to each key. For one event loop.
+
+    Args:
+        name: name of the limit, for headers and the store.
+        rate: rate of each key.
+        clock: monotonic clock.
+        max_keys: maximum number of keys. Beyond it, the older half of those with less than a full allowance is dropped.
+        pool: returns the store's limiter once the store is open. `charge` and `report` count there on all workers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rate: Rate,
+        *,
+        clock: Callable[[], float] = monotonic,
+        max_keys: int = 100_000,
+        pool: Callable[[], StoreLimiter | None] = lambda: None,
+    ) -> None:
+        self.name = name
+        self.rate = rate
+        self.each: float = rate.seconds / rate.count
+        """Seconds until one token is refilled."""
+        self.clock: Callable[[], float] = clock
+        self._max_keys = max_keys
+        self._pool = pool
+        self.whole_at: dict[str, float] = {}
+        """Key -> time when its allowance is full again, in order of first use. The dictionary object never changes."""
+
+    def __len__(self) -> int:
+        return len(self.whole_at)
+
+    def wait(self, key: str, cost: float = 1.0) -> float:
+        """Return the seconds until a key can take this much, or 0. Takes nothing."""
+        now = self.clock()
+        return pace_wait(self.whole_at.get(key, now), now, self.rate.count, self.rate.seconds, cost)
+
+    def take(self, key: str, cost: float = 1.0) -> float:
+        """Take from a key's allowance. If it isn't enough, take nothing and return the seconds to wait."""
+        wait = self.wait(key, cost)
+        if wait <= 0:
+            now, whole_at = self.clock(), self.whole_at
+            if key not in whole_at and len(whole_at) >= self._max_keys:
+                self._forget(now)
+            whole_at[key] = max(now, whole_at.get(key, now)) + self.each * cost
+        return wait
+
+    async def charge(self, key: str) -> float:
+        """Take one token. If none is left on any worker, take nothing and return the seconds to wait."""
+        wait, pool = self.take(key), self._pool()
+        if wait > 0 or pool is None:
+            return wait
+        decision = await pool.take([self.pace(key)])
+        wait = 0.0 if decision is None else decision.results[0].wait
+        if wait > 0:
+            self.block(key, wait)
+        return wait
+
+    def report(self, key: str) -> float:
+        """Take one token here and report it to the store later, for actions that have happened or can't wait."""
+        wait, pool = self.take(key), self._pool()
+        if wait <= 0 and pool is not None:
+            pool.report(self.pace(key), lambda seconds: self.block(key, seconds))
+        return wait
+
+    def pace(self, key: str, cost: float = 1.0) -> Pace:
+        """Return the charge for the store, with a hashed key."""
+        return Pace(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
+
+    def spend(self, key: str, cost: float) -> bool:
+        """Take from a key's allowance, and return whether it was enough. See `SharedLimiter.spend`."""
+        return self.take(key, cost) <= 0
+
+    def put_back(self, key: str, cost: float) -> None:
+        """Return tokens that weren't needed."""
+        if key in self.whole_at:
+            self.whole_at[key] -= self.each * cost
+
+    def block(self, key: str, wait: float) -> None:
+        """Block a key for a number of seconds, because another worker has reached its limit."""
+        until = self.clock() + wait + self.rate.seconds - self.each
+        self.whole_at[key] = max(until, self.whole_at.get(key, until))
+
+    def count_remaining(self, key: str) -> int:
+        """Return the remaining allowance of a key."""
+        now = self.clock()
+        return int((self.rate.seconds - max(0.0, self.whole_at.get(key, now) - now)) / self.each + 1e-9)
+
+    def header_lines(self, key: str, wait: float) -> bytes:
+        """Return header lines with a caller's limit and the time to wait."""
+        return rate_lines(self.name, self.rate, self.count_remaining(key), wait)
+
+    def _forget(self, now: float) -> None:
+        """Remove keys with a full allowance, and the older half of the rest."""
+        kept = {key: at for key, at in self.whole_at.items() if at > now}
+        if len(kept) >= self._max_keys:
+            kept = dict(list(kept.items())[len(kept) // 2 :])
+        self.whole_at.clear()
+        self.whole_at.update(kept)
+
+
+def rate_lines(name: str, rate: Rate, remaining: int, wait: float) -> bytes:
+    """Return header lines for any time-based limit."""
+    policy, seconds = name.encode(), max(1, ceil(wait))
+    return b'retry-after: %d\r\nratelimit-policy: "%b";q=%d;w=%d\r\nratelimit: "%b";r=%d;t=%d\r\n' % (
+        seconds,
+        policy,
+        rate.count,
+        rate.seconds,
+        policy,
+        remaining,
+        seconds,
+    )
+
+
+_QUOTA = re.compile(r"([1-9][0-9]{0,8}) ?/ ?(day|month)")
+_MONTH = 32
+"""Days to add to the first of a month to reach the next month."""
+
+
+class Period(Struct, frozen=True):
+    """A day or month, in seconds since 1970."""
+
+    start: float
+    end: float
+
+
+class CalendarQuota:
+    """A number of actions per day or month."""
+
+    name = "quota"
+
+    def __init__(self, text: str) -> None:
+        """Parse ``10000/day`` or ``100000/month``.
+
+        Raises:
+            ValueError: The text isn't a quota.
+        """
+        match = _QUOTA.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} isn't a quota. Use a number with day or month, such as 10000/day.")
+        self.count = int(match[1])
+        self._monthly = match[2] == "month"
+        self._now = Period(0.0, 0.0)
+
+    @property
+    def rate(self) -> Rate:
+        """The quota in its text form."""
+        return Rate(self.count, round(self._now.end - self._now.start))
+
+    def at(self, key: str, cost: float, now: float) -> Quota:
+        """Return the charge for a key at the present time."""
+        if not self._now.start <= now < self._now.end:
+            self._now = period(now, monthly=self._monthly)
+        start, end = self._now.start, self._now.end
+        return Quota(hash_key(f"{self.name} {start:.0f}", key), self.count, end, cost)
+
+
+def period(now: float, *, monthly: bool) -> Period:
+    """Return the day or month that contains a time."""
+    start = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if not monthly:
+        return Period(start.timestamp(), (start + timedelta(days=1)).timestamp())
+    start = start.replace(day=1)
+    return Period(start.timestamp(), (start + timedelta(days=_MONTH)).replace(day=1).timestamp())
+
+
+_SHARE = 100
+"""A worker takes this fraction of the rate in advance."""
+_MOST = 20
+_LOST = 5.0
+"""Seconds after which an answer counts as lost."""
+_MAX_KEYS = 100_000
+_HOT = 1.0
+"""A key used again within this number of seconds gets tokens in advance."""
+
+
+class _KnownPace(Struct):
+    """A worker's cached state of one key."""
+
+    asked_at: float = 0.0
+    """Time of the last request to the store."""
+    tokens: float = 0.0
+    """Tokens taken in advance, valid until `stale`. The store has refilled them by then, so they would count twice."""
+    stale: float = 0.0
+    fetching: float = -_LOST
+    """Time of the pending request for tokens. The answer resets it."""
+    denied_until: float = 0.0
+    denied: float = 0.0
+    """The denied cost. A smaller cost can be granted earlier."""
+    remaining: float = 0.0
+
+
+class SharedLimiter:
+    """A limiter that applies this worker's share of one rate to each key. For one event loop."""
+
+    def __init__(self, name: str, rate: Rate, *, clock: Callable[[], float] = monotonic) -> None:
+        self.name = name
+        self.rate = rate
+        self._clock = clock
+        self.workers = 1
+        """Number of workers that share the rate, as last reported by the store."""
+        self._known: dict[str, _KnownPace] = {}
+        self._alone: Limiter | None = None
+
+    def wait(self, key: str, cost: float = 1.0) -> float:
+        """Return the seconds until the store can be asked for this cost, or 0. The store may still deny it."""
+        known = self._known.get(key)
+        if known is None or cost < known.denied:
+            return 0.0
+        return max(0.0, known.denied_until - self._clock())
+
+    def spend(self, key: str, cost: float) -> bool:
+        """Take from the tokens taken in advance, if they are enough."""
+        known = self._known.get(key)
+        if known is None or known.tokens < cost or known.stale <= self._clock():
+            return False
+        known.tokens -= cost
+        known.remaining -= cost
+        return True
+
+    def put_back(self, key: str, cost: float) -> None:
+        """Return tokens that weren't needed."""
+        known = self._known.get(key)
+        if known is not None:
+            known.tokens += cost
+            known.remaining += cost
+
+    def pace(self, key: str, cost: float) -> Pace:
+        """Return the charge for the store, with a hashed key."""
+        known, name, now = self._known.get(key), hash_key(self.name, key), self._clock()
+        if known is not None and known.stale <= now:
+            known.tokens = 0.0
+        hot = known is not None and now - known.asked_at < _HOT
+        if known is None or not hot or known.tokens >= cost or now - known.fetching < _LOST:
+            return Pace(name, self.rate.count, self.rate.seconds, cost, cost)
+        known.fetching = now
+        return Pace(name, self.rate.count, self.rate.seconds, cost, cost + min(_MOST, self.rate.count // _SHARE))
+
+    def learn(self, key: str, asked: Pace, taken: ChargeResult) -> None:
+        """Process the store's answer."""
+        cost, advanced = asked.cost, asked.most > asked.cost
+        now = self._clock()
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= _MAX_KEYS:
+                self._known = dict(list(self._known.items())[_MAX_KEYS // 2 :])
+            known = self._known[key] = _KnownPace()
+        known.asked_at, known.remaining = now, taken.remaining
+        if advanced:
+            known.fetching = -_LOST
+        if taken.wait > 0:
+            known.denied_until, known.denied = now + taken.wait, cost
+        elif taken.amount > cost:
+            known.tokens = taken.amount - cost + (known.tokens if known.stale > now else 0.0)
+            known.stale = now + self.rate.seconds / self.rate.count * known.tokens
+            known.remaining += known.tokens
+
+    def count_remaining(self, key: str) -> int:
+        """Return the remaining allowance of a key, as far as this worker knows."""
+        known = self._known.get(key)
+        return self.rate.count if known is None else max(0, int(known.remaining))
+
+    def alone(self) -> Limiter:
+        """Return this worker's share of the rate, used while the store doesn't answer."""
+        part = max(1, self.rate.count // self.workers)
+        if self._alone is None or self._alone.rate.count != part:
+            self._alone = Limiter(self.name, Rate(part, self.rate.seconds), clock=self._clock)
+        return self._alone
+
+    def rejoin(self) -> None:
+        """Discard local decisions after the store has answered again."""
+        self._alone = None
