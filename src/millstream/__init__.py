@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         ToolUse,
     )
     from millstream._protocol.errors import Cancelled, Declined, ProtocolError, ToolError
+    from millstream._protocol.notifications import SampleResult
     from millstream._protocol.principal import Principal
-    from millstream._protocol.questions import SampleResult
     from millstream._server.calls.context import Context
     from millstream._server.calls.sync_context import SyncContext
     from millstream._server.functions.dependencies import Depends

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from millstream._protocol.suggestions import SuggestionMeta, closest_name, unknown_name_message
+from millstream._protocol.errors import SuggestionMeta, closest_name, unknown_name_message
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}

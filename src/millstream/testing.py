@@ -12,9 +12,9 @@ import msgspec
 
 from millstream._app.server import Server
 from millstream._protocol.content import Text
-from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
+from millstream._protocol.errors import suggest
+from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
 from millstream._protocol.revisions import BY_DATE, NEWEST
-from millstream._protocol.suggestions import suggest
 from millstream.client._client import Client
 from millstream.client._errors import Failure, ToolFailed
 from millstream.client._options import Options

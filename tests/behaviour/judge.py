@@ -13,9 +13,7 @@ import jsonschema_rs
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.messages import REQUESTS, InputRequiredResult
-from millstream._protocol.notifications import NOTIFICATIONS
-from millstream._protocol.questions import QUESTIONS
+from millstream._protocol.notifications import NOTIFICATIONS, QUESTIONS, REQUESTS, InputRequiredResult
 
 Json = dict[str, Any]
 

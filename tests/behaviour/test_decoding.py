@@ -7,9 +7,9 @@ import msgspec
 from behaviour.combinations import Combination, in_combinations
 from behaviour.conftest import Connect
 from behaviour.harness import Json
-from millstream._protocol import messages as ours
+from millstream._protocol import notifications as ours
 from millstream._protocol.content import Text
-from millstream._protocol.messages import REQUESTS
+from millstream._protocol.notifications import REQUESTS
 from millstream._protocol.revisions import BY_DATE
 
 CALLS: dict[str, tuple[Json, Callable[[Any], bool]]] = {

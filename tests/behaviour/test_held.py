@@ -6,7 +6,7 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from millstream._app.runtime import Runtime
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from millstream._server.calls.sessions import OTHERS, YOURS, SessionRecord
 from millstream._transports.connection import ClientConnection
 from patience import WAIT

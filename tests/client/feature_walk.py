@@ -9,7 +9,7 @@ import pytest
 
 from client import shop
 from millstream import Client
-from millstream._protocol.questions import CreateMessageRequestParams
+from millstream._protocol.notifications import CreateMessageRequestParams
 from millstream._protocol.revisions import BY_DATE
 from millstream.client._errors import Failure
 from millstream.client._questions import Question

@@ -18,10 +18,9 @@ from millstream._http.client.body import LINES_PER_SECOND
 from millstream._http.hosts import EXEMPT
 from millstream._http.message import KINDS, MAX_FRAMING, HttpLimits
 from millstream._http.server.connection import MAX_PIPELINE
-from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, MAX_NESTING
 from millstream._protocol.errors import MAX_SHOWN
 from millstream._protocol.handshake import MAX_DISPLAYED
-from millstream._protocol.jsonrpc import MAX_ID
+from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBERS, MAX_MEMBERS, MAX_NESTING
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._protocol.seal import MAX_TOKEN
 from millstream._server.call_log import MAX_MESSAGES

@@ -23,10 +23,9 @@ from millstream._http.message import parse_accept, peer_network, query_values
 from millstream._limits.limiters import CalendarQuota, Rate
 from millstream._protocol import jsonrpc, session_token, sse
 from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
-from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.json_schema import check_schema
-from millstream._protocol.lines import LineSplitter
+from millstream._protocol.jsonrpc import LineSplitter, exceeds_limits
 from millstream._protocol.param_headers import decode_name, decode_value
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL

@@ -33,7 +33,7 @@ from millstream._cli.commands.offers import signature_of
 from millstream._protocol.content import ResourceLink
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.messages import ToolDescription
+from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream.agent._tools import Toolbox
 from millstream.client import Client, Failure

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream._protocol.lines import LineSplitter
+from millstream._protocol.jsonrpc import LineSplitter
 from strategies import bytewise, cuts
 
 LIMIT = 12

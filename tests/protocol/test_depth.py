@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import for_each
-from millstream._protocol.depth import _NOT_COLONS, MAX_MEMBERS, _outside_strings, exceeds_limits, too_many_members
+from millstream._protocol.jsonrpc import _NOT_COLONS, MAX_MEMBERS, _outside_strings, exceeds_limits, too_many_members
 from strategies import bytewise, json_values
 
 

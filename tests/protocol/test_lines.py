@@ -1,4 +1,4 @@
-from millstream._protocol.lines import LineSplitter, LineStart
+from millstream._protocol.jsonrpc import LineSplitter, LineStart
 
 
 def test_last_line_without_newline_counts_at_end_of_input() -> None:

@@ -6,13 +6,11 @@ from msgspec import Raw, Struct
 
 from behaviour.judge import judge_of
 from cases import for_each
-from millstream._protocol import messages, notifications, questions
+from millstream._protocol import notifications
 from millstream._protocol.content import Image, Message, ResourceContents, Text, ToolAnnotations
 from millstream._protocol.jsonrpc import PeerError, encode
-from millstream._protocol.messages import REQUESTS
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.notifications import NOTIFICATIONS, cancelled_id
-from millstream._protocol.questions import QUESTIONS
+from millstream._protocol.notifications import NOTIFICATIONS, QUESTIONS, REQUESTS, cancelled_id
 from millstream._protocol.revisions import ALL
 
 SCHEMAS = Path(__file__).resolve().parent.parent / "schemas"
@@ -63,7 +61,7 @@ BESIDE = {
 STRUCTS: list[type[Struct]] = [
     *(
         value
-        for module in (messages, questions, notifications)
+        for module in (notifications, notifications, notifications)
         for value in vars(module).values()
         if isinstance(value, type) and value.__module__ == module.__name__ and not value.__name__.startswith("_")
     ),
@@ -113,24 +111,24 @@ def test_every_method_has_params_and_result_types() -> None:
 
 
 WRITTEN: dict[tuple[str, str], Struct] = {
-    ("InitializeRequest", "initialize"): messages.InitializeRequestParams(
+    ("InitializeRequest", "initialize"): notifications.InitializeRequestParams(
         "2025-11-25", Raw(b"{}"), Implementation("c", "1")
     ),
-    ("SetLevelRequest", "logging/setLevel"): messages.SetLevelRequestParams("info"),
-    ("ListToolsRequest", "tools/list"): messages.PaginatedRequestParams("next"),
-    ("CallToolRequest", "tools/call"): messages.CallToolRequestParams(name="add", arguments=Raw(b'{"a":1}')),
-    ("GetPromptRequest", "prompts/get"): messages.GetPromptRequestParams(name="greet", arguments={"who": "Ada"}),
-    ("ReadResourceRequest", "resources/read"): messages.ReadResourceRequestParams(uri="note://one"),
-    ("SubscribeRequest", "resources/subscribe"): messages.ResourceRequestParams("note://one"),
-    ("CompleteRequest", "completion/complete"): messages.CompleteRequestParams(
-        messages.Reference("ref/prompt", "greet"),
-        messages.CompletionArgument("who", "A"),
-        messages.CompletionContext({"b": "c"}),
+    ("SetLevelRequest", "logging/setLevel"): notifications.SetLevelRequestParams("info"),
+    ("ListToolsRequest", "tools/list"): notifications.PaginatedRequestParams("next"),
+    ("CallToolRequest", "tools/call"): notifications.CallToolRequestParams(name="add", arguments=Raw(b'{"a":1}')),
+    ("GetPromptRequest", "prompts/get"): notifications.GetPromptRequestParams(name="greet", arguments={"who": "Ada"}),
+    ("ReadResourceRequest", "resources/read"): notifications.ReadResourceRequestParams(uri="note://one"),
+    ("SubscribeRequest", "resources/subscribe"): notifications.ResourceRequestParams("note://one"),
+    ("CompleteRequest", "completion/complete"): notifications.CompleteRequestParams(
+        notifications.Reference("ref/prompt", "greet"),
+        notifications.CompletionArgument("who", "A"),
+        notifications.CompletionContext({"b": "c"}),
     ),
-    ("CreateMessageRequest", "sampling/createMessage"): questions.CreateMessageRequestParams(
+    ("CreateMessageRequest", "sampling/createMessage"): notifications.CreateMessageRequestParams(
         [Message("user", "hello")], 7, system_prompt="Be brief"
     ),
-    ("ElicitRequest", "elicitation/create"): questions.ElicitRequestParams(
+    ("ElicitRequest", "elicitation/create"): notifications.ElicitRequestParams(
         mode="url", message="Please pay", url="https://example.com/pay", elicitation_id="1"
     ),
     ("ProgressNotification", "notifications/progress"): notifications.ProgressNotificationParams("t", 0.5, 1.0, "half"),
@@ -155,16 +153,16 @@ def test_messages_match_the_schema_and_round_trip(definition: str, method: str) 
 
 
 def test_unset_members_are_not_written() -> None:
-    assert encode(messages.CallToolRequestParams(name="add")) == b'{"name":"add"}'
-    assert encode(messages.SubscriptionFilter()) == b"{}"
-    assert encode(questions.ElicitRequestParams(message="Which?", requested_schema={})) == (
+    assert encode(notifications.CallToolRequestParams(name="add")) == b'{"name":"add"}'
+    assert encode(notifications.SubscriptionFilter()) == b"{}"
+    assert encode(notifications.ElicitRequestParams(message="Which?", requested_schema={})) == (
         b'{"message":"Which?","requestedSchema":{}}'
     )
 
 
 def test_results_of_older_revisions_have_default_cache_hints() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching"""
-    result = msgspec.json.decode(b'{"tools":[]}', type=messages.ListToolsResult)
+    result = msgspec.json.decode(b'{"tools":[]}', type=notifications.ListToolsResult)
     assert (result.result_type, result.ttl_ms, result.cache_scope, result.next_cursor) == (
         "complete",
         0,
@@ -175,8 +173,8 @@ def test_results_of_older_revisions_have_default_cache_hints() -> None:
 
 def test_sample_text_joins_its_text_blocks() -> None:
     blocks = [Text("a"), Image(b"", "image/png"), Text("b")]
-    assert questions.SampleResult("assistant", blocks, "m").text == "a\nb"
-    assert questions.SampleResult("assistant", Text("a"), "m").text == "a"
+    assert notifications.SampleResult("assistant", blocks, "m").text == "a\nb"
+    assert notifications.SampleResult("assistant", Text("a"), "m").text == "a"
 
 
 @for_each("reason", [b'"enough"', b"7", b"null", b"{}"])

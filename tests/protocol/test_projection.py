@@ -1,7 +1,7 @@
 import json
 
 from cases import for_each
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
 from millstream._protocol.revisions import ALL
@@ -15,12 +15,12 @@ TOOL = {
 
 def test_tools_drop_members_that_the_revision_lacks() -> None:
     """MCP 2025-06-18, server/tools and 2025-11-25, changelog."""
-    assert projection.tool(TOOL, M) == TOOL
-    assert projection.tool(TOOL, L4)["outputSchema"]["properties"] == {"result": {"type": "integer"}}
-    assert "icons" not in projection.tool(TOOL, L3)
-    assert projection.tool(TOOL, L2) == {key: TOOL[key] for key in ("name", "inputSchema", "annotations")}
-    assert projection.tool(TOOL, L1) == {key: TOOL[key] for key in ("name", "inputSchema")}
-    assert projection.tool({"name": "u", "outputSchema": {"type": "object"}}, L4)["outputSchema"] == {"type": "object"}
+    assert revisions.tool(TOOL, M) == TOOL
+    assert revisions.tool(TOOL, L4)["outputSchema"]["properties"] == {"result": {"type": "integer"}}
+    assert "icons" not in revisions.tool(TOOL, L3)
+    assert revisions.tool(TOOL, L2) == {key: TOOL[key] for key in ("name", "inputSchema", "annotations")}
+    assert revisions.tool(TOOL, L1) == {key: TOOL[key] for key in ("name", "inputSchema")}
+    assert revisions.tool({"name": "u", "outputSchema": {"type": "object"}}, L4)["outputSchema"] == {"type": "object"}
 
 
 def test_names_and_titles_are_kept_on_every_revision() -> None:
@@ -30,33 +30,33 @@ def test_names_and_titles_are_kept_on_every_revision() -> None:
         "annotations": {"priority": 1, "lastModified": "x"},
         "arguments": [{"name": "a", "title": "A"}],
     }
-    assert projection.project_item(item, L2) == {
+    assert revisions.project_item(item, L2) == {
         "uri": "a:b",
         "annotations": {"priority": 1},
         "arguments": [{"name": "a"}],
     }
-    assert projection.project_item(item, L3) == item
-    assert projection.tool({"name": "plain"}, L4) == {"name": "plain"}
-    assert projection.tool_result(b'"content":[]', L1) == b'"content":[]'
+    assert revisions.project_item(item, L3) == item
+    assert revisions.tool({"name": "plain"}, L4) == {"name": "plain"}
+    assert revisions.tool_result(b'"content":[]', L1) == b'"content":[]'
 
 
 def test_server_info_matches_the_revision() -> None:
     """MCP 2025-11-25, changelog."""
     info = {"name": "n", "version": "1", "title": "T", "description": "d", "websiteUrl": "u", "icons": []}
-    assert projection.implementation(info, L1) == {"name": "n", "version": "1"}
-    assert projection.implementation(info, L3) == {"name": "n", "version": "1", "title": "T"}
-    assert projection.implementation(info, M) == info
-    assert projection.capabilities({"completions": {}, "tools": {}}, L1) == {"tools": {}}
-    assert "completions" in projection.capabilities({"completions": {}}, L2)
+    assert revisions.implementation(info, L1) == {"name": "n", "version": "1"}
+    assert revisions.implementation(info, L3) == {"name": "n", "version": "1", "title": "T"}
+    assert revisions.implementation(info, M) == info
+    assert revisions.capabilities({"completions": {}, "tools": {}}, L1) == {"tools": {}}
+    assert "completions" in revisions.capabilities({"completions": {}}, L2)
 
 
 def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
     link = ResourceLink(uri="a:b", name="n", description="d")
-    shown = projection.blocks([link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t")], L1)
+    shown = revisions.blocks([link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t")], L1)
     assert shown[0] == Text("n: a:b\nd")
     assert isinstance(shown[1], EmbeddedResource)
-    assert projection.blocks([link], L3) == [link]
-    assert projection.block(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
+    assert revisions.blocks([link], L3) == [link]
+    assert revisions.block(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
 
 
 @for_each(
@@ -74,21 +74,21 @@ def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
 )
 def test_structured_content_is_wrapped_or_dropped(members: bytes, revision: object, expected: object) -> None:
     """MCP 2025-06-18, server/tools."""
-    assert json.loads(b"{%b}" % projection.tool_result(members, revision)) == expected  # type: ignore[arg-type]
+    assert json.loads(b"{%b}" % revisions.tool_result(members, revision)) == expected  # type: ignore[arg-type]
 
 
 def test_prompt_messages_are_converted_too() -> None:
     """MCP 2025-06-18, changelog."""
     members = b'"messages":[{"role":"user","content":{"type":"resource_link","uri":"a:b","name":"n"}}]'
-    told = json.loads(b"{%b}" % projection.prompt_messages(members, L1))
+    told = json.loads(b"{%b}" % revisions.prompt_messages(members, L1))
     assert told["messages"][0]["content"] == {"type": "text", "text": "n: a:b"}
 
 
 def test_errors_have_the_code_of_their_revision() -> None:
     """MCP 2026-07-28, server/resources."""
     missing = ProtocolError(RESOURCE_NOT_FOUND, "x", {"uri": "a:b"})
-    assert projection.error(missing, M).code == INVALID_PARAMS
-    assert projection.error(missing, L4).code == RESOURCE_NOT_FOUND
+    assert revisions.error(missing, M).code == INVALID_PARAMS
+    assert revisions.error(missing, L4).code == RESOURCE_NOT_FOUND
     capability = ProtocolError(MISSING_CLIENT_CAPABILITY, "x", status=400)
-    assert projection.error(capability, L4).code == INVALID_PARAMS
-    assert projection.error(capability, M) is capability
+    assert revisions.error(capability, L4).code == INVALID_PARAMS
+    assert revisions.error(capability, M) is capability

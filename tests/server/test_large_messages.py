@@ -10,9 +10,17 @@ from bad_input.shop import make_shop
 from cases import for_each
 from millstream import Field
 from millstream._protocol.admission import admit_per_request
-from millstream._protocol.depth import MAX_CONTAINERS, MAX_LONG_NUMBERS, MAX_MEMBERS, exceeds_limits
 from millstream._protocol.errors import PARSE_ERROR, UNSUPPORTED_VERSION, ProtocolError
-from millstream._protocol.jsonrpc import MAX_ID, Envelope, check_text, split_batch
+from millstream._protocol.jsonrpc import (
+    MAX_CONTAINERS,
+    MAX_ID,
+    MAX_LONG_NUMBERS,
+    MAX_MEMBERS,
+    Envelope,
+    check_text,
+    exceeds_limits,
+    split_batch,
+)
 from millstream._server.functions.arguments import MAX_BUILT, MAX_VALUES, ArgumentError, read_arguments
 from millstream._server.functions.plan import plan
 from millstream._server.questions.questions import Elicit, read_answer

@@ -33,7 +33,7 @@ from millstream._http.server.exchange import (
     ServerExchange,
 )
 from millstream._http.server.exchange import HEAD as IN_HEAD
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from property_settings import examples
 from strategies import cuts
 

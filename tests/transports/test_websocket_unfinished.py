@@ -15,7 +15,7 @@ from millstream._http.message import MAX_FRAGMENTS, PIECE, HttpLimits
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.websocket import MAX_FRAMES, WebSocketProtocol
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
 from wire import FakeTransport
 

@@ -16,8 +16,7 @@ from msgspec import Struct
 from millstream._app.part_table import choose_parts
 from millstream._config import Settings
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import LocalError, ToolError
-from millstream._protocol.suggestions import SuggestionMeta, suggest
+from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completion_lookup import check_argument
 from millstream._server.features.hooks import Hooks, hooks_of

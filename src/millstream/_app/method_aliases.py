@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from millstream._protocol.suggestions import no_attribute
+from millstream._protocol.errors import no_attribute
 
 _ELSEWHERE = {
     "add_middleware": "Write `Server(middleware=[…])`, or wrap the application.",

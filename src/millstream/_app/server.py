@@ -21,8 +21,7 @@ from millstream._app.method_aliases import ServerAliases
 from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
-from millstream._protocol.errors import LocalError
-from millstream._protocol.suggestions import suggest_keywords
+from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._server.calls.changes import ServerChange
 from millstream._server.features.completers import completer_of
 from millstream._server.features.prompts import Prompt, PromptOptions, prompt_of

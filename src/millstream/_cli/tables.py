@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import msgspec
 
 from millstream._cli.signals import interrupt_reads
-from millstream._protocol.invisible import INVISIBLE, escape
+from millstream._protocol.errors import INVISIBLE, escape
 from millstream._protocol.json_schema import is_array, members
 from millstream.client._questions import ElicitAnswer, Question
 

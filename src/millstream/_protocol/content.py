@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 from msgspec.structs import force_setattr
 
-from millstream._protocol.suggestions import SuggestionMeta
+from millstream._protocol.errors import SuggestionMeta
 
 Role = Literal["user", "assistant"]
 

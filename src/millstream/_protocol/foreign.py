@@ -13,9 +13,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from msgspec.structs import fields
 
-from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.json_schema import LISTS, MAPS, SINGLE, is_array, is_object, members
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import encode, exceeds_limits
 
 T = TypeVar("T", bound=Struct)
 _Kinds = tuple[type[Struct], ...]

@@ -4,11 +4,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.messages import InitializeRequestParams
 from millstream._protocol.metadata import ClientInfo, read_capabilities
+from millstream._protocol.notifications import InitializeRequestParams
 from millstream._protocol.revisions import ASSUMED, Revision, negotiate
 
 MAX_DISPLAYED = 256
@@ -53,7 +53,7 @@ def initialize_result(
     result: dict[str, Any] = {
         "protocolVersion": revision.date,
         "capabilities": capabilities,
-        "serverInfo": projection.implementation(info, revision),
+        "serverInfo": revisions.implementation(info, revision),
     }
     if instructions:
         result["instructions"] = instructions

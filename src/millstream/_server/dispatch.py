@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.admission import method_not_found
 from millstream._protocol.errors import (
     INTERNAL_ERROR,
@@ -275,7 +275,7 @@ class Dispatcher:
         return b""
 
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
-        error = projection.error(exc, call.revision)
+        error = revisions.error(exc, call.revision)
         # The raised error's traceback refers to the call. Keeping it would keep the body.
         kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
         call.failure = CallFailure(str(error.code), kept, incident)
@@ -336,14 +336,14 @@ class Dispatcher:
         except LocalError as error:  # the answers are too large for a state
             return self._answer_failure(call, error)
         result = {"resultType": "input_required", "inputRequests": exc.requests, "requestState": state}
-        meta = encode({SERVER_KEY: projection.implementation(self.info, call.revision, whole=False)})
+        meta = encode({SERVER_KEY: revisions.implementation(self.info, call.revision, whole=False)})
         return _wrap_envelope(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
 
     def _custom_result(self, call: Call, exc: CustomResult) -> bytes:
         result = dict(exc.result)
         meta: dict[str, Any] = {**(call.meta or {}), **result.pop("_meta", {})}
         if call.revision.result_type:
-            meta = {SERVER_KEY: projection.implementation(self.info, call.revision, whole=False), **meta}
+            meta = {SERVER_KEY: revisions.implementation(self.info, call.revision, whole=False), **meta}
         return _wrap_envelope(call, encode({**result, "_meta": meta} if meta else result))
 
     def stop_notifications(self) -> None:
@@ -412,7 +412,7 @@ def _head(info: dict[str, Any], revision: Revision, meta: dict[str, Any] | None)
     """Return the first members of every result. In the per-request era these are its type and the server's name."""
     if not revision.result_type:
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
-    merged = {SERVER_KEY: projection.implementation(info, revision, whole=False), **(meta or {})}
+    merged = {SERVER_KEY: revisions.implementation(info, revision, whole=False), **(meta or {})}
     return b'{"resultType":"complete","_meta":%b,' % encode(merged)
 
 

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from millstream._protocol.errors import OVERLOADED, ProtocolError
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 
 LIGHT = 16 * 1024

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from millstream._protocol.errors import ProtocolError, ToolError
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.features.registry import Registry

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from millstream._override import override
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 
 WAIT_TIMEOUT = 30.0
 """Seconds that a request waits for a place."""

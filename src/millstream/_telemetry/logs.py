@@ -20,7 +20,7 @@ import msgspec
 
 from millstream._config import Settings
 from millstream._override import override
-from millstream._protocol.invisible import escape as escape_invisible
+from millstream._protocol.errors import escape as escape_invisible
 
 HIDDEN = "***"
 MAX_TEXT = 8192

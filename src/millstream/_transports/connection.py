@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from millstream._http.message import peer_network
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import Handshake, read_initialize
@@ -174,7 +174,7 @@ class ClientConnection:
             dispatcher.load.admit(call, call.method)
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
-            raise projection.error(exc, call.revision) from exc
+            raise revisions.error(exc, call.revision) from exc
         dispatcher.control.enter(call, self.id)
         return call
 

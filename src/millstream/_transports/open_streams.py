@@ -12,7 +12,7 @@ from time import monotonic, time
 from typing import NamedTuple, Protocol
 
 from millstream._http.message import Sink
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from millstream._protocol.sse import COMMENT, retry
 from millstream._server.calls.services import principal_id
 from millstream._server.load import RequestOwner

@@ -20,8 +20,7 @@ from typing import Any
 
 from millstream._override import override
 from millstream._protocol.errors import PARSE_ERROR
-from millstream._protocol.jsonrpc import error_message
-from millstream._protocol.lines import LineSplitter
+from millstream._protocol.jsonrpc import LineSplitter, error_message
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection
 

@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Self
 
-from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
-from millstream._protocol.suggestions import suggest_keywords
+from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
 from millstream.agent._answer import Answer, AnswerQueue
 from millstream.agent._content import Part, message_content, text_part
 from millstream.agent._context import find_prompt, mentions, prompt_messages, read

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from millstream._protocol.messages import PromptDescription
+from millstream._protocol.notifications import PromptDescription
 from millstream.agent._content import Part, message_content, show_blocks, show_contents
 from millstream.agent._errors import ContextError
 from millstream.agent._model import Message

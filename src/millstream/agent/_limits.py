@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from millstream._protocol.suggestions import SuggestionMeta
+from millstream._protocol.errors import SuggestionMeta
 
 
 class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):

@@ -4,7 +4,7 @@ import contextlib
 
 from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, ProtocolError
-from millstream._protocol.questions import CreateMessageRequestParams, SampleResult
+from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
 from millstream.agent._context import chat_messages
 from millstream.agent._errors import ModelError
 from millstream.agent._limits import Limits

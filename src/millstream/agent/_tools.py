@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._protocol.foreign import repair_schema
-from millstream._protocol.messages import ToolDescription
+from millstream._protocol.notifications import ToolDescription
 from millstream.agent._servers import ConnectedServer
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.principal import EVERYTHING
-from millstream._protocol.suggestions import suggest_keywords
 from millstream.auth._issuer_args import client, identity_provider, upstream, users
 
 if TYPE_CHECKING:

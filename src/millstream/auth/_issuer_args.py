@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from millstream._protocol.suggestions import suggest_keywords
+from millstream._protocol.errors import suggest_keywords
 
 if TYPE_CHECKING:
     from millstream._server.functions.description import Names

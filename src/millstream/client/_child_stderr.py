@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from millstream._protocol.invisible import INVISIBLE
+from millstream._protocol.errors import INVISIBLE
 
 _START = re.compile(r"Failed to validate request: \d+\b")
 _REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from millstream._protocol.content import ResourceContents
-from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
+from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, suggest, suggest_keywords
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import decoder, encode
-from millstream._protocol.messages import (
+from millstream._protocol.notifications import (
     CompleteRequestParams,
     CompleteResult,
     Completion,
@@ -26,7 +26,6 @@ from millstream._protocol.messages import (
     TemplateDescription,
     ToolDescription,
 )
-from millstream._protocol.suggestions import suggest, suggest_keywords
 from millstream.client._conversation import Conversation, decode_tools, logger, raw_ask
 from millstream.client._errors import ClientError, Failure
 from millstream.client._method_aliases import ClientAliases

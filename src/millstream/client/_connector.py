@@ -19,8 +19,8 @@ from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_V
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, PeerError, decoder, encode, notification_message
-from millstream._protocol.messages import DiscoverResult, InitializeRequestParams, InitializeResult
 from millstream._protocol.metadata import SERVER_KEY
+from millstream._protocol.notifications import DiscoverResult, InitializeRequestParams, InitializeResult
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._tasks import Tasks
 from millstream.client._child_stderr import line_printer

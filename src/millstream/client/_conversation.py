@@ -11,14 +11,14 @@ from millstream._http.client.body import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode, notification_message
-from millstream._protocol.messages import (
+from millstream._protocol.metadata import LOG_LEVELS
+from millstream._protocol.notifications import (
     ListToolsResult,
     PaginatedRequestParams,
     PaginatedResult,
     SubscriptionFilter,
     ToolDescription,
 )
-from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import Tasks
 from millstream.client._cache import Cache

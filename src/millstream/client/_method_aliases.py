@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from millstream._protocol.content import ResourceContents
-from millstream._protocol.messages import (
+from millstream._protocol.notifications import (
     GetPromptResult,
     PromptDescription,
     ResourceDescription,
@@ -94,6 +94,6 @@ class ClientAliases:
     if not TYPE_CHECKING:  # type checkers would accept every name
 
         def __getattr__(self, name: str) -> Any:
-            from millstream._protocol.suggestions import no_attribute  # noqa: PLC0415  only after a mistake
+            from millstream._protocol.errors import no_attribute  # noqa: PLC0415  only after a mistake
 
             raise no_attribute(self, name, _ELSEWHERE)

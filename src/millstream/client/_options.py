@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
-from millstream._protocol.suggestions import SuggestionMeta
+from millstream._protocol.errors import SuggestionMeta
 from millstream.client._endpoint import Auth
 
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
-from millstream._protocol.messages import PaginatedResult
+from millstream._protocol.notifications import PaginatedResult
 from millstream.client._errors import BadAnswer
 
 T = TypeVar("T")

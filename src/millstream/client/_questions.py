@@ -16,7 +16,7 @@ from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.questions import CreateMessageRequestParams, ElicitRequestParams, Root, SampleResult
+from millstream._protocol.notifications import CreateMessageRequestParams, ElicitRequestParams, Root, SampleResult
 from millstream._protocol.revisions import Revision
 
 

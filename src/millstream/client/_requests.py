@@ -14,7 +14,7 @@ from millstream._backoff import retry_delay
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
-from millstream._protocol.messages import InputRequiredResult
+from millstream._protocol.notifications import InputRequiredResult
 from millstream.client._connector import Connector, failure
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure, NoAnswer, SessionLost
 from millstream.client._negotiation import Connection, request_body, with_meta

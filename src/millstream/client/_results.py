@@ -12,7 +12,7 @@ from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED
-from millstream._protocol.messages import CallToolResult
+from millstream._protocol.notifications import CallToolResult
 from millstream.client._errors import BadAnswer, ToolFailed
 
 T = TypeVar("T")

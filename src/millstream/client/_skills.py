@@ -9,7 +9,7 @@ from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
-from millstream._protocol.messages import CacheableResult, PaginatedRequestParams, PaginatedResult
+from millstream._protocol.notifications import CacheableResult, PaginatedRequestParams, PaginatedResult
 from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
 from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch

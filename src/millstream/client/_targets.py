@@ -14,7 +14,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from millstream._http.client.url import Url, parse
-from millstream._protocol.suggestions import closest_name
+from millstream._protocol.errors import closest_name
 from millstream.client._errors import TargetError
 from millstream.client._transports.in_process import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command

@@ -16,8 +16,8 @@ from millstream._protocol.errors import OVERLOADED, RATE_LIMITED, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.messages import InputRequest
 from millstream._protocol.metadata import CAPABILITIES_KEY, TASKS
+from millstream._protocol.notifications import InputRequest
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
     BadAnswer,

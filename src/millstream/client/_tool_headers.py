@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from millstream._protocol.json_schema import value_at
-from millstream._protocol.messages import ToolDescription
+from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.param_headers import ParamHeader, encode_value, find_annotations
 
 _logger = logging.getLogger(__name__)

@@ -18,7 +18,11 @@ from millstream._backoff import retry_delay
 from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, SERVER_ERROR
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.messages import ResourceRequestParams, SubscriptionFilter, SubscriptionsListenRequestParams
+from millstream._protocol.notifications import (
+    ResourceRequestParams,
+    SubscriptionFilter,
+    SubscriptionsListenRequestParams,
+)
 from millstream._tasks import Tasks
 from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
 from millstream.client._negotiation import Connection

@@ -14,9 +14,9 @@ from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import Handler, result_object, with_decoded_params
 from millstream._protocol.jsonrpc import decoder, encode, notification_message
-from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
+from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
 from millstream._protocol.rounds import RoundState

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from millstream._backoff import retry_delay
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 
 if TYPE_CHECKING:
     from millstream._server.calls.call import Call

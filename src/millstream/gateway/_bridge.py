@@ -34,7 +34,6 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.messages import EmptyResult, InputRequiredResult
 from millstream._protocol.metadata import (
     CAPABILITIES_KEY,
     CLIENT_KEY,
@@ -46,7 +45,7 @@ from millstream._protocol.metadata import (
     Implementation,
     declares,
 )
-from millstream._protocol.questions import ElicitResult
+from millstream._protocol.notifications import ElicitResult, EmptyResult, InputRequiredResult
 from millstream._protocol.revisions import NEWEST_HANDSHAKE, Revision
 from millstream._protocol.rounds import InputRequired, Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta

@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present, repair_schema
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.messages import (
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode, exceeds_limits
+from millstream._protocol.notifications import (
     DiscoverResult,
     PromptDescription,
     ResourceDescription,

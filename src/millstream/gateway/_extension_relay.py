@@ -14,8 +14,8 @@ from millstream._parts import Host
 from millstream._protocol.errors import INTERNAL_ERROR, CustomResult, ProtocolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.messages import InputResponseRequestParams
 from millstream._protocol.metadata import TASKS
+from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.param_headers import decode_name
 from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.skills import SKILLS

@@ -7,13 +7,18 @@ from typing import Any, Self, cast
 from msgspec import Raw, Struct, structs
 
 from millstream._override import override
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.content import EmbeddedResource, ResourceContents
 from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.messages import CallToolResult, CompleteRequestParams, GetPromptResult, ReadResourceResult
+from millstream._protocol.notifications import (
+    CallToolResult,
+    CompleteRequestParams,
+    GetPromptResult,
+    ReadResourceResult,
+)
 from millstream._protocol.param_headers import find_annotations
 from millstream._protocol.revisions import NEWEST
 from millstream._protocol.uri_template import UriTemplate
@@ -177,7 +182,7 @@ class UpstreamTool(_UpstreamItem, Tool):
                 members = tool_uris(members, upstream.link_uri)
             if upstream.catalog.revision > revision.date:
                 wraps = self.wraps and not _is_wrapped(members)
-                members = projection.tool_result(members, revision, wraps=wraps)
+                members = revisions.tool_result(members, revision, wraps=wraps)
         except MalformedResult as exc:
             raise _malformed_error(call, upstream, exc) from None
         return members
@@ -239,7 +244,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
                 members = message_uris(members, upstream.link_uri)
             if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
                 about = _decode_object(b"{%b}" % members).get("description")
-                members = projection.prompt_messages(members, revision)
+                members = revisions.prompt_messages(members, revision)
                 members = members if about is None else b'"description":%b,%b' % (encode(about), members)
         except MalformedResult as exc:
             raise _malformed_error(call, upstream, exc) from None

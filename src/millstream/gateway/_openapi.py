@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.content import EmbeddedResource, ResourceContents
-from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError, shorten
+from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, SuggestionMeta, ToolError, shorten
 from millstream._protocol.foreign import EXPECTED
 from millstream._protocol.json_schema import (
     LISTS,
@@ -36,7 +36,6 @@ from millstream._protocol.json_schema import (
     value_at_pointer,
 )
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Run
 from millstream._server.features.resources import Resource, Template
@@ -642,7 +641,7 @@ class OperationTool(Tool):
         if type(value) is not bytes:
             return super().encode(value, call)
         members = value[1:-1]
-        return members if call.revision.structured == "any" else projection.tool_result(members, call.revision)
+        return members if call.revision.structured == "any" else revisions.tool_result(members, call.revision)
 
 
 def argument_reader(name: str, schema: dict[str, Any]) -> Read:

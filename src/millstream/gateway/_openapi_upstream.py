@@ -27,10 +27,9 @@ from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream._protocol.depth import exceeds_limits
 from millstream._protocol.errors import ToolError
 from millstream._protocol.json_schema import is_array
-from millstream._protocol.jsonrpc import encode
+from millstream._protocol.jsonrpc import encode, exceeds_limits
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
 from millstream._server.features.tools import Tool

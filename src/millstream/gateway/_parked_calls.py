@@ -17,9 +17,9 @@ from msgspec import Raw, Struct
 from millstream._override import override
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import decoder, encode
+from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import InputRequired
-from millstream._protocol.share import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services

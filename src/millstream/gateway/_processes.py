@@ -27,7 +27,7 @@ from millstream._http.client.body import RateMeter
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost

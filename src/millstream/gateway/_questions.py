@@ -13,13 +13,12 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream._protocol.content import Message
-from millstream._protocol.depth import MAX_MEMBERS, exceeds_limits, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, ToolError
 from millstream._protocol.foreign import repair_schema
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, decoder, encode, exceeds_limits, too_many_members
 from millstream._protocol.metadata import declares
-from millstream._protocol.questions import ElicitResult, ListRootsResult
+from millstream._protocol.notifications import ElicitResult, ListRootsResult
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.questions.forms import project

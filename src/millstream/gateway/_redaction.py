@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.errors import MissingExtra, ProtocolError, ToolError
+from millstream._protocol.errors import MissingExtra, ProtocolError, SuggestionMeta, ToolError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.suggestions import SuggestionMeta
 from millstream._server.calls.call import Call
 from millstream._server.load import LIGHT
 

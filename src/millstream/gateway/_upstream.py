@@ -15,11 +15,11 @@ from msgspec import structs
 
 from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
+from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.json_schema import members
-from millstream._protocol.messages import SubscriptionFilter
 from millstream._protocol.metadata import TASKS
+from millstream._protocol.notifications import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
-from millstream._protocol.suggestions import SuggestionMeta
 from millstream._protocol.uri_template import UriTemplate
 from millstream._stores.base import Store
 from millstream.client._connector import NO_HANDSHAKE, Era

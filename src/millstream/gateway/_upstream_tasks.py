@@ -5,7 +5,7 @@ from msgspec import Raw, Struct, field
 from millstream._protocol.errors import ToolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.messages import InputRequest
+from millstream._protocol.notifications import InputRequest
 from millstream.client._errors import BadAnswer, Failure
 
 _SHORTEST_PAUSE = 0.05

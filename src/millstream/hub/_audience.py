@@ -10,8 +10,7 @@ from heapq import nlargest
 
 from millstream._http.hosts import is_loopback
 from millstream._http.message import Outlet, peer_network
-from millstream._protocol.principal import Principal
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Principal, Share
 from millstream.hub._channels import is_pattern
 from millstream.hub._limits import HubLimits, TooMany
 from millstream.hub._patterns import PatternIndex

@@ -15,9 +15,7 @@ from millstream._cli.commands.run import LogLevel, TransportChoice, serve_http
 from millstream._cli.options import EnvFile, Port, Yes, use_file
 from millstream._cli.stdio import serve_stdio
 from millstream._cli.tables import print_json, print_text
-from millstream._protocol.errors import LocalError
-from millstream._protocol.invisible import escape
-from millstream._protocol.suggestions import suggest
+from millstream._protocol.errors import LocalError, escape, suggest
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
 from millstream.client._options import Options

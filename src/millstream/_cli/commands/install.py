@@ -16,7 +16,7 @@ from millstream._cli.installer.change import FileChange, prepare, prepare_undo, 
 from millstream._cli.installer.launch import Launch, hyphenate, launch_of, name_of
 from millstream._cli.options import Editable, Json, Packages, Yes, read_file
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
-from millstream._protocol.suggestions import closest_name
+from millstream._protocol.errors import closest_name
 
 PRINTED = "json"
 """Pseudo-application that prints the entry, for applications that aren't listed."""

@@ -29,7 +29,7 @@ from millstream._cli.tasks import follow, start
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
-from millstream._protocol.messages import PromptDescription, ToolDescription
+from millstream._protocol.notifications import PromptDescription, ToolDescription
 from millstream.client._client import Client
 from millstream.client._errors import ClientError, Failure
 from millstream.client._results import Result

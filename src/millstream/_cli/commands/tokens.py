@@ -16,7 +16,7 @@ from millstream._cli.connect_options import (
 )
 from millstream._cli.options import Json
 from millstream._cli.tables import print_json, print_rows
-from millstream._protocol.messages import ToolDescription
+from millstream._protocol.notifications import ToolDescription
 from millstream.client._client import Client
 from millstream.gateway._search import CALL, CALL_DESCRIPTION, SEARCH, SEARCH_DESCRIPTION
 

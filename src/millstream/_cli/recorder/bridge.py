@@ -36,9 +36,9 @@ from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
-from millstream._protocol.lines import LineSplitter
-from millstream._protocol.messages import ToolDescription
+from millstream._protocol.jsonrpc import LineSplitter
 from millstream._protocol.metadata import VERSION_KEY
+from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import HANDSHAKE
 from millstream._tasks import Tasks

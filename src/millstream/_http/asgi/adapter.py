@@ -30,7 +30,7 @@ from millstream._http.message import (
     refusal,
 )
 from millstream._override import override
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 

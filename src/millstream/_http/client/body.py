@@ -8,7 +8,7 @@ from math import inf
 from typing import Protocol
 
 from millstream._http.message import PIECE
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 
 
 class ClientError(Exception):

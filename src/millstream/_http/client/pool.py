@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 from millstream._http.client.body import ConnectFailed, ConnectionLost, Inflow, TlsFailed
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.url import Proxy, Url, no_proxy, proxy_error, proxy_for, tunnel
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 
 P = TypeVar("P", bound=asyncio.Protocol)
 

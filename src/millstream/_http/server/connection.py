@@ -60,7 +60,7 @@ from millstream._http.server.exchange import (
     UPGRADE_WITH_BODY,
     ServerExchange,
 )
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 
 MAX_PIPELINE = 64
 """Maximum number of requests queued behind a running one. Parsing stops at the next."""

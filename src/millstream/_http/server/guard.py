@@ -30,7 +30,7 @@ from millstream._http.server.exchange import (
     TOO_MANY_FROM_ADDRESS,
     ReplyHeads,
 )
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 
 logger = logging.getLogger("millstream")
 

@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
-from millstream._protocol.errors import ProtocolError
+from millstream._protocol.errors import ProtocolError, no_attribute
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, RequestId, decoder
 from millstream._protocol.metadata import ClientInfo, ProgressToken, RequestMeta, read_capabilities
@@ -21,7 +21,6 @@ from millstream._protocol.notifications import progress_token
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import Revision
 from millstream._protocol.rounds import Rounds
-from millstream._protocol.suggestions import no_attribute
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session
 

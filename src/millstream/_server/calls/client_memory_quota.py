@@ -1,7 +1,7 @@
 """A quota for memory that clients use as long as they're connected: session records and subscribed URIs."""
 
 from millstream._protocol.errors import ProtocolError
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from millstream._server.calls.sessions import FULL, OTHERS, YOURS, Session
 
 MAX_HELD = 128 * 1024 * 1024

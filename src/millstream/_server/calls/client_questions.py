@@ -13,7 +13,6 @@ from typing import Any, cast
 import msgspec
 
 from millstream._protocol.admission import require_capabilities
-from millstream._protocol.depth import MAX_MEMBERS, too_many_members
 from millstream._protocol.errors import (
     INVALID_PARAMS,
     URL_ELICITATION_REQUIRED,
@@ -22,6 +21,7 @@ from millstream._protocol.errors import (
     ProtocolError,
     ToolError,
 )
+from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
 from millstream._protocol.metadata import declares
 from millstream._protocol.rounds import InputRequired, Rounds, digest
 from millstream._server.calls.call import Call

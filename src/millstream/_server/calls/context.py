@@ -12,9 +12,13 @@ from millstream._protocol.content import Message
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS, LogLevel
-from millstream._protocol.notifications import LoggingMessageNotificationParams, ProgressNotificationParams
+from millstream._protocol.notifications import (
+    LoggingMessageNotificationParams,
+    ProgressNotificationParams,
+    Root,
+    SampleResult,
+)
 from millstream._protocol.principal import Publisher
-from millstream._protocol.questions import Root, SampleResult
 from millstream._protocol.rounds import Rounds, binding_hash, open_state
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of

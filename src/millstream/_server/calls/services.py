@@ -13,9 +13,8 @@ from millstream._config import Settings
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, LocalError, ProtocolError
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
-from millstream._protocol.principal import Principal, Publisher
+from millstream._protocol.principal import Principal, Publisher, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
-from millstream._protocol.share import Share
 from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.keys import Secrets, load_secrets
 from millstream._server.calls.message_observer import ObserveMessage, ignore_message

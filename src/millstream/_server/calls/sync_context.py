@@ -8,12 +8,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from millstream._protocol.content import Message
-from millstream._protocol.errors import Cancelled
+from millstream._protocol.errors import Cancelled, no_attribute
 from millstream._protocol.jsonrpc import RequestId
 from millstream._protocol.metadata import ClientInfo, LogLevel
+from millstream._protocol.notifications import Root, SampleResult
 from millstream._protocol.principal import Principal, Publisher
-from millstream._protocol.questions import Root, SampleResult
-from millstream._protocol.suggestions import no_attribute
 from millstream._server.calls.call import ELSEWHERE
 from millstream._server.calls.context import Context
 from millstream._server.calls.sessions import Session

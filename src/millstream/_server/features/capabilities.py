@@ -7,7 +7,7 @@ whether the cache is stale; other changes clear it.
 
 from typing import Any
 
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.handshake import initialize_result
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SERVER_KEY
@@ -77,7 +77,7 @@ class ServerDescription:
         """Return the `_meta` of that result, with all information about the server. Other results repeat only the
         name.
         """
-        return {SERVER_KEY: projection.implementation(self._info, revision)}
+        return {SERVER_KEY: revisions.implementation(self._info, revision)}
 
     def _cache(self) -> dict[tuple[str, str, bool], bytes]:
         """Return the cache for the current capabilities."""

@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import Revision
@@ -41,7 +41,7 @@ def page_of(
     names = list(items)
     start = 0 if cursor is None else _start(kind, names, cursor)
     shown = names[start : start + size]
-    describe = projection.tool if kind == "tools" else projection.project_item
+    describe = revisions.tool if kind == "tools" else revisions.project_item
     result: dict[str, Any] = {_MEMBERS[kind]: [describe(items[name].describe(), revision) for name in shown]}
     if start + size < len(names):
         result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()

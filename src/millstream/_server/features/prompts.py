@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Unpack
 
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
@@ -50,7 +50,7 @@ class Prompt(Item):
         """
         members = encode_messages(value)
         if not call.revision.content >= NEWEST.content:
-            members = projection.prompt_messages(members, call.revision)
+            members = revisions.prompt_messages(members, call.revision)
         description = self._described.get("description")
         return members if description is None else b'"description":%b,%b' % (encode(description), members)
 

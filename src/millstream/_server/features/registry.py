@@ -10,9 +10,8 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from millstream._protocol import projection
-from millstream._protocol.messages import CompleteRequestParams, Completion
-from millstream._protocol.notifications import NOTIFICATIONS
+from millstream._protocol import revisions
+from millstream._protocol.notifications import NOTIFICATIONS, CompleteRequestParams, Completion
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._server.calls.call import Call
@@ -340,7 +339,7 @@ class Registry:
         if self.offers("completions"):
             offered["completions"] = {}
         offered["logging"] = {}
-        offered = projection.capabilities(offered, revision)
+        offered = revisions.capabilities(offered, revision)
         for extension in self.extensions:
             if extension.capability and revision.date in extension.revisions:
                 if not extension.settings and extension.capability in _MAPS:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from msgspec import Struct
 
 from millstream._protocol.json_schema import Schema
-from millstream._protocol.messages import CompleteRequestParams
+from millstream._protocol.notifications import CompleteRequestParams
 from millstream._protocol.param_headers import ParamHeader, find_annotations
 from millstream._protocol.principal import Principal
 from millstream._server.calls.access import check_scopes

@@ -12,15 +12,14 @@ from typing import Any, Literal, Self, Unpack, cast
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
-from millstream._protocol.errors import ToolError
+from millstream._protocol.errors import ToolError, suggest
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import CLIENT_CAPABILITIES, TASKS
 from millstream._protocol.param_headers import ParamHeader
 from millstream._protocol.revisions import Revision
-from millstream._protocol.suggestions import suggest
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
@@ -180,7 +179,7 @@ class Tool(Item):
         members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
-        return members if self._fits(revision) else projection.tool_result(members, revision, wraps=self.wraps)
+        return members if self._fits(revision) else revisions.tool_result(members, revision, wraps=self.wraps)
 
     def _fits(self, revision: Revision) -> bool:
         """Return whether results look the same in a revision as in the newest."""

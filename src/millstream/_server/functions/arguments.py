@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from millstream._protocol.depth import too_many_values
 from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import Schema, is_integral
+from millstream._protocol.jsonrpc import too_many_values
 from millstream._server.functions.plan import Plan
 from millstream._server.functions.problems import (
     MAX_LISTED,

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Struct, to_builtins
 
 from millstream._protocol.content import Icon
+from millstream._protocol.errors import suggest
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.principal import Principal
-from millstream._protocol.suggestions import suggest
 
 Names = list[str] | tuple[str, ...] | set[str] | frozenset[str]
 """Several strings. `Collection` would accept a single string as a collection of letters."""

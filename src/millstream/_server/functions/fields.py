@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import NODEFAULT, Meta
 
-from millstream._protocol.suggestions import suggest_keywords
+from millstream._protocol.errors import suggest_keywords
 
 HEADER_KEYWORD = "x-mcp-header"
 """Schema keyword that asks clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""

@@ -8,7 +8,7 @@ import msgspec
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.messages import CompleteRequestParams, Completion, Reference
+from millstream._protocol.notifications import CompleteRequestParams, Completion, Reference
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services

@@ -10,12 +10,13 @@ from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import RequestId, notification_message
-from millstream._protocol.messages import SubscriptionFilter, SubscriptionsListenRequestParams
 from millstream._protocol.metadata import SUBSCRIPTION_KEY, ClientInfo
 from millstream._protocol.notifications import (
     NotificationParams,
     ResourceUpdatedNotificationParams,
+    SubscriptionFilter,
     SubscriptionsAcknowledgedNotificationParams,
+    SubscriptionsListenRequestParams,
 )
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call

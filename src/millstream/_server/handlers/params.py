@@ -5,9 +5,9 @@ from typing import TypeVar
 import msgspec
 from msgspec import UNSET, Struct
 
-from millstream._protocol.depth import MAX_MEMBERS, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.messages import InputResponseRequestParams, PaginatedRequestParams
+from millstream._protocol.jsonrpc import MAX_MEMBERS, too_many_members
+from millstream._protocol.notifications import InputResponseRequestParams, PaginatedRequestParams
 from millstream._server.calls.call import Call
 from millstream._server.calls.client_questions import read_responses
 from millstream._server.calls.context import open_rounds

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.messages import GetPromptRequestParams
+from millstream._protocol.notifications import GetPromptRequestParams
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Handler

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, RESOURCE_NOT_FOUND, ProtocolError, shorten
-from millstream._protocol.messages import ReadResourceRequestParams, ResourceRequestParams
+from millstream._protocol.notifications import ReadResourceRequestParams, ResourceRequestParams
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services

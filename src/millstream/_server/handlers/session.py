@@ -6,8 +6,8 @@ import msgspec
 from msgspec.structs import replace
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
-from millstream._protocol.messages import SetLevelRequestParams
 from millstream._protocol.metadata import LOG_LEVELS
+from millstream._protocol.notifications import SetLevelRequestParams
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.dispatch import Handler

@@ -8,8 +8,8 @@ import msgspec
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import INVALID_PARAMS, REQUIRES_CAPABILITIES, ProtocolError, ToolError
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.messages import CallToolRequestParams
 from millstream._protocol.metadata import declares
+from millstream._protocol.notifications import CallToolRequestParams
 from millstream._protocol.param_headers import check
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call, params_of

@@ -12,7 +12,7 @@ import msgspec
 from millstream._protocol.errors import METHOD_NOT_FOUND, Declined, ToolError, shorten
 from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notification_message, request_message
 from millstream._protocol.notifications import CancelledNotificationParams
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Share
 from millstream._stores.base import Workers
 from millstream._tasks import Tasks
 

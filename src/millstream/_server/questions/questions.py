@@ -11,15 +11,14 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.content import Message
-from millstream._protocol.depth import MAX_MEMBERS, too_many_members
 from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError, ToolError, shorten
-from millstream._protocol.jsonrpc import MALFORMED
-from millstream._protocol.messages import Params
-from millstream._protocol.questions import (
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, too_many_members
+from millstream._protocol.notifications import (
     CreateMessageRequestParams,
     ElicitRequestParams,
     ElicitResult,
     ListRootsResult,
+    Params,
     SampleResult,
 )
 from millstream._protocol.revisions import Revision

@@ -32,7 +32,7 @@ from millstream._http.message import (
     client_id_of,
     problem,
 )
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.errors import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -144,7 +144,7 @@ class RestRoutes:
             call = self._call(request, NEWEST_HANDSHAKE, method, params, request.headers, request_id or 0)
             self._dispatcher.load.take(call, len(params))
         except ProtocolError as exc:
-            refusal = projection.error(exc, NEWEST_HANDSHAKE)
+            refusal = revisions.error(exc, NEWEST_HANDSHAKE)
             self._note(method, "rest", status=str(refusal.code))
             refusal.status = max(refusal.status, 400)
             return refusals.error_response(refusal)

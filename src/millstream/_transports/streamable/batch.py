@@ -8,7 +8,7 @@ import asyncio
 from typing import Any, cast
 
 from millstream._http.message import Response
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, RequestId, error_message
 from millstream._protocol.revisions import Revision
@@ -97,7 +97,7 @@ class _Batch:
         return call.id, b""
 
     def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
-        exc = projection.error(exc, self._revision)
+        exc = revisions.error(exc, self._revision)
         self._note(method, status=str(exc.code))
         return error_message(request_id, exc.code, exc.message)
 

@@ -3,7 +3,7 @@
 import contextlib
 
 from millstream._http.message import HttpRequest, Response, carries_json
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.admission import admit_per_request, check_notification, is_per_request
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import read_initialize
@@ -67,7 +67,7 @@ def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: Protoco
     method = "" if message is None else message.method or "response"
     request_id = message.id if message is not None and message.is_request else None
     if message is not None and not _describes_itself(exchange, message):
-        exc = projection.error(exc, ASSUMED)
+        exc = revisions.error(exc, ASSUMED)
     exchange.endpoint.services.note(method, "http", status=str(exc.code))
     if exc.status == 503:
         return error_response(exc, request_id)

@@ -10,8 +10,7 @@ from typing import Any
 from msgspec import UNSET
 
 from millstream._http.message import HttpRequest, Response, known_accept, parse_accept
-from millstream._protocol.depth import exceeds_limits
-from millstream._protocol.jsonrpc import MALFORMED, MAX_ID
+from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, exceeds_limits
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call

@@ -10,7 +10,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.handshake import Handshake
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.principal import Principal
+from millstream._protocol.principal import Principal, Share
 from millstream._protocol.revisions import HANDSHAKE, Revision
 from millstream._protocol.session_token import (
     SessionToken,
@@ -20,7 +20,6 @@ from millstream._protocol.session_token import (
     encode,
     hash_principal,
 )
-from millstream._protocol.share import Share
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
 from millstream._stores.rates import share_for

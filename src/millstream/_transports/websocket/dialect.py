@@ -24,7 +24,7 @@ from msgspec import Raw, Struct
 
 from millstream._http.message import peer_network
 from millstream._http.websocket.socket import Socket
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, decoder, encode, require_json
 from millstream._protocol.principal import Principal
@@ -202,7 +202,7 @@ class Dialect:
 
     def _refuse(self, id: Raw, exc: ProtocolError) -> int:
         # Outside of `take`, because an error kept there would keep its frame and the message.
-        error = projection.error(exc, NEWEST_HANDSHAKE)
+        error = revisions.error(exc, NEWEST_HANDSHAKE)
         return self._fail(id, error.code, error.message)
 
     def _fail(self, id: Raw, code: int, message: str, data: Any = None, **about: Any) -> int:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream._http.client.fetch import check_url
-from millstream._protocol.suggestions import refuse_unknown
+from millstream._protocol.errors import refuse_unknown
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.login_methods import (
     LoginMethod,

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
-from millstream._protocol.suggestions import suggest_keywords
+from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth.authorization_request import PendingAuthorization
 from millstream.client._oauth.browser_login import Loopback, Visit, answer_of

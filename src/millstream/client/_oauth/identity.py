@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.suggestions import suggest_keywords
+from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
 from millstream.client._oauth.endpoints import authenticate

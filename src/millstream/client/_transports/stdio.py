@@ -17,8 +17,7 @@ from msgspec import Struct
 
 from millstream._http.client.connection import too_large
 from millstream._override import override
-from millstream._protocol.jsonrpc import Envelope
-from millstream._protocol.lines import LineSplitter, LineStart
+from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._child_stderr import ProbeErrors

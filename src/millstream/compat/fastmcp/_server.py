@@ -18,7 +18,7 @@ from millstream._app.user_routes import route_of
 from millstream._config import Settings as EngineSettings
 from millstream._http.hosts import is_loopback
 from millstream._protocol.content import Icon
-from millstream._protocol.messages import CompleteRequestParams, Completion
+from millstream._protocol.notifications import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
 from millstream.compat import types
 from millstream.compat.fastmcp._auth import ProviderTokenVerifier, VerifierMethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millstream._http.hosts import is_loopback
-from millstream._protocol.suggestions import refuse_unknown
+from millstream._protocol.errors import refuse_unknown
 
 MAX_BODY = 4 * 1024 * 1024
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol import projection
+from millstream._protocol import revisions
 from millstream._protocol.errors import Cancelled, Declined, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
@@ -192,4 +192,4 @@ class ToolItem(tools.Tool):
         revision = call.revision
         if revision.structured != "none" and {"audio", "resource_link"} <= set(revision.content):
             return members
-        return projection.tool_result(members, revision)
+        return revisions.tool_result(members, revision)

@@ -19,8 +19,7 @@ from msgspec.structs import replace
 
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.principal import Principal
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Principal, Share
 from millstream.extensions import LogOnce
 from millstream.extensions.events._catalog import sees
 from millstream.extensions.events._errors import FORBIDDEN

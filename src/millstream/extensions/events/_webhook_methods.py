@@ -12,8 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from msgspec.structs import replace
 
 from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.principal import Principal
-from millstream._protocol.share import Share
+from millstream._protocol.principal import Principal, Share
 from millstream.extensions.events._catalog import EventCatalog
 from millstream.extensions.events._errors import (
     callback_failed,
