@@ -19,9 +19,8 @@ import pytest
 from millstream import Settings, auth
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import EVERYTHING
-from millstream._server.calls.changes import ChangeFeed
 from millstream._server.calls.keys import Secrets
-from millstream._server.calls.services import Services
+from millstream._server.calls.services import ChangeFeed, Services
 from millstream._stores.base import Store
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._method import Identity

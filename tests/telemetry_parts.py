@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call, CallFailure
-from millstream._server.observability.tracing import Tracer
+from millstream._server.observability.observer import Tracer
 from millstream._telemetry.spans import Spans
 
 TRACEPARENT = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

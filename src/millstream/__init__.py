@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from millstream._server.calls.context import Context
     from millstream._server.calls.sync_context import SyncContext
     from millstream._server.functions.dependencies import Depends
-    from millstream._server.functions.fields import Field
+    from millstream._server.functions.description import Field
     from millstream._server.functions.results import ToolResult
     from millstream._server.questions.questions import Elicit, ElicitUrl, Roots, Sample
     from millstream.client._client import Client

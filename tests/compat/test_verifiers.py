@@ -8,8 +8,7 @@ from auth_world import ROOT, make_server, run_guarded
 from cases import for_each
 from millstream import Settings, auth
 from millstream._http.message import HttpRequest, Response
-from millstream._server.calls.changes import ChangeFeed
-from millstream._server.calls.services import Services
+from millstream._server.calls.services import ChangeFeed, Services
 from millstream.compat.fastmcp._auth import (
     AccessToken,
     AuthSettings,

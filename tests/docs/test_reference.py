@@ -28,9 +28,9 @@ from millstream._server.calls.client_memory_quota import MAX_HELD
 from millstream._server.calls.sessions import MAX_RECORD
 from millstream._server.features import completion_lookup
 from millstream._server.functions import arguments
+from millstream._server.functions.engine import MAX_BACKTRACKS
 from millstream._server.functions.pydantic_engine import MAX_ERRORS
-from millstream._server.functions.schema_check import MAX_BACKTRACKS
-from millstream._server.handlers import completion
+from millstream._server.handlers import tools
 from millstream._server.handlers.listen import MAX_URI_BYTES
 from millstream._server.load import LIGHT
 from millstream._telemetry.exposition import dump
@@ -83,7 +83,7 @@ def test_fixed_limits_are_listed() -> None:
         MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS,
         MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, completion_lookup.MAX_URI,
         MAX_URI_BYTES, MAX_HELD,
-        MAX_CAPABILITIES, MAX_DISPLAYED, completion.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
+        MAX_CAPABILITIES, MAX_DISPLAYED, tools.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
         REPLAYS.count, LIGHT, MAX_SERIES, http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES

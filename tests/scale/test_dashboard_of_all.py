@@ -14,8 +14,7 @@ from millstream._app.local_only import Bind
 from millstream._app.parts.web import FRESH, DashboardQueries
 from millstream._server.observability.observer import Observer
 from millstream._server.observability.recent_calls import RecentCalls
-from millstream._server.peer_messages import StatsReply
-from millstream._server.peers import Peers
+from millstream._server.peers import Peers, StatsReply
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
 from patience import WAIT

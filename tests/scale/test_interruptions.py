@@ -12,7 +12,7 @@ from fleet import Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
-from millstream._server.calls.changes import ServerChange
+from millstream._server.calls.services import ServerChange
 from millstream._stores.base import StoreUnavailable
 from scale.test_changes import SIGN, listen, tools
 from shared_store import SharedStore

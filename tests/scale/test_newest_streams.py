@@ -9,8 +9,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import real_fleet, settle, until
 from millstream import Server, Settings
-from millstream._server.peer_messages import ReplyTakeover, StandaloneTakeover
-from millstream._server.peers import Peers
+from millstream._server.peers import Peers, ReplyTakeover, StandaloneTakeover
 from store_parts import BACKINGS, Backing, backings
 from streaming_shop import make_streaming_shop, start_talking
 

@@ -10,8 +10,7 @@ from cases import for_each
 from fleet import EventStream, Worker, fleet, settle, until
 from millstream import Server
 from millstream._server.control import PER_SECOND
-from millstream._server.peer_messages import AnswerMessage
-from millstream._server.peers import WINDOW
+from millstream._server.peers import WINDOW, AnswerMessage
 from wire import request
 
 PERSON = {"action": "accept", "content": {"name": "Ada"}}

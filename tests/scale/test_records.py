@@ -10,7 +10,7 @@ from cases import for_each
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
 from millstream._protocol.metadata import ClientInfo
-from millstream._server.calls.changes import ServerChange, encode_change
+from millstream._server.calls.services import ServerChange, encode_change
 from millstream._server.calls.sessions import SessionRecord
 from millstream._transports.streamable.standalone_stream import _StandaloneStream
 from patience import WAIT

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from cases import for_each
 from millstream._server.functions.arguments import ArgumentError, argument_error, read_arguments
-from millstream._server.functions.fields import Field
+from millstream._server.functions.description import Field
 from millstream._server.functions.plan import Plan, plan
 from property_settings import examples
 from signature_types import Address, Colour, Movie, Node, Point

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cases import for_each
-from millstream._server.functions.docstrings import describe
+from millstream._server.functions.description import describe
 
 
 def documented(text: str | None) -> Callable[..., Any]:

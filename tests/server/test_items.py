@@ -6,9 +6,8 @@ import pytest
 from millstream import Server, Settings, ToolResult
 from millstream._protocol.revisions import HANDSHAKE, NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
-from millstream._server.features.prompts import Prompt
 from millstream._server.features.registry import RegisteredExtension
-from millstream._server.features.resources import Template
+from millstream._server.features.resources import Prompt, Template
 from millstream._server.features.sources import ItemSource, source_from_schema
 from millstream._server.features.tools import Tool
 from wire import LATEST_HANDSHAKE, POST, Wire, per_request, request, routing, run_wire

@@ -6,7 +6,7 @@ import pydantic
 import pytest
 
 from cases import for_each
-from millstream._server.functions.fields import Field
+from millstream._server.functions.description import Field
 from millstream._server.functions.plan import plan
 from signature_types import CONTEXTS, Address, Colour, Context, Model, run
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from millstream._protocol.json_schema import Schema
-from millstream._server.functions.schema_check import SchemaCheck
+from millstream._server.functions.engine import SchemaCheck
 
 SHOP: Schema = {
     "type": "object",

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from cases import for_each
 from millstream._protocol.revisions import FIRST, NEWEST
 from millstream._server.calls.sessions import Session
-from millstream._server.observability.tracing import load_spans
+from millstream._server.observability.observer import load_spans
 from millstream._telemetry.messages import session_hash
 from millstream._telemetry.spans import Spans
 from patience import WAIT
@@ -125,7 +125,7 @@ def test_no_spans_without_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_programs_without_tracing_import_no_opentelemetry() -> None:
     program = (
-        "import sys\nfrom millstream._server.observability.tracing import Tracer, load_spans\n"
+        "import sys\nfrom millstream._server.observability.observer import Tracer, load_spans\n"
         "import millstream._server.observability.observer\n"
         "assert load_spans('1') is None\nassert not [n for n in sys.modules if n.startswith('opentelemetry')]\n"
     )

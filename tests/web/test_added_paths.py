@@ -24,7 +24,7 @@ from millstream._app.server_process.entry import prepare
 from millstream._app.user_routes import UserRoutes, route_of
 from millstream._http.message import HttpRequest
 from millstream._parts import Route, RouteRegistry
-from millstream._server.calls.message_observer import ignore_message
+from millstream._server.calls.services import ignore_message
 from patience import WAIT
 from processes import free_port, run_command
 from workers_world import start_program, until_async

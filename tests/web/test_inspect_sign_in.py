@@ -16,8 +16,7 @@ from http_peer import NO_TRUST, serve
 from millstream import Server, auth
 from millstream._app.local_only import Bind
 from millstream._config import Settings
-from millstream._server.calls.changes import ChangeFeed
-from millstream._server.calls.services import Services
+from millstream._server.calls.services import ChangeFeed, Services
 from millstream._stores.memory.store import MemoryStore
 from millstream._web.inspect_sign_in import SignIns
 from patience import WAIT

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, cast
 
-from millstream._server.functions.callables import hints_of
-from millstream._server.functions.dependencies import dependencies_in
+from millstream._server.functions.dependencies import dependencies_in, hints_of
 
 if TYPE_CHECKING:
     from millstream._parts import Part

@@ -17,13 +17,13 @@ from millstream._app.part_table import choose_parts
 from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
-from millstream._server.calls.changes import ServerChange
+from millstream._server.calls.services import ServerChange
 from millstream._server.features.completion_lookup import check_argument
 from millstream._server.features.hooks import Hooks, hooks_of
 from millstream._server.features.registry import Completer, Registry
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream._server.functions.callables import warn_author
-from millstream._server.peer_messages import ItemRemoval, ItemSwitch
+from millstream._server.functions.dependencies import warn_author
+from millstream._server.peers import ItemRemoval, ItemSwitch
 
 if TYPE_CHECKING:
     from millstream._app.user_routes import UserRoute

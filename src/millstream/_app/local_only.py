@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from millstream._http.hosts import is_loopback, parse_authority
 from millstream._http.message import TEXT_HEAD, Handler, HttpRequest, Response, Sink
-from millstream._server.calls.message_observer import ObserveMessage
+from millstream._server.calls.services import ObserveMessage
 
 if TYPE_CHECKING:
     from millstream._http.server.guard import ServerState

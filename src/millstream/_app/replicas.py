@@ -8,10 +8,10 @@ import asyncio
 import logging
 
 from millstream._app.definition import Definition
-from millstream._server.calls.changes import ANY_UPDATE, ServerChange
 from millstream._server.calls.keys import agree
-from millstream._server.calls.services import Services
-from millstream._server.peer_messages import (
+from millstream._server.calls.services import ANY_UPDATE, ServerChange, Services
+from millstream._server.peers import (
+    PAUSE,
     ItemRemoval,
     ItemSwitch,
     LossNotice,
@@ -19,7 +19,6 @@ from millstream._server.peer_messages import (
     WorkerGreeting,
     WorkerStart,
 )
-from millstream._server.peers import PAUSE
 from millstream._stores.health import LogOnce
 from millstream._tasks import cancel_all
 

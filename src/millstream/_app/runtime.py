@@ -18,9 +18,8 @@ from millstream._app.replicas import Replicas
 from millstream._http.hosts import HostPolicy
 from millstream._parts import Host, order_parts
 from millstream._server.call_log import TTL as LOG_TTL
-from millstream._server.calls.changes import ChangeFeed, ServerChange
 from millstream._server.calls.keys import agree
-from millstream._server.calls.services import Services
+from millstream._server.calls.services import ChangeFeed, ServerChange, Services
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.hooks import Hooks
 from millstream._server.features.tools import Tool

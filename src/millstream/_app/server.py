@@ -22,11 +22,17 @@ from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
 from millstream._protocol.errors import LocalError, suggest_keywords
-from millstream._server.calls.changes import ServerChange
-from millstream._server.features.completers import completer_of
-from millstream._server.features.prompts import Prompt, PromptOptions, prompt_of
+from millstream._server.calls.services import ServerChange
+from millstream._server.features.dependency_resolver import completer_of
 from millstream._server.features.registry import Registry
-from millstream._server.features.resources import ResourceLabels, ResourceOptions, resource_of
+from millstream._server.features.resources import (
+    Prompt,
+    PromptOptions,
+    ResourceLabels,
+    ResourceOptions,
+    prompt_of,
+    resource_of,
+)
 from millstream._server.features.tools import Tool, ToolOptions, tool_of
 from millstream._server.functions.description import Names
 

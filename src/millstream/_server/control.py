@@ -11,8 +11,7 @@ from millstream._protocol.errors import INVALID_REQUEST, SERVER_ERROR, LocalErro
 from millstream._protocol.jsonrpc import Envelope, RequestId, encode
 from millstream._protocol.notifications import cancelled_id
 from millstream._server.calls.call import Call
-from millstream._server.peer_messages import AnswerMessage, CancelCall, SessionEnd
-from millstream._server.peers import Peers
+from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
 from millstream._server.questions.pending_questions import PendingQuestions, asker
 
 PER_SECOND = 100

@@ -19,8 +19,7 @@ from millstream._protocol.jsonrpc import Envelope, check_text, error_message, no
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, NEWEST, Revision
 from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
-from millstream._server.calls.changes import Broadcast, ServerChange, affected_uris, encode_change
-from millstream._server.calls.message_observer import SESSION_OVER
+from millstream._server.calls.services import SESSION_OVER, Broadcast, ServerChange, affected_uris, encode_change
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.batches import is_batch, read_batch, refuse_batch, settle_task

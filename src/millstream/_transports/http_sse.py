@@ -19,7 +19,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.services import expiry_of
 from millstream._server.dispatch import Dispatcher
-from millstream._server.peer_messages import PostedMessage
+from millstream._server.peers import PostedMessage
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import OpenStreams

@@ -30,8 +30,7 @@ from millstream._http.message import (
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, shorten
 from millstream._protocol.jsonrpc import check_text, encode
-from millstream._server.calls.message_observer import ObserveMessage, ignore_message
-from millstream._server.calls.services import expiry_of
+from millstream._server.calls.services import ObserveMessage, expiry_of, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, TooMany

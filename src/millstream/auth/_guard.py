@@ -16,7 +16,7 @@ from millstream._http.server.fast_head import HeaderLineCache
 from millstream._limits.limiters import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.principal import Principal
-from millstream._server.calls.message_observer import ObserveMessage, ignore_message
+from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream.auth._challenge import ChallengeResponses
 from millstream.auth._keyed_semaphore import KeyedSemaphore
 from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all

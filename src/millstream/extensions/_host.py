@@ -21,11 +21,11 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
 from millstream._protocol.rounds import RoundState
 from millstream._server.calls.call import Call
-from millstream._server.calls.changes import Broadcast
+from millstream._server.calls.services import Broadcast
 from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream._server.features.tools import Tool
-from millstream._server.handlers.params import take_rounds
-from millstream._server.peer_messages import ExtensionBroadcast
+from millstream._server.handlers.tools import take_rounds
+from millstream._server.peers import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
 from millstream._stores.rates import Seat
 from millstream.client._extensions import log_failed_filter

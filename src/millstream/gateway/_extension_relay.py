@@ -21,7 +21,7 @@ from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.skills import SKILLS
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import RegisteredExtension
-from millstream._server.handlers.params import take_rounds
+from millstream._server.handlers.tools import take_rounds
 from millstream.gateway._bridge import forward
 from millstream.gateway._merged_skills import Hides, MergedSkills
 from millstream.gateway._questions import UI

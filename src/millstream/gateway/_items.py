@@ -24,8 +24,7 @@ from millstream._protocol.revisions import NEWEST
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Hooks
-from millstream._server.features.prompts import Prompt
-from millstream._server.features.resources import HINTS, Readable, Resource, Template
+from millstream._server.features.resources import HINTS, Prompt, Readable, Resource, Template
 from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError

@@ -23,7 +23,7 @@ from millstream._protocol.rounds import InputRequired
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
-from millstream._server.peer_messages import CallNews, LeaveCall, WakeCall
+from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all
 from millstream.client._errors import ClientError, Failure, NoAnswer
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer

@@ -11,7 +11,7 @@ from millstream._http.client.body import ArrivingBytes
 from millstream._parts import Host
 from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import BY_DATE
-from millstream._server.calls.changes import ServerChange
+from millstream._server.calls.services import ServerChange
 from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere

@@ -17,9 +17,9 @@ from millstream._app.parts import OwnPart
 from millstream._parts import Host, Route
 from millstream._protocol.handshake import Handshake
 from millstream._protocol.principal import Principal
-from millstream._server.calls.message_observer import SESSION_OVER, ObserveMessage
+from millstream._server.calls.services import SESSION_OVER, ObserveMessage
 from millstream._server.calls.sessions import Session
-from millstream._server.observability.tracing import load_spans
+from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
     from millstream._app.throttle import Throttle
@@ -122,8 +122,7 @@ class ObservationPart(OwnPart):
         access_log, spans = definition.settings.access_log, load_spans(definition.version)
         if not access_log and spans is None and host.metrics is None:
             return
-        from millstream._server.observability.observer import Observer  # noqa: PLC0415  only where something is observed
-        from millstream._server.observability.tracing import Tracer  # noqa: PLC0415
+        from millstream._server.observability.observer import Observer, Tracer  # noqa: PLC0415
         from millstream._telemetry.messages import MessageLog  # noqa: PLC0415
 
         host.observer = observer = Observer(

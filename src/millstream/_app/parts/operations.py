@@ -32,7 +32,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
-from millstream._server.calls.message_observer import ObserveMessage
+from millstream._server.calls.services import ObserveMessage
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
 from millstream._stores.base import Store

@@ -22,11 +22,9 @@ from millstream._app.parts import OwnPart
 from millstream._http.message import Handler
 from millstream._parts import WATCH, Host, Route, UpstreamReports
 from millstream._protocol.errors import LocalError
-from millstream._server.observability.call_history import history_values
-from millstream._server.observability.figures import Figures, dashboard_values
+from millstream._server.observability.figures import Figures, dashboard_values, history_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
-from millstream._server.peer_messages import StatsReply, StatsRequest
-from millstream._server.peers import Peers
+from millstream._server.peers import Peers, StatsReply, StatsRequest
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
 from millstream._stores.memory.store import MemoryStore

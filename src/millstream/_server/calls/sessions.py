@@ -18,8 +18,7 @@ from msgspec import Struct
 from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import Revision
-from millstream._server.peer_messages import RecordUpdate, SessionEnd
-from millstream._server.peers import PAUSE, Peers
+from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
 from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailable
 from millstream._stores.changes import read_again
 from millstream._tasks import cancel_all

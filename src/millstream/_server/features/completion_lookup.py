@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from millstream._server.features.prompts import Prompt
 from millstream._server.features.registry import Registry
-from millstream._server.features.resources import Resource, Template
+from millstream._server.features.resources import Prompt, Resource, Template
 
 MAX_URI = 8 * 1024
 

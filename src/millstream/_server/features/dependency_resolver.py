@@ -3,18 +3,30 @@
 Resources are closed in reverse order when the function is done, before its result is encoded, and also if it failed,
 was cancelled, or stopped for a question. The error is raised at the ``yield``, as in `contextlib`, so a dependency can
 roll back. A dependency that swallows the error doesn't turn the failure into a success.
+
+Completers, ``f(value, arguments)``, and dependencies in their parameters.
 """
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+
+from msgspec import Struct
 
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import Context, shared_context
 from millstream._server.calls.sync_context import SyncContext, Waits
-from millstream._server.functions.dependencies import Dependency, PlannedDependency, plan_dependency
+from millstream._server.functions.dependencies import (
+    Dependency,
+    PlannedDependency,
+    dependencies_in,
+    hints_of,
+    plan_dependencies,
+    plan_dependency,
+)
 
 CONTEXTS = (Context, SyncContext)
 Exit = Callable[[BaseException | None], Awaitable[Any]]
@@ -152,3 +164,37 @@ def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 @lru_cache(maxsize=1024)
 def _override(function: Callable[..., Any]) -> PlannedDependency:
     return plan_dependency(Dependency(function), CONTEXTS)
+
+
+class CompleterFunction(Struct, frozen=True, eq=False):
+    """A completer with dependencies."""
+
+    run: Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
+
+
+def completer_of(function: Callable[..., Any], *, home: object) -> Callable[..., Any] | CompleterFunction:
+    """Return a completer for the registry: the function itself if it has no dependencies.
+
+    Raises:
+        TypeError: A dependency is invalid.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function written in C
+        return function
+    dependencies = dependencies_in(signature, hints_of(function))
+    if not dependencies:
+        return function
+    planned = plan_dependencies(dependencies, CONTEXTS)
+    awaited = inspect.iscoroutinefunction(function)
+
+    async def run(value: str, known: Mapping[str, str], call: Call) -> Any:
+        def ask(values: dict[str, Any]) -> Awaitable[Any]:
+            if awaited:
+                found: Awaitable[Any] = function(value, known, **values)
+                return found
+            return call.services.threads.run(partial(function, value, known, **values), owner=call.owner)
+
+        return await call_with_dependencies(call, home, planned, ask)
+
+    return CompleterFunction(run)

@@ -2,25 +2,78 @@
 
 Every change, even at run time, clears the encoded lists and calls `on_change`. A list is encoded once per revision and
 page. A cursor names the last item of a page, so any worker can continue a listing.
+
+One page of a list, encoded. A cursor names the last item of a page, so any worker can continue a listing.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import base64
+import binascii
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from itertools import count
 from typing import Any, cast
 
 from msgspec import Struct
 
 from millstream._protocol import revisions
+from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
+from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import NOTIFICATIONS, CompleteRequestParams, Completion
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._server.calls.call import Call
-from millstream._server.features.completers import CompleterFunction
-from millstream._server.features.pages import page_of
-from millstream._server.features.prepared_call import PreparedCall
-from millstream._server.features.prompts import Prompt
-from millstream._server.features.resources import Resource, Template
-from millstream._server.features.tools import Tool
+from millstream._server.features.dependency_resolver import CompleterFunction
+from millstream._server.features.resources import Prompt, Resource, Template
+from millstream._server.features.tools import PreparedCall, Tool
+
+_MEMBERS = {"tools": "tools", "resources": "resources", "templates": "resourceTemplates", "prompts": "prompts"}
+"""Kind -> member of the list result."""
+
+
+def page_of(
+    kind: str,
+    items: Mapping[str, Any],
+    revision: Revision,
+    cursor: str | None,
+    *,
+    size: int,
+    ttl_ms: int,
+    private: bool,
+) -> bytes:
+    """Return the members of one page.
+
+    Args:
+        kind: The kind of items.
+        items: All items visible to the caller, by name.
+        revision: The client's revision.
+        cursor: The end of the last page.
+        size: Items per page.
+        ttl_ms: How long a client can cache the page.
+        private: Whether only the caller can cache it.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, for an unknown cursor.
+    """
+    names = list(items)
+    start = 0 if cursor is None else _start(kind, names, cursor)
+    shown = names[start : start + size]
+    describe = revisions.tool if kind == "tools" else revisions.project_item
+    result: dict[str, Any] = {_MEMBERS[kind]: [describe(items[name].describe(), revision) for name in shown]}
+    if start + size < len(names):
+        result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()
+    if revision.result_type:
+        result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
+    return encode(result)[1:-1]
+
+
+def _start(kind: str, names: Iterable[str], cursor: str) -> int:
+    try:
+        found, _, name = base64.b64decode(cursor, b"-_", validate=True).decode().partition(":")
+        if found == kind:
+            return list(names).index(name) + 1
+    except (ValueError, binascii.Error):
+        pass
+    raise ProtocolError(INVALID_PARAMS, "Invalid cursor. List again from the start.")
+
 
 Completer = Callable[..., Any] | CompleterFunction
 CompleteAny = Callable[[Call, CompleteRequestParams], Awaitable[Completion]]

@@ -25,11 +25,11 @@ from millstream._server.features.hooks import Hooks, Run, wrap_with_hooks
 from millstream._server.functions.arguments import decode_of, read_arguments, read_checked, read_texts
 from millstream._server.functions.dependencies import plan_dependencies
 from millstream._server.functions.description import Labels, Names
+from millstream._server.functions.engine import SchemaCheck
 from millstream._server.functions.outputs import Output
 from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import CallInputs, Invoker, Plan, plan
 from millstream._server.functions.results import as_text, output_from_schema
-from millstream._server.functions.schema_check import SchemaCheck
 
 Read = Callable[[Any], Any]
 """Reads arguments: the JSON of a tool, or the texts of a prompt or template. Raises `ArgumentError` if they're

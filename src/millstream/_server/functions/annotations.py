@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 from msgspec import NODEFAULT, Meta, Struct
 
 from millstream._protocol.json_schema import type_text
-from millstream._server.functions.callables import RegistrationError
-from millstream._server.functions.fields import CONSTRAINTS, constraint_text
+from millstream._server.functions.dependencies import RegistrationError
+from millstream._server.functions.description import CONSTRAINTS, constraint_text
 
 UNIONS = (Union, UnionType)
 COLLECTIONS: tuple[Any, ...] = (

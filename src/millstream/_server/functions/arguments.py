@@ -12,6 +12,7 @@ import msgspec
 from millstream._protocol.errors import shorten
 from millstream._protocol.json_schema import Schema, is_integral
 from millstream._protocol.jsonrpc import too_many_values
+from millstream._server.functions.engine import SchemaCheck
 from millstream._server.functions.plan import Plan
 from millstream._server.functions.problems import (
     MAX_LISTED,
@@ -22,7 +23,6 @@ from millstream._server.functions.problems import (
     explain,
     find_problems,
 )
-from millstream._server.functions.schema_check import SchemaCheck
 
 MAX_VALUES = 100_000
 """Maximum number of values in arguments that are slow to validate."""

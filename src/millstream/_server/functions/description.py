@@ -1,17 +1,26 @@
-"""Descriptions of tools, resources, and prompts, and validation of decorator options."""
+"""Descriptions of tools, resources, and prompts, and validation of decorator options.
+
+Docstrings for clients: the description of a function and of each parameter.
+
+`Field`: constraints and texts of a parameter or field, inside ``Annotated``.
+
+It's a `msgspec.Meta`, so it also works in dataclasses, Structs, and TypedDicts, and msgspec validates it while
+decoding.
+"""
 
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from importlib import import_module
 from math import isfinite
 from typing import Any, TypedDict, cast
 
 import msgspec
-from msgspec import Struct, to_builtins
+from msgspec import NODEFAULT, Meta, Struct, to_builtins
 
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import suggest
+from millstream._protocol.errors import suggest, suggest_keywords
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.principal import Principal
 
@@ -200,3 +209,110 @@ def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, 
         "_meta": dict(meta) if meta else None,
     }
     return {key: value for key, value in members.items() if value is not None}
+
+
+def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """Return the docstring's text before its first section, and the description of each parameter.
+
+    Google, NumPy, and Sphinx styles are supported, and line breaks are kept. Any other docstring is all description.
+    """
+    text = inspect.getdoc(function) or ""
+    if "\n" not in text:
+        return text, {}
+    parser = import_module("docstring_parser")
+    try:
+        found = parser.parse(text)
+    except parser.ParseError:
+        return text, {}
+    parameters = {each.arg_name.lstrip("*"): each.description for each in found.params if each.description}
+    return (found.description or "").strip(), parameters
+
+
+HEADER_KEYWORD = "x-mcp-header"
+"""Schema keyword that asks clients to repeat a parameter as ``Mcp-Param-<name>`` (MCP 2026-07-28, server/tools)."""
+
+CONSTRAINTS = ("ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length", "pattern")
+
+
+def constraint_text(meta: Meta) -> str:
+    """Return a constraint as it's written in a program: ``Field(ge=3)``."""
+    said = {name: getattr(meta, name) for name in (*CONSTRAINTS, "title", "description")}
+    return f"Field({', '.join(f'{name}={value!r}' for name, value in said.items() if value is not None)})"
+
+
+@suggest_keywords
+def Field(  # noqa: N802, PLR0913 - read as a type: `Annotated[int, Field(ge=1)]`; one argument for each keyword
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    multiple_of: float | None = None,
+    min_length: int | None = None,
+    max_length: int | None = None,
+    pattern: str | None = None,
+    title: str | None = None,
+    description: str | None = None,
+    examples: list[Any] | None = None,
+    default: Any = NODEFAULT,
+    header: str | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Any:
+    """Describe and constrain a value: ``copies: Annotated[int, Field(ge=1, le=9)] = 1``.
+
+    Args:
+        ge: The minimum, inclusive.
+        gt: The minimum, exclusive.
+        le: The maximum, inclusive.
+        lt: The maximum, exclusive.
+        multiple_of: A divisor of the number.
+        min_length: The minimum length of a string or collection.
+        max_length: The maximum length of a string or collection.
+        pattern: A regular expression that must match somewhere in the string.
+        title: A short name for display.
+        description: The meaning of the value, for users and models.
+        examples: Example values.
+        default: The default of a parameter, as an alternative to ``= value``.
+        header: Also send this parameter as the HTTP header ``Mcp-Param-<header>``.
+        extra: Further JSON Schema keywords, for example ``{"format": "email"}``.
+
+    Raises:
+        TypeError: A bound has the wrong type.
+        ValueError: Bounds contradict each other, or the pattern isn't a regular expression.
+
+    Example:
+        >>> @mcp.tool
+        ... def order(copies: Annotated[int, Field(ge=1, le=9, description="How many")] = 1) -> str:
+        ...     return f"{copies} ordered"
+    """
+    keywords = dict(extra or {})
+    if header is not None:
+        keywords[HEADER_KEYWORD] = header
+    if pattern is not None:
+        _check_pattern(pattern)
+    for low, high in ((ge, le), (gt, lt), (ge, lt), (gt, le), (min_length, max_length)):
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"Field: no value lies between {low} and {high}")
+    build: Any = Meta  # the overloads omit options that this function checks itself
+    return build(
+        ge=ge,
+        gt=gt,
+        le=le,
+        lt=lt,
+        multiple_of=multiple_of,
+        min_length=min_length,
+        max_length=max_length,
+        pattern=pattern,
+        title=title,
+        description=description,
+        examples=examples,
+        extra_json_schema=keywords or None,
+        extra=None if default is NODEFAULT else {"default": default},
+    )
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"Field: the pattern {pattern!r} isn't a regular expression: {error}") from error

@@ -20,7 +20,7 @@ from millstream._protocol.json_schema import (
     object_schema,
     schema_of,
 )
-from millstream._server.functions.callables import RegistrationError
+from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.outputs import (
     Output,
     OutputError,

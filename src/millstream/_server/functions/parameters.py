@@ -19,8 +19,8 @@ from millstream._server.functions.annotations import (
     normalize,
     split_annotation,
 )
-from millstream._server.functions.callables import RegistrationError
-from millstream._server.functions.fields import HEADER_KEYWORD
+from millstream._server.functions.dependencies import RegistrationError
+from millstream._server.functions.description import HEADER_KEYWORD
 
 Kind = Literal["tool", "resource", "prompt"]
 

@@ -17,18 +17,19 @@ from msgspec.structs import astuple
 from millstream._protocol.json_schema import Schema, drop_modules
 from millstream._protocol.param_headers import ParamHeader, find_annotations
 from millstream._server.functions.annotations import normalize
-from millstream._server.functions.callables import (
+from millstream._server.functions.dependencies import (
+    Dependency,
     RegistrationError,
     check_function,
     context_in,
+    dependencies_in,
     hints_of,
     name_of,
     unwrap_function,
     warn_author,
 )
-from millstream._server.functions.dependencies import Dependency, dependencies_in
-from millstream._server.functions.docstrings import describe
-from millstream._server.functions.engine import Engine, engine_of
+from millstream._server.functions.description import describe
+from millstream._server.functions.engine import Engine, SchemaCheck, engine_of
 from millstream._server.functions.outputs import Output, OutputError, may_be_content
 from millstream._server.functions.parameters import (
     Kind,
@@ -38,7 +39,6 @@ from millstream._server.functions.parameters import (
     parameter_of,
 )
 from millstream._server.functions.results import ToolResult, output_from_schema
-from millstream._server.functions.schema_check import SchemaCheck
 
 _NO_CONTEXT: Mapping[str, Any] = {}
 Invoker = Callable[[Any, Any], Any]

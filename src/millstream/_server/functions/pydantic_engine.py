@@ -42,8 +42,8 @@ from millstream._server.functions.annotations import (
     union_of,
     unwrap_alias,
 )
-from millstream._server.functions.callables import RegistrationError
-from millstream._server.functions.fields import CONSTRAINTS
+from millstream._server.functions.dependencies import RegistrationError
+from millstream._server.functions.description import CONSTRAINTS
 from millstream._server.functions.msgspec_engine import dec_hook, schema_hook
 from millstream._server.functions.outputs import (
     Output,

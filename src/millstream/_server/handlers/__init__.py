@@ -1,13 +1,15 @@
 """One handler per method. It takes a `Call` and returns the members of the result for the call's revision."""
 
 from millstream._server.dispatch import Dispatcher
-from millstream._server.handlers.completion import CompletionHandlers
-from millstream._server.handlers.discovery import DiscoveryHandlers
 from millstream._server.handlers.listen import ListenHandlers
-from millstream._server.handlers.prompts import PromptHandlers
-from millstream._server.handlers.resources import ResourceHandlers
-from millstream._server.handlers.session import SessionHandlers
-from millstream._server.handlers.tools import ToolHandlers
+from millstream._server.handlers.tools import (
+    CompletionHandlers,
+    DiscoveryHandlers,
+    PromptHandlers,
+    ResourceHandlers,
+    SessionHandlers,
+    ToolHandlers,
+)
 
 
 def install(dispatcher: Dispatcher) -> None:

@@ -20,13 +20,11 @@ from millstream._protocol.notifications import (
 )
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
-from millstream._server.calls.changes import UPDATED, ServerChange, affected_uris
-from millstream._server.calls.services import Services
+from millstream._server.calls.services import UPDATED, ServerChange, Services, affected_uris
 from millstream._server.dispatch import Handler
 from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.registry import Registry
-from millstream._server.handlers.list_pages import sees
-from millstream._server.handlers.params import read
+from millstream._server.handlers.tools import read, sees
 from millstream._server.load import release_arguments, too_many_streams
 
 MAX_URI_BYTES = 128 * 1024

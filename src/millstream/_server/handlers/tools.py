@@ -1,26 +1,376 @@
-"""`tools/list` and `tools/call`."""
+"""`tools/list` and `tools/call`.
 
+Decoding of `params`, shared by the handlers.
+
+The caller's view of registered items, shared by the handlers.
+
+`completion/complete`: values for an argument of a prompt or a variable of a resource template.
+
+`server/discover`: the first request of a per-request-era client. The result can be cached.
+
+`prompts/list` and `prompts/get`.
+
+`resources/list`, `resources/templates/list`, `resources/read`, `resources/subscribe`, `resources/unsubscribe`.
+
+The session methods `ping` and `logging/setLevel`.
+"""
+
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
 from millstream._protocol.admission import require_capabilities
-from millstream._protocol.errors import INVALID_PARAMS, REQUIRES_CAPABILITIES, ProtocolError, ToolError
-from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.metadata import declares
-from millstream._protocol.notifications import CallToolRequestParams
+from millstream._protocol.errors import (
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    REQUIRES_CAPABILITIES,
+    RESOURCE_NOT_FOUND,
+    ProtocolError,
+    ToolError,
+    shorten,
+)
+from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, decoder, encode, too_many_members
+from millstream._protocol.metadata import LOG_LEVELS, declares
+from millstream._protocol.notifications import (
+    CallToolRequestParams,
+    CompleteRequestParams,
+    Completion,
+    GetPromptRequestParams,
+    InputResponseRequestParams,
+    PaginatedRequestParams,
+    ReadResourceRequestParams,
+    Reference,
+    ResourceRequestParams,
+    SetLevelRequestParams,
+)
 from millstream._protocol.param_headers import check
-from millstream._server.calls.access import check_scopes
+from millstream._server.calls.access import check_scopes, granted_scopes
 from millstream._server.calls.call import Call, params_of
-from millstream._server.calls.context import call_binding
+from millstream._server.calls.client_questions import read_responses
+from millstream._server.calls.context import call_binding, open_rounds
 from millstream._server.calls.services import Services
+from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Handler
+from millstream._server.features.capabilities import ServerDescription
+from millstream._server.features.completion_lookup import MAX_URI, find_readable
+from millstream._server.features.dependency_resolver import CompleterFunction
 from millstream._server.features.registry import Registry
+from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.tools import Tool, run_with_timeout
 from millstream._server.functions.arguments import ArgumentError
-from millstream._server.handlers.list_pages import list_page, sees
-from millstream._server.handlers.params import read, take_rounds
+
+S = TypeVar("S", bound=Struct)
+
+
+def read(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+    """Decode the parameters of a call.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS.
+    """
+    try:
+        return decoder.decode(call.params or b"{}")
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+
+
+def read_texts(decoder: "msgspec.json.Decoder[S]", call: Call) -> S:
+    """Decode parameters with an object of texts, each of which becomes an object.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, also for too many members.
+    """
+    if too_many_members(call.params):
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
+    return read(decoder, call)
+
+
+def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
+    """Store the answers and state of earlier rounds, in the era that has them. The call must already have its name.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, also for a state that is invalid or belongs to another call.
+    """
+    if call.revision.handshake:
+        return
+    if params.input_responses is not UNSET:
+        call.responses = read_responses(bytes(params.input_responses))
+    if not isinstance(params.request_state, str):
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: requestState must be a string")
+    call.state = params.request_state
+    if call.state:
+        open_rounds(call)
+
+
+page_decoder: "msgspec.json.Decoder[PaginatedRequestParams]" = msgspec.json.Decoder(PaginatedRequestParams)
+
+
+_NONE = frozenset[str]()
+
+
+def list_page(registry: Registry, kind: str, call: Call) -> bytes:
+    """Return one page of the descriptions of a kind: the cached page, or one created for the call.
+
+    Raises:
+        ProtocolError: INVALID_PARAMS, for an unknown cursor.
+    """
+    cursor = read(page_decoder, call).cursor
+    return registry.page(
+        kind,
+        call.revision,
+        cursor,
+        granted_scopes(call) if registry.has_scopes else None,
+        registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
+    )
+
+
+def sees(call: Call, item: Any) -> bool:
+    """Return whether the caller sees a registered item. A hidden item looks like a missing one."""
+    return item.visible is None or bool(item.visible(call.principal))
+
+
+MAX_VALUES = 100
+
+
+_decoder = msgspec.json.Decoder(CompleteRequestParams)
+
+
+class CompletionHandlers:
+    """The handler of `completion/complete`."""
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+
+    def table(self) -> Mapping[str, Handler]:
+        return {"completion/complete": self.complete}
+
+    async def complete(self, call: Call) -> bytes:
+        """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
+        params = read_texts(_decoder, call)
+        if self._registry.completes is not None:
+            return b'"completion":%b' % encode(await self._registry.completes(call, params))
+        item, reference = self._find(params.ref, call)
+        if params.argument.name not in item.parameters:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
+        members = await item.complete(params, call)
+        if members is not None:
+            return members
+        known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
+        completer = self._registry.complete_from(reference, params.argument.name)
+        if completer is None:
+            values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
+        else:
+            values = await self._ask(completer, params.argument.value, known, call)
+        shown = values[:MAX_VALUES]
+        return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
+
+    def _find(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
+        if reference.type == "ref/prompt":
+            prompt = self._registry.prompts.get(reference.name)
+            if prompt is not None and sees(call, prompt):
+                check_scopes(call, prompt.scopes)
+                return prompt, reference.name
+            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
+        if reference.type == "ref/resource":
+            template = self._registry.templates.get(reference.uri)
+            if template is not None and sees(call, template):
+                check_scopes(call, template.scopes)
+                return template, reference.uri
+            raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
+
+    async def _ask(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
+        if isinstance(completer, CompleterFunction):
+            found = await completer.run(value, known, call)
+        elif inspect.iscoroutinefunction(completer):
+            found = await completer(value, known)
+        else:
+            found = await self._services.threads.run(completer, value, known, owner=call.owner)
+        return [str(each) for each in found]
+
+
+class DiscoveryHandlers:
+    """The handler of `server/discover`."""
+
+    def __init__(self, announcement: ServerDescription) -> None:
+        self._announcement = announcement
+
+    def table(self) -> Mapping[str, Handler]:
+        return {"server/discover": self.discover}
+
+    async def discover(self, call: Call) -> bytes:
+        """Return versions, capabilities, and instructions."""
+        call.meta = self._announcement.discover_meta(call.revision)
+        return self._announcement.discover(call.revision)
+
+
+_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
+
+
+class PromptHandlers:
+    """Handlers of the prompt methods."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def table(self) -> Mapping[str, Handler]:
+        return {"prompts/list": self.list, "prompts/get": self.get}
+
+    async def list(self, call: Call) -> bytes:
+        return list_page(self._registry, "prompts", call)
+
+    async def get(self, call: Call) -> bytes:
+        params = read_texts(_get_decoder, call)
+        prompt = self._registry.prompts.get(params.name)
+        if prompt is None or not sees(call, prompt):
+            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
+        check_scopes(call, prompt.scopes)
+        call.name = params.name
+        take_rounds(call, params)
+        try:
+            call.arguments = prompt.read(params.arguments or {})
+        except ArgumentError as exc:
+            raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+        return prompt.encode(await prompt.run(call.arguments, call), call)
+
+
+_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
+_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
+
+
+class ResourceHandlers:
+    """Handlers of the resource methods."""
+
+    def __init__(self, registry: Registry, services: Services) -> None:
+        self._registry = registry
+        self._services = services
+        services.read_resource = self.read_inside
+
+    def table(self) -> Mapping[str, Handler]:
+        return {
+            "resources/list": self.list,
+            "resources/templates/list": self.list_templates,
+            "resources/read": self.read,
+            "resources/subscribe": self.subscribe,
+            "resources/unsubscribe": self.unsubscribe,
+        }
+
+    async def list(self, call: Call) -> bytes:
+        return list_page(self._registry, "resources", call)
+
+    async def list_templates(self, call: Call) -> bytes:
+        return list_page(self._registry, "templates", call)
+
+    async def read(self, call: Call) -> bytes:
+        params = read(_read_decoder, call)
+        call.name = params.uri
+        take_rounds(call, params)
+        source, arguments = self._find(params.uri, call)
+        value = await source.run(arguments, call)
+        if value is None:
+            raise _not_found(params.uri)
+        return source.encode(value, params.uri, call)
+
+    async def read_inside(self, uri: str, call: Call) -> Any:
+        """Return the value of a resource, for a function that serves a call."""
+        source, arguments = self._find(uri, call)
+        value = await source.run(arguments, call)
+        if value is None:
+            raise _not_found(uri)
+        return source.unwrap(value)
+
+    def _find(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
+        found, variables = find_readable(self._registry, uri, partial(sees, call))
+        if found is None:
+            raise _not_found(uri)
+        check_scopes(call, found.scopes)
+        try:
+            return found, found.read(variables)
+        except ArgumentError as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
+
+    async def subscribe(self, call: Call) -> bytes:
+        """Subscribe the session to changes of one resource."""
+        uri = read(_uri_decoder, call).uri
+
+        def add(record: SessionRecord) -> SessionRecord | None:
+            if uri in record.subscriptions:
+                return None
+            if len(record.subscriptions) >= self._services.settings.max_subscriptions:
+                raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
+            self._find(uri, call)
+            self._services.changes.check_room(call.owner, (uri,))
+            return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
+
+        await self._services.records.change(_session(call), add)
+        self._follow(_session(call))
+        await self._services.changes.wait_until_followed((uri,))
+        return b""
+
+    async def unsubscribe(self, call: Call) -> bytes:
+        """End the session's subscription to one resource."""
+        uri = read(_uri_decoder, call).uri
+
+        def drop(record: SessionRecord) -> SessionRecord | None:
+            if uri not in record.subscriptions:
+                return None
+            return msgspec.structs.replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
+
+        await self._services.records.change(_session(call), drop)
+        self._follow(_session(call))
+        return b""
+
+    def _follow(self, session: Session) -> None:
+        """Follow the subscriptions of a connection's session. Streamable HTTP sessions have a stream for this."""
+        if session.record is not None:
+            self._services.changes.follow(session.id, session.owner, session.record.subscriptions)
+
+
+def _session(call: Call) -> Session:
+    if call.session is None:
+        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
+    return call.session
+
+
+def _not_found(uri: str) -> ProtocolError:
+    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})
+
+
+_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
+
+
+class SessionHandlers:
+    """Handlers of the session methods."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def table(self) -> Mapping[str, Handler]:
+        return {"ping": self.ping, "logging/setLevel": self.set_level}
+
+    async def ping(self, call: Call) -> bytes:
+        """Return an empty result."""
+        return b""
+
+    async def set_level(self, call: Call) -> bytes:
+        """Set the minimum severity of log messages for this session. Without a session, do nothing."""
+        level = read(_level_decoder, call).level
+        if level not in LOG_LEVELS:
+            raise ProtocolError(
+                INVALID_PARAMS, f"Unknown log level {level[:32]!r}. Use one of {', '.join(LOG_LEVELS)}."
+            )
+        if call.session is not None:
+            await self._services.records.change(
+                call.session, lambda record: None if record.log_level == level else replace(record, log_level=level)
+            )
+        return b""
+
 
 _call_decoder = msgspec.json.Decoder(CallToolRequestParams)
 _MAX_KEPT_PARAMS = 16 * 1024

@@ -3,26 +3,120 @@
 An `Observer` exists only if one of these is enabled. The dispatcher calls it after each call (`observe`), and before it
 (`begin`) if spans are enabled. Labels are bounded: methods of the specification, registered tools, and ``_other``.
 Messages that aren't calls (`initialize`, notifications, refused messages) arrive through `message`.
+
+Spans of calls, with names and attributes by the OpenTelemetry conventions for MCP.
+
+A span lasts as long as the dispatcher works on its call and is the current span, so spans created by a tool become
+children. Arguments and results aren't recorded. `telemetry.spans` is loaded only if the program has imported
+OpenTelemetry or names a provider in the environment.
 """
 
+import importlib
 import math
 import os
 import socket
+import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import ALL, BY_DATE
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.observability.figures import Figures, OperationFigures
-from millstream._server.observability.tracing import Tracer
 from millstream._telemetry.active_sessions import ActiveSessions
-from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog
+from millstream._telemetry.logs import redact_text
+from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog, session_hash
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
 from millstream._telemetry.process import LoopLag, ProcessFigures
 from millstream._telemetry.recent_counts import Growth, PerSecond
+
+if TYPE_CHECKING:
+    from millstream._telemetry.spans import OpenSpan, Spans
+
+
+_PROVIDER_VARIABLE = "OTEL_PYTHON_TRACER_PROVIDER"
+_MAX_TEXT = 1024
+_TARGETS = {"tools/call": "gen_ai.tool.name", "prompts/get": "gen_ai.prompt.name"}
+"""Method -> the attribute for its target, which is also part of the span's name."""
+_HEADERS = (b"traceparent", b"tracestate")
+
+
+def load_spans(version: str) -> "Spans | None":
+    """Return the spans of this program, or None without tracing. Call it after the user's setup has run."""
+    if "opentelemetry.trace" not in sys.modules and _PROVIDER_VARIABLE not in os.environ:
+        return None
+    try:
+        module = importlib.import_module("millstream._telemetry.spans")
+    except ImportError:
+        return None
+    spans: Spans | None = module.open_spans(version)
+    return spans
+
+
+class Tracer:
+    """The open spans of calls in flight."""
+
+    def __init__(self, spans: "Spans") -> None:
+        self._spans = spans
+        self._open: dict[Call, OpenSpan] = {}
+
+    def begin(self, call: Call) -> None:
+        """Start the span of a call, in the task that runs it."""
+        params = params_of(call)
+        meta, uri, target_name = value_of(params.meta), value_of(params.uri), value_of(params.name)
+        attributes: dict[str, str | int] = {
+            "mcp.method.name": _short(call.method),
+            "mcp.protocol.version": call.revision.date,
+            "jsonrpc.request.id": _short(str(call.id)),
+        }
+        if call.headers is None:
+            attributes["network.transport"] = "pipe"
+        else:
+            attributes["network.transport"] = "tcp"
+            attributes["network.protocol.name"] = "http"
+        if call.session is not None:
+            attributes["mcp.session.id"] = session_hash(call.session.id)
+        if isinstance(uri, str):
+            attributes["mcp.resource.uri"] = _short(uri)
+        name = call.name or (target_name if isinstance(target_name, str) else "")
+        target = _TARGETS.get(call.method)
+        if target is not None and name:
+            attributes[target] = _short(name)
+        if call.method == "tools/call":
+            attributes["gen_ai.operation.name"] = "execute_tool"
+        self._open[call] = self._spans.start(
+            f"{_short(call.method)} {_short(name)}" if target is not None and name else _short(call.method),
+            attributes,
+            meta=members(meta),
+            headers=_trace_headers(call.headers),
+        )
+
+    def end(self, call: Call, outcome: str) -> tuple[str, str]:
+        """End the span of a call, in the same task. Return trace and span id, empty without a span."""
+        opened = self._open.pop(call, None)
+        if opened is None:
+            return "", ""
+        attributes: dict[str, str | int] = {}
+        if outcome:
+            attributes["error.type"] = outcome
+            if outcome.lstrip("-").isdigit():
+                attributes["rpc.response.status_code"] = outcome
+        self._spans.end(opened, attributes=attributes, failed=bool(outcome))
+        return opened.trace_id, opened.span_id
+
+
+def _trace_headers(headers: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    if headers is None:
+        return {}
+    return {name.decode(): headers[name].decode("latin-1") for name in _HEADERS if name in headers}
+
+
+def _short(text: str) -> str:
+    return redact_text(text[:_MAX_TEXT])
+
 
 HISTORY_SECONDS = 60
 LATELY = 5.0

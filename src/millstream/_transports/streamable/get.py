@@ -5,7 +5,7 @@ from millstream._protocol.admission import check_handshake_header, header_versio
 from millstream._protocol.errors import SERVER_ERROR, ProtocolError
 from millstream._protocol.revisions import names_per_request_era
 from millstream._server.call_log import parse_event_id
-from millstream._server.calls.message_observer import SESSION_OVER
+from millstream._server.calls.services import SESSION_OVER
 from millstream._server.calls.sessions import Session
 from millstream._transports.refusals import (
     SESSION_NOT_FOUND,

@@ -14,7 +14,7 @@ from millstream._protocol.jsonrpc import MALFORMED, MAX_ID, exceeds_limits
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call
-from millstream._server.features.prepared_call import (
+from millstream._server.features.tools import (
     PreparedCall,
     decode_handshake_call,
     decode_request,

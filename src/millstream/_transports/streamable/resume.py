@@ -10,7 +10,7 @@ from millstream._protocol.errors import INVALID_REQUEST
 from millstream._server.call_log import END, OPEN, close_abandoned, event_id, log_name, writer_of
 from millstream._server.calls.services import expiry_of
 from millstream._server.calls.sessions import Session
-from millstream._server.peer_messages import ReplyTakeover
+from millstream._server.peers import ReplyTakeover
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.tail import Tail
 from millstream._transports.refusals import TOO_MANY_STREAMS, refusal

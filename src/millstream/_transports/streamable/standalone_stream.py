@@ -9,10 +9,17 @@ from collections.abc import Iterable
 from millstream._http.message import STREAM_HEAD, HttpRequest, Response, Sink
 from millstream._protocol import sse
 from millstream._protocol.metadata import ClientInfo
-from millstream._server.calls.changes import ANY_UPDATE, Broadcast, ServerChange, affected_uris, encode_change
-from millstream._server.calls.services import Services, expiry_of
+from millstream._server.calls.services import (
+    ANY_UPDATE,
+    Broadcast,
+    ServerChange,
+    Services,
+    affected_uris,
+    encode_change,
+    expiry_of,
+)
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.peer_messages import SessionEnd, StandaloneTakeover
+from millstream._server.peers import SessionEnd, StandaloneTakeover
 from millstream._transports.refusals import TOO_MANY_STREAMS
 from millstream._transports.streamable.exchange import EMPTY_STREAM, StreamableEndpoint
 

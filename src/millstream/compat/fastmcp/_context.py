@@ -16,8 +16,8 @@ from millstream._protocol.json_schema import is_array
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
 from millstream._server.calls.call import Call, params_of, value_of
-from millstream._server.calls.changes import ServerChange
 from millstream._server.calls.context import Context as EngineContext
+from millstream._server.calls.services import ServerChange
 from millstream.compat import types
 from millstream.compat.fastmcp._content import to_wire
 from millstream.compat.fastmcp._signatures import ContextMark

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from millstream._protocol.content import Message as EngineMessage
 from millstream._protocol.errors import INVALID_PARAMS
 from millstream._server.calls.call import Call
-from millstream._server.features import prompts
+from millstream._server.features import resources
 from millstream._server.features.sources import ItemSource
 from millstream.compat import types
 from millstream.compat.fastmcp._content import is_content, to_blocks, to_text, to_wire
@@ -123,7 +123,7 @@ class Prompt:
         return PromptItem(self, ItemSource(self.name, run, dict, schema=schema))
 
 
-class PromptItem(prompts.Prompt):
+class PromptItem(resources.Prompt):
     """A prompt in the registry."""
 
     def __init__(self, prompt: Prompt, source: ItemSource) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._server.functions.arguments import decode_json_texts
-from millstream._server.functions.callables import context_in, hints_of, name_of
+from millstream._server.functions.dependencies import context_in, hints_of, name_of
 from millstream._server.functions.engine import Engine, engine_of
 from millstream._server.functions.parameters import parameter_of
 from millstream._server.functions.problems import explain
