@@ -26,7 +26,7 @@ from millstream._stores import open_store
 from millstream._stores.base import Index, Store
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
-from millstream._stores.parent import parse
+from millstream._stores.workers import parse
 
 TTL = 300.0
 

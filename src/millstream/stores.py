@@ -23,9 +23,8 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
-from millstream._stores.ephemeral import SplitLog, SplitMap
 from millstream._stores.rates import MARK_BYTES, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat, share_of
-from millstream._stores.store import BackendStore
+from millstream._stores.store import BackendStore, SplitLog, SplitMap
 from millstream._stores.tally import Tally
 from millstream._stores.workers import expire
 

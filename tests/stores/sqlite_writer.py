@@ -17,7 +17,6 @@ import sys
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Store
-from millstream._stores.sqlite import writer
 
 PUBLISHERS = 16
 NOBODY = 65534
@@ -25,7 +24,7 @@ NOBODY = 65534
 
 async def write(store: Store, run: str, each: int, size: int, *, more_room: bool) -> int:
     """Append, and return the number of failures."""
-    writer.PAUSE = 0.0  # type: ignore[misc]  # retry immediately after a disk failure
+    store.PAUSE = 0.0  # type: ignore[misc]  # retry immediately after a disk failure
     await store.open()
     failed = 0
 

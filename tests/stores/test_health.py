@@ -13,7 +13,7 @@ from millstream._stores.health import StoreHealth
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryStore
-from millstream._stores.sqlite import writer
+from millstream._stores.sqlite import store
 from patience import WAIT
 from store_parts import append
 
@@ -81,7 +81,7 @@ async def test_health_checks_query_the_store_once_a_second() -> None:
 
 
 async def test_full_file_degrades_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "PAUSE", 0.0)
+    monkeypatch.setattr(store, "PAUSE", 0.0)
     url = f"sqlite:///{tmp_path}/store.db"
     parent = LocalServer(open_store)
     worker = LocalStore(await parent.start(), url)

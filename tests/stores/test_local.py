@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores import open_store, parent
+from millstream._stores import open_store, workers
 from millstream._stores.base import CoAppend, Entry, StoreUnavailable
 from millstream._stores.local import server as parent_side
 from millstream._stores.local import store as worker_side
 from millstream._stores.local.server import LocalServer, run_local_server
 from millstream._stores.local.store import LocalStore
 from millstream._stores.memory.store import MemoryBackend, MemoryMap, MemoryStore
-from millstream._stores.parent import ParentAddress, use_parent
+from millstream._stores.workers import ParentAddress, use_parent
 from patience import WAIT
 from store_parts import TTL, LocalBacking, MessageRecorder, append, data_of, read_all, until_workers
 
@@ -50,7 +50,7 @@ async def test_local_socket_is_private_and_removed() -> None:
 
 
 async def test_worker_processes_use_the_store_of_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent._ParentConfig, "address", None)
+    monkeypatch.setattr(workers._ParentConfig, "address", None)
     assert isinstance(open_store("memory://"), MemoryStore)
     async with run_local_server(lambda url: MemoryStore()) as text:
         use_parent(text)
@@ -68,7 +68,7 @@ async def test_tcp_connections_require_the_secret(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(socket, "AF_UNIX")
     server = LocalServer(lambda url: MemoryStore())
     at = await server.start()
-    assert parent.parse(str(at)) == at
+    assert workers.parse(str(at)) == at
     assert at.port
     store = LocalStore(at, "memory://")
     await store.open()
@@ -272,7 +272,7 @@ WORKER = """
 import asyncio, sys
 from millstream._stores import open_store
 from millstream._stores.base import StoreUnavailable, CoAppend
-from millstream._stores.parent import use_parent
+from millstream._stores.workers import use_parent
 
 async def main():
     use_parent(sys.argv[2])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from millstream._stores import open_store
-from millstream._stores.local import folder
+from millstream._stores.local import calls
 from millstream._stores.local.server import LocalServer
 from patience import WAIT
 
@@ -22,13 +22,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """The parent directory of the folders."""
     place = tmp_path_factory.mktemp("f")
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    monkeypatch.setattr(folder, "_ELSEWHERE", str(place))
+    monkeypatch.setattr(calls, "_ELSEWHERE", str(place))
     return place
 
 
 def left_behind(*, age: float = 3600) -> Path:
     """Create a socket without a listener."""
-    path = folder.private_socket()
+    path = calls.private_socket()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     os.utime(path, (time.time() - age,) * 2)
@@ -84,13 +84,13 @@ def test_unrelated_files_are_not_removed(place: Path) -> None:
     new = left_behind(age=0)
     more = left_behind()
     (more.parent / "notes").touch()
-    plain = folder.private_socket()
+    plain = calls.private_socket()
     plain.touch()
-    empty = folder.private_socket().parent
+    empty = calls.private_socket().parent
     other = left_behind()
     other = other.parent.rename(place / "millstream-other") / other.name
     (place / left_behind().parent.name).rename(moved := place / "elsewhere")
     (place / (other.parent.name.replace("other", "link"))).symlink_to(moved)
-    (link := place / f"{folder._PREFIX}link").symlink_to(moved)
+    (link := place / f"{calls._PREFIX}link").symlink_to(moved)
     start_and_close()
     assert all(each.exists() for each in (new, more, plain, empty, other, moved / "store", link))

@@ -7,8 +7,7 @@ from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Gap, Position, StoreFull
-from millstream._stores.memory.expiry_heap import SWEEP
-from millstream._stores.memory.log import ITEM_BYTES
+from millstream._stores.memory.log import ITEM_BYTES, SWEEP
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.rates import MARK_BYTES
 

@@ -14,7 +14,7 @@ import pytest
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
-from millstream._stores.sqlite.location import locate
+from millstream._stores.sqlite.file import locate
 from millstream._stores.sqlite.store import SqliteStore
 from patience import WAIT
 from store_parts import TTL, append, data_of, read_all

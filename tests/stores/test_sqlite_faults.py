@@ -17,8 +17,8 @@ import pytest
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
-from millstream._stores.sqlite import writer as sqlite_writer
-from millstream._stores.sqlite.location import locate
+from millstream._stores.sqlite import store as sqlite_writer
+from millstream._stores.sqlite.file import locate
 from millstream._stores.sqlite.store import SqliteStore
 from programs import require_program
 from property_settings import NIGHTLY

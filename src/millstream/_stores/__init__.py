@@ -6,7 +6,7 @@ from typing import Final
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryStore
-from millstream._stores.parent import parent_address
+from millstream._stores.workers import parent_address
 
 
 def open_store(url: str) -> Store:
@@ -44,7 +44,7 @@ def _memory(url: str, rest: str) -> Store:
 
 
 def _sqlite(url: str, rest: str) -> Store:
-    from millstream._stores.sqlite.location import locate  # noqa: PLC0415  loads SQLite only where it's used
+    from millstream._stores.sqlite.file import locate  # noqa: PLC0415  loads SQLite only where it's used
     from millstream._stores.sqlite.store import SqliteStore  # noqa: PLC0415
 
     location = locate(url)

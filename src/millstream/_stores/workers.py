@@ -2,6 +2,8 @@
 
 One record, the roster, contains the leases of all workers. Each worker renews its own lease by compare-and-set, which
 also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox log.
+
+The parent's address, passed as text to workers, and the role of this process.
 """
 
 import asyncio
@@ -15,12 +17,51 @@ from itertools import count
 import msgspec
 from msgspec import Struct
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.changes import read_again
 from millstream._stores.health import LogOnce
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.tail import PAUSE, Tail
+
+
+class ParentAddress(Struct, frozen=True):
+    """A UNIX socket in a private folder or, on systems without UNIX sockets, a loopback port with a secret."""
+
+    path: str = ""
+    port: int = 0
+    secret: str = ""
+
+    @override
+    def __str__(self) -> str:
+        return f"unix:{self.path}" if self.path else f"tcp:{self.port}:{self.secret}"
+
+
+def parse(text: str) -> ParentAddress:
+    """Parse the text form of an address."""
+    kind, _, rest = text.partition(":")
+    if kind == "unix":
+        return ParentAddress(path=rest)
+    port, _, secret = rest.partition(":")
+    return ParentAddress(port=int(port), secret=secret)
+
+
+class _ParentConfig:
+    """The configuration that this process got from its parent."""
+
+    address: ParentAddress | None = None
+
+
+def use_parent(text: str) -> None:
+    """Use the parent process for stores that would otherwise be private to this process."""
+    _ParentConfig.address = parse(text)
+
+
+def parent_address() -> ParentAddress | None:
+    """Return the address of the parent's store server, or None if this process isn't a worker."""
+    return _ParentConfig.address
+
 
 ROSTER = "roster:workers"
 MESSAGES = "bus:all"

@@ -17,7 +17,7 @@ from millstream._protocol.sse import COMMENT, retry
 from millstream._server.calls.services import principal_id
 from millstream._server.load import RequestOwner
 from millstream._stores.base import Log, StreamSealed
-from millstream._stores.memory.expiry_heap import SLACK, ExpiryHeap
+from millstream._stores.memory.log import SLACK, ExpiryHeap
 
 _MAX_UNENDED = 10_000
 _AWAY_MS = (1_000, 4_000)

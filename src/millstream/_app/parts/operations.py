@@ -36,7 +36,7 @@ from millstream._server.calls.services import ObserveMessage
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
 from millstream._stores.base import Store
-from millstream._stores.parent import parent_address
+from millstream._stores.workers import parent_address
 from millstream._telemetry import exposition
 from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
 from millstream._telemetry.exposition import EndedProcesses, MetricsEndpoint

@@ -37,13 +37,13 @@ from millstream._stores.local.calls import (
     StoreFailure,
     StoreReply,
     WireError,
+    private_socket,
     read_requests,
+    sweep,
 )
-from millstream._stores.local.folder import private_socket, sweep
-from millstream._stores.parent import ParentAddress
 from millstream._stores.rates import Charge, ChargeResults, Seat
 from millstream._stores.store import BackendStore
-from millstream._stores.workers import expire
+from millstream._stores.workers import ParentAddress, expire
 from millstream._tasks import Tasks
 
 PAUSE_BYTES = 1024 * 1024

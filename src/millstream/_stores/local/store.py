@@ -28,8 +28,8 @@ from millstream._stores.local.calls import (
     read_answers,
 )
 from millstream._stores.memory.topics import Topics, Watchers
-from millstream._stores.parent import ParentAddress
 from millstream._stores.store import BackendStore
+from millstream._stores.workers import ParentAddress
 
 PATIENCE = 10.0
 """Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""

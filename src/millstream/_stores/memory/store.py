@@ -13,8 +13,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 
 from millstream._stores.base import ShareFull, StoreFull
-from millstream._stores.memory.expiry_heap import SWEEP, ExpiryHeap
-from millstream._stores.memory.log import ITEM_BYTES, MemoryLog, kind_of
+from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, kind_of
 from millstream._stores.memory.topics import never
 from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.store import BackendStore

@@ -1,20 +1,202 @@
-"""The store on NATS JetStream."""
+"""The store on NATS JetStream.
+
+Paces, quotas, and seats in NATS. Paces and seats are in-memory messages that change in one atomic batch. Quotas are
+values of the durable map.
+"""
 
 import asyncio
 import logging
+import math
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import msgspec
+
 from millstream._protocol.errors import LocalError
+from millstream._stores.base import StoreUnavailable
 from millstream._stores.health import LogOnce
 from millstream._stores.nats.address import NatsAddress
-from millstream._stores.nats.limits import NatsLimits
-from millstream._stores.nats.link import JetStreamError, NatsLink
+from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, token
 from millstream._stores.nats.log import NatsLog
 from millstream._stores.nats.values import NatsMap
-from millstream._stores.rates import Charge, ChargeResults, Seat
+from millstream._stores.rates import (
+    Charge,
+    ChargeResult,
+    ChargeResults,
+    Pace,
+    Quota,
+    Seat,
+    check_pace,
+    check_quota,
+    check_seat,
+    quota_key,
+    refuse_all,
+)
 from millstream._stores.store import BackendStore
 from millstream._tasks import cancel_all
+
+_ROOM = 64 * 1024 * 1024
+_SEAT_SECONDS = 86400
+_LOCKS = 64
+_PAUSE = 0.002
+
+SeatHolders = list[tuple[str, str]]
+"""The (worker, holder) pair of each seat."""
+_decode_seats = msgspec.msgpack.Decoder(SeatHolders).decode
+_encode = msgspec.msgpack.Encoder().encode
+_decode_time = msgspec.msgpack.Decoder(float).decode
+
+
+class NatsLimits:
+    """`Backend.charge` and `Backend.release`."""
+
+    def __init__(self, link: NatsLink, values: NatsMap) -> None:
+        self._link = link
+        self._values = values
+        self._locks = [asyncio.Lock() for _ in range(_LOCKS)]
+        self._forgot: float | None = None
+        """Time at which paces were last dropped to free space."""
+
+    @property
+    def _stream(self) -> str:
+        return f"{self._link.address.namespace}-rates"
+
+    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
+        """See `Backend.charge`."""
+        if not charges:
+            return ChargeResults([])
+        async with self._locks[hash(charges[0].key) % _LOCKS]:
+            while True:
+                taken = await self._try(worker, charges, dead)
+                if taken is not None:
+                    forgot = None if self._forgot is None else self._link.time() - self._forgot
+                    return ChargeResults(taken, forgot)
+                await asyncio.sleep(_PAUSE * (1 + secrets.randbelow(8)))
+
+    async def _try(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> list[ChargeResult] | None:
+        """Try to charge once. Return None if another worker changed a limit first."""
+        now = self._link.time()
+        read = await asyncio.gather(*map(self._read, charges))
+        found: list[ChargeResult] = []
+        written: list[tuple[str, bytes, int, float]] = []
+        """Subjects, values to write, expected sequences, and lifetimes in seconds."""
+        quotas: list[tuple[Quota, bytes | None]] = []
+        for charge, (seq, data) in zip(charges, read, strict=True):
+            if isinstance(charge, Pace):
+                result, until = check_pace(charge, now if data is None else _decode_time(data), now)
+                written.append((self._subject(charge), _encode(until), seq, until - now))
+            elif isinstance(charge, Quota):
+                result = check_quota(charge, float(data or 0), now)
+                if charge.until > now:
+                    quotas.append((charge, data))
+            else:
+                held = [] if data is None else [each for each in _decode_seats(data) if each[0] not in dead]
+                result = check_seat(charge, held, worker)
+                if result.amount:
+                    held.append((worker, charge.holder))
+                    written.append((self._subject(charge), _encode(held), seq, _SEAT_SECONDS))
+            found.append(result)
+        refused = refuse_all(found)
+        if refused is not None:
+            return refused
+        return found if await self._commit(written, quotas, now) else None
+
+    async def _commit(
+        self,
+        written: Sequence[tuple[str, bytes, int, float]],
+        quotas: Sequence[tuple[Quota, bytes | None]],
+        now: float,
+    ) -> bool:
+        done: list[Quota] = []
+        for quota, old in quotas:
+            value = b"%.6f" % (float(old or 0) + quota.cost)
+            if not await self._values.compare_and_set(quota_key(quota), old, value, quota.until - now, lossy=True):
+                break
+            done.append(quota)
+        if len(done) == len(quotas) and (not written or await self._write(written)):
+            return True
+        for quota in done:
+            await self._undo(quota)
+        return False
+
+    async def _undo(self, quota: Quota) -> None:
+        while (value := await self._values.get(quota_key(quota))) is not None:
+            left = b"%.6f" % max(0.0, float(value) - quota.cost)
+            ttl = max(1.0, quota.until - self._link.time())
+            if await self._values.compare_and_set(quota_key(quota), value, left, ttl, lossy=True):
+                return
+
+    async def _write(self, written: Sequence[tuple[str, bytes, int, float]]) -> bool:
+        """Write all values if none has changed. Return whether they were written."""
+        link, batch = self._link, secrets.token_hex(8)
+        last = len(written)
+        await self._ensure()
+        for number, (subject, data, seq, seconds) in enumerate(written, 1):
+            headers = {
+                "Nats-Expected-Last-Subject-Sequence": str(seq),
+                "Nats-TTL": str(math.ceil(seconds) + 2),
+                "Nats-Msg-Id": f"{batch}-{number}",
+            }
+            if last > 1:
+                headers |= {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+                if number < last:
+                    await link.send(subject, data, headers)
+                    continue
+                headers["Nats-Batch-Commit"] = "1"
+            try:
+                await link.publish(self._stream, subject, data, headers, ensure=self._ensure)
+            except JetStreamError as exc:
+                if exc.code not in WRONG_LAST and last == 1:
+                    raise StoreUnavailable(f"NATS rejected the charge for a limit: {exc}.") from exc
+                return False
+        return True
+
+    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+        """See `Backend.release`."""
+        for seat in seats:
+            while True:
+                seq, data = await self._read(seat)
+                held = [] if data is None else _decode_seats(data)
+                if (worker, seat.holder) not in held:
+                    break
+                held.remove((worker, seat.holder))
+                if await self._write([(self._subject(seat), _encode(held), seq, _SEAT_SECONDS)]):
+                    break
+                await asyncio.sleep(_PAUSE)
+
+    async def _read(self, charge: Charge) -> tuple[int, bytes | None]:
+        if isinstance(charge, Quota):
+            return 0, await self._values.get(quota_key(charge))
+        found = await self._link.last(self._stream, self._subject(charge))
+        return (0, None) if found is None else (found.seq, found.data)
+
+    def _subject(self, charge: Pace | Seat) -> str:
+        return (
+            f"{self._link.address.namespace}.rate.{'seat' if isinstance(charge, Seat) else 'pace'}.{token(charge.key)}"
+        )
+
+    async def _ensure(self) -> None:
+        config: dict[str, Any] = {
+            "subjects": [f"{self._link.address.namespace}.rate.>"],
+            "storage": "memory",
+            "max_msgs_per_subject": 1,
+            "max_bytes": _ROOM,
+            "discard": "old",
+            "allow_msg_ttl": True,
+            "allow_atomic": True,
+        }
+        await self._link.ensure(self._stream, config)
+
+    async def sweep(self) -> None:
+        """Record when paces are dropped to free space."""
+        try:
+            state = (await self._link.info(self._stream))["state"]
+        except JetStreamError:
+            return
+        if state["bytes"] > _ROOM * 0.95:
+            self._forgot = self._link.time()
+
 
 LEASE = 15.0
 """Lease time in seconds, longer than a leader election takes."""

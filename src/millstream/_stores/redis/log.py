@@ -1,19 +1,217 @@
 """A `Log` in Redis streams. An entry's id is its offset. Offsets are consecutive.
 
 In a Cluster, all streams are in one slot, because one connection reads every stream that has listeners.
+
+The blocking read: one connection that waits on every stream that this worker follows.
+
+It always continues after the last entry it read, so a broken connection loses nothing. Entries lost in Redis leave a
+hole in the offsets, which the listener detects.
+
+The state of one Redis connection: epoch, store time, and pending attempts. No I/O.
+
+A `Map` in Redis strings.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any
 
-from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull
+from millstream._protocol.errors import LocalError
+from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable
 from millstream._stores.memory.topics import Topics, Watchers
+from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.redis.client import Argument, RedisClient
-from millstream._stores.redis.keys import RedisKeys
-from millstream._stores.redis.reader import Fields, StreamReader
+from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.redis.scripts import script
-from millstream._stores.redis.state import RedisState
 from millstream._stores.tail import consecutive
+
+_READ_PAGE = 64
+_BLOCK = 2000
+"""Milliseconds that one read blocks, less than `SILENCE`, after which a connection counts as broken."""
+_PAUSE = 0.2
+_PAUSES = 10
+_TRIES = 40
+_TURN = 1.0
+_CANCEL = 0.05
+
+Fields = Mapping[bytes, bytes]
+Take = Callable[[str, Fields], None]
+"""A callback that takes the id of an entry and its fields."""
+
+_logger = logging.getLogger("millstream.stores")
+
+
+class StreamReader:
+    """A reader of several streams. Run `run` as a task."""
+
+    def __init__(self, client: RedisClient, key: str) -> None:
+        # configuration
+        self._client = client
+        self._key = key
+        """Any key of the hub's slot."""
+        self.poke: Callable[[], Any] | None = None
+        """Returns a command that appends to a stream, which ends the pending read."""
+        # process
+        self._callbacks: dict[str, Take] = {}
+        self._places: dict[str, str] = {}
+        """The last id of each stream."""
+        self._pending_streams: frozenset[str] = frozenset()
+        """The streams of the pending read."""
+        self._changed = asyncio.Event()
+        self._moves = 0
+        """Number of position changes. A read that began earlier is void."""
+        self._read_task: asyncio.Task[Any] | None = None
+
+    def follow(self, stream: str, last: str, take: Take) -> None:
+        """Follow a stream after an id. Call `cover` to apply this immediately."""
+        self._places[stream] = last
+        self._callbacks[stream] = take
+        self._moves += 1
+        self._pending_streams -= {stream}
+
+    def leave(self, stream: str) -> None:
+        """Stop following a stream."""
+        self._callbacks.pop(stream, None)
+        self._places.pop(stream, None)
+
+    def rewind(self, stream: str, end: int) -> None:
+        """Continue after offset `end` if the last entry read was later: a failover may have lost entries."""
+        if stream in self._callbacks and int(self._places[stream].partition("-")[0]) > end:
+            self._places[stream] = f"{end}-0"
+            self._moves += 1
+            self._pending_streams = frozenset()
+
+    def forget_all(self) -> None:
+        """Stop following all streams."""
+        self._callbacks.clear()
+        self._places.clear()
+        self._pending_streams = frozenset()
+
+    async def cover(self, stream: str) -> None:
+        """Wait until the current read includes a stream, or the next one will."""
+        for _ in range(_TRIES):
+            if stream in self._pending_streams or stream not in self._callbacks or self._read_task is None:
+                return
+            self._changed.clear()
+            if self.poke is not None:
+                with suppress(StoreUnavailable):
+                    await self.poke()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TURN):
+                    await self._changed.wait()
+                    continue
+            # The read may wait on a former primary, or may have ended by itself.
+            self._cancel_reading()
+
+    def _cancel_reading(self) -> None:
+        if self._read_task is not None:
+            self._read_task.cancel()
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        failures = 0
+        try:
+            while True:
+                self._read_task = asyncio.create_task(self._read())
+                await asyncio.wait([self._read_task])
+                failure = None if self._read_task.cancelled() else self._read_task.exception()
+                if failure is None:
+                    if failures:
+                        _logger.warning("The store can be read again.")
+                    failures = 0
+                    continue
+                if not isinstance(failure, OSError | LocalError):
+                    raise failure
+                self._pending_streams = frozenset()
+                failures += 1
+                if failures == 1:
+                    _logger.warning("The store can't be read; retrying: %s", failure)
+                await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
+        finally:
+            reading, self._read_task = self._read_task, None
+            while reading is not None and not reading.done():
+                reading.cancel()  # redis-py ignores it while it connects
+                await asyncio.wait([reading], timeout=_CANCEL)
+
+    async def _read(self) -> None:
+        streams = list(self._callbacks)
+        self._pending_streams = frozenset(streams)
+        self._changed.set()
+        ids = [self._places[stream] for stream in streams]
+        moves = self._moves
+        command: list[Argument] = ["XREAD", "COUNT", _READ_PAGE, "BLOCK", _BLOCK, "STREAMS", *streams, *ids]
+        reply = await self._client.block(self._key, *command)
+        if moves != self._moves:
+            return  # discard the reply: it's read again from the new positions
+        for name, entries in reply or ():
+            self._take(name.decode(), entries)
+
+    def _take(self, stream: str, entries: list[tuple[bytes, Fields]]) -> None:
+        for id, fields in entries:
+            take = self._callbacks.get(stream)
+            if take is None:
+                return
+            self._places[stream] = at = id.decode()
+            try:
+                take(at, fields)
+            except Exception:  # a failing callback must not end the shared connection
+                _logger.exception("A callback for entries of the store failed.")
+
+
+PLACES = 1024
+"""Maximum number of concurrent attempts. Further attempts wait."""
+
+
+class RedisState:
+    """The state of one open connection."""
+
+    def __init__(self) -> None:
+        self.id = secrets.token_hex(6)
+        """The identifier of this connection in retry detection."""
+        self.epoch = ""
+        self.renewed: Callable[[], None] = lambda: None
+        """Callback for changes of `epoch`."""
+        self._numbers = count(1)
+        self._free = list(range(PLACES))
+        self._room = asyncio.Semaphore(PLACES)
+        self._at: tuple[float, float] | None = None
+
+    def adopt(self, epoch: str) -> None:
+        """Set the epoch that a script returned. Epochs begin with a time, so late replies are ignored."""
+        before = self.epoch
+        if epoch == before or epoch[:11] < before[:11]:
+            return
+        self.epoch = epoch
+        if before:
+            self.renewed()
+
+    async def take_place(self) -> tuple[int, int]:
+        """Return a place and a number that let Redis recognize retries. Release it with `free_place`."""
+        await self._room.acquire()
+        return self._free.pop(), next(self._numbers)
+
+    def free_place(self, place: int) -> None:
+        """Release the place of a finished attempt."""
+        self._free.append(place)
+        self._room.release()
+
+    def set_time(self, microseconds: int, asked: float) -> None:
+        """Set the clock from the time of Redis, requested at the monotonic time `asked`."""
+        now = time.monotonic()
+        self._at = (microseconds / 1e6 + (now - asked) / 2, now)
+
+    def time(self) -> float:
+        """Return the time by Redis' clock."""
+        if self._at is None:
+            return time.time()
+        at, measured = self._at
+        return at + time.monotonic() - measured
+
 
 MAX_ENTRY = 32 * 1024 * 1024
 INDEX_STREAMS = 100_000
@@ -178,3 +376,60 @@ def _retrieve(task: asyncio.Task[None]) -> None:
     """Consume the error, which only waiters need."""
     if not task.cancelled():
         task.exception()
+
+
+MAX_VALUE = 32 * 1024 * 1024
+_PAGE = 1000
+
+
+class RedisMap:
+    """The `Map` in Redis. Writes aren't retried after a broken connection: that could undo writes made since."""
+
+    def __init__(self, client: RedisClient, keys: RedisKeys, room: int) -> None:
+        self._client = client
+        self._keys = keys
+        self._room = room
+        """Maximum bytes of the lossy values of one kind. A share may take a fraction of it."""
+
+    async def get(self, key: str) -> bytes | None:
+        name = self._keys.value(key)
+        found: bytes | None = await self._client.ask(name, "GET", name)
+        return found
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        if not keys:
+            return []
+        names = [self._keys.value(key) for key in keys]
+        return await self._client.get_many(names)
+
+    async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
+        await self._set(key, ("any", b""), value, ttl, lossy)
+
+    async def compare_and_set(
+        self, key: str, expected: bytes | None, value: bytes | None, ttl: float, *, lossy: bool = False
+    ) -> bool:
+        compare = ("absent", b"") if expected is None else ("equal", expected)
+        return await self._set(key, compare, value, ttl, lossy)
+
+    async def delete(self, key: str) -> bool:
+        return await self._set(key, ("any", b""), None, 1, False)
+
+    async def keys(self, prefix: str) -> list[str]:
+        found: set[str] = set()
+        for key in await self._client.scan(self._keys.values_pattern(prefix), _PAGE):
+            name = self._keys.name_of(key)
+            if name is not None and name.startswith(prefix):
+                found.add(name)
+        return list(found)
+
+    async def _set(self, key: str, compare: tuple[str, bytes], value: bytes | None, ttl: float, lossy: bool) -> bool:
+        if value is not None and len(value) > MAX_VALUE:
+            raise StoreFull(f"A value of {len(value)} bytes exceeds the maximum of {MAX_VALUE} for Redis.")
+        share, kind = share_of(key), key.partition(":")[0]
+        names = [self._keys.value(key), *(self._keys.share(key) if share else ())]
+        if tag_of(key) == HUB:
+            names += [self._keys.order(kind), self._keys.sizes(kind)]
+        most = self._room // PART if share else self._room
+        about = (milliseconds(ttl), int(lossy), most, MARK_BYTES if share else "", self._room)
+        args: list[Any] = [*compare, int(value is not None), value or b"", *about]
+        return bool(await self._client.run(script("set"), names, args, again=False))

@@ -18,11 +18,8 @@ from millstream._stores.rates import Charge, ChargeResult, ChargeResults, Pace, 
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, Argument, RedisClient
 from millstream._stores.redis.keys import RedisKeys
-from millstream._stores.redis.log import RedisLog
-from millstream._stores.redis.map import RedisMap
-from millstream._stores.redis.reader import Fields, StreamReader
+from millstream._stores.redis.log import Fields, RedisLog, RedisMap, RedisState, StreamReader
 from millstream._stores.redis.scripts import script
-from millstream._stores.redis.state import RedisState
 from millstream._stores.store import BackendStore
 from millstream._tasks import cancel_all
 

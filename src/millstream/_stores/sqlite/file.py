@@ -2,6 +2,10 @@
 
 One process owns the file through SQLite's exclusive lock, which ends with the process. A damaged or foreign file is
 never overwritten.
+
+Translation of SQLite and system errors to errors with cause and advice.
+
+Parsing of ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` URLs, with their durability option.
 """
 
 import os
@@ -10,12 +14,100 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._stores.sqlite.errors import FileVanished, translate_error
-from millstream._stores.sqlite.location import Location
+
+_AWAY = "Restore a backup, or move the file away (with its -wal file) to start with an empty store"
+_TEXTS: Final[dict[str, str]] = {
+    "SQLITE_FULL": (
+        "can't grow: the disk is full, or the file has reached its maximum size. Nothing was changed. Free some space."
+    ),
+    "SQLITE_BUSY": """is in use by another process, or another event loop of this one. One owns a SQLite store. To
+        serve with several processes, start one with --workers N; for several machines or programs, use redis://. If a
+        program looks into the file, end it.""",
+    "SQLITE_NOTADB": """isn't a SQLite database, or its beginning is damaged. Nothing in it was changed. Name another
+        file, or put back a copy of this one.""",
+    "SQLITE_CORRUPT": f"""is damaged. Nothing in it was changed. {_AWAY}; `sqlite3 FILE .recover` may save what is in
+        it.""",
+    "ValueError": f"is damaged. Nothing in it was changed. {_AWAY}.",
+    "SQLITE_READONLY": """can't be written. Let the user of this process write to the file and to its folder, where
+        SQLite keeps a second file.""",
+    "SQLITE_IOERR_LOCK": """can't be locked. Let the user of this process write to the file. Some network file systems
+        have no locks: use a local disk, or redis://.""",
+    "SQLITE_CANTOPEN": """can't be opened. The folder must exist, and the user of this process must be allowed to write
+        to it, because SQLite keeps a second file there.""",
+    "SQLITE_PERM": "can't be opened: the user of this process has no permission.",
+    "PermissionError": "can't be created: the user of this process has no permission to write to the folder.",
+    "FileNotFoundError": "can't be created: the folder doesn't exist. Create it first.",
+    "NotADirectoryError": "can't be created: a part of the path is a file.",
+    "IsADirectoryError": "is a folder. Use the path of a file.",
+}
+"""Text after the path, by prefix of the error name."""
+
+
+class FileVanished(StoreUnavailable):
+    """The file is missing from its path. New data would be lost, so nothing was changed."""
+
+
+def translate_error(path: Path, exc: Exception) -> LocalError:
+    """Return the error to show for a failed operation on a file."""
+    code = getattr(exc, "sqlite_errorname", "") or type(exc).__name__
+    for prefix, text in _TEXTS.items():
+        if code.startswith(prefix):
+            kind = StoreFull if prefix == "SQLITE_FULL" else LocalError
+            return kind(f"{path} {' '.join(text.split())} ({code})")
+    return StoreUnavailable(
+        f"{path} can't be read or written: {exc} ({code}). Check the disk. Acknowledged data is kept, and "
+        "operations that fail now are retried only when they are repeated."
+    )
+
+
+_SHAPE = "Use sqlite:///file.db for a file in the working directory, or sqlite:////folder/file.db for an absolute path."
+
+
+class Location(Struct, frozen=True):
+    """The parts of a URL."""
+
+    path: Path
+    """The absolute path of the file."""
+    full: bool = False
+    """Whether acknowledged writes survive a power loss. If not, they survive only the end of the process."""
+
+    @property
+    def url(self) -> str:
+        """The normalized URL, independent of the working directory."""
+        return f"sqlite:///{self.path.as_posix().replace('%', '%25').replace('?', '%3F').replace('#', '%23')}" + (
+            "?durability=full" if self.full else ""
+        )
+
+
+def locate(url: str) -> Location:
+    """Parse a URL.
+
+    Raises:
+        LocalError: the URL is invalid. The message doesn't repeat parts that may be a password.
+    """
+    parts = urlsplit(url)
+    if parts.netloc:
+        raise LocalError(f"The URL of a SQLite file must have three slashes. {_SHAPE}")
+    name = unquote(parts.path[1:])
+    if not name or name.endswith("/") or "\0" in name:
+        raise LocalError(f"The URL has no file name. {_SHAPE}")
+    full = False
+    for option, value in parse_qsl(parts.query, keep_blank_values=True):
+        if option != "durability" or value not in ("normal", "full"):
+            raise LocalError(
+                "The only option of a SQLite store is ?durability=normal (acknowledged data survives a crash of "
+                "the program) or ?durability=full (it survives a power loss)."
+            )
+        full = value == "full"
+    return Location(Path(name).absolute(), full)
+
 
 APPLICATION = 0x4D53_5452
 """The SQLite application id that identifies files of this store."""

@@ -2,13 +2,20 @@
 
 Each kind of value has its own space. A full kind rejects writes, unless its values are lossy: then it drops the oldest.
 Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
+
+Streams and their entries as rows. Runs in the writer's thread, inside a transaction.
+
+Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream begins
+above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.
 """
 
-from collections import Counter
+import sqlite3
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from millstream._stores.base import ShareFull, StoreFull
-from millstream._stores.memory.log import ITEM_BYTES, kind_of
+from millstream._stores.base import Entry, Gap, Index, Position, ShareFull, StoreFull, StreamSealed
+from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
 from millstream._stores.memory.store import RESERVED_PART
 from millstream._stores.rates import MARK_BYTES, PART, share_of
 from millstream._stores.sqlite.file import Database
@@ -143,3 +150,176 @@ class Items:
         self._swept = now
         for (key,) in self._file.run("SELECT key FROM items WHERE until<=?", (now,)).fetchall():
             self._forget(key)
+
+
+"""Seconds between scans for expired streams."""
+
+
+class Streams:
+    """The streams of one file."""
+
+    def __init__(self, file: Database, clock: Callable[[], float], max_bytes: int) -> None:
+        # configuration
+        self._file = file
+        self._clock = clock
+        self._max_bytes = max_bytes
+        # process
+        self._sizes: defaultdict[str, int] = defaultdict(int)
+        """Counted bytes by kind."""
+        self._highest: dict[str, int] = {}
+        self._latest: tuple[int, int] = (0, 0)
+        """The last two streams appended to. Their newest entries stay, so a writer can read what it just wrote."""
+        self._swept = 0.0
+
+    def load(self) -> None:
+        """Count the bytes in the file, after opening it and after a failed transaction."""
+        self._sizes.clear()
+        self._sizes.update(self._file.run("SELECT kind, sum(size) FROM streams GROUP BY kind"))
+        self._highest = dict(self._file.run("SELECT name, highest FROM kinds"))
+
+    def append(
+        self, stream: str, data: bytes, ttl: float, max_entries: int, index: Index | None, seal: bool
+    ) -> Position:
+        """See `Log.append`."""
+        now = self._clock()
+        if now - self._swept > _SWEEP:
+            self._swept = now
+            self._sweep(now)
+        offset = self._append(stream, data, ttl, max_entries, now, seal=seal)
+        if index is not None:
+            with suppress(StoreFull):
+                self._append(index.stream, data, index.ttl, index.max_entries, now, at=offset)
+        return Position(self._file.epoch, offset)
+
+    def read(self, stream: str, after: Position | None, limit: int, max_bytes: int) -> Sequence[Entry]:
+        """See `Log.read`."""
+        epoch, run = self._file.epoch, self._file.run
+        row = self._file.one("SELECT id, floor, last FROM streams WHERE name=? AND until>?", (stream, self._clock()))
+        if row is None:
+            if after is None:
+                return []
+            raise Gap(epoch, None)
+        number, floor, last = row
+        if after is not None and (after.epoch != epoch or not floor <= after.offset <= last):
+            oldest = self._file.one("SELECT min(offset) FROM entries WHERE stream=?", (number,))[0]
+            raise Gap(epoch, Position(epoch, oldest), Position(epoch, last))
+        rows = run(
+            "SELECT offset, data FROM entries WHERE stream=? AND offset>? ORDER BY offset LIMIT ?",
+            (number, -1 if after is None else after.offset, limit),
+        )
+        return _page(epoch, rows, max_bytes)
+
+    def newest(self, stream: str, limit: int, max_bytes: int) -> Sequence[Entry]:
+        """See `Log.newest`."""
+        rows = self._file.run(
+            "SELECT offset, data FROM entries WHERE stream=(SELECT id FROM streams WHERE name=? AND until>?)"
+            " ORDER BY offset DESC LIMIT ?",
+            (stream, self._clock(), limit),
+        )
+        return _page(self._file.epoch, rows, max_bytes)[::-1]
+
+    def touch(self, stream: str, ttl: float) -> bool:
+        """See `Log.touch`."""
+        now = self._clock()
+        changed = self._file.run("UPDATE streams SET until=? WHERE name=? AND until>?", (now + ttl, stream, now))
+        return changed.rowcount > 0
+
+    def trim(self, stream: str) -> None:
+        """See `Log.trim`."""
+        row = self._file.one("SELECT id, kind, size FROM streams WHERE name=?", (stream,))
+        if row is not None:
+            self._forget(*row)
+
+    def _append(
+        self, stream: str, data: bytes, ttl: float, max_entries: int, now: float, *, seal: bool = False, at: int = -1
+    ) -> int:
+        """Append an entry. In an index, use its offset in the first stream."""
+        run, kind = self._file.run, kind_of(stream)
+        cost = len(data) + ITEM_BYTES
+        if cost + len(stream) + STREAM_BYTES > self._max_bytes:
+            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} bytes of the store's log.")
+        row = self._file.one(
+            "SELECT id, floor, last, entries, size, sealed, until FROM streams WHERE name=?", (stream,)
+        )
+        if row is not None and row[6] <= now:
+            self._forget(row[0], kind, row[4])
+            row = None
+        if row is not None and row[5]:
+            raise StreamSealed("The stream has ended.")
+        highest = self._highest.get(kind, -1)
+        if row is None:
+            floor, entries, size = (highest + 1 if at < 0 else at - 1), 0, len(stream) + STREAM_BYTES
+            offset = floor + 1
+            added = run(
+                "INSERT INTO streams (name, kind, floor, last, entries, size, sealed, until) VALUES (?,?,?,?,0,0,0,?)",
+                (stream, kind, floor, floor, now + ttl),
+            )
+            number = added.lastrowid or 0
+            self._sizes[kind] += size
+        else:
+            number, floor, last, entries, size = row[:5]
+            offset = last + 1 if at < 0 else at
+        run("INSERT OR REPLACE INTO entries VALUES (?,?,?)", (number, offset, data))
+        self._sizes[kind] += cost
+        entries, size = entries + 1, size + cost
+        if entries > max_entries:
+            floor, freed = self._cut(number, entries - max_entries)
+            entries, size = max_entries, size - freed
+            self._sizes[kind] -= freed
+        run(
+            "UPDATE streams SET floor=?, last=?, entries=?, size=?, sealed=?, until=? WHERE id=?",
+            (floor, offset, entries, size, seal, now + ttl, number),
+        )
+        if offset > highest:
+            self._highest[kind] = offset
+            run("INSERT OR REPLACE INTO kinds VALUES (?,?)", (kind, offset))
+        if self._latest[1] != number:
+            self._latest = (self._latest[1], number)
+        if self._sizes[kind] > self._max_bytes:
+            self._sweep(now)
+            while self._sizes[kind] > self._max_bytes:
+                self._make_room(kind)
+        return offset
+
+    def _cut(self, number: int, count: int) -> tuple[int, int]:
+        """Drop the oldest entries of a stream. Return the offset of the last one, and the bytes freed."""
+        rows = self._file.run(
+            "SELECT offset, length(data) FROM entries WHERE stream=? ORDER BY offset LIMIT ?", (number, count)
+        ).fetchall()
+        floor = rows[-1][0]
+        self._file.run("DELETE FROM entries WHERE stream=? AND offset<=?", (number, floor))
+        return floor, sum(length + ITEM_BYTES for _, length in rows)
+
+    def _make_room(self, kind: str) -> None:
+        """Drop the oldest entry of the largest stream. Drop the stream with its only entry."""
+        number, entries, size = self._file.one(
+            "SELECT id, entries, size FROM streams WHERE kind=? AND (entries>1 OR id NOT IN (?,?))"
+            " ORDER BY size DESC LIMIT 1",
+            (kind, *self._latest),
+        ) or self._file.one("SELECT id, entries, size FROM streams WHERE id=?", self._latest[:1])
+        if entries == 1:
+            self._forget(number, kind, size)
+            return
+        floor, freed = self._cut(number, 1)
+        self._sizes[kind] -= freed
+        self._file.run("UPDATE streams SET floor=?, entries=entries-1, size=size-? WHERE id=?", (floor, freed, number))
+
+    def _forget(self, number: int, kind: str, size: int) -> None:
+        self._file.run("DELETE FROM entries WHERE stream=?", (number,))
+        self._file.run("DELETE FROM streams WHERE id=?", (number,))
+        self._sizes[kind] -= size
+
+    def _sweep(self, now: float) -> None:
+        for row in self._file.run("SELECT id, kind, size FROM streams WHERE until<=?", (now,)).fetchall():
+            self._forget(*row)
+
+
+def _page(epoch: str, rows: sqlite3.Cursor, max_bytes: int) -> list[Entry]:
+    """Return entries up to the one that reaches `max_bytes`."""
+    found: list[Entry] = []
+    for offset, data in rows:
+        found.append(Entry(Position(epoch, offset), data))
+        max_bytes -= len(data)
+        if max_bytes <= 0:
+            break
+    return found

@@ -32,7 +32,7 @@ from msgspec import Struct
 from millstream._app.server_process.errors import CommandError
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
-from millstream._stores.parent import use_parent
+from millstream._stores.workers import use_parent
 
 CHUNK = 64 * 1024
 BEATS = 4
