@@ -1,5 +1,5 @@
-from millstream._telemetry.active_sessions import IDLE_SECONDS, ActiveSessions
 from millstream._telemetry.metrics import Labels
+from millstream._telemetry.process import IDLE_SECONDS, ActiveSessions
 
 HTTP = ("http", "2025-11-25")
 

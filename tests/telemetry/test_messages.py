@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from millstream._telemetry import messages
-from millstream._telemetry.messages import MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
-from millstream._telemetry.outlet import MAX_KEPT
+from millstream._telemetry.messages import MAX_KEPT, MAX_PENDING, MAX_TEXT, AccessRecord, MessageLog, session_hash
 from patience import WAIT
 
 AT = 1_784_116_800.25

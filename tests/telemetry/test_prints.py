@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from millstream._telemetry.prints import capture_prints
+from millstream._telemetry.logs import capture_prints
 
 
 class Records(logging.Handler):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millstream._telemetry.recent_counts import Growth, PerSecond
+from millstream._telemetry.process import Growth, PerSecond
 
 
 def count(ring: PerSecond, *seconds: int) -> None:

@@ -24,7 +24,7 @@ from millstream._http.message import Handler, HttpRequest, Response, Sink, refus
 from millstream._parts import Route, RouteRegistry
 from millstream._server.calls.threads import Threads
 from millstream._tasks import Tasks
-from millstream._telemetry.user_frames import shown_error, with_user_frames
+from millstream._telemetry.logs import shown_error, with_user_frames
 
 logger = logging.getLogger("millstream")
 

@@ -41,7 +41,7 @@ from millstream._server.features.registry import Registry
 from millstream._server.functions.outputs import NotJson
 from millstream._server.load import Load, release_arguments
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._telemetry.user_frames import advise, shown_error, with_user_frames
+from millstream._telemetry.logs import advise, shown_error, with_user_frames
 
 if TYPE_CHECKING:
     from millstream._server.notifications import Notifications

@@ -4,17 +4,29 @@
 Values that a peer can influence are never trusted: secrets are replaced by ``***``, recognized by field name and by
 their form in text, control characters are escaped so no value can forge a line, and long values are cut. Standard
 output is rejected, because it carries the protocol on stdio.
+
+Pass printed lines to a log handler, in addition to the original streams. For development, because it slows down each
+print.
+
+Tracebacks of user code, without the frames of Millstream, Python, and installed packages.
+
+To find the failing line in their own file, users don't need the frames between the socket and that line, or those
+of libraries that it called.
 """
 
+import inspect
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from types import FrameType, TracebackType
+from typing import Any, TextIO, cast
 
 import msgspec
 
@@ -267,3 +279,133 @@ def _error_of(record: logging.LogRecord, formatter: logging.Formatter) -> dict[s
     if len(stack) > MAX_TEXT:
         stack = f"…{stack[-MAX_TEXT:]}"
     return {"type": kind.__name__, "message": redact_text(str(error)), "stack": redact_text(stack)}
+
+
+_MAX_LINE = 8192
+"""Maximum characters of a line. The rest becomes another line."""
+
+
+def capture_prints(listener: logging.Handler) -> Callable[[], None]:
+    """Pass each line printed to standard output and standard error to a handler. Return a function that stops it.
+
+    Records have the level INFO, and ``stdout`` or ``stderr`` as the logger name. Existing log handlers keep the
+    original streams, so their lines don't appear twice.
+    """
+    before = sys.stdout, sys.stderr
+    after = cast("TextIO", _Tee(before[0], "stdout", listener)), cast("TextIO", _Tee(before[1], "stderr", listener))
+    sys.stdout, sys.stderr = after
+
+    def restore() -> None:
+        if sys.stdout is after[0]:
+            sys.stdout = before[0]
+        if sys.stderr is after[1]:
+            sys.stderr = before[1]
+
+    return restore
+
+
+class _Tee:
+    """A text stream that also turns written lines into log records."""
+
+    def __init__(self, stream: TextIO, name: str, listener: logging.Handler) -> None:
+        self._stream = stream
+        self._name = name
+        self._listener = listener
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Write, and pass on complete lines."""
+        written = self._stream.write(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        if len(self._rest) > _MAX_LINE:
+            lines.append(self._rest)
+            self._rest = ""
+        for line in lines:
+            if line.strip():
+                self._listener.handle(logging.LogRecord(self._name, logging.INFO, "", 0, line, None, None))
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+PROGRAM = Path(__file__).parents[1]
+"""The folder of Millstream's own code."""
+_MAX_CHAIN = 64
+"""Maximum number of exceptions in a chain or group to shorten. Others are left unchanged."""
+
+
+def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of user code, or all frames if there are none, because the user's file may be anywhere."""
+    shown = [each for each in traceback.extract_tb(exc.__traceback__) if not each.filename.startswith("<frozen")]
+    own = [each for each in shown if not is_foreign(each.filename)]
+    return own if own or isinstance(exc, SyntaxError) else shown  # a SyntaxError contains its own location
+
+
+def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException], ...] = ()) -> BaseException:
+    """Shorten the tracebacks of an exception, and of its causes, to the frames of user code. Return the exception.
+
+    A traceback without such frames keeps the frames outside of Millstream, or else all frames. For types in
+    `explained`, whose texts are sufficient, it keeps none.
+    """
+    seen: set[int] = set()
+    for each in _chain(exc, seen):
+        each.__traceback__ = _cut(each.__traceback__, whole=not isinstance(each, explained))
+    return exc
+
+
+def advise(exc: BaseException) -> None:
+    """Add advice to an error caused by using a coroutine instead of its result."""
+    if not isinstance(exc, AttributeError | TypeError) or "'coroutine'" not in str(exc):
+        return
+    forgotten = getattr(exc, "obj", None)
+    if inspect.iscoroutine(forgotten):
+        forgotten.close()  # otherwise Python warns a second time, at a line of ours
+    exc.add_note("An `async def` function returns a coroutine. Write `await` before the call to get its result.")
+
+
+def shown_error(exc: BaseException) -> str:
+    """Return the full text of an error for development: the user's frames, then the exception."""
+    text = "".join(traceback.format_exception(with_user_frames(exc))).rstrip()
+    return text if len(text) <= MAX_TEXT else f"…{text[-MAX_TEXT:]}"
+
+
+@lru_cache(maxsize=1024)
+def is_foreign(filename: str) -> bool:
+    """Return whether code belongs to Python, an installed package, or Millstream, or was generated by one of them."""
+    if filename.startswith("<frozen") or filename == "<string>":  # generated code, such as a dataclass's `__init__`
+        return True
+    paths = sysconfig.get_paths()
+    path = Path(filename)
+    return any(path.is_relative_to(each) for each in (paths["stdlib"], paths["purelib"], paths["platlib"], PROGRAM))
+
+
+def _chain(exc: BaseException, seen: set[int]) -> Iterator[BaseException]:
+    waiting: list[BaseException | None] = [exc]
+    while waiting and len(seen) < _MAX_CHAIN:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, None if each.__suppress_context__ else each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += cast("BaseExceptionGroup[BaseException]", each).exceptions
+
+
+def _cut(trace: TracebackType | None, *, whole: bool) -> TracebackType | None:
+    links: list[TracebackType] = []
+    while trace is not None:
+        links.append(trace)
+        trace = trace.tb_next
+    kept = [each for each in links if not is_foreign(_file(each.tb_frame))]
+    kept = kept or [each for each in links if not Path(_file(each.tb_frame)).is_relative_to(PROGRAM)]
+    kept = kept or (links if whole else [])
+    cut: TracebackType | None = None
+    for each in reversed(kept):
+        cut = TracebackType(cut, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return cut
+
+
+def _file(frame: FrameType) -> str:
+    return frame.f_code.co_filename

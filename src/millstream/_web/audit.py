@@ -5,7 +5,7 @@ from pathlib import Path
 
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, query_value
 from millstream._protocol.jsonrpc import encode
-from millstream._telemetry.audit_tail import newest
+from millstream._telemetry.audit import newest
 
 _MAX_WORDS = 200
 

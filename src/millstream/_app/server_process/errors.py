@@ -11,7 +11,7 @@ from millstream._config import Settings
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.keys import load_secrets
 from millstream._telemetry import logs
-from millstream._telemetry.user_frames import PROGRAM, is_foreign, user_frames
+from millstream._telemetry.logs import PROGRAM, is_foreign, user_frames
 
 
 class CommandError(Exception):

@@ -24,7 +24,7 @@ from typing import Any
 
 from millstream._app.runtimes import Runtimes
 from millstream._http.server.drain import DrainTimes
-from millstream._telemetry.user_frames import is_foreign
+from millstream._telemetry.logs import is_foreign
 
 LAST_SECONDS = 2.0
 """Seconds for canceled tasks, generators, and threads to end."""

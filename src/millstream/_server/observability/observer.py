@@ -26,12 +26,10 @@ from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import ALL, BY_DATE
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.observability.figures import Figures, OperationFigures
-from millstream._telemetry.active_sessions import ActiveSessions
 from millstream._telemetry.logs import redact_text
 from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog, session_hash
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
-from millstream._telemetry.process import LoopLag, ProcessFigures
-from millstream._telemetry.recent_counts import Growth, PerSecond
+from millstream._telemetry.process import ActiveSessions, Growth, LoopLag, PerSecond, ProcessFigures
 
 if TYPE_CHECKING:
     from millstream._telemetry.spans import OpenSpan, Spans
