@@ -9,7 +9,7 @@ import pytest
 
 import http_peer
 from millstream._app.server_process.entry import prepare
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from transcripts.replay import Channel, HttpChannel, MessageChannel, play
 from transcripts.teller import build

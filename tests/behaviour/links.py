@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from behaviour.exchanges import Event, Exchange, Http
 from millstream._app.runtime import Runtime
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from processes import RunState
 

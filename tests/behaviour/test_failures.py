@@ -11,7 +11,7 @@ import pytest
 from cases import for_each
 from millstream import Context, Declined, Server, Settings, SyncContext, ToolError
 from millstream._server.calls.threads import Threads
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from wire import LATEST_HANDSHAKE, POST, WAIT, Json, Wire, per_request, request, routing, run_wire
 
 FORM = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}

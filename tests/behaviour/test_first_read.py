@@ -4,7 +4,7 @@ from typing import Any
 
 from bad_input.shop import make_shop
 from millstream import Context
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from wire import LATEST_HANDSHAKE, WAIT, request
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream._transports.connection import ClientConnection
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import ClientConnection, MemoryPipe
 from socket_world import ask, recv_json, send_json, world
 from wire import POST, Wire, per_request, request, routing, run_wire
 

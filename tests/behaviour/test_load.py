@@ -13,7 +13,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.sessions import Session
 from millstream._transports.connection import ClientConnection
-from millstream._transports.null_reply import silent_call
+from millstream._transports.open_streams import silent_call
 from millstream._transports.streamable.sessions import HttpSessions
 from wire import (
     LATEST_HANDSHAKE,

@@ -6,7 +6,7 @@ from typing import Any
 
 from cases import for_each
 from millstream import Server, Settings, ToolError
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from socket_world import ask, recv_json, world
 from wire import POST, WAIT, Json, Wire, encode_headers, encode_request, per_request, request, routing, run_wire
 

@@ -17,7 +17,7 @@ from behaviour.functions import JOURNAL
 from behaviour.harness import Client, Json, Reply
 from cases import for_each
 from millstream import Context, Server, Settings
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from wire import per_request, routing, run_wire
 

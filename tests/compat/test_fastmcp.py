@@ -14,7 +14,7 @@ from cases import for_each
 from millstream import Audio as SoundBlock
 from millstream import Image as PictureBlock
 from millstream import Text
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from millstream.client._errors import Failure
 from millstream.compat import types
 from millstream.compat.fastmcp import (

@@ -35,7 +35,7 @@ from millstream._server.handlers.listen import MAX_URI_BYTES
 from millstream._server.load import LIGHT
 from millstream._telemetry.exposition import dump
 from millstream._telemetry.metrics import MAX_SERIES, Reading
-from millstream._transports.batches import MAX_ITEMS
+from millstream._transports.streamable.batch import MAX_ITEMS
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._options import Options

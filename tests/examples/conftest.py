@@ -10,7 +10,7 @@ import pytest
 
 from millstream import Server
 from millstream._protocol.revisions import ALL
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 
 CAPABILITIES: dict[str, Any] = {"sampling": {}, "elicitation": {}, "roots": {}}

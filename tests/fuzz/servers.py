@@ -12,7 +12,7 @@ from bad_input.shop import make_shop
 from fuzz.parsers import Target, pieces
 from millstream._app.server_process.entry import prepare
 from millstream._http.server.listener import SocketListener
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from wire import FakeTransport
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bad_input.shop import make_shop
 from millstream._app.runtime import Runtime
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from properties.messages import bodies, encoded_messages, messages
 from property_settings import examples

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from bad_input.shop import make_shop
 from millstream._http.asgi.adapter import AsgiSink
 from millstream._http.message import HttpRequest, Response
-from millstream._transports.streamable.exact import serve_exactly
-from millstream._transports.streamable.exchange import StreamableEndpoint
-from millstream._transports.streamable.post import Streamable
-from millstream._transports.streamable.sessions import HttpSessions
+from millstream._transports.streamable.post import Streamable, serve_exactly
+from millstream._transports.streamable.sessions import HttpSessions, StreamableEndpoint
 from patience import WAIT
 from properties.messages import TOOLS, calls, encoded_messages, mostly
 from property_settings import examples

@@ -5,7 +5,7 @@ from cases import for_each
 from millstream._http.message import KINDS, Response
 from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.call import Call
-from millstream._transports.null_reply import NullReplyChannel
+from millstream._transports.open_streams import NullReplyChannel
 from millstream._transports.rest.routes import RestRoutes
 from millstream._web.pages import asset
 from rest_world import add_failing_tools, post, routes, world

@@ -12,7 +12,7 @@ from millstream import Context, Server
 from millstream._protocol.metadata import ClientInfo
 from millstream._server.calls.services import ServerChange, encode_change
 from millstream._server.calls.sessions import SessionRecord
-from millstream._transports.streamable.standalone_stream import _StandaloneStream
+from millstream._transports.streamable.get import _StandaloneStream
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, POST, ask_asgi, encode_headers, request
 

@@ -13,7 +13,7 @@ from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._telemetry.exposition import render
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from patience import WAIT
 from telemetry_parts import make_call
 from wire import per_request, request

@@ -20,7 +20,7 @@ from millstream._telemetry.exposition import render
 from millstream._telemetry.messages import AccessRecord, MessageLog, session_hash
 from millstream._telemetry.metrics import OTHER, Metrics
 from millstream._telemetry.process import IDLE_SECONDS
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Hub, HubLimits
 from patience import WAIT

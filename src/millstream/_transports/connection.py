@@ -2,10 +2,13 @@
 
 The era is decided per message: one with the per-request envelope is served on its own, all others belong to the
 connection's handshake session. Framing is left to the transport.
+
+The in-memory transport: a client and a server in one process and event loop. For tests and embedding.
 """
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any
@@ -22,7 +25,7 @@ from millstream._server.calls.call import Call, handshake_call, notification_cal
 from millstream._server.calls.services import SESSION_OVER, Broadcast, ServerChange, affected_uris, encode_change
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
-from millstream._transports.batches import is_batch, read_batch, refuse_batch, settle_task
+from millstream._transports.streamable.batch import is_batch, read_batch, refuse_batch, settle_task
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer is gone or was cut for reading too slowly."""
@@ -326,3 +329,64 @@ async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:
     for task in done:
         if not task.cancelled():
             task.exception()  # no caller is left to receive it
+
+
+_MAX_WAITING = 10_000
+"""Maximum number of unread messages before a client is cut."""
+
+
+class MemoryPipe:
+    """An in-memory connection: `send` a message to the server, and `receive` its messages."""
+
+    __slots__ = ("_connection", "_news", "_waiting", "closed")
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        principal: Principal | None = None,
+        peer: str = "",
+        headers: Mapping[bytes, bytes] | None = None,
+        transport: str = "memory",
+    ) -> None:
+        """Open a connection.
+
+        Args:
+            dispatcher: Runs the calls.
+            principal: The caller, or None for an anonymous one.
+            peer: The caller's address.
+            headers: Headers of the caller's request.
+            transport: The transport name of calls. ``memory`` has full access; any other name needs scopes.
+        """
+        self._connection = ClientConnection(
+            dispatcher, self._take, self._no_wait, principal=principal, peer=peer, headers=headers, transport=transport
+        )
+        self._waiting: deque[bytes] = deque()
+        self._news = asyncio.Event()
+        self.closed = False
+
+    def _take(self, message: bytes) -> bool:
+        if self.closed or len(self._waiting) >= _MAX_WAITING:
+            return False
+        self._waiting.append(message)
+        self._news.set()
+        return True
+
+    async def _no_wait(self) -> None:
+        return None
+
+    def send(self, message: bytes) -> None:
+        """Pass a message or batch to the server."""
+        self._connection.receive(message)
+
+    async def receive(self) -> bytes:
+        """Return the next message from the server. Waits until there is one."""
+        while not self._waiting:
+            self._news.clear()
+            await self._news.wait()
+        return self._waiting.popleft()
+
+    async def close(self) -> None:
+        """Disconnect the client."""
+        self.closed = True
+        await self._connection.close()

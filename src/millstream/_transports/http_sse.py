@@ -22,11 +22,11 @@ from millstream._server.dispatch import Dispatcher
 from millstream._server.peers import PostedMessage
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.connection import ClientConnection
-from millstream._transports.open_streams import OpenStreams
-from millstream._transports.refusals import (
+from millstream._transports.open_streams import (
     SESSION_NOT_FOUND,
     TOO_MANY_STREAMS,
     WRONG_TYPE,
+    OpenStreams,
     no_stream,
     refusal,
 )

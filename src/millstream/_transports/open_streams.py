@@ -1,4 +1,9 @@
-"""The open event streams: counted against their caps, kept alive by comments, and closed at shutdown."""
+"""The open event streams: counted against their caps, kept alive by comments, and closed at shutdown.
+
+Calls whose callers receive only the answer: REST, and the JSON dialect of the WebSocket.
+
+HTTP error responses that several handlers of the MCP endpoint share, with JSON-RPC errors.
+"""
 
 import asyncio
 import math
@@ -9,15 +14,57 @@ from functools import partial
 from heapq import nlargest
 from random import randint
 from time import monotonic, time
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from millstream._http.message import Sink
+from millstream._http.message import TEXT_HEAD, Response, Sink, parse_accept
+from millstream._protocol.errors import INVALID_REQUEST, OVERLOADED, SERVER_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._protocol.principal import Share
+from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import COMMENT, retry
+from millstream._server.calls.call import NOBODY, Call
 from millstream._server.calls.services import principal_id
 from millstream._server.load import RequestOwner
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.log import SLACK, ExpiryHeap
+
+
+class NullReplyChannel:
+    """A reply channel that discards everything."""
+
+    __slots__ = ()
+    asks = False
+
+    async def send(self, message: bytes) -> None:
+        """Discard the message."""
+
+    def push(self, message: bytes) -> bool:
+        """Discard the message."""
+        return True
+
+    async def interrupt(self, retry_ms: int | None) -> bool:
+        """Return False, because the client can't resume."""
+        return False
+
+    def on_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Do nothing, because the channel never closes."""
+        return _nothing
+
+    async def keep_alive(self) -> None:
+        """Do nothing, because there is no stream."""
+
+
+def _nothing() -> None:
+    return None
+
+
+NULL_REPLY = NullReplyChannel()
+
+
+def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
+    """Return a call without a client, for `Dispatcher.outcome`. `way` has the transport's fields."""
+    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, reply_channel=NULL_REPLY, **way)
+
 
 _MAX_UNENDED = 10_000
 _AWAY_MS = (1_000, 4_000)
@@ -204,3 +251,56 @@ class OpenStreams:
     def _send_away(sink: Sink, code: Code, end: Callable[[], None]) -> None:
         sink.write(code(retry(randint(*_AWAY_MS))))  # noqa: S311  spreads load, hides nothing
         end()
+
+
+SESSION_NOT_FOUND = -32001
+"""The usual code in the body of the 404. Clients act on the status."""
+
+
+def refusal(status: int, code: int, message: str, *, head: bytes = b"") -> Response:
+    """Return an HTTP response with a JSON-RPC error without an id."""
+    return Response(error_message(None, code, message), status, b"content-type: application/json\r\n" + head)
+
+
+def error_response(exc: ProtocolError, request_id: RequestId | None = None) -> Response:
+    """Return an error as an HTTP response. A temporary error includes a retry time."""
+    head = b"content-type: application/json\r\n" + (b"retry-after: 1\r\n" if exc.status == 503 else b"")
+    return Response(error_message(request_id, exc.code, exc.message, exc.data), exc.status, head)
+
+
+WRONG_TYPE = refusal(415, INVALID_REQUEST, "Unsupported media type. Send content-type application/json.")
+_NO_STREAM = refusal(406, INVALID_REQUEST, "Not acceptable. A GET is answered with text/event-stream.")
+_FOR_CLIENTS = Response(
+    b"This is the address of an MCP server. Add it to an MCP client, or look at it with: millstream list URL\n",
+    406,
+    TEXT_HEAD,
+)
+"""For browsers, which can't show the stream."""
+TOO_MANY_STREAMS = refusal(
+    503, SERVER_ERROR, "Too many open streams. Close some, or try again later.", head=b"retry-after: 5\r\n"
+)
+
+
+def no_stream(accept: bytes | None) -> Response | None:
+    """Return the error for a GET by a client that can't read a stream, or by a browser; None for others."""
+    known = parse_accept(accept)
+    if known.page:
+        return _FOR_CLIENTS
+    return None if known.stream else _NO_STREAM
+
+
+def too_many_streams() -> ProtocolError:
+    """Return the error for a subscription above the cap of streams."""
+    return ProtocolError(OVERLOADED, "Too many open streams. Close some, or try again later.", status=503)
+
+
+def unknown_session() -> ProtocolError:
+    """Return the error for a session that doesn't exist or has ended."""
+    text = "Session not found. Initialize again, without Mcp-Session-Id."
+    return ProtocolError(SESSION_NOT_FOUND, text, status=404)
+
+
+def missing_session() -> ProtocolError:
+    """Return the error for a request without the session that it needs."""
+    text = "Bad request: Mcp-Session-Id is missing. Send the id from the result of initialize."
+    return ProtocolError(INVALID_REQUEST, text, status=400)

@@ -24,8 +24,7 @@ from millstream._protocol.jsonrpc import check_text, encode
 from millstream._protocol.principal import Principal
 from millstream._server.dispatch import Dispatcher
 from millstream._tasks import Tasks
-from millstream._transports.connection import ClientConnection
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
 from millstream.agent._configuration import Configuration
 from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied

@@ -47,8 +47,8 @@ from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher, Outcome
 from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError
-from millstream._transports import refusals
-from millstream._transports.null_reply import silent_call
+from millstream._transports import open_streams
+from millstream._transports.open_streams import silent_call
 from millstream._transports.rest import openapi
 
 TOOLS_PATH = openapi.TOOLS_PATH
@@ -132,7 +132,7 @@ class RestRoutes:
     async def _dialect(self, request: HttpRequest, method: str) -> Response:
         if not _is_call(request):
             self._note(method, "rest", status="415")
-            return refusals.WRONG_TYPE
+            return open_streams.WRONG_TYPE
         request_id: RequestId | None = None
         try:
             self._dispatcher.load.admit(request)
@@ -147,7 +147,7 @@ class RestRoutes:
             refusal = revisions.error(exc, NEWEST_HANDSHAKE)
             self._note(method, "rest", status=str(refusal.code))
             refusal.status = max(refusal.status, 400)
-            return refusals.error_response(refusal)
+            return open_streams.error_response(refusal)
         request.body = b""
         del body, envelope, params  # the call has its own data
         outcome = await self._dispatcher.outcome(call)

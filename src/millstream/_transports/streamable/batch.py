@@ -2,21 +2,65 @@
 
 As for a single call, the reply becomes a stream when a call sends its first message, if the client reads streams. Every
 answer is then an event of its own.
+
+Batches of 2025-03-26: decoding an array of messages. Each transport answers in its own way.
 """
 
 import asyncio
+import contextlib
 from typing import Any, cast
 
 from millstream._http.message import Response
 from millstream._protocol import revisions
-from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import Envelope, RequestId, error_message
+from millstream._protocol.admission import is_per_request
+from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream._protocol.jsonrpc import Envelope, RequestId, error_message, read, split_batch
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.calls.sessions import Session
-from millstream._transports.batches import read_batch, refuse_batch, settle_task
-from millstream._transports.streamable.exchange import StreamableExchange
 from millstream._transports.streamable.reply_channel import PostReplyChannel
+from millstream._transports.streamable.sessions import StreamableExchange
+
+MAX_ITEMS = 50
+
+
+async def settle_task() -> None:
+    """Consume a cancellation that a function left behind for its task, so the task can still return its result."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+
+def is_batch(body: bytes) -> bool:
+    """Return whether a body is a JSON array."""
+    return body.lstrip(b" \t\r\n")[:1] == b"["
+
+
+def refuse_batch(why: str) -> ProtocolError:
+    """Return the error for an array that isn't an allowed batch."""
+    return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
+
+
+def read_batch(body: bytes) -> list[Envelope | ProtocolError]:
+    """Return the messages of a batch, or an error for each invalid one.
+
+    Raises:
+        ProtocolError: The batch is empty or too large, or it contains `initialize` or a message of another era.
+    """
+    messages: list[Envelope | ProtocolError] = []
+    for item in split_batch(body, MAX_ITEMS):
+        try:
+            message = read(item)
+        except ProtocolError as exc:
+            messages.append(exc)
+            continue
+        if message.method == "initialize":
+            raise refuse_batch("initialize must not be in a batch")
+        if message.method and is_per_request(message):
+            raise refuse_batch("this revision has no batches")
+        messages.append(message)
+    return messages
 
 
 async def serve_batch(exchange: StreamableExchange) -> Response | None:

@@ -18,8 +18,7 @@ from millstream._server.call_log import END, MESSAGE, OPEN, append, event_id, lo
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services, expiry_of
 from millstream._stores.base import Position, StoreFull, StoreUnavailable, StreamSealed
-from millstream._transports.open_streams import OpenStreams
-from millstream._transports.refusals import too_many_streams
+from millstream._transports.open_streams import OpenStreams, too_many_streams
 
 _LISTEN = "subscriptions/listen"
 _HIGH_WATER = 64 * 1024

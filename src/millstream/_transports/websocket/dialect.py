@@ -33,7 +33,7 @@ from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher
 from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
-from millstream._transports.null_reply import silent_call
+from millstream._transports.open_streams import silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, Subscription, TooMany
 from millstream.hub._channels import DEFAULT
 from millstream.hub._event import CUT

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
-from millstream._transports.memory import MemoryPipe
+from millstream._transports.connection import MemoryPipe
 from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.in_process import RunningServer, ServerObject
 from millstream.client._transports.transport import Listener, TransportRequest
