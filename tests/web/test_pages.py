@@ -7,8 +7,7 @@ from importlib import resources
 import pytest
 
 from cases import for_each
-from millstream._web.modules import add_digests
-from millstream._web.pages import asset, get, page_names, pages
+from millstream._web.pages import add_digests, asset, get, page_names, pages
 from rest_world import post
 
 HEADERS = ("content-security-policy", "x-content-type-options", "referrer-policy", "content-type", "cache-control")

@@ -2,18 +2,27 @@
 
 The dashboard's stream sends the server's facts once, then a snapshot each second and new log lines. A snapshot is taken
 and encoded once for all watchers, and only if there are any. This module doesn't depend on the content of a snapshot.
+
+The newest records of the audit log for the dashboard, filtered.
+
+Data for the connect page beyond MCP: the endpoint, and how callers sign in.
+
+Queries of the dashboard besides its stream: history, recent calls, and slow readers.
 """
 
 import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+from millstream._config import Settings
 from millstream._http.message import (
     JSON_HEAD,
     STREAM_HEAD,
+    Handler,
     HttpRequest,
     Response,
     Sink,
@@ -25,9 +34,149 @@ from millstream._override import override
 from millstream._protocol import sse
 from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import expiry_of
+from millstream._telemetry.audit import newest
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, InvalidName, TooMany
+
+if TYPE_CHECKING:
+    from millstream.auth._guard import AuthGuard
+
+
+_MAX_WORDS = 200
+
+
+class AuditRecords:
+    """The handler of `GET /dashboard/audit`."""
+
+    def __init__(self, path: str) -> None:
+        """Create the handler. `path` is the log file; empty if there's no audit log."""
+        self._path = path
+
+    async def get(self, request: HttpRequest) -> Response:
+        """Return ``{"kept": bool, "records": [...]}``, the newest record first.
+
+        ``?q=`` selects records that contain all of its words, ``?failed=1`` selects failures.
+        """
+        records = []
+        if self._path:
+            words, failed = query_value("q", request.query)[:_MAX_WORDS], query_value("failed", request.query) == "1"
+            records = await asyncio.to_thread(newest, Path(self._path), words=words, failed=failed)
+        body = encode({"kept": bool(self._path), "records": records})
+        return Response(body, 200, JSON_HEAD + b"cache-control: no-store\r\n")
+
+
+class ConnectFacts:
+    """The handler of `GET /connect/server`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        guard: "AuthGuard | None",
+        pages: Collection[str],
+        *,
+        public: Collection[str],
+        is_local: Callable[[str, Mapping[bytes, bytes]], bool],
+    ) -> None:
+        """Prepare both responses.
+
+        Args:
+            settings: settings of the server.
+            guard: guard in front of every path; None if callers don't sign in.
+            pages: names of the pages that this server serves.
+            public: names of the pages that other machines can reach without sign-in.
+            is_local: returns whether a peer address and headers belong to a program on this machine.
+        """
+        methods = () if guard is None else guard.methods
+        resource = next((each.resource for each in methods if each.resource), "")
+        facts: dict[str, Any] = {
+            "path": settings.path,
+            "url": resource if resource.endswith(settings.path) else "",
+            "keys": any(not each.issuers for each in methods),
+            "oauth": any(each.issuers for each in methods),
+        }
+        open_pages = pages if guard is not None else [each for each in pages if each in public]
+        self._is_local = is_local
+        self._local_response = _connect_reply(facts | {"pages": list(pages)})
+        self._remote_response = _connect_reply(facts | {"pages": list(open_pages)})
+
+    async def get(self, request: HttpRequest) -> Response:
+        """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
+        and ``oauth`` are accepted, and the ``pages`` that the caller can reach.
+        """
+        return self._local_response if self._is_local(request.peer, request.headers) else self._remote_response
+
+
+def _connect_reply(facts: dict[str, Any]) -> Response:
+    return Response(encode(facts), 200, JSON_HEAD + b"cache-control: no-store\r\n")
+
+
+_HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
+_UNKNOWN_UPSTREAM = Response(b'{"error":"There is no such upstream."}', 404, _HEAD)
+
+
+class QuerySource(Protocol):
+    """The data source of the handlers."""
+
+    def history(self, seconds: int, method: str = "", name: str = "") -> Awaitable[dict[str, Any]]:
+        """Return the last `seconds` of history."""
+        ...
+
+    def calls(self) -> Awaitable[dict[str, Any]]:
+        """Return the newest calls, with clients and errors."""
+        ...
+
+    def readers(self) -> Awaitable[dict[str, Any]]:
+        """Return the slowest readers."""
+        ...
+
+
+def query_handlers(queries: QuerySource) -> Mapping[str, Handler]:
+    """Return the GET handlers by path."""
+
+    async def history(request: HttpRequest) -> Response:
+        """Handle ``?seconds=`` up to an hour; ``?method=`` and ``?name=`` add the series of one operation."""
+        text = query_value("seconds", request.query)
+        seconds = int(text) if text.isdecimal() and len(text) < 8 else 60
+        method, name = query_value("method", request.query), query_value("name", request.query)
+        return _reply(await queries.history(seconds, method, name))
+
+    async def calls(request: HttpRequest) -> Response:
+        return _reply(await queries.calls())
+
+    async def readers(request: HttpRequest) -> Response:
+        return _reply(await queries.readers())
+
+    return {"/dashboard/history": history, "/dashboard/calls": calls, "/dashboard/readers": readers}
+
+
+def upstream_handlers(
+    upstreams: Callable[[], Awaitable[list[dict[str, Any]]]],
+    items: Callable[[str], dict[str, Any] | None],
+    info: Mapping[str, str],
+) -> Mapping[str, Handler]:
+    """Return the GET handlers by path for the gateway page.
+
+    Args:
+        upstreams: returns state and statistics of each upstream.
+        items: returns the items of an upstream; None if it's unknown.
+        info: title and version of the server.
+    """
+
+    async def describe(request: HttpRequest) -> Response:
+        return _reply({**info, "upstreams": await upstreams()})
+
+    async def upstream_items(request: HttpRequest) -> Response:
+        """Handle ``?upstream=``, the name of an upstream."""
+        found = items(query_value("upstream", request.query))
+        return _UNKNOWN_UPSTREAM if found is None else _reply(found)
+
+    return {"/gateway/upstreams": describe, "/gateway/items": upstream_items}
+
+
+def _reply(data: dict[str, Any]) -> Response:
+    return Response(encode(data), 200, _HEAD)
+
 
 logger = logging.getLogger("millstream")
 

@@ -33,10 +33,16 @@ from millstream._telemetry.history import STEPS, Gauges, History, HistoryWindow
 from millstream._telemetry.logs import capture_logs, capture_prints
 from millstream._telemetry.process import resident_bytes
 from millstream._transports.open_streams import OpenStreams
-from millstream._web.audit import AuditRecords
-from millstream._web.connect import ConnectFacts
-from millstream._web.dashboard_routes import query_handlers, upstream_handlers
-from millstream._web.live import ChatMembers, DashboardFeed, LogFeed, LogTail
+from millstream._web.live import (
+    AuditRecords,
+    ChatMembers,
+    ConnectFacts,
+    DashboardFeed,
+    LogFeed,
+    LogTail,
+    query_handlers,
+    upstream_handlers,
+)
 
 if TYPE_CHECKING:
     from millstream._server.observability.observer import Observer
