@@ -12,7 +12,7 @@ from millstream._cli.chat.conversation import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen
 from millstream._cli.chat.terminal import TerminalScreen
 from millstream.agent._events import Delta
-from millstream.agent._person import Approval
+from millstream.agent._servers import Approval
 from processes import ROOT
 from terminal_world import Terminal, needs_tmux, terminal
 

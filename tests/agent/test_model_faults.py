@@ -36,7 +36,7 @@ from millstream.agent import (
     ModelUnreachable,
     ToolEnd,
 )
-from millstream.agent import _turn as turn_module
+from millstream.agent import _agent as turn_module
 from processes import free_port
 
 BUSY = refuses(429, "Slow down.", retry_after="0")

@@ -3,7 +3,7 @@ import re
 
 import millstream.agent
 from millstream.agent import Agent, LanguageModel, Limits, ServerAt
-from millstream.agent import _errors as errors
+from millstream.agent import _events as errors
 from millstream.agent import _events as events
 from scripts.docs import ROOT
 

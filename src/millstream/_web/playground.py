@@ -27,12 +27,9 @@ from millstream._tasks import Tasks
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
 from millstream.agent._configuration import Configuration
-from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied
-from millstream.agent._events import Event, ToolEnd, ToolStart
+from millstream.agent._events import AgentError, ConfigurationError, Event, Limits, ModelDenied, ToolEnd, ToolStart
 from millstream.agent._language_model import LanguageModel
-from millstream.agent._limits import Limits
-from millstream.agent._person import Approval
-from millstream.agent._servers import ServerAt
+from millstream.agent._servers import Approval, ServerAt
 from millstream.client._errors import ClientError
 from millstream.client._questions import ElicitAnswer, Question
 from millstream.client._transports.memory import MemoryTransport

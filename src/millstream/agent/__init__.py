@@ -5,25 +5,24 @@ OpenAI-compatible APIs and Azure OpenAI (``pip install 'millstream[agent]'``).
 """
 
 from millstream.agent._agent import Agent
-from millstream.agent._answer import Answer
 from millstream.agent._configuration import Configuration
-from millstream.agent._errors import (
+from millstream.agent._events import (
     AgentError,
+    Answer,
+    AnswerEnd,
+    AssistantMessage,
     ConfigurationError,
     ContextError,
+    Delta,
+    Event,
+    Limits,
     ModelBroken,
     ModelDenied,
     ModelError,
     ModelLimited,
     ModelRefused,
-    ModelUnreachable,
-)
-from millstream.agent._events import (
-    AnswerEnd,
-    AssistantMessage,
-    Delta,
-    Event,
     ModelRetry,
+    ModelUnreachable,
     RoundStart,
     SamplingResult,
     ToolEnd,
@@ -32,10 +31,8 @@ from millstream.agent._events import (
     UserMessage,
 )
 from millstream.agent._language_model import LanguageModel
-from millstream.agent._limits import Limits
 from millstream.agent._model import Model, ModelRequest, Reply, ToolCall
-from millstream.agent._person import Approval
-from millstream.agent._servers import ServerAt
+from millstream.agent._servers import Approval, ServerAt
 
 __all__ = [
     "Agent",

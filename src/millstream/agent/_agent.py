@@ -1,29 +1,238 @@
-"""`Agent`: a language model, the servers whose tools it uses, and a conversation."""
+"""`Agent`: a language model, the servers whose tools it uses, and a conversation.
+
+Sampling (`sampling/createMessage`): a server uses the agent's model, if the user approves.
+
+One answer: requests to the model until it stops calling tools, or a limit is reached.
+
+The conversation stays valid for the API: each call has a result, even if the user stops the answer. An error of the
+model leaves the conversation unchanged.
+"""
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Self
+from itertools import count
+from typing import Any, Literal, Self
 
-from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.content import Text
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, ProtocolError, suggest_keywords
 from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
-from millstream.agent._answer import Answer, AnswerQueue
-from millstream.agent._content import Part, message_content, text_part
-from millstream.agent._context import find_prompt, mentions, prompt_messages, read
-from millstream.agent._errors import ContextError, ModelError
-from millstream.agent._events import Event, SamplingResult, UserMessage
-from millstream.agent._limits import Limits
-from millstream.agent._model import Message, Model
-from millstream.agent._person import Approve, Elicit, Person
-from millstream.agent._sampling import sample
-from millstream.agent._servers import ConnectedServer, ServerAt, Servers, connect, resolve_servers
-from millstream.agent._tool_caller import ToolCaller
-from millstream.agent._tools import Toolbox
-from millstream.agent._transcript import Transcript
-from millstream.agent._turn import Turn
+from millstream.agent._context import (
+    Part,
+    chat_messages,
+    find_prompt,
+    mentions,
+    message_content,
+    prompt_messages,
+    read,
+    text_part,
+)
+from millstream.agent._events import (
+    Answer,
+    AnswerEnd,
+    AnswerQueue,
+    AssistantMessage,
+    ContextError,
+    Delta,
+    Emit,
+    Event,
+    Limits,
+    ModelError,
+    ModelRetry,
+    RoundStart,
+    SamplingResult,
+    Transcript,
+    UserMessage,
+)
+from millstream.agent._model import Message, Model, ModelRequest, Reply
+from millstream.agent._servers import (
+    Approval,
+    Approve,
+    ConnectedServer,
+    Elicit,
+    Person,
+    ServerAt,
+    Servers,
+    connect,
+    resolve_servers,
+)
+from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
 from millstream.client._client import Client
 from millstream.client._questions import ElicitAnswer, Question, Roots
+
+_REJECTED = -1
+"""Error code of a refusal by the user (MCP 2025-11-25, client/sampling#error-handling)."""
+_STOPS = {"stop": "endTurn", "length": "maxTokens"}
+
+
+async def sample(
+    server: str, params: CreateMessageRequestParams, model: Model, person: Person, limits: Limits
+) -> SampleResult:
+    """Send a server's request to the model.
+
+    Raises:
+        ProtocolError: the user refused, the model gave no answer, or the request includes tools.
+    """
+    if params.tools:
+        raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests")
+    messages = chat_messages(params.messages, limits.max_result)
+    text = "\n".join(str(message["content"]) for message in messages)
+    if not await person.allows(Approval(kind="sampling", server=server, text=text)):
+        raise ProtocolError(_REJECTED, "The user did not allow the server to use the model")
+    system: list[Message] = [{"role": "system", "content": params.system_prompt}] if params.system_prompt else []
+    request = ModelRequest(
+        messages=[*system, *messages],
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        stop=params.stop_sequences or (),
+    )
+    try:
+        reply = await _reply(model, request)
+    except ModelError as exc:
+        raise ProtocolError(INTERNAL_ERROR, str(exc)) from exc
+    if reply is None:
+        raise ProtocolError(INTERNAL_ERROR, "The model ended its answer without a reply")
+    return SampleResult("assistant", Text(reply.text), model.name, _STOPS.get(reply.stop, reply.stop))
+
+
+async def _reply(model: Model, request: ModelRequest) -> Reply | None:
+    async with contextlib.aclosing(model.stream(request)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Reply):
+                return piece
+    return None
+
+
+_FIRST_WAIT = 1.0
+"""Seconds before the second attempt, unless the API specifies them. Each further pause is twice as long."""
+_STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fully or partly.")
+_REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "content_filter": "filtered"}
+
+
+class Turn:
+    """One answer of an `Agent` to a message."""
+
+    def __init__(
+        self,
+        model: Model,
+        toolbox: Toolbox,
+        caller: ToolCaller,
+        limits: Limits,
+        emit: Emit,
+        *,
+        system: Sequence[Message],
+        messages: list[Message],
+    ) -> None:
+        self._model = model
+        self._toolbox = toolbox
+        self._caller = caller
+        self._limits = limits
+        self._emit = emit
+        self._system = list(system)
+        self._messages = messages
+
+    async def run(self) -> None:
+        """Run rounds until there's an answer.
+
+        Raises:
+            ModelError: the model gave no answer.
+        """
+        tokens = 0
+        for number in range(1, self._limits.max_rounds + 1):
+            await self._emit(RoundStart(number, len(self._messages), len(self._toolbox)))
+            reply = await self._ask()
+            tokens += reply.tokens
+            if reply.text:
+                await self._emit(AssistantMessage(reply.text))
+            if not reply.tool_calls:
+                self._say(reply.text)
+                await self._emit(AnswerEnd(_REASONS.get(reply.stop, "done"), number, tokens))
+                return
+            await self._call_all(reply)
+            if 0 < self._limits.max_tokens <= tokens:
+                await self._stop("tokens", number, tokens)
+                return
+        await self._stop("rounds", self._limits.max_rounds, tokens)
+
+    async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
+        self._say(f"(Stopped at the limit of {limit}.)")
+        await self._emit(AnswerEnd(limit, rounds, tokens))
+
+    def _say(self, text: str) -> None:
+        """Add a message of the assistant, because many models require alternating turns."""
+        self._messages.append({"role": "assistant", "content": text})
+
+    async def _ask(self) -> Reply:
+        """Return one reply, retrying if necessary."""
+        request = ModelRequest(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
+        for attempt in count(1):
+            chunks: list[str] = []
+            try:
+                return await self._listen(request, chunks)
+            except ModelError as exc:
+                pause = pause_before(exc, attempt, self._limits)
+                if pause is None:
+                    raise
+                await self._emit(ModelRetry(round(pause, 3), attempt, str(exc), bool(chunks)))
+                await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                self._say("".join(chunks) or "(The user stopped this answer.)")
+                raise
+        raise AssertionError("unreachable")
+
+    async def _listen(self, request: ModelRequest, chunks: list[str]) -> Reply:
+        async with contextlib.aclosing(self._model.stream(request)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Reply):
+                    return piece
+                chunks.append(piece)
+                await self._emit(Delta(piece))
+        raise ModelError("The model ended its answer without a reply.")
+
+    async def _call_all(self, reply: Reply) -> None:
+        """Execute all calls of a round concurrently, then add their results to the conversation."""
+        tasks: list[asyncio.Task[CallOutcome]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._caller.call(call)) for call in reply.tool_calls]
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
+        finally:
+            outcomes = [
+                task.result() if task.done() and not task.cancelled() and task.exception() is None else _STOPPED
+                for task in tasks
+            ]
+            self._keep(reply, outcomes)
+
+    def _keep(self, reply: Reply, outcomes: Sequence[CallOutcome]) -> None:
+        calls = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": fit(call.name), "arguments": each.arguments},
+            }
+            for call, each in zip(reply.tool_calls, outcomes, strict=True)
+        ]
+        self._messages.append({"role": "assistant", "content": reply.text or None, "tool_calls": calls})
+        parts: list[Part] = []
+        for call, each in zip(reply.tool_calls, outcomes, strict=True):
+            self._messages.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
+            if each.parts:
+                parts += [text_part(f"From {call.name}:"), *each.parts]
+        if parts:
+            self._messages.append({"role": "user", "content": parts})
+
+
+def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | None:
+    """Return the seconds before the next attempt, or None if there won't be one."""
+    if not error.temporary or attempt >= limits.max_attempts:
+        return None
+    if error.retry_after is not None:
+        return error.retry_after if error.retry_after <= limits.longest_wait else None
+    return min(_FIRST_WAIT * 2.0 ** (attempt - 1), limits.longest_wait) * random.uniform(0.75, 1)  # noqa: S311
 
 
 @suggest_keywords

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from msgspec import Struct
 
 from millstream._env_file import EnvFileError, read_env_file
-from millstream.agent._errors import ConfigurationError
+from millstream.agent._events import ConfigurationError
 from millstream.agent._language_model import LanguageModel, provider_of
 from millstream.agent._servers import ServerAt
 

@@ -1,8 +1,89 @@
-"""Events of an answer, in order. Each event is also a line of a transcript, by its `type`."""
+"""Events of an answer, in order. Each event is also a line of a transcript, by its `type`.
 
-from typing import Any, Literal
+Errors that end an answer. Each message is one or two sentences that a person can act on.
 
+Errors of tools don't end an answer: the model receives them and continues.
+
+The events of one answer, read with ``async for``. The answer runs in its own task.
+
+It waits for its reader, and stops when the loop ends, the reading task is canceled, or the object is deleted.
+
+Limits of one answer.
+
+Transcripts as JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members.
+
+Text chunks and progress are omitted, because complete answers and results follow. Events never contain keys.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
 from msgspec import Struct
+
+from millstream._protocol.errors import SuggestionMeta
+
+
+class AgentError(Exception):
+    """Base class of the agent's errors. ``except AgentError as error: print(error)``"""
+
+
+class ConfigurationError(AgentError):
+    """The configuration is incomplete or contradictory: no model, no key, a missing package.
+
+    Example:
+        ``except ConfigurationError as error: sys.exit(str(error))``
+    """
+
+
+class ContextError(AgentError):
+    """A requested resource or prompt isn't available. ``except ContextError as error: print(error)``"""
+
+
+class ModelError(AgentError):
+    """The model gave no answer.
+
+    Args:
+        message: what happened, and what to do.
+        temporary: whether the same request may succeed later.
+        retry_after: seconds to wait before a retry, if the API says so.
+
+    Example:
+        ``except ModelError as error: print(error)``
+    """
+
+    def __init__(self, message: str, *, temporary: bool = False, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.temporary = temporary
+        self.retry_after = retry_after
+
+
+class ModelDenied(ModelError):
+    """The key is wrong, or isn't valid for this model (401 or 403). ``except ModelDenied: ask_for_another_key()``"""
+
+
+class ModelUnreachable(ModelError):
+    """The API's URL doesn't respond. ``except ModelUnreachable: check(url)``"""
+
+
+class ModelRefused(ModelError):
+    """The API rejected the request: an unknown model, a conversation that is too long, an unsupported image.
+
+    Example:
+        ``except ModelRefused as error: print(error)``
+    """
+
+
+class ModelLimited(ModelError):
+    """A rate limit was reached, or the account has no credit left. ``except ModelLimited: wait()``"""
+
+
+class ModelBroken(ModelError):
+    """The API failed, or its response was incomplete or malformed. ``except ModelBroken: ask_again()``"""
 
 
 class AgentEvent(Struct, frozen=True, tag_field="type", rename="camel"):
@@ -119,3 +200,151 @@ Event = (
     | SamplingResult
     | AnswerEnd
 )
+
+
+Emit = Callable[[Event], Awaitable[None]]
+_ROOM = 256
+"""Maximum unread events."""
+
+
+class AnswerQueue:
+    """Runs the answers of one conversation, one after the other."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.stopping: bool = False
+        """Whether the current answer is being stopped, because it has no reader."""
+        self.emit: Emit | None = None
+        """Receives events of the current answer."""
+
+    async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
+        """Start an answer, once a stopped one has ended.
+
+        Raises:
+            AgentError: another answer is in progress.
+        """
+        while self.task is not None and not self.task.done():
+            if not self.stopping:
+                raise AgentError("The agent is still answering. Read that answer to its end first.")
+            await asyncio.wait([self.task])
+        self.stopping = False
+        self.emit = emit
+        self.task = asyncio.create_task(work())
+        return self.task
+
+    def stop(self, task: "asyncio.Task[None]") -> None:
+        """Stop an answer without a reader."""
+        if task is self.task:
+            self.stopping = True
+            self.emit = None
+        task.cancel()
+
+
+class Answer:
+    """The events of one answer: ``async for event in agent.say("Hello"): print(event)``."""
+
+    def __init__(self, line: AnswerQueue, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._line = line
+        self._work = work
+        self._waiting: asyncio.Queue[Event | None] = asyncio.Queue(_ROOM)
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        if self._task is None:
+            self._loop = asyncio.get_running_loop()
+            work, waiting = self._work, self._waiting  # the task must not keep this object alive
+            self._task = await self._line.begin(lambda: _run_to_end(work, waiting), waiting.put)
+        try:
+            event = await self._waiting.get()
+            if event is not None:
+                return event
+            self._over = True
+            await self._task
+        except BaseException:
+            await self.aclose()
+            raise
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop the answer if it's still running, and wait for its end."""
+        self._over = True
+        if self._task is not None:
+            if not self._task.done():
+                self._line.stop(self._task)
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def __del__(self) -> None:
+        if self._task is not None and not self._task.done() and self._loop is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._line.stop, self._task)
+            self._line.stopping = True
+
+
+async def _run_to_end(work: Callable[[], Coroutine[Any, Any, None]], waiting: "asyncio.Queue[Event | None]") -> None:
+    try:
+        await work()
+    finally:
+        running = asyncio.current_task()
+        if running is None or not running.cancelling():
+            await waiting.put(None)
+
+
+class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
+    """Limits of one answer. ``Agent(model, ["shop.py"], limits=Limits(max_rounds=5))``"""
+
+    max_rounds: int = 20
+    """Maximum requests to the model: one, and one more after each set of tool calls."""
+    max_tokens: int = 0
+    """Maximum total tokens, including prompts; 0 for no limit. The round that reaches it is the last one."""
+    max_result: int = 50_000
+    """Maximum characters of a tool result or resource. The rest is replaced by a note."""
+    max_parallel: int = 8
+    """Maximum concurrent tool calls; further ones wait."""
+    max_attempts: int = 5
+    """Maximum attempts of one request, if the model is busy or its response is incomplete."""
+    longest_wait: float = 60.0
+    """Maximum seconds between attempts. If the API requests more, the answer ends."""
+
+
+_PASSING = (Delta, ToolProgress)
+
+
+class Transcript:
+    """The transcript of one conversation."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._saved: set[Path] = set()
+
+    def note(self, event: Event) -> None:
+        """Add an event."""
+        if not isinstance(event, _PASSING):
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self._lines.append(msgspec.json.encode({"at": at} | msgspec.to_builtins(event)))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._lines)
+
+    def save(self, path: str | Path) -> int:
+        """Write a file that only you can read, and return the number of lines.
+
+        Raises:
+            AgentError: the file can't be written, or already exists and wasn't written by this transcript.
+        """
+        place = Path(path).expanduser().absolute()
+        how = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if place in self._saved else os.O_EXCL)
+        try:
+            with open(os.open(place, how, 0o600), "wb") as file:  # noqa: PTH123  `Path.open` accepts no mode
+                file.write(b"".join(line + b"\n" for line in self._lines))
+        except FileExistsError as exc:
+            raise AgentError(f"The file {path} already exists. Choose another name.") from exc
+        except OSError as exc:
+            raise AgentError(f"{path} can't be written: {exc.strerror}.") from exc
+        self._saved.add(place)
+        return len(self._lines)

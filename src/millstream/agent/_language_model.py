@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from millstream._protocol.json_schema import is_object
-from millstream.agent._errors import (
+from millstream.agent._events import (
     ConfigurationError,
     ModelBroken,
     ModelDenied,

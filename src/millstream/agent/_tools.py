@@ -1,6 +1,13 @@
-"""The tools of several servers, renamed for the model's API: up to 64 letters, digits, ``_``, and ``-``."""
+"""The tools of several servers, renamed for the model's API: up to 64 letters, digits, ``_``, and ``-``.
 
+Execution of tool calls: from the model's text to a request, and from the outcome to text for the model.
+
+Errors here become text for the model, and don't end the conversation.
+"""
+
+import asyncio
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +15,15 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._protocol.foreign import repair_schema
+from millstream._protocol.json_schema import is_array, is_object, members
+from millstream._protocol.jsonrpc import MALFORMED, encode
+from millstream._protocol.metadata import ORIGIN_KEY
 from millstream._protocol.notifications import ToolDescription
-from millstream.agent._servers import ConnectedServer
+from millstream.agent._context import Part, cut, show_result
+from millstream.agent._events import Emit, Limits, Outcome, ToolEnd, ToolProgress, ToolStart
+from millstream.agent._model import ToolCall
+from millstream.agent._servers import Approval, ConnectedServer, Person, needs_approval
+from millstream.client._errors import ClientError
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST = 64
@@ -68,3 +82,110 @@ def _spec(tool: AgentTool) -> dict[str, Any]:
     parameters.pop("$schema", None)
     about = described.description or described.title or described.name
     return {"type": "function", "function": {"name": tool.name, "description": about, "parameters": parameters}}
+
+
+_SHOWN = 200
+"""Maximum characters of malformed arguments shown to the model."""
+
+
+class CallOutcome(Struct):
+    """The outcome of a call."""
+
+    text: str
+    parts: list[Part] = []
+    arguments: str = "{}"
+    """Arguments for the conversation, always a JSON object because some APIs decode them."""
+
+
+class Unreadable(Exception):
+    """The model's arguments aren't a JSON object."""
+
+
+class ToolCaller:
+    """Executes the tool calls of one answer."""
+
+    def __init__(self, toolbox: Toolbox, person: Person, limits: Limits, emit: Emit) -> None:
+        self._toolbox = toolbox
+        self._person = person
+        self._limits = limits
+        self._emit = emit
+        self._room = asyncio.Semaphore(limits.max_parallel)
+
+    async def call(self, call: ToolCall) -> CallOutcome:
+        """Execute a call. The outcome's text says why, if it can't be executed."""
+        tool = self._toolbox.get(call.name)
+        if tool is None:
+            names = ", ".join(each.name for each in self._toolbox) or "none"
+            return await self._invalid(call, "", f"There is no tool {call.name!r}. The tools are: {names}.")
+        try:
+            arguments = read_arguments(call.arguments)
+        except Unreadable as exc:
+            return await self._invalid(call, tool.server.name, f"{exc} Call {call.name} again.")
+        encoded = json.dumps(arguments, ensure_ascii=False)
+        described = tool.description
+        origin = members(described.meta).get(ORIGIN_KEY)
+        upstream = next((str(each) for each in origin), "") if is_array(origin) else ""
+        read_only = not needs_approval(described.annotations)
+        trusts = tool.server.trusts_hints
+        trusted = read_only and (not upstream if trusts is None else trusts(described.name))
+        if not trusted and not await self._person.allows(
+            Approval(
+                kind="tool",
+                server=tool.server.name,
+                tool=described.name,
+                description=described.description or described.title or "",
+                arguments=arguments,
+                upstream=upstream,
+                read_only=read_only,
+            )
+        ):
+            text = "The user didn't allow this call. Don't try again unless they ask for it."
+            return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "refused")
+        async with self._room:
+            await self._emit(ToolStart(call.id, tool.server.name, tool.description.name, arguments))
+            return await self._carry_out(call, tool, arguments, encoded)
+
+    async def _carry_out(self, call: ToolCall, tool: AgentTool, arguments: dict[str, Any], encoded: str) -> CallOutcome:
+        async def progress(value: float, total: float | None, message: str | None) -> None:
+            await self._emit(ToolProgress(call.id, value, total, message))
+
+        try:
+            result = await tool.server.client.call(
+                tool.description.name, arguments, progress=progress, raise_on_error=False
+            )
+        except ClientError as exc:
+            text = cut(f"The call failed: {exc}", self._limits.max_result)
+            return await self._finish(call, tool, CallOutcome(text, arguments=encoded), "error")
+        shown = show_result(result, self._limits.max_result)
+        text = f"The tool reported an error: {shown.text}" if result.is_error else shown.text
+        outcome: Outcome = "error" if result.is_error else "done"
+        return await self._finish(call, tool, CallOutcome(text, shown.parts, encoded), outcome)
+
+    async def _finish(self, call: ToolCall, tool: AgentTool, called: CallOutcome, outcome: Outcome) -> CallOutcome:
+        await self._emit(ToolEnd(call.id, tool.server.name, tool.description.name, called.text, outcome))
+        return called
+
+    async def _invalid(self, call: ToolCall, server: str, text: str) -> CallOutcome:
+        await self._emit(ToolEnd(call.id, server, call.name, text, "invalid"))
+        return CallOutcome(text)
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """Decode the arguments; an empty text means no arguments.
+
+    Raises:
+        Unreadable: the arguments are malformed; the message is for the model.
+    """
+    if not text.strip():
+        return {}
+    try:
+        found: Any = json.loads(text)
+    except MALFORMED as exc:
+        raise Unreadable(f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}.") from exc
+    if not is_object(found):
+        raise Unreadable(f"The arguments must be a JSON object, not {text[:_SHOWN]!r}.")
+    try:
+        encode(found)
+    except MALFORMED as exc:
+        raise Unreadable(f"The arguments contain a character that can't be encoded ({exc}).") from exc
+    return found

@@ -37,9 +37,8 @@ from millstream._cli.tables import ask, close_stderr, one_line, print_rows, prin
 from millstream._http.hosts import is_loopback
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
-from millstream.agent._errors import AgentError, ConfigurationError, ModelDenied, ModelUnreachable
+from millstream.agent._events import AgentError, ConfigurationError, Limits, ModelDenied, ModelUnreachable
 from millstream.agent._language_model import LanguageModel
-from millstream.agent._limits import Limits
 from millstream.agent._servers import ServerAt
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._options import Options
