@@ -4,7 +4,7 @@ import pytest
 
 from millstream._limits.limiters import Rate
 from millstream.auth import _guard, _sign_in
-from millstream.auth._authorization_server import client_proof, documents, login_throttle, passwords, pending_logins
+from millstream.auth._authorization_server import client_proof, documents, login_throttle, tickets, users
 
 _DAY = 86_400
 
@@ -22,13 +22,13 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
             monkeypatch.setattr(login_throttle, name, Rate(getattr(login_throttle, name).count, _DAY))
         monkeypatch.setattr(_sign_in, "_SIGN_OUT_RATE", Rate(_sign_in._SIGN_OUT_RATE.count, _DAY))
         monkeypatch.setattr(documents, "_LOOKUPS", Rate(documents._LOOKUPS.count, _DAY))
-        monkeypatch.setattr(pending_logins, "_REDIRECT_RATE", Rate(pending_logins._REDIRECT_RATE.count, _DAY))
+        monkeypatch.setattr(tickets, "_REDIRECT_RATE", Rate(tickets._REDIRECT_RATE.count, _DAY))
 
 
 @pytest.fixture
 def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the cost of password hashes."""
-    monkeypatch.setattr(passwords, "_ITERATIONS", 1)
-    monkeypatch.setattr(passwords, "_MEMORY", 64)
-    quick = passwords._hash("nobody")
-    monkeypatch.setattr(passwords, "_unknown", lambda: quick)
+    monkeypatch.setattr(users, "_ITERATIONS", 1)
+    monkeypatch.setattr(users, "_MEMORY", 64)
+    quick = users._hash("nobody")
+    monkeypatch.setattr(users, "_unknown", lambda: quick)

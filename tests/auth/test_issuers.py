@@ -14,9 +14,8 @@ from cases import for_each
 from fleet import until
 from issuer_world import AUDIENCE, ISSUER, OTHER, Issuer, claims, key_set, run_issuer, token
 from millstream import auth
-from millstream.auth._discovery import Discovery, places
-from millstream.auth._issuer_client import ask_issuer
-from millstream.auth._key_sets import FetchedKeys
+from millstream.auth._discovery import Discovery, ask_issuer, places
+from millstream.auth._jose import FetchedKeys
 from millstream.auth._method import Unavailable
 from wire import encode_headers, encode_request, request
 

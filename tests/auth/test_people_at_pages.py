@@ -13,7 +13,7 @@ from millstream._stores.memory.store import MemoryStore
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.provider import Provider
 from millstream.auth._authorization_server.records import OAuthClient
-from millstream.auth._authorization_server.user_file import UserFile
+from millstream.auth._authorization_server.users import UserFile
 from patience import WAIT
 from wire import Reply
 

@@ -12,7 +12,7 @@ from issuer_world import AUDIENCE
 from issuing_world import Desk, KnownUsers
 from millstream import auth
 from millstream._stores.memory.store import MemoryStore
-from millstream.auth._key_sets import FetchedKeys
+from millstream.auth._jose import FetchedKeys
 from patience import WAIT
 
 ISSUERS = ["https://one.example", "https://two.example", "https://three.example"]

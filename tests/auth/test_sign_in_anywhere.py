@@ -14,7 +14,7 @@ import pytest
 from http_peer import NO_TRUST
 from issuer_world import Issuer, claims, run_issuer, token
 from issuing_world import VERIFIER, challenge
-from millstream.auth._authorization_server.user_file import UserFile
+from millstream.auth._authorization_server.users import UserFile
 from patience import WAIT
 from processes import ROOT, free_port, run_command
 from property_settings import NIGHTLY

@@ -17,7 +17,7 @@ from cases import for_each
 from four_workers import next_address
 from http_peer import Peer, RunningServer
 from issuing_world import VERIFIER
-from millstream.auth._authorization_server.user_file import UserFile
+from millstream.auth._authorization_server.users import UserFile
 from millstream.auth._key_file import KeyFile
 from patience import WAIT
 from processes import free_port, run_command

@@ -21,7 +21,7 @@ from issuer_world import (
     token,
 )
 from millstream import auth
-from millstream.auth._claims import LEEWAY
+from millstream.auth._jose import LEEWAY
 from wire import request
 
 PING = request("ping", id=5)

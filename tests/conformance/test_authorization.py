@@ -11,7 +11,7 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 import pytest
 
 from conformance.official import FOLDER, SUITE, Check
-from millstream.auth._authorization_server.user_file import UserFile
+from millstream.auth._authorization_server.users import UserFile
 from patience import WAIT
 from processes import NODE, free_port, run_command, run_server
 

@@ -23,7 +23,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, principal_id
 from millstream._stores.changes import Claim
 from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._authorization_server.vault import Vault, new_state
+from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._pages import continue_page, turned_back
 from millstream.client._errors import AccessDenied, ClientError

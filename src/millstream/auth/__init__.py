@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from millstream._http.client.fetch import FetchedDocument
     from millstream._server.functions.description import Names
-    from millstream.auth._authorization_server.allowlist import Allow
+    from millstream.auth._authorization_server.clients import Allow
     from millstream.auth._authorization_server.config import IssuerOptions
     from millstream.auth._authorization_server.login_methods import LoginMethod
     from millstream.auth._authorization_server.provider import Provider
@@ -98,10 +98,9 @@ def jwt(
         ... )
     """
     from millstream._http.client.fetch import check_url  # noqa: PLC0415
-    from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415
-    from millstream.auth._jose import ASYMMETRIC, read_keys, shared_secret  # noqa: PLC0415
-    from millstream.auth._key_sets import FetchedKeys, FixedKeys  # noqa: PLC0415
-    from millstream.auth._rules import rules_of, several  # noqa: PLC0415
+    from millstream.auth._discovery import ask_issuer  # noqa: PLC0415
+    from millstream.auth._guard import rules_of, several  # noqa: PLC0415
+    from millstream.auth._jose import ASYMMETRIC, FetchedKeys, FixedKeys, read_keys, shared_secret  # noqa: PLC0415  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     if bool(jwks) == bool(secret):
@@ -155,11 +154,9 @@ def oidc(
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
-    from millstream.auth._discovery import Discovery  # noqa: PLC0415
-    from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415
-    from millstream.auth._jose import ASYMMETRIC  # noqa: PLC0415
-    from millstream.auth._key_sets import FetchedKeys  # noqa: PLC0415
-    from millstream.auth._rules import rules_of, several  # noqa: PLC0415
+    from millstream.auth._discovery import Discovery, ask_issuer  # noqa: PLC0415
+    from millstream.auth._guard import rules_of, several  # noqa: PLC0415
+    from millstream.auth._jose import ASYMMETRIC, FetchedKeys  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     rules = rules_of(issuer, audience, scopes, implied)
@@ -215,8 +212,8 @@ def introspection(
     """
     from millstream._http.client.fetch import check_url, fetch  # noqa: PLC0415
     from millstream._http.client.pool import allow_any  # noqa: PLC0415
+    from millstream.auth._guard import rules_of  # noqa: PLC0415
     from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
-    from millstream.auth._rules import rules_of  # noqa: PLC0415
 
     url = check_url(endpoint).geturl()
     if not (client and secret):
@@ -273,7 +270,7 @@ def issuer(  # noqa: PLR0913  the options of an issuer
     """
     from millstream.auth._authorization_server.config import issuer_config  # noqa: PLC0415
     from millstream.auth._authorization_server.server import Issuer  # noqa: PLC0415
-    from millstream.auth._rules import rules_of  # noqa: PLC0415
+    from millstream.auth._guard import rules_of  # noqa: PLC0415
 
     logins = list(users) if isinstance(users, Sequence) else [users]
     plan = issuer_config(

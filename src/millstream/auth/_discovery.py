@@ -1,13 +1,17 @@
-"""Discovery of authorization server metadata: RFC 8414, or OpenID Connect Discovery."""
+"""Discovery of authorization server metadata: RFC 8414, or OpenID Connect Discovery.
+
+Requests to issuers that the operator configured. They may be on a private network.
+"""
 
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from millstream._http.client.fetch import OutboundError, check_url
+from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
+from millstream._http.client.pool import allow_any
 from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream.auth._key_sets import Get
+from millstream.auth._jose import Get
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
 
@@ -104,3 +108,12 @@ class Discovery:
         except OutboundError as exc:
             raise Unavailable(str(exc)) from exc
         return url
+
+
+_MAX_BYTES = 512 * 1024
+"""Maximum size of a document; a key set with certificates is the largest."""
+
+
+async def ask_issuer(url: str) -> FetchedDocument:
+    """Fetch a document from an issuer on any network."""
+    return await fetch(url, is_allowed=allow_any, max_bytes=_MAX_BYTES)

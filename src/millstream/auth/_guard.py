@@ -3,27 +3,142 @@
 Verdicts are cached under the raw value of the ``Authorization`` header, so later requests cost one dictionary lookup.
 Handlers behind the guard see only the principal. A request with an invalid credential is refused, never treated as
 anonymous.
+
+Responses to callers without access: RFC 6750 §3, RFC 9728 §5.1, and problem details for people.
+
+Responses don't depend on the credential, so they reveal nothing about it.
+
+Checks of token rules in a program's arguments, when the server is created.
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
 
-from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network
+from millstream._http.client.fetch import OutboundError, check_url
+from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server.fast_head import HeaderLineCache
 from millstream._limits.limiters import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
+from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
-from millstream.auth._challenge import ChallengeResponses
-from millstream.auth._keyed_semaphore import KeyedSemaphore
+from millstream.auth._jose import TokenRules
+from millstream.auth._key_file import check_scopes
 from millstream.auth._method import AuthMethod, Identity, Unavailable, prefetch_all
-from millstream.auth._verdicts import Verdict, Verdicts
+from millstream.auth._single_flight import KeyedSemaphore
+from millstream.auth._tokens import Verdict, Verdicts
 
 if TYPE_CHECKING:
     from millstream.auth._signed_out import SignedOut
+
+
+METADATA_PATH = "/.well-known/oauth-protected-resource"
+_NO_STORE = b"cache-control: no-store\r\n"
+
+
+class ChallengeResponses:
+    """The challenges and refusals of one server."""
+
+    def __init__(
+        self,
+        *,
+        resource: str = "",
+        oauth: bool = False,
+        scopes: Collection[str] = (),
+    ) -> None:
+        """Prepare the responses.
+
+        Args:
+            resource: audience of tokens, if they come from an authorization server.
+            oauth: whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another.
+            scopes: scopes that every caller needs.
+        """
+        self._resource = resource
+        self._metadata = metadata_url(resource) if resource else ""
+        self._oauth = oauth
+        self.form: Callable[[HttpRequest], Response | None] = lambda request: None
+        """Returns the sign-in form for browsers; None for other clients."""
+        self.scopes: frozenset[str] = frozenset(scopes)
+
+    def set_mount_path(self, root: str) -> None:
+        """Set the path at which an application mounts the server, since the application doesn't serve our well-known
+        paths.
+        """
+        if self._resource and urlsplit(self._resource).path.startswith(f"{root}/"):
+            self._metadata = metadata_url(self._resource, root)
+
+    def for_missing(self, request: HttpRequest) -> Response:
+        """Respond to a request without a credential."""
+        text = "Sign in: send the header Authorization: Bearer, followed by your key or token."
+        page = self.form(request)
+        head = self._challenge("", self.scopes)
+        return (
+            plain_problem(401, text, head + _NO_STORE) if page is None else Response(page.body, 401, page.head + head)
+        )
+
+    def wrong(self) -> Response:
+        """Respond to an invalid credential. The status is 403 if there are only API keys, because clients can't request
+        a new one.
+        """
+        if self._oauth:
+            return plain_problem(401, "The token is invalid or has expired.", self._head("invalid_token", ()))
+        return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
+
+    def for_malformed(self, text: str) -> Response:
+        """Respond to a malformed credential."""
+        return plain_problem(400, text, self._head("invalid_request", ()))
+
+    def unavailable(self, text: str) -> Response:
+        """Respond while credentials can't be verified."""
+        return plain_problem(503, text, b"retry-after: 5\r\n" + _NO_STORE)
+
+    @staticmethod
+    def too_many_failures(head: bytes) -> Response:
+        """Respond to an address with too many invalid credentials."""
+        return plain_problem(
+            429, "Too many failed sign-ins from your address. Wait a minute, then try again.", head + _NO_STORE
+        )
+
+    def insufficient(self, needed: Collection[str]) -> Response:
+        """Respond to a valid credential with insufficient scope."""
+        return plain_problem(403, _missing_scope_text(needed), self._head("insufficient_scope", needed))
+
+    def refuse(self, needed: Collection[str]) -> ProtocolError:
+        """Return the error for one MCP method, with all scopes that the client should request."""
+        wanted = " ".join(sorted(self.scopes.union(needed)))
+        return ProtocolError(
+            INSUFFICIENT_SCOPE,
+            _missing_scope_text(needed),
+            {"error": "insufficient_scope", "scope": wanted},
+            status=403,
+            head=self._head("insufficient_scope", self.scopes.union(needed)),
+        )
+
+    def _head(self, error: str, scopes: Collection[str]) -> bytes:
+        return self._challenge(error, scopes) + _NO_STORE
+
+    def _challenge(self, error: str, scopes: Collection[str]) -> bytes:
+        parts = {"error": error, "scope": " ".join(sorted(scopes)), "resource_metadata": self._metadata}
+        said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
+        return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
+
+
+def _missing_scope_text(needed: Collection[str]) -> str:
+    names = " and ".join(sorted(needed))
+    return f"Your key or token lacks a required scope: {names}."
+
+
+def metadata_url(resource: str, root: str = "") -> str:
+    """Return the URL of a resource's metadata. The well-known path precedes the resource's path (RFC 9728 §3), and
+    follows `root` for a mounted server.
+    """
+    parts = urlsplit(resource)
+    return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"
+
 
 Ambient = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
 """Returns the principal of an ambient credential, such as a cookie; None without one that applies."""
@@ -267,3 +382,65 @@ def _is_repeated(request: HttpRequest) -> bool:
         len(request.headers) != len(request.raw_headers)
         and sum(name == b"authorization" for name, _ in request.raw_headers) > 1
     )
+
+
+def several(name: str, given: Collection[str]) -> tuple[str, ...]:
+    """Return a collection of strings as a tuple.
+
+    Raises:
+        TypeError: the value is a single string, or contains other types.
+    """
+    if isinstance(given, str):
+        raise TypeError(f"{name} must be a list: {name}=[{given!r}]")
+    found = tuple(given)
+    if wrong := [each for each in cast("tuple[object, ...]", found) if not isinstance(each, str)]:
+        raise TypeError(f"{name} must be a list of strings, but {wrong[0]!r} isn't a string.")
+    return found
+
+
+def inclusions(implied: Mapping[str, Collection[str]] | None) -> dict[str, tuple[str, ...]]:
+    """Return the scopes that each scope includes.
+
+    Raises:
+        TypeError: `implied` isn't a mapping of scopes to lists.
+    """
+    if implied is not None and not isinstance(implied, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            'implied must map scopes to the scopes that they include: implied={"orders:write": ["orders:read"]}'
+        )
+    found: dict[str, tuple[str, ...]] = {}
+    for scope, included in (implied or {}).items():
+        if isinstance(included, str):
+            raise TypeError(f"The scopes included in {scope!r} must be a list: implied={{{scope!r}: [{included!r}]}}")
+        found[scope] = several("implied", included)
+    return found
+
+
+def rules_of(
+    issuer: str,
+    audience: str,
+    scopes: Collection[str],
+    implied: Mapping[str, Collection[str]] | None,
+    *,
+    believed: float = 60.0,
+) -> TokenRules:
+    """Return the rules for tokens of an issuer, from the arguments of ``auth.jwt``.
+
+    Raises:
+        ValueError: the issuer, the audience, or a scope is invalid.
+        TypeError: `scopes` or `implied` has a string instead of a list.
+    """
+    try:
+        check_url(issuer)
+    except OutboundError:
+        given = "" if "@" in issuer else f", not {issuer!r}"  # it may contain a password
+        raise ValueError(
+            f"issuer must be an https URL, or an http URL of this machine, without a user name{given}."
+        ) from None
+    parts = urlsplit(audience)
+    if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
+        raise ValueError(
+            "audience must be this server's public URL, such as https://mcp.example.com/mcp, without a fragment"
+        )
+    check_scopes(several("scopes", scopes))
+    return TokenRules(issuer, audience, inclusions(implied), believed)

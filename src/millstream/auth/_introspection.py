@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 from millstream._http.client.fetch import FetchedDocument, OutboundError
 from millstream._override import override
 from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream.auth._claims import TokenRules, judge
+from millstream.auth._jose import TokenRules, judge
 from millstream.auth._method import AuthMethod, Identity, Unavailable
 from millstream.auth._single_flight import SingleFlight
 

@@ -8,10 +8,10 @@ from millstream._protocol.errors import suggest_keywords
 
 if TYPE_CHECKING:
     from millstream._server.functions.description import Names
-    from millstream.auth._authorization_server.allowlist import Allow
+    from millstream.auth._authorization_server.clients import Allow
     from millstream.auth._authorization_server.login_methods import TrustedIdentityProvider, UpstreamLogin
     from millstream.auth._authorization_server.records import OAuthClient
-    from millstream.auth._authorization_server.user_file import UserFile
+    from millstream.auth._authorization_server.users import UserFile
 
 
 @suggest_keywords
@@ -24,7 +24,7 @@ def users(*, file: str | Path) -> "UserFile":
     Raises:
         LocalError: the file can't be read.
     """
-    from millstream.auth._authorization_server.user_file import UserFile  # noqa: PLC0415
+    from millstream.auth._authorization_server.users import UserFile  # noqa: PLC0415
 
     found = UserFile(Path(file))
     found.load()

@@ -2,12 +2,22 @@
 
 A token is read in two steps: first its header, then its payload with one of the issuer's keys. Keys that a token
 contains or references (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
+
+Validation of token claims: issuer, subject, audience, and times (RFC 7519, 8707, 9068).
+
+The public keys of an issuer: fixed, or fetched and cached.
+
+A set is fetched on first use, after ten minutes, and when a token has an unknown key id, because issuers rotate keys;
+but at most every 30 seconds. Concurrent callers share one fetch. While the issuer is unavailable, cached keys stay
+valid for a day.
 """
 
+import logging
 from base64 import urlsafe_b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from time import monotonic
+from typing import Any, TypeGuard, cast
 
 import msgspec
 from joserfc import jws
@@ -15,8 +25,87 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 from msgspec import Struct
 
+from millstream._http.client.fetch import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._protocol.principal import EVERYTHING, Principal
+from millstream.auth._method import Identity, Unavailable
+from millstream.auth._single_flight import SingleFlight
+
+LEEWAY = 60.0
+"""Allowed clock skew in seconds."""
+_MAX_TEXT = 512
+
+
+class TokenRules(Struct, frozen=True):
+    """Claims that a token must have."""
+
+    issuer: str
+    audience: str
+    implied: Mapping[str, Collection[str]] = {}
+    """Scope -> the scopes that it includes."""
+    believed: float = 60.0
+    """Seconds that a verdict is cached."""
+
+
+def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity | None:
+    """Return the identity in a token's claims; None if they break a rule. The caller verifies the signature."""
+    subject, expires = claims.get("sub"), claims.get("exp")
+    if (
+        claims.get("iss") != rules.issuer
+        or not _is_for(claims.get("aud"), rules.audience)
+        or not _is_text(subject)
+        or not is_time(expires)
+        # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
+        or claims.get("cnf") is not None
+        or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
+    ):
+        return None
+    left = cast("float", expires) + LEEWAY - now
+    if left <= 0:
+        return None
+    client = claims.get("client_id", claims.get("azp", ""))
+    principal = Principal(
+        cast("str", subject),
+        rules.issuer,
+        client if _is_text(client) else "",
+        scopes=scopes_of(claims, rules.implied),
+        claims=dict(claims),
+        until=cast("float", expires) + LEEWAY,
+    )
+    return Identity(principal, min(left, rules.believed))
+
+
+def scopes_of(claims: Mapping[str, Any], implied: Mapping[str, Collection[str]]) -> frozenset[str]:
+    """Return the scopes of a token and the scopes they imply, from `scope` (RFC 8693) or its common variant `scp`."""
+    given = claims.get("scope", claims.get("scp", ""))
+    names: list[Any] = given.split() if isinstance(given, str) else given if is_array(given) else []
+    found = {each for each in names if isinstance(each, str)}
+    waiting = list(found)
+    while waiting:
+        more = set(implied.get(waiting.pop(), ())) - found
+        found |= more
+        waiting += more
+    # An issuer's scope `*` has no special meaning here.
+    return frozenset(found - {EVERYTHING})
+
+
+def _is_for(audience: Any, wanted: str) -> bool:
+    return audience == wanted or (isinstance(audience, list) and wanted in audience)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT
+
+
+def is_time(value: Any) -> TypeGuard[int | float]:
+    """Return whether a claim is a plausible number of seconds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_past(value: Any, now: float) -> bool:
+    return value is None or (is_time(value) and value <= now + LEEWAY)
+
 
 ASYMMETRIC = ("ES256", "ES384", "ES512", "Ed25519", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512")
 """Asymmetric signature algorithms. The first two letters determine the key type."""
@@ -219,3 +308,108 @@ def sign(claims: Mapping[str, Any], key: Any, kid: str, typ: str) -> str:
 
 def _unpack(text: str) -> bytes:
     return urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+
+
+logger = logging.getLogger("millstream")
+
+Get = Callable[[str], Awaitable[FetchedDocument]]
+"""Fetches a URL."""
+
+_MAX_AGE = 600.0
+_MAX_STALE_AGE = 86_400.0
+_MAX_TRIED = 8
+"""Maximum keys tried per token. Each costs a verification, and clients supply their own sets."""
+_MIN_INTERVAL = 30.0
+"""Minimum seconds between two fetches."""
+
+_NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
+
+
+class FixedKeys:
+    """Fixed keys."""
+
+    epoch = 0
+
+    def __init__(self, keys: list[PublicKey]) -> None:
+        self._keys = keys
+
+    async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
+        """Return the keys that may have made a signature."""
+        return select_keys(self._keys, kid, algorithm)
+
+    async def prefetch(self) -> None:
+        """Do nothing."""
+
+
+class FetchedKeys:
+    """Keys at a URL."""
+
+    def __init__(
+        self,
+        url: Callable[[], Awaitable[str]],
+        get: Get,
+        *,
+        retry: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """Create the set. `url` returns the URL of the keys; `retry` allows it to repeat a failed discovery at once."""
+        # Configuration
+        self._url = url
+        self._get = get
+        self._retry = retry
+        self._clock = clock
+        # State
+        self._keys: list[PublicKey] = []
+        self._raw: Mapping[str, Any] = {}
+        self._last_fetch = float("-inf")
+        self._last_attempt = float("-inf")
+        self._flight = SingleFlight[None]()
+        self.epoch = 0
+        """Number of times the keys have changed."""
+
+    async def prefetch(self) -> None:
+        """Fetch the keys before the first token. If that fails, the first token triggers another fetch."""
+        try:
+            await self.find("", "")
+        except Unavailable:
+            self._last_attempt = self._last_fetch
+            self._retry()
+
+    async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
+        """Return the keys that may have made a signature.
+
+        Raises:
+            Unavailable: the keys can't be fetched.
+        """
+        now = self._clock()
+        found = select_keys(self._keys, kid, algorithm)
+        is_old = now - self._last_fetch > _MAX_AGE
+        if (not found or is_old) and (self._flight.runs("keys") or now - self._last_attempt >= _MIN_INTERVAL):
+            self._last_attempt = now
+            await self._flight.run("keys", self._load)
+            found = select_keys(self._keys, kid, algorithm)
+        if self._clock() - self._last_fetch > _MAX_STALE_AGE:
+            raise Unavailable("The keys of the issuer can't be fetched. Try again later.")
+        return found
+
+    async def _load(self) -> None:
+        url = ""
+        try:
+            url = await self._url()
+            raw = _decode((await self._get(url)).body)
+            keys = read_keys(raw)
+        except Unavailable as exc:
+            logger.warning(_NO_KEYS, exc.why)
+            return
+        except (OutboundError, *MALFORMED) as exc:
+            logger.warning(_NO_KEYS, f"{url}: {exc}")
+            return
+        self._last_fetch = self._clock()
+        if raw != self._raw:
+            self._raw, self._keys = raw, keys
+            self.epoch += 1
+
+
+def select_keys(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:
+    """Return the keys that support an algorithm and have the id `kid`, or any id if it's None; at most `_MAX_TRIED`."""
+    return [each for each in keys if (kid is None or each.kid == kid) and each.fits(algorithm)][:_MAX_TRIED]

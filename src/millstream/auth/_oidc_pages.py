@@ -15,10 +15,9 @@ from millstream.auth._authorization_server.code_flow import CodeFlow
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed
 from millstream.auth._authorization_server.metadata import CALLBACK
 from millstream.auth._authorization_server.page_login import check_here
-from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
-from millstream.auth._authorization_server.tickets import Tickets
-from millstream.auth._authorization_server.vault import Vault
-from millstream.auth._claims import TokenRules
+from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
+from millstream.auth._jose import TokenRules
 from millstream.auth._method import NotAdmitted, PageMethod, Unavailable
 from millstream.auth._tokens import Keys, TokenMethod
 

@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream._http.message import HttpRequest, Response
-from millstream.auth._authorization_server.answers import NO_STORE
-from millstream.auth._authorization_server.login_methods import UpstreamLogin, User
-from millstream.auth._authorization_server.records import AuthorizationRequest, OAuthClient
-from millstream.auth._authorization_server.redirects import (
+from millstream.auth._authorization_server.answers import (
+    NO_STORE,
     form_target,
     is_app,
     is_identified,
     is_loopback,
     shown_host,
 )
+from millstream.auth._authorization_server.login_methods import UpstreamLogin, User
+from millstream.auth._authorization_server.records import AuthorizationRequest, OAuthClient
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template

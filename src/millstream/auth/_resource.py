@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, plain_problem
 from millstream._protocol.jsonrpc import encode
-from millstream.auth._challenge import METADATA_PATH
 from millstream.auth._discovery import Discovery
-from millstream.auth._key_sets import Get
+from millstream.auth._guard import METADATA_PATH
+from millstream.auth._jose import Get
 from millstream.auth._method import AuthMethod, Unavailable
 
 SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"

@@ -25,7 +25,7 @@ from millstream.auth._guard import AuthGuard
 from millstream.auth._method import AuthMethod, Identity, NotAdmitted, PageMethod, Unavailable
 from millstream.auth._pages import LoginOptions, continue_page, sign_in
 from millstream.auth._signed_out import SignedOut, verdict_key
-from millstream.auth._verdicts import Verdict
+from millstream.auth._tokens import Verdict
 
 PATH = "/sign-in"
 OUT_PATH = "/sign-out"

@@ -1,12 +1,18 @@
-"""Signed tokens as an auth method: JSON Web Tokens of one issuer, for one audience."""
+"""Signed tokens as an auth method: JSON Web Tokens of one issuer, for one audience.
+
+A cache of verdicts on credentials. A lookup is one dictionary access; all bookkeeping happens on insertion.
+
+A principal with many valid credentials can fill the cache, but then evicts only its own entries. Otherwise it could
+force a signature check or a request to the issuer for each request of other callers.
+"""
 
 import time
 from collections.abc import Callable, Collection
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from millstream._override import override
-from millstream.auth._claims import TokenRules, judge
-from millstream.auth._jose import InvalidToken, PublicKey, read_header, verify
+from millstream._protocol.principal import Principal
+from millstream.auth._jose import InvalidToken, PublicKey, TokenRules, judge, read_header, verify
 from millstream.auth._method import AuthMethod, Identity
 
 TYPES = frozenset(("at+jwt", "jwt", ""))
@@ -84,3 +90,50 @@ class TokenMethod(AuthMethod):
     async def prefetch(self) -> None:
         """Fetch the keys."""
         await self._keys.prefetch()
+
+
+_MAX_ENTRIES = 4096
+_MAX_PER_PRINCIPAL = 256
+"""Maximum entries of one principal when the cache is full."""
+
+
+class Verdict(NamedTuple):
+    """A verdict on a credential, and its expiry."""
+
+    principal: Principal
+    until: float
+
+
+class Verdicts(dict[bytes, Verdict]):
+    """Normalized ``Authorization`` value -> verdict, in order of insertion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_principal: dict[str, dict[bytes, None]] = {}
+        """`Principal.id` -> its entries, in the same order."""
+
+    def keep(self, value: bytes, verdict: Verdict) -> None:
+        """Cache a verdict. A full cache drops the oldest one, or its principal's oldest at `_MAX_PER_PRINCIPAL`."""
+        if value in self:
+            del self[value]
+        id = verdict.principal.id
+        while len(self) >= _MAX_ENTRIES:
+            mine = self._by_principal.get(id, {})
+            del self[next(iter(mine if len(mine) >= _MAX_PER_PRINCIPAL else self))]
+        self[value] = verdict
+        self._by_principal.setdefault(id, {})[value] = None
+
+    @override
+    def __delitem__(self, value: bytes) -> None:
+        id = self[value].principal.id
+        super().__delitem__(value)
+        mine = self._by_principal[id]
+        del mine[value]
+        if not mine:
+            del self._by_principal[id]
+
+    @override
+    def clear(self) -> None:
+        """Drop all verdicts."""
+        super().clear()
+        self._by_principal.clear()

@@ -10,7 +10,7 @@ from issuer_world import Issuer, run_issuer
 from issuing_world import Browser, Desk, challenge
 from millstream import auth
 from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, UpstreamLogin, User
-from millstream.auth._authorization_server.upstream_github import GitHubUpstream
+from millstream.auth._authorization_server.upstreams import GitHubUpstream
 
 CALLBACK = "https://mcp.example.com/sign-in/callback/github"
 TOKEN, USER = "/login/oauth/access_token", "/api/v3/user"

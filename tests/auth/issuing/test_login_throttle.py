@@ -3,7 +3,7 @@ from typing import Any, cast
 
 from millstream._limits.limiters import Rate
 from millstream.auth._authorization_server.login_throttle import FailureLimiter
-from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._authorization_server.signing import Vault
 from redis_parts import until
 
 

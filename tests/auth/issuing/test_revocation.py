@@ -10,8 +10,7 @@ from millstream import auth
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
 from millstream._stores.base import Store
-from millstream.auth._challenge import ChallengeResponses
-from millstream.auth._guard import AuthGuard
+from millstream.auth._guard import AuthGuard, ChallengeResponses
 from patience import WAIT
 from store_parts import Backing
 

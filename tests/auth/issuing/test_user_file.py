@@ -13,8 +13,7 @@ from millstream import auth
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.program import program
 from millstream._protocol.errors import LocalError
-from millstream.auth._authorization_server.passwords import MAX_PASSWORD, hash_password, verify_password
-from millstream.auth._authorization_server.user_file import UserFile
+from millstream.auth._authorization_server.users import MAX_PASSWORD, UserFile, hash_password, verify_password
 
 
 @pytest.fixture

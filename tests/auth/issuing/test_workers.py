@@ -10,7 +10,7 @@ import pytest
 
 from conformance.test_authorization import browser, person
 from issuing_world import VERIFIER, challenge
-from millstream.auth._authorization_server.user_file import UserFile
+from millstream.auth._authorization_server.users import UserFile
 from patience import WAIT
 from processes import free_port, run_command, run_server
 from wire import POST

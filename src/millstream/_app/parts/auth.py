@@ -33,8 +33,7 @@ class AuthPart(OwnPart):
         if not definition.protected:
             host.on_http(lambda: _check_mounted(definition))
             return
-        from millstream.auth._challenge import ChallengeResponses  # noqa: PLC0415  only where callers sign in
-        from millstream.auth._guard import AuthGuard  # noqa: PLC0415
+        from millstream.auth._guard import AuthGuard, ChallengeResponses  # noqa: PLC0415
 
         methods = _methods(definition, host)
         resources = [each.resource for each in methods if each.resource]
@@ -154,7 +153,7 @@ def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handle
     """Return the paths of the protected resource metadata; none without an authorization server."""
     if not any(each.issuers for each in guard.methods):
         return {}
-    from millstream.auth._issuer_client import ask_issuer  # noqa: PLC0415  only where tokens are taken
+    from millstream.auth._discovery import ask_issuer  # noqa: PLC0415  only where tokens are taken
     from millstream.auth._resource import ResourceMetadata  # noqa: PLC0415
 
     registry = definition.registry

@@ -13,7 +13,7 @@ from millstream._cli.options import Json
 from millstream._cli.tables import ask_password, print_json, print_rows
 
 if TYPE_CHECKING:
-    from millstream.auth._authorization_server.user_file import UserFile
+    from millstream.auth._authorization_server.users import UserFile
 
 DEFAULT = "users.json"
 
@@ -24,7 +24,7 @@ Name = Annotated[str, Parameter(name="NAME", help="Name of the user: the caller'
 
 
 def _people(file: Path) -> "UserFile":
-    from millstream.auth._authorization_server.user_file import UserFile  # noqa: PLC0415  loads cryptography
+    from millstream.auth._authorization_server.users import UserFile  # noqa: PLC0415  loads cryptography
 
     return UserFile(file)
 

@@ -1,8 +1,18 @@
-"""Responses of the authorization server: errors and results as JSON, and redirects to the client."""
+"""Responses of the authorization server: errors and results as JSON, and redirects to the client.
 
+Redirect URIs: which ones a client may register, and which ones a request may use (RFC 8252, RFC 9700 §2.1).
+
+URIs are compared as strings. Only the port of a loopback address may differ, because programs listen on any free port.
+
+An app's private-use scheme should be a reversed domain name (RFC 8252 §7.1), but editors use a plain word followed by a
+host: ``cursor://anysphere.cursor-mcp/oauth/callback``, ``vscode://publisher.extension/callback``. Neither proves
+ownership, so the user is always asked for consent, and PKCE makes an intercepted code useless.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 from millstream._http.message import JSON_HEAD, HttpRequest, Response
 from millstream._protocol.jsonrpc import encode
@@ -104,3 +114,143 @@ def see(url: str, head: bytes = b"") -> Response:
     """Redirect the browser to GET a URL, whatever the current method (RFC 9700 §4.12)."""
     lines = b"location: %b\r\n%breferrer-policy: no-referrer\r\n" % (url.encode("ascii"), NO_STORE)
     return Response(b"", 303, lines + head)
+
+
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+_MAX = 2000
+_SCHEME = re.compile(r"[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")
+"""A private-use scheme that is a reversed domain name (RFC 8252 §7.1)."""
+_WORD = re.compile(r"[a-z][a-z0-9+-]{2,39}")
+"""A private-use scheme that is a plain word, as used by editors."""
+_LIKE_WEB = re.compile(r"s?h[tx]+ps?([^a-z].*)?|https?.*|.*https?|www\..*")
+"""Schemes that look like or open web pages: some browsers open ``x-safari-https://host`` as a page."""
+_BROWSERS = frozenset((
+    "about", "blob", "brave", "chrome", "chrome-extension", "content", "data", "devtools", "edge", "feed",
+    "feeds", "file", "filesystem", "firefox", "firefox-focus", "firefox-private", "ftp", "ftps",
+    "googlechrome", "googlechromes", "gopher", "ipfs", "ipns", "its", "jar", "javascript", "livescript", "mhtml",
+    "mocha", "moz-extension", "opera", "res", "resource", "safari-extension", "vbscript", "view-source", "vivaldi",
+    "ws", "wss", "wyciwyg",
+))  # fmt: skip
+"""Schemes that browsers handle themselves, by running, showing, or fetching something."""
+_SYSTEMS = frozenset((
+    "afp", "android-app", "app-prefs", "app-settings", "apt", "bitcoin", "callto", "cid", "cifs", "dav", "ethereum",
+    "facetime", "geo", "git", "hcp", "help", "imap", "intent", "ipp", "irc", "ircs", "itms", "jdbc", "jnlp", "jnlps",
+    "ldap", "ldapi", "ldaps", "macappstore", "magnet", "mailto", "maps", "market", "mid", "mms", "news",
+    "nfs", "nntp", "otpauth", "payto", "pop", "powershell", "prefs", "rdp", "rlogin", "rtsp", "search", "search-ms",
+    "secondlife", "sftp", "shell", "shortcuts", "sip", "sips", "skype", "smb", "sms", "ssh", "steam", "svn", "tel",
+    "telnet", "telnets", "tftp", "tn3270", "udp", "upi", "urn", "vnc", "webcal", "wsl", "x-man-page",
+    "xmpp",
+))  # fmt: skip
+"""Schemes that the operating system or other well-known programs handle."""
+_BEGINNINGS = ("ms-", "microsoft-", "web+", "ext+", "itms", "x-apple", "res+", "view-")
+"""Prefixes of system and browser schemes."""
+_ANSWERS = frozenset(("code", "state", "iss", "error", "error_description", "error_uri", "response"))
+"""Response parameters. A client's query must not contain them, because many programs read the first of two values."""
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+
+
+def check_redirect(uri: str, *, native: bool | None = None) -> None:
+    """Check that a client may register a redirect URI.
+
+    Args:
+        uri: redirect URI.
+        native: whether the client's metadata says that it runs on the user's device; None if unknown.
+
+    Raises:
+        ValueError: the URI isn't allowed; the message gives the reason.
+    """
+    parts = _split(uri)
+    if _ANSWERS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:
+        raise ValueError("The query of a redirect URI must not contain response parameters, such as code or state.")
+    if parts.scheme in ("http", "https"):
+        authority = _AUTHORITY.fullmatch(parts.netloc)
+        if authority is None:
+            raise ValueError("A redirect URI must have a plain host name, without a user name.")
+        if parts.scheme == "http" and authority[1].lower() not in LOOPBACK:
+            raise ValueError("A redirect URI must be https, or http with a loopback address.")
+        if parts.scheme == "http" and native is False:
+            raise ValueError("The redirect URI of a web application must be https.")
+    elif not _is_of_app(parts):
+        raise ValueError(
+            "A redirect URI must be https, http with a loopback address, or use the scheme of an app, such as "
+            "com.example.app:/back or editor://name/back."
+        )
+    elif native is False:
+        raise ValueError("The redirect URI of a web application must be https.")
+
+
+def _is_of_app(parts: SplitResult) -> bool:
+    """Return whether a URI opens an app by a private-use scheme."""
+    scheme = parts.scheme
+    if scheme in _BROWSERS | _SYSTEMS or scheme.startswith(_BEGINNINGS) or _LIKE_WEB.fullmatch(scheme):
+        return False
+    if _SCHEME.fullmatch(scheme):
+        return True
+    return bool(_WORD.fullmatch(scheme) and _AUTHORITY.fullmatch(parts.netloc))
+
+
+def _split(uri: str) -> SplitResult:
+    if not 0 < len(uri) <= _MAX or not uri.isascii() or not uri.isprintable() or re.search(r"[\s\"'<>\\^`{|}*#]", uri):
+        raise ValueError("A redirect URI must be a URL of up to 2000 characters, without a fragment or wildcard.")
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("A redirect URI must be a URL.") from None
+    return parts
+
+
+def is_loopback(uri: str) -> bool:
+    """Return whether a URI is an http URL on the user's own machine."""
+    parts = urlsplit(uri)
+    return parts.scheme == "http" and _host(parts) in LOOPBACK
+
+
+def is_identified(uri: str) -> bool:
+    """Return whether only the owner of a domain receives the redirect. Any local program can listen on a port or
+    register a scheme.
+    """
+    return urlsplit(uri).scheme == "https"
+
+
+def named_by(registered: tuple[str, ...], asked: str) -> bool:
+    """Return whether a request may use this redirect URI."""
+    return any(asked == each or _portless(asked) == _portless(each) != "" for each in registered)
+
+
+def _portless(uri: str) -> str:
+    """Return a loopback URI without its port; empty for other URIs."""
+    try:
+        check_redirect(uri)
+    except ValueError:
+        return ""
+    if not is_loopback(uri):
+        return ""
+    parts = urlsplit(uri)
+    return f"{_host(parts)} {uri[len('http://') + len(parts.netloc) :]}"
+
+
+def _host(parts: SplitResult) -> str:
+    match = _AUTHORITY.fullmatch(parts.netloc)
+    return match[1].lower() if match else ""
+
+
+def form_target(uri: str) -> str:
+    """Return the Content-Security-Policy source expression for a form that redirects to a URI."""
+    parts = urlsplit(uri)
+    # Policies have no syntax for IPv6 addresses.
+    web = parts.scheme in ("http", "https") and not parts.netloc.startswith("[")
+    return f"{parts.scheme}://{parts.netloc}" if web else f"{parts.scheme}:"
+
+
+def is_app(uri: str) -> bool:
+    """Return whether a URI opens an app by a private-use scheme."""
+    return urlsplit(uri).scheme not in ("http", "https")
+
+
+def shown_host(uri: str) -> str:
+    """Return the host or scheme of a URI, to show to the user."""
+    parts = urlsplit(uri)
+    if not is_app(uri):
+        return parts.netloc
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"{parts.scheme}:"

@@ -12,18 +12,24 @@ from collections.abc import Callable
 from millstream._http.message import HttpRequest, Response
 from millstream._limits.limiters import Limiter, Rate
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.accounts import LOCAL, Accounts
-from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, way_back
+from millstream.auth._authorization_server.answers import (
+    OAuthError,
+    Parameters,
+    form_of,
+    is_identified,
+    named_by,
+    shown_host,
+    way_back,
+)
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import IssuerConfig, canonical
 from millstream.auth._authorization_server.grants import Grants
 from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
-from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
 from millstream.auth._authorization_server.records import CODE, AuthorizationRequest, OAuthClient, digest
-from millstream.auth._authorization_server.redirects import is_identified, named_by, shown_host
-from millstream.auth._authorization_server.tickets import Tickets
-from millstream.auth._authorization_server.vault import Vault
+from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
+from millstream.auth._authorization_server.users import LOCAL, Accounts
 from millstream.auth._browser import is_own, not_own
 from millstream.auth._method import Unavailable
 

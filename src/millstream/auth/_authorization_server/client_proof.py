@@ -20,12 +20,21 @@ from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.documents import TOO_MANY, judge_of
 from millstream.auth._authorization_server.metadata import TOKEN
 from millstream.auth._authorization_server.records import OAuthClient, digest, fits
-from millstream.auth._authorization_server.vault import Vault
-from millstream.auth._claims import LEEWAY
-from millstream.auth._jose import ASYMMETRIC, InvalidToken, PublicKey, read_header, read_keys, read_payload, verify
-from millstream.auth._key_sets import FetchedKeys, select_keys
-from millstream.auth._keyed_semaphore import KeyedSemaphore
+from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._jose import (
+    ASYMMETRIC,
+    LEEWAY,
+    FetchedKeys,
+    InvalidToken,
+    PublicKey,
+    read_header,
+    read_keys,
+    read_payload,
+    select_keys,
+    verify,
+)
 from millstream.auth._method import Unavailable
+from millstream.auth._single_flight import KeyedSemaphore
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = frozenset(("", "jwt", "client-authentication+jwt"))

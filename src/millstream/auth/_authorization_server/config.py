@@ -11,6 +11,7 @@ from msgspec import Struct
 from millstream._http.client.fetch import check_url
 from millstream._protocol.errors import refuse_unknown
 from millstream._server.functions.description import Names
+from millstream.auth._authorization_server.answers import check_redirect
 from millstream.auth._authorization_server.login_methods import (
     LoginMethod,
     Passwords,
@@ -19,10 +20,9 @@ from millstream.auth._authorization_server.login_methods import (
 )
 from millstream.auth._authorization_server.provider import Provider
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, OAuthClient, digest
-from millstream.auth._authorization_server.redirects import check_redirect
+from millstream.auth._guard import inclusions, rules_of, several
 from millstream.auth._jose import from_pem, read_keys
 from millstream.auth._key_file import check_scopes
-from millstream.auth._rules import inclusions, rules_of, several
 
 ACCESS_SECONDS = 900
 """Seconds for which an access token is valid."""

@@ -19,8 +19,8 @@ from millstream._limits.limiters import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream.auth._authorization_server.answers import check_redirect
 from millstream.auth._authorization_server.records import ASSERTED, CODE, REFRESH, OAuthClient
-from millstream.auth._authorization_server.redirects import check_redirect
 from millstream.auth._jose import public_set
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight

@@ -25,8 +25,7 @@ from millstream.auth._authorization_server.records import (
     fits,
     new_secret,
 )
-from millstream.auth._authorization_server.signing import TokenSigner
-from millstream.auth._authorization_server.vault import TOMBSTONE, Vault, read
+from millstream.auth._authorization_server.signing import TOMBSTONE, TokenSigner, Vault, read
 
 CODE_SECONDS = 60.0
 GRACE = 60.0

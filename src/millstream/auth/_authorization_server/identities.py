@@ -14,12 +14,18 @@ from millstream._protocol.json_schema import is_array
 from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.login_methods import TrustedIdentityProvider
 from millstream.auth._authorization_server.records import OAuthClient, digest
-from millstream.auth._authorization_server.vault import Vault
-from millstream.auth._claims import LEEWAY, is_time
-from millstream.auth._discovery import Discovery
-from millstream.auth._issuer_client import ask_issuer
-from millstream.auth._jose import ASYMMETRIC, InvalidToken, read_header, read_payload, verify
-from millstream.auth._key_sets import FetchedKeys
+from millstream.auth._authorization_server.signing import Vault
+from millstream.auth._discovery import Discovery, ask_issuer
+from millstream.auth._jose import (
+    ASYMMETRIC,
+    LEEWAY,
+    FetchedKeys,
+    InvalidToken,
+    is_time,
+    read_header,
+    read_payload,
+    verify,
+)
 from millstream.auth._method import Unavailable, prefetch_all
 
 _TYPE = "oauth-id-jag+jwt"

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
+from millstream.auth._authorization_server.clients import METHODS
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH
-from millstream.auth._authorization_server.registration import METHODS
 from millstream.auth._jose import ASYMMETRIC
 
 AUTHORIZE, TOKEN, REGISTER = "/authorize", "/token", "/register"

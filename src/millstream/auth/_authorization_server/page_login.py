@@ -11,15 +11,14 @@ from urllib.parse import urlsplit
 
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import EVERYTHING, Principal
-from millstream.auth._authorization_server.accounts import LOCAL, Accounts
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
-from millstream.auth._authorization_server.pending_logins import PendingLogin, PendingLogins
 from millstream.auth._authorization_server.records import Grant, OAuthClient
-from millstream.auth._authorization_server.tickets import Tickets
-from millstream.auth._authorization_server.vault import pack, read
-from millstream.auth._claims import TokenRules, scopes_of
+from millstream.auth._authorization_server.signing import pack, read
+from millstream.auth._authorization_server.tickets import PendingLogin, PendingLogins, Tickets
+from millstream.auth._authorization_server.users import LOCAL, Accounts
+from millstream.auth._jose import TokenRules, scopes_of
 from millstream.auth._method import Identity, NotAdmitted, PageLanding
 
 

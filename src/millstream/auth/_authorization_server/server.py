@@ -19,15 +19,13 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
-from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.clients import Clients, RegistrationEndpoint
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.documents import Documents
 from millstream.auth._authorization_server.grants import ENDED, Grants
 from millstream.auth._authorization_server.identities import Identities
-from millstream.auth._authorization_server.introspection import Introspection
 from millstream.auth._authorization_server.login_methods import Callback
 from millstream.auth._authorization_server.login_throttle import LoginThrottle
 from millstream.auth._authorization_server.metadata import (
@@ -43,16 +41,12 @@ from millstream.auth._authorization_server.metadata import (
     places,
 )
 from millstream.auth._authorization_server.page_login import PageLogin
-from millstream.auth._authorization_server.pending_logins import TOO_OLD, PendingLogin, PendingLogins
 from millstream.auth._authorization_server.records import Grant
-from millstream.auth._authorization_server.registration import RegistrationEndpoint
-from millstream.auth._authorization_server.revocation import Revocation
-from millstream.auth._authorization_server.signing import TokenSigner
-from millstream.auth._authorization_server.tickets import Tickets
-from millstream.auth._authorization_server.token import TokenEndpoint
-from millstream.auth._authorization_server.user_file import UserFile
-from millstream.auth._authorization_server.vault import Vault
-from millstream.auth._claims import TokenRules, judge
+from millstream.auth._authorization_server.signing import TokenSigner, Vault
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
+from millstream.auth._authorization_server.token import Introspection, Revocation, TokenEndpoint
+from millstream.auth._authorization_server.users import Accounts, UserFile
+from millstream.auth._jose import TokenRules, judge
 from millstream.auth._method import Identity, PageMethod, Prefetchable, Unavailable, prefetch_all
 
 logger = logging.getLogger("millstream")

@@ -1,13 +1,18 @@
-"""`POST /token`: exchanges codes, refresh tokens, and client credentials for access tokens (OAuth 2.1 §3.2)."""
+"""`POST /token`: exchanges codes, refresh tokens, and client credentials for access tokens (OAuth 2.1 §3.2).
+
+`POST /introspect` (RFC 7662): whether a token is active, and its claims.
+
+`POST /revoke` (RFC 7009): revoke a token and its grant.
+"""
 
 import hmac
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from hashlib import sha256
+from typing import Any
 
 from millstream._http.message import HttpRequest, Response
-from millstream.auth._authorization_server.accounts import Accounts
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply
 from millstream.auth._authorization_server.authorize import Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
@@ -17,6 +22,114 @@ from millstream.auth._authorization_server.grants import Grants, TokenReuse
 from millstream.auth._authorization_server.identities import Identities
 from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Grant, OAuthClient
+from millstream.auth._authorization_server.signing import TokenSigner
+from millstream.auth._authorization_server.users import Accounts
+from millstream.auth._jose import InvalidToken, read_header, verify
+
+
+class Introspection:
+    """The introspection endpoint, and the guard's check of our own tokens."""
+
+    def __init__(
+        self, config: IssuerConfig, proof: ClientProof, grants: Grants, signing: TokenSigner, accounts: Accounts,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._config = config
+        self._proof = proof
+        self._grants = grants
+        self._signing = signing
+        self._accounts = accounts
+        self._clock = clock
+
+    async def grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
+        """Return the grant of an access token, True for a token without one, or False if it was revoked."""
+        id = claims.get("grant_id")
+        if id is not None:
+            grant = await self._grants.get(str(id))
+            return grant if grant is not None and self._accounts.user_of_grant(grant) is not None else False
+        client = str(claims.get("client_id"))
+        known = self._config.clients.get(client) or await self._config.provider.find_client(client)
+        return known is not None and not await self._grants.is_revoked(str(claims.get("jti")))
+
+    async def introspect(self, request: HttpRequest) -> Response:
+        """Return whether a token is active. Configured clients may query any token, others only their own."""
+        try:
+            form = form_of(request)
+            client = await self._proof.client(request, form)
+            if client.method == "none":
+                raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)
+            token = form.get("token")
+            if not token:
+                raise OAuthError("invalid_request", "token is missing.")
+            said = await self._claims_of(token)
+            known = said is not None and (client.source == "given" or said["client_id"] == client.id)
+            return reply({"active": True, **said} if known and said is not None else {"active": False})
+        except OAuthError as exc:
+            return exc.response()
+
+    async def _claims_of(self, token: str) -> dict[str, Any] | None:
+        found = await self._grants.find(token)
+        if found is not None:
+            said, grant = found
+            if said.generation != grant.generation or self._accounts.user_of_grant(grant) is None:
+                return None
+            return {"client_id": grant.client, "sub": grant.subject, "scope": " ".join(grant.scopes),
+                    "iss": self._config.url, "token_type": "refresh_token"}  # fmt: skip
+        claims = await self.claims(token)
+        if claims is None or claims["exp"] <= self._clock() or await self.grant_of(claims) is False:
+            return None
+        return {**claims, "token_type": "Bearer"}
+
+    async def claims(self, token: str) -> dict[str, Any] | None:
+        """Return the claims of one of our access tokens, expired or not; None for any other text."""
+        try:
+            header = read_header(token)
+            if header.alg != "ES256" or header.typ != "at+jwt":
+                return None
+            for key in await self._signing.find(header.kid, header.alg):
+                claims = verify(token, key, header.alg)
+                return claims if claims.get("iss") == self._config.url else None
+        except (InvalidToken, ValueError):
+            pass
+        return None
+
+
+class Revocation:
+    """The revocation endpoint."""
+
+    def __init__(self, proof: ClientProof, grants: Grants, introspection: Introspection) -> None:
+        self._proof = proof
+        self._grants = grants
+        self._introspection = introspection
+
+    async def revoke(self, request: HttpRequest) -> Response:
+        """Revoke a token and its grant. Succeeds for unknown tokens, too."""
+        try:
+            form = form_of(request)
+            client = await self._proof.client(request, form)
+            token = form.get("token")
+            if not token:
+                raise OAuthError("invalid_request", "token is missing.")
+            await self._revoke(client, token)
+            return reply({})
+        except OAuthError as exc:
+            return exc.response()
+
+    async def _revoke(self, client: OAuthClient, token: str) -> None:
+        found = await self._grants.find(token)
+        if found is not None:
+            said, grant = found
+            if grant.client == client.id:
+                await self._grants.end(said.grant, grant.subject)
+            return
+        claims = await self._introspection.claims(token)
+        if claims is None or claims.get("client_id") != client.id:
+            return
+        if "grant_id" in claims:
+            await self._grants.end(str(claims["grant_id"]), str(claims["sub"]))
+        else:
+            await self._grants.revoke_token(str(claims["jti"]), str(claims["sub"]), float(claims["exp"]))
+
 
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 """Syntax of a code verifier (RFC 7636 §4.1)."""

@@ -1,16 +1,208 @@
-"""The built-in upstreams: Google, GitHub, and any OpenID provider."""
+"""The built-in upstreams: Google, GitHub, and any OpenID provider.
+
+Login with GitHub, which supports OAuth but not OpenID Connect: its API identifies the user.
+
+Users are identified by their numeric id, which GitHub never reuses; logins can change owners. The access token has only
+the scopes that `allow` needs, and is discarded after the login.
+
+Login with OpenID Connect, based on the ID token of the code flow.
+
+The access token is used only to get claims that the ID token lacks from the userinfo endpoint, and then discarded.
+"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from millstream._http.client.fetch import OutboundError, check_url
-from millstream.auth._authorization_server.allowlist import EMAIL, Allow, Allowlist
-from millstream.auth._authorization_server.login_methods import UpstreamLogin
+from millstream._protocol.json_schema import is_array, is_object, members
+from millstream.auth._authorization_server.clients import EMAIL, Allow, Allowlist
+from millstream.auth._authorization_server.code_flow import CodeFlow, ask, challenge_of, code_of, link, text
+from millstream.auth._authorization_server.login_methods import (
+    AuthorizationRedirect,
+    Callback,
+    SignInFailed,
+    UpstreamLogin,
+    User,
+)
 from millstream.auth._authorization_server.metadata import CALLBACK
-from millstream.auth._authorization_server.upstream_github import HERE, ORGANIZATION, GitHubUpstream
-from millstream.auth._authorization_server.upstream_oidc import NamesOf, OpenIdUpstream, google_names, verified_names
+from millstream.auth._authorization_server.records import new_secret
+
+HERE = "https://github.com"
+ORGANIZATION = "org:"
+"""Prefix of `allow` entries for the members of an organization."""
+_TITLE = "GitHub"
+
+
+class GitHubUpstream:
+    """Login with GitHub or a GitHub Enterprise Server."""
+
+    def __init__(self, at: str, *, client_id: str, client_secret: str, allowlist: Allowlist, name: str) -> None:
+        self.name = name
+        self.label = f"Continue with {_TITLE}"
+        self._at = check_url(at).geturl().rstrip("/")
+        self._api = _api_of(self._at)
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._allowlist = allowlist
+        self._wants_organizations = allowlist.some(ORGANIZATION)
+        self._wants_emails = allowlist.some(containing="@")
+        wanted = (("read:org", self._wants_organizations), ("user:email", self._wants_emails))
+        self._scope = " ".join(scope for scope, is_wanted in wanted if is_wanted)
+
+    def still(self, user: User) -> bool:
+        """Return whether the user's `allow` entry still exists."""
+        return self._allowlist.has_entry(user.since)
+
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
+        """Return the redirect to GitHub."""
+        verifier = new_secret()
+        asked = {
+            "client_id": self._client_id, "redirect_uri": callback, "scope": self._scope, "state": state,
+            "code_challenge": challenge_of(verifier), "code_challenge_method": "S256", "prompt": "select_account",
+        }  # fmt: skip
+        return AuthorizationRedirect(link(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
+
+    async def finish(self, callback: Callback) -> User:
+        """Return the user who signed in."""
+        form = {
+            "client_id": self._client_id, "client_secret": self._client_secret, "redirect_uri": callback.url,
+            "code": code_of(callback.query, _TITLE), "code_verifier": callback.state_data.decode(),
+        }  # fmt: skip
+        given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
+        # GitHub returns errors with status 200, too.
+        answer = members(given)
+        token = text(answer.get("access_token"))
+        if not token:
+            code_of({"error": text(answer.get("error"))}, _TITLE)
+        person = members(await self._ask("/user", token))
+        number, login = person.get("id"), text(person.get("login"))
+        if not isinstance(number, int) or isinstance(number, bool) or not login:
+            raise SignInFailed(f"{_TITLE} didn't identify you. Try again later.")
+        entry = self._allowlist.find({login, *await self._more(token)}, login)
+        return User(str(number), text(person.get("name")) or login, entry.scopes, entry.number)
+
+    async def _more(self, token: str) -> set[str]:
+        """Return the user's organizations and verified e-mail addresses, if `allow` needs them."""
+        found: set[str] = set()
+        if self._wants_organizations:
+            for each in await self._list("/user/memberships/orgs?state=active&per_page=100", token):
+                if each.get("state") == "active" and is_object(each.get("organization")):
+                    found.add(ORGANIZATION + text(each["organization"].get("login")))
+        if self._wants_emails:
+            for each in await self._list("/user/emails?per_page=100", token):
+                if each.get("verified") is True and "@" in (email := text(each.get("email"))):
+                    found |= {email, f"@{email.rpartition('@')[2]}"}
+        return found
+
+    async def _list(self, path: str, token: str) -> list[Mapping[str, Any]]:
+        found = await self._ask(path, token)
+        return [each for each in found if is_object(each)] if is_array(found) else []
+
+    async def _ask(self, path: str, token: str) -> Any:
+        headers = {"authorization": f"Bearer {token}", "accept": "application/vnd.github+json"}
+        return await ask(self._api + path, _TITLE, headers=headers)
+
+
+def _api_of(at: str) -> str:
+    """Return the API's base URL, for github.com, a tenant of ghe.com, or a GitHub Enterprise Server."""
+    parts = urlsplit(at)
+    if at == HERE or parts.netloc.endswith(".ghe.com"):
+        return f"{parts.scheme}://api.{parts.netloc}"
+    return f"{at}/api/v3"
+
+
+_SCOPE = "openid email profile"
+
+NamesOf = Callable[[Mapping[str, Any]], frozenset[str]]
+"""Returns the verified names in an issuer's claims about a user."""
+
+
+def verified_names(claims: Mapping[str, Any]) -> frozenset[str]:
+    """Return the verified e-mail address and its domain, if any."""
+    email = text(claims.get("email"))
+    # Some issuers send a string. Without the claim, the address may be unverified.
+    if "@" not in email or claims.get("email_verified") not in (True, "true"):
+        return frozenset()
+    return frozenset((email, f"@{email.rpartition('@')[2]}"))
+
+
+def google_names(claims: Mapping[str, Any]) -> frozenset[str]:
+    """Return the verified names of a Gmail or managed Google account.
+
+    Anyone can create a Google account with an address of another domain, and keep it after losing that address.
+    Therefore the domain is taken from `hd`, the organization that manages the account.
+    """
+    names = {each for each in verified_names(claims) if not each.startswith("@")}
+    if names and (organization := text(claims.get("hd"))):
+        return frozenset((*names, f"@{organization}"))
+    return frozenset(each for each in names if each.lower().endswith("@gmail.com"))
+
+
+class OpenIdUpstream:
+    """Login with one OpenID provider."""
+
+    def __init__(
+        self,
+        issuer: str,
+        *,
+        client_id: str,
+        client_secret: str,
+        allowlist: Allowlist,
+        name: str,
+        title: str,
+        names_of: NamesOf = verified_names,
+        parameters: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.label = f"Continue with {title}"
+        self._title = title
+        self._allowlist = allowlist
+        self._names_of = names_of
+        self._flow = CodeFlow(
+            issuer, client_id=client_id, client_secret=client_secret, title=title, parameters=parameters
+        )
+
+    async def prefetch(self) -> None:
+        """See `Prefetchable.prefetch`."""
+        await self._flow.prefetch()
+
+    def still(self, user: User) -> bool:
+        """Return whether the user's `allow` entry still exists."""
+        return self._allowlist.has_entry(user.since)
+
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
+        """Return the redirect to the provider."""
+        return await self._flow.begin(callback, state, _SCOPE)
+
+    async def begin_anew(self, callback: str, state: str, prompt: str) -> AuthorizationRedirect:
+        """See `UpstreamWithPrompt.begin_anew`."""
+        return await self._flow.begin(callback, state, _SCOPE, prompt)
+
+    async def finish(self, callback: Callback) -> User:
+        """Return the user who signed in."""
+        found = await self._flow.finish(callback)
+        claims = found.claims
+        subject = str(claims["sub"])
+        if "email_verified" not in claims and "userinfo_endpoint" in found.metadata:
+            claims = await self._userinfo(found.metadata, found.access_token, subject)
+        name, email = text(claims.get("name")), text(claims.get("email"))
+        entry = self._allowlist.find(self._names_of(claims), email or name or subject)
+        return User(subject, name or email or subject, entry.scopes, entry.number)
+
+    async def _userinfo(self, metadata: Mapping[str, Any], token: object, subject: str) -> Mapping[str, Any]:
+        if not isinstance(token, str):
+            raise SignInFailed(f"{self._title} didn't identify you. Try again later.")
+        headers = {"authorization": f"Bearer {token}"}
+        found = await ask(self._flow.endpoint(metadata, "userinfo_endpoint"), self._title, headers=headers)
+        # OpenID Connect Core §5.3.4: the response could be about another user.
+        if not is_object(found) or found.get("sub") != subject:
+            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
+        return found
+
 
 _EMAILS = "['ada@example.com'], ['@example.com'] for a whole domain"
 

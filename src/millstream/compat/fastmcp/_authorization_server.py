@@ -21,19 +21,25 @@ from millstream._limits.store_limiter import StoreLimiter
 from millstream._override import override
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply, see
+from millstream.auth._authorization_server.answers import (
+    OAuthError,
+    Parameters,
+    form_of,
+    is_identified,
+    reply,
+    see,
+    shown_host,
+)
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
-from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.clients import RATE, Clients, read_metadata
 from millstream.auth._authorization_server.config import IssuerConfig, canonical
 from millstream.auth._authorization_server.documents import RedirectRefused, client_of
 from millstream.auth._authorization_server.metadata import AUTHORIZE, REGISTER, REVOKE, TOKEN, metadata, places
 from millstream.auth._authorization_server.provider import Provider
 from millstream.auth._authorization_server.records import CODE, REFRESH, OAuthClient, digest, new_secret
-from millstream.auth._authorization_server.redirects import is_identified, shown_host
-from millstream.auth._authorization_server.registration import RATE, read_metadata
+from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.token import check_redirect, check_verifier
-from millstream.auth._authorization_server.vault import Vault
 from millstream.compat.fastmcp._auth import (
     AuthorizationParams,
     OAuthClientInformationFull,

@@ -19,8 +19,8 @@ from millstream._parts import Host, Route
 from millstream._protocol.jsonrpc import encode
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import new_secret
+from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
-from millstream.auth._authorization_server.vault import Vault, new_state
 from millstream.auth._browser import is_own, not_own
 from millstream.client._errors import ClientError
 from millstream.client._oauth.authorization_request import PendingAuthorization
