@@ -17,7 +17,7 @@ from millstream._protocol.notifications import CreateMessageRequestParams, Sampl
 from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream.client._client import Client
 from millstream.client._errors import Failure, ToolFailed
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.client._questions import ObservedQuestion, Question, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification

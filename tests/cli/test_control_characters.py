@@ -10,9 +10,9 @@ from millstream._cli.commands.chat import _print
 from millstream._cli.connect_options import run_to_exit
 from millstream._cli.tables import fill_in, print_json, print_text, safe
 from millstream.agent._events import ToolEnd
-from millstream.client._child_stderr import print_line
 from millstream.client._errors import Failure
 from millstream.client._questions import Question
+from millstream.client._transports.stdio import print_line
 
 HIDDEN = "\x07\x9b\u202e\u200e\u200f\u061c\u2028\u200b\u2060\ufeff\u200d\U000e0041"
 BAD = f"\x1b]52;c;cm0=31m{HIDDEN}"

@@ -12,7 +12,7 @@ from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
 from millstream.client._blocking_client import BlockingClient
 from millstream.client._errors import BadAnswer, ClientError, Failure, NotSupported, TargetError, ToolFailed
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification
 from patience import WAIT, advance_clock

@@ -32,7 +32,7 @@ from millstream.client._errors import (
     TlsFailed,
     UnknownVersion,
 )
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from patience import WAIT
 from processes import free_port
 

@@ -23,7 +23,7 @@ from millstream.client._errors import (
     NotMcp,
     TooLarge,
 )
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from patience import WAIT, advance_clock
 
 NEVER = 0.05

@@ -20,16 +20,20 @@ from client.test_proxies import proxying, secure
 from millstream import Client
 from millstream._http.client.url import parse
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth import challenges
-from millstream.client._oauth.authorization_request import code_of
-from millstream.client._oauth.browser_login import Loopback, answer_of
-from millstream.client._oauth.challenges import MAX_LENGTH, read_challenges
-from millstream.client._oauth.discovery import IssuerMetadata
+from millstream.client._negotiation import Options
+from millstream.client._oauth import discovery
+from millstream.client._oauth.browser_login import Loopback, answer_of, code_of
+from millstream.client._oauth.discovery import (
+    MAX_LENGTH,
+    IssuerMetadata,
+    fetch,
+    parse_secure,
+    read_challenges,
+    refuse_local,
+)
 from millstream.client._oauth.endpoints import method_of
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.issuer_http import fetch, parse_secure, refuse_local
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, StoredCredentials, Tokens
-from millstream.client._options import Options
 from patience import WAIT
 
 ISSUER = IssuerMetadata(issuer="https://as.example", authorization_response_iss_parameter_supported=True)
@@ -51,7 +55,7 @@ def test_quoted_challenges_are_parsed() -> None:
 
 def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_challenges("Bearer " + "a" * MAX_LENGTH).schemes == frozenset()
-    monkeypatch.setattr(challenges, "MAX_LENGTH", 1 << 20)
+    monkeypatch.setattr(discovery, "MAX_LENGTH", 1 << 20)
     for part in ("a", "a=", '"', '\\"', " ", "a \t", 'a="', "a=\\"):
         read = read_challenges(f'Bearer x="y", {part * ((1 << 20) // len(part) - 32)}')
         assert ("bearer" in read.schemes, read.parameters["x"]) == (True, "y")

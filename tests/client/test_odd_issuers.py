@@ -20,7 +20,7 @@ from millstream import Client
 from millstream.client import OAuth, Options
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed, TargetError
 from millstream.client._oauth.browser_login import Loopback, answer_of
-from millstream.client._oauth.default_store import default_store
+from millstream.client._oauth.flow import default_store
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, Tokens
 from patience import WAIT
 

@@ -9,7 +9,7 @@ import pytest
 
 from millstream import Client
 from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, NoAnswer, TargetError, TooLarge
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from patience import WAIT
 
 pytestmark = pytest.mark.server

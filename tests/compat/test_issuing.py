@@ -14,10 +14,10 @@ from cases import for_each
 from compat.test_programs import programs, started
 from issuing_world import VERIFIER, challenge
 from millstream import Client
+from millstream.client._negotiation import Options
+from millstream.client._oauth.discovery import fetch
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.issuer_http import fetch
 from millstream.client._oauth.store import MemoryTokenStore
-from millstream.client._options import Options
 from millstream.compat.fastmcp import AuthSettings, FastMCP, OAuthAuthorizationServerProvider
 from patience import WAIT
 

@@ -38,7 +38,7 @@ from millstream._telemetry.metrics import MAX_SERIES, Reading
 from millstream._transports.streamable.batch import MAX_ITEMS
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.gateway import OpenApi, PromptPolicy, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._config import gateway_options, upstream_options
 from millstream.gateway._credentials.options import Credentials

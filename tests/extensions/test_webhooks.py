@@ -25,9 +25,9 @@ from issuing_world import KnownUsers
 from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
 from millstream.client import Failure
+from millstream.client._negotiation import Options
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore
-from millstream.client._options import Options
 from millstream.extensions.events import Events, _webhook_methods
 from millstream.extensions.events._errors import RESOURCE_EXHAUSTED
 from patience import WAIT

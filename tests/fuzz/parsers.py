@@ -38,8 +38,8 @@ from millstream._stores.local import calls as store_calls
 from millstream._telemetry.logs import JsonLines
 from millstream.client._errors import ClientError
 from millstream.client._oauth.browser_login import answer_of
-from millstream.client._oauth.challenges import read_challenges
-from millstream.client._transports.events import EventReader
+from millstream.client._oauth.discovery import read_challenges
+from millstream.client._transports.transport import EventReader
 from wire import FakeTransport
 
 Target = Callable[[bytes], None]

@@ -20,9 +20,9 @@ from millstream.auth._discovery import Discovery, ask_issuer
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
 from millstream.auth._tokens import TokenMethod
 from millstream.client._errors import AccessDenied
+from millstream.client._negotiation import Options
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore
-from millstream.client._options import Options
 from processes import ROOT, free_port
 from store_parts import BACKINGS
 

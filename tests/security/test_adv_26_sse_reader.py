@@ -11,7 +11,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving, with_discov
 from millstream import Client
 from millstream._protocol.sse import Decoder
 from millstream.client._errors import TooLarge
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 
 MIB = 1024 * 1024
 ENDLESS = {

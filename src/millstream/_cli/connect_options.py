@@ -22,7 +22,6 @@ from millstream._cli.tables import brief, close_stderr, fill_in, print_text, saf
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY
-from millstream.client._child_stderr import print_line
 from millstream.client._client import Client
 from millstream.client._endpoint import Auth
 from millstream.client._errors import (
@@ -38,9 +37,9 @@ from millstream.client._errors import (
     TlsFailed,
     UnknownVersion,
 )
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.client._questions import Elicit, ElicitAnswer, Question
-from millstream.client._transports.stdio import LAST_OUTPUT
+from millstream.client._transports.stdio import LAST_OUTPUT, print_line
 
 T = TypeVar("T")
 

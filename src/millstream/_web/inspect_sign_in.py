@@ -27,8 +27,7 @@ from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._pages import continue_page, turned_back
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth.authorization_request import PendingAuthorization
-from millstream.client._oauth.browser_login import answer_of
+from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore, Registration, StoredCredentials, Tokens
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 from millstream._protocol.content import ToolAnnotations
 from millstream.agent._events import ConfigurationError
 from millstream.client._client import Client
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.client._questions import ElicitAnswer, Question
 from millstream.client._targets import Target, servers
 

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
         UnknownVersion,
     )
     from millstream.client._events import EventSubscription, ServerEvent
+    from millstream.client._negotiation import Options
     from millstream.client._oauth.flow import OAuth
     from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
     from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
-    from millstream.client._options import Options
     from millstream.client._questions import Question
     from millstream.client._results import Result
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from millstream.client._client import Client
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.client._questions import Elicit, Roots, Sample
 from millstream.client._server_messages import OnChange, OnLog
 from millstream.client._targets import Target

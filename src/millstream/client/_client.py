@@ -29,12 +29,10 @@ from millstream._protocol.notifications import (
 from millstream.client._conversation import Conversation, decode_tools, logger, raw_ask
 from millstream.client._errors import ClientError, Failure
 from millstream.client._method_aliases import ClientAliases
-from millstream.client._negotiation import ServerInfo
-from millstream.client._options import Options
-from millstream.client._paginated_list import PaginatedList
+from millstream.client._negotiation import Options, ServerInfo
 from millstream.client._questions import Elicit, Questions, Roots, Sample
 from millstream.client._requests import Ask
-from millstream.client._results import Result, read, read_result
+from millstream.client._results import PaginatedList, Result, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
 from millstream.client._watches import Changes, make_filter

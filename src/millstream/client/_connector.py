@@ -23,7 +23,6 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.notifications import DiscoverResult, InitializeRequestParams, InitializeResult
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._tasks import Tasks
-from millstream.client._child_stderr import line_printer
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     AccessDenied,
@@ -35,12 +34,19 @@ from millstream.client._errors import (
     NotMcp,
     UnknownVersion,
 )
-from millstream.client._negotiation import Connection, LocalPeer, Negotiation, ServerInfo, request_body, with_meta
-from millstream.client._options import Options
+from millstream.client._negotiation import (
+    Connection,
+    LocalPeer,
+    Negotiation,
+    Options,
+    ServerInfo,
+    request_body,
+    with_meta,
+)
 from millstream.client._server_messages import ServerMessages
 from millstream.client._targets import Place, Remote
 from millstream.client._transports.in_process import TransportFactory
-from millstream.client._transports.stdio import Command, StdioTransport
+from millstream.client._transports.stdio import Command, StdioTransport, line_printer
 from millstream.client._transports.streamable import StreamableTransport
 from millstream.client._transports.transport import Transport, TransportRequest
 

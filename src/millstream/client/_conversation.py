@@ -21,18 +21,22 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import Tasks
-from millstream.client._cache import Cache
 from millstream.client._connector import Connector
 from millstream.client._errors import ClientError, Failure, NotSupported, TargetError
-from millstream.client._negotiation import Connection, DeclaredCapability, LocalPeer, Negotiation, with_meta
-from millstream.client._options import Options
-from millstream.client._paginated_list import Page, PaginatedList
+from millstream.client._negotiation import (
+    Connection,
+    DeclaredCapability,
+    LocalPeer,
+    Negotiation,
+    Options,
+    ToolHeaders,
+    with_meta,
+)
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import Ask, Requests
-from millstream.client._results import read
+from millstream.client._results import Cache, Page, PaginatedList, read
 from millstream.client._server_messages import OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find
-from millstream.client._tool_headers import ToolHeaders
 from millstream.client._transports.transport import Transport
 from millstream.client._watches import Changes, Watches
 

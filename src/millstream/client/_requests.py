@@ -17,8 +17,7 @@ from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
 from millstream.client._connector import Connector, failure
 from millstream.client._errors import BadAnswer, ConnectionLost, Failure, NoAnswer, SessionLost
-from millstream.client._negotiation import Connection, request_body, with_meta
-from millstream.client._options import Options
+from millstream.client._negotiation import Connection, Options, request_body, with_meta
 from millstream.client._questions import QuestionHandler
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._transports.transport import Transport, TransportRequest

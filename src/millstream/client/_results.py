@@ -1,9 +1,19 @@
-"""Results of tools, raw and converted to a type."""
+"""Results of tools, raw and converted to a type.
 
-from collections.abc import Callable
+A cache of results that carry a time to live, emptied when the server reports a change.
+
+See https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. Each client has its own
+cache, so public and private results are treated the same.
+
+Paginated lists, read as a whole or page by page.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, TypeVar, cast, get_origin
+from typing import Any, Generic, TypeVar, cast, get_origin
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -12,10 +22,99 @@ from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED
-from millstream._protocol.notifications import CallToolResult
+from millstream._protocol.notifications import CallToolResult, PaginatedResult
 from millstream.client._errors import BadAnswer, ToolFailed
+from millstream.client._server_messages import Change
+
+_MAX_ENTRIES = 512
+"""Maximum number of cached results."""
+_MAX_TTL_MS = 24 * 3600 * 1000
+_LISTS = {
+    "tools/list": "tools",
+    "prompts/list": "prompts",
+    "resources/list": "resources",
+    "resources/templates/list": "resources",
+}
+
+
+class Cache:
+    """A least-recently-used cache of results."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[tuple[str, bytes], tuple[float, Any]] = OrderedDict()
+
+    def get(self, method: str, params: bytes) -> Any:
+        """Return the cached result, or None if it's missing or stale."""
+        found = self._entries.get((method, params))
+        if found is None:
+            return None
+        until, result = found
+        if until <= time.monotonic():
+            del self._entries[method, params]
+            return None
+        self._entries.move_to_end((method, params))
+        return result
+
+    def put(self, method: str, params: bytes, result: Any, ttl_ms: int) -> None:
+        """Cache a result for `ttl_ms` milliseconds."""
+        if ttl_ms <= 0:
+            return
+        self._entries[method, params] = (time.monotonic() + min(ttl_ms, _MAX_TTL_MS) / 1000, result)
+        self._entries.move_to_end((method, params))
+        while len(self._entries) > _MAX_ENTRIES:
+            self._entries.popitem(last=False)
+
+    def invalidate(self, change: Change, subscription: Any) -> None:
+        """Drop the results that a change affects."""
+        for method, params in list(self._entries):
+            if change.kind == "again" or _LISTS.get(method) == change.kind:
+                del self._entries[method, params]
+            elif change.kind == "resource" and method == "resources/read":
+                del self._entries[method, params]  # An update may be for a part of the cached resource.
+
 
 T = TypeVar("T")
+
+Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
+"""Fetches the page at a cursor: the result, its items, and its size in bytes."""
+
+
+class PaginatedList(Generic[T]):
+    """A paginated list: ``await listing`` for all items, or ``async for item in listing`` to fetch pages as needed."""
+
+    def __init__(self, page: Page[T], max_pages: int, max_bytes: int) -> None:
+        self._page = page
+        self._max_pages = max_pages
+        self._max_bytes = max_bytes
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """Yield each item in order.
+
+        Raises:
+            BadAnswer: the list doesn't end, or is larger than `Options.max_bytes`.
+        """
+        total = 0
+        cursor: str | None = None
+        seen: set[str] = set()
+        while True:
+            result, items, size = await self._page(cursor)
+            total += size
+            if total > self._max_bytes:
+                raise BadAnswer(f"The server's list is larger than {self._max_bytes:,} bytes.")
+            for item in items:
+                yield item
+            cursor = result.next_cursor
+            if not cursor:  # some servers send an empty one with the last page
+                return
+            if cursor in seen or len(seen) >= self._max_pages:
+                raise BadAnswer("The server's list doesn't end: its pages repeat, or there are too many.")
+            seen.add(cursor)
+
+    def __await__(self) -> Generator[Any, None, list[T]]:
+        return self._all().__await__()
+
+    async def _all(self) -> list[T]:
+        return [item async for item in self]
 
 
 class _WrappedValue(Struct):

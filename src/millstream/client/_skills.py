@@ -13,9 +13,8 @@ from millstream._protocol.notifications import CacheableResult, PaginatedRequest
 from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
 from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch
-from millstream.client._paginated_list import PaginatedList
 from millstream.client._requests import Ask
-from millstream.client._results import read
+from millstream.client._results import PaginatedList, read
 
 _logger = logging.getLogger(__name__)
 

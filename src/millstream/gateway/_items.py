@@ -30,7 +30,7 @@ from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
 from millstream.client._errors import BadAnswer
-from millstream.client._tool_headers import headers_of
+from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import Names, with_origin

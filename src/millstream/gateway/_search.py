@@ -28,7 +28,7 @@ from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
 from millstream._server.handlers.tools import sees
-from millstream.client._tool_headers import headers_of
+from millstream.client._negotiation import headers_of
 
 SEARCH, CALL = "search_tools", "call_tool"
 LISTED_TAG = "listed"

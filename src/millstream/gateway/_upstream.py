@@ -34,7 +34,7 @@ from millstream.client._errors import (
     TargetError,
     TooMuchArriving,
 )
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
 from millstream.client._transports.stdio import Command

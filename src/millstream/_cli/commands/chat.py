@@ -41,7 +41,7 @@ from millstream.agent._events import AgentError, ConfigurationError, Limits, Mod
 from millstream.agent._language_model import LanguageModel
 from millstream.agent._servers import ServerAt
 from millstream.client._errors import ClientError, TargetError
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.client._targets import Remote, find
 from millstream.client._targets import servers as entries_of
 

@@ -18,7 +18,7 @@ from millstream._cli.tables import print_json, print_text
 from millstream._protocol.errors import LocalError, escape, suggest
 from millstream.client._client import Client
 from millstream.client._errors import ClientError
-from millstream.client._options import Options
+from millstream.client._negotiation import Options
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
 from millstream.gateway._pins import AcceptedFile, digest_of, pinned_items

@@ -46,10 +46,10 @@ from millstream._transports.stdio import open_reader
 from millstream._version import __version__
 from millstream.client._endpoint import Auth, Endpoint
 from millstream.client._errors import BadAnswer, ClientError, NotMcp, TargetError
+from millstream.client._negotiation import ToolHeaders
 from millstream.client._targets import Remote
-from millstream.client._tool_headers import ToolHeaders
-from millstream.client._transports.events import EventReader
 from millstream.client._transports.stdio import Command
+from millstream.client._transports.transport import EventReader
 
 MAX_LINE = 64 * 1024 * 1024
 """Maximum bytes of a line; longer ones aren't valid messages."""

@@ -4,9 +4,8 @@ import msgspec
 
 from millstream._http.client.url import Url
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import IssuerMetadata
+from millstream.client._oauth.discovery import IssuerMetadata, Outbound
 from millstream.client._oauth.endpoints import register
-from millstream.client._oauth.issuer_http import Outbound
 from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, TokenStore
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from millstream._http.client.url import Url
-from millstream.client._oauth.challenges import read_challenges
-from millstream.client._oauth.discovery import IssuerMetadata, ProtectedResource
+from millstream.client._oauth.discovery import IssuerMetadata, ProtectedResource, read_challenges
 from millstream.client._oauth.store import ES256, Tokens
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import IssuerMetadata
+from millstream.client._oauth.discovery import IssuerMetadata, Outbound, fetch, post_form, read_object
 from millstream.client._oauth.dpop import BoundKey
-from millstream.client._oauth.issuer_http import Outbound, fetch, post_form, read_object
 from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 
 _MAX_DETAIL = 200

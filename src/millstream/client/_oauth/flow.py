@@ -1,4 +1,7 @@
-"""`OAuth`: a login that obtains and renews its own tokens. Pass it to a client as ``Options(auth=OAuth())``."""
+"""`OAuth`: a login that obtains and renews its own tokens. Pass it to a client as ``Options(auth=OAuth())``.
+
+The default token store: the system's key ring if available, or else a file.
+"""
 
 import asyncio
 import secrets
@@ -14,23 +17,37 @@ from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth.authorization_request import PendingAuthorization
-from millstream.client._oauth.browser_login import Loopback, Visit, answer_of
-from millstream.client._oauth.challenges import read_challenges
+from millstream.client._oauth.browser_login import Loopback, PendingAuthorization, Visit, answer_of
 from millstream.client._oauth.client_registrations import ClientRegistrations
-from millstream.client._oauth.default_store import default_store
 from millstream.client._oauth.discovery import (
     IssuerMetadata,
+    Outbound,
     ProtectedResource,
     find_at_origin,
     find_issuer,
     find_resource,
+    parse_secure,
+    read_challenges,
+    refuse_local,
 )
 from millstream.client._oauth.dpop import SCHEME, BoundKey, Proofs, key_for, wants_nonce
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief, revoke
 from millstream.client._oauth.identity import GrantSource
-from millstream.client._oauth.issuer_http import Outbound, parse_secure, refuse_local
-from millstream.client._oauth.store import Registration, Tokens, TokenStore
+from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
+
+
+def default_store() -> TokenStore:
+    """Return the key ring, if the extra `keyring` is installed and the system has one, or else the file."""
+    try:
+        file = FileTokenStore()
+    except RuntimeError:  # a user without a home directory, as in some containers
+        return MemoryTokenStore()
+    try:
+        from millstream.client._oauth.keyring_store import KeyringTokenStore, works  # noqa: PLC0415  an optional dependency
+    except ImportError:
+        return file
+    return KeyringTokenStore(file) if works() else file
+
 
 _GRANT_ERRORS = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
 """Errors that end a grant: its refresh token can't be used again."""

@@ -19,9 +19,8 @@ from msgspec import Struct
 
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
+from millstream.client._oauth.discovery import IssuerMetadata, Outbound, find_issuer, post_form
 from millstream.client._oauth.endpoints import authenticate
-from millstream.client._oauth.issuer_http import Outbound, post_form
 from millstream.client._oauth.store import Registration
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"

@@ -11,9 +11,7 @@ from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
-from millstream.client._transports.duplex import Duplex
-from millstream.client._transports.events import EventReader
-from millstream.client._transports.transport import Listener, TransportRequest
+from millstream.client._transports.transport import Duplex, EventReader, Listener, TransportRequest
 
 
 class HttpSseTransport:

@@ -9,9 +9,8 @@ from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream._transports.connection import MemoryPipe
-from millstream.client._transports.duplex import Duplex
 from millstream.client._transports.in_process import RunningServer, ServerObject
-from millstream.client._transports.transport import Listener, TransportRequest
+from millstream.client._transports.transport import Duplex, Listener, TransportRequest
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher

@@ -1,16 +1,32 @@
-"""The interface of transports, and the requests that they send."""
+"""The interface of transports, and the requests that they send.
+
+Matching of responses to requests, for connections that carry whole messages in both directions.
+
+Shared by stdio, WebSocket, HTTP+SSE, and memory. It does no framing and no I/O.
+
+Messages from event streams, across reconnections.
+"""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
-from typing import Protocol
+import re
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
 from msgspec import UNSET, Struct, UnsetType
 
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder
+from millstream._backoff import retry_delay
+from millstream._http.client.body import Body
+from millstream._http.client.connection import too_large
+from millstream._protocol.errors import ProtocolError
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, read, split_batch
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.revisions import Revision
-from millstream.client._errors import ClientError
+from millstream._protocol.sse import Decoder, SseEvent
+from millstream._tasks import Tasks
+from millstream.client._errors import BadAnswer, ClientError, ConnectionLost
 
 _logger = logging.getLogger(__name__)
 
@@ -120,3 +136,223 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """End the session, and close connections and processes."""
+
+
+_MAX_BATCH = 1000
+_CLIPPED_RESPONSE = re.compile(
+    rb"""\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*([0-9]{1,18})\s*,\s*"(?:result|error)".*
+    | \{\s*"(?:result|error)".*,\s*"id"\s*:\s*([0-9]{1,18})\s*\}""",
+    re.DOTALL | re.VERBOSE,
+)
+"""Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
+
+Write = Callable[[bytes], Coroutine[Any, Any, None]]
+"""Sends one message, waiting while the peer reads slowly."""
+
+
+class Duplex:
+    """The pending requests of one connection."""
+
+    def __init__(self, transport: Transport, listener: Listener, background: Tasks, write: Write) -> None:
+        self._transport = transport
+        self._listener = listener
+        self._background = background
+        self._write = write
+        self._waiting: dict[int, asyncio.Future[Envelope]] = {}
+        self._last_id = 0
+        self.skip = SkipLog()
+        self.fault: ClientError | None = None
+        """Why the connection has ended."""
+
+    async def exchange(self, request: TransportRequest) -> Envelope:
+        """Send a request and wait for the response. Notify the server if the caller is canceled."""
+        if self.fault is not None:
+            raise self.fault
+        waiter: asyncio.Future[Envelope] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = waiter
+        self._last_id = max(self._last_id, request.id)
+        try:
+            await self._write(request.body)
+            return await waiter
+        except asyncio.CancelledError:
+            # `initialize` can't be canceled:
+            # https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
+            if request.method != "initialize" and self.fault is None:
+                self._background.spawn(self._send_cancellation(request.id))
+            raise
+        finally:
+            del self._waiting[request.id]
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # retrieve it, in case the write failed first
+
+    async def _send_cancellation(self, request_id: int) -> None:
+        with contextlib.suppress(ClientError):  # the request ended with the connection
+            message = notification_message("notifications/cancelled", {"requestId": request_id})
+            filters = self._listener.filters
+            if filters is None or (message := filters.filter_outgoing(message)):
+                await self._write(message)
+
+    def receive(self, data: bytes) -> None:
+        """Receive one message or a batch. Invalid messages are skipped, as official clients do."""
+        try:
+            items = split_batch(data, _MAX_BATCH) if data[:1] == b"[" else [data]
+        except ProtocolError as exc:
+            self.skip(exc.message, data)
+            return
+        for item in items:
+            try:
+                self.deliver(read(item, allow_null=True))
+            except ProtocolError as exc:
+                waiter = self._waiting.get(answered_id(item))
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(BadAnswer(f"The server sent an invalid response. {exc.message}."))
+                self.skip(exc.message, item)
+
+    def refuse(self, clipped: bytes, error: ClientError) -> bool:
+        """Fail the request of a response whose start and end are known. Return whether they name the request."""
+        match = _CLIPPED_RESPONSE.fullmatch(clipped)
+        if match is None:
+            return False
+        waiter = self._waiting.get(int(match[1] or match[2]))
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+        return True
+
+    def deliver(self, message: Envelope, request_id: int = 0) -> None:
+        """Receive one decoded message. `request_id` is the request it belongs to, if known."""
+        try:
+            self._process(message, request_id)
+        except ClientError as exc:
+            self.end(exc)
+
+    def _process(self, message: Envelope, caused_by: int = 0) -> None:
+        if not message.is_answer:
+            self._listener.receive(message, self._transport, caused_by)
+            return
+        request_id = message.id
+        if request_id is None and len(self._waiting) == 1:
+            request_id = next(iter(self._waiting))  # the server couldn't parse the only request
+        waiter = self._waiting.get(request_id) if isinstance(request_id, int) else None
+        if waiter is not None:
+            if not waiter.done():
+                waiter.set_result(message)
+        elif not isinstance(request_id, int) or request_id > self._last_id:
+            # A smaller id is a late response to a canceled request.
+            self.skip("Unknown id of a response", encode(request_id))
+
+    @property
+    def waiting(self) -> int:
+        """Number of pending requests."""
+        return len(self._waiting)
+
+    def end(self, fault: ClientError | None = None) -> None:
+        """End the connection and fail all pending requests."""
+        first = self.fault is None
+        if self.fault is None:
+            self.fault = fault or ConnectionLost("The server closed the connection.")
+        for waiter in self._waiting.values():
+            if not waiter.done():
+                waiter.set_exception(self.fault)
+        if first:
+            self._listener.on_interruption(self._transport, self.fault)
+
+
+_MIN_WAIT = 0.1
+"""Minimum seconds between connections, even if the server requests less."""
+
+
+class EventReader:
+    """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
+
+    __slots__ = (
+        "_counted_bytes", "_decoder", "_events", "_max", "_request_id", "_retry_ms", "_skip", "_stream", "attempts",
+        "last_event_id", "response",
+    )  # fmt: skip
+
+    def __init__(self, max_bytes: int, skip: SkipLog | None = None, request_id: int = 0) -> None:
+        self._max = max_bytes
+        self._skip = skip or SkipLog()
+        self._request_id = request_id
+        self._retry_ms: int | None = None
+        self.last_event_id = ""
+        self.attempts = 0
+        """Connection attempts since the last message."""
+        self._stream: Body | None = None
+        self._decoder = Decoder(max_bytes)
+        self._events: deque[SseEvent] = deque()
+        self._counted_bytes = 0
+        """Bytes of the event in arrival."""
+        self.response: Envelope | None = None
+        """The response, if it arrived on another stream."""
+
+    def set_response(self, answer: Envelope) -> None:
+        """Provide the response from another stream, and stop reading."""
+        self.response = answer
+        self.close()
+
+    def attach(self, stream: Body) -> None:
+        """Read from this connection from now on."""
+        self.close()
+        self._stream = stream
+        self._decoder = Decoder(self._max)
+        self._events.clear()
+
+    def close(self) -> None:
+        """Close the current connection."""
+        if self._stream is not None:
+            self._stream.count(self._counted_bytes, 0)
+            self._counted_bytes = 0
+            self._stream.close()
+            self._stream = None
+
+    async def event(self) -> SseEvent | None:
+        """Return the next event, or None when the connection has ended.
+
+        Raises:
+            TooLarge: the event is larger than allowed.
+            ConnectionLost: the connection broke.
+        """
+        while not self._events:
+            stream = self._stream
+            chunk = await stream.read() if stream is not None else b""
+            if stream is None or stream is not self._stream or not chunk:
+                return None
+            try:
+                self._events.extend(self._decoder.feed(chunk))
+            except ProtocolError as exc:
+                raise too_large(self._max) from exc
+            self._counted_bytes = stream.count(self._counted_bytes, self._decoder.unfinished_bytes)
+            if self._decoder.retry_ms is not None:
+                self._retry_ms = self._decoder.retry_ms
+            if not self._events:
+                self.last_event_id = self._decoder.last_event_id or self.last_event_id
+            lines, self._decoder.line_count = self._decoder.line_count, 0
+            if pause := stream.inflow.lines.take(lines, asyncio.get_running_loop().time()):
+                await asyncio.sleep(pause)
+        event = self._events.popleft()
+        self.last_event_id = event.id or self.last_event_id
+        return event
+
+    async def message(self) -> Envelope | None:
+        """Return the next message, or None when the connection has ended. Skips other events.
+
+        Raises:
+            BadAnswer: the response is invalid.
+        """
+        while (event := await self.event()) is not None:
+            if event.data and event.event == "message":
+                self.attempts = 0
+                data = event.data.encode()
+                try:
+                    return read(data, allow_null=True)
+                except ProtocolError as exc:
+                    if self._request_id and answered_id(data) == self._request_id:
+                        raise BadAnswer(f"The server sent an invalid response. {exc.message}.") from exc
+                    self._skip(exc.message, data)
+        return self.response
+
+    def wait(self, first: float, longest: float) -> float:
+        """Return the seconds until the next connection: the server's `retry`, or exponential backoff, with jitter."""
+        if self._retry_ms is not None and self.attempts == 0:
+            return max(self._retry_ms / 1000, _MIN_WAIT)
+        return max(retry_delay(self.attempts, first, longest), min((self._retry_ms or 0) / 1000, longest))

@@ -32,8 +32,7 @@ from millstream.client._errors import (
     TlsFailed,
     TooLarge,
 )
-from millstream.client._transports.duplex import Duplex
-from millstream.client._transports.transport import Listener, TransportRequest
+from millstream.client._transports.transport import Duplex, Listener, TransportRequest
 
 _MESSAGE_TOO_BIG = 1009
 _CLOSE_TIMEOUT = 2.0

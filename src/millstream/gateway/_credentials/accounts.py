@@ -22,10 +22,10 @@ from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
 from millstream._server.calls.context import Context
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
-from millstream.client._oauth.authorization_request import PendingAuthorization
+from millstream.client._oauth.browser_login import PendingAuthorization
+from millstream.client._oauth.discovery import Outbound, fetch
 from millstream.client._oauth.dpop import SCHEME, Proofs, wants_nonce
 from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.issuer_http import Outbound, fetch
 from millstream.client._oauth.store import MemoryTokenStore, Registration, StoredCredentials, Tokens
 from millstream.gateway._credentials.options import PerUserOAuth
 from millstream.gateway._credentials.source import (

@@ -13,10 +13,9 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError, ProtocolError, ToolError
 from millstream._server.calls.services import Services
 from millstream.client._errors import AccessDenied, ConnectFailed
-from millstream.client._oauth.discovery import IssuerMetadata, find_issuer
+from millstream.client._oauth.discovery import IssuerMetadata, find_issuer, parse_secure
 from millstream.client._oauth.dpop import BoundKey, Proofs
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
-from millstream.client._oauth.issuer_http import parse_secure
 from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials.options import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for

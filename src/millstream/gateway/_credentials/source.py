@@ -18,8 +18,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, ClientError, TargetError
-from millstream.client._oauth.challenges import read_challenges
-from millstream.client._oauth.issuer_http import Outbound
+from millstream.client._oauth.discovery import Outbound, read_challenges
 from millstream.gateway._credentials.options import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error

@@ -11,8 +11,7 @@ from millstream._protocol.jsonrpc import Envelope, encode
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._errors import ConnectFailed, ConnectionLost
-from millstream.client._transports.duplex import Duplex
-from millstream.client._transports.transport import Listener, TransportRequest
+from millstream.client._transports.transport import Duplex, Listener, TransportRequest
 from millstream.gateway._programs.messages import Messages
 from millstream.gateway._programs.single_exchange import SingleExchange
 from millstream.gateway._programs.streams import ServerInput, ServerOutput
