@@ -26,7 +26,6 @@ from millstream.compat.fastmcp._auth import (
     construct_redirect_uri,
     get_access_token,
 )
-from millstream.compat.fastmcp._content import Audio, Image
 from millstream.compat.fastmcp._context import (
     AcceptedElicitation,
     AcceptedUrlElicitation,
@@ -37,16 +36,8 @@ from millstream.compat.fastmcp._context import (
     RequestContext,
     ServerSession,
 )
-from millstream.compat.fastmcp._exceptions import (
-    FastMCPError,
-    InvalidSignature,
-    McpError,
-    ResourceError,
-    ToolError,
-    UrlElicitationRequiredError,
-    ValidationError,
-)
-from millstream.compat.fastmcp._prompts import AssistantMessage, Message, Prompt, UserMessage
+from millstream.compat.fastmcp._outputs import Audio, Image
+from millstream.compat.fastmcp._prompts import AssistantMessage, Message, Prompt, Tool, UserMessage
 from millstream.compat.fastmcp._resources import (
     BinaryResource,
     DirectoryResource,
@@ -58,8 +49,17 @@ from millstream.compat.fastmcp._resources import (
     TextResource,
 )
 from millstream.compat.fastmcp._server import FastMCP
-from millstream.compat.fastmcp._settings import Settings, TransportSecuritySettings
-from millstream.compat.fastmcp._tools import Tool
+from millstream.compat.fastmcp._settings import (
+    FastMCPError,
+    InvalidSignature,
+    McpError,
+    ResourceError,
+    Settings,
+    ToolError,
+    TransportSecuritySettings,
+    UrlElicitationRequiredError,
+    ValidationError,
+)
 from millstream.compat.types import Annotations, Icon, ToolAnnotations
 
 __all__ = [

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
-from millstream.compat.fastmcp._signatures import current
+from millstream.compat.fastmcp._outputs import current
 from millstream.compat.types import Url
 
 logger = logging.getLogger("millstream")

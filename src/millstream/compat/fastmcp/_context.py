@@ -19,8 +19,7 @@ from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.context import Context as EngineContext
 from millstream._server.calls.services import ServerChange
 from millstream.compat import types
-from millstream.compat.fastmcp._content import to_wire
-from millstream.compat.fastmcp._signatures import ContextMark
+from millstream.compat.fastmcp._outputs import ContextMark, to_wire
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -1,16 +1,148 @@
-"""The output schema of a tool's return annotation, and the conversion of values to structured content."""
+"""The output schema of a tool's return annotation, and the conversion of values to structured content.
 
+`Image` and `Audio`, and the conversion of values that functions return to content blocks.
+
+Blocks are recognized by class name, so blocks of an installed ``mcp.types`` work, too.
+
+Signatures of functions: the type engine that decodes arguments, and the context parameter.
+"""
+
+import base64
+import functools
 import inspect
-from typing import Annotated, Any, ClassVar, Final, get_args, get_origin, get_type_hints, is_typeddict
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import msgspec
 from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, create_model
+from pydantic_core import to_json
 from typing_extensions import TypedDict
 
 from millstream._server.functions import outputs
+from millstream._server.functions.arguments import decode_json_texts
+from millstream._server.functions.dependencies import context_in, hints_of, name_of
+from millstream._server.functions.engine import Engine, engine_of
+from millstream._server.functions.parameters import parameter_of
+from millstream._server.functions.problems import explain
 from millstream._server.functions.pydantic_engine import output_of as engine_output_of
-from millstream.compat.fastmcp._exceptions import InvalidSignature
+from millstream.compat import types
+from millstream.compat.fastmcp._settings import InvalidSignature
+
+BLOCK_NAMES = frozenset(("TextContent", "ImageContent", "AudioContent", "ResourceLink", "EmbeddedResource"))
+_SUFFIXES = {
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".wav": "audio/wav",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+    ".flac": "audio/flac",
+    ".aac": "audio/aac",
+    ".m4a": "audio/mp4",
+}
+
+
+class _Media:
+    """A file or bytes, with a media type.
+
+    Args:
+        path: the file, read for each result.
+        data: the content, instead of `path`.
+        format: the media subtype, such as ``png``; by default from the suffix of `path`.
+
+    Raises:
+        ValueError: neither `path` nor `data` is given.
+    """
+
+    kind = ""
+    default = ""
+
+    def __init__(self, path: str | Path | None = None, data: bytes | None = None, format: str | None = None) -> None:
+        if path is None and data is None:
+            raise ValueError("Either path or data must be provided")
+        self.path: Path | None = None if path is None else Path(path)
+        self.data = data
+        self._format = format
+
+    @property
+    def _mime_type(self) -> str:
+        if self._format:
+            return f"{self.kind}/{self._format.lower()}"
+        if self.path is None:
+            return self.default
+        return _SUFFIXES.get(self.path.suffix.lower(), "application/octet-stream")
+
+    def _base64(self) -> str:
+        data = self.path.read_bytes() if self.path is not None else self.data or b""
+        return base64.b64encode(data).decode()
+
+
+class Image(_Media):
+    """An image: ``Image(path="chart.png")`` or ``Image(data=png, format="png")``."""
+
+    kind = "image"
+    default = "image/png"
+
+    def to_image_content(self) -> types.ImageContent:
+        """Return the image as a content block."""
+        return types.ImageContent(data=self._base64(), mimeType=self._mime_type)
+
+
+class Audio(_Media):
+    """An audio clip: ``Audio(path="ping.wav")`` or ``Audio(data=wav, format="wav")``."""
+
+    kind = "audio"
+    default = "audio/wav"
+
+    def to_audio_content(self) -> types.AudioContent:
+        """Return the audio clip as a content block."""
+        return types.AudioContent(data=self._base64(), mimeType=self._mime_type)
+
+
+def is_result(value: Any) -> bool:
+    """Return whether a value is the protocol's `CallToolResult`."""
+    return isinstance(value, BaseModel) and type(value).__name__ == "CallToolResult"
+
+
+def is_content(value: Any) -> bool:
+    """Return whether a value is a content block, or converts to one."""
+    return isinstance(value, Image | Audio) or (isinstance(value, BaseModel) and type(value).__name__ in BLOCK_NAMES)
+
+
+def to_wire(value: Any) -> Any:
+    """Convert a protocol object to JSON data."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    return value
+
+
+def to_blocks(value: Any) -> list[Any]:
+    """Convert a function's return value to content blocks, one for each item of a list."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [block for item in cast("list[Any]", value) for block in to_blocks(item)]
+    if isinstance(value, Image):
+        return [value.to_image_content()]
+    if isinstance(value, Audio):
+        return [value.to_audio_content()]
+    return [value if is_content(value) else types.TextContent(text=to_text(value))]
+
+
+def to_text(value: Any) -> str:
+    """Convert a value to text: a `str` unchanged, anything else as indented JSON."""
+    return value if isinstance(value, str) else to_json(value, fallback=str, indent=2).decode()
+
+
+__all__ = ["Audio", "Image"]
+
 
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
@@ -100,3 +232,92 @@ def _described_class(annotation: type[Any]) -> Any:
     if not fields:
         return None
     return create_model(annotation.__name__, __config__=ConfigDict(from_attributes=True), **fields)
+
+
+current: ContextVar[Any] = ContextVar("millstream_compat_context")
+"""The context of the current call."""
+
+
+class ContextMark:
+    """Base class of `Context`. A parameter annotated with a subclass receives the context."""
+
+
+class WrongArguments(ValueError):
+    """The arguments don't match the function's signature."""
+
+
+class Signature(Struct, frozen=True):
+    """The signature of a registered function."""
+
+    function: Callable[..., Any]
+    name: str
+    description: str
+    engine: Engine
+    context: str | None
+    """Name of the parameter that receives the context."""
+    returns: Any
+    """The return annotation; `inspect.Signature.empty` if it's missing."""
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of the arguments."""
+        return self.engine.input_schema
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters, except the context."""
+        return self.engine.struct.__struct_fields__
+
+    def read(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert arguments to the function's keyword arguments.
+
+        Some hosts send lists and objects as JSON strings, so strings are decoded if the type isn't a string.
+
+        Raises:
+            WrongArguments: the arguments don't match.
+        """
+        values = dict(arguments)
+        try:
+            decode_json_texts(self.schema, values)
+            made = self.engine.convert(values, lax=True)
+        except msgspec.ValidationError as error:
+            raise WrongArguments(explain(self.engine.problems(error, values, lax=True), self.schema)) from error
+        except msgspec.DecodeError as error:
+            raise WrongArguments(str(error)) from error
+        return {name: getattr(made, name) for name in self.parameters}
+
+    async def call(self, values: dict[str, Any], context: Any) -> Any:
+        """Call the function. Plain functions run in a worker thread."""
+        if self.context is not None:
+            values[self.context] = context
+        token = current.set(context)
+        try:
+            if inspect.iscoroutinefunction(self.function):
+                return await self.function(**values)
+            value = await context.run_in_thread(functools.partial(self.function, **values))
+            return await value if inspect.isawaitable(value) else value
+        finally:
+            current.reset(token)
+
+
+def signature_of(function: Callable[..., Any], name: str | None = None) -> Signature:
+    """Return the signature of a function.
+
+    Args:
+        function: any callable.
+        name: name to use instead of the function's name.
+
+    Raises:
+        TypeError: clients can't send a value for a parameter.
+        ValueError: the function is a lambda without a name.
+    """
+    own = name or name_of(function)
+    if own == "<lambda>":
+        raise ValueError("You must provide a name for lambda functions")
+    signature, hints = inspect.signature(function), hints_of(function)
+    context, _ = context_in(signature, hints, (ContextMark,), own)
+    parameters = [
+        parameter_of(each, hints, {}, "tool", own) for each in signature.parameters.values() if each.name != context
+    ]
+    returns = hints.get("return", inspect.Signature.empty)
+    return Signature(function, own, function.__doc__ or "", engine_of(own, parameters), context, returns)

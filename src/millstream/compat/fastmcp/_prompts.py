@@ -1,21 +1,39 @@
-"""Prompts: functions that return messages."""
+"""Prompts: functions that return messages.
 
+Tools: functions that models call.
+"""
+
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import msgspec
+from msgspec import Struct
 from pydantic import BaseModel
 
+from millstream._override import override
+from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
-from millstream._protocol.errors import INVALID_PARAMS
+from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
+from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.call import Call
-from millstream._server.features import resources
+from millstream._server.features import resources, tools
 from millstream._server.features.sources import ItemSource
 from millstream.compat import types
-from millstream.compat.fastmcp._content import is_content, to_blocks, to_text, to_wire
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._exceptions import prefixed_errors, protocol_errors
-from millstream.compat.fastmcp._signatures import Signature, signature_of
+from millstream.compat.fastmcp._outputs import (
+    Output,
+    Signature,
+    WrongArguments,
+    is_content,
+    is_result,
+    output_of,
+    signature_of,
+    to_blocks,
+    to_text,
+    to_wire,
+)
+from millstream.compat.fastmcp._settings import ToolError, prefixed_errors, protocol_errors, requires_url, tool_errors
 
 
 class Message(BaseModel):
@@ -141,3 +159,178 @@ def _message(value: Any) -> Any:
 
 
 __all__ = ["AssistantMessage", "Message", "Prompt", "UserMessage"]
+
+
+logger = logging.getLogger("millstream")
+
+
+class ToolOutput(Struct, frozen=True):
+    """The output of a tool call."""
+
+    content: list[Any]
+    structured: Any = None
+    is_error: bool = False
+    meta: dict[str, Any] | None = None
+
+    def members(self) -> dict[str, Any]:
+        """Return the members of the result as JSON data."""
+        made: dict[str, Any] = {"content": [to_wire(each) for each in self.content]}
+        if self.structured is not None:
+            made["structuredContent"] = self.structured
+        if self.is_error:
+            made["isError"] = True
+        return made
+
+
+class Tool:
+    """A tool of a server. Create one with `from_function`."""
+
+    def __init__(
+        self,
+        signature: Signature,
+        output: Output | None,
+        *,
+        title: str | None = None,
+        description: str | None = None,
+        annotations: Any = None,
+        icons: Sequence[Any] | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.signature = signature
+        self.output = output
+        self.name: str = signature.name
+        self.title = title
+        self.description: str = signature.description if description is None else description
+        self.annotations = annotations
+        self.icons = icons
+        self.meta = meta
+
+    @classmethod
+    def from_function(
+        cls,
+        fn: Callable[..., Any],
+        name: str | None = None,
+        title: str | None = None,
+        description: str | None = None,
+        *,
+        annotations: Any = None,
+        icons: Sequence[Any] | None = None,
+        meta: dict[str, Any] | None = None,
+        structured_output: bool | None = None,
+    ) -> "Tool":
+        """Create a tool from a function.
+
+        Raises:
+            InvalidSignature, ValueError: the function's signature isn't supported.
+        """
+        signature = signature_of(fn, name)
+        output = output_of(signature.returns, signature.name, structured=structured_output)
+        return cls(
+            signature,
+            output,
+            title=title,
+            description=description,
+            annotations=annotations,
+            icons=icons,
+            meta=meta,
+        )
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function."""
+        return self.signature.function
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """JSON Schema of the arguments."""
+        return self.signature.schema
+
+    @property
+    def output_schema(self) -> dict[str, Any] | None:
+        """JSON Schema of structured content."""
+        return None if self.output is None else self.output.schema
+
+    async def run(self, arguments: dict[str, Any], context: Any = None, convert_result: bool = False) -> Any:
+        """Run the function.
+
+        Args:
+            arguments: JSON data for the arguments.
+            context: value of the context parameter.
+            convert_result: whether to return a `ToolOutput` instead of the function's own value.
+
+        Raises:
+            ToolError: the arguments are invalid, or the function failed.
+        """
+        context = context or Context()
+        try:
+            value = await self.signature.call(self.signature.read(arguments), context)
+            return self.convert(value) if convert_result else value
+        except (ProtocolError, Declined, Cancelled):
+            raise
+        except Exception as error:
+            if requires_url(error):
+                raise
+            if not isinstance(error, ToolError | WrongArguments):
+                logger.error("Error calling tool %r", self.name, exc_info=error)
+            raise ToolError(f"Error executing tool {self.name}: {error}") from error
+
+    def convert(self, value: Any) -> ToolOutput:
+        """Convert a function's value to a result.
+
+        Raises:
+            LocalError: the value doesn't match the output schema.
+        """
+        if is_result(value):
+            wire = to_wire(value)
+            structured = wire.get("structuredContent")
+            if self.output is not None:
+                structured = self.output.structure(structured)
+            return ToolOutput(list(value.content), structured, wire.get("isError", False), wire.get("_meta"))
+        return ToolOutput(to_blocks(value), None if self.output is None else self.output.structure(value))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the tool as listed to clients."""
+        members = {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "inputSchema": self.parameters,
+            "outputSchema": self.output_schema,
+            "annotations": to_wire(self.annotations),
+            "icons": None if self.icons is None else [to_wire(icon) for icon in self.icons],
+            "_meta": self.meta,
+        }
+        return {name: value for name, value in members.items() if value is not None}
+
+    def item(self, server: Any) -> "ToolItem":
+        """Return the tool for the registry of a server."""
+
+        async def run(arguments: dict[str, Any], call: Call) -> ToolOutput:
+            with tool_errors():
+                made: ToolOutput = await self.run(arguments, Context(server, call), convert_result=True)
+            return made
+
+        return ToolItem(self, ItemSource(self.name, run, _decode_object, schema=self.parameters))
+
+
+def _decode_object(raw: bytes) -> dict[str, Any]:
+    return msgspec.json.decode(raw, type=dict[str, Any])
+
+
+class ToolItem(tools.Tool):
+    """A tool in the registry."""
+
+    def __init__(self, tool: Tool, source: ItemSource) -> None:
+        super().__init__(source, meta=tool.meta)
+        self._described = tool.describe()
+
+    @override
+    def encode(self, value: Any, call: Call) -> bytes:
+        """Encode the members of the result for the call's revision."""
+        result: ToolOutput = value
+        call.meta = result.meta
+        members = encode(result.members())[1:-1]
+        revision = call.revision
+        if revision.structured != "none" and {"audio", "resource_link"} <= set(revision.content):
+            return members
+        return revisions.tool_result(members, revision)

@@ -16,10 +16,9 @@ from millstream._override import override
 from millstream._server.calls.call import Call
 from millstream._server.features import resources
 from millstream._server.features.sources import ItemSource
-from millstream.compat.fastmcp._content import to_text, to_wire
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._exceptions import prefixed_errors, protocol_errors
-from millstream.compat.fastmcp._signatures import Signature, signature_of
+from millstream.compat.fastmcp._outputs import Signature, signature_of, to_text, to_wire
+from millstream.compat.fastmcp._settings import prefixed_errors, protocol_errors
 
 _MIME_TYPE = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
 _VARIABLE = re.compile(r"\{(\w+)\}")

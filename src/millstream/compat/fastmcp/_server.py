@@ -22,19 +22,16 @@ from millstream._protocol.notifications import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
 from millstream.compat import types
 from millstream.compat.fastmcp._auth import ProviderTokenVerifier, VerifierMethod
-from millstream.compat.fastmcp._content import to_wire
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._exceptions import ResourceError, ToolError, tool_errors
-from millstream.compat.fastmcp._prompts import Prompt
+from millstream.compat.fastmcp._outputs import current, signature_of, to_wire
+from millstream.compat.fastmcp._prompts import Prompt, Tool, ToolOutput
 from millstream.compat.fastmcp._resources import (
     FunctionResource,
     ReadResourceContents,
     Resource,
     ResourceTemplate,
 )
-from millstream.compat.fastmcp._settings import Settings, settings_of
-from millstream.compat.fastmcp._signatures import current, signature_of
-from millstream.compat.fastmcp._tools import Tool, ToolOutput
+from millstream.compat.fastmcp._settings import ResourceError, Settings, ToolError, settings_of, tool_errors
 
 logger = logging.getLogger("millstream")
 
