@@ -28,8 +28,8 @@ from millstream.client import Failure
 from millstream.client._negotiation import Options
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore
-from millstream.extensions.events import Events, _webhook_methods
-from millstream.extensions.events._errors import RESOURCE_EXHAUSTED
+from millstream.extensions.events import Events, _webhook
+from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
 from patience import WAIT
 from processes import ROOT, free_port, run_command, run_server
 
@@ -101,7 +101,7 @@ async def test_deliveries_are_signed(tmp_path: Path) -> None:
 
 
 async def test_concurrent_verifications_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_webhook_methods, "_MAX_VERIFICATIONS", 4)
+    monkeypatch.setattr(_webhook, "_MAX_VERIFICATIONS", 4)
     async with asyncio.timeout(WAIT), run_delivery(tmp_path) as (world, receiver):
         client, urls = world.client(), [receiver.url(f"/{number}") for number in range(6)]
         for first, second, third in (urls[:3], urls[3:]):  # the same limit after earlier verifications have ended
@@ -309,7 +309,7 @@ async def test_pending_deliveries_continue_after_a_restart(tmp_path: Path) -> No
 
 
 async def test_expired_subscriptions_receive_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.extensions.events._webhook_methods.MIN_TTL", 0.05)
+    monkeypatch.setattr("millstream.extensions.events._webhook.MIN_TTL", 0.05)
     async with run_delivery(tmp_path) as (world, receiver):
         client = world.client()
         short = await client.subscribe(receiver.url("/short"), receiver.secret(), ttlMs=50)

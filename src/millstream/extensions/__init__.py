@@ -14,10 +14,9 @@ from millstream._server.features.tools import TaskRules
 from millstream._stores.changes import Claim, read_again
 from millstream._stores.health import LogOnce
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
-from millstream.extensions._context import CallContext, ReplyStream
+from millstream.extensions._context import CallContext, JsonType, ReplyStream
 from millstream.extensions._extension import Extension, method, notification
 from millstream.extensions._host import ListenSubscription, ServerHost
-from millstream.extensions._json_type import JsonType
 from millstream.extensions._saved_calls import (
     CallRun,
     LimitReached,

@@ -1,13 +1,140 @@
-"""`Cards`: serves the card and the catalog of a server at their well-known paths."""
+"""`Cards`: serves the card and the catalog of a server at their well-known paths.
 
+The three documents: the card of a server, a catalog with it, and its entry for the MCP registry.
+
+https://github.com/modelcontextprotocol/experimental-ext-server-card, docs/discovery.md and schema.ts.
+"""
+
+import re
 from collections.abc import Mapping
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from millstream._override import override
 from millstream._protocol.jsonrpc import encode
+from millstream._protocol.revisions import ALL, FIRST, REGISTRY_SCHEMA
 from millstream.extensions import Extension, ServerHost
-from millstream.extensions.cards._documents import CARD_TYPE, CATALOG_TYPE, CardIdentity, catalog, identify, server_card
+
+CARD_TYPE = "application/mcp-server-card+json"
+CATALOG_TYPE = "application/ai-catalog+json"
+CARD_SCHEMA = "https://static.modelcontextprotocol.io/schemas/v1/server-card.schema.json"
+MAX_TEXT = 100
+"""Maximum characters of a title or description."""
+_NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
+_MAX_NAME = 200
+_OPTIONAL_FIELDS = ("title", "websiteUrl", "icons")
+
+
+class CardError(ValueError):
+    """A document can't be generated. The message names the setting to change."""
+
+
+class CardIdentity(Struct, frozen=True):
+    """The public name and address of a server."""
+
+    name: str
+    """``com.example.shop/bookshop``: the host in reverse, a slash, and the server's name."""
+    url: str
+    """URL of the MCP endpoint; empty if there is none."""
+
+    @property
+    def urn(self) -> str:
+        """The name in a catalog, ``urn:air:shop.example.com:mcp:bookshop``."""
+        publisher, _, name = self.name.partition("/")
+        return f"urn:air:{'.'.join(reversed(publisher.split('.')))}:mcp:{name}"
+
+
+def identify(server: str, url: str, name: str = "") -> CardIdentity:
+    """Return the identity of a server.
+
+    Args:
+        server: name of the server.
+        url: public URL of its MCP endpoint, or empty.
+        name: name in reverse DNS format; by default derived from the URL and the server's name.
+
+    Raises:
+        CardError: the URL or the name is invalid, or both are missing.
+    """
+    if url:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+            raise CardError(
+                f"card_url is {url!r}. Set the public URL of the MCP endpoint, such as https://example.com/mcp"
+            )
+        name = name or f"{_publisher(parts.hostname)}/{re.sub(r'[^A-Za-z0-9._-]+', '-', server).strip('-')}"
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise CardError(
+            f"The name {name!r} is invalid. Use your domain in reverse, and a name: com.example/{server or 'shop'}"
+        )
+    return CardIdentity(name, url.rstrip("/"))
+
+
+def _publisher(host: str) -> str:
+    try:
+        ip_address(host)
+    except ValueError:
+        return ".".join(reversed(host.rstrip(".").split(".")))
+    raise CardError(f"card_url has the IP address {host}, so no name can be derived from it. Set card_name as well")
+
+
+def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: bool = False) -> dict[str, Any]:
+    """Return the card of a server.
+
+    Args:
+        identity: public name and address of the server.
+        about: the server's description of itself, see `ServerHost.about`.
+        needs_key: whether callers need a key.
+    """
+    remote: dict[str, Any] = {
+        "type": "streamable-http",
+        "url": identity.url,
+        "supportedProtocolVersions": [revision.date for revision in ALL if revision is not FIRST],
+    }
+    if needs_key:
+        remote["headers"] = [_KEY_HEADER]
+    return {"$schema": CARD_SCHEMA, **_common_fields(identity, about), "remotes": [remote]}
+
+
+_KEY_HEADER = {
+    "name": "Authorization",
+    "description": "Bearer, a space, and a key of this server.",
+    "isRequired": True,
+    "isSecret": True,
+}
+
+
+def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str, Any]:
+    text = str(about.get("description") or about.get("title") or about["name"])
+    optional = {name: about[name] for name in _OPTIONAL_FIELDS if about.get(name)}
+    if "title" in optional:
+        optional["title"] = str(optional["title"])[:MAX_TEXT]
+    return {
+        "name": identity.name,
+        "version": str(about["version"])[:255],
+        "description": text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…",
+        **optional,
+    }
+
+
+def catalog(identity: CardIdentity, card_url: str) -> dict[str, Any]:
+    """Return a catalog with one server."""
+    return {"specVersion": "1.0", "entries": [{"identifier": identity.urn, "type": CARD_TYPE, "url": card_url}]}
+
+
+def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
+    """Return the `server.json` of a server for the MCP registry."""
+    entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}
+    if repository:
+        host = urlsplit(repository).hostname or ""
+        entry["repository"] = {"url": repository, "source": host.removesuffix(".com").removesuffix(".org")}
+    if identity.url:
+        entry["remotes"] = [{"type": "streamable-http", "url": identity.url}]
+    return entry
+
 
 CATALOG_PATH = "/.well-known/ai-catalog.json"
 OLD_CARD_PATH = "/.well-known/mcp/server-card.json"

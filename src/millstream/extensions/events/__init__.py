@@ -5,7 +5,7 @@ Example:
     ``@mcp.event("order.paid")`` over the class of the payload.
 """
 
-from millstream.extensions.events._event_type import MAX_BODY, EventType
+from millstream.extensions.events._catalog import MAX_BODY, EventType
 from millstream.extensions.events._extension import EventOptions, Events
 
 __all__ = ["MAX_BODY", "EventOptions", "EventType", "Events"]

@@ -1,13 +1,256 @@
-"""The event types that a server declares."""
+"""The event types that a server declares.
 
-from collections.abc import Iterator
+Errors of the events extension.
+
+The codes are those that SEP-3415 requests. They are provisional until it's accepted.
+
+Event types: the hub channel, the schema of the payload, and the filter for subscriptions.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from millstream._protocol.errors import LocalError
+import msgspec
+from msgspec import Raw, Struct
+
+from millstream._protocol.errors import INVALID_PARAMS, LocalError, ProtocolError, shorten
+from millstream._protocol.json_schema import Schema, is_object
+from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import Principal
-from millstream.extensions import scopes_of
-from millstream.extensions.events._errors import unknown_event
-from millstream.extensions.events._event_type import EventType
+from millstream.extensions import JsonType, scopes_of
+from millstream.hub import check_channel
+
+NOT_FOUND = -32023
+FORBIDDEN = -32024
+RESOURCE_EXHAUSTED = -32025
+UNSUPPORTED_OPTION = -32026
+CALLBACK_ENDPOINT_ERROR = -32027
+
+
+def invalid(reason: str) -> ProtocolError:
+    """Return the error for an invalid request."""
+    return ProtocolError(INVALID_PARAMS, f"Invalid params: {reason}")
+
+
+def unknown_event(name: str) -> ProtocolError:
+    """Return the error for an event type that doesn't exist or is hidden from the caller."""
+    return ProtocolError(NOT_FOUND, f"There is no event {name[:200]!r}", {"kind": "event"})
+
+
+def unknown_subscription() -> ProtocolError:
+    """Return the error for ending a subscription that doesn't exist."""
+    return ProtocolError(NOT_FOUND, "There is no such subscription", {"kind": "subscription"})
+
+
+def forbidden_error(reason: str) -> ProtocolError:
+    """Return the error for a caller without permission to subscribe."""
+    return ProtocolError(FORBIDDEN, f"Forbidden: {reason}", {"reason": reason})
+
+
+def limit_error(limit: str, most: int | None = None) -> ProtocolError:
+    """Return the error for a limit of the server."""
+    data: dict[str, Any] = {"limit": limit} if most is None else {"limit": limit, "max": most}
+    return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server was reached: {limit}", data)
+
+
+def unsupported_error(feature: str, value: str) -> ProtocolError:
+    """Return the error for an option that the event type doesn't support."""
+    return ProtocolError(UNSUPPORTED_OPTION, f"Not supported: {feature} {value}", {"feature": feature, "value": value})
+
+
+def callback_failed(reason: str) -> ProtocolError:
+    """Return the error for a callback URL that failed verification. The reason is a category, never a response."""
+    return ProtocolError(CALLBACK_ENDPOINT_ERROR, f"The callback endpoint failed: {reason}", {"reason": reason})
+
+
+MAX_BODY = 256 * 1024
+"""Maximum bytes of a delivered event. Receivers may refuse larger ones."""
+MAX_ARGUMENTS = 16 * 1024
+"""Maximum bytes of a subscription's arguments, as canonical JSON."""
+
+Match = Callable[[Any, Any, Principal | None], bool]
+"""``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
+
+_logger = logging.getLogger("millstream.events")
+_decode_object = decoder(dict[str, Any])
+_encode_canonical = msgspec.json.Encoder(order="sorted").encode
+
+
+class Arguments(Struct, frozen=True):
+    """The arguments of a subscription, as typed values and as canonical JSON."""
+
+    value: Any
+    """The value for `match`: an instance of the declared type, or a dictionary."""
+    values: Mapping[str, Any]
+    canonical: bytes
+
+
+class EventType:
+    """A declared event type.
+
+    Args:
+        name: name of the event and of its hub channel.
+        payload: type of the data, an object.
+        arguments: type of the subscriptions' arguments, an object. By default, any field of the payload is a filter.
+        match: function that decides which subscriptions receive an event. By default, each argument must equal the
+            field of the payload with its name.
+        description: description for clients; by default the payload's docstring.
+        scopes: scopes that a caller needs to see the event type.
+
+    Raises:
+        InvalidName: the name isn't a valid channel name.
+        TypeError: a type isn't an object, or has no JSON schema.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        payload: Any,
+        *,
+        arguments: Any = None,
+        match: Match | None = None,
+        description: str = "",
+        scopes: frozenset[str] = frozenset(),
+    ) -> None:
+        check_channel(name)
+        self.name: str = name
+        self.payload: Any = payload
+        self.scopes: frozenset[str] = scopes
+        self.description: str = description or _summary(payload)
+        self._type = JsonType(payload)
+        self.payload_schema: Schema = _object_schema(self._type, name, "payload")
+        self._fields = frozenset(self.payload_schema.get("properties", {}))
+        self._arguments = None if arguments is None else JsonType(arguments)
+        self.input_schema: Schema = (
+            _filters_of(self.payload_schema)
+            if self._arguments is None
+            else _object_schema(self._arguments, name, "arguments")
+        )
+        self._match = match
+
+    @property
+    def has_match(self) -> bool:
+        """Whether `match` was specified."""
+        return self._match is not None
+
+    def describe(self, delivery: list[str]) -> dict[str, Any]:
+        """Return the entry of `events/list`."""
+        described: dict[str, Any] = {"name": self.name}
+        if self.description:
+            described["description"] = self.description
+        return {
+            **described,
+            "delivery": delivery,
+            "inputSchema": self.input_schema,
+            "payloadSchema": self.payload_schema,
+        }
+
+    # Arguments
+
+    def read_arguments(self, raw: Raw | bytes) -> Arguments:
+        """Return the arguments of a subscription.
+
+        Raises:
+            ProtocolError: INVALID_PARAMS; the message names the invalid argument.
+        """
+        text = bytes(raw) or b"{}"
+        if text == b"null":
+            text = b"{}"
+        try:
+            values = _decode_object(text)
+            canonical = _encode_canonical(values)
+        except MALFORMED as error:
+            raise invalid("arguments must be an object") from error
+        if len(canonical) > MAX_ARGUMENTS:
+            raise invalid(f"arguments must not exceed {MAX_ARGUMENTS} bytes")
+        if self._arguments is None:
+            unknown = sorted(values.keys() - self._fields)
+            if unknown:
+                raise invalid(f"{self.name} has no field {shorten(unknown[0])!r} to filter by")
+            return Arguments(values, values, canonical)
+        try:
+            value = self._arguments.read(text)
+        except ValueError as error:
+            raise invalid(f"arguments: {shorten(str(error))}") from error
+        return Arguments(value, values, canonical)
+
+    # Payloads
+
+    def encode(self, data: Any) -> bytes:
+        """Return the JSON of a payload.
+
+        Raises:
+            LocalError: it doesn't match the declared type, or it's too large.
+            TypeError: it can't be encoded as JSON.
+        """
+        written = JsonType.write(data)
+        if len(written) + 2048 > MAX_BODY:
+            limit = MAX_BODY - 2048
+            raise LocalError(
+                f"The data of the event {self.name!r} has {len(written)} bytes, more than the limit of {limit}. "
+                "Publish an id, and let clients read the rest with a tool."
+            )
+        try:
+            self.read(written)
+        except ValueError as error:
+            raise LocalError(f"The data doesn't match the event {self.name!r}: {error}") from error
+        return written
+
+    def read(self, written: bytes) -> Any:
+        """Return a payload of the declared type from JSON.
+
+        Raises:
+            ValueError: the JSON doesn't match the type.
+        """
+        return self._type.read(written)
+
+    def matches(self, payload: Any, data: Mapping[str, Any], arguments: Arguments, principal: Principal | None) -> bool:
+        """Return whether a subscription receives an event. A `match` that raises excludes it.
+
+        Args:
+            payload: the event's payload, of the declared type.
+            data: the payload as JSON values.
+            arguments: arguments of the subscription.
+            principal: the subscriber.
+        """
+        if self._match is None:
+            return all(data.get(name) == value for name, value in arguments.values.items() if name in self._fields)
+        try:
+            return bool(self._match(payload, arguments.value, principal))
+        except Exception:
+            _logger.exception("The match function of the event %r failed; the event isn't delivered", self.name)
+            return False
+
+
+def timestamp(at: float) -> str:
+    """Return a Unix time as ISO 8601, in UTC with milliseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _summary(payload: Any) -> str:
+    text = getattr(payload, "__doc__", None) or ""
+    return "" if text.startswith(f"{getattr(payload, '__name__', '')}(") else text.strip().partition("\n\n")[0]
+
+
+def _object_schema(declared: JsonType, name: str, what: str) -> Schema:
+    schema = declared.schema
+    if schema.get("type") != "object":
+        raise TypeError(
+            f"The {what} of {name!r} must be an object: use a dataclass, Struct, TypedDict or pydantic model"
+        )
+    return schema
+
+
+def _filters_of(payload: Schema) -> Schema:
+    """Return the schema of arguments where each field of the payload is an optional filter."""
+    properties = {
+        name: {key: value for key, value in each.items() if key != "default"} if is_object(each) else each
+        for name, each in payload.get("properties", {}).items()
+    }
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema
 
 
 class EventCatalog:

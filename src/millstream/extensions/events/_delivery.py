@@ -21,10 +21,8 @@ from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import Principal, Share
 from millstream.extensions import LogOnce
-from millstream.extensions.events._catalog import sees
-from millstream.extensions.events._errors import FORBIDDEN
+from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, Arguments, EventType, sees
 from millstream.extensions.events._event_methods import occurrence
-from millstream.extensions.events._event_type import MAX_BODY, Arguments, EventType
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page, split_cursor
 from millstream.extensions.events._subscriptions import (
     LEASE,

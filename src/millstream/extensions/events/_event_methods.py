@@ -10,9 +10,15 @@ from msgspec import Raw, Struct, field
 from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, ProtocolError
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.principal import Principal
-from millstream.extensions.events._catalog import EventCatalog, sees
-from millstream.extensions.events._errors import forbidden_error, invalid
-from millstream.extensions.events._event_type import Arguments, EventType, timestamp
+from millstream.extensions.events._catalog import (
+    Arguments,
+    EventCatalog,
+    EventType,
+    forbidden_error,
+    invalid,
+    sees,
+    timestamp,
+)
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
 from millstream.hub import Forbidden, Hub, TooMany
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from millstream._protocol.principal import Principal
 from millstream.extensions import Claim, ServerHost, read_again
-from millstream.extensions.events._errors import limit_error
+from millstream.extensions.events._catalog import limit_error
 from millstream.stores import Entry, StoreFull
 
 VERIFIED_SECONDS = 24 * 3600.0

@@ -38,8 +38,8 @@ from millstream.extensions.tasks._records import (
     TaskRecords,
     name_of,
     new_id,
+    status_text,
 )
-from millstream.extensions.tasks._status_text import status_text
 from millstream.stores import StoreFull
 
 logger = logging.getLogger("millstream")
