@@ -14,7 +14,7 @@ from millstream.client import Failure
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import fetch
 from millstream.gateway._pins import AcceptedFile
-from millstream.gateway._redaction import Redactor
+from millstream.gateway._results import Redactor
 from patience import WAIT
 
 

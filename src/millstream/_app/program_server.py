@@ -10,7 +10,7 @@ from millstream._app.server import Server
 from millstream._config import Settings
 from millstream.gateway._programs.classes import library_of
 from millstream.gateway._programs.http import SIGN_IN, HttpSide
-from millstream.gateway._programs.libraries import program_of
+from millstream.gateway._programs.program import program_of
 
 
 def server_of(value: Any) -> Server:

@@ -65,8 +65,8 @@ from millstream.client._errors import (
     TooMuchArriving,
 )
 from millstream.client._requests import Ask
-from millstream.gateway._cycles import PATH, Cycle, extend_path
 from millstream.gateway._links import InUse, Link, NoCredentials
+from millstream.gateway._names import PATH, Cycle, extend_path
 from millstream.gateway._parked_calls import CALL_OVER, Ticket
 from millstream.gateway._questions import (
     MAX_OPEN_QUESTIONS,

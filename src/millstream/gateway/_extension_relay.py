@@ -3,30 +3,208 @@
 An extension is forwarded if only one upstream announces it, that upstream has neither a prefix nor a policy, and this
 server doesn't have the extension itself. A prefix would have to be added to params and results of unknown shape, and a
 policy has no rules for unknown methods. Skills have a known shape, so those of all upstreams are merged.
+
+Merges the skills of several upstreams, or of one with a prefix or a policy, into one list with prefixed URIs.
+
+The files are resources, which the gateway offers anyway. A skill is listed if the policy offers its `SKILL.md`.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from millstream._parts import Host
-from millstream._protocol.errors import INTERNAL_ERROR, CustomResult, ProtocolError
-from millstream._protocol.json_schema import members
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, CustomResult, ProtocolError, ToolError, shorten
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.param_headers import decode_name
 from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.skills import SKILLS
+from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.registry import RegisteredExtension
 from millstream._server.handlers.tools import take_rounds
 from millstream.gateway._bridge import forward
-from millstream.gateway._merged_skills import Hides, MergedSkills
 from millstream.gateway._questions import UI
 from millstream.gateway._results import MalformedResult, split_result
 from millstream.gateway._upstream import Upstream
+
+Hides = Callable[[Upstream, str], bool]
+"""``hides(upstream, uri)`` returns whether a URI on this server belongs to another upstream or isn't offered."""
+_SEPARATOR = " "
+_FORWARDED_MEMBERS = ("nextCursor", "ttlMs")
+_logger = logging.getLogger("millstream.gateway")
+_decode_result = decoder(dict[str, Any])
+
+
+class _Params(Struct):
+    uri: str = ""
+    cursor: str | None = None
+
+
+_decode_skill_params = decoder(_Params)
+
+
+class MergedSkills:
+    """Answers the methods of the skills extension from several upstreams.
+
+    Args:
+        hides: see `Hides`.
+        private: returns whether results depend on the caller, and so mustn't be cached for others.
+    """
+
+    def __init__(self, hides: Hides, private: Callable[[], bool]) -> None:
+        self.upstreams: Sequence[Upstream] = ()
+        """Upstreams with skills, in the order of the list."""
+        self._hides = hides
+        self._private = private
+        self._methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
+            "skills/list": self._list,
+            "skills/get": self._get,
+            "resources/directory/read": self._read_directory,
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the extension that the gateway announces."""
+        reads = any(_settings_of(each).get("directoryRead") is True for each in self.upstreams)
+        return {"directoryRead": True} if reads else {}
+
+    def find(self, method: str) -> Callable[[Call], Awaitable[bytes]] | None:
+        """Return the handler of a method; None if it isn't a method of the extension."""
+        return self._methods.get(method) if self.upstreams else None
+
+    # Methods
+
+    async def _list(self, call: Call) -> bytes:
+        """Return a page of one upstream's skills. The cursor consists of the upstream's name and its own cursor."""
+        cursor = _read(call).cursor or ""
+        name, _, upstream_cursor = cursor.partition(_SEPARATOR)
+        names = [each.config.name for each in self.upstreams]
+        if cursor and name not in names:
+            raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
+        remaining = list(self.upstreams[names.index(name) if cursor else 0 :])
+        upstream, page = await self._first_page(call, remaining, upstream_cursor)
+        result = self._hints(upstream, page)
+        skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
+        result["skills"] = [each for each in skills if each is not None]
+        next_cursor = page.get("nextCursor")
+        if isinstance(next_cursor, str) and next_cursor:
+            result["nextCursor"] = f"{upstream.config.name}{_SEPARATOR}{next_cursor}"
+        elif remaining:
+            result["nextCursor"] = f"{remaining[0].config.name}{_SEPARATOR}"
+        return encode(result)[1:-1]
+
+    async def _first_page(
+        self, call: Call, remaining: list[Upstream], upstream_cursor: str
+    ) -> tuple[Upstream, dict[str, Any]]:
+        """Return the first upstream that answers, and its page. The cursor is for the first of `remaining`."""
+        upstream = remaining.pop(0)
+        try:
+            return upstream, await self._ask(call, upstream, {"cursor": upstream_cursor} if upstream_cursor else {})
+        except (ProtocolError, ToolError) as exc:
+            if not remaining:
+                raise
+            _logger.debug("Skipped the skills of the upstream %s: %s", upstream.config.name, exc)
+        return await self._first_page(call, remaining, "")
+
+    async def _get(self, call: Call) -> bytes:
+        uri = _read(call).uri
+        upstream, original_uri = self._resolve(uri)
+        if upstream is None or not self._can_read(call, upstream, uri):
+            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
+        page = await self._ask(call, upstream, {"uri": original_uri})
+        skill = self._skill(call, upstream, page.get("skill"))
+        if skill is None:
+            raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}")
+        return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+
+    async def _read_directory(self, call: Call) -> bytes:
+        params = _read(call)
+        upstream, original_uri = self._resolve(params.uri)
+        if upstream is None:
+            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
+        page = await self._ask(
+            call, upstream, {"uri": original_uri, **({"cursor": params.cursor} if params.cursor else {})}
+        )
+        result: dict[str, Any] = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
+        result["resources"] = self._entries(call, upstream, page.get("resources"))
+        return encode(result)[1:-1]
+
+    async def _ask(self, call: Call, upstream: Upstream, params: dict[str, Any]) -> dict[str, Any]:
+        work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.redactor(call.method)
+        raw = await (work if redactor is None else redactor.redact(work, call))
+        try:
+            page = _decode_result(raw)
+        except MalformedResult as exc:
+            text = f"The server {upstream.config.name!r} returned an invalid result"
+            raise ProtocolError(INTERNAL_ERROR, text) from exc
+        return page
+
+    # Entries
+
+    def _resolve(self, uri: str) -> tuple[Upstream | None, str]:
+        """Return the upstream of a URI, and the upstream's own URI."""
+        for upstream in self.upstreams:
+            original_uri = upstream.names.original_uri(uri)
+            if original_uri is not None and not self._hides(upstream, uri):
+                return upstream, original_uri
+        return None, ""
+
+    def _skill(self, call: Call, upstream: Upstream, skill: Any) -> dict[str, Any] | None:
+        """Return a skill as the caller sees it; None if it's hidden from the caller."""
+        uri = skill.get("uri") if is_object(skill) else None
+        if not isinstance(uri, str) or not self._can_read(call, upstream, prefixed_uri := upstream.names.uri(uri)):
+            return None
+        visible = {**skill, "uri": prefixed_uri}
+        if is_array(skill.get("resources")):
+            visible["resources"] = self._entries(call, upstream, skill["resources"])
+        return visible
+
+    def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[dict[str, Any]]:
+        found = [
+            {**each, "uri": upstream.names.uri(each["uri"])}
+            for each in _objects(entries)
+            if isinstance(each.get("uri"), str)
+        ]
+        return [each for each in found if self._can_read(call, upstream, each["uri"])]
+
+    def _can_read(self, call: Call, upstream: Upstream, uri: str) -> bool:
+        """Return whether the caller may read a resource, by its URI on this server."""
+        if self._hides(upstream, uri):
+            return False
+        if upstream.policy is None:
+            return True
+        rules = upstream.policy.rules_of(uri)
+        if rules is None or (rules.visible is not None and not rules.visible(call.principal)):
+            return False
+        scopes = granted_scopes(call)
+        return scopes is None or rules.scopes <= scopes
+
+    def _hints(self, upstream: Upstream, page: dict[str, Any]) -> dict[str, Any]:
+        private = self._private() or upstream.policy is not None
+        hints: dict[str, Any] = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
+        return {**hints, "cacheScope": "private"} if private and hints else hints
+
+
+def _settings_of(upstream: Upstream) -> dict[str, Any]:
+    return members(members(upstream.catalog.capabilities.get("extensions")).get(SKILLS))
+
+
+def _read(call: Call) -> _Params:
+    try:
+        return _decode_skill_params(call.params or b"{}")
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [each for each in value if is_object(each)] if is_array(value) else []
+
 
 NOT_FORWARDED = frozenset({TASKS})
 """Extensions that change the results of MCP's own methods."""

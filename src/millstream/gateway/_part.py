@@ -16,16 +16,23 @@ from millstream._server.features.registry import DISCOVER, SUBSCRIBE
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.gateway._catalog import METHODS, Catalog, Description
-from millstream.gateway._cycles import CAPABILITY, Announcement, find_loops, identity, leads_back, read_announcement
 from millstream.gateway._extension_relay import ExtensionForwarding
 from millstream.gateway._items import make_item
-from millstream.gateway._names import with_origin
+from millstream.gateway._names import (
+    CAPABILITY,
+    Announcement,
+    find_loops,
+    identity,
+    leads_back,
+    read_announcement,
+    with_origin,
+)
 from millstream.gateway._page import GatewayReports
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._pins import AcceptedFile, Pins
 from millstream.gateway._policy import ItemRules, RestrictedPattern, UpstreamPolicy
 from millstream.gateway._processes import ProcessPool
-from millstream.gateway._stored_results import StoredResults
+from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Upstream, UpstreamConfig
 
 if TYPE_CHECKING:

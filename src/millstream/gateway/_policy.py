@@ -28,7 +28,7 @@ from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes
 from millstream._server.features.tools import Tool
 from millstream.gateway._names import Names
-from millstream.gateway._redaction import Redaction, Redactor, run_aside
+from millstream.gateway._results import Redaction, Redactor, run_aside
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""

@@ -23,7 +23,7 @@ from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.questions.forms import project
 from millstream._server.questions.questions import project_conversation
-from millstream.gateway._redaction import Redactor
+from millstream.gateway._results import Redactor
 
 Json = dict[str, Any]
 

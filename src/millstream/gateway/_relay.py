@@ -39,7 +39,7 @@ from millstream.gateway._questions import (
     project_answer,
     project_question,
 )
-from millstream.gateway._redaction import Redactor
+from millstream.gateway._results import Redactor
 
 logger = logging.getLogger("millstream.gateway")
 

@@ -1,21 +1,172 @@
 """Conversion of upstream results: removes members that each server sets itself, and adds the prefix to URIs.
 
 Only members that change are decoded. Content, including binary data, isn't re-encoded.
+
+Redaction of text by regular expressions. The expressions are the operator's; the text is untrusted.
+
+RE2's run time is linear in the text, whatever the expression (docs/decisions/0037), but the text can have many
+megabytes, so only small messages are redacted on the event loop. It doesn't support look-around and back-references.
+
+Results that were too large for their caller, stored temporarily so that the same caller can read them as resources.
+
+The store key is a hash of the caller and a random id, so no other caller can read a result, even with its link.
 """
 
-from collections.abc import Callable, Collection
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import lru_cache, partial
+from hashlib import sha256
+from importlib import import_module
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
-from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, ToolError
+from millstream._protocol.content import EmbeddedResource, ResourceContents
+from millstream._protocol.errors import INTERNAL_ERROR, MissingExtra, ProtocolError, SuggestionMeta, ToolError
+from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.metadata import SERVER_KEY
+from millstream._server.calls.call import Call
+from millstream._server.features.resources import Template
+from millstream._server.features.sources import ItemSource
+from millstream._server.load import LIGHT
+from millstream._stores.base import Map, StoreFull, StoreUnavailable
+from millstream._stores.rates import share_for
+from millstream.gateway._names import Names
 
-if TYPE_CHECKING:
-    from millstream._server.calls.call import Call
+T = TypeVar("T")
+
+MAX_PATTERNS = 64
+_MAX_PATTERN = 1000
+_MAX_PROGRAM = 1 << 20
+"""Maximum bytes of a compiled expression."""
+
+
+class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+    """A regular expression in RE2's syntax, and the text that replaces each match.
+
+    Example:
+        ``Redaction(r"[\\w.]+@[\\w.]+", replacement="[email]")``
+    """
+
+    pattern: str
+    replacement: str = "[redacted]"
+
+
+class Redactor:
+    """Applies several redactions in order.
+
+    Raises:
+        ValueError: a pattern isn't a regular expression of RE2, or there are more than 64.
+        ImportError: the extra `redact` isn't installed.
+    """
+
+    def __init__(self, patterns: Sequence[str | Redaction]) -> None:
+        try:
+            re2: Any = import_module("re2")  # optional, without type hints
+        except ImportError:
+            raise MissingExtra("Redacting arguments and results", "redact") from None
+        if len(patterns) > MAX_PATTERNS:
+            raise ValueError(f"There are {len(patterns)} regular expressions. Use at most {MAX_PATTERNS}.")
+        options = re2.Options()
+        options.max_mem = _MAX_PROGRAM
+        options.log_errors = False
+        self._steps: list[tuple[Callable[[Callable[[Any], str], str], str], Callable[[Any], str]]] = []
+        for each in patterns:
+            redaction = Redaction(each) if isinstance(each, str) else each
+            if len(redaction.pattern) > _MAX_PATTERN:
+                raise ValueError(
+                    f"The regular expression {redaction.pattern[:40]!r}… is too long. Split it into several."
+                )
+            try:
+                compiled = re2.compile(redaction.pattern, options)
+            except re2.error as exc:
+                raise ValueError(
+                    f"{redaction.pattern!r} isn't a valid RE2 regular expression: {_reason(exc)}."
+                ) from None
+            if compiled.search("") is not None:
+                raise ValueError(
+                    f"{redaction.pattern!r} matches the empty string, so it would redact between all characters."
+                )
+            text = redaction.replacement
+            self._steps.append((compiled.sub, partial(_constant, text)))
+
+    def text(self, text: str) -> str:
+        """Return a text with its matches replaced."""
+        for substitute, replacement in self._steps:
+            text = substitute(replacement, text)
+        return text
+
+    def value(self, value: Any, *, names: bool = True) -> Any:
+        """Return a JSON value with matches replaced in strings and numbers.
+
+        Args:
+            value: the value.
+            names: whether to replace matches in member names as well.
+        """
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            written = encode(value).decode()
+            text = self.text(written)
+            return value if text == written else text
+        if is_array(value):
+            return [self.value(each, names=names) for each in value]
+        if is_object(value):
+            found: dict[str, Any] = {}
+            for name, each in value.items():
+                text = self.text(name) if names else name
+                found[f"{text} {len(found) + 1}" if text in found else text] = self.value(each, names=names)
+            return found
+        return value
+
+    def members(self, value: Any) -> Any:
+        """Return a JSON value with matches replaced, except in its own member names, which the protocol defines."""
+        return {name: self.value(each) for name, each in value.items()} if is_object(value) else self.value(value)
+
+    def json(self, data: bytes) -> bytes:
+        """Return an encoded result or params with matches replaced, see `members`."""
+        return encode(self.members(msgspec.json.decode(data)))
+
+    async def redact(self, work: Awaitable[bytes], call: Call) -> bytes:
+        """Return the result of `work` for a call with matches replaced, also in its errors."""
+        try:
+            result = await work
+        except ToolError as exc:
+            raise ToolError(self.text(str(exc))) from None
+        except ProtocolError as exc:
+            message, data = self.text(exc.message), self.members(exc.data)
+            raise ProtocolError(exc.code, message, data, status=exc.status, head=exc.head) from None
+        return await run_aside(call, len(result), self.json, result)
+
+
+async def run_aside(call: Call, size: int, function: Callable[..., T], *args: Any) -> T:
+    """Run a function that examines each value of a message, in a thread unless the message is small.
+
+    Args:
+        call: the call that needs it.
+        size: bytes of the message, see `Call.weight`.
+        function: the function.
+        args: its arguments.
+
+    Raises:
+        ToolError: the caller's share of the threads is in use.
+    """
+    if size < LIGHT:
+        return function(*args)
+    result: T = await call.services.threads.run(function, *args, owner=call.owner)
+    return result
+
+
+def _constant(text: str, match: Any) -> str:
+    return text
+
+
+def _reason(exc: Exception) -> str:
+    reason: object = exc.args[0] if exc.args else ""
+    return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+
 
 Rename = Callable[[str], str]
 """Returns the URI that clients of the gateway use."""
@@ -125,3 +276,86 @@ def _rename_item(item: Members, rename: Rename) -> Members:
 def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
     """Return the error of a call that has no result from its upstream."""
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
+
+
+URI = "result://{id}"
+_decode_object = decoder(dict[str, Any])
+
+
+class StoredResults:
+    """Stores results under keys that only their callers can compute.
+
+    Args:
+        kv: key-value store.
+        names: names of the upstream that the results come from.
+    """
+
+    def __init__(self, kv: Map, names: Names) -> None:
+        self._kv = kv
+        self._names = names
+
+    async def save(self, call: Call, result: bytes, seconds: float) -> dict[str, Any] | None:
+        """Store a result, and return the content that links to it; None if it doesn't fit in the store.
+
+        Args:
+            call: call of the result.
+            result: JSON of the result.
+            seconds: lifetime of the link.
+        """
+        id = (f"{share_for(call.owner)}." if call.owner else "") + secrets.token_urlsafe(18)
+        try:
+            await self._kv.put(_key(call, id), result, seconds, lossy=True)
+        except (StoreFull, StoreUnavailable):
+            return None
+        if "resource_link" not in call.revision.content:
+            return {"type": "text", "text": f"The whole result: {self._names.uri(f'result://{id}')}"}
+        return {
+            "type": "resource_link",
+            "uri": f"result://{id}",
+            "name": f"Result of {call.name}",
+            "description": f"The whole result. It can be read for {seconds:,.0f} seconds.",
+            "mimeType": "application/json",
+            "size": len(result),
+        }
+
+    def template(self) -> Template:
+        """Return the resource template for stored results."""
+
+        async def read(values: dict[str, Any], call: Call) -> list[EmbeddedResource] | None:
+            found = await self._kv.get(_key(call, str(values["id"])))
+            uri = self._names.uri(f"result://{values['id']}")
+            return None if found is None else _contents(uri, found)
+
+        schema = {"properties": {"id": {"type": "string"}}}
+        description = "A result that was too large for its call. Results link to it."
+        return Template(
+            self._names.uri(URI), ItemSource("result", read, _identity, description=description, schema=schema)
+        )
+
+
+def _identity(values: Any) -> Any:
+    return values
+
+
+def _key(call: Call, id: str) -> str:
+    owner = b"" if call.principal is None else call.principal.binding
+    name = sha256(b"%b %b" % (owner, id.encode("utf-8", "surrogatepass"))).hexdigest()
+    share, dot, _ = id.partition(".")
+    return f"result:{share}.{name}" if dot else f"result:{name}"
+
+
+def _contents(uri: str, result: bytes) -> list[EmbeddedResource]:
+    """Return a result as resource contents: its structured value, or else its content."""
+    decoded = _decode_object(result)
+    if "structuredContent" in decoded:
+        text = encode(decoded["structuredContent"]).decode()
+        return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=text))]
+    blocks = decoded.get("content")
+    texts = [
+        each["text"]
+        for each in (blocks if is_array(blocks) else ())
+        if is_object(each) and each.get("type") == "text" and isinstance(each.get("text"), str)
+    ]
+    if is_array(blocks) and len(texts) == len(blocks):
+        return [EmbeddedResource(resource=ResourceContents(uri, "text/plain", text="\n".join(texts)))]
+    return [EmbeddedResource(resource=ResourceContents(uri, "application/json", text=result.decode()))]

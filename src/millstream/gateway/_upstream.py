@@ -58,11 +58,10 @@ from millstream.gateway._pins import Pins, QuarantinedItem
 from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs.classes import library_of
-from millstream.gateway._programs.libraries import upstream_of
-from millstream.gateway._programs.program import Program
+from millstream.gateway._programs.program import Program, upstream_of
 from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
-from millstream.gateway._redaction import Redactor
 from millstream.gateway._relay import Relays
+from millstream.gateway._results import Redactor
 from millstream.gateway._watches import ResourceWatches
 
 if TYPE_CHECKING:
