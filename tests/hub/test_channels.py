@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cases import for_each
 from millstream.hub import InvalidName
 from millstream.hub._channels import check_channel, check_client_id, check_name, check_pattern, is_pattern, matches
-from millstream.hub._patterns import PatternIndex
+from millstream.hub._subscriber import PatternIndex
 
 REACHED = [
     ("orders", "orders"),

@@ -10,8 +10,8 @@ from hub_parts import DelayedStore, Outlet, encode_line, listen, open_hub, turns
 from millstream._stores.memory.store import MemoryStore
 from millstream.hub import Hub
 from millstream.hub._event import position_id
+from millstream.hub._reader import SharedReads
 from millstream.hub._replay import REPLAYS
-from millstream.hub._shared_reads import SharedReads
 
 pytestmark = pytest.mark.many
 

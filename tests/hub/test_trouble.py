@@ -268,7 +268,7 @@ async def test_outlets_skip_unsupported_messages() -> None:
 
 
 async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.hub._audience._MAX_PLANS", 2)
+    monkeypatch.setattr("millstream.hub._delivery._MAX_PLANS", 2)
     async with open_hub() as hub:
         outlet = await listen(hub, "*")
         for number in range(5):

@@ -11,7 +11,7 @@ SOON = """
 import msgspec
 from millstream._stores.local import store as local_store
 from millstream.hub._hub import Hub
-from millstream.hub._limits import HubLimits
+from millstream.hub._channels import HubLimits
 
 usual, refresh = HubLimits.of, Hub.refresh
 HubLimits.of = lambda settings: msgspec.structs.replace(usual(settings), refresh=0.2)

@@ -34,8 +34,7 @@ from millstream._server.calls.services import ObserveMessage, expiry_of, ignore_
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, TooMany
-from millstream.hub._channels import DEFAULT
-from millstream.hub._limits import check_encoded_size
+from millstream.hub._channels import DEFAULT, check_encoded_size
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000

@@ -4,10 +4,9 @@ The hub has no knowledge of HTTP or MCP. A subscriber is an `Outlet` and a funct
 """
 
 from millstream._http.message import Outlet
-from millstream.hub._channels import check_channel
+from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, TooMany, check_channel
 from millstream.hub._event import Event, PublishResult
 from millstream.hub._hub import Hub, HubStats
-from millstream.hub._limits import EventTooLarge, Forbidden, HubLimits, InvalidName, TooMany
 from millstream.hub._presence import Member
 from millstream.hub._subscriber import Encode, Subscription
 

@@ -1,15 +1,23 @@
 """Access to channels: valid names, reserved channels, caps, and the authorization hook.
 
 The hub checks every subscription. Transports check before they respond, while they can still refuse.
+
+The authorization hook, with error handling.
+
+Only callers that can subscribe to a channel can see its presence, so ``$presence.X`` is checked as ``X``. A hook that
+raises denies access and doesn't affect other subscriptions.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 
 from millstream._protocol.principal import Principal
-from millstream.hub._audience import Audience
 from millstream.hub._channels import (
     CLIENT,
     PRESENCE,
+    Forbidden,
+    HubLimits,
+    InvalidName,
     check_channel,
     check_client_id,
     check_name,
@@ -17,7 +25,7 @@ from millstream.hub._channels import (
     owned_id,
     owner_of,
 )
-from millstream.hub._limits import Forbidden, HubLimits, InvalidName
+from millstream.hub._delivery import Audience
 from millstream.hub._subscriber import Authorize
 
 SubscribeRule = Callable[[Principal | None, str], bool]
@@ -130,3 +138,26 @@ class AccessRules:
     def _allow(self, principal: Principal | None, action: str, channel: str) -> None:
         if self._authorize is not None and not self._authorize(principal, action, channel):
             raise Forbidden(action, channel)
+
+
+_logger = logging.getLogger("millstream.hub")
+
+
+class SafeAuthorize:
+    """The authorization hook of one hub. It's an `Authorize` itself."""
+
+    def __init__(self, authorize: Authorize) -> None:
+        self._authorize = authorize
+        self._logged: set[type[Exception]] = set()
+        """Types of logged errors. Each is logged once, because peers control how often the hook runs."""
+
+    def __call__(self, principal: Principal | None, action: str, channel: str) -> bool:
+        try:
+            return self._authorize(principal, action, channel.removeprefix(PRESENCE))
+        except Exception as exc:
+            if type(exc) not in self._logged:
+                self._logged.add(type(exc))
+                _logger.exception(
+                    "The authorization hook failed, so access was denied. Later failures of this kind aren't logged."
+                )
+            return False

@@ -17,11 +17,20 @@ from millstream._protocol.principal import Principal
 from millstream._stores.base import CoAppend, Position, Store
 from millstream._stores.health import LogOnce
 from millstream._tasks import cancel_all
-from millstream.hub._admission import AccessRules, check_target
-from millstream.hub._audience import Audience
-from millstream.hub._channels import CLIENT, PRESENCE, check_channel, check_client_id, owned_id, owner_of
-from millstream.hub._delivery import Delivery
+from millstream.hub._admission import AccessRules, SafeAuthorize, check_target
+from millstream.hub._channels import (
+    CLIENT,
+    PRESENCE,
+    EventTooLarge,
+    HubLimits,
+    check_channel,
+    check_client_id,
+    owned_id,
+    owner_of,
+)
+from millstream.hub._delivery import Audience, Delivery
 from millstream.hub._event import (
+    DEDUPLICATION_WINDOW,
     Event,
     PublishResult,
     StoredEvent,
@@ -30,14 +39,10 @@ from millstream.hub._event import (
     encode_data,
     position_id,
 )
-from millstream.hub._event_ids import DEDUPLICATION_WINDOW
 from millstream.hub._journal import Journal
-from millstream.hub._limits import EventTooLarge, HubLimits
 from millstream.hub._listener import EventListener
 from millstream.hub._mailbox import Mailboxes
-from millstream.hub._permission import SafeAuthorize
-from millstream.hub._presence import Member, Presence
-from millstream.hub._presence_changes import PresenceChanges
+from millstream.hub._presence import Member, Presence, PresenceChanges
 from millstream.hub._presence_events import PresenceEvents
 from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Authorize, Encode, Subscription

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from millstream._stores.base import Entry, Gap, Index, Position, Store
-from millstream.hub._channels import CLIENT
-from millstream.hub._event import Event, StoredEvent, pack, position_id, unpack
-from millstream.hub._event_ids import EventIds, KnownEvent
-from millstream.hub._limits import HubLimits
+from millstream.hub._channels import CLIENT, HubLimits
+from millstream.hub._event import Event, EventIds, KnownEvent, StoredEvent, pack, position_id, unpack
 
 JOURNAL = "hub:journal"
 _CHANNEL = "hub:channel:"

@@ -14,10 +14,9 @@ from logging import getLogger
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Gap, Position, Store, read_offset
 from millstream._stores.health import LogOnce
-from millstream.hub._channels import check_pattern, matches
+from millstream.hub._channels import InvalidName, check_pattern, matches
 from millstream.hub._event import Event, unpack
 from millstream.hub._journal import JOURNAL
-from millstream.hub._limits import InvalidName
 
 _PAGE = 100
 _POSITION_TTL = 30 * 86400.0

@@ -21,10 +21,9 @@ from msgspec import Struct
 from millstream._stores.base import Map, Store
 from millstream._stores.health import LogOnce
 from millstream._stores.tail import PAUSE
-from millstream.hub._channels import CLIENT
+from millstream.hub._channels import CLIENT, HubLimits
 from millstream.hub._event import parse_offset, position_id
 from millstream.hub._journal import Journal
-from millstream.hub._limits import HubLimits
 
 _OFFSET_KEY = "seen:"
 _UNDELIVERED_KEY = "debt:"

@@ -6,13 +6,11 @@ from collections import deque
 
 from millstream._limits.limiters import Limiter
 from millstream._stores.health import LogOnce
-from millstream.hub._audience import Audience
 from millstream.hub._channels import is_pattern
-from millstream.hub._delivery import Delivery
+from millstream.hub._delivery import Audience, Delivery
 from millstream.hub._journal import Journal
 from millstream.hub._mailbox import Mailboxes
-from millstream.hub._presence import Member, Presence
-from millstream.hub._presence_changes import PresenceChanges
+from millstream.hub._presence import Member, Presence, PresenceChanges
 from millstream.hub._reader import JournalReader
 from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Subscription

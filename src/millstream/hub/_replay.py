@@ -22,11 +22,11 @@ from msgspec.structs import replace
 from millstream._http.message import peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._stores.base import Entry, Gap
-from millstream.hub._backlog import UnreadBacklog
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
+from millstream.hub._delivery import UnreadBacklog
 from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_channel
 from millstream.hub._journal import Journal
-from millstream.hub._presence_changes import PresenceChange, PresenceChanges
+from millstream.hub._presence import PresenceChange, PresenceChanges
 from millstream.hub._reader import HistoryCursor, HistoryIndex, JournalReader
 from millstream.hub._subscriber import Subscription
 

@@ -20,8 +20,7 @@ from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import error_message
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream.hub import Hub, HubLimits
-from millstream.hub._channels import check_client_id
-from millstream.hub._limits import EventTooLarge, InvalidName
+from millstream.hub._channels import EventTooLarge, InvalidName, check_client_id
 
 if TYPE_CHECKING:
     from millstream._protocol.principal import Principal

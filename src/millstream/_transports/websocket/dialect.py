@@ -35,9 +35,8 @@ from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, Subscription, TooMany
-from millstream.hub._channels import DEFAULT
+from millstream.hub._channels import DEFAULT, check_encoded_size
 from millstream.hub._event import CUT
-from millstream.hub._limits import check_encoded_size
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
