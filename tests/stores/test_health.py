@@ -87,10 +87,10 @@ async def test_full_file_degrades_the_store(tmp_path: Path, monkeypatch: pytest.
     worker = LocalStore(await parent.start(), url)
     await worker.open()
     (peer,) = parent.peers
-    store: Any = peer.backend
-    looks = [StoreHealth("sqlite", each, bound=WAIT, clock=count().__next__) for each in (store, worker)]
+    backend: Any = peer.backend
+    looks = [StoreHealth("sqlite", each, bound=WAIT, clock=count().__next__) for each in (backend, worker)]
     assert [await each.look() for each in looks] == [True, True]
-    file = store._file._database
+    file = backend._file._database
     pages = file.execute("PRAGMA page_count").fetchone()[0]
     file.execute(f"PRAGMA max_page_count={pages + 20}")
     with pytest.raises(StoreFull):

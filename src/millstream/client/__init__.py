@@ -54,7 +54,7 @@ _HOMES = {
     "NotMcp": "_errors",
     "NotSupported": "_errors",
     "OAuth": "_oauth.flow",
-    "Options": "_options",
+    "Options": "_negotiation",
     "Question": "_questions",
     "Result": "_results",
     "ServerEvent": "_events",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "OpenApi": "_openapi",
     "PromptPolicy": "_policy",
-    "Redaction": "_redaction",
+    "Redaction": "_results",
     "ResourcePolicy": "_policy",
     "RouteKind": "_openapi",
     "RouteMap": "_openapi",
