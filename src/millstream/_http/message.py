@@ -1,4 +1,6 @@
-"""Requests and replies of transport handlers, independent of MCP, sockets, and event loops.
+"""Requests and replies of transport handlers, with their limits, media types, compression, and errors.
+
+Requests and replies of transport handlers, independent of MCP, sockets, and event loops.
 
 A handler is ``async (HttpRequest) -> Response | Sink | None``. It returns a `Response` for a plain reply, or opens a
 `Sink` with ``request.open(...)``. It either writes to the sink and returns ``None`` at the end of the stream, or

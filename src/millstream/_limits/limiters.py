@@ -1,4 +1,6 @@
-"""The concurrency limits that apply to a tool call.
+"""Rate limits, quotas, and concurrency limits.
+
+The concurrency limits that apply to a tool call.
 
 Rate limiting with GCRA, the generic cell rate algorithm, which keeps one number for each key.
 

@@ -1,4 +1,6 @@
-"""Structured logs: JSON lines for machines, short lines for a terminal, always on standard error.
+"""Logs: their format, printed lines, and tracebacks of user code.
+
+Structured logs: JSON lines for machines, short lines for a terminal, always on standard error.
 
 `configure` installs one handler on the root logger, so the program's own loggers and uvicorn's have the same format.
 Values that a peer can influence are never trusted: secrets are replaced by ``***``, recognized by field name and by

@@ -1,4 +1,6 @@
-"""Results of tools, raw and converted to a type.
+"""Results of requests: of tools, from the cache, and of paginated lists.
+
+Results of tools, raw and converted to a type.
 
 A cache of results that carry a time to live, emptied when the server reports a change.
 

@@ -1,4 +1,6 @@
-"""MCP over HTTP: Streamable HTTP and HTTP+SSE.
+"""Parts of every HTTP server: MCP, rate limits, the observer of calls, and REST.
+
+MCP over HTTP: Streamable HTTP and HTTP+SSE.
 
 Rate limits, as gates in front of calls and of the hub's routes.
 

@@ -1,4 +1,6 @@
-"""The audit log: every call and publication with its outcome, and every rejected credential.
+"""Parts for operators: the audit log, metrics, and health.
+
+The audit log: every call and publication with its outcome, and every rejected credential.
 
 `/metrics`: the figures of this process, or of all workers on this machine.
 

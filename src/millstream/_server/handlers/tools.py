@@ -1,4 +1,6 @@
-"""`tools/list` and `tools/call`.
+"""Handlers of requests for items, of completion, and of the session methods.
+
+`tools/list` and `tools/call`.
 
 Decoding of `params`, shared by the handlers.
 

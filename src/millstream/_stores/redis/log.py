@@ -1,4 +1,6 @@
-"""A `Log` in Redis streams. An entry's id is its offset. Offsets are consecutive.
+"""The log and the map in Redis, and the connection that follows streams.
+
+A `Log` in Redis streams. An entry's id is its offset. Offsets are consecutive.
 
 In a Cluster, all streams are in one slot, because one connection reads every stream that has listeners.
 
