@@ -37,7 +37,7 @@ NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tes
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: help setup run orders check format test seeds unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: always help setup run orders check format test seeds unit nightly test-python busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -150,7 +150,8 @@ $(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml
 	@touch $@
 
 # The test lock holds the run lock's versions and more, so that it adds to the same environment and changes nothing.
-$(VENV)/.test: $(VENV)/.setup requirements/test.lock
+# `uv sync` removes the packages of the tests.
+$(VENV)/.test: $(VENV)/.setup requirements/test.lock $(if $(wildcard $(BIN)/pytest*),,always)
 	@echo "Installing what the tests need ..."
 	$(UV) install --python $(BIN)/python --require-hashes -r requirements/test.lock
 	@touch $@
