@@ -54,5 +54,7 @@ class Endpoints:
         self.max_message: int = max_message
         self.heartbeat: float = heartbeat
         self.root_path: str = root_path
-        self.read_line = (HeaderLineCache() if header_lines is None else header_lines).__getitem__
+        self.read_line: Callable[[bytes], tuple[bytes, bytes]] = (
+            HeaderLineCache() if header_lines is None else header_lines
+        ).__getitem__
         """Return (lower-case name, value) of a line. Raises KeyError for lines that need the parser."""

@@ -161,7 +161,7 @@ def _message(value: Any) -> Any:
 __all__ = ["AssistantMessage", "Message", "Prompt", "UserMessage"]
 
 
-logger = logging.getLogger("millstream")
+logger: logging.Logger = logging.getLogger("millstream")
 
 
 class ToolOutput(Struct, frozen=True):

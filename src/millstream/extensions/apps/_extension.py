@@ -4,7 +4,7 @@ https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -61,7 +61,7 @@ class Apps(Extension):
     """Views of a server. `Server.app` adds it: ``mcp.app("orders/")``."""
 
     name = "io.modelcontextprotocol/ui"
-    settings = {}  # noqa: RUF012  read only
+    settings: Mapping[str, Any] | None = {}
 
     def __init__(self) -> None:
         self._server: Server

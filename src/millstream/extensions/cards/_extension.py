@@ -145,7 +145,7 @@ class Cards(Extension):
     """Serves the card and the catalog of a server that has the setting `card_url`."""
 
     name = "io.modelcontextprotocol/server-card"
-    settings = None
+    settings: Mapping[str, Any] | None = None
 
     @override
     async def open(self, host: ServerHost) -> None:

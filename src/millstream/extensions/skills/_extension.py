@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from urllib.parse import unquote
@@ -38,7 +38,7 @@ class Skills(Extension):
     """The skills of a server. `Server.skills` and `Server.skill` add this extension: ``mcp.skills("skills/")``."""
 
     name = SKILLS
-    settings = {"directoryRead": True}  # noqa: RUF012  read only
+    settings: Mapping[str, Any] | None = {"directoryRead": True}
 
     def __init__(self) -> None:
         self._server: Server

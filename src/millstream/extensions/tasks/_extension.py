@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ class TasksExtension(Extension):
     """Serves tasks. A server has this extension if a tool allows tasks, or if it's a gateway."""
 
     name: str = TASKS
-    settings = None
+    settings: Mapping[str, Any] | None = None
     revisions: Collection[str] = PER_REQUEST
 
     def __init__(self) -> None:
