@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
@@ -119,10 +120,11 @@ class Gateway:
         self.port = port
         self._stack = stack
 
-    async def connect(self, person: str, revision: str | None = None) -> Client:
+    async def connect(self, person: str, revision: str | None = None, **options: Any) -> Client:
         """Return a client with the key of a person."""
         headers = {"authorization": f"Bearer {KEYS[person]}"}
-        client = Client(f"http://127.0.0.1:{self.port}/mcp", headers=headers, revision=revision, timeout=10 * WAIT)
+        url = f"http://127.0.0.1:{self.port}/mcp"
+        client = Client(url, headers=headers, revision=revision, timeout=10 * WAIT, **options)
         return await self._stack.enter_async_context(client)
 
     def figures(self, *names: str) -> list[int]:
@@ -217,6 +219,33 @@ async def test_unanswered_check_opens_the_breaker_until_the_upstream_responds(re
         while not (text := await say(bob, "quick")).isdecimal():
             assert "isn't responding" in text
         assert (await say(alice, "quick")).isdecimal()
+
+
+async def test_handshake_that_one_caller_is_refused_stays_for_others() -> None:
+    upstream, handshakes, is_full = Upstream(PER_REQUEST), [], False
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method != "initialize":
+            await upstream.behave(asked)
+            return
+        handshakes.append(asked.message)
+        if is_full:
+            error = {"code": -32000, "message": "You have too many sessions."}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        else:
+            about = {"capabilities": {"tools": {}}, "serverInfo": {"name": "odd", "version": "1"}}
+            await asked.result({"protocolVersion": HANDSHAKE, **about})
+
+    async with misbehaving(behave) as server, run_gateway(server.url) as gateway:
+        alice, bob, carol = [await gateway.connect(name, HANDSHAKE, elicit=lambda _: {}) for name in KEYS]
+        assert await say(alice, "quick") == "0"
+        count = len(handshakes)
+        is_full = True
+        with pytest.raises(Failure, match="too many sessions"):
+            await say(bob, "quick")
+        is_full = False
+        assert await say(carol, "quick") == "0"
+        assert len(handshakes) == count + 2
 
 
 async def give_up(client: Client, upstream: Upstream) -> str:

@@ -390,7 +390,7 @@ async def _connect(call: "Call", upstream: Upstream, abilities: bytes, name: str
     try:
         link = links.ready(key) or await links.open(key, call.owner)
     except NO_HANDSHAKE as exc:
-        if not key.handshake:
+        if not key.handshake or links.has_handshake:  # then the refusal is about this caller
             raise
         logger.info("%s doesn't support the handshake: %s", upstream.config.name, exc)
         upstream.has_handshake = False

@@ -108,6 +108,11 @@ class Links:
         link = self._open.get(key)
         return link if link is not None and link.open_task is None else None
 
+    @property
+    def has_handshake(self) -> bool:
+        """Whether there's a connection that began with a handshake."""
+        return any(key.handshake and link.open_task is None for key, link in self._open.items())
+
     async def open(self, key: LinkKey, owner: str = "") -> Link:
         """Return the connection of a key, opening it if necessary.
 
