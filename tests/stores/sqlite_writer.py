@@ -17,6 +17,7 @@ import sys
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import Store
+from millstream._stores.sqlite import store as sqlite
 
 PUBLISHERS = 16
 NOBODY = 65534
@@ -24,7 +25,7 @@ NOBODY = 65534
 
 async def write(store: Store, run: str, each: int, size: int, *, more_room: bool) -> int:
     """Append, and return the number of failures."""
-    store.PAUSE = 0.0  # type: ignore[misc]  # retry immediately after a disk failure
+    sqlite.PAUSE = 0.0  # type: ignore[misc]  # retry immediately after a disk failure
     await store.open()
     failed = 0
 

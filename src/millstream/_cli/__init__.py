@@ -11,9 +11,9 @@ from contextlib import nullcontext
 from millstream._cli.errors import as_json, run_command, tell, wants_json
 from millstream._cli.gc_pause import gc_paused
 from millstream._cli.help import print_overview
+from millstream._cli.output import open_streams, status_without_output
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 from millstream._cli.stdio import plain_stdio, serve_stdio
-from millstream._cli.tables import open_streams, status_without_output
 
 _SERVING = (["run"], ["dev"], ["gateway"])
 """Commands that handle signals themselves."""

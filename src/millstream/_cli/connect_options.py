@@ -17,8 +17,9 @@ from msgspec import Struct
 
 from millstream._cli.errors import UsageError, as_json, tell
 from millstream._cli.options import more_than_nothing
+from millstream._cli.output import close_stderr
 from millstream._cli.signals import carry_out
-from millstream._cli.tables import brief, close_stderr, fill_in, print_text, safe
+from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY

@@ -32,8 +32,9 @@ from millstream._cli.connect_options import (
     status_of,
 )
 from millstream._cli.options import Json
+from millstream._cli.output import close_stderr
 from millstream._cli.signals import INTERRUPTED, interrupt_reads
-from millstream._cli.tables import ask, close_stderr, one_line, print_rows, print_text
+from millstream._cli.tables import ask, one_line, print_rows, print_text
 from millstream._http.hosts import is_loopback
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration

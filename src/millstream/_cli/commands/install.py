@@ -14,8 +14,9 @@ from millstream._cli.errors import tell
 from millstream._cli.installer.applications import APPLICATIONS, ConfigurableApp, System, merge_entries
 from millstream._cli.installer.change import FileChange, prepare, prepare_undo, undo, write
 from millstream._cli.installer.launch import Launch, hyphenate, launch_of, name_of
-from millstream._cli.options import Editable, Json, Packages, Yes, read_file
+from millstream._cli.options import Editable, Json, Packages, Yes
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
+from millstream._cli.variables import read_file
 from millstream._protocol.errors import closest_name
 
 PRINTED = "json"

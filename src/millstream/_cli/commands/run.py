@@ -22,8 +22,10 @@ from millstream._app.server_process.workers.supervisor import supervise
 from millstream._app.server_process.workers.worker import serve_worker
 from millstream._cli.from_source import ignore_compiled
 from millstream._cli.load import check_target, folder_of, load
-from millstream._cli.options import Editable, EnvFile, Packages, Port, run_with, use_file
+from millstream._cli.options import Editable, EnvFile, Packages, Port
 from millstream._cli.stdio import serve_stdio
+from millstream._cli.uv import run_with
+from millstream._cli.variables import use_file
 from millstream._config import DEV_SETTINGS, Settings, VariableError
 
 LISTEN, MCP, SECURITY = (Group(name, sort_key=at) for at, name in enumerate(("Listening", "HTTP", "Security"), start=2))
