@@ -390,7 +390,7 @@ class LineSplitter:
         self._start = self._end = b""
 
     def feed(self, data: bytes) -> list[bytes | None]:
-        """Return the lines completed by `data`, without line ends. None stands for a line over the limit."""
+        """Return the lines completed by `data`, without line ends. None marks a line that is too long."""
         lines: list[bytes | None] = []
         *complete, rest = data.split(b"\n")
         for piece in complete:

@@ -332,7 +332,7 @@ async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:
 
 
 _MAX_WAITING = 10_000
-"""Maximum number of unread messages before a client is cut."""
+"""Maximum number of unread messages before a client is disconnected."""
 
 
 class MemoryPipe:

@@ -121,7 +121,7 @@ def _address_failure(host: str, port: int, exc: OSError) -> CommandError:
 
 
 def check_public(definition: Definition, host: str) -> None:
-    """Check that a public address is protected, unless the operator has allowed otherwise.
+    """Check that a public address is protected, unless the operator allows it without protection.
 
     Raises:
         CommandError: the address is public, and there's no sign-in or a guessable key; or the key is a path.

@@ -300,7 +300,7 @@ _LONGEST_PATH = 100
 """Maximum bytes of a socket path, slightly below the limit of common systems."""
 _OLD = 60.0
 """Seconds after which an unused socket is treated as abandoned."""
-_ELSEWHERE = "/tmp"  # noqa: S108  nobody but this user can enter what is made there
+_ELSEWHERE = "/tmp"  # noqa: S108  only this user can enter folders made there
 
 
 def private_socket() -> Path:
