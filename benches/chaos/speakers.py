@@ -12,7 +12,16 @@ from typing import Any
 
 from benches.chaos.clients import RECONNECT
 from benches.chaos.history import Publication
-from millstream.client import Client, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer, Result, ToolFailed
+from millstream.client import (
+    Client,
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    RequestTimeout,
+    Result,
+    ServerError,
+    ToolFailed,
+)
 
 PATIENCE = 120.0
 """Seconds after which a call counts as one that never ends; no measure."""
@@ -88,11 +97,11 @@ class Speaker:
             await asyncio.sleep(random.uniform(0.0, PAUSE))
 
     def _ended(self, what: str, exc: ClientError) -> None:
-        slow = isinstance(exc, NoAnswer) and f" {PATIENCE:g} seconds" not in str(exc)  # to open a connection
+        slow = isinstance(exc, RequestTimeout) and f" {PATIENCE:g} seconds" not in str(exc)  # to open a connection
         if (
             slow
             or isinstance(exc, AGAIN)
-            or (isinstance(exc, Failure | ToolFailed) and "try again" in str(exc).lower())
+            or (isinstance(exc, ServerError | ToolFailed) and "try again" in str(exc).lower())
         ):
             self.again[type(exc).__name__] += 1
         else:

@@ -73,7 +73,7 @@ _NEW = "For a new program: from millstream import Server."
 _CLIENT = "Import it from millstream.client."
 _ELSEWHERE = {
     "App": _NEW,
-    **dict.fromkeys(("BlockingClient", "ClientError", "Failure", "Options", "Question", "ToolFailed"), _CLIENT),
+    **dict.fromkeys(("BlockingClient", "ClientError", "ServerError", "Options", "Question", "ToolFailed"), _CLIENT),
     "FastMCP": f"{_NEW} For a program of the official SDK: from millstream.compat.fastmcp import FastMCP.",
     "MCPServer": _NEW,
     "McpError": "Use ProtocolError for methods and ToolError for tools.",

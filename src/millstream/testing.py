@@ -16,13 +16,13 @@ from millstream._protocol.errors import suggest
 from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
 from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream.client._client import Client
-from millstream.client._errors import Failure, ToolFailed
+from millstream.client._errors import ServerError, ToolFailed
 from millstream.client._negotiation import Options
 from millstream.client._questions import ObservedQuestion, Question, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
 
-__all__ = ["Elicit", "Failure", "Result", "Sample", "TestClient", "ToolFailed", "connect"]
+__all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
 
 Elicit = Callable[[str, dict[str, Any]], Any]
 """Simulated user: ``elicit(message, schema)`` returns the answers as a dict, ``"decline"``, or ``"cancel"``."""

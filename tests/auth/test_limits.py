@@ -16,7 +16,7 @@ from millstream._http.message import HttpRequest, peer_network
 from millstream._limits import Limiter, Rate
 from millstream._limits.limiters import SharedLimiter, period
 from millstream._stores.rates import ChargeResult
-from millstream.testing import Failure, connect
+from millstream.testing import ServerError, connect
 from wire import request, run_wire
 
 
@@ -249,7 +249,7 @@ async def test_stdio_parents_have_only_tool_limits() -> None:
         for _ in range(2):
             assert (await client.call("rare")).text == "rare"
         assert (await client.call("who")).text == "nobody"
-        with pytest.raises(Failure) as failed:
+        with pytest.raises(ServerError) as failed:
             await client.call("rare")
         assert failed.value.code == -31429
 

@@ -10,7 +10,7 @@ from millstream._cli.commands.chat import _print
 from millstream._cli.connect_options import run_to_exit
 from millstream._cli.tables import fill_in, print_json, print_text, safe
 from millstream.agent._events import ToolEnd
-from millstream.client._errors import Failure
+from millstream.client._errors import ServerError
 from millstream.client._questions import Question
 from millstream.client._transports.stdio import print_line
 
@@ -40,7 +40,7 @@ def says_bad() -> None:
     """The error of a server."""
 
     async def fail() -> int:
-        raise Failure(-1, BAD)
+        raise ServerError(-1, BAD)
 
     with pytest.raises(SystemExit):
         run_to_exit(fail)

@@ -13,7 +13,7 @@ from client.misbehaving_servers import DONE, misbehaving, with_discovery, with_h
 from client.test_param_headers import behave
 from millstream import Client
 from millstream._cli.recorder.bridge import Writer
-from millstream.client._errors import ConnectionLost, Failure
+from millstream.client._errors import ConnectionLost, ServerError
 from patience import WAIT
 from processes import ROOT, SharedServer, run_command, share_server
 
@@ -45,7 +45,7 @@ async def visit(recorder: list[str], revision: str) -> list[Any]:
         order = await client.call("order", isbn="7", copies=2)
         slow = await client.call("slowly", steps=2, progress=lambda value, total, text: steps.append((value, total)))
         asked = await client.call("deliver")
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(ServerError) as caught:
             await client.call("nothing")
         book = await client.read("book://7")
         return [order.text, slow.text, asked.text, str(caught.value), book[0].text, steps]
@@ -133,7 +133,7 @@ async def test_recorder_reports_servers_that_do_not_start(words: list[str], said
 @pytest.mark.server
 async def test_recorder_reports_urls_that_are_not_servers(tmp_path: Path, server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}/nothing"
-    with pytest.raises(Failure, match="isn't an MCP endpoint"):
+    with pytest.raises(ServerError, match="isn't an MCP endpoint"):
         async with Client(command("record", str(tmp_path / "f"), url), revision="2025-11-25"):
             pass
 

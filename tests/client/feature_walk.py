@@ -11,7 +11,7 @@ from client import shop
 from millstream import Client
 from millstream._protocol.notifications import CreateMessageRequestParams
 from millstream._protocol.revisions import BY_DATE
-from millstream.client._errors import Failure
+from millstream.client._errors import ServerError
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change
 from millstream.client._targets import Target
@@ -67,7 +67,7 @@ async def tools(client: Client) -> None:
     if BY_DATE[client.revision].argument_errors_in_result:
         assert (await client.call("count", a="x", b=3, raise_on_error=False)).is_error
     else:
-        with pytest.raises(Failure, match="must be an integer"):
+        with pytest.raises(ServerError, match="must be an integer"):
             await client.call("count", a="x", b=3)
     steps: list[tuple[float, float | None]] = []
     result = await client.call("slowly", steps=3, progress=lambda value, total, text: steps.append((value, total)))

@@ -11,7 +11,7 @@ from client.shop import mcp
 from millstream import Client, Context, Server
 from millstream._protocol.revisions import BY_DATE
 from millstream.client._blocking_client import BlockingClient
-from millstream.client._errors import BadAnswer, ClientError, Failure, NotSupported, TargetError, ToolFailed
+from millstream.client._errors import ClientError, InvalidResponse, NotSupported, ServerError, TargetError, ToolFailed
 from millstream.client._negotiation import Options
 from millstream.client._questions import Question
 from millstream.client._server_messages import Change, LogMessage, Notification
@@ -59,14 +59,14 @@ async def test_lists_of_models_decode_to_models() -> None:
 
     async with Client(shop) as client:
         assert await client.call("orders", into=list[ModelOrder]) == [ModelOrder(isbn="1", copies=2)]
-        with pytest.raises(BadAnswer, match=r"\[0\].isbn must be an integer"):
+        with pytest.raises(InvalidResponse, match=r"\[0\].isbn must be an integer"):
             await client.call("orders", into=list[NumberedOrder])
 
 
 @for_each("revision", BY_DATE)
 async def test_results_of_another_type_raise(revision: str) -> None:
     async with Client(mcp, revision=revision) as client:
-        with pytest.raises(BadAnswer, match="isn't a list"):
+        with pytest.raises(InvalidResponse, match="isn't a list"):
             await client.call("order", isbn="1", into=list[int])
         with pytest.raises(ToolFailed):
             await client.call("fail", into=str)
@@ -103,7 +103,7 @@ async def test_failing_handlers_do_not_end_the_connection(revision: str) -> None
         if BY_DATE[revision].handshake:
             assert (await client.call("deliver", raise_on_error=False)).is_error
         else:
-            with pytest.raises(BadAnswer, match="ZeroDivisionError"):
+            with pytest.raises(InvalidResponse, match="ZeroDivisionError"):
                 await client.call("deliver")
         assert await client.call("count", a=1, b=1, into=int) == 2
 
@@ -242,7 +242,7 @@ async def test_cancelled_calls_stop_at_the_server() -> None:
 async def test_unknown_tools_raise() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/server/tools#error-handling"""
     async with Client(mcp) as client:
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(ServerError) as caught:
             await client.call("nothing")
         assert caught.value.code == -32602
 
@@ -269,5 +269,5 @@ def test_blocking_client_needs_no_await() -> None:
         assert client.call("count", a=1, b=2, into=int) == 3
         assert {"order", "count"} <= {tool.name for tool in client.tools()}
         assert client.server.name == "shop"
-        with pytest.raises(Failure):
+        with pytest.raises(ServerError):
             client.call("nothing")

@@ -24,11 +24,11 @@ from client.misbehaving_servers import (
 from millstream import Client
 from millstream.client._errors import (
     AccessDenied,
-    BadAnswer,
     ConnectFailed,
     ConnectionLost,
-    NoAnswer,
+    InvalidResponse,
     NotMcp,
+    RequestTimeout,
     TlsFailed,
     UnknownVersion,
 )
@@ -268,7 +268,7 @@ async def test_invalid_http_is_explained() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
 
-    await check_failure(behave, BadAnswer, "HTTP/1.1")
+    await check_failure(behave, InvalidResponse, "HTTP/1.1")
 
 
 async def test_client_closes_its_connections() -> None:
@@ -305,7 +305,7 @@ async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> 
     target, revision = WAYS[way]
     options = Options(connect_timeout=0.1, probe_timeout=0.1)
     async with misbehaving(behave) as server:
-        with pytest.raises((ConnectionLost, ConnectFailed, NoAnswer)):
+        with pytest.raises((ConnectionLost, ConnectFailed, RequestTimeout)):
             async with Client(target(server.url), revision=revision, options=options):
                 pass
 

@@ -25,7 +25,7 @@ from client.watch_parts import (
 )
 from millstream import Client
 from millstream.client import _watches as watching
-from millstream.client._errors import AccessDenied, ClientError, Failure, NotMcp
+from millstream.client._errors import AccessDenied, ClientError, NotMcp, ServerError
 from millstream.client._server_messages import Change
 from patience import WAIT
 
@@ -57,7 +57,7 @@ async def test_removed_resource_ends_only_its_watch(short_backoff: None) -> None
     ):  # fmt: skip
         gone = True
         assert await anext(second) == AGAIN
-        with pytest.raises(Failure, match="not found"):
+        with pytest.raises(ServerError, match="not found"):
             await until_other_than_again(first)
 
 

@@ -15,13 +15,13 @@ from client.misbehaving_servers import (
 )
 from millstream import Client
 from millstream.client._errors import (
-    BadAnswer,
     ConnectionLost,
-    Failure,
-    Flood,
-    NoAnswer,
+    InvalidResponse,
     NotMcp,
+    RequestTimeout,
+    ServerError,
     TooLarge,
+    TooManyMessages,
 )
 from millstream.client._negotiation import Options
 from patience import WAIT, advance_clock
@@ -38,7 +38,7 @@ async def test_server_that_hangs_before_its_response_times_out() -> None:
         await asyncio.get_running_loop().create_future()
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(NoAnswer) as caught:
+        with pytest.raises(RequestTimeout) as caught:
             await client.call("x", timeout=NEVER)
         assert_readable(caught.value, "tools/call", "0.05 seconds")
         assert isinstance(caught.value, TimeoutError)
@@ -51,7 +51,7 @@ async def test_server_that_hangs_after_the_stream_head_times_out() -> None:
         await asyncio.get_running_loop().create_future()
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await client.call("x", timeout=NEVER)
 
 
@@ -69,7 +69,7 @@ async def test_timed_out_handshake_call_is_cancelled_at_the_server() -> None:
 
     calls: list[int] = []
     async with misbehaving(behave) as server, Client(server.url) as client:
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await client.call("x", timeout=NEVER)
         async with asyncio.timeout(WAIT):
             params = await told
@@ -95,7 +95,7 @@ async def test_response_to_another_request_fails_only_its_reply() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(json.dumps({"jsonrpc": "2.0", "id": 999, "result": DONE}).encode())
 
-    await check_failure(with_discovery(behave), BadAnswer, "999")
+    await check_failure(with_discovery(behave), InvalidResponse, "999")
 
 
 async def test_events_that_are_not_messages_are_skipped(caplog: pytest.LogCaptureFixture) -> None:
@@ -122,7 +122,7 @@ async def test_invalid_response_on_a_stream_is_explained() -> None:
         await asked.event(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"]}).encode())
         await asyncio.get_running_loop().create_future()
 
-    await check_failure(with_discovery(behave), BadAnswer, "invalid response")
+    await check_failure(with_discovery(behave), InvalidResponse, "invalid response")
 
 
 @for_each(
@@ -144,7 +144,7 @@ async def test_json_that_is_not_a_response_is_explained(body: bytes) -> None:
         await asked.reply(body)
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises((BadAnswer, NotMcp)) as caught:
+        with pytest.raises((InvalidResponse, NotMcp)) as caught:
             await client.call("x")
         assert_readable(caught.value)
 
@@ -154,7 +154,7 @@ async def test_malformed_results_are_explained(result: dict[str, object]) -> Non
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result(result)
 
-    await check_failure(with_discovery(behave), BadAnswer, "tools/call", "is malformed")
+    await check_failure(with_discovery(behave), InvalidResponse, "tools/call", "is malformed")
 
 
 async def test_announced_oversized_body_is_refused() -> None:
@@ -196,7 +196,7 @@ async def test_notification_flood_ends_with_its_call() -> None:
             await asked.event(note)
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await client.call("x", timeout=NEVER)
 
 
@@ -213,7 +213,7 @@ async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
 
     options = Options(max_waiting=50)
     async with misbehaving(with_discovery(behave)) as server:
-        with pytest.raises(Flood) as caught:
+        with pytest.raises(TooManyMessages) as caught:
             async with Client(server.url, on_log=slow, options=options) as client:
                 await client.call("x")
         assert_readable(caught.value, "Options.max_waiting")
@@ -240,7 +240,7 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
 
     options = Options(longest=WAIT)
     async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await client.call("x", timeout=WAIT / 2, progress=note)
     assert len(steps) > 2
 
@@ -254,7 +254,7 @@ async def test_server_errors_raise_with_code_and_data() -> None:
         await asked.reply(json.dumps(body).encode())
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(Failure, match="Unknown tool: x") as caught:
+        with pytest.raises(ServerError, match="Unknown tool: x") as caught:
             await client.call("x")
         assert (caught.value.code, caught.value.data) == (-32602, {"near": ["y"]})
 
@@ -264,7 +264,7 @@ async def test_endless_lists_are_cut_off() -> None:
         await asked.result({"tools": [], "nextCursor": "again", "ttlMs": 0, "cacheScope": "private"})
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(BadAnswer, match="doesn't end"):
+        with pytest.raises(InvalidResponse, match="doesn't end"):
             await client.tools()
 
 
@@ -279,6 +279,6 @@ async def test_total_size_of_a_list_is_bounded() -> None:
 
     options = Options(max_bytes=100_000)
     async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
-        with pytest.raises(BadAnswer, match="larger than 100,000 bytes"):
+        with pytest.raises(InvalidResponse, match="larger than 100,000 bytes"):
             await client.tools()
     assert count == 3

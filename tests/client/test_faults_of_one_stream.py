@@ -17,16 +17,16 @@ from cases import for_each
 from client.misbehaving_servers import GREETING, ReceivedRequest, assert_readable, misbehaving
 from millstream import Client
 from millstream.client import (
-    BadAnswer,
     ClientError,
     ConnectionLost,
-    Failure,
-    Flood,
-    NoAnswer,
+    InvalidResponse,
     NotMcp,
     Options,
+    RequestTimeout,
+    ServerError,
     TargetError,
     TooLarge,
+    TooManyMessages,
 )
 from patience import WAIT
 
@@ -132,12 +132,12 @@ async def websocket(fault: Fault) -> AsyncGenerator[str]:
 
 WAYS = {"http+sse": http_sse, "websocket": websocket}
 FAULTS: list[tuple[Fault, type[ClientError], str, float]] = [
-    (hang, NoAnswer, "didn't answer", 0.2),
+    (hang, RequestTimeout, "didn't answer", 0.2),
     (die, ConnectionLost, "", WAIT),
-    (invalid, BadAnswer, "invalid response", WAIT),
+    (invalid, InvalidResponse, "invalid response", WAIT),
     (too_long, TooLarge, "1,000,000 bytes", WAIT),
-    (half, Failure, "no reason", WAIT),
-    (bomb, NoAnswer, "didn't answer", 0.2),
+    (half, ServerError, "no reason", WAIT),
+    (bomb, RequestTimeout, "didn't answer", 0.2),
 ]
 
 
@@ -206,7 +206,7 @@ async def test_notification_backlog_cuts_the_stream(way: str, tmp_path: Path) ->
             target: Any = [sys.executable, str(script)]
         else:
             target = await stack.enter_async_context(WAYS[way](bomb))
-        with pytest.raises(Flood) as caught:
+        with pytest.raises(TooManyMessages) as caught:
             async with Client(target, timeout=WAIT, on_log=slow, options=Options(max_waiting=50)) as client:
                 await client.call("x")
     assert_readable(caught.value, "Options.max_waiting")

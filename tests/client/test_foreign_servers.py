@@ -13,7 +13,7 @@ import pytest
 
 from conformance.official import KEEP_ALIVE
 from millstream import Client, Server
-from millstream.client import Failure, Options, ToolFailed
+from millstream.client import Options, ServerError, ToolFailed
 from millstream.client._questions import Question
 from patience import WAIT
 from processes import NODE, ROOT, SharedServer, share_server
@@ -239,7 +239,7 @@ async def test_published_fetch_server_works(site: str, tmp_path: Path) -> None:
             await client.call("fetch", url=f"{site}/open", max_length=10**6)
         assert [(prompt.name, prompt.arguments[0].required) for prompt in await client.prompts()] == [("fetch", True)]
         assert "For people." in str((await client.prompt("fetch", url=f"{site}/closed")).messages)
-        with pytest.raises(Failure, match="Unknown prompt"):
+        with pytest.raises(ServerError, match="Unknown prompt"):
             await client.prompt("nothing")
 
 

@@ -12,7 +12,7 @@ from client.misbehaving_servers import DONE, OFFER, ReceivedRequest, check_failu
 from millstream import Client, Server, Settings
 from millstream._http.client.body import LINES_PER_SECOND, Body, Inflow
 from millstream._http.message import MAX_UNREAD, PIECE
-from millstream.client import BadAnswer, ConnectionLost, Options, TooLarge
+from millstream.client import ConnectionLost, InvalidResponse, Options, TooLarge
 from millstream.client._transports.transport import EventReader
 from patience import WAIT, advance_clock
 
@@ -158,7 +158,7 @@ async def test_websocket_messages_in_tiny_fragments_are_refused() -> None:
         await socket.recv()
         await socket.send("x" for _ in range(10_000))
 
-    await check_websocket(behave, BadAnswer, "fragments")
+    await check_websocket(behave, InvalidResponse, "fragments")
 
 
 async def test_websocket_servers_that_do_not_read_pongs_are_disconnected() -> None:

@@ -18,7 +18,7 @@ from client.misbehaving_servers import (
     with_handshake,
 )
 from millstream import Client
-from millstream.client import BadAnswer, NoAnswer, Options, TooLarge
+from millstream.client import InvalidResponse, Options, RequestTimeout, TooLarge
 from millstream.client._errors import AccessDenied, ClientError, NotMcp, TargetError
 from patience import WAIT
 
@@ -58,7 +58,7 @@ async def test_compressed_responses_are_explained(kind: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"\x1f\x8b\x08\x00", type=kind, more="Content-Encoding: gzip\r\n")
 
-    await check_failure(with_discovery(behave), BadAnswer, "compressed its response")
+    await check_failure(with_discovery(behave), InvalidResponse, "compressed its response")
 
 
 @for_each("cut", [None, -4], ids=["whole", "almost whole"])
@@ -117,10 +117,10 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
         if number.startswith(b"{"):
             assert "deep" in result.data["a"]
             return
-        with pytest.raises(BadAnswer) as caught:
+        with pytest.raises(InvalidResponse) as caught:
             _ = result.data
         assert_readable(caught.value, "is malformed")
-        with pytest.raises(BadAnswer):
+        with pytest.raises(InvalidResponse):
             await client.request("tools/call", {"name": "x"})
 
 
@@ -139,7 +139,7 @@ async def test_response_errors_name_the_path(body: bytes) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(body)
 
-    await check_failure(with_discovery(behave), BadAnswer)
+    await check_failure(with_discovery(behave), InvalidResponse)
 
 
 @for_each(
@@ -212,10 +212,10 @@ async def test_unaccepted_notifications_do_not_block() -> None:
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
         async with Client(server.url, timeout=WAIT) as client:
             client.conversation.requests._timeout = NEVER
-            with pytest.raises(NoAnswer) as late:
+            with pytest.raises(RequestTimeout) as late:
                 await client.roots_changed()
         taken.clear()
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             async with Client(server.url, timeout=NEVER):
                 pass
     assert_readable(late.value, "roots/list_changed")
@@ -226,7 +226,7 @@ async def test_polling_shares_the_timeout_of_its_call() -> None:
         await asked.result({"resultType": "input_required", "requestState": "later"})
 
     async with asyncio.timeout(WAIT), misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await client.call("x", timeout=1)
         assert len(server.requests) < Options().max_rounds
 
@@ -244,7 +244,7 @@ async def test_undelivered_answers_do_not_pause_the_timeout() -> None:
         misbehaving(with_handshake(behave, session="s")) as server,
         Client(server.url) as client,
     ):
-        with pytest.raises(NoAnswer):
+        with pytest.raises(RequestTimeout):
             await client.call("x", timeout=1)
 
 

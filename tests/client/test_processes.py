@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from millstream import Client
-from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, NoAnswer, TargetError, TooLarge
+from millstream.client._errors import (
+    ClientError,
+    ConnectionLost,
+    InvalidResponse,
+    RequestTimeout,
+    TargetError,
+    TooLarge,
+)
 from millstream.client._negotiation import Options
 from patience import WAIT
 
@@ -90,8 +97,8 @@ async def until(condition: Callable[[], bool]) -> None:
     [
         ("die", ConnectionLost, "code 3. Its last output: out of paper"),
         ("flood", TooLarge, "1,000,000 bytes"),
-        ("invalid", BadAnswer, "sent an invalid response"),
-        ("hang", NoAnswer, "within"),
+        ("invalid", InvalidResponse, "sent an invalid response"),
+        ("hang", RequestTimeout, "within"),
     ],
 )
 async def test_misbehaving_processes_are_explained(

@@ -15,7 +15,7 @@ from millstream import Audio as SoundBlock
 from millstream import Image as PictureBlock
 from millstream import Text
 from millstream._transports.connection import MemoryPipe
-from millstream.client._errors import Failure
+from millstream.client._errors import ServerError
 from millstream.compat import types
 from millstream.compat.fastmcp import (
     AcceptedElicitation,
@@ -185,10 +185,10 @@ async def test_errors_match_the_sdk() -> None:
     async with connect(mcp.engine, revision=HANDSHAKE) as client:
         failed = await client.call("fail", raise_on_error=False)
         assert (failed.is_error, failed.text) == (True, "Error executing tool fail: sold out")
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(ServerError) as caught:
             await client.call("sign_in")
         assert caught.value.code == -32042
-        with pytest.raises(Failure, match="Error reading resource"):
+        with pytest.raises(ServerError, match="Error reading resource"):
             await client.read("gone://it")
 
 
@@ -296,7 +296,7 @@ async def test_resources_and_templates_are_read(tmp_path: Path) -> None:
         found = (await client.read("page://momo%20a/6"))[0]
         assert (found.uri, found.mime_type, found.text) == ("page://momo%20a/6", "text/html", "momo a 7 True")
         for value in ("%2e%2e", "a%5c..%5cb", "%2Fetc%2Fpasswd", "C:secret"):
-            with pytest.raises(Failure, match="not found"):
+            with pytest.raises(ServerError, match="not found"):
                 await client.read(f"page://{value}/1")
         templates = (await client.request("resources/templates/list"))["resourceTemplates"]
     assert [(each["uriTemplate"], each["title"]) for each in templates] == [("page://{book}/{number}", "A page")]
@@ -314,7 +314,7 @@ async def test_prompts_return_messages() -> None:
     async with connect(mcp.engine) as client:
         messages = (await client.prompt("review", code="x")).messages
         (prompt,) = (await client.request("prompts/list"))["prompts"]
-        with pytest.raises(Failure, match="Missing required arguments"):
+        with pytest.raises(ServerError, match="Missing required arguments"):
             await client.prompt("review")
     assert [(each.role, each.blocks[0].text) for each in messages if isinstance(each.blocks[0], Text)] == [
         ("user", "Review x"),

@@ -6,7 +6,7 @@ import pytest
 
 from examples import docs_folder, guards, orders_db, shop_site, zipped
 from millstream import Server
-from millstream.testing import Failure, connect
+from millstream.testing import ServerError, connect
 
 
 async def test_calls_are_timed(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,7 +24,7 @@ async def test_middleware_refuses_and_changes_arguments(caplog: pytest.LogCaptur
         async with connect(mcp) as client:
             assert [each["name"] for each in (await client.request("tools/list"))["tools"]] == ["order"]
             assert (await client.call("order", isbn="97-80", raise_on_error=False)).text == said
-            with pytest.raises(Failure):
+            with pytest.raises(ServerError):
                 await client.call("nothing")
     assert "tools/call failed: Unknown tool: 'nothing'" in caplog.text
 

@@ -7,7 +7,7 @@ import http_peer
 from cases import for_each
 from extensions.event_shop import OrderPaid
 from millstream import Client, Server
-from millstream.client import Failure, NotSupported
+from millstream.client import NotSupported, ServerError
 from millstream.extensions.events import Events
 from patience import WAIT
 from processes import ROOT
@@ -45,7 +45,7 @@ async def test_client_iterates_over_events(revision: str, transport: str) -> Non
             with pytest.raises(NotSupported, match="no event"):
                 async with client.events.subscribe("nothing"):
                     pass
-            with pytest.raises(Failure, match="no field"):
+            with pytest.raises(ServerError, match="no field"):
                 async with client.events.subscribe("order.paid", {"color": "red"}):
                     pass
         await shop.stop()

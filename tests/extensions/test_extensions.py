@@ -13,7 +13,7 @@ from extensions.shop import NAME, Peer, Stock
 from millstream import Client, Server
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL, BY_DATE, NEWEST, NEWEST_HANDSHAKE
-from millstream.client import Failure
+from millstream.client import ServerError
 from millstream.extensions import Extension, method
 from millstream.testing import connect
 from patience import WAIT
@@ -55,9 +55,9 @@ async def _use_extension(target: Any, revision: str) -> None:
         assert reserved["_meta"]["com.example/n"] == 2
         tools = await client.tools()
         assert {tool.meta[NAME] for tool in tools} == {"tools"}
-        with pytest.raises(Failure, match="No such book"):
+        with pytest.raises(ServerError, match="No such book"):
             await client.request("com.example/stock", {"isbn": "0"})
-        with pytest.raises(Failure, match="Invalid params"):
+        with pytest.raises(ServerError, match="Invalid params"):
             await client.request("com.example/stock", {"isbn": 1})
         await client.ping()
         assert peer.ordered == ["1"]
@@ -84,7 +84,7 @@ async def test_extension_works_over_stdio(revision: str) -> None:
 @for_each("revision", [NEWEST.date, NEWEST_HANDSHAKE.date])
 async def test_methods_can_require_the_extension(revision: str) -> None:
     async with connect(Server("shop", extensions=[Stock()]), revision=revision) as client:
-        with pytest.raises(Failure) as refused:
+        with pytest.raises(ServerError) as refused:
             await client.request("com.example/reserve", {"isbn": "1"})
         assert (refused.value.code, refused.value.data) == (
             -32021 if revision == NEWEST.date else -32602,
@@ -137,7 +137,7 @@ async def test_subscription_carries_extension_notifications() -> None:
         await stock.ended.wait()
         assert stock.subscriptions == []
     async with connect(Server("shop", extensions=[Stock()])) as plain:
-        with pytest.raises(Failure, match="Missing required client capability"):
+        with pytest.raises(ServerError, match="Missing required client capability"):
             await plain.request("subscriptions/listen", wanted)
 
 
@@ -277,7 +277,7 @@ async def test_revisions_without_the_extension_lack_its_methods_and_capability()
                 assert client.capabilities["experimental"] == {"com.example/new": {}}
                 continue
             assert not {"extensions", "experimental"} & set(client.capabilities)
-            with pytest.raises(Failure, match="Method not found"):
+            with pytest.raises(ServerError, match="Method not found"):
                 await client.request("com.example/new")
 
 

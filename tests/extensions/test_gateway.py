@@ -8,7 +8,7 @@ from cases import for_each
 from extensions.shop import NAME, Peer, Stock
 from millstream import Client, ProtocolError, Server
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
-from millstream.client import Failure
+from millstream.client import ServerError
 from millstream.extensions import MessageRequest, Next
 from millstream.gateway import UpstreamPolicy
 from millstream.middleware import Middleware
@@ -40,9 +40,9 @@ async def test_extension_of_an_unprefixed_upstream_is_forwarded(own: str, theirs
         reserved = await client.request("com.example/reserve", {"isbn": "1"}, name="1")
         assert (reserved["reserved"], reserved["_meta"]["com.example/n"]) == ("1", 2)
         assert (await client.request("com.example/name"))["name"] == "Ada"
-        with pytest.raises(Failure, match="No such book"):
+        with pytest.raises(ServerError, match="No such book"):
             await client.request("com.example/stock", {"isbn": "0"})
-        with pytest.raises(Failure, match="Method not found"):
+        with pytest.raises(ServerError, match="Method not found"):
             await client.request("com.example/nothing")
 
 
@@ -50,7 +50,7 @@ async def test_forwarded_extension_is_not_declared_for_other_clients() -> None:
     async with connect(make_gateway(("shop", Server("shop", extensions=[Stock()])), prefix="")) as client:
         assert (await client.request("com.example/stock", {"isbn": "1"}))["copies"] == 7
         assert [each["method"] for each in client.notifications] == []
-        with pytest.raises(Failure, match="Missing required client capability"):
+        with pytest.raises(ServerError, match="Missing required client capability"):
             await client.request("com.example/reserve", {"isbn": "1"})
 
 
@@ -65,7 +65,7 @@ async def test_ambiguous_prefixed_or_restricted_extensions_are_not_forwarded() -
     for server in (with_prefix, with_policy, both):
         async with Client(server, extensions=[Peer()]) as client:
             assert NAME not in client.server_extensions
-            with pytest.raises(Failure, match="Method not found"):
+            with pytest.raises(ServerError, match="Method not found"):
                 await client.request("com.example/stock", {"isbn": "1"})
 
 
@@ -121,7 +121,7 @@ async def test_skills_of_several_upstreams_are_merged_with_prefixes(revision: st
             listed = await client.request("resources/directory/read", {"uri": skill.root})
             assert {each["uri"] for each in listed["resources"]} == {f"{skill.root}/a.md", skill.uri}
         for method_name in ("skills/get", "resources/directory/read"):
-            with pytest.raises(Failure):
+            with pytest.raises(ServerError):
                 await client.request(method_name, {"uri": "skill://three/wrapping/SKILL.md"})
 
 
@@ -132,9 +132,9 @@ async def test_policy_hides_skills_together_with_their_files() -> None:
         root = f"skill://{prefix}/" if prefix else "skill://"
         async with asyncio.timeout(WAIT), Client(server) as client:
             assert [each.uri for each in await client.skills()] == [f"{root}wrapping/SKILL.md"]
-            with pytest.raises(Failure, match="No skill"):
+            with pytest.raises(ServerError, match="No skill"):
                 await client.request("skills/get", {"uri": f"{root}secret/SKILL.md"})
-            with pytest.raises(Failure):
+            with pytest.raises(ServerError):
                 await client.read(f"{root}secret/SKILL.md")
 
 

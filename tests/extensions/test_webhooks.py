@@ -24,7 +24,7 @@ from extensions.receiver import Message, Receiver, new_secret, run_receiver
 from issuing_world import KnownUsers
 from millstream import Client, Server, Settings, auth
 from millstream.auth._key_file import KeyFile
-from millstream.client import Failure
+from millstream.client import ServerError
 from millstream.client._negotiation import Options
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore
@@ -546,7 +546,7 @@ async def test_webhooks_require_a_principal_that_the_hub_admits(tmp_path: Path) 
         open_shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415")])
         open_shop.event("order.paid")(OrderPaid)
         async with Client(open_shop) as client:
-            with pytest.raises(Failure) as refused:
+            with pytest.raises(ServerError) as refused:
                 await client.events.webhook("order.paid", receiver.url(), receiver.secret())
             assert refused.value.code == -32024
         hidden = make_shop(authorize_channel=lambda principal, action, channel: False)
@@ -569,7 +569,7 @@ async def test_client_manages_webhooks(tmp_path: Path) -> None:
             (message,) = await receiver.wait_for_messages(1)
             assert message.headers["x-mcp-subscription-id"] == granted.id
             await events.remove_webhook("order.paid", url, chosen)
-            with pytest.raises(Failure, match="no such subscription"):
+            with pytest.raises(ServerError, match="no such subscription"):
                 await events.remove_webhook("order.paid", url, chosen)
 
 

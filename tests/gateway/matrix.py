@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from gateway import matrix_world as world
-from millstream.client import Client, Failure, Options
+from millstream.client import Client, Options, ServerError
 from millstream.client._questions import Question
 from millstream.client._server_messages import LogMessage
 from millstream.gateway._names import Names
@@ -155,7 +155,7 @@ class Pair:
         """Return the code of an error, or 0 and the result."""
         try:
             return 0, await self.call(tool, arguments)
-        except Failure as exc:
+        except ServerError as exc:
             return exc.code, {}
 
 
@@ -251,7 +251,7 @@ async def tool_error(pair: Pair) -> None:
 
 @feature("errors with code and data")
 async def protocol_error(pair: Pair) -> None:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(ServerError) as caught:
         await pair.call("refuses")
     assert (caught.value.code, caught.value.message) == (world.CODE, "Not today")
     assert caught.value.data == {"until": "Monday"}
@@ -381,7 +381,7 @@ async def prompt_question(pair: Pair) -> None:
         found = await pair.request("prompts/get", params)
         assert found["messages"][0]["content"]["text"] == "About 6"
     else:
-        with pytest.raises(Failure):
+        with pytest.raises(ServerError):
             await pair.request("prompts/get", params)
 
 
@@ -410,7 +410,7 @@ async def resources(pair: Pair) -> None:
 
 @feature("resource that is missing")
 async def missing(pair: Pair) -> None:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(ServerError) as caught:
         await pair.request("resources/read", {"uri": pair.uri("note://none")})
     assert caught.value.code == (-32602 if pair.down == R5 else -32002)
 
@@ -422,7 +422,7 @@ async def resource_question(pair: Pair) -> None:
         found = await pair.request("resources/read", params)
         assert found["contents"][0]["text"] == "Place 5"
     else:
-        with pytest.raises(Failure):
+        with pytest.raises(ServerError):
             await pair.request("resources/read", params)
 
 

@@ -12,7 +12,7 @@ from fleet import until
 from http_peer import serve
 from millstream import Server, auth
 from millstream._parts import Host
-from millstream.client import Client, Failure, Options
+from millstream.client import Client, Options, ServerError
 from millstream.gateway import OpenApi
 from millstream.gateway import _breaker as breaker
 from patience import WAIT, advance_clock
@@ -241,7 +241,7 @@ async def test_handshake_that_one_caller_is_refused_stays_for_others() -> None:
         assert await say(alice, "quick") == "0"
         count = len(handshakes)
         is_full = True
-        with pytest.raises(Failure, match="too many sessions"):
+        with pytest.raises(ServerError, match="too many sessions"):
             await say(bob, "quick")
         is_full = False
         assert await say(carol, "quick") == "0"
@@ -311,9 +311,9 @@ async def test_crash_of_a_shared_process_fails_only_the_calls_that_it_ran() -> N
 async def test_errors_with_any_code_are_the_upstreams_own(revision: str) -> None:
     async with run_target("stdio") as target, run_gateway(target) as gateway:
         client = await gateway.connect("alice", revision)
-        with pytest.raises(Failure, match="A page is torn") as resource:
+        with pytest.raises(ServerError, match="A page is torn") as resource:
             await client.read("book://up/torn")
-        with pytest.raises(Failure, match="There is nothing to praise") as prompt:
+        with pytest.raises(ServerError, match="There is nothing to praise") as prompt:
             await client.prompt("up_praise")
         assert resource.value.code == prompt.value.code == 0
         assert gateway.figures("unanswered") == [0]

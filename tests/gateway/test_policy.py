@@ -10,7 +10,7 @@ from auth_world import GuardedServer, run_guarded
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream import Client, Server, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
-from millstream.client import Failure
+from millstream.client import ServerError
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
 from millstream.gateway._catalog import fetch
 from millstream.gateway._pins import AcceptedFile
@@ -103,7 +103,7 @@ async def test_items_are_hidden_renamed_and_redescribed() -> None:
             assert set(tools) == {"shop_buy", "shop_echo"}
             assert tools["shop_buy"].description == "Buy it."
             for gone in ("shop_order", "shop_delete_all", "shop_fail"):
-                with pytest.raises(Failure):
+                with pytest.raises(ServerError):
                     await client.call(gone, {})
             assert '"account":"a"' in (await client.call("shop_buy", isbn="1", account="a")).text
             assert [(each.name, len(each.arguments or [])) for each in await client.prompts()] == [("shop_check", 1)]
@@ -130,7 +130,7 @@ async def test_denied_uris_are_denied_in_every_spelling() -> None:
             "SECRET://shop/plan",
             "secret://shop/plan",
         ):
-            with pytest.raises(Failure):
+            with pytest.raises(ServerError):
                 await client.read(uri)
 
 
@@ -292,7 +292,7 @@ async def test_changed_definitions_are_quarantined_until_accepted(
         assert runtime.host.gateway is not None
         (gone,) = (runtime.host.gateway.items("shop") or {})["quarantined"]
         assert (gone["name"], gone["accepted"]["description"]) == ("echo", "Return the text.")
-        with pytest.raises(Failure):
+        with pytest.raises(ServerError):
             await client.call("echo", text="x")
         async with Client(upstream, timeout=WAIT) as operator:
             found = await fetch(operator.conversation, max_bytes=1 << 20)

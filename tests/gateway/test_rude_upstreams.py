@@ -15,7 +15,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import serve
 from millstream import Context, Server, Settings, SyncContext, auth
-from millstream.client import Client, Failure, Options
+from millstream.client import Client, Options, ServerError
 from millstream.client._questions import Question
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT, advance_clock
@@ -441,7 +441,7 @@ async def test_endless_questions_end_with_an_error() -> None:
                 assert (await request(client))["isError"]
             assert len(person.questions) == 3
             async with Client(mcp, revision=PER_REQUEST, elicit=person) as client:
-                with pytest.raises(Failure, match="Stopped after 3 rounds"):
+                with pytest.raises(ServerError, match="Stopped after 3 rounds"):
                     await request(client)
             assert len(person.questions) == 6
 
@@ -665,7 +665,7 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
         mcp = make_gateway(url)
         async with mcp.running():
             async with Client(mcp, revision=HANDSHAKE, elicit=person) as client:
-                with pytest.raises(Failure) as caught:
+                with pytest.raises(ServerError) as caught:
                     await request(client)
                 assert caught.value.code == -32042
                 (wanted,) = caught.value.data["elicitations"]

@@ -36,7 +36,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream.agent._tools import Toolbox
-from millstream.client import Client, Failure
+from millstream.client import Client, ServerError
 from millstream.client._server_messages import Change
 from millstream.gateway import ToolPolicy, UpstreamPolicy
 from millstream.gateway._pins import AcceptedFile
@@ -157,7 +157,7 @@ async def test_lists_that_fail_leave_the_others(caplog: pytest.LogCaptureFixture
         assert (await client.templates(), await client.prompts()) == ([], [])
     assert caplog.text.count("The prompts are out.") == caplog.text.count("resources/templates/list") == 1
     async with Client(stranger(ALL, LISTS), timeout=WAIT) as client:
-        with pytest.raises(Failure, match="The prompts are out"):
+        with pytest.raises(ServerError, match="The prompts are out"):
             await client.prompts()
 
 
@@ -553,7 +553,7 @@ async def test_quarantined_resource_cannot_be_read_in_another_spelling(tmp_path:
             async with Client(mcp, timeout=WAIT) as client:
                 assert not await client.resources()
                 for uri in spellings:
-                    with pytest.raises(Failure):
+                    with pytest.raises(ServerError):
                         await client.read(uri.replace("://", "://odd/", 1) if prefix else uri)
                 other = "file://odd/etc/other" if prefix else "file:///etc/other"
                 assert (await client.read(other))[0].text == "leaked"

@@ -9,7 +9,7 @@ from gateway.content_server import LINKED, PICTURE, SOUND, make_library
 from millstream import Server
 from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.revisions import BY_DATE
-from millstream.client import Client, Failure
+from millstream.client import Client, ServerError
 from patience import WAIT
 from processes import SharedServer, run_command, share_server
 
@@ -105,10 +105,10 @@ async def test_every_content_type_reaches_every_revision(revision: str) -> None:
             assert completed.values == ["warm", "wild"]
             completed = await client.complete("isbn", "9", template=f"book://{host}{{isbn}}")
             assert completed.values == ["90", "91", "92"]
-            with pytest.raises(Failure, match="Closed") as refused:
+            with pytest.raises(ServerError, match="Closed") as refused:
                 await client.call(f"{name}refuse")
             assert (refused.value.code, refused.value.data) == (-32099, {"until": "Monday"})
-            with pytest.raises(Failure):
+            with pytest.raises(ServerError):
                 await client.read(f"book://{host}missing")
             reported: list[tuple[float, float | None, str | None]] = []
             await client.call(f"{name}steps", progress=lambda *what, to=reported: to.append(what))

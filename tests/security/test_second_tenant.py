@@ -27,7 +27,7 @@ from fleet import until
 from http_peer import Peer, RunningServer, serve
 from millstream import Client, Context, Server, Settings, auth
 from millstream._protocol.content import ResourceLink
-from millstream.client import ClientError, Failure
+from millstream.client import ClientError, ServerError
 from millstream.client._questions import Question
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT
@@ -257,7 +257,7 @@ def make_calls(
         try:
             client = await connect(stack, running, tenant, revision=HANDSHAKE, elicit=elicit)
             result = await client.call(tool, wait=wait, **arguments, raise_on_error=False)
-        except Failure as exc:
+        except ServerError as exc:
             return exc.message
         return result.text if result.is_error else ""
 

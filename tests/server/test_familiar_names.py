@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from millstream import Client, Context, Server, SyncContext, ToolError
 from millstream._http.message import HttpRequest as PlainRequest
 from millstream._http.message import Response as Reply
-from millstream.client import BlockingClient, Failure, TargetError, ToolFailed
+from millstream.client import BlockingClient, ServerError, TargetError, ToolFailed
 from millstream.testing import connect
 from patience import WAIT
 
@@ -72,7 +72,7 @@ async def test_a_tool_that_fails_raises_with_its_result() -> None:
 async def test_unknown_names_suggest_existing_ones() -> None:
     mcp = shop()
     async with Client(mcp) as client:
-        with pytest.raises(Failure, match="did you mean 'order'"):
+        with pytest.raises(ServerError, match="did you mean 'order'"):
             await client.call("oder", copies=1)
     with pytest.raises(TypeError, match="BlockingClient"), Client(mcp):
         pass
@@ -131,7 +131,7 @@ async def test_missing_capability_error_names_the_client_option() -> None:
         return 1
 
     async with Client(mcp) as client:
-        with pytest.raises(Failure, match=r"capability: elicitation \(-32021\)\. .*elicit=…"):
+        with pytest.raises(ServerError, match=r"capability: elicitation \(-32021\)\. .*elicit=…"):
             await client.call("order")
 
 
@@ -165,8 +165,8 @@ async def test_names_of_other_packages_that_mean_something_else_say_what_to_writ
             (client.prompt("advice"), "did you mean 'advise'"),
             (client.read("notes://al"), "did you mean 'notes://all'"),
         ):
-            with pytest.raises(Failure, match=words):
+            with pytest.raises(ServerError, match=words):
                 await work
     async with Client(Server("empty")) as client:
-        with pytest.raises(Failure, match="The server has no prompts, so there is no 'x'"):
+        with pytest.raises(ServerError, match="The server has no prompts, so there is no 'x'"):
             await client.prompt("x")

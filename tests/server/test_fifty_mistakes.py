@@ -106,7 +106,7 @@ async def test_mistakes_in_a_call_are_reported(
         answer = ""
         try:
             answer = (await client.call("run", raise_on_error=False)).text
-        except millstream.testing.Failure as failure:
+        except millstream.testing.ServerError as failure:
             answer = str(failure)
     if mistake["stage"] == "answer":
         check(answer, line, mistake)

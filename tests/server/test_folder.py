@@ -8,7 +8,7 @@ from cases import for_each
 from millstream import Client, Context, Server
 from millstream._app import folder as offered
 from millstream._app.folder import Folder
-from millstream.client._errors import Failure
+from millstream.client._errors import ServerError
 from patience import WAIT
 
 
@@ -68,7 +68,7 @@ async def test_files_outside_the_folder_are_not_read(place: Path, path: str) -> 
     mcp = Server("docs")
     mcp.files("docs://", place)
     async with Client(mcp, timeout=WAIT) as client:
-        with pytest.raises(Failure, match="not found"):
+        with pytest.raises(ServerError, match="not found"):
             await client.read(f"docs://{path}")
 
 
@@ -77,7 +77,7 @@ async def test_oversized_files_and_missing_folders_are_refused(place: Path, monk
     mcp = Server("docs")
     mcp.files("docs://", place)
     async with Client(mcp, timeout=WAIT) as client:
-        with pytest.raises(Failure, match="more than 3 bytes"):
+        with pytest.raises(ServerError, match="more than 3 bytes"):
             await client.read("docs://a%20b.md")
     for uri, path, why in (("docs://", place / "no", "no folder"), ("docs:", place, "slash"), ("/", place, "scheme")):
         with pytest.raises(ValueError, match=why):

@@ -4,7 +4,7 @@ import pytest
 
 from cases import for_each
 from millstream import Context, Server, SyncContext
-from millstream.client._errors import Failure
+from millstream.client._errors import ServerError
 from millstream.testing import connect
 from wire import PER_REQUEST, POST, per_request, request, routing, run_wire
 
@@ -82,7 +82,7 @@ async def test_functions_read_resources_within_their_call(revision: str) -> None
         inner, outer = text.replace("1 for ", "").split(" of ")
         assert inner == outer
         assert (await client.call("reads_too", uri="book://2")).text.startswith("2 for ")
-        with pytest.raises(Failure, match="not found"):
+        with pytest.raises(ServerError, match="not found"):
             await client.call("reads", uri="book://")
 
 

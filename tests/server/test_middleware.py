@@ -10,7 +10,7 @@ from millstream._app.server_process.entry import prepare
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.revisions import ALL, NEWEST
 from millstream.middleware import ListRequest, MessageRequest, Middleware, Next, Request
-from millstream.testing import Failure, connect
+from millstream.testing import ServerError, connect
 from wire import POST, ask_asgi, encode_headers, per_request, request, routing
 
 
@@ -144,7 +144,7 @@ async def test_hooks_can_refuse_respond_and_observe_failures() -> None:
     async with connect(shop(Refusing())) as client:
         assert (await client.call("order", isbn="secret", raise_on_error=False)).text == "not for you"
         assert (await client.call("order", isbn="x")).text == "from the cache"
-        with pytest.raises(Failure):
+        with pytest.raises(ServerError):
             await client.call("missing")
         await client.call("order", isbn=7, raise_on_error=False)
     assert heard[:2] == ["not for you", "Unknown tool: 'missing'"]

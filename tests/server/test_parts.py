@@ -11,7 +11,7 @@ from millstream._parts import Host, Route
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
-from millstream.testing import Failure, connect
+from millstream.testing import ServerError, connect
 
 
 class Toy:
@@ -81,7 +81,7 @@ async def test_a_part_adds_a_method_and_a_gate(revision: str) -> None:
     async with connect(server, revision=revision) as client:
         assert (await client.request("till/sell", {}))["sold"] == 1
         toy.shut = True
-        with pytest.raises(Failure, match="The till is shut"):
+        with pytest.raises(ServerError, match="The till is shut"):
             await client.request("till/sell", {})
         assert toy.seen.count("till/sell") == 2
     assert (toy.sold, toy.closed) == (1, True)

@@ -5,7 +5,7 @@ import pytest
 
 from millstream import Client, Context, Server, SyncContext
 from millstream._server.calls.session_state import MAX_STATE
-from millstream.client._errors import Failure
+from millstream.client._errors import ServerError
 from wire import request, run_wire
 
 OLD, NEW = "2025-11-25", "2026-07-28"
@@ -87,7 +87,7 @@ async def test_calls_without_a_session_have_no_state() -> None:
 async def test_session_state_is_bounded() -> None:
     async with Client(make_server(), revision=OLD) as client:
         await client.call("keep", key="small", value="x")
-        with pytest.raises(Failure):
+        with pytest.raises(ServerError):
             await client.call("keep", key="large", value="x" * MAX_STATE)
         assert await value(client, "small") == "x"
         assert await value(client, "large") == "nothing"

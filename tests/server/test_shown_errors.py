@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from millstream import Server, Settings
-from millstream.testing import Failure, connect
+from millstream.testing import ServerError, connect
 
 HERE = Path(__file__).name
 
@@ -37,7 +37,7 @@ def shop(*, show_errors: bool) -> Server:
 async def test_callers_see_the_traceback_in_development() -> None:
     async with connect(shop(show_errors=True)) as client:
         text = (await client.call("order", copies=0, raise_on_error=False)).text
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(ServerError) as caught:
             await client.read("shop://sales")
     for each in (text, str(caught.value)):
         assert each.removesuffix(" (-32603)").endswith("ZeroDivisionError: division by zero")

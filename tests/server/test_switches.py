@@ -7,7 +7,7 @@ from app_peer import ask
 from cases import for_each
 from millstream import Principal, Server, Settings, ToolError, auth
 from millstream._protocol.revisions import ALL, NEWEST
-from millstream.testing import Failure, TestClient, connect
+from millstream.testing import ServerError, TestClient, connect
 from wire import POST, per_request, routing
 
 REVISIONS = pytest.mark.parametrize("revision", [NEWEST.date, "2025-11-25", ALL[0].date])
@@ -104,7 +104,7 @@ async def test_hidden_items_look_like_missing_ones(revision: str, why: str) -> N
         for method, hidden, unknown in HIDDEN:
             said: list[Any] = []
             for params in (hidden, unknown):
-                with pytest.raises(Failure) as caught:
+                with pytest.raises(ServerError) as caught:
                     await client.request(method, params)
                 error = str(caught.value)
                 for text in ("restock", "advise", "sales", "book/1", "book/{isbn}", "other/1", "none/{isbn}", "other"):
@@ -160,7 +160,7 @@ async def test_switching_items_notifies_clients(revision: str) -> None:
         assert await names(client) == ["first", "last", "later"]
         assert (await client.call("later")).text == "later"
         assert await names(client) == ["last", "later"]
-        with pytest.raises(Failure, match="Unknown tool"):
+        with pytest.raises(ServerError, match="Unknown tool"):
             await client.call("first")
         mcp.enable("tool", "first")
         assert await names(client) == ["first", "last", "later"]
@@ -205,7 +205,7 @@ async def test_failing_conditions_hide_their_item() -> None:
         for request in (client.request("tools/list"), client.call("secret", raise_on_error=False)):
             try:
                 said = str(await request)
-            except Failure as exc:
+            except ServerError as exc:
                 said = str(exc)
             assert "seen" not in said
             assert "Unknown" not in said

@@ -7,7 +7,7 @@ import pytest
 from millstream import Client, Server
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream.client import Failure
+from millstream.client import ServerError
 
 FAILURES = [(StoreUnavailable("10.1.2.3 is away"), "Try again in a moment"), (StoreFull("10.1.2.3 is full"), "is full")]
 
@@ -44,7 +44,7 @@ async def test_tool_error_says_to_retry_when_the_store_rejected_an_event(
         monkeypatch.setattr(type(runtime.store.log), "append", refuse)
         with caplog.at_level(logging.ERROR):
             result = await client.call("sell", raise_on_error=False)
-            with pytest.raises(Failure) as refused:
+            with pytest.raises(ServerError) as refused:
                 await client.read("shop://news")
         monkeypatch.undo()
         assert result.is_error

@@ -27,13 +27,13 @@ from millstream.client._client import Client
 from millstream.client._endpoint import Auth
 from millstream.client._errors import (
     AccessDenied,
-    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
-    Failure,
-    NoAnswer,
+    InvalidResponse,
     NotMcp,
+    RequestTimeout,
+    ServerError,
     TargetError,
     TlsFailed,
     UnknownVersion,
@@ -270,7 +270,7 @@ def text_of(error: ClientError) -> str:
         return f"{error.message} Send other credentials with --auth KEY, or try millstream doctor."
     if isinstance(error, TlsFailed) and error.remedy:
         return f"{error.message} To trust your own certificate: SSL_CERT_FILE=FILE millstream …"
-    if isinstance(error, Failure) and error.code == MISSING_CLIENT_CAPABILITY:
+    if isinstance(error, ServerError) and error.code == MISSING_CLIENT_CAPABILITY:
         return _cannot(error)
     if isinstance(error, ConnectionLost) and _ServerOutput.shown and not as_json.get():
         return "" if _ServerOutput.explained else f"{error.message.partition(LAST_OUTPUT)[0]} {error.remedy}".rstrip()
@@ -281,7 +281,7 @@ class _MissingCapabilities(Struct):
     needed: dict[str, Any] = msgspec.field(name="requiredCapabilities")
 
 
-def _cannot(error: Failure) -> str:
+def _cannot(error: ServerError) -> str:
     """Return the message for missing client capabilities."""
     try:
         names = list(msgspec.convert(error.data, _MissingCapabilities).needed)
@@ -309,7 +309,7 @@ def status_of(error: ClientError) -> int:
     """Return the exit status for an error."""
     if isinstance(error, AccessDenied):
         return DENIED
-    if isinstance(error, NoAnswer):
+    if isinstance(error, RequestTimeout):
         return LATE
     unreachable = (ConnectFailed, ConnectionLost, NotMcp, TargetError, UnknownVersion)
     return UNREACHABLE if isinstance(error, unreachable) else FAILED
@@ -351,6 +351,6 @@ async def list_items(request: Callable[[], Awaitable[list[T]]]) -> list[T]:
     """Return a list of a server, or an empty one with a warning if the server refuses it."""
     try:
         return await request()
-    except (BadAnswer, Failure) as exc:
+    except (InvalidResponse, ServerError) as exc:
         print_text(f"Warning: {exc}", sys.stderr)
         return []

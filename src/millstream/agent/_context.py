@@ -27,7 +27,7 @@ from millstream._protocol.notifications import PromptDescription
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
 from millstream.agent._servers import ConnectedServer
-from millstream.client._errors import ClientError, Failure
+from millstream.client._errors import ClientError, ServerError
 from millstream.client._results import Result
 
 Part = dict[str, Any]
@@ -174,7 +174,7 @@ async def find_prompt(name: str, servers: Sequence[ConnectedServer]) -> tuple[Co
     for server in servers:
         try:
             prompts = await server.client.prompts()
-        except Failure:  # the other servers may have it
+        except ServerError:  # the other servers may have it
             continue
         for prompt in prompts:
             known.append(prompt.name)

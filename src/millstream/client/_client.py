@@ -27,7 +27,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream.client._conversation import Conversation, decode_tools, logger, raw_ask
-from millstream.client._errors import ClientError, Failure
+from millstream.client._errors import ClientError, ServerError
 from millstream.client._method_aliases import ClientAliases
 from millstream.client._negotiation import Options, ServerInfo
 from millstream.client._questions import Elicit, Questions, Roots, Sample
@@ -221,7 +221,7 @@ class Client(ClientAliases):
 
         Raises:
             ToolFailed: the tool reported an error.
-            Failure: the server responded with an error, for example because the tool doesn't exist.
+            ServerError: the server responded with an error, for example because the tool doesn't exist.
             ClientError: there was no response.
         """
         if arguments is not None and not hasattr(arguments, "keys"):
@@ -234,13 +234,13 @@ class Client(ClientAliases):
                 result = await self.tasks.wait(started, progress=report, timeout=timeout, raise_on_error=False)
             else:
                 result = read_result(await self.conversation.call(tool, given, progress or self._progress, timeout))
-        except Failure as exc:
+        except ServerError as exc:
             raise await self._suggest("tool", tool, exc) from None
         if raise_on_error:
             result.check()
         return result if into is None else result.into(into)
 
-    async def _suggest(self, kind: str, name: str, failure: Failure) -> Failure:
+    async def _suggest(self, kind: str, name: str, failure: ServerError) -> ServerError:
         """Add the closest name to the error for an unknown tool, prompt, or resource."""
         if failure.code not in (INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND):
             return failure
@@ -251,9 +251,9 @@ class Client(ClientAliases):
         if any(each == name or ("{" in each and name.startswith(each.partition("{")[0])) for each in names):
             return failure
         if not names and failure.code == METHOD_NOT_FOUND:
-            return Failure(failure.code, f"The server has no {kind}s, so there is no {name!r}.", failure.data)
+            return ServerError(failure.code, f"The server has no {kind}s, so there is no {name!r}.", failure.data)
         message = f"{failure.message.rstrip('.')}; {suggest(name, names)}" if names else failure.message
-        return Failure(failure.code, message, failure.data)
+        return ServerError(failure.code, message, failure.data)
 
     async def _names(self, kind: str) -> list[str]:
         if kind == "tool":
@@ -286,12 +286,12 @@ class Client(ClientAliases):
         """Return the contents of a resource.
 
         Raises:
-            Failure: the resource doesn't exist or can't be read.
+            ServerError: the resource doesn't exist or can't be read.
         """
         ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
         try:
             result: ReadResourceResult = await self.conversation.ask_cached(ask, _decode_read, fresh=fresh)
-        except Failure as exc:
+        except ServerError as exc:
             raise await self._suggest("resource", uri, exc) from None
         return result.contents
 
@@ -301,13 +301,13 @@ class Client(ClientAliases):
         """Return the messages of a prompt.
 
         Raises:
-            Failure: the prompt doesn't exist, or an argument is missing.
+            ServerError: the prompt doesn't exist, or an argument is missing.
         """
         params = encode({"name": name, "arguments": {**(arguments or {}), **more}})
         ask = Ask(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
         try:
             found = await self.conversation.requests.ask(ask)
-        except Failure as exc:
+        except ServerError as exc:
             raise await self._suggest("prompt", name, exc) from None
         return read("prompts/get", _decode_prompt, found)
 
@@ -344,7 +344,7 @@ class Client(ClientAliases):
             uri: URI of its `SKILL.md`.
 
         Raises:
-            Failure: the server has no such skill.
+            ServerError: the server has no such skill.
             SkillMismatch: the entry is invalid.
         """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
@@ -411,7 +411,7 @@ class Client(ClientAliases):
             timeout: seconds to wait for this request.
 
         Raises:
-            Failure: the server responded with an error.
+            ServerError: the server responded with an error.
             ClientError: there was no response.
         """
         ask = raw_ask(method, dict(params or {}), progress, timeout)

@@ -26,12 +26,12 @@ from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     AccessDenied,
-    BadAnswer,
     ClientError,
     ConnectionLost,
-    Failure,
-    NoAnswer,
+    InvalidResponse,
     NotMcp,
+    RequestTimeout,
+    ServerError,
     UnknownVersion,
 )
 from millstream.client._negotiation import (
@@ -52,7 +52,7 @@ from millstream.client._transports.transport import Transport, TransportRequest
 
 _MAX_LINES = 256
 """Maximum number of lines to compare with a second start."""
-NO_HANDSHAKE = BadAnswer, Failure, NotMcp, UnknownVersion
+NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
 """Errors of a server that doesn't support the handshake."""
 
 
@@ -73,15 +73,15 @@ _decode_discover = foreign_decoder(DiscoverResult)
 _decode_error = decoder(PeerError)
 
 
-def failure(error: bytes) -> Failure:
+def failure(error: bytes) -> ServerError:
     """Convert a JSON-RPC error to an exception."""
     try:
         decoded = _decode_error(error)
         data = msgspec.json.decode(decoded.data) if decoded.data else None
     except MALFORMED:
-        return Failure(0, "The server reported an error that can't be decoded")
+        return ServerError(0, "The server reported an error that can't be decoded")
     remedy = _handler_for(data) if decoded.code == MISSING_CLIENT_CAPABILITY else ""
-    return Failure(decoded.code, decoded.message or "The server gave no reason", data, remedy=remedy)
+    return ServerError(decoded.code, decoded.message or "The server gave no reason", data, remedy=remedy)
 
 
 _HANDLERS = {"elicitation": "elicit", "sampling": "sample", "roots": "roots"}
@@ -155,7 +155,7 @@ class Connector:
                     raise
         try:
             return await self._connect_with(self._streamable)
-        except (NotMcp, BadAnswer, ConnectionLost) as exc:
+        except (NotMcp, InvalidResponse, ConnectionLost) as exc:
             try:
                 link = await self._connect_with(self._http_sse)
             except AccessDenied:
@@ -292,7 +292,7 @@ class Connector:
                 return agreement
         try:
             return await self._initialize(transport, NEWEST_HANDSHAKE)
-        except Failure as exc:
+        except ServerError as exc:
             if exc.code != UNSUPPORTED_VERSION:
                 raise
             agreement = await self._probe(transport, NEWEST)  # it started slowly, or was replaced
@@ -309,7 +309,7 @@ class Connector:
             try:
                 result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
                 offer = _decode_discover(result)
-            except Failure as exc:
+            except ServerError as exc:
                 named = versions(exc)
                 common = newest(named)
                 if exc.code != UNSUPPORTED_VERSION or (common is None and any(each in HANDSHAKE for each in named)):
@@ -318,9 +318,9 @@ class Connector:
                     raise UnknownVersion(_unknown(named)) from exc
                 revision = common
                 continue
-            except (NotMcp, BadAnswer, *MALFORMED):
+            except (NotMcp, InvalidResponse, *MALFORMED):
                 return None
-            except (ConnectionLost, NoAnswer) as exc:
+            except (ConnectionLost, RequestTimeout) as exc:
                 if alone or (isinstance(exc, ConnectionLost) and transport.lost):
                     raise
                 return None  # for example a status 500 from a server that didn't expect the method
@@ -343,12 +343,12 @@ class Connector:
         try:
             result = _decode_initialize(raw)
         except MALFORMED as exc:
-            raise BadAnswer(f"The server's response to initialize is invalid: {exc}.") from exc
+            raise InvalidResponse(f"The server's response to initialize is invalid: {exc}.") from exc
         agreed = HANDSHAKE.get(result.protocol_version)
         if result.protocol_version in PER_REQUEST:
             # A server of the per-request era whose response to the probe was lost or late.
             dates = {"supported": [result.protocol_version]}
-            raise Failure(UNSUPPORTED_VERSION, "The server doesn't support the handshake", dates)
+            raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
         transport.set_revision(agreed)
@@ -358,7 +358,7 @@ class Connector:
                 if filters is None or (message := filters.filter_outgoing(message)):
                     await transport.send(message, "notifications/initialized")
         except TimeoutError as exc:
-            raise NoAnswer(f"The server didn't complete the handshake within {self._timeout:g} seconds.") from exc
+            raise RequestTimeout(f"The server didn't complete the handshake within {self._timeout:g} seconds.") from exc
         return Negotiation(
             revision=agreed,
             capabilities=present(result.capabilities),
@@ -376,7 +376,7 @@ class Connector:
             answer = await transport.exchange(request)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise NoAnswer(f"The server didn't answer {method} within {seconds:g} seconds.") from exc
+                raise RequestTimeout(f"The server didn't answer {method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()
@@ -403,7 +403,7 @@ class _SupportedVersions(Struct):
     supported: list[str]
 
 
-def versions(refusal: Failure) -> list[str]:
+def versions(refusal: ServerError) -> list[str]:
     """Return the revisions that an error lists."""
     try:
         return msgspec.convert(refusal.data, _SupportedVersions).supported

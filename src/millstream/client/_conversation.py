@@ -22,7 +22,7 @@ from millstream._protocol.notifications import (
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import Tasks
 from millstream.client._connector import Connector
-from millstream.client._errors import ClientError, Failure, NotSupported, TargetError
+from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
 from millstream.client._negotiation import (
     Connection,
     DeclaredCapability,
@@ -172,7 +172,7 @@ class Conversation:
         )
         try:
             return await self.requests.ask(ask)
-        except Failure as exc:
+        except ServerError as exc:
             if exc.code != HEADER_MISMATCH:
                 raise
         # The tool's header annotations are unknown or out of date.

@@ -1,15 +1,15 @@
 """Errors between a client and a server. Each message is one sentence that a person can act on.
 
-`Failure` means that the server responded with an error. All others mean that there was no usable response.
+`ServerError` means that the server responded with an error. All others mean that there was no usable response.
 """
 
 from typing import Any
 
 from millstream._http.client.body import (
-    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    InvalidResponse,
     TargetError,
     TlsFailed,
     TooLarge,
@@ -18,20 +18,20 @@ from millstream._http.client.body import (
 
 __all__ = [
     "AccessDenied",
-    "BadAnswer",
     "ClientError",
     "ConnectFailed",
     "ConnectionLost",
-    "Failure",
-    "Flood",
-    "NoAnswer",
+    "InvalidResponse",
     "NotMcp",
     "NotSupported",
+    "RequestTimeout",
+    "ServerError",
     "SessionLost",
     "SkillMismatch",
     "TargetError",
     "TlsFailed",
     "TooLarge",
+    "TooManyMessages",
     "TooMuchArriving",
     "ToolFailed",
     "UnknownVersion",
@@ -58,8 +58,8 @@ class SessionLost(ConnectionLost):
     """The session has expired on the server. Connect again. ``except SessionLost: await connect_again()``"""
 
 
-class NoAnswer(ClientError, TimeoutError):
-    """The server didn't respond within the timeout. ``except NoAnswer: result = None``"""
+class RequestTimeout(ClientError, TimeoutError):
+    """The server didn't respond within the timeout. ``except RequestTimeout: result = None``"""
 
 
 class UnknownVersion(ClientError):
@@ -87,8 +87,8 @@ class ToolFailed(ClientError):
         """The full `Result`, including structured content."""
 
 
-class Failure(ClientError):
-    """The server responded with a JSON-RPC error: ``except Failure as error: print(error.code)``."""
+class ServerError(ClientError):
+    """The server responded with a JSON-RPC error: ``except ServerError as error: print(error.code)``."""
 
     def __init__(self, code: int, message: str, data: Any = None, *, remedy: str = "") -> None:
         super().__init__(f"{message} ({code}).", remedy=remedy) if remedy else super().__init__(f"{message} ({code})")
@@ -101,5 +101,8 @@ class SkillMismatch(ClientError):
     """A file of a skill differs from what the server announced. Don't use it. ``except SkillMismatch: skill = None``"""
 
 
-class Flood(ClientError):
-    """The server sends messages faster than your handlers process them. ``except Flood: await connect_again()``"""
+class TooManyMessages(ClientError):
+    """The server sends messages faster than your handlers process them.
+
+    ``except TooManyMessages: await connect_again()``
+    """

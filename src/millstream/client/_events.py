@@ -19,7 +19,7 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream.client._conversation import Conversation
-from millstream.client._errors import BadAnswer, ClientError, ConnectionLost, Failure, NotSupported
+from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse, NotSupported, ServerError
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
 from millstream.client._watches import is_temporary, retry_pause
@@ -121,7 +121,7 @@ class ClientEvents:
         """Return the event types that the server offers to this client.
 
         Raises:
-            Failure: the server has no events.
+            ServerError: the server has no events.
             ClientError: there was no response.
         """
         found: list[EventDescription] = []
@@ -132,7 +132,7 @@ class ClientEvents:
             cursor = page.next_cursor
             if cursor is None:
                 return found
-        raise BadAnswer(f"The server's list of events has more than {_MAX_PAGES} pages.")
+        raise InvalidResponse(f"The server's list of events has more than {_MAX_PAGES} pages.")
 
     def subscribe(
         self,
@@ -179,7 +179,7 @@ class ClientEvents:
             ttl: requested seconds until the subscription expires without a refresh; the server may grant less.
 
         Raises:
-            Failure: the server rejected the request, or the endpoint failed the challenge.
+            ServerError: the server rejected the request, or the endpoint failed the challenge.
             ClientError: there was no response.
         """
         delivery = {"mode": "webhook", "url": url, "secret": secret}
@@ -195,7 +195,7 @@ class ClientEvents:
         """End a webhook subscription.
 
         Raises:
-            Failure: there is no webhook with this name, URL, and arguments.
+            ServerError: there is no webhook with this name, URL, and arguments.
         """
         # The draft doesn't need the mode, but servers built on its first version require it.
         params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"mode": "webhook", "url": url}}
@@ -328,7 +328,9 @@ class EventSubscription:
         self._last_message = asyncio.get_running_loop().time()
         if kind == "terminated":
             error = note.error
-            self._end(Failure(int(error.get("code", 0)), str(error.get("message", "Terminated")), error.get("data")))
+            self._end(
+                ServerError(int(error.get("code", 0)), str(error.get("message", "Terminated")), error.get("data"))
+            )
         elif kind == "event":
             if len(self._waiting) >= _MAX_WAITING:
                 self._space.clear()

@@ -10,7 +10,7 @@ from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.notification_filters import NotificationFilter, NotificationFilters
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
-from millstream.client._errors import BadAnswer
+from millstream.client._errors import InvalidResponse
 from millstream.client._negotiation import DeclaredCapability
 from millstream.client._questions import Questions
 from millstream.client._requests import Ask
@@ -159,7 +159,7 @@ class ClientHost:
             try:
                 return _decode(raw)
             except MALFORMED as exc:
-                raise BadAnswer(f"The result of {ask.method} can't be decoded: {exc}.") from exc
+                raise InvalidResponse(f"The result of {ask.method} can't be decoded: {exc}.") from exc
 
         chain: Outgoing = inside
         for wrap in reversed(self._wraps):

@@ -16,7 +16,7 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
 from millstream.client._connector import Connector, failure
-from millstream.client._errors import BadAnswer, ConnectionLost, Failure, NoAnswer, SessionLost
+from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
 from millstream.client._negotiation import Connection, Options, request_body, with_meta
 from millstream.client._questions import QuestionHandler
 from millstream.client._server_messages import OnProgress, ServerMessages
@@ -111,7 +111,7 @@ class Requests:
                 await ended.transport.close()
             link = self.link = self.last = await self._open(_MAX_RESTARTS if reconnecting else 0)
         if reconnecting and self.on_reconnect is not None:
-            with contextlib.suppress(Failure):
+            with contextlib.suppress(ServerError):
                 await self.on_reconnect(link)
         return link
 
@@ -134,7 +134,7 @@ class Requests:
         """Send a request and return the raw result, after any rounds of questions.
 
         Raises:
-            Failure: the server responded with an error.
+            ServerError: the server responded with an error.
             ClientError: there was no response.
         """
         if self.around is not None and not ask.wrapped:
@@ -151,14 +151,16 @@ class Requests:
             if required is None:
                 return result
             if not required.input_requests and required.request_state is None:
-                raise BadAnswer(f"The server requires input for {ask.method}, but sent no questions.")
+                raise InvalidResponse(f"The server requires input for {ask.method}, but sent no questions.")
             rounds += 1
             if rounds > self._options.max_rounds:
-                raise BadAnswer(f"The server asked {rounds} times without returning a result (Options.max_rounds).")
+                raise InvalidResponse(
+                    f"The server asked {rounds} times without returning a result (Options.max_rounds)."
+                )
             now = asyncio.get_running_loop().time()
             since = 0.0 if required.input_requests else since or now
             if since and now - since > (ask.timeout or self._timeout):  # rounds without questions
-                raise NoAnswer(f"The server postponed its response to {ask.method} {rounds} times.")
+                raise RequestTimeout(f"The server postponed its response to {ask.method} {rounds} times.")
             extra = await self._answers(required, rounds, ask.id)
 
     async def _answers(self, required: InputRequiredResult, rounds: int, request_id: int) -> bytes:
@@ -170,7 +172,7 @@ class Requests:
                 try:
                     answers[key] = await self._questions.answer(question.method, bytes(question.params), request_id)
                 except ProtocolError as exc:
-                    raise BadAnswer(
+                    raise InvalidResponse(
                         f"The server sent a {question.method} request that this client can't answer: {exc.message}."
                     ) from exc
             members["inputResponses"] = answers
@@ -200,7 +202,7 @@ class Requests:
         """Send a notification.
 
         Raises:
-            NoAnswer: the server didn't accept it in time.
+            RequestTimeout: the server didn't accept it in time.
             ClientError: it couldn't be sent.
         """
         filters = self._incoming.filters
@@ -210,7 +212,7 @@ class Requests:
             async with asyncio.timeout(self._timeout):
                 await transport.send(message, method)
         except TimeoutError as exc:
-            raise NoAnswer(f"The server didn't accept {method} within {self._timeout:g} seconds.") from exc
+            raise RequestTimeout(f"The server didn't accept {method} within {self._timeout:g} seconds.") from exc
 
     async def send(self, link: Connection, ask: Ask, extra: bytes = b"") -> bytes:
         """Send one request on one connection."""
@@ -230,7 +232,7 @@ class Requests:
             answer = await link.transport.exchange(request)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise NoAnswer(f"The server didn't answer {ask.method} within {seconds:g} seconds.") from exc
+                raise RequestTimeout(f"The server didn't answer {ask.method} within {seconds:g} seconds.") from exc
             raise
         finally:
             pending.end()

@@ -25,7 +25,7 @@ from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.notifications import CallToolResult, PaginatedResult
-from millstream.client._errors import BadAnswer, ToolFailed
+from millstream.client._errors import InvalidResponse, ToolFailed
 from millstream.client._server_messages import Change
 
 _MAX_ENTRIES = 512
@@ -93,7 +93,7 @@ class PaginatedList(Generic[T]):
         """Yield each item in order.
 
         Raises:
-            BadAnswer: the list doesn't end, or is larger than `Options.max_bytes`.
+            InvalidResponse: the list doesn't end, or is larger than `Options.max_bytes`.
         """
         total = 0
         cursor: str | None = None
@@ -102,14 +102,14 @@ class PaginatedList(Generic[T]):
             result, items, size = await self._page(cursor)
             total += size
             if total > self._max_bytes:
-                raise BadAnswer(f"The server's list is larger than {self._max_bytes:,} bytes.")
+                raise InvalidResponse(f"The server's list is larger than {self._max_bytes:,} bytes.")
             for item in items:
                 yield item
             cursor = result.next_cursor
             if not cursor:  # some servers send an empty one with the last page
                 return
             if cursor in seen or len(seen) >= self._max_pages:
-                raise BadAnswer("The server's list doesn't end: its pages repeat, or there are too many.")
+                raise InvalidResponse("The server's list doesn't end: its pages repeat, or there are too many.")
             seen.add(cursor)
 
     def __await__(self) -> Generator[Any, None, list[T]]:
@@ -136,7 +136,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         """Show the value, and whether the tool failed."""
         try:
             return f"Result({self.data!r}{', is_error=True' if self.is_error else ''})"
-        except BadAnswer:
+        except InvalidResponse:
             return f"Result({self.text!r})"
 
     def __getitem__(self, key: object) -> Any:
@@ -157,7 +157,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         """Structured content as plain values, or the text if there's none.
 
         Raises:
-            BadAnswer: it contains numbers or characters that can't be decoded.
+            InvalidResponse: it contains numbers or characters that can't be decoded.
         """
         raw = self.structured_content
         return self.text if raw is UNSET else read("tools/call", msgspec.json.decode, raw)
@@ -179,7 +179,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
 
         Raises:
             ToolFailed: the tool reported an error.
-            BadAnswer: the value has another type.
+            InvalidResponse: the value has another type.
         """
         self.check()
         raw = self.structured_content
@@ -189,7 +189,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             return cast("T", _read(self.text.encode(), wanted))
         try:
             return cast("T", _read(bytes(raw), wanted))
-        except BadAnswer:
+        except InvalidResponse:
             try:
                 inner = _decode_wrapped(raw).result
             except MALFORMED:
@@ -206,7 +206,7 @@ def read_result(raw: bytes) -> Result:
     """Decode the result of `tools/call`.
 
     Raises:
-        BadAnswer: the result is malformed.
+        InvalidResponse: the result is malformed.
     """
     return read("tools/call", _read_result, raw)
 
@@ -215,12 +215,12 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
     """Decode the result of a method.
 
     Raises:
-        BadAnswer: the result is malformed.
+        InvalidResponse: the result is malformed.
     """
     try:
         return decode(raw)
     except MALFORMED as exc:
-        raise BadAnswer(f"The server's result of {method} is malformed: {exc}.") from exc
+        raise InvalidResponse(f"The server's result of {method} is malformed: {exc}.") from exc
 
 
 def _read(raw: bytes, wanted: Any) -> Any:
@@ -228,7 +228,7 @@ def _read(raw: bytes, wanted: Any) -> Any:
         return _decoder(wanted)(raw)
     except MALFORMED as exc:  # msgspec's and Pydantic's errors are ValueErrors
         name = getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
-        raise BadAnswer(f"The tool's value isn't a {name}: {exc}.") from exc
+        raise InvalidResponse(f"The tool's value isn't a {name}: {exc}.") from exc
 
 
 @lru_cache(256)

@@ -29,7 +29,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._tasks import Tasks
 from millstream.client._deadlines import Deadlines, PendingRequest
-from millstream.client._errors import ClientError, Flood
+from millstream.client._errors import ClientError, TooManyMessages
 from millstream.client._questions import QuestionHandler
 from millstream.client._transports.transport import Transport
 
@@ -120,7 +120,7 @@ class ServerMessages:
         """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
 
         Raises:
-            Flood: too many messages are waiting.
+            TooManyMessages: too many messages are waiting.
         """
         if message.id is not None:
             self._handle_request(message, transport, request_id)
@@ -207,7 +207,7 @@ class ServerMessages:
         if len(self._queue) >= self._max_waiting:
             if inspect.iscoroutine(rest):
                 rest.close()
-            raise Flood(
+            raise TooManyMessages(
                 f"{self._max_waiting:,} messages from the server are waiting for your handlers, which is the limit "
                 "(Options.max_waiting)."
             )
@@ -232,7 +232,7 @@ class ServerMessages:
 
     def _handle_request(self, message: Envelope, transport: Transport, request_id: int) -> None:
         if len(self._answer_tasks) >= _MAX_QUESTIONS:
-            raise Flood(f"The server asked {_MAX_QUESTIONS} questions at once.")
+            raise TooManyMessages(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answer_tasks:
             return  # a resumed stream repeats messages
         self._answer_tasks[message.id] = None

@@ -20,13 +20,13 @@ from millstream._protocol.metadata import CAPABILITIES_KEY, TASKS
 from millstream._protocol.notifications import InputRequest
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
-    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
-    Failure,
-    NoAnswer,
+    InvalidResponse,
     NotSupported,
+    RequestTimeout,
+    ServerError,
 )
 from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
@@ -77,11 +77,11 @@ class Task(Struct, frozen=True, rename="camel"):
         """Return the result of a task that has ended.
 
         Raises:
-            Failure: the call failed with an error.
+            ServerError: the call failed with an error.
             ClientError: the task was canceled, or hasn't ended.
         """
         if not isinstance(self.error, UnsetType):
-            raise Failure(self.error.code, self.error.message, self.error.data)
+            raise ServerError(self.error.code, self.error.message, self.error.data)
         if self.status == "cancelled":
             raise ClientError(f"The task {self.task_id} was canceled.")
         if isinstance(self.result, UnsetType):
@@ -119,7 +119,7 @@ class ClientTasks:
 
         Raises:
             NotSupported: the server has no tasks.
-            Failure: the server responded with an error.
+            ServerError: the server responded with an error.
             ClientError: there was no response.
         """
         meta = await self._extension_meta()
@@ -133,7 +133,7 @@ class ClientTasks:
 
         Raises:
             NotSupported: the server has no tasks.
-            Failure: there's no such task, for example because it has expired.
+            ServerError: there's no such task, for example because it has expired.
             ClientError: there was no response.
         """
         return read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout, repeatable=True))
@@ -164,8 +164,8 @@ class ClientTasks:
 
         Raises:
             ToolFailed: the tool reported an error.
-            Failure: the call failed with an error, or there's no such task.
-            NoAnswer: the task didn't end in time.
+            ServerError: the call failed with an error, or there's no such task.
+            RequestTimeout: the task didn't end in time.
             ClientError: the task was canceled, or the server no longer responds.
         """
         task_id = task if isinstance(task, str) else task.task_id
@@ -176,7 +176,7 @@ class ClientTasks:
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            raise NoAnswer(
+            raise RequestTimeout(
                 f"The task {task_id} didn't end within {timeout:g} seconds. It continues on the server."
             ) from exc
         result = ended.outcome()
@@ -208,7 +208,7 @@ class ClientTasks:
                 answers[key] = await self._conversation.questions.answer(each.method, bytes(each.params))
             except ProtocolError as exc:
                 text = f"The task sent a {each.method} request that this client can't answer: {exc.message}."
-                raise BadAnswer(text) from exc
+                raise InvalidResponse(text) from exc
         return answers
 
     async def _get_again(self, task_id: str) -> Task:
@@ -219,10 +219,10 @@ class ClientTasks:
         while True:
             try:
                 return await self.get(task_id)
-            except (ConnectionLost, ConnectFailed, NoAnswer):
+            except (ConnectionLost, ConnectFailed, RequestTimeout):
                 if loop.time() >= until:
                     raise
-            except Failure as exc:
+            except ServerError as exc:
                 if exc.code not in _TEMPORARY_ERRORS or loop.time() >= until:
                     raise
             await asyncio.sleep(pause)

@@ -24,7 +24,14 @@ from millstream._protocol.notifications import (
     SubscriptionsListenRequestParams,
 )
 from millstream._tasks import Tasks
-from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, Failure, NoAnswer
+from millstream.client._errors import (
+    ClientError,
+    ConnectFailed,
+    ConnectionLost,
+    InvalidResponse,
+    RequestTimeout,
+    ServerError,
+)
 from millstream.client._negotiation import Connection
 from millstream.client._requests import Ask, Requests
 from millstream.client._server_messages import Change, ServerMessages
@@ -139,7 +146,7 @@ class Changes:
             try:
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.send(link, ask)
-            except Failure as exc:
+            except ServerError as exc:
                 if is_temporary(exc):
                     raise
                 self.fail(exc)
@@ -163,9 +170,9 @@ class Changes:
         finally:
             first.cancel()
         if task in done:
-            raise self._fault or BadAnswer("The server ended the subscription immediately.")
+            raise self._fault or InvalidResponse("The server ended the subscription immediately.")
         if not done:
-            raise NoAnswer(f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds.")
+            raise RequestTimeout(f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds.")
 
     async def _keep_listening(self, agreed: asyncio.Event) -> None:
         failures = 0
@@ -322,9 +329,9 @@ class Watches:
 
 def is_temporary(fault: ClientError) -> bool:
     """Return whether a later attempt may succeed."""
-    if isinstance(fault, Failure):
+    if isinstance(fault, ServerError):
         return fault.code in _TEMPORARY_ERRORS
-    return isinstance(fault, (ConnectFailed, ConnectionLost, NoAnswer))
+    return isinstance(fault, (ConnectFailed, ConnectionLost, RequestTimeout))
 
 
 def retry_pause(failures: int) -> float:

@@ -54,12 +54,12 @@ from millstream._version import __version__
 from millstream.client._connector import NO_HANDSHAKE
 from millstream.client._errors import (
     AccessDenied,
-    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
-    Failure,
-    NoAnswer,
+    InvalidResponse,
+    RequestTimeout,
+    ServerError,
     TargetError,
     TooLarge,
     TooMuchArriving,
@@ -237,7 +237,7 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
         breaker.succeed(monotonic() - started, call, method, name)
         if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
             raise _ForwardedCall(call, upstream, method, name, source=source).pass_on(required)
-    except (Failure, AccessDenied) as exc:
+    except (ServerError, AccessDenied) as exc:
         breaker.succeed(monotonic() - started, call, method, name)
         raise _ForwardedCall(call, upstream, method, name, source=source).convert_error(exc) from None
     except ClientError as exc:
@@ -334,7 +334,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         ):
             forwarding.finish(result)
             return result
-    except Failure as exc:
+    except ServerError as exc:
         answered = True
         if not _try_other_era(
             call, upstream, link, name, encode({"isError": True, "data": [exc.message, exc.data]}), params
@@ -446,7 +446,7 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
     relays.level = level
     try:
         await link.conversation.set_log_level(level)
-    except Failure as exc:
+    except ServerError as exc:
         logger.debug("%s doesn't support log levels: %s", upstream.config.name, exc)
 
 
@@ -591,13 +591,13 @@ class _ForwardedCall:
                 members["inputResponses"] = {key: await self._answer(each) for key, each in self._questions(required)}
                 latest = loop.time() + self._upstream.config.timeout
             elif loop.time() > latest:
-                raise NoAnswer("The upstream postponed its response for too long.")
+                raise RequestTimeout("The upstream postponed its response for too long.")
             else:
                 await asyncio.sleep(min(_FIRST_WAIT * 2.0**number, _LONGEST_WAIT))
             if required.request_state is not None:
                 members["requestState"] = required.request_state
             extra = encode(members)[1:-1]
-        raise BadAnswer("The upstream asked too many times without returning a result.")
+        raise InvalidResponse("The upstream asked too many times without returning a result.")
 
     async def _answer(self, question: ForwardedQuestion) -> Raw:
         try:
@@ -698,7 +698,7 @@ class _ForwardedCall:
             ToolError, ProtocolError: the upstream asks something that the client didn't declare.
         """
         if len(required.input_requests) > MAX_OPEN_QUESTIONS:
-            raise BadAnswer(f"The upstream asked {len(required.input_requests)} questions at once.")
+            raise InvalidResponse(f"The upstream asked {len(required.input_requests)} questions at once.")
         name = self._upstream.config.name
         try:
             return [
@@ -710,7 +710,7 @@ class _ForwardedCall:
                 self._call, f"The server asked something that this client can't answer: {exc.message}"
             ) from exc
 
-    def convert_error(self, exc: Failure | AccessDenied) -> BaseException:
+    def convert_error(self, exc: ServerError | AccessDenied) -> BaseException:
         """Return the upstream's own error in the client's revision."""
         call = self._call
         if isinstance(exc, AccessDenied):
@@ -723,7 +723,7 @@ class _ForwardedCall:
             return ProtocolError(INTERNAL_ERROR, exc.message)
         return ProtocolError(exc.code, exc.message, exc.data)
 
-    def _convert_url_error(self, exc: Failure) -> BaseException:
+    def _convert_url_error(self, exc: ServerError) -> BaseException:
         """Return the error that asks the user to open URLs first."""
         call, policy, name = self._call, self._upstream.policy, self._upstream.config.name
         try:
@@ -776,7 +776,7 @@ async def _send(link: Link, ask: Ask, recipient: Recipient, owner: str, *, progr
         )
         answered = True
         return result
-    except Failure:
+    except ServerError:
         answered = True
         raise
     finally:
@@ -791,7 +791,7 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     """Return the questions of a result; None if there aren't any.
 
     Raises:
-        BadAnswer: the result is malformed.
+        InvalidResponse: the result is malformed.
     """
     if _INPUT_REQUIRED not in result:
         return None
@@ -800,9 +800,9 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
             return None
         found = _decode_required(result)
     except MALFORMED as exc:
-        raise BadAnswer("The upstream sent a malformed question.") from exc
+        raise InvalidResponse("The upstream sent a malformed question.") from exc
     if not found.input_requests and found.request_state is None:
-        raise BadAnswer("The upstream requires input, but sent neither questions nor a state.")
+        raise InvalidResponse("The upstream requires input, but sent neither questions nor a state.")
     return found
 
 
@@ -835,7 +835,7 @@ _CONNECTION_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
 )
 _ERRORS: tuple[tuple[type[ClientError], str], ...] = (
     (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
-    (NoAnswer, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
+    (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
     (AccessDenied, "rejected the gateway's credentials. Its operator has to replace them."),
     (TooMuchArriving, f"is sending too much at a time: {{exc.holding}}. {_EFFECT} Try again later."),

@@ -24,7 +24,7 @@ from millstream._protocol.revisions import BY_DATE
 from millstream._server.features.registry import DISCOVER
 from millstream._stores.base import Store, StoreFull, StoreUnavailable
 from millstream.client._conversation import Conversation
-from millstream.client._errors import BadAnswer, ClientError, Failure
+from millstream.client._errors import ClientError, InvalidResponse, ServerError
 from millstream.client._requests import Ask
 
 logger = logging.getLogger("millstream.gateway")
@@ -185,7 +185,7 @@ async def _discover(conversation: Conversation, found: Catalog) -> None:
         raw = await conversation.requests.ask(Ask(method="server/discover", repeatable=True))
         result = _decode_discover(raw)
         found.add_hint(DISCOVER, raw)
-    except (Failure, *MALFORMED) as exc:
+    except (ServerError, *MALFORMED) as exc:
         logger.debug("An upstream didn't respond to server/discover: %s", exc)
         return
     found.capabilities, found.instructions = present(result.capabilities), result.instructions
@@ -232,7 +232,7 @@ async def fetch(
     for kind in offered:
         try:
             max_bytes -= await _fetch_list(conversation, found, kind, max_bytes, warn)
-        except (BadAnswer, Failure) as exc:
+        except (InvalidResponse, ServerError) as exc:
             failures.append(exc)
             setattr(found, kind, getattr(found if before is None else before, kind))
             warn(f"Its {kind} can't be listed: {exc}")
@@ -255,12 +255,12 @@ async def _fetch_list(
         )
         size += len(result)
         if size > max_bytes:
-            raise BadAnswer(f"The lists are larger than {max_bytes:,} bytes.")
+            raise InvalidResponse(f"The lists are larger than {max_bytes:,} bytes.")
         try:
             cursor = found.add_hint(kind, result).next_cursor
             raw_items: list[Raw] = _decode_items(_decode_members(result).get(member, b"null")) or []
         except MALFORMED as exc:
-            raise BadAnswer(f"The result of {method} is malformed: {exc}.") from exc
+            raise InvalidResponse(f"The result of {method} is malformed: {exc}.") from exc
         for raw in raw_items:
             try:
                 item = _read_item(kind, bytes(raw))
@@ -269,11 +269,11 @@ async def _fetch_list(
             else:
                 items[item[key]] = item
         if len(items) > MAX_ITEMS:
-            raise BadAnswer(f"{method} has more than {MAX_ITEMS:,} items.")
+            raise InvalidResponse(f"{method} has more than {MAX_ITEMS:,} items.")
         if not cursor:
             setattr(found, kind, items)
             return size
-    raise BadAnswer(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
+    raise InvalidResponse(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
 
 
 def _read_item(kind: str, raw: bytes) -> Description:

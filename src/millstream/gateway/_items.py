@@ -29,7 +29,7 @@ from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.results import ToolResult
-from millstream.client._errors import BadAnswer
+from millstream.client._errors import InvalidResponse
 from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
@@ -406,4 +406,4 @@ def _with_properties(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> Exception:
-    return cast("Exception", no_response_error(call, upstream, BadAnswer(f"The result is malformed: {exc}.")))
+    return cast("Exception", no_response_error(call, upstream, InvalidResponse(f"The result is malformed: {exc}.")))

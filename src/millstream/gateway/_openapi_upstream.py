@@ -35,7 +35,7 @@ from millstream._server.calls.call import Call
 from millstream._server.features.tools import Tool
 from millstream._server.functions.results import encode_result
 from millstream.client._endpoint import Auth, Endpoint
-from millstream.client._errors import AccessDenied, ClientError, NoAnswer
+from millstream.client._errors import AccessDenied, ClientError, RequestTimeout
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials.options import StaticHeaders
@@ -150,7 +150,7 @@ class ApiClient:
                     method, extra, body, repeatable=method in ("GET", "HEAD"), target=target, owner=self._owner
                 )
         except TimeoutError as exc:
-            raise NoAnswer(f"The API didn't respond within {self._seconds:g} seconds.") from exc
+            raise RequestTimeout(f"The API didn't respond within {self._seconds:g} seconds.") from exc
         if reply.stream is not None:
             reply.stream.close()
             raise ToolError("The API responded with a stream, which a tool can't return.")

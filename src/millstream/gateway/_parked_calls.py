@@ -25,7 +25,7 @@ from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all
-from millstream.client._errors import ClientError, Failure, NoAnswer
+from millstream.client._errors import ClientError, RequestTimeout, ServerError
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
 from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
 from millstream.gateway._results import call_error
@@ -378,8 +378,8 @@ class ParkedCalls:
         if kind == "refused":
             return ProtocolError(code, message, data)
         if kind == "failed":
-            return Failure(code, message, data)
-        return NoAnswer(message) if kind == "late" else ClientError(message)
+            return ServerError(code, message, data)
+        return RequestTimeout(message) if kind == "late" else ClientError(message)
 
     def _send_soon(self, worker: str, message: LeaveCall | CallNews) -> None:
         async def send() -> None:
@@ -488,9 +488,9 @@ def outcome_of(task: asyncio.Task[bytes]) -> tuple[str, bytes]:
     exc = task.exception()
     if exc is None:
         return "result", task.result()
-    if isinstance(exc, Failure):
+    if isinstance(exc, ServerError):
         return "failed", _failure(exc.code, exc.message, exc.data)
-    return "late" if isinstance(exc, NoAnswer) else "unanswered", _failure(0, str(exc), None)
+    return "late" if isinstance(exc, RequestTimeout) else "unanswered", _failure(0, str(exc), None)
 
 
 def _failure(code: int, message: str, data: Any) -> bytes:

@@ -29,8 +29,8 @@ from millstream.client._errors import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
-    Failure,
-    NoAnswer,
+    RequestTimeout,
+    ServerError,
     TargetError,
     TooMuchArriving,
 )
@@ -77,7 +77,7 @@ Target = str | Path | Sequence[str] | Mapping[str, Any] | object
 """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
 State = Literal["connecting", "ready", "degraded", "disabled"]
 
-CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, NoAnswer, TargetError)
+CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
 _LISTS = frozenset({"tools", "resources", "prompts"})
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
@@ -572,7 +572,7 @@ class Upstream:
                     # Only one user's account is affected: other calls continue, and another account reads the lists.
                     logger.warning("%s: a user's account can't read the lists: %s", self.config.name, exc)
                     credentials.avoid_lister(self.lister.credentials)
-                elif isinstance(exc, InUse) or (isinstance(exc, NoAnswer) and await self._find_fault() is None):
+                elif isinstance(exc, InUse) or (isinstance(exc, RequestTimeout) and await self._find_fault() is None):
                     logger.warning("%s: the lists can't be read at the moment: %s", self.config.name, exc)
                 else:
                     self._degrade(exc)
@@ -715,7 +715,7 @@ class Upstream:
                     if change.kind in _LISTS:
                         self._announced_kinds.add(change.kind)
                     self._refresh_event.set()
-        except Failure as exc:
+        except ServerError as exc:
             logger.debug("%s doesn't report changes: %s", self.config.name, exc)
         except ClientError as exc:
             logger.debug("%s: the subscription ended: %s", self.config.name, exc)
@@ -779,7 +779,7 @@ class Upstream:
         except CONNECTION_FAILURES as exc:
             return exc
         except TimeoutError:
-            return NoAnswer(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
+            return RequestTimeout(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
         except (ClientError, OSError):
             return None  # it has responded, or it isn't to blame
         await conversation.close()

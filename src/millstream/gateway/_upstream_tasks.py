@@ -6,7 +6,7 @@ from millstream._protocol.errors import ToolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._protocol.notifications import InputRequest
-from millstream.client._errors import BadAnswer, Failure
+from millstream.client._errors import InvalidResponse, ServerError
 
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 60.0
@@ -48,7 +48,7 @@ class UpstreamTask(Struct, rename="camel"):
         """Return the result, or None if the task isn't over.
 
         Raises:
-            Failure: the call failed at the upstream.
+            ServerError: the call failed at the upstream.
             ToolError: the task was canceled at the upstream.
         """
         if self.status in ("working", "input_required"):
@@ -56,10 +56,12 @@ class UpstreamTask(Struct, rename="camel"):
         if self.status == "completed" and bytes(self.result):
             return bytes(self.result)
         if self.status == "failed" and self.error is not None:
-            raise Failure(self.error.code, self.error.message, self.error.data)
+            raise ServerError(self.error.code, self.error.message, self.error.data)
         if self.status == "cancelled":
             raise ToolError("The server canceled the task.")
-        raise BadAnswer(f"The upstream's task has the status {self.status[:50]!r}, but no matching result or error.")
+        raise InvalidResponse(
+            f"The upstream's task has the status {self.status[:50]!r}, but no matching result or error."
+        )
 
 
 class _Kind(Struct):
@@ -74,7 +76,7 @@ def read_created_task(result: bytes) -> UpstreamTask | None:
     """Return the task that a call became; None for every other result.
 
     Raises:
-        BadAnswer: it can't be read.
+        InvalidResponse: it can't be read.
     """
     if _TASK_MARKER not in result:
         return None
@@ -90,9 +92,9 @@ def read_task(result: bytes) -> UpstreamTask:
     """Return a task.
 
     Raises:
-        BadAnswer: it can't be read.
+        InvalidResponse: it can't be read.
     """
     try:
         return _decode_task(result)
     except MALFORMED as exc:
-        raise BadAnswer(f"The upstream's task can't be read: {exc}.") from exc
+        raise InvalidResponse(f"The upstream's task can't be read: {exc}.") from exc

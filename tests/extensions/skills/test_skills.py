@@ -10,7 +10,7 @@ from millstream import Client, Server, Settings
 from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.revisions import BY_DATE
 from millstream._protocol.skills import Skill
-from millstream.client import Failure, SkillMismatch
+from millstream.client import ServerError, SkillMismatch
 from millstream.extensions.skills import _folder
 from millstream.extensions.skills._folder import SkillFolder
 from millstream.testing import connect
@@ -78,9 +78,9 @@ async def test_directories_are_read_one_level_at_a_time(folder: Path) -> None:
         top = await client.request("resources/directory/read", {"uri": "skill://acme"})
         assert [each["uri"] for each in top["resources"]] == ["skill://acme/refunds"]
         for uri in ("skill://acme/refunds/SKILL.md", "skill://acme/", "skill://nothing", "https://acme"):
-            with pytest.raises(Failure, match="is not a directory resource"):
+            with pytest.raises(ServerError, match="is not a directory resource"):
                 await client.request("resources/directory/read", {"uri": uri})
-        with pytest.raises(Failure, match="No skill is served at"):
+        with pytest.raises(ServerError, match="No skill is served at"):
             await client.skill("skill://acme/refunds/assets/SKILL.md")
 
 
@@ -94,7 +94,7 @@ async def test_skill_lists_are_paginated(folder: Path) -> None:
         assert len(await client.skills()) == 2
         page = await client.request("resources/directory/read", {"uri": "skill://acme/refunds"})
         assert len(page["resources"]) == 1
-        with pytest.raises(Failure, match="unknown cursor"):
+        with pytest.raises(ServerError, match="unknown cursor"):
             await client.request("skills/list", {"cursor": "7"})
 
 
@@ -113,7 +113,7 @@ async def test_files_outside_the_folder_are_not_served(folder: Path) -> None:
             "skill://acme/refunds/leak.md", "skill://acme/refunds/.secret", "skill://acme/../../outside.md",
             "skill://acme/refunds/%2e%2e/%2e%2e/%2e%2e/outside.md", "skill://acme/refunds", "skill://",
         ):  # fmt: skip
-            with pytest.raises(Failure):
+            with pytest.raises(ServerError):
                 await client.read(uri)
     place = folder / "acme/refunds/assets/a b.bin"
     watched = SkillFolder(str(folder))
@@ -320,7 +320,7 @@ async def test_client_skips_entries_that_hosts_must_not_load() -> None:
         assert [skill.name for skill in await client.skills()] == ["refunds"]
     async with Client(Server("plain")) as client:
         assert await client.skills() == []
-        with pytest.raises(Failure, match="Method not found"):
+        with pytest.raises(ServerError, match="Method not found"):
             await client.skill("skill://refunds/SKILL.md")
 
 

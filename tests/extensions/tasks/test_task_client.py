@@ -9,7 +9,7 @@ import pytest
 from fleet import until
 from http_peer import serve
 from millstream import Client, Context, ProtocolError, Server, Settings, ToolError
-from millstream.client import ClientError, Failure, NoAnswer, NotSupported, ToolFailed
+from millstream.client import ClientError, NotSupported, RequestTimeout, ServerError, ToolFailed
 from millstream.testing import connect
 from processes import free_port, run_command, run_server
 from wire import LATEST_HANDSHAKE
@@ -116,7 +116,7 @@ async def test_failed_tasks_raise_like_calls() -> None:
         with pytest.raises(ToolFailed, match="no such book"):
             await client.call("fails", how="tool", task=True)
         assert (await client.call("fails", how="tool", task=True, raise_on_error=False)).is_error
-        with pytest.raises(Failure, match="No") as failure:
+        with pytest.raises(ServerError, match="No") as failure:
             await client.call("fails", how="else", task=True)
         assert (failure.value.code, failure.value.data) == (-32001, {"why": 7})
 
@@ -131,7 +131,7 @@ async def test_task_can_be_resumed_by_its_id() -> None:
             assert (kept.status, kept.over, kept.ttl_ms) == ("working", False, 3_600_000)
             with pytest.raises(ClientError, match="hasn't ended"):
                 kept.outcome()
-            with pytest.raises(NoAnswer, match="continues"):
+            with pytest.raises(RequestTimeout, match="continues"):
                 await client.call("report", year=7, task=True, timeout=0.01)
         async with Client(url) as client:
             await client.tasks.cancel(lost.task_id)
@@ -140,7 +140,7 @@ async def test_task_can_be_resumed_by_its_id() -> None:
             release.set()
             assert (await client.tasks.wait(kept.task_id)).text == "The report of 2026"
             assert (await client.tasks.get(kept.task_id)).outcome().text == "The report of 2026"
-            with pytest.raises(Failure, match="Unknown task"):
+            with pytest.raises(ServerError, match="Unknown task"):
                 await client.tasks.wait("nothing")
 
 

@@ -8,7 +8,7 @@ import pytest
 from fleet import until
 from millstream import Client, Context, ProtocolError, Server, Settings
 from millstream._protocol.metadata import TASKS
-from millstream.client import ClientError, Failure
+from millstream.client import ClientError, ServerError
 from patience import WAIT
 from wire import LATEST_HANDSHAKE, PER_REQUEST
 
@@ -85,7 +85,7 @@ async def test_upstream_task_becomes_a_gateway_task() -> None:
         assert (await waiting).text == "The report of 2026"
         assert heard == ["Reading (1 of 2)"]
         assert (await client.call("shop_asks", task=True)).text == "Ada, Bob"
-        with pytest.raises(Failure, match="No") as failure:
+        with pytest.raises(ServerError, match="No") as failure:
             await client.call("shop_fails", task=True)
         assert (failure.value.code, failure.value.data) == (-32001, {"why": 7})
         plain = await client.tasks.start("shop_plain")
@@ -99,7 +99,7 @@ async def test_gateway_awaits_tasks_for_clients_without_tasks() -> None:
         async with shop.client(revision) as client:
             assert (await client.call("shop_report", year=2026)).text == "The report of 2026"
             assert (await client.call("shop_asks")).text == "Ada, Bob"
-            with pytest.raises(Failure, match="No"):
+            with pytest.raises(ServerError, match="No"):
                 await client.call("shop_fails")
 
 

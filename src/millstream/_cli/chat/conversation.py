@@ -27,7 +27,7 @@ from millstream.agent._agent import Agent
 from millstream.agent._events import AgentError, Answer
 from millstream.agent._servers import Approval, ConnectedServer
 from millstream.agent._tools import Toolbox
-from millstream.client._errors import ClientError, Failure
+from millstream.client._errors import ClientError, ServerError
 from millstream.client._questions import ElicitAnswer, Question
 
 
@@ -184,7 +184,7 @@ async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Row
     """Return a list. If the server refuses it, return nothing, and add a row with the reason."""
     try:
         return await wanted
-    except Failure as exc:
+    except ServerError as exc:
         rows.append((server.name, one_line(str(exc))))
         return []
 

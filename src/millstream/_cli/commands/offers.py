@@ -31,7 +31,7 @@ from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import members
 from millstream._protocol.notifications import PromptDescription, ToolDescription
 from millstream.client._client import Client
-from millstream.client._errors import ClientError, Failure
+from millstream.client._errors import ClientError, ServerError
 from millstream.client._results import Result
 
 _USAGE = "Arguments must be NAME=VALUE"
@@ -134,7 +134,7 @@ def call(
         typed = {name: value_of(text, schemas.get(name)) for name, text in given.items()}
         try:
             result = await _call(client, target, tool, {**values, **typed}, task=task)
-        except Failure as exc:
+        except ServerError as exc:
             names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
             if tool not in names and "://" in tool:
                 remedy = f"To read a resource: millstream read {target} {tool}"
@@ -195,7 +195,7 @@ def read(
     async def work(client: Client) -> None:
         try:
             contents = await client.read(uri)
-        except Failure as exc:
+        except ServerError as exc:
             raise (await no_such_resource(client, uri) if exc.code in _NOT_FOUND else None) or exc from exc
         if json:
             print_json({"contents": contents})
@@ -232,7 +232,7 @@ def prompt(
             raise unknown("prompt", name, list(prompts)) or _unnamed_error(bare, name, open_)
         try:
             result = await client.prompt(name, given)
-        except Failure as exc:
+        except ServerError as exc:
             names = [each.name for each in await client.prompts()] if exc.code == INVALID_PARAMS else [name]
             raise (unknown("prompt", name, names) or exc) from exc
         if json:
@@ -319,7 +319,7 @@ async def check_resource(client: Client, uri: str) -> None:
     if "resources" in client.capabilities:
         try:
             await client.read(uri)
-        except Failure as exc:
+        except ServerError as exc:
             if exc.code not in _NOT_FOUND:
                 raise
         else:

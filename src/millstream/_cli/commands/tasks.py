@@ -22,7 +22,7 @@ from millstream._cli.tables import print_json, print_rows, print_text
 from millstream._cli.tasks import follow, read_tasks
 from millstream._protocol.errors import INVALID_PARAMS
 from millstream.client._client import Client
-from millstream.client._errors import Failure
+from millstream.client._errors import ServerError
 from millstream.client._tasks import Task
 
 
@@ -73,7 +73,7 @@ async def _show_all(client: Client, server: str, *, as_json: bool) -> None:
             continue
         try:
             now = await client.tasks.get(each.id)
-        except Failure as exc:
+        except ServerError as exc:
             if exc.code != INVALID_PARAMS:
                 raise
             continue  # the server has deleted it

@@ -45,7 +45,7 @@ from millstream._tasks import Tasks
 from millstream._transports.stdio import open_reader
 from millstream._version import __version__
 from millstream.client._endpoint import Auth, Endpoint
-from millstream.client._errors import BadAnswer, ClientError, NotMcp, TargetError
+from millstream.client._errors import ClientError, InvalidResponse, NotMcp, TargetError
 from millstream.client._negotiation import ToolHeaders
 from millstream.client._targets import Remote
 from millstream.client._transports.stdio import Command
@@ -256,7 +256,7 @@ class Bridge:
             reply = await self._endpoint.send("GET", extra, repeatable=True)
             if reply.stream is not None:
                 await self._follow(reply)
-        except (ClientError, BadAnswer):
+        except (ClientError, InvalidResponse):
             return
 
     async def _pass_on(self, line: bytes) -> None:

@@ -62,11 +62,11 @@ class TooMuchArriving(TooLarge):
         self.holding: str = holding
 
 
-class BadAnswer(ClientError):
+class InvalidResponse(ClientError):
     """The server broke the protocol: unreadable JSON, another request's id, a result of the wrong shape.
 
     Example:
-        ``except BadAnswer as error: report(error)``
+        ``except InvalidResponse as error: report(error)``
     """
 
 

@@ -13,7 +13,7 @@ from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from millstream._http.client.body import BadAnswer, Body, ClientError, ConnectionLost, Inflow, TooLarge
+from millstream._http.client.body import Body, ClientError, ConnectionLost, Inflow, InvalidResponse, TooLarge
 from millstream._http.client.url import Url
 from millstream._http.message import MAX_FRAMING
 from millstream._override import override
@@ -174,10 +174,10 @@ class HttpConnection(asyncio.Protocol):
         except TooLarge as exc:
             self._error = exc
         except HttpParserUpgrade:
-            self._error = BadAnswer("The server switched to another protocol without a request.")
+            self._error = InvalidResponse("The server switched to another protocol without a request.")
         except HttpParserError as exc:
             if self._error is None and not self.closed:
-                self._error = BadAnswer(f"The server doesn't speak HTTP/1.1: {exc}.")
+                self._error = InvalidResponse(f"The server doesn't speak HTTP/1.1: {exc}.")
         if self._error is not None:
             self._end(self._error)
             self.abort()
@@ -221,7 +221,7 @@ class HttpConnection(asyncio.Protocol):
             self._headers = {}
             return  # interim responses, such as 100 Continue, precede the reply
         if self._waiter is None:
-            self._error = BadAnswer("The server answered a request twice.")
+            self._error = InvalidResponse("The server answered a request twice.")
             return
         reply = self._reply = HttpReply(status, headers)
         self._headers = {}  # trailers must not become headers

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Struct
 
-from millstream._http.client.body import BadAnswer, ClientError, ConnectionLost, TargetError, TooLarge
+from millstream._http.client.body import ClientError, ConnectionLost, InvalidResponse, TargetError, TooLarge
 from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import (
     AddressCheck,
@@ -121,7 +121,7 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
             return f"{host} closed the connection in the middle of its answer."
         case TooLarge():
             return "The answer is too large."
-        case BadAnswer():
+        case InvalidResponse():
             return "The answer isn't valid HTTP."
         case _:
             return f"{host} can't be reached: {type(exc.__cause__ or exc).__name__}."

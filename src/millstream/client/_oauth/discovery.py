@@ -26,7 +26,7 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.fetch import request
 from millstream._http.client.pool import AddressRefused, Dial, is_public
 from millstream._http.client.url import Url, parse
-from millstream.client._errors import AccessDenied, BadAnswer, ConnectFailed, ConnectionLost, TargetError
+from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 
 MAX_LENGTH = 16 * 1024
 """Maximum length. Longer headers are ignored."""
@@ -123,7 +123,7 @@ async def fetch(
         ) from exc
     except UnicodeError as exc:  # an invalid host name
         raise ConnectFailed(f"{where.origin} can't be reached.") from exc
-    except (BadAnswer, ConnectionLost) as exc:  # caused by this server, not by the MCP server
+    except (InvalidResponse, ConnectionLost) as exc:  # caused by this server, not by the MCP server
         raise ConnectFailed(f"{where.origin} sent no usable response: {exc}") from exc
 
 

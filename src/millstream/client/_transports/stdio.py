@@ -25,7 +25,7 @@ from millstream._protocol.errors import INVISIBLE
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
-from millstream.client._errors import BadAnswer, ClientError, ConnectFailed, ConnectionLost, TargetError
+from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._transports.transport import Duplex, Listener, TransportRequest
 
 _START = re.compile(r"Failed to validate request: \d+\b")
@@ -286,7 +286,7 @@ class StdioTransport:
                 self._noise += not self._has_served
                 if self._noise > _MAX_NOISE:
                     self._over(
-                        BadAnswer(
+                        InvalidResponse(
                             "The server writes text to its standard output, which is reserved for messages. "
                             "Make it log to standard error."
                         )

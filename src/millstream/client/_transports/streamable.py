@@ -18,10 +18,10 @@ from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
-    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    InvalidResponse,
     NotMcp,
     SessionLost,
 )
@@ -135,7 +135,7 @@ class StreamableTransport:
         if reply.status >= 300 and not reply.body.lstrip().startswith(b"{"):
             raise self._error(reply)
         if reply.status in (202, 204):
-            raise BadAnswer(
+            raise InvalidResponse(
                 f"The server responded to {request.method} with status {reply.status}, which is for notifications."
             )
         if reply.media_type != "application/json" and not reply.body.lstrip().startswith(b"{"):
@@ -146,10 +146,10 @@ class StreamableTransport:
             if reply.status >= 300:
                 raise self._error(reply) from exc
             _check_coding(reply)
-            raise BadAnswer(f"The server sent an invalid response. {exc.message}.") from exc
+            raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc
         # Errors about invalid requests have no id, or an arbitrary one.
         if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
-            raise BadAnswer(
+            raise InvalidResponse(
                 f"The server responded to {request.method} with the id {message.id!r:.64} instead of {request.id}."
             )
         return message
@@ -315,13 +315,13 @@ def _check_coding(reply: HttpReply) -> None:
     """Check that the body isn't compressed.
 
     Raises:
-        BadAnswer: the body is compressed.
+        InvalidResponse: the body is compressed.
     """
     coding = reply.header(b"content-encoding").lower()
     if coding not in ("", "identity"):
         if reply.stream is not None:
             reply.stream.close()
-        raise BadAnswer("The server compressed its response, although the client didn't request compression.")
+        raise InvalidResponse("The server compressed its response, although the client didn't request compression.")
 
 
 def _session_id(reply: HttpReply) -> str:

@@ -26,7 +26,7 @@ from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks
-from millstream.client._errors import BadAnswer, ClientError, ConnectionLost
+from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 
 _logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class Duplex:
             except ProtocolError as exc:
                 waiter = self._waiting.get(answered_id(item))
                 if waiter is not None and not waiter.done():
-                    waiter.set_exception(BadAnswer(f"The server sent an invalid response. {exc.message}."))
+                    waiter.set_exception(InvalidResponse(f"The server sent an invalid response. {exc.message}."))
                 self.skip(exc.message, item)
 
     def refuse(self, clipped: bytes, error: ClientError) -> bool:
@@ -337,7 +337,7 @@ class EventReader:
         """Return the next message, or None when the connection has ended. Skips other events.
 
         Raises:
-            BadAnswer: the response is invalid.
+            InvalidResponse: the response is invalid.
         """
         while (event := await self.event()) is not None:
             if event.data and event.event == "message":
@@ -347,7 +347,7 @@ class EventReader:
                     return read(data, allow_null=True)
                 except ProtocolError as exc:
                     if self._request_id and answered_id(data) == self._request_id:
-                        raise BadAnswer(f"The server sent an invalid response. {exc.message}.") from exc
+                        raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc
                     self._skip(exc.message, data)
         return self.response
 

@@ -23,10 +23,10 @@ from millstream._tasks import Tasks
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (
     AccessDenied,
-    BadAnswer,
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    InvalidResponse,
     NotMcp,
     TargetError,
     TlsFailed,
@@ -89,7 +89,7 @@ class _Socket(ClientConnection, asyncio.BufferedProtocol):
         async for part in self.recv_streaming(decode=False):
             parts.append(part)
             if len(parts) > most:
-                self.fault = BadAnswer("The server sent a message in too many small fragments.")
+                self.fault = InvalidResponse("The server sent a message in too many small fragments.")
                 self.transport.abort()
         self._unfinished_bytes = self._inflow.count(self._unfinished_bytes, 0)
         return b"".join(parts)
