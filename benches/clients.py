@@ -29,7 +29,7 @@ async def ours(target: list[str]) -> AsyncIterator[Add]:
     async with Client(place, options=Options(env=dict(os.environ))) as client:
 
         async def add(a: int, b: int) -> int:
-            return await client.call("add", a=a, b=b, into=int)
+            return await client.call("add", a=a, b=b, result_type=int)
 
         yield add
 

@@ -34,7 +34,7 @@ async def order(isbn: str, ctx: Context) -> str:
 async def order_for(id_token: Callable[[], str]) -> str:
     """What the client `desk` does for somebody who has signed in there."""
     me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=DESK_SECRET)
-    me.managed_by(IdentityProvider(LOGIN, id_token=id_token, client_id="desk-at-login"))
+    me.with_identity_provider(IdentityProvider(LOGIN, id_token=id_token, client_id="desk-at-login"))
     async with Client(f"{URL}/mcp", options=Options(auth=me)) as client:
         return (await client.call("order", isbn="9780261103573")).text
 

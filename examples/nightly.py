@@ -19,7 +19,7 @@ def nightly(public_key: Path) -> Any:
 # region: job
 async def order(server: str, private_key: Path) -> str:
     """What the job does."""
-    me = OAuth(store=MemoryTokenStore(), client_id="nightly", as_itself=True).signing_with(private_key)
+    me = OAuth(store=MemoryTokenStore(), client_id="nightly", client_credentials=True).with_private_key(private_key)
     async with Client(server, options=Options(auth=me)) as client:
         return (await client.call("order", isbn="9780261103573")).text
 

@@ -24,7 +24,7 @@ def ask(question: Question) -> dict[str, Any]:
 
 async def order(server: str | Path) -> Receipt:
     async with Client(server, elicit=ask) as client:
-        return await client.call("order", isbn="9780141439600", copies=2, into=Receipt, progress=show)
+        return await client.call("order", isbn="9780141439600", copies=2, result_type=Receipt, progress=show)
 
 
 def show(done: float, total: float | None, message: str | None) -> None:

@@ -9,7 +9,9 @@ from millstream import Client
 # region: client
 async def main(url: str = "http://127.0.0.1:8000") -> None:
     async with Client(f"{url}/echo/mcp") as echo, Client(f"{url}/math/mcp") as math:
-        said, total = await asyncio.gather(echo.call("echo", message="hello"), math.call("add_two", n=8, into=int))
+        said, total = await asyncio.gather(
+            echo.call("echo", message="hello"), math.call("add_two", n=8, result_type=int)
+        )
         print(f"{echo.server.name}: {said.text}")
         print(f"{math.server.name}: {total}")
 

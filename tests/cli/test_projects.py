@@ -32,7 +32,7 @@ async def test_new_projects_run(folder: Path) -> None:
     project = folder / "My Shop"
     async with Client([sys.executable, str(project / "server.py")]) as client:
         assert (client.server.name, client.transport) == ("My Shop", "stdio")
-        assert await client.call("greet", name="Ada", into=str) == "Hello, Ada!"
+        assert await client.call("greet", name="Ada", result_type=str) == "Hello, Ada!"
 
 
 @pytest.mark.parametrize(("transport", "run"), [("http", "mcp.run()"), ("stdio", 'mcp.run(transport="stdio")')])

@@ -61,8 +61,8 @@ async def walk(target: Target, revision: str | None, transport: str) -> None:
 
 async def tools(client: Client) -> None:
     assert {"order", "count", "slowly"} <= {tool.name for tool in await client.tools()}
-    assert await client.call("order", isbn="978-0", copies=2, into=Order) == Order("978-0", 2)
-    assert await client.call("count", {"a": 2}, b=3, into=int) == 5
+    assert await client.call("order", isbn="978-0", copies=2, result_type=Order) == Order("978-0", 2)
+    assert await client.call("count", {"a": 2}, b=3, result_type=int) == 5
     assert (await client.call("fail", raise_on_error=False)).is_error
     if BY_DATE[client.revision].argument_errors_in_result:
         assert (await client.call("count", a="x", b=3, raise_on_error=False)).is_error
@@ -72,7 +72,7 @@ async def tools(client: Client) -> None:
     steps: list[tuple[float, float | None]] = []
     result = await client.call("slowly", steps=3, progress=lambda value, total, text: steps.append((value, total)))
     assert (result.text, steps) == ("done", [(1, 3), (2, 3), (3, 3)])
-    many = await asyncio.gather(*(client.call("count", a=number, b=1, into=int) for number in range(20)))
+    many = await asyncio.gather(*(client.call("count", a=number, b=1, result_type=int) for number in range(20)))
     assert many == list(range(1, 21))
 
 
@@ -85,7 +85,7 @@ async def questions(client: Client) -> None:
     else:
         assert delivered.is_error
     assert (await client.call("review")).text == "10 words"
-    assert await client.call("folders", into=list[str]) == ["file:///work"]
+    assert await client.call("folders", result_type=list[str]) == ["file:///work"]
 
 
 async def resources(client: Client) -> None:

@@ -103,7 +103,7 @@ def header_of(request: bytes, name: bytes) -> str:
 
 def oauth() -> OAuth:
     """Return a login that acts for itself."""
-    return OAuth(store=MemoryTokenStore(), client_id="desk", client_secret="s" * 32, as_itself=True)
+    return OAuth(store=MemoryTokenStore(), client_id="desk", client_secret="s" * 32, client_credentials=True)
 
 
 async def test_tokens_are_bound_if_both_servers_support_it() -> None:
@@ -193,7 +193,9 @@ async def test_deeply_nested_responses_are_refused(path: str) -> None:
         if path == "/register":
             places = {"registration_endpoint": issuer.url + path, "authorization_endpoint": f"{issuer.url}/authorize"}
             issuer.answers[METADATA] |= {**places, "code_challenge_methods_supported": ["S256"]}
-            credentials = OAuth(store=MemoryTokenStore(), visit=lambda *_: pytest.fail("no login page must open"))
+            credentials = OAuth(
+                store=MemoryTokenStore(), redirect_handler=lambda *_: pytest.fail("no login page must open")
+            )
         issuer.answers[path] = deep
         with pytest.raises(AccessDenied):
             await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
@@ -210,7 +212,9 @@ async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
             return "the-id-token"
 
         identity = IdentityProvider(home.url, id_token=fresh, client_id="desk-at-home")
-        credentials = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret="s" * 32).managed_by(identity)
+        credentials = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret="s" * 32).with_identity_provider(
+            identity
+        )
         assert await credentials.handle_challenge(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
         asked = parse_qs(home.requests[-1].partition(b"\r\n\r\n")[2].decode())
         assert asked == {
@@ -242,7 +246,7 @@ async def test_invalid_grants_are_not_sent(answer: Any) -> None:
         home.answers["/.well-known/openid-configuration"] = {"issuer": home.url, "token_endpoint": f"{home.url}/token"}
         home.answers["/token"] = answer
         identity = IdentityProvider(home.url, id_token="t", client_id="desk-at-home")
-        credentials = OAuth(store=MemoryTokenStore(), client_id="desk").managed_by(identity)
+        credentials = OAuth(store=MemoryTokenStore(), client_id="desk").with_identity_provider(identity)
         with pytest.raises(AccessDenied, match="issued no grant for"):
             await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
         assert issuer.request_counts["/token"] == 0
@@ -254,7 +258,7 @@ async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
     file.write_text("first\n", "utf-8")
     token = {"access_token": "granted", "token_type": "Bearer"}
     async with authorization_server(lambda _: token) as (issuer, urls):
-        credentials = OAuth(store=MemoryTokenStore()).managed_by(WorkloadIdentity(issuer.url, token=file))
+        credentials = OAuth(store=MemoryTokenStore()).with_identity_provider(WorkloadIdentity(issuer.url, token=file))
         for said in ("first", "second"):
             file.write_text(f"{said}\n", "utf-8")
             assert await credentials.handle_challenge(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
@@ -271,7 +275,9 @@ async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
 
 async def test_workload_token_is_sent_only_to_its_issuer() -> None:
     async with authorization_server(lambda _: {}) as (issuer, urls):
-        credentials = OAuth(store=MemoryTokenStore()).managed_by(WorkloadIdentity("https://login.example", token="t"))
+        credentials = OAuth(store=MemoryTokenStore()).with_identity_provider(
+            WorkloadIdentity("https://login.example", token="t")
+        )
         with pytest.raises(AccessDenied, match=r"is for https://login\.example"):
             await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
         assert issuer.request_counts["/token"] == 0

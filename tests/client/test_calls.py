@@ -43,7 +43,7 @@ class NumberedOrder(pydantic.BaseModel):
 @for_each("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any], ModelOrder | None])
 async def test_results_decode_to_the_requested_type(revision: str, wanted: Any) -> None:
     async with Client(mcp, revision=revision) as client:
-        given = await client.call("order", isbn="1", into=wanted)
+        given = await client.call("order", isbn="1", result_type=wanted)
         assert msgspec.to_builtins(given.model_dump() if isinstance(given, ModelOrder) else given) == {
             "isbn": "1",
             "copies": 1,
@@ -58,18 +58,18 @@ async def test_lists_of_models_decode_to_models() -> None:
         return [TypedOrder(isbn="1", copies=2)]
 
     async with Client(shop) as client:
-        assert await client.call("orders", into=list[ModelOrder]) == [ModelOrder(isbn="1", copies=2)]
+        assert await client.call("orders", result_type=list[ModelOrder]) == [ModelOrder(isbn="1", copies=2)]
         with pytest.raises(InvalidResponse, match=r"\[0\].isbn must be an integer"):
-            await client.call("orders", into=list[NumberedOrder])
+            await client.call("orders", result_type=list[NumberedOrder])
 
 
 @for_each("revision", BY_DATE)
 async def test_results_of_another_type_raise(revision: str) -> None:
     async with Client(mcp, revision=revision) as client:
         with pytest.raises(InvalidResponse, match="isn't a list"):
-            await client.call("order", isbn="1", into=list[int])
+            await client.call("order", isbn="1", result_type=list[int])
         with pytest.raises(ToolFailed):
-            await client.call("fail", into=str)
+            await client.call("fail", result_type=str)
         assert (await client.call("count", a=1, b=2)).data in (3, {"result": 3}, "3")
 
 
@@ -83,7 +83,7 @@ async def test_arguments_may_be_named_like_options() -> None:
 
     async with Client(server) as client:
         given = {"timeout": 3, "into": "x", "progress": True}
-        assert await client.call("wait", given, timeout=WAIT, into=str) == "3 x True"
+        assert await client.call("wait", given, timeout=WAIT, result_type=str) == "3 x True"
 
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
@@ -105,7 +105,7 @@ async def test_failing_handlers_do_not_end_the_connection(revision: str) -> None
         else:
             with pytest.raises(InvalidResponse, match="ZeroDivisionError"):
                 await client.call("deliver")
-        assert await client.call("count", a=1, b=1, into=int) == 2
+        assert await client.call("count", a=1, b=1, result_type=int) == 2
 
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
@@ -161,7 +161,7 @@ async def test_handlers_can_call_the_server() -> None:
     async with Client(mcp) as client:
 
         async def more(value: float, total: float | None, text: str | None) -> None:
-            sums.append(await client.call("count", a=int(value), b=1, into=int))
+            sums.append(await client.call("count", a=int(value), b=1, result_type=int))
 
         async with asyncio.timeout(WAIT):
             await client.call("slowly", steps=2, progress=more)

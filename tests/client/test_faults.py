@@ -211,7 +211,7 @@ async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
     async def slow(message: object) -> None:
         await asyncio.get_running_loop().create_future()
 
-    options = Options(max_waiting=50)
+    options = Options(max_queued_messages=50)
     async with misbehaving(with_discovery(behave)) as server:
         with pytest.raises(TooManyMessages) as caught:
             async with Client(server.url, on_log=slow, options=options) as client:
@@ -238,7 +238,7 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
         steps.append(value)
         advance_clock(WAIT / 4)
 
-    options = Options(longest=WAIT)
+    options = Options(max_call_seconds=WAIT)
     async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
         with pytest.raises(RequestTimeout):
             await client.call("x", timeout=WAIT / 2, progress=note)

@@ -96,8 +96,8 @@ async def test_official_python_server_works(
         assert (client.transport, client.revision) == (TRANSPORTS[transport], spoken)
         tools = {tool.name for tool in await client.tools()}
         assert {"add", "count"} <= tools
-        assert await client.call("add", a=2, b=3, into=int) == 5
-        many = await asyncio.gather(*(client.call("add", a=each, b=1, into=int) for each in range(10)))
+        assert await client.call("add", a=2, b=3, result_type=int) == 5
+        many = await asyncio.gather(*(client.call("add", a=each, b=1, result_type=int) for each in range(10)))
         assert many == list(range(1, 11))
         result = await client.call("count", steps=3, progress=lambda value, total, _: steps.append((value, total)))
         assert (result.text, steps) == ("counted", [(1, 3), (2, 3), (3, 3)])
@@ -262,4 +262,4 @@ async def test_go_sdk_server_works(go_server: str, transport: str, tmp_path: Pat
             target = f"http://127.0.0.1:{server.port()}/mcp"
         async with asyncio.timeout(2 * WAIT), connect(target) as client:
             assert [tool.name for tool in await client.tools()] == ["add"]
-            assert await client.call("add", a=2, b=3, into=int) == 5
+            assert await client.call("add", a=2, b=3, result_type=int) == 5

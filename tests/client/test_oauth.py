@@ -195,7 +195,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
         return (await fetch("GET", url)).header(b"location")
 
     store = MemoryTokenStore() if kept == "memory" else FileTokenStore(tmp_path / "tokens.json")
-    options = Options(auth=OAuth(store=store, visit=visit))
+    options = Options(auth=OAuth(store=store, redirect_handler=visit))
     async with misbehaving(behave) as server, Client(server.url, options=options) as client:
         await asyncio.gather(*(client.call("x") for _ in range(10)))
         assert (visits, registrations, renewals) == (1, 1, 0)

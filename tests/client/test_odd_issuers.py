@@ -92,7 +92,7 @@ class World:
         return f"{asked['redirect_uri']}?{urlencode({name: each for name, each in answer.items() if each is not None})}"
 
     def client(self, url: str, store: Any = None, **more: Any) -> Client:
-        auth = OAuth(store=store or MemoryTokenStore(), visit=self.visit)
+        auth = OAuth(store=store or MemoryTokenStore(), redirect_handler=self.visit)
         return Client(url, timeout=more.pop("timeout", WAIT), options=Options(auth=auth, **more))
 
 
@@ -160,7 +160,7 @@ async def test_login_may_take_longer_than_the_request_timeout() -> None:
         await slow.came.wait()
         now = asyncio.get_running_loop().time()
         [running] = client.conversation.incoming.running.values()
-        assert running.when - now > Options().longest / 2
+        assert running.when - now > Options().max_call_seconds / 2
         slow.go_on.set()
         await entering
         await client.__aexit__()

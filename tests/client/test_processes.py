@@ -253,7 +253,7 @@ async def test_server_processes_inherit_no_secrets(tmp_path: Path, monkeypatch: 
         asyncio.timeout(WAIT),
         Client([sys.executable, str(script)], options=Options(env={"GIVEN": "1"})) as client,
     ):
-        seen = await client.call("x", into=dict[str, str])
+        seen = await client.call("x", result_type=dict[str, str])
     assert seen["GIVEN"] == "1"
     assert seen["PATH"] == os.environ["PATH"]
     assert "AWS_SECRET_ACCESS_KEY" not in seen

@@ -94,13 +94,13 @@ async def test_key_id_follows_the_registration() -> None:
 )
 def test_keys_that_cannot_sign_are_refused(key: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        OAuth(store=MemoryTokenStore(), client_id="nightly").signing_with(key)
+        OAuth(store=MemoryTokenStore(), client_id="nightly").with_private_key(key)
 
 
 def test_assertions_replace_the_client_secret() -> None:
     for given in ({}, {"client_id": "nightly", "client_secret": "s" * 32}):
         with pytest.raises(ValueError, match="no client_secret"):
-            OAuth(store=MemoryTokenStore(), **given).signing_with(pem(NIGHTLY))
+            OAuth(store=MemoryTokenStore(), **given).with_private_key(pem(NIGHTLY))
 
 
 async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
     client = auth.client("nightly", jwks=public(NIGHTLY), scopes=["orders:write"])
     async with serving(clients=[client]) as url:
         store = MemoryTokenStore()
-        credentials = OAuth(store=store, client_id="nightly", as_itself=True).signing_with(file)
+        credentials = OAuth(store=store, client_id="nightly", client_credentials=True).with_private_key(file)
         async with Client(f"{url}/mcp", options=Options(auth=credentials)) as calling:
             assert (await calling.call("who")).text == "nightly orders:write"
         kept = store.load()
@@ -133,7 +133,9 @@ async def test_every_request_has_a_fresh_assertion() -> None:
             "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
             "dpop_signing_alg_values_supported": ["ES256"],
         }  # fmt: skip
-        credentials = OAuth(store=MemoryTokenStore(), client_id="nightly", as_itself=True).signing_with(pem(NIGHTLY))
+        credentials = OAuth(store=MemoryTokenStore(), client_id="nightly", client_credentials=True).with_private_key(
+            pem(NIGHTLY)
+        )
         assert await credentials.handle_challenge(parse(f"{issuer.url}/mcp"), 401, "DPoP")
         assert len({*seen}) == 2
 
@@ -147,7 +149,9 @@ async def test_metadata_document_clients_sign_assertions() -> None:
         }  # fmt: skip
         about: dict[str, Any] = {"client_metadata_url": PAGE, "as_itself": True}
         url = parse(f"{issuer.url}/mcp")
-        assert await OAuth(store=MemoryTokenStore(), **about).signing_with(pem(NIGHTLY)).handle_challenge(url, 401, "")
+        assert (
+            await OAuth(store=MemoryTokenStore(), **about).with_private_key(pem(NIGHTLY)).handle_challenge(url, 401, "")
+        )
         assert await OAuth(store=MemoryTokenStore(), **about).handle_challenge(url, 401, "")
         signing, bare = (request for request in issuer.requests if request.startswith(b"POST /token"))
         assert b"client_id=https%3A%2F%2Fclient.example%2Fabout.json" in signing

@@ -50,7 +50,7 @@ def url(programs: Path) -> Iterator[str]:
 async def test_client_signs_in(url: str) -> None:
     for path in ("/mcp", "/sse"):
         person = Person()
-        oauth = OAuth(store=MemoryTokenStore(), visit=person.visit)
+        oauth = OAuth(store=MemoryTokenStore(), redirect_handler=person.visit)
         async with Client(f"{url}{path}", options=Options(auth=oauth), timeout=WAIT) as client:
             assert (await client.call("secret")).text == "You may know it."
         assert person.visits == 1

@@ -114,18 +114,18 @@ def credentials() -> OAuth:
     given = json.loads(os.environ.get("MCP_CONFORMANCE_CONTEXT", "{}"))
     found = OAuth(
         store=MemoryTokenStore(),
-        visit=visit,
+        redirect_handler=visit,
         client_id=given.get("client_id", ""),
         client_secret=given.get("client_secret", ""),
         client_metadata_url="https://conformance-test.local/client-metadata.json",
-        as_itself="client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"],
+        client_credentials="client-credentials" in os.environ["MCP_CONFORMANCE_SCENARIO"],
     )
     if "private_key_pem" in given:
-        return found.signing_with(given["private_key_pem"])
+        return found.with_private_key(given["private_key_pem"])
     if "valid_jwt" in given:
         issuer = json.loads(base64.urlsafe_b64decode(given["valid_jwt"].split(".")[1] + "=="))["aud"]
-        return found.managed_by(WorkloadIdentity(issuer, token=given["valid_jwt"]))
-    return found.managed_by(identity(given)) if "idp_id_token" in given else found
+        return found.with_identity_provider(WorkloadIdentity(issuer, token=given["valid_jwt"]))
+    return found.with_identity_provider(identity(given)) if "idp_id_token" in given else found
 
 
 async def main(url: str) -> None:

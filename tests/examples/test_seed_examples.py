@@ -155,7 +155,10 @@ async def test_numbers_are_added_over_standard_input_and_output(
     heard: list[str | None] = []
     async with Client([sys.executable, str(MATH / program)]) as client:
         result = await client.call(
-            "add_numbers", {"a": 10, "b": 5, **more}, progress=lambda done, of, what: heard.append(what), into=int
+            "add_numbers",
+            {"a": 10, "b": 5, **more},
+            progress=lambda done, of, what: heard.append(what),
+            result_type=int,
         )
         assert (client.transport, result, heard) == ("stdio", 15, steps)
 

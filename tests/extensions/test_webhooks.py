@@ -528,7 +528,7 @@ async def test_revoked_tokens_end_their_webhooks(tmp_path: Path, granted: bool) 
 async def _sign_in(url: str) -> tuple[str, dict[str, str]]:
     """Return a user's token and the form that revokes it."""
     kept = MemoryTokenStore()
-    async with Client(f"{url}/mcp", options=Options(auth=OAuth(store=kept, visit=Person().visit))) as client:
+    async with Client(f"{url}/mcp", options=Options(auth=OAuth(store=kept, redirect_handler=Person().visit))) as client:
         await client.ping()
     (tokens,) = kept.load().tokens.values()
     return tokens.access_token, {"client_id": kept.load().registrations[url].client_id}

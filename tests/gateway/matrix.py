@@ -97,7 +97,7 @@ def make_person(target: Any, revision: str) -> Person:
     """Return a client of a revision that isn't connected yet."""
     made = Person()
     level = "info" if revision == R5 else ""
-    options = Options(declare={"sampling": {"tools": {}}}, log_level=level, cache=False)
+    options = Options(extra_capabilities={"sampling": {"tools": {}}}, log_level=level, cache=False)
     made.client = Client(
         target,
         revision=revision,

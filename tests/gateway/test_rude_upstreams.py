@@ -390,7 +390,7 @@ async def test_upstream_receives_client_capabilities_in_its_revision() -> None:
             async with mcp.running():
                 for down, declared in clients.items():
                     seen.clear()
-                    async with Client(mcp, revision=down, options=Options(declare=everything)) as client:
+                    async with Client(mcp, revision=down, options=Options(extra_capabilities=everything)) as client:
                         await request(client)
                     if up == PER_REQUEST:
                         [message] = [each for each in seen if each.get("method") == "tools/call"]

@@ -93,7 +93,7 @@ async def test_every_content_type_reaches_every_revision(revision: str) -> None:
             assert embedded.resource.uri == f"book://{host}1"
             if spoken.structured != "none" and upstream.structured != "none":
                 assert result.data == {"n": 1}
-                assert (await client.call(f"{name}length", words=["a"], into=int)) == 1
+                assert (await client.call(f"{name}length", words=["a"], result_type=int)) == 1
             assert (await client.read(linked))[0].blob == PICTURE
             assert (await client.read(f"book://{host}7"))[0].uri == f"book://{host}7"
             urn = f"{host[:-1]}+urn:library:hours" if prefix else "urn:library:hours"

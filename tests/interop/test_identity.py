@@ -96,7 +96,7 @@ async def test_client_discovers_and_registers_with_the_issuer(provider: Identity
         return await sign_in_at(link, "ada@example.com", dict(parse_qsl(urlsplit(link).query))["redirect_uri"])
 
     async with run_guarded(make_server(auth.oidc(provider.url, audience=f"{url}/mcp")), port=port):
-        oauth = OAuth(store=MemoryTokenStore(), visit=visit)
+        oauth = OAuth(store=MemoryTokenStore(), redirect_handler=visit)
         async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
             assert (await client.call("who")).content[0].text == "ada@example.com"
             assert (await client.call("order", {"isbn": "1"})).content[0].text == "ordered 1"
@@ -311,7 +311,7 @@ def example(name: str) -> Server:
 @asynccontextmanager
 async def connected(url: str, visitor: Visitor) -> AsyncIterator[Client]:
     """Yield a client whose user signs in at the provider."""
-    oauth = OAuth(store=MemoryTokenStore(), visit=visitor.visit)
+    oauth = OAuth(store=MemoryTokenStore(), redirect_handler=visitor.visit)
     async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
         yield client
 

@@ -87,7 +87,9 @@ async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> N
         misbehaving(world.issue) as good,
         misbehaving(world.issue) as evil,
     ):
-        auth = OAuth(store=MemoryTokenStore(), client_id="me", client_secret=SECRET, visit=world.visit, **given)
+        auth = OAuth(
+            store=MemoryTokenStore(), client_id="me", client_secret=SECRET, redirect_handler=world.visit, **given
+        )
         world.issuer = origin(good)
         await call(server, auth)
         assert len(good.requests) >= 2
@@ -105,7 +107,7 @@ async def test_configured_issuer_cannot_be_replaced() -> None:
         world.issuer = origin(evil)
         options: dict[str, Any] = {"client_id": "me", "client_secret": SECRET, "as_itself": True}
         with pytest.raises(AccessDenied, match=r"bank\.example"):
-            await call(server, OAuth(store=MemoryTokenStore(), **options).bound_to("https://bank.example"))
+            await call(server, OAuth(store=MemoryTokenStore(), **options).for_issuer("https://bank.example"))
         assert "me" not in [asked.headers.get("authorization") for asked in evil.requests]
         assert SECRET not in told(evil)
         assert "POST" not in {asked.verb for asked in evil.requests}
@@ -118,7 +120,7 @@ async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
         misbehaving(world.issue) as good,
         misbehaving(world.issue) as evil,
     ):
-        auth = OAuth(store=store, visit=world.visit)
+        auth = OAuth(store=store, redirect_handler=world.visit)
         world.issuer = origin(good)
         await call(server, auth)
         kept = store.load()
@@ -138,7 +140,7 @@ async def test_responses_of_another_issuer_are_refused() -> None:
     async with misbehaving(world.resource) as server, misbehaving(world.issue) as good:
         world.issuer = origin(good)
         with pytest.raises(AccessDenied, match=r"evil\.example"):
-            await call(server, OAuth(store=MemoryTokenStore(), visit=world.visit))
+            await call(server, OAuth(store=MemoryTokenStore(), redirect_handler=world.visit))
         assert "/token" not in {asked.path for asked in good.requests}
 
 
@@ -146,7 +148,7 @@ async def test_tokens_are_not_sent_to_another_server() -> None:
     world = World()
     async with misbehaving(world.resource) as server, misbehaving(world.issue) as good:
         world.issuer = origin(good)
-        auth = OAuth(store=MemoryTokenStore(), visit=world.visit)
+        auth = OAuth(store=MemoryTokenStore(), redirect_handler=world.visit)
         await call(server, auth)
         async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as other:
             await call(other, auth)

@@ -40,7 +40,7 @@ async def test_run_async_applies_the_guard_and_returns_on_stop(tmp_path: Path) -
     program.write_text(PROGRAM, "utf-8")
     with run_server([sys.executable, str(program), str(port)], port, log) as process:
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
-            assert (await client.call("add", a=2, b=3, into=int)) == 5
+            assert (await client.call("add", a=2, b=3, result_type=int)) == 5
         twice = b"GET /mcp HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"
         assert (await first_line(port, twice)).startswith(b"HTTP/1.1 400")
         process.send_signal(signal.SIGTERM)
@@ -65,7 +65,7 @@ async def test_cancelled_server_task_shuts_down_cleanly() -> None:
             assert not serving.done(), serving
             await asyncio.sleep(0.01)
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
-            assert (await client.call("add", a=2, b=3, into=int)) == 5
+            assert (await client.call("add", a=2, b=3, result_type=int)) == 5
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await serving

@@ -69,7 +69,7 @@ async def test_session_state_is_visible_only_in_its_session() -> None:
 
 async def test_concurrent_state_changes_are_all_kept() -> None:
     async with Client(make_server(), revision=OLD) as client:
-        counts = await asyncio.gather(*(client.call("add", into=int) for _ in range(30)))
+        counts = await asyncio.gather(*(client.call("add", result_type=int) for _ in range(30)))
         assert sorted(counts) == list(range(1, 31))
 
 

@@ -247,7 +247,7 @@ def _client(request: HttpRequest, state: SignInState, scope: str = "") -> OAuth:
         store=store, client_id=registration.client_id, client_secret=registration.client_secret, scope=scope,
         name="Millstream inspector", redirect_uri=_base(request) + CALLBACK,
     )  # fmt: skip
-    return client.bound_to(state.issuer) if state.issuer else client
+    return client.for_issuer(state.issuer) if state.issuer else client
 
 
 def _base(request: HttpRequest) -> str:

@@ -170,7 +170,7 @@ class Client(ClientAliases):
         arguments: Mapping[str, Any] | None = None,
         /,
         *,
-        into: type[T],
+        result_type: type[T],
         progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
@@ -185,7 +185,7 @@ class Client(ClientAliases):
         arguments: Mapping[str, Any] | None = None,
         /,
         *,
-        into: None = None,
+        result_type: None = None,
         progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
@@ -199,7 +199,7 @@ class Client(ClientAliases):
         arguments: Mapping[str, Any] | None = None,
         /,
         *,
-        into: type[Any] | None = None,
+        result_type: type[Any] | None = None,
         progress: OnProgress | None = None,
         timeout: float = 0,
         raise_on_error: bool = True,
@@ -238,7 +238,7 @@ class Client(ClientAliases):
             raise await self._suggest("tool", tool, exc) from None
         if raise_on_error:
             result.check()
-        return result if into is None else result.into(into)
+        return result if result_type is None else result.into(result_type)
 
     async def _suggest(self, kind: str, name: str, failure: ServerError) -> ServerError:
         """Add the closest name to the error for an unknown tool, prompt, or resource."""

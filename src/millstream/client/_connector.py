@@ -371,7 +371,7 @@ class Connector:
         body = request_body(request_id, method, with_meta(params, self._self.meta(revision)))
         request = TransportRequest(request_id, method, body, revision=revision, repeatable=True)
         listener = self._listener
-        pending = listener.running[request_id] = listener.deadlines.begin(seconds, self._options.longest, None)
+        pending = listener.running[request_id] = listener.deadlines.begin(seconds, self._options.max_call_seconds, None)
         try:
             answer = await transport.exchange(request)
         except asyncio.CancelledError as exc:

@@ -78,7 +78,7 @@ class Conversation:
         # State
         self._background = Tasks()
         self.incoming: ServerMessages = ServerMessages(
-            self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_waiting
+            self._background, questions, on_log=on_log, on_change=on_change, max_waiting=options.max_queued_messages
         )
         ids = itertools.count(1)
         self.connector: Connector = Connector(

@@ -41,11 +41,11 @@ class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """Seconds to wait for a connection, or for a process to start."""
     probe_timeout: float = 10.0
     """Seconds to wait for `server/discover` before also trying the handshake."""
-    longest: float = 3600.0
+    max_call_seconds: float = 3600.0
     """Maximum seconds for a call, even with progress."""
     max_bytes: int = 64 * 1024 * 1024
     """Maximum bytes of one message from the server, or of all pages of a list together."""
-    max_waiting: int = 10_000
+    max_queued_messages: int = 10_000
     """Maximum messages waiting for your handlers. A server that sends more is disconnected."""
     max_connections: int = 100
     """Maximum open HTTP connections; further calls wait for a free one."""
@@ -67,7 +67,7 @@ class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """
     tls: ssl.SSLContext | None = None
     """Certificates to trust or present; by default, those of the system."""
-    declare: Mapping[str, object] = {}
+    extra_capabilities: Mapping[str, object] = {}
     """Capabilities to declare in addition to those of the handlers."""
     auth: Auth | None = None
     """Source of credentials that change; use headers for fixed ones."""
@@ -121,7 +121,7 @@ class LocalPeer:
 
     def capabilities(self, revision: Revision) -> dict[str, Any]:
         """Return the capabilities to declare in a revision."""
-        capabilities = self._questions.capabilities(revision, self._options.declare)
+        capabilities = self._questions.capabilities(revision, self._options.extra_capabilities)
         for each in self._declared:
             if not each.revisions or revision.date in each.revisions:
                 capabilities[each.member] = {**members(capabilities.get(each.member)), each.name: each.value}

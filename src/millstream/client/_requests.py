@@ -227,7 +227,9 @@ class Requests:
         request = TransportRequest(request_id, ask.method, body, ask.name, ask.headers, None, ask.repeatable, ask.owner)
         seconds = ask.timeout or self._timeout
         incoming = self._incoming
-        pending = incoming.running[request_id] = incoming.deadlines.begin(seconds, self._options.longest, ask.progress)
+        pending = incoming.running[request_id] = incoming.deadlines.begin(
+            seconds, self._options.max_call_seconds, ask.progress
+        )
         try:
             answer = await link.transport.exchange(request)
         except asyncio.CancelledError as exc:

@@ -59,8 +59,10 @@ async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
                     secret = SECRET if known is CLIENT else ""
                     me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=secret)
                     if not secret:
-                        me.signing_with(pem)
-                    me.managed_by(IdentityProvider(provider.url, id_token=id_token, client_id="desk-at-login"))
+                        me.with_private_key(pem)
+                    me.with_identity_provider(
+                        IdentityProvider(provider.url, id_token=id_token, client_id="desk-at-login")
+                    )
                     if id_token == "another":
                         with pytest.raises(AccessDenied, match=r"Sign in again\."):
                             await Client(f"{url}/mcp", options=Options(auth=me)).__aenter__()
@@ -78,7 +80,9 @@ async def test_programs_can_present_a_grant_themselves() -> None:
         ways = [KnownUsers(), auth.identity_provider(provider.url, scopes=["orders:write"])]
         async with serving(ways, clients=[CLIENT]) as url:
             me = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret=SECRET)
-            me.managed_by(WorkloadIdentity(url, token=lambda: login.grant(url, f"{url}/mcp", "orders:write")))
+            me.with_identity_provider(
+                WorkloadIdentity(url, token=lambda: login.grant(url, f"{url}/mcp", "orders:write"))
+            )
             async with Client(f"{url}/mcp", options=Options(auth=me)) as client:
                 assert (await client.call("order")).text == "ordered"
 

@@ -28,7 +28,7 @@ async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("SHOP_USERS", str(path))
     server = runpy.run_path(str(ROOT / "examples" / "sign_in.py"))["mcp"]
     async with run_guarded(server, port=port):
-        options = Options(auth=OAuth(store=MemoryTokenStore(), visit=Person().visit))
+        options = Options(auth=OAuth(store=MemoryTokenStore(), redirect_handler=Person().visit))
         async with Client(f"{url}/mcp", options=options) as client:
             assert said(await client.call("greet")) == "Hello, ada!"
             assert said(await client.call("order", isbn="42")) == "42 is on its way."

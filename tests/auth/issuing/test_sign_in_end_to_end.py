@@ -91,7 +91,7 @@ async def test_client_registers_signs_in_steps_up_and_refreshes() -> None:
     """MCP 2026-07-28, basic/authorization."""
     person, kept = Person(), MemoryTokenStore()
     async with serving(scopes=["shop:use"]) as url:
-        oauth = OAuth(store=kept, visit=person.visit)
+        oauth = OAuth(store=kept, redirect_handler=person.visit)
         async with Client(f"{url}/mcp", options=Options(auth=oauth)) as client:
             assert said(await client.call("who")) == "ada shop:use"
             assert said(await client.call("order")) == "ordered"

@@ -82,7 +82,7 @@ async def test_call_as_task_reports_progress_and_returns_the_result() -> None:
         result = await client.call("report", {"year": 2026}, task=True, progress=progress)
         assert result.text == "The report of 2026"
         assert heard == [(1, None, "Reading (1 of 2)")]
-        assert await client.call("report", year=2025, task=True, into=str) == "The report of 2025"
+        assert await client.call("report", year=2025, task=True, result_type=str) == "The report of 2025"
         assert (await client.call("plain", task=True)).text == "plain"
 
 

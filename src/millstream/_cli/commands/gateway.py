@@ -174,7 +174,9 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
         cwd=config.cwd,
         connect_timeout=config.connect_timeout,
         cache=False,
-        declare=msgspec.json.decode(ALL_ABILITIES),  # as the gateway does, because servers list by capabilities
+        extra_capabilities=msgspec.json.decode(
+            ALL_ABILITIES
+        ),  # as the gateway does, because servers list by capabilities
     )
     async with Client(
         config.target, options=options, headers=config.headers, timeout=config.timeout, revision=config.revision

@@ -83,8 +83,8 @@ class OAuth:
         client_metadata_url: str = "",
         name: str = "Millstream",
         scope: str = "",
-        as_itself: bool = False,
-        visit: Visit | None = None,
+        client_credentials: bool = False,
+        redirect_handler: Visit | None = None,
         redirect_uri: str = "http://127.0.0.1:8765/callback",
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -93,8 +93,8 @@ class OAuth:
             self._store, Registration(client_id, client_secret), client_metadata_url, name
         )
         self._scope = scope
-        self._as_itself = as_itself
-        self._visit = visit
+        self._as_itself = client_credentials
+        self._visit = redirect_handler
         self._redirect_uri = redirect_uri
         self._outbound = Outbound(tls)
         self._lock = asyncio.Lock()
@@ -102,7 +102,7 @@ class OAuth:
         self._proofs = Proofs()
         self._use_dpop = False
 
-    def bound_to(self, issuer: str) -> "OAuth":
+    def for_issuer(self, issuer: str) -> "OAuth":
         """Send the credentials to this issuer only, even if a server names another one.
 
         Without it, a `client_id` and its secret go to the first issuer that the server names, and never to another one
@@ -114,7 +114,7 @@ class OAuth:
         self._registrations.bound_issuer = issuer
         return self
 
-    def signing_with(self, key: str | Path, *, key_id: str = "") -> "OAuth":
+    def with_private_key(self, key: str | Path, *, key_id: str = "") -> "OAuth":
         """Authenticate with signatures instead of a secret (`private_key_jwt`). The key never leaves this machine.
 
         Args:
@@ -131,7 +131,7 @@ class OAuth:
         self._registrations.sign(key.read_text("utf-8") if isinstance(key, Path) else key, key_id)
         return self
 
-    def managed_by(self, identity: GrantSource) -> "OAuth":
+    def with_identity_provider(self, identity: GrantSource) -> "OAuth":
         """Obtain tokens with grants of your organization's `IdentityProvider`, or as a `WorkloadIdentity`."""
         self._identity = identity
         return self
@@ -143,7 +143,7 @@ class OAuth:
         self._use_dpop = True
         return self
 
-    def through(self, dial: Dial[Any]) -> "OAuth":
+    def with_connector(self, dial: Dial[Any]) -> "OAuth":
         """Connect to authorization servers with `dial`, for example one that refuses private addresses."""
         self._outbound = structs.replace(self._outbound, dial=dial)
         return self

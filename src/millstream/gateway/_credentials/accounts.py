@@ -413,8 +413,8 @@ class PersonalCredentials(UpstreamCredentials):
             redirect_uri=base + CALLBACK,
         )  # fmt: skip
         if options.issuer:
-            oauth.bound_to(options.issuer)
-        return (oauth if self._outbound.dial is None else oauth.through(self._outbound.dial)), store
+            oauth.for_issuer(options.issuer)
+        return (oauth if self._outbound.dial is None else oauth.with_connector(self._outbound.dial)), store
 
     def _registration_key(self, base: str) -> str:
         return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
