@@ -13,9 +13,9 @@ mcp = Server(
     auth=auth.issuer(
         URL,
         users=[
-            auth.upstream("google", allow={"ada@example.com": ["orders:write"], "@example.com": []}),
-            auth.upstream("github", allow=["org:example"]),
-            auth.upstream(
+            auth.login_provider("google", allow={"ada@example.com": ["orders:write"], "@example.com": []}),
+            auth.login_provider("github", allow=["org:example"]),
+            auth.login_provider(
                 LOGIN,
                 name="staff",
                 title="our sign-in",
@@ -24,7 +24,7 @@ mcp = Server(
                 allow={"*": ["orders:write"]},
             ),
         ],
-        described={"orders:write": "Order books"},
+        scope_descriptions={"orders:write": "Order books"},
     ),
 )
 # endregion

@@ -13,7 +13,7 @@ mcp = Server(
     auth=auth.issuer(
         URL,
         users=auth.users(file=USERS),
-        described={"orders:write": "Order books"},
+        scope_descriptions={"orders:write": "Order books"},
     ),
 )
 

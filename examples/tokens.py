@@ -14,7 +14,7 @@ mcp = Server(
         ISSUER,
         audience="https://mcp.example.com/mcp",
         scopes=["notes:read"],
-        implied={"notes:write": ["notes:read"]},
+        scope_includes={"notes:write": ["notes:read"]},
     ),
 )
 

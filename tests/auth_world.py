@@ -31,7 +31,7 @@ def make_server(methods: Any = None, **options: Any) -> Server:
 
 def make_key_auth() -> Any:
     """Return authentication by the keys of Alice, Bob, and root."""
-    return auth.keys(ROOT, named={"alice": (ALICE, ["orders:write", "secrets"]), "bob": BOB})
+    return auth.keys(ROOT, named_keys={"alice": (ALICE, ["orders:write", "secrets"]), "bob": BOB})
 
 
 def add_features(server: Server) -> None:

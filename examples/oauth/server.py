@@ -15,7 +15,7 @@ def make(url: str, users: str = "users.json") -> Server:
         url,
         users=auth.users(file=users),
         scopes=["myscope"],
-        described={"myscope": "use My App", "myotherscope": "see what nobody else sees"},
+        scope_descriptions={"myscope": "use My App", "myotherscope": "see what nobody else sees"},
     )
     mcp = Server("My App", version="1.0.0", auth=issuer)
 

@@ -65,7 +65,7 @@ async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptur
 async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
     async with run_issuer() as issuer:
         issuer.answers.clear()
-        people = auth.upstream(issuer.url, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
+        people = auth.login_provider(issuer.url, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
         text = await warned(auth.issuer("http://127.0.0.1:8000", users=people), caplog)
     assert f"{issuer.url}{CONFIGURATION}: 127.0.0.1 answered 404" in text
 
@@ -111,7 +111,7 @@ async def test_server_stops_while_waiting_for_an_issuer() -> None:
     [
         (lambda url: auth.oidc(url, audience=AUDIENCE), "$TOKEN"),
         (
-            lambda url: auth.issuer(url, users=auth.upstream(url, allow=["*"], client_id="a", client_secret="b")),
+            lambda url: auth.issuer(url, users=auth.login_provider(url, allow=["*"], client_id="a", client_secret="b")),
             "$TOKEN",
         ),
         (lambda url: [auth.oidc(url, audience=AUDIENCE), auth.keys("k" * 20)], "$MCP_SERVER_AUTH_KEY"),

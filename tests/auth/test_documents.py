@@ -33,7 +33,7 @@ def protect(server: Server, *methods: Any) -> Server:
 async def test_keys_page_shows_real_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "how-to" / "protect-with-keys.md").read_text("utf-8")
     monkeypatch.setattr(archive.mcp.definition, "auth", ())
-    keys = auth.keys(named={"alice": (ALICE, ["notes:write"]), "bob": BOB})
+    keys = auth.keys(named_keys={"alice": (ALICE, ["notes:write"]), "bob": BOB})
     async with run_guarded(protect(archive.mcp, keys)) as world:
         for key in (None, "wrong"):
             assert (await world.post(key, request("ping"))).body.decode() in page
@@ -47,7 +47,7 @@ async def test_tokens_page_shows_the_real_challenge(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tokens.mcp.definition, "auth", tokens.mcp.definition.auth)
     async with run_issuer() as issuer:
         implied = {"notes:write": ["notes:read"]}
-        method = auth.oidc(issuer.url, audience=AUDIENCE, scopes=["notes:read"], implied=implied)
+        method = auth.oidc(issuer.url, audience=AUDIENCE, scopes=["notes:read"], scope_includes=implied)
         async with run_guarded(protect(tokens.mcp, method)) as world:
             missing = await world.post(None, request("ping"))
             assert missing.headers[b"www-authenticate"].decode() in page

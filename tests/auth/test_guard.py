@@ -227,7 +227,7 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
     """Regression: pending guesses blocked other callers at the address, even after the client had disconnected."""
     method = Asks()
     said = {"content_type": "application/x-www-form-urlencoded", "sec_fetch_site": "same-origin"}
-    async with run_guarded(make_server([method, auth.keys(named={"ada": "ada-" + "k" * 40})])) as world:
+    async with run_guarded(make_server([method, auth.keys(named_keys={"ada": "ada-" + "k" * 40})])) as world:
         calls = [asyncio.ensure_future(world.post(f"guess-{number}", PING)) for number in range(8)]
         await until(lambda: len(method.asked) == 8)
         monkeypatch.setattr("millstream.auth._single_flight.PATIENCE", 0)
@@ -251,7 +251,10 @@ async def test_oversized_credentials_are_refused_unread() -> None:
 
 
 async def test_auth_methods_are_tried_in_order() -> None:
-    both = [auth.keys(named={"one": "key-of-one-0123456789"}), auth.keys(named={"two": "key-of-two-0123456789"})]
+    both = [
+        auth.keys(named_keys={"one": "key-of-one-0123456789"}),
+        auth.keys(named_keys={"two": "key-of-two-0123456789"}),
+    ]
     async with run_guarded(make_server(both)) as world:
         for key, name in (("key-of-one-0123456789", "one"), ("key-of-two-0123456789", "two")):
             assert name in (await world.call(key, "who")).body.decode()

@@ -69,7 +69,7 @@ def test_paths_and_short_keys_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         for options in ({"given": value}, {"named": {"desk": value}}, {"named": {"desk": (value, ["a"])}}):
             with pytest.raises(ValueError, match=r"auth\.keys\(file=…\)"):
                 auth.keys(value) if "given" in options else auth.keys(**options)  # type: ignore[arg-type]
-    auth.keys("k" * 16, "x" * 5000, named={"desk": "sha256/abc.jsonp+/AAA"})
+    auth.keys("k" * 16, "x" * 5000, named_keys={"desk": "sha256/abc.jsonp+/AAA"})
 
 
 @for_each("mode", [0o620, 0o602, 0o666])

@@ -11,7 +11,7 @@ ISSUER, AUDIENCE = "https://id.example.com", "https://mcp.example.com/mcp"
 URL = "https://mcp.example.com"
 anything: Any = auth
 """`auth` without type checks."""
-PEOPLE = auth.upstream(ISSUER, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
+PEOPLE = auth.login_provider(ISSUER, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
 
 
 def with_jwt(**more: Any) -> Any:

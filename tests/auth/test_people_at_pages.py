@@ -55,7 +55,7 @@ async def asked(methods: Any) -> tuple[bool, bool, bool, bool]:
 
 
 async def test_login_form_matches_the_auth_methods() -> None:
-    google = auth.upstream("google", allow=["*"], client_id="a", client_secret="b")
+    google = auth.login_provider("google", allow=["*"], client_id="a", client_secret="b")
     foreign: dict[str, Any] = {"audience": f"{ISSUER}/mcp"}
     assert await asked(issuing(KnownUsers())) == (True, False, False, False)
     assert await asked([issuing(KnownUsers()), auth.keys(ROOT)]) == (True, False, True, False)

@@ -257,7 +257,9 @@ async def test_tokens_without_required_scopes_get_403() -> None:
 
 async def test_equal_subjects_of_two_issuers_are_distinct() -> None:
     second = auth.jwt(issuer="https://second.example", audience=AUDIENCE, jwks=key_set())
-    async with run_guarded(make_server([method(), second, auth.keys(named={"ada": "key-of-ada-0123456789"})])) as world:
+    async with run_guarded(
+        make_server([method(), second, auth.keys(named_keys={"ada": "key-of-ada-0123456789"})])
+    ) as world:
         keys = [token(), token(claims(iss="https://second.example")), "key-of-ada-0123456789"]
         sessions = [await world.initialize(key) for key in keys]
         for number, session in enumerate(sessions):

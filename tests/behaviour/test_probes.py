@@ -122,7 +122,7 @@ async def test_unreachable_store_degrades_health_only() -> None:
 async def test_only_readers_of_the_dashboard_see_details() -> None:
     server = Server("shop")
     server.runtimes.bind = Bind(seats=[WorkerState(1, 10, "ready", 0), WorkerState(2, 11, "starting", 0)])
-    guarded = Server("shop", auth=auth.keys(named={"root": (ROOT, ["millstream:watch"]), "ada": ADA}))
+    guarded = Server("shop", auth=auth.keys(named_keys={"root": (ROOT, ["millstream:watch"]), "ada": ADA}))
     remote, root, ada = {"x_forwarded_for": "192.0.2.1"}, bearer(ROOT), bearer(ADA)
     for shop, readers, others in ((server, [{}], [remote]), (guarded, [root], [{}, ada, bearer("x" * 32), remote])):
         async with shop.running() as runtime:

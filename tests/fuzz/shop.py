@@ -33,11 +33,13 @@ mcp = Server(
             os.environ["SHOP_URL"],
             users=[
                 Everybody(),
-                auth.upstream("github", allow=["*"], client_id="a", client_secret="b", at="http://127.0.0.1:9"),
+                auth.login_provider(
+                    "github", allow=["*"], client_id="a", client_secret="b", base_url="http://127.0.0.1:9"
+                ),
                 auth.identity_provider("http://127.0.0.1:9", scopes=["orders:write"]),
             ],
             clients=[auth.client(CLIENT, secret=SECRET, scopes=["orders:write"])],
-            described={"orders:read": "Look at orders", "orders:write": "Order books"},
+            scope_descriptions={"orders:read": "Look at orders", "orders:write": "Order books"},
         ),
         auth.keys(KEY),
     ],

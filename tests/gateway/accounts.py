@@ -234,7 +234,7 @@ async def run_gateway(
     url: str, *, methods: Any = None, store: str = "", pages: str = "", **options: Any
 ) -> AsyncIterator[Gateway]:
     """Run a gateway with one upstream, ``up``, for the duration of the block."""
-    known = auth.keys(named={"alice": ALICE, "bob": BOB})
+    known = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     mcp = Server("gateway", serve=pages, store=store, auth=known if methods is None else methods)
     mcp.upstream("up", url, **{"start_timeout": WAIT, "auth": per_user_oauth(), **options})
     async with AsyncExitStack() as stack:

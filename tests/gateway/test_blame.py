@@ -135,7 +135,7 @@ class Gateway:
 
 @asynccontextmanager
 async def run_gateway(target: Any, **options: Any) -> AsyncIterator[Gateway]:
-    mcp = Server("front", auth=auth.keys(named=KEYS))
+    mcp = Server("front", auth=auth.keys(named_keys=KEYS))
     mcp.upstream("up", target, **{"start_timeout": WAIT, "timeout": SECONDS, **options})
     async with mcp.running() as runtime, serve(mcp) as running, AsyncExitStack() as stack:
         yield Gateway(runtime.host, running.port, stack)

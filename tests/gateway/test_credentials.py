@@ -174,7 +174,7 @@ async def test_cross_origin_redirects_drop_credentials() -> None:
 
 
 async def test_credentials_are_sent_over_websockets() -> None:
-    mcp = Server("elsewhere", serve="hub", auth=auth.keys(named={"up": SECRET}))
+    mcp = Server("elsewhere", serve="hub", auth=auth.keys(named_keys={"up": SECRET}))
 
     @mcp.tool
     async def who(ctx: Context) -> str:

@@ -234,7 +234,7 @@ async def test_concurrent_answers_resume_a_call_once(world: World) -> None:
 
 
 async def test_only_the_same_caller_and_arguments_resume_a_call(world: World) -> None:
-    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     async with world.workers(2, auth=guard) as (first, second):
         asked = await send(first, key=ALICE)
         then = answer(asked)
@@ -327,7 +327,7 @@ async def test_unanswered_calls_expire(world: World) -> None:
 
 
 async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) -> None:
-    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     async with world.workers(1, auth=guard, max_questions=3, max_questions_per_principal=2) as (worker,):
         asked = [await send(worker, key=ALICE) for _ in range(2)]
         assert "Too many questions" in text(await send(worker, key=ALICE))
@@ -342,7 +342,7 @@ async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) ->
 
 async def test_parked_bytes_are_bounded_per_caller(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 4_000)
-    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     large = {"times": 1, "note": "x" * 1_500}
     async with world.workers(1, auth=guard) as (worker,):
         asked = await send(worker, key=ALICE, arguments=large)

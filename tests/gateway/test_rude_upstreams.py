@@ -744,7 +744,7 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
         await asked.event(asked.answer(DONE))
         await asked.end()
 
-    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     async with asyncio.timeout(WAIT), run_http_upstream(call, answers=answers) as url:
         mcp = make_gateway(url, auth=guard)
         async with mcp.running(), serve(mcp) as running:
@@ -780,7 +780,7 @@ async def test_principals_do_not_share_websockets() -> None:
         await say({"id": message["id"], "result": {**DONE, "resultType": "complete"}})
 
     logs: list[Any] = []
-    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     async with asyncio.timeout(WAIT), run_websocket_upstream(call, PER_REQUEST) as (url, _):
         mcp = make_gateway(url, PER_REQUEST, auth=guard)
         async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:
@@ -804,7 +804,7 @@ async def test_callers_evict_only_their_own_connections() -> None:
         sessions.append(asked.headers["mcp-session-id"])
         await asked.result(DONE)
 
-    guard = auth.keys(named={"alice": ALICE, "bob": BOB})
+    guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     async with asyncio.timeout(WAIT), run_http_upstream(call) as url:
         mcp = make_gateway(url, auth=guard, max_links=6)
         async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:

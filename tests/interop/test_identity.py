@@ -123,7 +123,9 @@ async def desk_with(provider: Identity) -> Any:
             clients[at] = provider.register(f"{URL}/sign-in/callback/{name}", at=at)
         id, secret = clients[at]
         given = {} if "://" in who else {"at": at}
-        return Desk(store, people=auth.upstream(who, allow=allow, client_id=id, client_secret=secret, **given), **more)
+        return Desk(
+            store, people=auth.login_provider(who, allow=allow, client_id=id, client_secret=secret, **given), **more
+        )
 
     yield make
     await backing.close()
@@ -278,7 +280,7 @@ async def test_external_users_open_the_pages_as_themselves(provider: Identity, p
     more = {"token_endpoint_auth_method": "none"} if public else {}
     id, secret = provider.register(f"{url}/sign-in/callback/oidc", **more)
     method = auth.oidc(
-        provider.url, audience=f"{url}/mcp", client_id=id, client_secret=secret, implied={"openid": ["extra"]}
+        provider.url, audience=f"{url}/mcp", client_id=id, client_secret=secret, scope_includes={"openid": ["extra"]}
     )
     async with run_guarded(make_server(method), port=port):
         landed, page = await at_the_page(url, "ada@example.com", "oidc")

@@ -5,7 +5,7 @@ import os
 from millstream import Context, Server, auth
 
 URL, PROVIDER = os.environ["SHOP_URL"], os.environ["PROVIDER_URL"]
-google = auth.upstream("google", allow=["@example.com"], at=PROVIDER)
+google = auth.login_provider("google", allow=["@example.com"], base_url=PROVIDER)
 mcp = Server(
     "Book shop",
     serve="all",

@@ -12,7 +12,7 @@ mcp = Server(
         os.environ["SHOP_URL"],
         users=[KnownUsers()],
         scopes=["books:read"],
-        described={"books:read": "Look at books", "orders:write": "Order books"},
+        scope_descriptions={"books:read": "Look at books", "orders:write": "Order books"},
     ),
 )
 

@@ -34,6 +34,6 @@ mcp = Server(
         os.environ["SHOP_URL"],
         users=[KnownUsers(), Elsewhere()],
         scopes=["shop:use"],
-        described={"shop:use": "Look at books and prices", "orders:write": "Order books, up to 100 € a month"},
+        scope_descriptions={"shop:use": "Look at books and prices", "orders:write": "Order books, up to 100 € a month"},
     ),
 )

@@ -84,7 +84,7 @@ class Shared(NamedTuple):
 
 def make_server(**settings: Any) -> Server:
     """Return a server with the tenants."""
-    guard = auth.keys(named={each.name: each.key for each in (ALICE, BOB, CAROL)})
+    guard = auth.keys(named_keys={each.name: each.key for each in (ALICE, BOB, CAROL)})
     return Server("front", auth=guard, settings=Settings(key="a secret of the tests that is long enough", **settings))
 
 

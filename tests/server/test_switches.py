@@ -123,7 +123,7 @@ async def over_http(mcp: Server, key: str, method: str, **params: Any) -> Any:
 
 
 async def test_conditional_lists_are_cached_per_caller() -> None:
-    mcp = shop(auth=auth.keys(named={"alice": ALICE, "bob": BOB}))
+    mcp = shop(auth=auth.keys(named_keys={"alice": ALICE, "bob": BOB}))
     async with mcp.running():
         for key, seen in ((ALICE, ["first", "restock"]), (BOB, ["first", "last"])) * 2:
             listed = await over_http(mcp, key, "tools/list")

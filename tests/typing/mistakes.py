@@ -184,15 +184,15 @@ auth.jwt(issuer="https://id.example.com")  # wrong
 auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp", scops=["a"])  # wrong
 auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp", scopes="a")  # wrong
 auth.jwt(issuer="https://id.example.com", audience="https://mcp.example.com/mcp", algorithms="RS256")  # wrong
-auth.keys(named={"ada": ("key", "books:read")})  # wrong
+auth.keys(named_keys={"ada": ("key", "books:read")})  # wrong
 auth.issuer("https://mcp.example.com", users="users.json")  # wrong
 auth.google("https://mcp.example.com", allow="@example.com")  # wrong
 auth.google("https://mcp.example.com", allow=["@example.com"], scops=["a"])  # wrong
 auth.github("https://mcp.example.com", allow=["octocat"], implied={"a": "b"})  # wrong
 auth.client("desk", redirect_uris="https://desk.example.com/back")  # wrong
-auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp", scopes={"a"}, implied={"a": ["b"]})
+auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp", scopes={"a"}, scope_includes={"a": ["b"]})
 auth.google("https://mcp.example.com", allow={"@example.com": ["a"]}, scopes=("b",))
-auth.keys(named={"ada": ("key", ["books:read"]), "bob": "other"})
+auth.keys(named_keys={"ada": ("key", ["books:read"]), "bob": "other"})
 ToolError()
 
 

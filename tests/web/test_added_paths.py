@@ -130,7 +130,7 @@ async def test_streams_end_when_their_reader_leaves(lane: bool, caplog: pytest.L
 @LANES
 async def test_pages_require_login_unless_public(lane: bool, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("app", "utf-8")
-    mcp, _ = shop(auth=auth.keys(named={"alice": KEY}))
+    mcp, _ = shop(auth=auth.keys(named_keys={"alice": KEY}))
     mcp.static("/app", tmp_path)
     mcp.static("/open", tmp_path, public=True)
     mcp.route("/sign-in-help")(home_page)

@@ -203,7 +203,7 @@ async def test_only_same_origin_pages_use_tokens() -> None:
 
 
 async def test_tokens_are_bound_to_the_operator() -> None:
-    keys = auth.keys(named={"ada": "a" * 20, "bob": "b" * 20})
+    keys = auth.keys(named_keys={"ada": "a" * 20, "bob": "b" * 20})
     async with guarded() as other, inspecting(other, auth=keys) as browser:
         browser.http.headers["authorization"] = "Bearer " + "a" * 20
         state = (await browser.leave())["state"]

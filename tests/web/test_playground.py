@@ -152,7 +152,7 @@ async def test_an_answer_stops_when_the_person_wants_it_and_the_conversation_goe
 
 
 async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_server(api: Any) -> None:
-    keys = auth.keys(ALL, named={"grace": (READER, ["millstream:chat"]), "eve": (PLAIN, ["books:read"])})
+    keys = auth.keys(ALL, named_keys={"grace": (READER, ["millstream:chat"]), "eve": (PLAIN, ["books:read"])})
     api(calls(("who", "{}"), ("order", "{}")), says("So."), refuses(401, f"Incorrect API key provided: {MODEL_KEY}"))
     async with running(shop(keys)) as address:
         grace = {"authorization": f"Bearer {READER}"}

@@ -29,7 +29,7 @@ class Principal(Struct, frozen=True):
     scopes: frozenset[str] = frozenset()
     claims: dict[str, Any] = {}
     """Other claims of the credential."""
-    until: float = inf
+    expires_at: float = inf
     """Expiry in seconds since 1970: a token's ``exp`` plus an allowance for clock skew. Streams opened with the
     credential end then.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.errors import suggest_keywords
 from millstream._protocol.principal import EVERYTHING
-from millstream.auth._issuer_args import client, identity_provider, upstream, users
+from millstream.auth._issuer_args import client, identity_provider, login_provider, users
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from millstream.auth._method import AuthMethod, Unbound
 
 __all__ = [
-    "client", "github", "google", "identity_provider", "introspection", "issuer", "jwt", "keys", "oidc", "upstream",
+    "client", "github", "google", "identity_provider", "introspection", "issuer", "jwt", "keys", "oidc", "login_provider",
     "users",
 ]  # fmt: skip
 
 
 @suggest_keywords
 def keys(
-    *given: str, named: "Mapping[str, str | tuple[str, Names]] | None" = None, file: str | Path = ""
+    *given: str, named_keys: "Mapping[str, str | tuple[str, Names]] | None" = None, file: str | Path = ""
 ) -> "AuthMethod":
     """Accept API keys, sent as ``Authorization: Bearer KEY``.
 
@@ -52,10 +52,10 @@ def keys(
     from millstream.auth._api_keys import key_method  # noqa: PLC0415
     from millstream.auth._key_file import check_name, check_strength  # noqa: PLC0415
 
-    if not (given or named or file):
+    if not (given or named_keys or file):
         raise ValueError("auth.keys() requires a key, or a file with keys: auth.keys(file='keys.json')")
     wanted: list[tuple[str, str, Collection[str]]] = [("key", each, (EVERYTHING,)) for each in given]
-    for name, value in (named or {}).items():
+    for name, value in (named_keys or {}).items():
         key, scopes = (value, ()) if isinstance(value, str) else value
         wanted.append((check_name(name), key, scopes))
     method = key_method(wanted, file)
@@ -73,7 +73,7 @@ def jwt(
     secret: str = "",
     algorithms: "Names" = (),
     scopes: "Names" = (),
-    implied: "Mapping[str, Names] | None" = None,
+    scope_includes: "Mapping[str, Names] | None" = None,
 ) -> "AuthMethod":
     """Accept signed tokens (JSON Web Tokens) from an issuer.
 
@@ -121,7 +121,7 @@ def jwt(
         keys = FetchedKeys(where, ask_issuer)
     else:
         keys = FixedKeys(read_keys(jwks))
-    return TokenMethod(rules_of(issuer, audience, scopes, implied), keys, algorithms=allowed, scopes=scopes)
+    return TokenMethod(rules_of(issuer, audience, scopes, scope_includes), keys, algorithms=allowed, scopes=scopes)
 
 
 @suggest_keywords
@@ -131,7 +131,7 @@ def oidc(
     audience: str,
     algorithms: "Names" = (),
     scopes: "Names" = (),
-    implied: "Mapping[str, Names] | None" = None,
+    scope_includes: "Mapping[str, Names] | None" = None,
     client_id: str = "",
     client_secret: str = "",
 ) -> "AuthMethod | Unbound":
@@ -159,7 +159,7 @@ def oidc(
     from millstream.auth._jose import ASYMMETRIC, FetchedKeys  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
-    rules = rules_of(issuer, audience, scopes, implied)
+    rules = rules_of(issuer, audience, scopes, scope_includes)
     discovery = Discovery(issuer, ask_issuer)
     keys = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
     allowed = several("algorithms", algorithms) or ASYMMETRIC
@@ -182,7 +182,7 @@ def introspection(
     secret: str,
     client_tokens: bool = False,
     scopes: "Names" = (),
-    implied: "Mapping[str, Names] | None" = None,
+    scope_includes: "Mapping[str, Names] | None" = None,
 ) -> "AuthMethod":
     """Accept tokens that the issuer verifies at its introspection endpoint (RFC 7662).
 
@@ -222,7 +222,7 @@ def introspection(
     async def post(form: bytes, authorization: str) -> "FetchedDocument":
         return await fetch(url, form=form, headers={"authorization": authorization}, is_allowed=allow_any)
 
-    rules = rules_of(issuer, audience, scopes, implied, believed=30.0)
+    rules = rules_of(issuer, audience, scopes, scope_includes, believed=30.0)
     return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
@@ -235,8 +235,8 @@ def issuer(  # noqa: PLR0913  the options of an issuer
     audience: str = "",
     resources: "Names" = (),
     scopes: "Names" = (),
-    described: Mapping[str, str] | None = None,
-    implied: "Mapping[str, Names] | None" = None,
+    scope_descriptions: Mapping[str, str] | None = None,
+    scope_includes: "Mapping[str, Names] | None" = None,
     registration: bool = True,
     metadata_documents: bool = True,
     provider: "Provider | None" = None,
@@ -274,11 +274,11 @@ def issuer(  # noqa: PLR0913  the options of an issuer
 
     logins = list(users) if isinstance(users, Sequence) else [users]
     plan = issuer_config(
-        url, logins, clients, audience=audience, resources=resources, scopes=scopes, described=described or {},
-        implied=implied or {}, registration=registration, metadata_documents=metadata_documents, provider=provider,
+        url, logins, clients, audience=audience, resources=resources, scopes=scopes, described=scope_descriptions or {},
+        implied=scope_includes or {}, registration=registration, metadata_documents=metadata_documents, provider=provider,
     )  # fmt: skip
     for each in (audience or url, *resources):
-        rules_of(url, each, scopes, implied)
+        rules_of(url, each, scopes, scope_includes)
     return Issuer(plan)
 
 
@@ -293,7 +293,9 @@ def google(
     from millstream.auth._authorization_server.config import check_options  # noqa: PLC0415
 
     check_options("auth.google", more)
-    return issuer(url, users=upstream("google", allow=allow, client_id=client_id, client_secret=client_secret), **more)
+    return issuer(
+        url, users=login_provider("google", allow=allow, client_id=client_id, client_secret=client_secret), **more
+    )
 
 
 def github(
@@ -307,4 +309,6 @@ def github(
     from millstream.auth._authorization_server.config import check_options  # noqa: PLC0415
 
     check_options("auth.github", more)
-    return issuer(url, users=upstream("github", allow=allow, client_id=client_id, client_secret=client_secret), **more)
+    return issuer(
+        url, users=login_provider("github", allow=allow, client_id=client_id, client_secret=client_secret), **more
+    )

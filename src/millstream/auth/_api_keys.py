@@ -71,7 +71,9 @@ class KeyMethod(AuthMethod):
             return None
         left = _VERDICT_SECONDS if found.expires is None else min(_VERDICT_SECONDS, found.expires - now)
         until = inf if found.expires is None else found.expires
-        return Identity(Principal(found.name, client=found.name, scopes=frozenset(found.scopes), until=until), left)
+        return Identity(
+            Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until), left
+        )
 
     def _all(self) -> tuple[StoredKey, ...]:
         return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.keys)

@@ -32,15 +32,15 @@ def users(*, file: str | Path) -> "UserFile":
 
 
 @suggest_keywords
-def upstream(
-    who: str,
+def login_provider(
+    provider: str,
     *,
     allow: "Allow",
     client_id: str = "",
     client_secret: str = "",
     name: str = "",
     title: str = "",
-    at: str = "",
+    base_url: str = "",
 ) -> "UpstreamLogin":
     """Return an upstream for `issuer`: users sign in with Google, GitHub, or any OpenID provider.
 
@@ -67,7 +67,7 @@ def upstream(
     from millstream.auth._authorization_server.upstreams import upstream_of  # noqa: PLC0415
 
     return upstream_of(
-        who, allow=allow, client_id=client_id, client_secret=client_secret, name=name, title=title, at=at
+        provider, allow=allow, client_id=client_id, client_secret=client_secret, name=name, title=title, at=base_url
     )
 
 

@@ -71,7 +71,7 @@ def judge(claims: Mapping[str, Any], rules: TokenRules, now: float) -> Identity 
         client if _is_text(client) else "",
         scopes=scopes_of(claims, rules.implied),
         claims=dict(claims),
-        until=cast("float", expires) + LEEWAY,
+        expires_at=cast("float", expires) + LEEWAY,
     )
     return Identity(principal, min(left, rules.believed))
 

@@ -177,7 +177,7 @@ class SignIn:
             found, left = None, LIFETIME
         if left > 0:
             until = self._clock() + left
-            id, until = ("", until) if found is None else (found.principal.id, min(found.principal.until, until))
+            id, until = ("", until) if found is None else (found.principal.id, min(found.principal.expires_at, until))
             if self._sign_out_limiter.take(id or address) <= 0:
                 await self._out.add(sealed, id, until, left)
 
@@ -197,9 +197,9 @@ class SignIn:
         if found is None:
             return None
         principal = found.principal
-        principal = replace(principal, until=min(principal.until, self._clock() + left))
+        principal = replace(principal, until=min(principal.expires_at, self._clock() + left))
         verdicts.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
-        self._out.note_use(principal.id, principal.until)
+        self._out.note_use(principal.id, principal.expires_at)
         return principal
 
     async def _open(self, sealed: str) -> tuple[Identity | None, float]:

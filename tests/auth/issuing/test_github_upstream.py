@@ -36,7 +36,9 @@ async def github() -> AsyncIterator[Issuer]:
 
 def way(github: Issuer, *allow: str) -> UpstreamLogin:
     """Return our upstream for that server."""
-    return auth.upstream("github", allow=allow, client_id="Iv1.0", client_secret="the secret", at=f"{github.url}/")
+    return auth.login_provider(
+        "github", allow=allow, client_id="Iv1.0", client_secret="the secret", base_url=f"{github.url}/"
+    )
 
 
 async def sign_in(upstream: UpstreamLogin, **query: str) -> tuple[dict[str, str], User]:
@@ -101,7 +103,9 @@ async def test_denied_github_login_shows_an_error(github: Issuer) -> None:
 
 
 async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> None:
-    made = auth.upstream("github", allow={"octocat": ["orders:read"]}, client_id="a", client_secret="b", at=github.url)
+    made = auth.login_provider(
+        "github", allow={"octocat": ["orders:read"]}, client_id="a", client_secret="b", base_url=github.url
+    )
     desk = Desk(desk.services.store, people=made)
     browser = Browser(desk)
     id = (await desk.register())["client_id"]
@@ -119,6 +123,6 @@ async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> No
      ("https://git.example.com", "https://git.example.com/api/v3")],
 )  # fmt: skip
 def test_github_enterprise_has_its_own_api_url(at: str, api: str) -> None:
-    made = auth.upstream("github", allow=["*"], client_id="a", client_secret="b", at=at)
+    made = auth.login_provider("github", allow=["*"], client_id="a", client_secret="b", base_url=at)
     assert isinstance(made, GitHubUpstream)
     assert made._api == api

@@ -244,7 +244,7 @@ async def test_subjects_of_different_providers_are_distinct() -> None:
             claims = claims_of((await there.bring(there.grant(sub=name))).message["access_token"])
             assert claims["sub"] == f"{there.provider.url}#{name}"
     with pytest.raises(ValueError, match="isn't a valid name"):
-        auth.issuer(URL, users=auth.upstream("https://a.example", name="https", allow=["*"], client_id="x",
+        auth.issuer(URL, users=auth.login_provider("https://a.example", name="https", allow=["*"], client_id="x",
                                              client_secret="y"))  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class World:
         issuer.answers[CONFIGURATION] = self.about
         issuer.answers["/token"] = self._token
         options = {"allow": ["@example.com", "@kite.example"], "client_id": CLIENT, "client_secret": SECRET, **more}
-        self.way: UpstreamLogin = auth.upstream(issuer.url, **options)
+        self.way: UpstreamLogin = auth.login_provider(issuer.url, **options)
         self.nonce = ""
 
     def _token(self, request: bytes) -> Any:
@@ -105,7 +105,9 @@ async def test_reauthentication_is_requested_from_the_issuer(world: World) -> No
     away = await world.way.begin_anew(CALLBACK, "st", "login")
     assert parse_qs(urlsplit(away.url).query)["prompt"] == ["login"]
     assert "prompt" not in parse_qs(urlsplit((await world.begin()).url).query)
-    google = auth.upstream("google", allow=["*"], client_id=CLIENT, client_secret=SECRET, at=world.issuer.url)
+    google = auth.login_provider(
+        "google", allow=["*"], client_id=CLIENT, client_secret=SECRET, base_url=world.issuer.url
+    )
     assert isinstance(google, UpstreamWithPrompt)
     away = await google.begin_anew(CALLBACK, "st", "login")
     assert parse_qs(urlsplit(away.url).query)["prompt"] == ["select_account"]
@@ -268,7 +270,7 @@ async def test_unreachable_and_unsafe_issuers_are_not_used(world: World) -> None
         await world.begin()
     async with run_issuer() as issuer:
         issuer.answers.clear()
-        away = auth.upstream(issuer.url, allow=["*"], client_id="a", client_secret="b")
+        away = auth.login_provider(issuer.url, allow=["*"], client_id="a", client_secret="b")
         with pytest.raises(SignInFailed, match="isn't responding"):
             await away.begin(CALLBACK, "st")
     async with run_issuer() as issuer:
@@ -306,7 +308,7 @@ def test_invalid_openid_configuration_is_refused(
     for name in ("GOOGLE_CLIENT_ID", "GOOGLE_CLIENT_SECRET", "GITHUB_CLIENT_ID", "GITHUB_CLIENT_SECRET"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(error, match=said):
-        auth.upstream(who, **options)
+        auth.login_provider(who, **options)
 
 
 async def test_openid_login_reads_the_secret_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +327,7 @@ async def test_openid_login_reads_the_secret_from_the_environment(monkeypatch: p
 async def test_users_of_two_issuers_are_distinct(world: World) -> None:
     user = await world.sign_in()
     options: Any = {"allow": ["@example.com", "bob@example.net"], "client_id": CLIENT, "client_secret": SECRET}
-    same, other = (auth.upstream(url, **options) for url in (world.issuer.url, "https://id.example"))
+    same, other = (auth.login_provider(url, **options) for url in (world.issuer.url, "https://id.example"))
     assert isinstance(same, Selective)
     assert isinstance(other, Selective)
     assert same.still(user)

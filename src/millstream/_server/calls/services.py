@@ -203,7 +203,7 @@ def principal_id(principal: Any) -> str:
 
 def expiry_of(principal: Principal | None) -> float:
     """Return the time at which a caller's streams end, in seconds since 1970: the expiry of the credential."""
-    return inf if principal is None else principal.until
+    return inf if principal is None else principal.expires_at
 
 
 def sign_in_required(needed: frozenset[str]) -> ProtocolError:

@@ -286,7 +286,7 @@ class AuthorizationEndpoint:
         agreed = await self._agreed_to(user, client)
         if not all(each in agreed and set(scopes) <= set(agreed[each]) for each in authorization.resources):
             return False
-        return await self._config.provider.remembers(user, client, scopes)
+        return await self._config.provider.may_skip_consent(user, client, scopes)
 
     async def _agreed_to(self, user: User, client: OAuthClient) -> dict[str, tuple[str, ...]]:
         """Return the scopes that the user has granted the client, by resource."""

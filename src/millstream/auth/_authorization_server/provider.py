@@ -41,7 +41,7 @@ class Provider:
         """Return the subset of `scopes` that a user may grant to a client. Called at consent and at each refresh."""
         return scopes if EVERYTHING in user.scopes else tuple(each for each in scopes if each in user.scopes)
 
-    async def remembers(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> bool:
+    async def may_skip_consent(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> bool:
         """Return whether an earlier consent may be reused. If not, the consent page is shown.
 
         Called only if the redirect can't be intercepted and the user has consented to these scopes.

@@ -261,7 +261,9 @@ class VerifierMethod(AuthMethod):
                 return None
         subject = getattr(found, "subject", None) or found.client_id
         client, scopes = str(found.client_id), frozenset[str](found.scopes)
-        principal = Principal(str(subject), client=client, scopes=scopes, claims={"access_token": found}, until=until)
+        principal = Principal(
+            str(subject), client=client, scopes=scopes, claims={"access_token": found}, expires_at=until
+        )
         return Identity(principal, seconds)
 
     @override

@@ -247,7 +247,7 @@ class WebhookMethods:
         url, secret = params.delivery.url, params.delivery.secret
         read_secret(secret)
         now = self._clock()
-        expires = min(now + self._choose_ttl(params.ttl_ms), principal.until)
+        expires = min(now + self._choose_ttl(params.ttl_ms), principal.expires_at)
         oldest = oldest_time(params.max_age_ms, params.cursor, now)
         check_admission(self._hub, kind.name, principal)
         existing, _ = await self._subscriptions.get(kind.name, id)

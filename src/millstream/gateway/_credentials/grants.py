@@ -172,7 +172,7 @@ class ExchangedCredentials(_TokenCredentials):
         rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
         key = f"{principal.binding.hex()}:{rights}"
         exp = principal.claims.get("exp")
-        until = min(principal.until, float(exp)) if isinstance(exp, int | float) else principal.until
+        until = min(principal.expires_at, float(exp)) if isinstance(exp, int | float) else principal.expires_at
         return key, LinkCaller({}, principal.id, token.strip().decode("ascii"), until)
 
     @override
