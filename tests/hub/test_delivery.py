@@ -7,7 +7,7 @@ from cases import for_each
 from hub_parts import Clock, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream._protocol.principal import Principal
 from millstream._stores.memory.store import MemoryStore
-from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, TooMany
+from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, LimitExceeded
 
 
 async def test_strings_are_sent_unchanged_and_other_values_as_json() -> None:
@@ -89,7 +89,7 @@ async def test_slow_subscribers_are_cut_and_can_resume() -> None:
         assert len(good.data) == 20
         assert slow.closed
         assert slow.events()[-1][:2] == ("cut", '{"reason":"slow"}')
-        assert hub.stats().cut == {"slow": 1}
+        assert hub.stats().disconnected == {"slow": 1}
         again = await listen(hub, last_event_id=slow.last_id)
         assert slow.data + again.data == good.data
         assert again.gaps == []
@@ -118,13 +118,13 @@ async def test_subscribers_are_capped_per_address_and_channel() -> None:
     async with open_hub(max_connections=4, max_connections_per_address=2, max_subscribers_per_channel=3) as hub:
         first = await listen(hub, "a", address="1")
         await listen(hub, "a", address="1")
-        with pytest.raises(TooMany, match="address: 2"):
+        with pytest.raises(LimitExceeded, match="address: 2"):
             await listen(hub, "b", address="1")
         await listen(hub, "a", address="2")
-        with pytest.raises(TooMany, match="channel: 3"):
+        with pytest.raises(LimitExceeded, match="channel: 3"):
             await listen(hub, "b", "a", address="2")
         await listen(hub, "b", address="2")
-        with pytest.raises(TooMany, match="connections: 4"):
+        with pytest.raises(LimitExceeded, match="connections: 4"):
             await listen(hub, "c", address="3")
         first.close()
         await listen(hub, "a", address="1")
@@ -136,7 +136,7 @@ async def test_one_caller_has_half_of_the_subscribers(caller: dict[str, Any]) ->
     async with open_hub(max_connections=4) as hub:
         first = await listen(hub, "a", **caller)
         await listen(hub, "a", **caller)
-        with pytest.raises(TooMany, match="yours: 2"):
+        with pytest.raises(LimitExceeded, match="yours: 2"):
             await listen(hub, "a", **caller)
         await listen(hub, "a", address="192.0.2.2")
         first.close()
@@ -147,7 +147,7 @@ async def test_local_subscribers_without_sign_in_have_no_share() -> None:
     async with open_hub(max_connections=2) as hub:
         for _ in range(2):  # a proxy is one peer for all of its clients
             await listen(hub, "a", address="127.0.0.1")
-        with pytest.raises(TooMany, match="connections: 2"):
+        with pytest.raises(LimitExceeded, match="connections: 2"):
             await listen(hub, "a", address="127.0.0.1")
 
 
@@ -155,7 +155,7 @@ async def test_ipv6_networks_share_one_cap() -> None:
     async with open_hub(max_connections_per_address=2) as hub:
         first = await listen(hub, "a", address="2001:db8::1")
         await listen(hub, "a", address="2001:DB8:0::2")
-        with pytest.raises(TooMany, match="address: 2"):
+        with pytest.raises(LimitExceeded, match="address: 2"):
             await listen(hub, "a", address="2001:db8::3")
         await listen(hub, "a", address="2001:db8:0:1::1")
         first.close()

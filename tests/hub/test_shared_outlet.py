@@ -82,7 +82,7 @@ async def test_slow_outlet_is_cut_once_with_all_subscriptions() -> None:
             await add(hub, outlet, channel)
         await hub.publish("broadcast", "x" * 2000)
         await turns()
-        assert hub.stats().cut == {"slow": 1}
+        assert hub.stats().disconnected == {"slow": 1}
         assert (outlet.closed, hub.stats().subscribers) == (True, 0)
 
 

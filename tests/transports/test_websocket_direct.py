@@ -123,7 +123,7 @@ async def test_pending_large_replies_do_not_mark_the_reader_slow(way: str) -> No
             await app.hub.publish("broadcast", str(n))
         kinds = [(await socket.message())["type"] for _ in range(5)]
         assert (kinds.count("mcp_result"), kinds.count("event")) == (2, 3)
-        assert app.hub.stats().cut == {}
+        assert app.hub.stats().disconnected == {}
 
 
 async def test_excess_notifications_close_the_socket_with_a_reason() -> None:

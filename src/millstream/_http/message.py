@@ -83,7 +83,7 @@ def refusal(status: int, text: str, **headers: str) -> Response:
     return Response(f"{text}\n".encode(), status, TEXT_HEAD + header_lines(**headers))
 
 
-class Outlet(Protocol):
+class OutputStream(Protocol):
     """An output channel to a peer: the body of a response, or a WebSocket. All implementations follow these rules.
 
     - It's open from the start and closes once: by `close`, because the peer disconnected, or because the peer fell too
@@ -120,7 +120,7 @@ class Outlet(Protocol):
         """Call `callback` once, when the outlet closes, or immediately if it already has."""
 
 
-class Sink(Outlet, Protocol):
+class Sink(OutputStream, Protocol):
     """An outlet with asynchronous close. The HTTP server, the ASGI adapter, and each WebSocket have one."""
 
     async def wait_closed(self) -> None:

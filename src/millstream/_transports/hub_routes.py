@@ -33,7 +33,7 @@ from millstream._protocol.jsonrpc import check_text, encode
 from millstream._server.calls.services import ObserveMessage, expiry_of, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
-from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, TooMany
+from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.hub._channels import DEFAULT, check_encoded_size
 
 CLIENT_PATH = "/mcp/sse/"
@@ -150,7 +150,7 @@ class HubRoutes:
         """Open a stream. All checks run before the hub is involved."""
         try:
             admit()
-        except (InvalidName, Forbidden, TooMany) as exc:
+        except (InvalidName, Forbidden, LimitExceeded) as exc:
             return _refusal(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
@@ -212,7 +212,7 @@ _STATUS: dict[type[Exception], tuple[int, bytes]] = {
     InvalidName: (400, b""),
     Forbidden: (403, b""),
     EventTooLarge: (413, b""),
-    TooMany: (503, _RETRY_AFTER),
+    LimitExceeded: (503, _RETRY_AFTER),
     StoreFull: (503, _RETRY_AFTER),
     StoreUnavailable: (503, _RETRY_AFTER),
 }

@@ -37,7 +37,7 @@ from millstream._server.calls.services import expiry_of
 from millstream._telemetry.audit import newest
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
-from millstream.hub import Forbidden, InvalidName, TooMany
+from millstream.hub import Forbidden, InvalidName, LimitExceeded
 
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
@@ -382,6 +382,6 @@ class ChatMembers:
             return plain_problem(403, str(exc))
         except InvalidName as exc:
             return plain_problem(400, str(exc))
-        except TooMany as exc:
+        except LimitExceeded as exc:
             return plain_problem(503, str(exc), b"retry-after: 5\r\n")
         return Response(encode(members), 200, JSON_HEAD + b"cache-control: no-store\r\n")

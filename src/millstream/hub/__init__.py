@@ -3,8 +3,8 @@
 The hub has no knowledge of HTTP or MCP. A subscriber is an `Outlet` and a function that encodes an `Event`.
 """
 
-from millstream._http.message import Outlet
-from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, TooMany, check_channel
+from millstream._http.message import OutputStream
+from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, LimitExceeded, check_channel
 from millstream.hub._event import Event, PublishResult
 from millstream.hub._hub import Hub, HubStats
 from millstream.hub._presence import Member
@@ -20,9 +20,9 @@ __all__ = [
     "HubStats",
     "InvalidName",
     "Member",
-    "Outlet",
+    "OutputStream",
     "PublishResult",
     "Subscription",
-    "TooMany",
+    "LimitExceeded",
     "check_channel",
 ]

@@ -99,7 +99,7 @@ class Forbidden(ToolError):
         self.channel = channel
 
 
-class TooMany(Exception):
+class LimitExceeded(Exception):
     """A cap is reached. `scope` names the cap: connections, yours, address, or channel.
 
     Example:

@@ -22,12 +22,12 @@ from functools import partial
 from heapq import nlargest
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import Outlet, peer_network
+from millstream._http.message import OutputStream, peer_network
 from millstream._protocol.principal import Principal, Share
 from millstream._stores.base import Entry, Gap, Store
 from millstream._stores.tail import Tail
 from millstream._tasks import cancel_all
-from millstream.hub._channels import CLIENT, HubLimits, TooMany, is_pattern
+from millstream.hub._channels import CLIENT, HubLimits, LimitExceeded, is_pattern
 from millstream.hub._event import Event, cut, gap
 from millstream.hub._journal import JOURNAL, Journal
 from millstream.hub._mailbox import Mailboxes
@@ -35,7 +35,7 @@ from millstream.hub._presence import STREAM, PresenceChanges
 from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Encode, PatternIndex, Subscription
 
-FanOut = list[tuple[Encode, list[Outlet]]]
+FanOut = list[tuple[Encode, list[OutputStream]]]
 
 _MAX_PLANS = 4096
 """Maximum number of cached plans. When it's exceeded, the cache is cleared, because plans are cheap to rebuild."""
@@ -52,7 +52,7 @@ class Audience:
         self._by_address: dict[str, int] = {}
         self._by_channel: dict[str, int] = {}
         self._by_transport: Counter[str] = Counter()
-        self._by_outlet: dict[Outlet, tuple[Subscription, ...]] = {}
+        self._by_outlet: dict[OutputStream, tuple[Subscription, ...]] = {}
         self._exact: dict[str, dict[Subscription, None]] = {}
         self._wild = PatternIndex()
         self._plans: dict[str, FanOut] = {}
@@ -72,7 +72,7 @@ class Audience:
         """Return the number of subscribers per transport, including 0 for transports used earlier."""
         return dict(self._by_transport)
 
-    def outlets(self) -> Iterable[Outlet]:
+    def outlets(self) -> Iterable[OutputStream]:
         """Return every outlet once."""
         return self._by_outlet
 
@@ -93,15 +93,15 @@ class Audience:
         """
         limits = self._limits
         if limits.max_connections and len(self._subscriptions) >= limits.max_connections:
-            raise TooMany("connections", limits.max_connections)
+            raise LimitExceeded("connections", limits.max_connections)
         cap = limits.max_connections_per_address
         if cap and address and self._by_address.get(peer_network(address), 0) >= cap:
-            raise TooMany("address", cap)
+            raise LimitExceeded("address", cap)
         if not self._share.has_room(_owner(address, principal)):
-            raise TooMany("yours", self._share.each)
+            raise LimitExceeded("yours", self._share.each)
         cap = limits.max_subscribers_per_channel
         if cap and any(self._by_channel.get(channel, 0) >= cap for channel in channels):
-            raise TooMany("channel", cap)
+            raise LimitExceeded("channel", cap)
 
     def enter(self, subscription: Subscription) -> None:
         """Count a subscriber."""
@@ -163,19 +163,19 @@ class Audience:
         """Return the outlets of all subscribers that have caught up."""
         return _group(each for each in self._subscriptions if each.joined)
 
-    def on(self, outlet: Outlet) -> tuple[Subscription, ...]:
+    def on(self, outlet: OutputStream) -> tuple[Subscription, ...]:
         """Return the subscribers that share an outlet, in order of arrival."""
         return self._by_outlet.get(outlet, ())
 
     def _make_plan(self, channel: str) -> FanOut:
         subscribers = self._exact.get(channel, {}).copy()
         for each in self._wild.find(channel):
-            if each not in subscribers and each.wants(channel):
+            if each not in subscribers and each.matches(channel):
                 subscribers[each] = None
         return _group(subscribers)
 
     def _forget_plans(self, subscription: Subscription) -> None:
-        if subscription.wild:
+        if subscription.has_wildcard:
             self._plans.clear()
             return
         for channel in subscription.channels:
@@ -190,7 +190,7 @@ def _owner(address: str, principal: Principal | None) -> str:
 
 
 def _group(subscriptions: Iterable[Subscription]) -> FanOut:
-    groups: dict[Encode, dict[Outlet, None]] = {}
+    groups: dict[Encode, dict[OutputStream, None]] = {}
     for each in subscriptions:
         groups.setdefault(each.encode, {})[each.outlet] = None
     return [(encode, list(outlets)) for encode, outlets in groups.items()]
@@ -215,13 +215,15 @@ class UnreadBacklog:
         cut: Closes a slow outlet.
     """
 
-    def __init__(self, max_bytes: int, outlets: Callable[[], Iterable[Outlet]], cut: Callable[[Outlet], None]) -> None:
+    def __init__(
+        self, max_bytes: int, outlets: Callable[[], Iterable[OutputStream]], cut: Callable[[OutputStream], None]
+    ) -> None:
         self._max_bytes = max_bytes
         self._outlets = outlets
         self._cut = cut
         self._bytes_since_count = 0
         """Bytes written since the unread bytes were last counted."""
-        self._waiting: dict[Outlet, int] = {}
+        self._waiting: dict[OutputStream, int] = {}
         """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
         self._waiting_bytes = 0
 
@@ -242,7 +244,7 @@ class UnreadBacklog:
             if unread <= self._max_bytes:
                 return
 
-    async def drain(self, outlet: Outlet) -> None:
+    async def drain(self, outlet: OutputStream) -> None:
         """Wait until an outlet that is catching up has space. Cut the longest waiting outlets if too much is unread."""
         unread = outlet.buffered
         if outlet in self._waiting:  # another subscription of this outlet already waits
@@ -259,7 +261,7 @@ class UnreadBacklog:
         finally:
             self._forget(outlet)
 
-    def _forget(self, outlet: Outlet) -> None:
+    def _forget(self, outlet: OutputStream) -> None:
         self._waiting_bytes -= self._waiting.pop(outlet, 0)
 
 
@@ -371,7 +373,7 @@ class Delivery:
         """Write an event to the subscribers of a channel, or to all subscribers if it's None."""
         limit = self._max_buffered
         written = 0
-        slow: list[Outlet] = []
+        slow: list[OutputStream] = []
         for encode, outlets in self._audience.everyone() if channel is None else self._audience.plan(channel):
             chunk = encode(event)
             if not chunk:
@@ -386,7 +388,7 @@ class Delivery:
             self._end(outlet, SLOW)
         self.backlog.add(written)
 
-    def _end(self, outlet: Outlet, reason: str) -> None:
+    def _end(self, outlet: OutputStream, reason: str) -> None:
         subscriptions = self._audience.on(outlet)
         if subscriptions:
             self.cut[reason] = self.cut.get(reason, 0) + 1

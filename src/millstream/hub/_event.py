@@ -64,7 +64,7 @@ class Event(Struct, frozen=True, gc=False):
     event: str | None = None
     id: str = ""
     offset: int = 0
-    at: float = 0.0
+    timestamp: float = 0.0
 
 
 class PublishResult(Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._http.message import Outlet
+from millstream._http.message import OutputStream
 from millstream._protocol.principal import Principal
 from millstream._stores.base import CoAppend, Position, Store
 from millstream._stores.health import LogOnce
@@ -69,7 +69,7 @@ class HubStats(Struct, frozen=True):
     """Number of subscribers per channel and pattern."""
     published: int
     delivered: int
-    cut: dict[str, int]
+    disconnected: dict[str, int]
     """Number of subscribers that the hub ended, by reason."""
     gaps: int
     """How often this worker lost its position in the journal."""
@@ -191,7 +191,7 @@ class Hub:
     async def subscribe(
         self,
         channels: Sequence[str],
-        outlet: Outlet,
+        outlet: OutputStream,
         *,
         encode: Encode,
         last_event_id: str = "",
@@ -238,7 +238,7 @@ class Hub:
         return await self._presence_events.start(subscription, last_event_id, history)
 
     async def follow(
-        self, channel: str, outlet: Outlet, *, encode: Encode, last_event_id: str = "", transport: str = ""
+        self, channel: str, outlet: OutputStream, *, encode: Encode, last_event_id: str = "", transport: str = ""
     ) -> Subscription:
         """Subscribe on behalf of the server, without the authorization hook and caps.
 
@@ -254,7 +254,7 @@ class Hub:
     async def receive(
         self,
         client_id: str,
-        outlet: Outlet,
+        outlet: OutputStream,
         *,
         encode: Encode,
         last_event_id: str = "",
@@ -312,7 +312,7 @@ class Hub:
         check_channel(channel)
         return await self._journal.history(channel, count) if count > 0 else []
 
-    def place(self) -> str:
+    def last_event_id(self) -> str:
         """Return the id of this worker's position. A subscriber can resume after it."""
         return self._journal.current_id()
 

@@ -89,7 +89,7 @@ class Journal:
         event = unpack(entry.data, entry.position.epoch, entry.position.offset)
         self.offset = event.offset
         if event.id != position_id(self.epoch, event.offset):
-            known = KnownEvent(event.channel, event.offset, event.at)
+            known = KnownEvent(event.channel, event.offset, event.timestamp)
             if not self.ids.add(event.id, known):
                 return None
         recent = self._recent
@@ -143,7 +143,7 @@ class Journal:
         entries = await self._store.log.newest(history_stream(channel), count)
         oldest = self._clock() - age
         events = [unpack(each.data, self.epoch, each.position.offset) for each in entries if self.is_current(each)]
-        return [event for event in events if event.at >= oldest]
+        return [event for event in events if event.timestamp >= oldest]
 
     def is_current(self, entry: Entry) -> bool:
         """Return whether an entry belongs to the current epoch."""
@@ -155,7 +155,7 @@ class Journal:
 
     def is_expired(self, event: Event) -> bool:
         """Return whether an event is too old for its channel's history."""
-        return self.is_expired_time(event.channel, event.at)
+        return self.is_expired_time(event.channel, event.timestamp)
 
     def is_expired_time(self, channel: str, at: float) -> bool:
         """Return whether a time of publication is too old for a channel's history."""

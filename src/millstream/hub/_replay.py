@@ -247,7 +247,7 @@ class CatchUp:
         if self._journal.epoch != self._epoch:
             return
         firsts = [self._first(number, index) for number, index in enumerate(indexes)]
-        if self._subscription.wild or any(first is None or first > after for first in firsts):
+        if self._subscription.has_wildcard or any(first is None or first > after for first in firsts):
             await self._start_over("trimmed", after=after)
         else:
             await self._write(self._merge(indexes, after, end))
@@ -388,7 +388,7 @@ class CatchUp:
     def _wants(self, channel: str) -> bool:
         wanted = self._wanted_channels.get(channel)
         if wanted is None:
-            wanted = self._wanted_channels[channel] = self._subscription.wants(channel)
+            wanted = self._wanted_channels[channel] = self._subscription.matches(channel)
         return wanted
 
     def _is_missing(self, event: Event) -> bool:
@@ -398,7 +398,8 @@ class CatchUp:
     def _is_missing_at(self, offset: int, channel: str) -> bool:
         is_presence = channel.startswith(PRESENCE)
         return self._wants(channel) and not any(
-            (each.last_change if is_presence else each.since) < offset and each.wants(channel) for each in self._others
+            (each.last_change if is_presence else each.since) < offset and each.matches(channel)
+            for each in self._others
         )
 
 

@@ -8,7 +8,7 @@ An index of subscribers by pattern: a tree of segments. Lookup time doesn't depe
 
 from collections.abc import Callable, Iterator
 
-from millstream._http.message import Outlet
+from millstream._http.message import OutputStream
 from millstream._protocol.principal import Principal
 from millstream.hub._channels import is_pattern, matches, split_pattern
 from millstream.hub._event import Event
@@ -39,7 +39,7 @@ class Subscription:
     def __init__(
         self,
         channels: tuple[str, ...],
-        outlet: Outlet,
+        outlet: OutputStream,
         encode: Encode,
         leave: Callable[["Subscription"], None],
         *,
@@ -51,7 +51,7 @@ class Subscription:
         transport: str = "",
     ) -> None:
         self.channels: tuple[str, ...] = channels
-        self.outlet: Outlet = outlet
+        self.outlet: OutputStream = outlet
         self.encode: Encode = encode
         self.mailbox: str = mailbox
         """The client whose mailbox this is, or an empty string."""
@@ -62,7 +62,7 @@ class Subscription:
         self.authorize: Authorize | None = authorize
         self.transport: str = transport
         """The transport, for statistics."""
-        self.wild: bool = any(map(is_pattern, channels))
+        self.has_wildcard: bool = any(map(is_pattern, channels))
         self.joined: bool = False
         """Whether the subscriber has caught up and receives new events."""
         self.since: int = 0
@@ -73,11 +73,11 @@ class Subscription:
         """Whether the subscriber is visible in the presence of its channels."""
         self._leave = leave
 
-    def wants(self, channel: str) -> bool:
+    def matches(self, channel: str) -> bool:
         """Return whether events of a channel are for this subscriber."""
         if channel in self.channels:
             return True
-        if not self.wild or not any(matches(pattern, channel) for pattern in self.channels):
+        if not self.has_wildcard or not any(matches(pattern, channel) for pattern in self.channels):
             return False
         return self.authorize is None or self.authorize(self.principal, "subscribe", channel)
 

@@ -88,7 +88,7 @@ def _measure(metrics: "Metrics", hub: Hub) -> None:
         "counter",
         "hub_events_dropped_total",
         "Subscribers that were disconnected.",
-        lambda: _by(stats().cut),
+        lambda: _by(stats().disconnected),
         ("reason",),
     )
     read("counter", "hub_replay_total", back, lambda: _by(stats().replays), ("outcome",))

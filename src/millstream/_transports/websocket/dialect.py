@@ -34,7 +34,7 @@ from millstream._server.dispatch import Dispatcher
 from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import silent_call
-from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, Subscription, TooMany
+from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, Subscription, LimitExceeded
 from millstream.hub._channels import DEFAULT, check_encoded_size
 from millstream.hub._event import CUT
 
@@ -172,7 +172,7 @@ class Dialect:
             code = self._fail(head.id, INVALID_PARAMS, str(exc))
         except Forbidden as exc:
             code = self._fail(head.id, FORBIDDEN, str(exc))
-        except TooMany as exc:
+        except LimitExceeded as exc:
             code = self._fail(head.id, TOO_MANY, str(exc))
         if code or head.type != "mcp_call":  # the dispatcher reports calls itself
             self._note(head, code)
@@ -273,7 +273,7 @@ class Dialect:
             raise ProtocolError(INVALID_REQUEST, f"This socket is already subscribed to {channel!r}.")
         most = hub.limits.max_channels_per_subscriber
         if len(self._subscriptions) >= most:
-            raise TooMany("channels of one socket", most)
+            raise LimitExceeded("channels of one socket", most)
         self._subscriptions[channel] = await hub.subscribe(
             (channel,),
             self._outbox,

@@ -425,7 +425,7 @@ class EventDelivery:
         name, subscriptions = self.kind.name, self._subscriptions
         cursor = await subscriptions.position(name)
         if not cursor:
-            cursor = self.hub.place()
+            cursor = self.hub.last_event_id()
             await subscriptions.put_position(name, cursor)
         self._saved_cursor = cursor
         self._epoch, self._position = split_cursor(cursor)
@@ -442,7 +442,7 @@ class EventDelivery:
 
     async def _resume(self, target: Target, undelivered: UndeliveredEvents, events: dict[int, Notice | None]) -> None:
         """Schedule the events whose earlier attempts failed on any worker."""
-        epoch, now = split_cursor(self.hub.place())[0], self._outbox.clock()
+        epoch, now = split_cursor(self.hub.last_event_id())[0], self._outbox.clock()
         if undelivered.epoch == epoch:
             target.undelivered_offsets = frozenset(each.offset for each in undelivered.events)
         for each in undelivered.events:
@@ -565,7 +565,7 @@ class EventDelivery:
             if notice.kind == "gap":
                 gap = True
                 continue
-            before, epoch = self._position, split_cursor(self.hub.place())[0]
+            before, epoch = self._position, split_cursor(self.hub.last_event_id())[0]
             if epoch != self._epoch:
                 before = 0
                 self._forget_epoch(epoch)

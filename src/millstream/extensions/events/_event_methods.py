@@ -20,7 +20,7 @@ from millstream.extensions.events._catalog import (
     timestamp,
 )
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
-from millstream.hub import Forbidden, Hub, TooMany
+from millstream.hub import Forbidden, Hub, LimitExceeded
 
 MAX_EVENTS = 100
 """Maximum events of one page."""
@@ -256,5 +256,5 @@ def check_admission(hub: Hub, channel: str, principal: Principal | None) -> None
         hub.admission.subscribe([channel], principal=principal, direct=False)
     except Forbidden as error:
         raise forbidden_error(str(error)) from error
-    except TooMany as error:
+    except LimitExceeded as error:
         raise ProtocolError(OVERLOADED, str(error), status=503) from error

@@ -95,7 +95,7 @@ async def _newest_events(kind: EventType, hub: Hub, caller: Caller, arguments: d
     except ProtocolError as error:
         raise ToolError(str(error)) from error
     events = await hub.history(kind.name, _MAX_SCANNED)
-    notices = [Notice("event", each.id, each.offset, each.at, each.data or b"") for each in events]
+    notices = [Notice("event", each.id, each.offset, each.timestamp, each.data or b"") for each in events]
     return [notice for notice in notices if reader.accepts(notice)]
 
 

@@ -34,14 +34,14 @@ _decode = msgspec.msgpack.Decoder(Notice).decode
 def encode_notice(event: Event) -> bytes:
     """Return a hub event, encoded as a `Notice`."""
     if event.channel:
-        return _encode(Notice("event", event.id, event.offset, event.at, event.data or b""))
+        return _encode(Notice("event", event.id, event.offset, event.timestamp, event.data or b""))
     kinds: dict[str | None, Kind] = {"gap": "gap", "cut": "cut"}
     return _encode(Notice(kinds.get(event.event, "place"), "", event.offset, 0.0, b""))
 
 
 def position(hub: Hub, offset: int) -> str:
     """Return the cursor of an offset in the current epoch."""
-    return f"{hub.place().rpartition('.')[0]}.{offset}"
+    return f"{hub.last_event_id().rpartition('.')[0]}.{offset}"
 
 
 def split_cursor(cursor: str) -> tuple[str, int]:

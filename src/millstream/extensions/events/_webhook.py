@@ -324,7 +324,7 @@ class WebhookMethods:
         """Return the cursor to start after, and whether events before it are missing."""
         hub = self._hub
         if not cursor:
-            return position(hub, split_cursor(hub.place())[1]), False
+            return position(hub, split_cursor(hub.last_event_id())[1]), False
         reader = Reader(kind, arguments, principal, too_old)
         page = await read_page(hub, kind.name, cursor, most=1, accepts=reader.accepts)
         if page.gap or reader.has_skipped:
