@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from millstream.auth._method import AuthMethod, Unbound
 
 __all__ = [
-    "client", "github", "google", "identity_provider", "introspection", "issuer", "jwt", "keys", "oidc", "login_provider",
+    "client",
+    "github",
+    "google",
+    "identity_provider",
+    "introspection",
+    "issuer",
+    "jwt",
+    "keys",
+    "login_provider",
+    "oidc",
     "users",
 ]  # fmt: skip
 

@@ -19,10 +19,10 @@ __all__ = [
     "HubLimits",
     "HubStats",
     "InvalidName",
+    "LimitExceeded",
     "Member",
     "OutputStream",
     "PublishResult",
     "Subscription",
-    "LimitExceeded",
     "check_channel",
 ]

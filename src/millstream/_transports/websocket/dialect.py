@@ -34,7 +34,7 @@ from millstream._server.dispatch import Dispatcher
 from millstream._server.load import RequestGate
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import silent_call
-from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, Subscription, LimitExceeded
+from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded, Subscription
 from millstream.hub._channels import DEFAULT, check_encoded_size
 from millstream.hub._event import CUT
 
