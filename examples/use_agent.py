@@ -11,7 +11,7 @@ from millstream.agent import (
     Approval,
     AssistantMessage,
     Configuration,
-    Delta,
+    TextDelta,
     Limits,
     Model,
     ModelError,
@@ -39,11 +39,11 @@ def fill_in(server: str, question: Question) -> dict[str, Any]:
 
 # region: ask
 async def ask(model: Model, question: str, transcript: Path) -> None:
-    limits = Limits(max_rounds=10)
+    limits = Limits(max_model_requests=10)
     async with Agent(model, [BOOKSHOP], approve=approve, elicit=fill_in, limits=limits) as agent:
         async for event in agent.say(question):
             match event:
-                case Delta(text=text):
+                case TextDelta(text=text):
                     print(text, end="", flush=True)
                 case AssistantMessage():
                     print()

@@ -16,11 +16,11 @@ from millstream.agent import (
     Approval,
     AssistantMessage,
     ContextError,
-    Delta,
+    TextDelta,
     Limits,
     RoundStart,
     SamplingResult,
-    ServerAt,
+    ServerConfig,
     ToolEnd,
     ToolProgress,
     ToolStart,
@@ -46,8 +46,8 @@ async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
     with ScriptedModel(says("Good morning.")) as api:
         async with Agent(model(api), [make()], system="Be brief.") as agent:
             events = await collect(agent.say("Hello"))
-    assert len(of(Delta, events)) == 3
-    assert "".join(each.text for each in of(Delta, events)) == "Good morning."
+    assert len(of(TextDelta, events)) == 3
+    assert "".join(each.text for each in of(TextDelta, events)) == "Good morning."
     assert of(AssistantMessage, events) == [AssistantMessage("Good morning.")]
     assert events[-1] == AnswerEnd("done", 1, 10)
     [asked] = api.requests
@@ -220,7 +220,7 @@ async def test_tools_of_several_servers_are_separated() -> None:
 
 async def test_servers_with_equal_names_are_numbered() -> None:
     with ScriptedModel() as api:
-        async with Agent(model(api), [make(), make(), ServerAt(make(), "mine")]) as agent:
+        async with Agent(model(api), [make(), make(), ServerConfig(make(), "mine")]) as agent:
             assert [server.name for server in agent.servers] == ["shop", "shop-2", "mine"]
 
 
@@ -235,7 +235,7 @@ async def test_tools_with_unusual_names_can_be_called() -> None:
 async def test_round_limit_ends_the_answer_but_not_the_conversation() -> None:
     script = [calls(("count", "")) for _ in range(3)]
     with ScriptedModel(*script, says("Enough.")) as api:
-        async with Agent(model(api), [make()], limits=Limits(max_rounds=3)) as agent:
+        async with Agent(model(api), [make()], limits=Limits(max_model_requests=3)) as agent:
             assert (await collect(agent.say("Count")))[-1] == AnswerEnd("rounds", 3, 30)
             assert (await collect(agent.say("Stop")))[-1] == AnswerEnd("done", 1, 10)
 
@@ -325,13 +325,13 @@ async def test_text_before_a_stop_is_kept() -> None:
     with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
         async with Agent(model(api)) as agent:
             async for each in agent.say("A story"):
-                if isinstance(each, Delta):
+                if isinstance(each, TextDelta):
                     break
             seen = asyncio.Event()
 
             async def read() -> None:
                 async for each in agent.say("Another"):
-                    if isinstance(each, Delta):
+                    if isinstance(each, TextDelta):
                         seen.set()
 
             reading = asyncio.create_task(read())

@@ -11,7 +11,7 @@ from agent_world import ScriptedModel, Step, breaks_off, calls, hangs, says
 from millstream._cli.chat.conversation import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen
 from millstream._cli.chat.terminal import TerminalScreen
-from millstream.agent._events import Delta
+from millstream.agent._events import TextDelta
 from millstream.agent._servers import Approval
 from processes import ROOT
 from terminal_world import Terminal, needs_tmux, terminal
@@ -189,7 +189,7 @@ def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
     leader, follower = os.openpty()
     with open(leader, "rb", buffering=0) as seen, open(follower, "w") as terminal:  # noqa: PTH123  descriptors
         monkeypatch.setattr(sys, "stdout", terminal)
-        PlainScreen().show(Delta("two \x1b]52;c;cm0=\x07red"))
+        PlainScreen().show(TextDelta("two \x1b]52;c;cm0=\x07red"))
         monkeypatch.undo()
         assert seen.read(100) == "two \ufffd]52;c;cm0=\ufffdred".encode()
 
@@ -197,7 +197,7 @@ def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
 def test_blocks_with_many_marks_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     screen = TerminalScreen()
     for text in ("*_" * 10_000, "**bold**"):
-        screen.show(Delta(text))
+        screen.show(TextDelta(text))
         screen.pause()
     printed = capsys.readouterr().out
     assert printed.count("*") == 10_000

@@ -27,10 +27,10 @@ from millstream.agent import (
     ConfigurationError,
     LanguageModel,
     Limits,
-    ModelBroken,
-    ModelDenied,
+    ModelServerError,
+    ModelAuthError,
     ModelError,
-    ModelLimited,
+    ModelRateLimited,
     ModelRefused,
     ModelRetry,
     ModelUnreachable,
@@ -81,12 +81,12 @@ async def test_busy_apis_are_retried_without_retry_after() -> None:
 
 async def test_login_throttle_end() -> None:
     error = await failed(BUSY, BUSY, limits=Limits(max_attempts=2))
-    assert isinstance(error, ModelLimited)
+    assert isinstance(error, ModelRateLimited)
 
 
 async def test_overlong_retry_pauses_end_the_answer() -> None:
     error = await failed(refuses(429, "Come back later.", retry_after="3600"))
-    assert isinstance(error, ModelLimited)
+    assert isinstance(error, ModelRateLimited)
     assert "Come back later" in str(error)
 
 
@@ -109,13 +109,13 @@ async def test_truncated_streams_are_retried() -> None:
 
 async def test_stream_errors_are_reported() -> None:
     error = await failed(Answer(pieces=[b'data: {"error": {"message": "The model crashed"}}\n\n']))
-    assert isinstance(error, ModelBroken)
+    assert isinstance(error, ModelServerError)
     assert str(error) == "The model failed: The model crashed"
 
 
 async def test_wrong_key_error_does_not_show_the_key() -> None:
     error = await failed(says("?"), key="sk-wrong")
-    assert isinstance(error, ModelDenied)
+    assert isinstance(error, ModelAuthError)
     assert "rejected the API key (401)" in str(error)
     assert "sk-wrong" not in str(error)
 
@@ -124,7 +124,7 @@ async def test_missing_key_is_not_taken_from_the_environment(monkeypatch: pytest
     monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
     with ScriptedModel(says("?")) as api:
         async with Agent(model(api, key="")) as agent:
-            with pytest.raises(ModelDenied, match="requires an API key"):
+            with pytest.raises(ModelAuthError, match="requires an API key"):
                 await collect(agent.say("Hello"))
     assert api.requests[0].headers["authorization"] == "Bearer none"
 
@@ -143,7 +143,7 @@ async def test_missing_key_is_not_taken_from_the_environment(monkeypatch: pytest
 )
 async def test_non_chat_apis_are_detected(answer: Answer) -> None:
     error = await failed(answer)
-    assert isinstance(error, ModelBroken)
+    assert isinstance(error, ModelServerError)
     assert "/v1" in str(error)
 
 
@@ -228,7 +228,7 @@ async def test_retry_after_may_be_a_date() -> None:
     events, _ = await answered(refuses(429, "Slow down.", retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), says("Here."))
     assert [each.seconds for each in of(ModelRetry, events)] == [0]
     error = await failed(refuses(429, "Come back later.", retry_after="Wed, 21 Oct 2133 07:28:00 GMT"))
-    assert isinstance(error, ModelLimited)
+    assert isinstance(error, ModelRateLimited)
 
 
 async def test_split_characters_do_not_end_the_conversation() -> None:

@@ -2,7 +2,7 @@ import inspect
 import re
 
 import millstream.agent
-from millstream.agent import Agent, LanguageModel, Limits, ServerAt
+from millstream.agent import Agent, LanguageModel, Limits, ServerConfig
 from millstream.agent import _events as events
 from scripts.docs import ROOT
 
@@ -44,6 +44,6 @@ def test_every_event_and_error_is_listed() -> None:
 
 
 def test_model_and_server_arguments_are_listed() -> None:
-    for made in (LanguageModel, ServerAt):
+    for made in (LanguageModel, ServerConfig):
         line = next(line for line in PAGE.splitlines() if line.startswith(f"`{made.__name__}("))
         assert set(inspect.signature(made).parameters) <= set(re.findall(r"\w+", line.partition("`:")[0]))

@@ -27,9 +27,9 @@ from millstream._tasks import Tasks
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
 from millstream.agent._configuration import Configuration
-from millstream.agent._events import AgentError, ConfigurationError, Event, Limits, ModelDenied, ToolEnd, ToolStart
+from millstream.agent._events import AgentError, ConfigurationError, Event, Limits, ModelAuthError, ToolEnd, ToolStart
 from millstream.agent._language_model import LanguageModel
-from millstream.agent._servers import Approval, ServerAt
+from millstream.agent._servers import Approval, ServerConfig
 from millstream.client._errors import ClientError
 from millstream.client._questions import ElicitAnswer, Question
 from millstream.client._transports.memory import MemoryTransport
@@ -45,7 +45,9 @@ PATH = "/chat/playground"
 SOCKET_PATH = "/chat/playground/talk"
 CHAT = "millstream:chat"
 """Scope required for the playground if callers sign in, because it spends the operator's tokens."""
-LIMITS = Limits(max_rounds=12, max_tokens=200_000, max_result=20_000, max_parallel=4, max_attempts=3, longest_wait=20.0)
+LIMITS = Limits(
+    max_model_requests=12, max_tokens=200_000, max_result=20_000, max_parallel=4, max_attempts=3, longest_wait=20.0
+)
 MAX_TEXT = 16_000
 """Maximum characters of one message."""
 MAX_TURNS = 50
@@ -194,7 +196,7 @@ class Playground:
             self._open_counts += Counter()  # removes zero counts
 
         self._open_counts[owner] += 1
-        server = ServerAt(target, name=self._name)
+        server = ServerConfig(target, name=self._name)
         return PlaygroundConversation(server, self.model, outbox, on_close)
 
 
@@ -203,7 +205,7 @@ class PlaygroundConversation:
 
     def __init__(
         self,
-        server: ServerAt,
+        server: ServerConfig,
         model: Callable[[], LanguageModel],
         outbox: Socket,
         on_close: Callable[[], None],
@@ -283,7 +285,7 @@ class PlaygroundConversation:
                     await self._outbox.drain()
         except asyncio.CancelledError:
             self._send({"type": "stopped"})
-        except ModelDenied:
+        except ModelAuthError:
             # The API's error may quote the key.
             logger.warning("The API of the playground's model rejected its key")
             self._send({"type": "failed", "reason": "The model's API rejected the key of this server's operator."})

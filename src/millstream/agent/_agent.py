@@ -31,12 +31,12 @@ from millstream.agent._context import (
     text_part,
 )
 from millstream.agent._events import (
-    Answer,
+    AgentRun,
     AnswerEnd,
     AnswerQueue,
     AssistantMessage,
     ContextError,
-    Delta,
+    TextDelta,
     Emit,
     Event,
     Limits,
@@ -47,14 +47,14 @@ from millstream.agent._events import (
     Transcript,
     UserMessage,
 )
-from millstream.agent._model import Message, Model, ModelRequest, Reply
+from millstream.agent._model import Message, Model, ModelRequest, ModelResponse
 from millstream.agent._servers import (
     Approval,
     Approve,
     ConnectedServer,
     Elicit,
     Person,
-    ServerAt,
+    ServerConfig,
     Servers,
     connect,
     resolve_servers,
@@ -98,10 +98,10 @@ async def sample(
     return SampleResult("assistant", Text(reply.text), model.name, _STOPS.get(reply.stop, reply.stop))
 
 
-async def _reply(model: Model, request: ModelRequest) -> Reply | None:
+async def _reply(model: Model, request: ModelRequest) -> ModelResponse | None:
     async with contextlib.aclosing(model.stream(request)) as pieces:
         async for piece in pieces:
-            if isinstance(piece, Reply):
+            if isinstance(piece, ModelResponse):
                 return piece
     return None
 
@@ -141,7 +141,7 @@ class Turn:
             ModelError: the model gave no answer.
         """
         tokens = 0
-        for number in range(1, self._limits.max_rounds + 1):
+        for number in range(1, self._limits.max_model_requests + 1):
             await self._emit(RoundStart(number, len(self._messages), len(self._toolbox)))
             reply = await self._ask()
             tokens += reply.tokens
@@ -155,7 +155,7 @@ class Turn:
             if 0 < self._limits.max_tokens <= tokens:
                 await self._stop("tokens", number, tokens)
                 return
-        await self._stop("rounds", self._limits.max_rounds, tokens)
+        await self._stop("rounds", self._limits.max_model_requests, tokens)
 
     async def _stop(self, limit: Literal["rounds", "tokens"], rounds: int, tokens: int) -> None:
         self._say(f"(Stopped at the limit of {limit}.)")
@@ -165,7 +165,7 @@ class Turn:
         """Add a message of the assistant, because many models require alternating turns."""
         self._messages.append({"role": "assistant", "content": text})
 
-    async def _ask(self) -> Reply:
+    async def _ask(self) -> ModelResponse:
         """Return one reply, retrying if necessary."""
         request = ModelRequest(messages=[*self._system, *self._messages], tools=self._toolbox.specs)
         for attempt in count(1):
@@ -183,16 +183,16 @@ class Turn:
                 raise
         raise AssertionError("unreachable")
 
-    async def _listen(self, request: ModelRequest, chunks: list[str]) -> Reply:
+    async def _listen(self, request: ModelRequest, chunks: list[str]) -> ModelResponse:
         async with contextlib.aclosing(self._model.stream(request)) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Reply):
+                if isinstance(piece, ModelResponse):
                     return piece
                 chunks.append(piece)
-                await self._emit(Delta(piece))
+                await self._emit(TextDelta(piece))
         raise ModelError("The model ended its answer without a reply.")
 
-    async def _call_all(self, reply: Reply) -> None:
+    async def _call_all(self, reply: ModelResponse) -> None:
         """Execute all calls of a round concurrently, then add their results to the conversation."""
         tasks: list[asyncio.Task[CallOutcome]] = []
         try:
@@ -207,7 +207,7 @@ class Turn:
             ]
             self._keep(reply, outcomes)
 
-    def _keep(self, reply: Reply, outcomes: Sequence[CallOutcome]) -> None:
+    def _keep(self, reply: ModelResponse, outcomes: Sequence[CallOutcome]) -> None:
         calls = [
             {
                 "id": call.id,
@@ -303,7 +303,7 @@ class Agent:
     async def __aexit__(self, *exc: object) -> None:
         await self._closing.aclose()
 
-    def say(self, text: str) -> Answer:
+    def say(self, text: str) -> AgentRun:
         """Send a message, and return the events of the answer.
 
         ``@server:uri`` in the text attaches that resource. Leaving the loop stops the answer, but keeps its messages.
@@ -315,7 +315,7 @@ class Agent:
         """
         return self._answer(partial(self._append_user_message, text))
 
-    def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> Answer:
+    def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> AgentRun:
         """Send the messages of a server's prompt. Use ``server:name`` if the name isn't unique. Raises like `say`."""
         return self._answer(partial(self._append_prompt, name, arguments or {}))
 
@@ -341,7 +341,7 @@ class Agent:
 
     # Servers
 
-    def _client(self, place: ServerAt, roots: Roots | None) -> Client:
+    def _client(self, place: ServerConfig, roots: Roots | None) -> Client:
         async def fill_in(question: Question) -> ElicitAnswer:
             return await self._person.answer(self._name_of(client), question)
 
@@ -391,8 +391,8 @@ class Agent:
         self.messages += messages
         return UserMessage(text, (f"/prompt {server.name}:{prompt.name}",))
 
-    def _answer(self, begin: Callable[[], Coroutine[Any, Any, UserMessage]]) -> Answer:
-        return Answer(self._line, partial(self._carry_out, begin))
+    def _answer(self, begin: Callable[[], Coroutine[Any, Any, UserMessage]]) -> AgentRun:
+        return AgentRun(self._line, partial(self._carry_out, begin))
 
     async def _carry_out(self, begin: Callable[[], Coroutine[Any, Any, UserMessage]]) -> None:
         before, beside = len(self.messages), self._beside

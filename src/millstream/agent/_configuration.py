@@ -21,7 +21,7 @@ from msgspec import Struct
 from millstream._env_file import EnvFileError, read_env_file
 from millstream.agent._events import ConfigurationError
 from millstream.agent._language_model import LanguageModel, provider_of
-from millstream.agent._servers import ServerAt
+from millstream.agent._servers import ServerConfig
 
 _DEFAULT_SERVER = "http://localhost:8000/sse"
 
@@ -105,7 +105,7 @@ class Configuration:
                     return family
         return None
 
-    def server(self) -> ServerAt | None:
+    def server(self) -> ServerConfig | None:
         """Return the server of MCP_SERVER_URL; None if neither it nor its key is set.
 
         A URL without a path means `/sse`.
@@ -116,7 +116,7 @@ class Configuration:
         if not self.get(_SERVER.url) and not self.get(_SERVER.key):
             return None
         key, url = self._pair(_SERVER)
-        return ServerAt(_with_path(url), headers=_bearer(key))
+        return ServerConfig(_with_path(url), headers=_bearer(key))
 
     def headers_for(self, url: str) -> dict[str, str]:
         """Return headers with the server's key, or none unless the URL has the origin of MCP_SERVER_URL."""

@@ -62,7 +62,7 @@ class ModelError(AgentError):
         self.retry_after = retry_after
 
 
-class ModelDenied(ModelError):
+class ModelAuthError(ModelError):
     """The key is wrong, or isn't valid for this model (401 or 403). ``except ModelDenied: ask_for_another_key()``"""
 
 
@@ -78,11 +78,11 @@ class ModelRefused(ModelError):
     """
 
 
-class ModelLimited(ModelError):
+class ModelRateLimited(ModelError):
     """A rate limit was reached, or the account has no credit left. ``except ModelLimited: wait()``"""
 
 
-class ModelBroken(ModelError):
+class ModelServerError(ModelError):
     """The API failed, or its response was incomplete or malformed. ``except ModelBroken: ask_again()``"""
 
 
@@ -109,7 +109,7 @@ class RoundStart(AgentEvent, frozen=True, tag="round_start"):
     tools: int
 
 
-class Delta(AgentEvent, frozen=True, tag="delta"):
+class TextDelta(AgentEvent, frozen=True, tag="delta"):
     """A chunk of the answer's text. ``case Delta(text=text): print(text, end="")``"""
 
     text: str
@@ -136,7 +136,7 @@ class ModelRetry(AgentEvent, frozen=True, tag="model_retry"):
     attempt: int
     """Number of the failed attempt, from 1."""
     reason: str
-    void: bool = False
+    discard_text: bool = False
     """Whether the chunks emitted so far are invalid."""
 
 
@@ -191,7 +191,7 @@ class AnswerEnd(AgentEvent, frozen=True, tag="answer_end"):
 Event = (
     UserMessage
     | RoundStart
-    | Delta
+    | TextDelta
     | AssistantMessage
     | ModelRetry
     | ToolStart
@@ -240,7 +240,7 @@ class AnswerQueue:
         task.cancel()
 
 
-class Answer:
+class AgentRun:
     """The events of one answer: ``async for event in agent.say("Hello"): print(event)``."""
 
     def __init__(self, line: AnswerQueue, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -298,7 +298,7 @@ async def _run_to_end(work: Callable[[], Coroutine[Any, Any, None]], waiting: "a
 class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """Limits of one answer. ``Agent(model, ["shop.py"], limits=Limits(max_rounds=5))``"""
 
-    max_rounds: int = 20
+    max_model_requests: int = 20
     """Maximum requests to the model: one, and one more after each set of tool calls."""
     max_tokens: int = 0
     """Maximum total tokens, including prompts; 0 for no limit. The round that reaches it is the last one."""
@@ -312,7 +312,7 @@ class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """Maximum seconds between attempts. If the API requests more, the answer ends."""
 
 
-_PASSING = (Delta, ToolProgress)
+_PASSING = (TextDelta, ToolProgress)
 
 
 class Transcript:

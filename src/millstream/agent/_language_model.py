@@ -16,14 +16,14 @@ from urllib.parse import urlsplit
 from millstream._protocol.json_schema import is_object
 from millstream.agent._events import (
     ConfigurationError,
-    ModelBroken,
-    ModelDenied,
+    ModelServerError,
+    ModelAuthError,
     ModelError,
-    ModelLimited,
+    ModelRateLimited,
     ModelRefused,
     ModelUnreachable,
 )
-from millstream.agent._model import Message, ModelRequest, Reply, ToolCall
+from millstream.agent._model import Message, ModelRequest, ModelResponse, ToolCall
 
 if TYPE_CHECKING:
     from pydantic_ai import exceptions as failures
@@ -92,7 +92,7 @@ class LanguageModel:
         """Name of the model at its API."""
         return self._name
 
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | Reply, None]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[str | ModelResponse, None]:
         """See `Model.stream`."""
         model = self._model
         if model is None:
@@ -117,10 +117,10 @@ class LanguageModel:
         except exceptions.ContentFilterError as exc:
             raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}") from exc
         except exceptions.UserError as exc:
-            raise ModelDenied(_one_line(str(exc))) from exc
+            raise ModelAuthError(_one_line(str(exc))) from exc
         except (exceptions.UnexpectedModelBehavior, ValueError, TypeError, AttributeError, RecursionError) as exc:
             # The usual cause is a wrong URL, because the library parses responses strictly.
-            raise ModelBroken(f"{self.url} didn't respond like a chat API. {_HINT}") from exc
+            raise ModelServerError(f"{self.url} didn't respond like a chat API. {_HINT}") from exc
         except Exception as exc:
             raise self._explain_other(exc, started=started) from exc
         self._answered = True
@@ -144,7 +144,7 @@ class LanguageModel:
                 provider = make(api_key=self._key) if self._key else make()
                 return infer_model(f"{self._provider}:{self._name}", lambda _: provider)
             except (ImportError, UserError) as exc:
-                raise ModelDenied(_one_line(str(exc))) from exc
+                raise ModelAuthError(_one_line(str(exc))) from exc
         from openai import AsyncAzureOpenAI, AsyncOpenAI  # noqa: PLC0415
         from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
         from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: PLC0415
@@ -174,7 +174,7 @@ class LanguageModel:
             settings["stop_sequences"] = list(request.stop)
         return settings
 
-    def _reply(self, response: "wire.ModelResponse", request: ModelRequest, *, started: bool) -> Reply:
+    def _reply(self, response: "wire.ModelResponse", request: ModelRequest, *, started: bool) -> ModelResponse:
         from pydantic_ai.messages import TextPart, ToolCallPart  # noqa: PLC0415
 
         texts = [part.content for part in response.parts if isinstance(part, TextPart)]
@@ -183,15 +183,15 @@ class LanguageModel:
         if self._client is not None and not details.keys() & {"finish_reason", "refusal"}:
             # The library treats a truncated stream as complete.
             if not started:
-                raise ModelBroken(f"{self.url} didn't respond like a chat API. {_HINT}")
-            raise ModelBroken("The model's answer ended early.", temporary=True)
+                raise ModelServerError(f"{self.url} didn't respond like a chat API. {_HINT}")
+            raise ModelServerError("The model's answer ended early.", temporary=True)
         text = _without_surrogates("".join(texts) or str(details.get("refusal") or ""))
         tool_calls = _tool_calls(calls)
         tokens = response.usage.total_tokens
         if not tokens:
             sent = sum(len(str(message)) for message in request.messages) + len(str(request.tools))
             tokens = (sent + len(text) + sum(len(call.arguments) for call in tool_calls)) // _CHARACTERS_PER_TOKEN
-        return Reply(text, tool_calls, str(response.finish_reason), tokens)
+        return ModelResponse(text, tool_calls, str(response.finish_reason), tokens)
 
     # Errors
 
@@ -201,18 +201,18 @@ class LanguageModel:
         if isinstance(exc, exceptions.ModelHTTPError) and not started:
             return self._explain_status(exc)
         if isinstance(exc, exceptions.ModelTimeoutError):
-            return ModelBroken(
+            return ModelServerError(
                 f"The model at {self.url} didn't respond within {self._timeout:g} seconds.", temporary=started
             )
         if isinstance(exc, exceptions.ModelConnectionError):
             return self._explain_connection(exc, started=started)
         if not started and isinstance(exc.__cause__, ValueError):
-            return ModelBroken(f"{self.url} sent a response that isn't JSON. {_HINT}")
-        return ModelBroken(f"The model failed: {_reason(exc)}", temporary=started)
+            return ModelServerError(f"{self.url} sent a response that isn't JSON. {_HINT}")
+        return ModelServerError(f"The model failed: {_reason(exc)}", temporary=started)
 
     def _explain_connection(self, exc: Exception, *, started: bool) -> ModelError:
         if started:
-            return ModelBroken("The connection to the model was lost.", temporary=True)
+            return ModelServerError("The connection to the model was lost.", temporary=True)
         root: BaseException = exc
         while root.__cause__ is not None:
             root = root.__cause__
@@ -225,8 +225,8 @@ class LanguageModel:
     def _explain_other(self, exc: Exception, *, started: bool) -> ModelError:
         """Convert an exception that a provider's own client raised while reading the stream."""
         if started:
-            return ModelBroken("The connection to the model was lost.", temporary=True)
-        return ModelBroken(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}")
+            return ModelServerError("The connection to the model was lost.", temporary=True)
+        return ModelServerError(f"The model failed: {_one_line(str(exc))[:_MAX_REASON].rstrip('.')}")
 
     def _explain_status(self, exc: "failures.ModelHTTPError") -> ModelError:
         from pydantic_ai import exceptions  # noqa: PLC0415
@@ -234,14 +234,14 @@ class LanguageModel:
         status, reason = exc.status_code, _reason(exc)
         if status in (401, 403):
             if not self._key:
-                return ModelDenied(f"{self.url} requires an API key ({status}), but none is set.")
-            return ModelDenied(
+                return ModelAuthError(f"{self.url} requires an API key ({status}), but none is set.")
+            return ModelAuthError(
                 f"{self.url} rejected the API key ({status}). Check the key, and that it belongs to this URL."
             )
         if isinstance(exc, exceptions.ModelQuotaExceededError):
-            return ModelLimited(f"The account of this API key has no credit left ({reason}).")
+            return ModelRateLimited(f"The account of this API key has no credit left ({reason}).")
         if status == 429:
-            return ModelLimited(
+            return ModelRateLimited(
                 f"The API's rate limit was reached (429: {reason}).",
                 temporary=True,
                 retry_after=_retry_after(exc.headers or {}),
@@ -252,7 +252,7 @@ class LanguageModel:
                 f"{_HINT}"
             )
         if status >= 500 or status in (408, 409, 425):
-            return ModelBroken(
+            return ModelServerError(
                 f"The model's API failed ({status}: {reason}).",
                 temporary=True,
                 retry_after=_retry_after(exc.headers or {}),

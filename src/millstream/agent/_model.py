@@ -24,7 +24,7 @@ class ToolCall(Struct, frozen=True):
     arguments: str
 
 
-class Reply(Struct, frozen=True):
+class ModelResponse(Struct, frozen=True):
     """The model's complete output of one round. ``yield Reply(text="Hello")``"""
 
     text: str
@@ -54,7 +54,7 @@ class Model(Protocol):
         """Name of the model at its API."""
         ...
 
-    def stream(self, request: ModelRequest) -> AsyncGenerator[str | Reply, None]:
+    def stream(self, request: ModelRequest) -> AsyncGenerator[str | ModelResponse, None]:
         """Yield chunks of the text, then the complete reply.
 
         Raises:

@@ -90,7 +90,7 @@ def needs_approval(annotations: ToolAnnotations | None) -> bool:
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-class ServerAt(Struct, frozen=True):
+class ServerConfig(Struct, frozen=True):
     """A server and how to reach it: ``ServerAt(url, headers={"Authorization": "Bearer …"})``."""
 
     target: Target
@@ -114,11 +114,11 @@ class ConnectedServer(Struct, frozen=True, eq=False):
     trusts_hints: Callable[[str], bool] | None
 
 
-Servers = Sequence[Target | ServerAt] | Mapping[str, Any]
+Servers = Sequence[Target | ServerConfig] | Mapping[str, Any]
 """A list of targets, targets by name, or a configuration with `mcpServers`."""
 
 
-def resolve_servers(given: Servers) -> list[ServerAt]:
+def resolve_servers(given: Servers) -> list[ServerConfig]:
     """Return the servers of an `Agent` argument.
 
     Raises:
@@ -128,15 +128,16 @@ def resolve_servers(given: Servers) -> list[ServerAt]:
     if isinstance(given, str | Path):
         raise ConfigurationError(f"`servers` must be a list: servers=[{str(given)!r}].")
     if not isinstance(given, Mapping):
-        return [each if isinstance(each, ServerAt) else ServerAt(each) for each in given]
+        return [each if isinstance(each, ServerConfig) else ServerConfig(each) for each in given]
     if "mcpServers" in given:
-        return [ServerAt({"mcpServers": {name: entry}}, name) for name, entry in servers(given).items()]
+        return [ServerConfig({"mcpServers": {name: entry}}, name) for name, entry in servers(given).items()]
     return [
-        each if isinstance(each, ServerAt) else ServerAt(cast("Target", each), name) for name, each in given.items()
+        each if isinstance(each, ServerConfig) else ServerConfig(cast("Target", each), name)
+        for name, each in given.items()
     ]
 
 
-async def connect(wanted: Sequence[tuple[ServerAt, Client]], closing: AsyncExitStack) -> list[ConnectedServer]:
+async def connect(wanted: Sequence[tuple[ServerConfig, Client]], closing: AsyncExitStack) -> list[ConnectedServer]:
     """Connect to all servers at once; `closing` closes every connection.
 
     Raises:

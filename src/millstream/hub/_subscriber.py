@@ -33,7 +33,7 @@ class Subscription:
 
     __slots__ = (
         "_leave", "address", "authorize", "channels", "encode", "joined", "last_change", "mailbox", "member", "outlet",
-        "present", "principal", "since", "transport", "wild",
+        "present", "principal", "since", "transport", "has_wildcard",
     )  # fmt: skip
 
     def __init__(

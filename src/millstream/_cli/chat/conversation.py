@@ -24,7 +24,7 @@ from millstream._cli.chat.screen import Screen
 from millstream._cli.signals import TerminationSignal
 from millstream._cli.tables import fill_in, one_line, safe
 from millstream.agent._agent import Agent
-from millstream.agent._events import AgentError, Answer
+from millstream.agent._events import AgentError, AgentRun
 from millstream.agent._servers import Approval, ConnectedServer
 from millstream.agent._tools import Toolbox
 from millstream.client._errors import ClientError, ServerError
@@ -107,7 +107,7 @@ class Slash:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
 
-    async def run(self, line: str) -> Rows | Answer:
+    async def run(self, line: str) -> Rows | AgentRun:
         """Run a line that begins with a slash.
 
         Raises:
@@ -126,7 +126,7 @@ class Slash:
     async def _tools(self, words: list[str]) -> Rows:
         return [(tool.name, one_line(tool.description.description or "")) for tool in await self._agent.tools()]
 
-    async def _prompt(self, words: list[str]) -> Rows | Answer:
+    async def _prompt(self, words: list[str]) -> Rows | AgentRun:
         if words:
             pairs = [word.partition("=") for word in words[1:]]
             wrong = next((word for word, sign, _ in pairs if not sign), None)
@@ -171,7 +171,7 @@ class Slash:
     async def _help(self, words: list[str]) -> Rows:
         return [(line, "") for line in HELP.splitlines()]
 
-    _COMMANDS: ClassVar[dict[str, Callable[["Slash", list[str]], Awaitable[Rows | Answer]]]] = {
+    _COMMANDS: ClassVar[dict[str, Callable[["Slash", list[str]], Awaitable[Rows | AgentRun]]]] = {
         "/tools": _tools,
         "/prompt": _prompt,
         "/read": _read,
@@ -348,7 +348,7 @@ class ChatSession:
         with self._runner:  # cancels leftover tasks, whose finalization at exit can crash Python
             self._loop.run_forever()
 
-    async def _show(self, begin: Callable[[], Answer]) -> None:
+    async def _show(self, begin: Callable[[], AgentRun]) -> None:
         async with aclosing(begin()) as events:
             async for event in events:
                 self._jobs.put(partial(self._screen.show, event))

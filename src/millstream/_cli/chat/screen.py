@@ -17,7 +17,7 @@ from millstream.agent._agent import Agent
 from millstream.agent._events import (
     AnswerEnd,
     AssistantMessage,
-    Delta,
+    TextDelta,
     Event,
     ModelRetry,
     RoundStart,
@@ -28,7 +28,7 @@ from millstream.agent._events import (
     UserMessage,
 )
 from millstream.agent._language_model import LanguageModel
-from millstream.agent._servers import ServerAt
+from millstream.agent._servers import ServerConfig
 from millstream.agent._tools import Toolbox
 
 ENDINGS = {
@@ -64,7 +64,7 @@ class PlainScreen:
 
     def show(self, event: Event) -> None:
         """See `Screen`."""
-        if isinstance(event, Delta):
+        if isinstance(event, TextDelta):
             self._open = False  # if Ctrl-C interrupts this write, don't end the line
             sys.stdout.write(safe(event.text) if sys.stdout.isatty() else event.text)
             sys.stdout.flush()
@@ -72,7 +72,7 @@ class PlainScreen:
         elif isinstance(event, AssistantMessage):
             self.pause()
         else:
-            if isinstance(event, ModelRetry) and event.void:
+            if isinstance(event, ModelRetry) and event.discard_text:
                 self.pause()
             line = line_of(event)
             if line:
@@ -138,7 +138,7 @@ def progress_of(event: ToolProgress) -> str:
 
 def waiting_of(event: ModelRetry) -> str:
     """Return the reason and length of a pause."""
-    warning = "Ignore the text above. " if event.void else ""
+    warning = "Ignore the text above. " if event.discard_text else ""
     return f"{warning}{event.reason} Trying again in {event.seconds:.3g} s (attempt {event.attempt + 1})."
 
 
@@ -206,7 +206,7 @@ _STEPS: dict[type[Any], Callable[[Any], str]] = {
 }
 
 
-def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> Iterator[str]:
+def steps_of_configuration(model: LanguageModel, places: Sequence[ServerConfig]) -> Iterator[str]:
     """Yield the configuration without keys, before anything is sent."""
     yield f"configuration: model {model.name} at {model.url}"
     for place in places:
@@ -214,12 +214,12 @@ def steps_of_configuration(model: LanguageModel, places: Sequence[ServerAt]) -> 
         yield f"server: {place.target if isinstance(place.target, str) else place.name}, {key}"
 
 
-def sends_key(place: ServerAt) -> bool:
+def sends_key(place: ServerConfig) -> bool:
     """Return whether requests to the server contain a key."""
     return "authorization" in {name.lower() for name in place.headers}
 
 
-def steps_of_connection(agent: Agent, places: Sequence[ServerAt], tools: Toolbox) -> Iterator[str]:
+def steps_of_connection(agent: Agent, places: Sequence[ServerConfig], tools: Toolbox) -> Iterator[str]:
     """Yield the results of the handshakes."""
     for server, place in zip(agent.servers, places, strict=True):
         client = server.client

@@ -17,7 +17,7 @@ from millstream._cli.tables import one_line, safe
 from millstream.agent._events import (
     AnswerEnd,
     AssistantMessage,
-    Delta,
+    TextDelta,
     Event,
     ModelRetry,
     RoundStart,
@@ -48,7 +48,7 @@ class TerminalScreen:
 
     def show(self, event: Event) -> None:
         """See `Screen`."""
-        if isinstance(event, Delta):
+        if isinstance(event, TextDelta):
             self._write(safe(event.text))
         elif isinstance(event, AssistantMessage):
             self._flush()

@@ -38,9 +38,9 @@ from millstream._cli.tables import ask, one_line, print_rows, print_text
 from millstream._http.hosts import is_loopback
 from millstream.agent._agent import Agent
 from millstream.agent._configuration import Configuration
-from millstream.agent._events import AgentError, ConfigurationError, Limits, ModelDenied, ModelUnreachable
+from millstream.agent._events import AgentError, ConfigurationError, Limits, ModelAuthError, ModelUnreachable
 from millstream.agent._language_model import LanguageModel
-from millstream.agent._servers import ServerAt
+from millstream.agent._servers import ServerConfig
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._negotiation import Options
 from millstream.client._targets import Remote, find
@@ -87,7 +87,7 @@ def chat(  # noqa: PLR0913  the options of the command
             help="Maximum requests to the model for one answer.",
             validator=Number(gte=1),
         ),
-    ] = Limits().max_rounds,
+    ] = Limits().max_model_requests,
     max_tokens: Annotated[
         int,
         Parameter(
@@ -130,7 +130,7 @@ def chat(  # noqa: PLR0913  the options of the command
     """
     question = message or ("" if sys.stdin.isatty() else sys.stdin.buffer.read().decode("utf-8", "replace").strip())
     reach = partial(
-        ServerAt,
+        ServerConfig,
         timeout=options.timeout,
         options=Options(env=options.variables, auth=options.auth()),
         revision=options.revision or None,
@@ -147,7 +147,7 @@ def chat(  # noqa: PLR0913  the options of the command
             places = [structs.replace(each, trusts_hints=_trusts_none) for each in places]
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
-        limits = Limits(max_rounds=max_rounds, max_tokens=max_tokens)
+        limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
         _talk(chosen, places, question, steps or screen, steps, system=system, yes=yes, limits=limits)
     except (ClientError, AgentError) as exc:
         screen.fail(one_line(str(exc)))
@@ -160,7 +160,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
 def _talk(
     model: LanguageModel,
-    places: Sequence[ServerAt],
+    places: Sequence[ServerConfig],
     question: str,
     screen: Screen,
     steps: Steps | None,
@@ -198,8 +198,8 @@ def _talk(
 
 
 def _places(
-    servers: Sequence[str], reach: Callable[..., ServerAt], headers: Mapping[str, str], configuration: Configuration
-) -> list[ServerAt]:
+    servers: Sequence[str], reach: Callable[..., ServerConfig], headers: Mapping[str, str], configuration: Configuration
+) -> list[ServerConfig]:
     """Return the servers to use.
 
     Raises:
@@ -210,7 +210,7 @@ def _places(
         if place is None:
             raise ConfigurationError("No server is selected. Name one, or put MCP_SERVER_URL into .env.")
         return [reach(place.target, "", headers={**place.headers, **headers})]
-    places: list[ServerAt] = []
+    places: list[ServerConfig] = []
     for text in servers:
         if text.endswith(".json") and Path(text).is_file():
             entries = entries_of(_read_json(text), text)
@@ -225,7 +225,7 @@ def _trusts_none(tool: str) -> bool:
     return False
 
 
-def _is_remote(place: ServerAt) -> bool:
+def _is_remote(place: ServerConfig) -> bool:
     found = find(place.target, env={}, cwd=None)
     return isinstance(found, Remote) and not is_loopback(found.url.host)
 
@@ -265,5 +265,9 @@ def _print(rows: Rows) -> None:
 def _status(exc: Exception) -> int:
     if isinstance(exc, ClientError):
         return status_of(exc)
-    statuses: dict[type[Exception], int] = {ConfigurationError: 2, ModelDenied: DENIED, ModelUnreachable: UNREACHABLE}
+    statuses: dict[type[Exception], int] = {
+        ConfigurationError: 2,
+        ModelAuthError: DENIED,
+        ModelUnreachable: UNREACHABLE,
+    }
     return statuses.get(type(exc), FAILED)
