@@ -16,11 +16,11 @@ from millstream.stores import (
     Gap,
     Index,
     Position,
-    ShareFull,
+    OwnerQuotaExceeded,
     StoreFull,
     StreamSealed,
-    Tally,
-    share_of,
+    UsageCounter,
+    owner_for,
 )
 
 PAGE_BYTES = 4 * 2**20
@@ -94,13 +94,13 @@ class Data:
             others = (held[0] for name, held in self.values.items() if name != key and wanted(name))
             return sum(len(each) + ENTRY_OVERHEAD for each in (value, *others))
 
-        old, share, kind = self.values.get(key), share_of(key), kind_of(key)
+        old, share, kind = self.values.get(key), owner_for(key), kind_of(key)
         if (old is not None and len(value) <= len(old[0])) or (len(value) <= MARK_BYTES and not lossy):
             return
-        while share and used_bytes(lambda name: share_of(name) == share) > MAX_VALUES // 2:
-            oldest = next((name for name, held in self.values.items() if held[2] and share_of(name) == share), key)
+        while share and used_bytes(lambda name: owner_for(name) == share) > MAX_VALUES // 2:
+            oldest = next((name for name, held in self.values.items() if held[2] and owner_for(name) == share), key)
             if not lossy or oldest == key or len(value) + ENTRY_OVERHEAD > MAX_VALUES // 2:
-                raise ShareFull("The share is full.")
+                raise OwnerQuotaExceeded("The share is full.")
             del self.values[oldest]
         while used_bytes(lambda name: kind_of(name) == kind) > MAX_VALUES:
             oldest = next((name for name, held in self.values.items() if held[2] and kind_of(name) == kind), key)
@@ -187,7 +187,7 @@ class DictBackend:
     shared = True
     persistent = False
 
-    def __init__(self, data: Data, tally: Tally, lease: float) -> None:
+    def __init__(self, data: Data, tally: UsageCounter, lease: float) -> None:
         self.kv = self.log = data
         self.lease = lease
         self.charge = tally.charge

@@ -13,8 +13,8 @@ from typing import Any
 from millstream._stores.base import PAGE_BYTES, Entry, Index, Position, StoreUnavailable
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.memory.topics import Topics
-from millstream._stores.rates import Charge, Decision, Seat
-from millstream._stores.tally import Tally
+from millstream._stores.rates import Charge, Decision, ConcurrencySlot
+from millstream._stores.tally import UsageCounter
 
 
 class SharedStore:
@@ -22,7 +22,7 @@ class SharedStore:
 
     def __init__(self, turns: Callable[[], int] = lambda: 1) -> None:
         self.core = MemoryStore()
-        self.tally = Tally(self.core.kv)
+        self.tally = UsageCounter(self.core.kv)
         self.turns = turns
         """Latency of one direction, in event loop turns."""
         self.live: dict[str, WorkerStore] = {}
@@ -212,9 +212,9 @@ class _Rates:
         await store.travel("take")
         charged = await shared.tally.charge(store.me, charges, shared.expired_workers)
         await store.back()
-        return Decision(charged.results, max(1, len(shared.live)), charged.forgot)
+        return Decision(charged.results, max(1, len(shared.live)), charged.reset_seconds_ago)
 
-    async def leave(self, seats: Sequence[Seat]) -> None:
+    async def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
         await self._store.travel("leave")
         await self._store._shared.tally.release(self._store.me, seats)
         await self._store.back()

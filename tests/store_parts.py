@@ -18,7 +18,7 @@ from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalStore
 from millstream._stores.store import BackendStore
 from millstream._stores.tail import Tail
-from millstream._stores.tally import Tally
+from millstream._stores.tally import UsageCounter
 from nats_parts import NatsBacking
 from patience import WAIT
 from property_settings import NIGHTLY
@@ -143,7 +143,7 @@ class DictBacking:
 
     def __init__(self) -> None:
         self._data = Data()
-        self._tally = Tally(self._data)
+        self._tally = UsageCounter(self._data)
         self._workers: list[BackendStore] = []
 
     async def worker(self) -> Store:

@@ -18,14 +18,23 @@ from millstream._stores.base import (
     Log,
     Map,
     Position,
-    ShareFull,
+    OwnerQuotaExceeded,
     StoreFull,
     StoreUnavailable,
     StreamSealed,
 )
-from millstream._stores.rates import MARK_BYTES, Charge, ChargeResult, ChargeResults, Pace, Quota, Seat, share_of
+from millstream._stores.rates import (
+    MARK_BYTES,
+    Charge,
+    ChargeResult,
+    ChargeResults,
+    RateCharge,
+    Quota,
+    ConcurrencySlot,
+    owner_for,
+)
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.tally import Tally
+from millstream._stores.tally import UsageCounter
 from millstream._stores.workers import expire
 
 __all__ = [
@@ -41,17 +50,17 @@ __all__ = [
     "Index",
     "Log",
     "Map",
-    "Pace",
+    "RateCharge",
     "Position",
     "Quota",
-    "Seat",
-    "ShareFull",
+    "ConcurrencySlot",
+    "OwnerQuotaExceeded",
     "SplitLog",
     "SplitMap",
     "StoreFull",
     "StoreUnavailable",
     "StreamSealed",
-    "Tally",
+    "UsageCounter",
     "expire",
-    "share_of",
+    "owner_for",
 ]

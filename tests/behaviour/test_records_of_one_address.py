@@ -5,7 +5,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from millstream import Server
-from millstream._stores.rates import share_of
+from millstream._stores.rates import owner_for
 from wire import LATEST_HANDSHAKE, POST, Reply, ask_asgi, encode_headers, request, run_wire
 
 ELSEWHERE = "192.0.2.1"
@@ -95,7 +95,7 @@ async def test_session_ids_contain_no_address() -> None:
             headers = await begin(mcp, peer)
             assert await level(mcp, headers, "info", peer) == ""
         keys = await wire.runtime.store.kv.keys("session:")
-        shares = [share_of(key) for key in keys]
+        shares = [owner_for(key) for key in keys]
         assert not any("2001" in key or "192.0" in key for key in keys)
         assert [len(share) for share in shares] == [12, 12, 12, 0]
         assert shares[0] == shares[1] != shares[2]

@@ -9,7 +9,7 @@ import pytest
 
 import millstream
 from millstream._stores.base import CoAppend
-from millstream._stores.rates import Pace, Quota, Seat
+from millstream._stores.rates import RateCharge, Quota, ConcurrencySlot
 from patience import WAIT
 from redis_parts import RedisServer, open_worker, shared_servers
 from scripts.docs import ROOT
@@ -57,9 +57,9 @@ async def test_names_and_values_never_become_redis_commands(
             told = CoAppend(f"hub:{evil}", data, TTL, 10)
             await store.members.join(evil, evil, data, told)
             assert await store.members.present(evil) == [(evil, data)]
-            charges = [Pace(evil, 5, 60), Quota(evil, 5, store.time() + 60), Seat(evil, 5, evil)]
+            charges = [RateCharge(evil, 5, 60), Quota(evil, 5, store.time() + 60), ConcurrencySlot(evil, 5, evil)]
             assert {taken.wait for taken in (await store.rates.take(charges)).results} == {0.0}
-            await store.rates.leave([Seat(evil, 5, evil)])
+            await store.rates.leave([ConcurrencySlot(evil, 5, evil)])
             await store.bus.publish(f"{number}{evil}", data)
     ran = used(server)
     assert not ran & {"flushall", "flushdb", "config|set", "debug", "shutdown", "module|load", "slaveof", "replicaof"}

@@ -11,9 +11,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from millstream._stores.base import CoAppend, Entry, Gap, Index, Position, ShareFull, Store, StoreFull, StreamSealed
+from millstream._stores.base import (
+    CoAppend,
+    Entry,
+    Gap,
+    Index,
+    Position,
+    OwnerQuotaExceeded,
+    Store,
+    StoreFull,
+    StreamSealed,
+)
 from millstream._stores.memory.store import MemoryStore
-from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, Pace, Quota, Seat, share_of
+from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, RateCharge, Quota, ConcurrencySlot, owner_for
 from millstream._stores.tail import Tail
 from patience import WAIT
 from property_settings import examples
@@ -134,14 +144,14 @@ async def test_lossy_values_evict_the_oldest(store: Store) -> None:
 async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
     kv, piece = store.kv, bytes(2**20)
     number = 0
-    with suppress(ShareFull):
+    with suppress(OwnerQuotaExceeded):
         while number < 200:
             await kv.put(f"session:greedy.{number}", piece, TTL)
             number += 1
     assert 4 < number < 200
-    with pytest.raises(ShareFull):
+    with pytest.raises(OwnerQuotaExceeded):
         await kv.compare_and_set("session:greedy.new", None, piece, TTL)
-    with pytest.raises(ShareFull):
+    with pytest.raises(OwnerQuotaExceeded):
         await kv.put("session:greedy.0", bytes(2**21), TTL)
     # What doesn't grow is never refused, nor is a mark.
     await kv.put("session:greedy.0", bytes(2**20), TTL)
@@ -153,7 +163,7 @@ async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
     # What ends gives its room back.
     assert await kv.delete("session:greedy.1")
     await kv.put("session:greedy.new", piece, TTL)
-    with pytest.raises(ShareFull):
+    with pytest.raises(OwnerQuotaExceeded):
         await kv.put("session:greedy.newer", piece, TTL)
     await kv.put("session:greedy.2", bytes(MARK_BYTES), TTL)
     await kv.put("session:greedy.newer", piece[:-MARK_BYTES], TTL)
@@ -162,7 +172,7 @@ async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
 @pytest.mark.many
 async def test_full_share_of_a_kind_in_one_slot_leaves_room_for_others(store: Store) -> None:
     number = 0
-    with suppress(ShareFull):
+    with suppress(OwnerQuotaExceeded):
         while number < 200:
             await store.kv.put(f"task:greedy.{number}", bytes(2**20), TTL)
             number += 1
@@ -191,7 +201,7 @@ async def test_lossy_values_of_a_full_share_evict_its_oldest(store: Store) -> No
 
 
 async def test_shares_apply_only_to_declared_kinds() -> None:
-    assert [share_of(key) for key in ("session:a.b", "session:a", "session:.b", "debt:a.b", "a.b", "session")] == [
+    assert [owner_for(key) for key in ("session:a.b", "session:a", "session:.b", "debt:a.b", "a.b", "session")] == [
         "a", "", "", "", "", "",
     ]  # fmt: skip
 
@@ -1082,8 +1092,8 @@ async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
 HOUR = 3600
 
 
-def seats(count: int, *holders: str) -> list[Seat]:
-    return [Seat("seats", count, holder) for holder in holders]
+def seats(count: int, *holders: str) -> list[ConcurrencySlot]:
+    return [ConcurrencySlot("seats", count, holder) for holder in holders]
 
 
 async def are_allowed(store: Store, *charges: Charge) -> bool:
@@ -1098,21 +1108,21 @@ async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
 
 
 async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
-    assert await how_many([store], 12, Pace("a", 10, 10 * HOUR)) == 10
-    (refused,) = (await store.rates.take([Pace("a", 10, 10 * HOUR)])).results
+    assert await how_many([store], 12, RateCharge("a", 10, 10 * HOUR)) == 10
+    (refused,) = (await store.rates.take([RateCharge("a", 10, 10 * HOUR)])).results
     assert HOUR - 600 < refused.wait <= HOUR
     assert (int(refused.remaining), refused.amount) == (0, 0.0)
-    assert await are_allowed(store, Pace("b", 10, 10 * HOUR))
+    assert await are_allowed(store, RateCharge("b", 10, 10 * HOUR))
 
 
 async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     first, second = (
-        await store.rates.take([Pace("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
+        await store.rates.take([RateCharge("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
     ).results
     assert (first.amount, round(first.remaining)) == (second.amount, round(second.remaining)) == (4.0, 6)
-    assert not await are_allowed(store, Pace("a", 10, HOUR, cost=7))
-    assert await are_allowed(store, Pace("b", 10, HOUR, cost=25))
-    (refused,) = (await store.rates.take([Pace("b", 10, HOUR)])).results
+    assert not await are_allowed(store, RateCharge("a", 10, HOUR, cost=7))
+    assert await are_allowed(store, RateCharge("b", 10, HOUR, cost=25))
+    (refused,) = (await store.rates.take([RateCharge("b", 10, HOUR)])).results
     assert refused.wait > HOUR
 
 
@@ -1121,15 +1131,19 @@ async def test_refused_charges_charge_nothing(store: Store) -> None:
     full = Quota("full", 1, until)
     assert await are_allowed(store, full)
     for _ in range(3):
-        assert not await are_allowed(store, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "x"), full)
-        assert not await are_allowed(store, full, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "x"))
-    assert await are_allowed(store, Pace("a", 1, HOUR), Quota("b", 1, until), Seat("c", 1, "y"))
+        assert not await are_allowed(
+            store, RateCharge("a", 1, HOUR), Quota("b", 1, until), ConcurrencySlot("c", 1, "x"), full
+        )
+        assert not await are_allowed(
+            store, full, RateCharge("a", 1, HOUR), Quota("b", 1, until), ConcurrencySlot("c", 1, "x")
+        )
+    assert await are_allowed(store, RateCharge("a", 1, HOUR), Quota("b", 1, until), ConcurrencySlot("c", 1, "y"))
 
 
 async def test_callers_can_prefetch_tokens(store: Store) -> None:
-    amounts = [(await store.rates.take([Pace("a", 25, 25 * HOUR, most=10)])).results[0].amount for _ in range(3)]
+    amounts = [(await store.rates.take([RateCharge("a", 25, 25 * HOUR, most=10)])).results[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
-    assert not await are_allowed(store, Pace("a", 25, 25 * HOUR, most=10))
+    assert not await are_allowed(store, RateCharge("a", 25, 25 * HOUR, most=10))
 
 
 async def test_quotas_return_their_remaining_time(store: Store) -> None:
@@ -1146,7 +1160,7 @@ async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
     (refused,) = (await store.rates.take(seats(2, "z"))).results
     assert refused.wait == SEAT_WAIT
     await store.rates.leave(seats(2, "x", "nobody"))
-    await store.rates.leave([Seat("unknown", 2, "x")])
+    await store.rates.leave([ConcurrencySlot("unknown", 2, "x")])
     assert [await are_allowed(store, seat) for seat in seats(2, "z", "x")] == [True, False]
 
 
@@ -1161,10 +1175,10 @@ async def test_quotas_survive_closing_the_store(store: Store) -> None:
 async def test_workers_share_the_available_tokens(backing: Backing) -> None:
     stores = [await backing.worker() for _ in range(4)]
     until = stores[0].time() + HOUR
-    assert await how_many(stores, 60, Pace("a", 20, HOUR * 20)) == 20
+    assert await how_many(stores, 60, RateCharge("a", 20, HOUR * 20)) == 20
     assert await how_many(stores, 60, Quota("a", 20, until)) == 20
     for number in range(60):
-        seat = Seat("s", 20, str(number))
+        seat = ConcurrencySlot("s", 20, str(number))
         assert await are_allowed(stores[number % 4], seat) == (number < 20)
     assert (await stores[0].rates.take([])).workers == 4
 
@@ -1181,11 +1195,11 @@ async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("millstream._stores.tally.MAX_PACES", 100)
     store = MemoryStore()
     await store.open()
-    guesses, other = Pace("0123abc", 1, 3600), Pace("4567def", 1, 3600)
+    guesses, other = RateCharge("0123abc", 1, 3600), RateCharge("4567def", 1, 3600)
     for each in (guesses, other):
         assert (await store.rates.take([each])).results[0].wait <= 0
     for number in range(1000):
-        assert (await store.rates.take([Pace(f"dpop:{number}", 1, 120)])).results[0].wait <= 0
-    for each in (guesses, other, Pace("dpop:999", 1, 120)):
+        assert (await store.rates.take([RateCharge(f"dpop:{number}", 1, 120)])).results[0].wait <= 0
+    for each in (guesses, other, RateCharge("dpop:999", 1, 120)):
         assert (await store.rates.take([each])).results[0].wait > 0
     await store.close()

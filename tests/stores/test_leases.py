@@ -1,5 +1,5 @@
 from dict_backend import Data, DictBackend
-from millstream._stores.tally import Tally
+from millstream._stores.tally import UsageCounter
 from millstream._stores.workers import Leases
 
 LEASE = 6.0
@@ -11,7 +11,7 @@ class Machine:
     def __init__(self) -> None:
         self.now = 1_000_000.0
         self._data = Data()
-        self._tally = Tally(self._data)
+        self._tally = UsageCounter(self._data)
 
     async def worker(self) -> Leases:
         backend = DictBackend(self._data, self._tally, LEASE)

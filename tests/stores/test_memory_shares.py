@@ -1,6 +1,6 @@
 import pytest
 
-from millstream._stores.base import ShareFull
+from millstream._stores.base import OwnerQuotaExceeded
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.rates import MARK_BYTES
 
@@ -24,7 +24,7 @@ async def test_expired_values_release_their_share(clock: Clock) -> None:
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     for number in range(4):
         await store.kv.put(f"session:a.{number}", bytes(1_000), 10.0)
-    with pytest.raises(ShareFull):
+    with pytest.raises(OwnerQuotaExceeded):
         await store.kv.put("session:a.more", bytes(1_000), 10.0)
     clock.now += 11.0
     for number in range(4):

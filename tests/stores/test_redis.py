@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import CoAppend, Index, Position, ShareFull, Store, StoreFull, StoreUnavailable
+from millstream._stores.base import CoAppend, Index, Position, OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
 from millstream._stores.health import StoreHealth
 from millstream._stores.redis import scripts
 from millstream._stores.redis.address import parse_address
@@ -116,7 +116,7 @@ async def test_released_values_free_their_share(server: RedisServer) -> None:
         await store.kv.put("session:ada.1", bytes(1_500), 0.1)
 
         async def taken() -> bool:
-            with suppress(ShareFull):
+            with suppress(OwnerQuotaExceeded):
                 await store.kv.put("session:ada.2", bytes(1_500), TTL)
                 return True
             return False

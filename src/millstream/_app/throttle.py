@@ -25,7 +25,7 @@ from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
 from millstream._server.load import Requester
 from millstream._stores.base import Store
-from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, Decision, Pace, Seat
+from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, Decision, RateCharge, ConcurrencySlot
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 """Characters that a name in a header shouldn't contain."""
@@ -157,7 +157,7 @@ class Throttle:
             charges.append((self._quota.name, self._quota.at(owner, cost, self._time())))
         named, of_tool = ("", 0) if tool is None else (tool.name, tool.concurrency)
         for name, key, most in concurrency_limits(owner, self._concurrency, named, of_tool):
-            charges.append((name, Seat(hash_key(name, key), most, f"{next(self._holders):x}")))
+            charges.append((name, ConcurrencySlot(hash_key(name, key), most, f"{next(self._holders):x}")))
         return charges
 
     async def _ask(
@@ -177,11 +177,11 @@ class Throttle:
             if spent:
                 _put_back(paces)
             raise
-        seats = [charge for _, charge in charges if isinstance(charge, Seat)]
+        seats = [charge for _, charge in charges if isinstance(charge, ConcurrencySlot)]
         if seats and call is not None:
             self._hold(call, seats)
 
-    def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[Pace]) -> None:
+    def _learn(self, decision: Decision, paces: Sequence[_Pace], asked: Sequence[RateCharge]) -> None:
         """Record the store's decision about rates, and raise if it refused."""
         said = list(zip(paces, asked, decision.results, strict=False))  # the rest are other kinds
         for (limiter, key, _), pace, taken in said:
@@ -195,7 +195,7 @@ class Throttle:
         """Raise if the store refused."""
         for (policy, charge), taken in zip(charges, said, strict=True):
             if taken.wait > 0:
-                if isinstance(charge, Seat):
+                if isinstance(charge, ConcurrencySlot):
                     raise self._full(policy, charge)
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
@@ -203,13 +203,15 @@ class Throttle:
     def _take_alone(self, paces: Sequence[_Pace], charges: Sequence[tuple[str, Charge]]) -> None:
         """Enforce this worker's share while the store is unavailable. Quotas need the store."""
         for policy, charge in charges:
-            if isinstance(charge, Seat) and self._held[charge.key] >= max(1, charge.count // self._pool.workers):
+            if isinstance(charge, ConcurrencySlot) and self._held[charge.key] >= max(
+                1, charge.count // self._pool.workers
+            ):
                 raise self._full(policy, charge)
         alone = [_Pace(limiter.alone(), key, price) for limiter, key, price in paces]
         self._refuse_early(alone)
         _spend(alone)
 
-    def _hold(self, call: Call, seats: Sequence[Seat]) -> None:
+    def _hold(self, call: Call, seats: Sequence[ConcurrencySlot]) -> None:
         for seat in seats:
             self._held[seat.key] += 1
 
@@ -246,7 +248,7 @@ class Throttle:
         limit, head = f"{rate.count} per {rate.seconds} s", rate_lines(policy, rate, left, wait)
         return ProtocolError(RATE_LIMITED, text, _error_data(policy, limit, wait), status=429, head=head)
 
-    def _full(self, policy: str, seat: Seat) -> ProtocolError:
+    def _full(self, policy: str, seat: ConcurrencySlot) -> ProtocolError:
         """Return the refusal of a caller with too many concurrent calls."""
         self.refused[policy] += 1
         text = "Too many concurrent calls. Try again when one has ended"

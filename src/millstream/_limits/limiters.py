@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
-from millstream._stores.rates import ChargeResult, Pace, Quota, pace_wait
+from millstream._stores.rates import ChargeResult, RateCharge, Quota, pace_wait
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -131,9 +131,9 @@ class Limiter:
             pool.report(self.pace(key), lambda seconds: self.block(key, seconds))
         return wait
 
-    def pace(self, key: str, cost: float = 1.0) -> Pace:
+    def pace(self, key: str, cost: float = 1.0) -> RateCharge:
         """Return the charge for the store, with a hashed key."""
-        return Pace(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
+        return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
 
     def spend(self, key: str, cost: float) -> bool:
         """Take from a key's allowance, and return whether it was enough. See `SharedLimiter.spend`."""
@@ -294,18 +294,18 @@ class SharedLimiter:
             known.tokens += cost
             known.remaining += cost
 
-    def pace(self, key: str, cost: float) -> Pace:
+    def pace(self, key: str, cost: float) -> RateCharge:
         """Return the charge for the store, with a hashed key."""
         known, name, now = self._known.get(key), hash_key(self.name, key), self._clock()
         if known is not None and known.stale <= now:
             known.tokens = 0.0
         hot = known is not None and now - known.asked_at < _HOT
         if known is None or not hot or known.tokens >= cost or now - known.fetching < _LOST:
-            return Pace(name, self.rate.count, self.rate.seconds, cost, cost)
+            return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost)
         known.fetching = now
-        return Pace(name, self.rate.count, self.rate.seconds, cost, cost + min(_MOST, self.rate.count // _SHARE))
+        return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + min(_MOST, self.rate.count // _SHARE))
 
-    def learn(self, key: str, asked: Pace, taken: ChargeResult) -> None:
+    def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
         """Process the store's answer."""
         cost, advanced = asked.cost, asked.most > asked.cost
         now = self._clock()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.rates import Charge, Decision, Rates, Seat
+from millstream._stores.rates import Charge, Decision, Rates, ConcurrencySlot
 from millstream._tasks import Tasks, cancel_all
 
 PATIENCE = 2.0
@@ -35,7 +35,7 @@ class StoreLimiter:
         """Number of workers that share the store, as last reported."""
         self._until = 0.0
         self._trying = False
-        self._leaving: dict[tuple[str, str], Seat] = {}
+        self._leaving: dict[tuple[str, str], ConcurrencySlot] = {}
         self._task: asyncio.Task[None] | None = None
         self._reporting = Tasks()
 
@@ -49,10 +49,10 @@ class StoreLimiter:
                 decision = await self._rates.take(charges)
         except (LocalError, OSError) as exc:  # includes TimeoutError
             self._lose(exc)
-            self.leave([charge for charge in charges if isinstance(charge, Seat)])
+            self.leave([charge for charge in charges if isinstance(charge, ConcurrencySlot)])
             return None
         except BaseException:
-            self.leave([charge for charge in charges if isinstance(charge, Seat)])
+            self.leave([charge for charge in charges if isinstance(charge, ConcurrencySlot)])
             raise
         finally:
             self._trying = False
@@ -62,14 +62,14 @@ class StoreLimiter:
         self.workers = decision.workers
         return decision
 
-    def leave(self, seats: Sequence[Seat]) -> None:
+    def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
         """Return seats in the background."""
         for seat in seats:
             self._leaving[seat.key, seat.holder] = seat
         if self._leaving and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._leave())
 
-    async def give_back(self, seats: Sequence[Seat]) -> None:
+    async def give_back(self, seats: Sequence[ConcurrencySlot]) -> None:
         """Return seats now, so they can be taken again. If the store doesn't answer, return them later."""
         try:
             async with asyncio.timeout(self._patience):

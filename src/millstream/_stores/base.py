@@ -15,7 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.rates import Charge, ChargeResults, Rates, Seat
+from millstream._stores.rates import Charge, ChargeResults, Rates, ConcurrencySlot
 
 PAGE_BYTES = 4 * 1024 * 1024
 """Approximate maximum bytes returned by one read of a log."""
@@ -81,7 +81,7 @@ class StoreFull(LocalError):
     """The value exceeds the space left for its kind. Nothing was changed."""
 
 
-class ShareFull(StoreFull):
+class OwnerQuotaExceeded(StoreFull):
     """The value exceeds the space left for its share (`share_of`). Nothing was changed."""
 
 
@@ -332,7 +332,7 @@ class Backend(Protocol):
         """
         ...
 
-    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         """Give seats back. A seat that the worker doesn't have isn't an error.
 
         Raises:

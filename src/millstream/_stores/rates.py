@@ -28,7 +28,7 @@ _SLACK = 1e-6
 """Tolerance for rounding errors of sums."""
 
 
-def share_of(key: str) -> str:
+def owner_for(key: str) -> str:
     """Return the share of a key, such as ``ada`` for ``session:ada.81b5``, or an empty string if it has none."""
     kind, _, rest = key.partition(":")
     share, dot, _ = rest.partition(".")
@@ -41,7 +41,7 @@ def share_for(owner: str) -> str:
     return urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
 
 
-class Pace(Struct, frozen=True, gc=False, array_like=True, tag=0):
+class RateCharge(Struct, frozen=True, gc=False, array_like=True, tag=0):
     """An amount per period."""
 
     key: str
@@ -61,7 +61,7 @@ class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
     cost: float = 1.0
 
 
-class Seat(Struct, frozen=True, gc=False, array_like=True, tag=2):
+class ConcurrencySlot(Struct, frozen=True, gc=False, array_like=True, tag=2):
     """One of a limited number of concurrent holders."""
 
     key: str
@@ -70,7 +70,7 @@ class Seat(Struct, frozen=True, gc=False, array_like=True, tag=2):
     """An identifier that is unique among the seats that the worker holds."""
 
 
-Charge = Pace | Quota | Seat
+Charge = RateCharge | Quota | ConcurrencySlot
 
 
 class ChargeResult(Struct, frozen=True, gc=False, array_like=True):
@@ -88,7 +88,7 @@ class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
     """A backend's results for the charges of one call, in order."""
 
     results: list[ChargeResult]
-    forgot: float | None = None
+    reset_seconds_ago: float | None = None
     """Seconds since the store last dropped an unexpired pace of one of these kinds, or None."""
 
 
@@ -111,7 +111,7 @@ def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float)
     return missing if missing > _SLACK else 0.0
 
 
-def check_pace(pace: Pace, full_at: float, now: float) -> tuple[ChargeResult, float]:
+def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResult, float]:
     """Return the result for a pace that is fully recovered at `full_at`, and when it is after the charge."""
     full_at, each = max(now, full_at), pace.seconds / pace.count
     room = pace.seconds - (full_at - now)
@@ -127,7 +127,7 @@ def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:
     return _charge_result(0.0 if enough else max(_SLACK, quota.until - now), room, quota.cost)
 
 
-def check_seat(seat: Seat, held: Collection[tuple[str, str]], worker: str) -> ChargeResult:
+def check_seat(seat: ConcurrencySlot, held: Collection[tuple[str, str]], worker: str) -> ChargeResult:
     """Return the result for a seat, of those that (worker, holder) pairs hold."""
     free = seat.count - len(held)
     if (worker, seat.holder) in held:
@@ -166,7 +166,7 @@ class Rates(Protocol):
         """
         ...
 
-    async def leave(self, seats: Sequence[Seat]) -> None:
+    async def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
         """Release seats. A seat that isn't taken isn't an error. Seats of dead workers are released automatically.
 
         Raises:

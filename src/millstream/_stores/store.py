@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Backend, Entry, Index, Log, Map, Position
 from millstream._stores.health import LogOnce
 from millstream._stores.members import TTL, MapMembers
-from millstream._stores.rates import Charge, Decision, Seat
+from millstream._stores.rates import Charge, Decision, ConcurrencySlot
 from millstream._stores.tail import PAUSE
 from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all
@@ -110,9 +110,9 @@ class BackendRates:
     async def take(self, charges: Sequence[Charge]) -> Decision:
         workers = self._workers
         charged = await self._backend.charge(workers.me, charges, workers.dead)
-        return Decision(charged.results, max(1, len(workers.live)), charged.forgot)
+        return Decision(charged.results, max(1, len(workers.live)), charged.reset_seconds_ago)
 
-    async def leave(self, seats: Sequence[Seat]) -> None:
+    async def leave(self, seats: Sequence[ConcurrencySlot]) -> None:
         await self._backend.release(self._workers.me, seats)
 
 

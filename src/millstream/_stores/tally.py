@@ -11,9 +11,9 @@ from millstream._stores.rates import (
     Charge,
     ChargeResult,
     ChargeResults,
-    Pace,
+    RateCharge,
     Quota,
-    Seat,
+    ConcurrencySlot,
     check_pace,
     check_quota,
     check_seat,
@@ -24,7 +24,7 @@ from millstream._stores.rates import (
 MAX_PACES = 100_000
 
 
-class Tally:
+class UsageCounter:
     """The amounts taken, per worker."""
 
     def __init__(self, values: Map, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,7 +50,7 @@ class Tally:
             found: list[ChargeResult] = []
             full_at: dict[str, float] = {}
             for charge in charges:
-                if isinstance(charge, Pace):
+                if isinstance(charge, RateCharge):
                     result, full_at[charge.key] = check_pace(charge, self._paces.get(charge.key, now), now)
                 elif isinstance(charge, Quota):
                     result = check_quota(charge, used[charge.key], wall)
@@ -61,7 +61,7 @@ class Tally:
             if refused is None:
                 self._take_paces(full_at, now)
                 for charge in charges:
-                    if isinstance(charge, Seat):
+                    if isinstance(charge, ConcurrencySlot):
                         self._seats[charge.key].add((worker, charge.holder))
                 for quota in quotas:
                     if quota.until > wall:
@@ -70,7 +70,7 @@ class Tally:
         forgot = [self._forgot[kind] for kind in map(_kind_of, charges) if kind in self._forgot] if self._forgot else []
         return ChargeResults(refused or found, self._clock() - max(forgot) if forgot else None)
 
-    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         """See `Backend.release`."""
         for seat in seats:
             if seat.key in self._seats:

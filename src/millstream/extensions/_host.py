@@ -27,7 +27,7 @@ from millstream._server.features.tools import Tool
 from millstream._server.handlers.tools import take_rounds
 from millstream._server.peers import ExtensionBroadcast
 from millstream._stores.base import Bus, Log, Map
-from millstream._stores.rates import Seat
+from millstream._stores.rates import ConcurrencySlot
 from millstream.client._extensions import log_failed_filter
 from millstream.extensions._context import CallContext
 from millstream.extensions._saved_calls import (
@@ -361,7 +361,7 @@ class ServerHost:
         """
         return make_run(self._host.dispatcher, saved, id, state, responses or {}, report)
 
-    async def take_seats(self, holder: str, limits: Sequence[SeatLimit], *, call: SavedCall | None = None) -> Seats:
+    async def acquire_slots(self, holder: str, limits: Sequence[SeatLimit], *, call: SavedCall | None = None) -> Seats:
         """Take one seat of every limit, or none at all. If the worker dies, its seats become free.
 
         Args:
@@ -380,7 +380,7 @@ class ServerHost:
                     call.owner, self.settings.limit_concurrency, tool.name, tool.concurrency
                 )
             ]
-        seats = [Seat(hash_key(name, key), most, holder) for name, key, most in seat_limits]
+        seats = [ConcurrencySlot(hash_key(name, key), most, holder) for name, key, most in seat_limits]
         decision = await self._host.pool.take(seats) if seats else None
         if decision is not None:
             for number, taken in enumerate(decision.results):
@@ -389,7 +389,7 @@ class ServerHost:
                     raise LimitReached(name if number < len(limits) else "", key)
         return seats
 
-    def leave_seats(self, seats: Seats) -> None:
+    def release_slots(self, seats: Seats) -> None:
         """Release seats in the background."""
         if seats:
             self._host.pool.leave(seats)

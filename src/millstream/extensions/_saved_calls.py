@@ -155,7 +155,7 @@ class CallRun:
         """Stop the function."""
         self._call.cancel()
 
-    def halt(self) -> None:
+    def stop_for_shutdown(self) -> None:
         """Stop the function because this worker is stopping."""
         self._call.halt()
 

@@ -19,7 +19,7 @@ from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolErr
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import Revision
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
-from millstream._stores.base import ShareFull, Store, StoreFull, StoreUnavailable
+from millstream._stores.base import OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
 from millstream._stores.changes import read_again
 from millstream._tasks import cancel_all
 
@@ -338,7 +338,7 @@ def _convert_store_errors() -> Generator[None]:
     """Raise failures of the store as errors for the client."""
     try:
         yield
-    except ShareFull as exc:
+    except OwnerQuotaExceeded as exc:
         raise ProtocolError(FULL, YOURS, status=503) from exc
     except StoreFull as exc:
         raise ProtocolError(FULL, OTHERS, status=503) from exc

@@ -25,8 +25,18 @@ import msgspec
 from msgspec import Struct, defstruct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Entry, Gap, Log, Map, Position, ShareFull, StoreFull, StoreUnavailable, StreamSealed
-from millstream._stores.rates import Charge, ChargeResults, Seat
+from millstream._stores.base import (
+    Entry,
+    Gap,
+    Log,
+    Map,
+    Position,
+    OwnerQuotaExceeded,
+    StoreFull,
+    StoreUnavailable,
+    StreamSealed,
+)
+from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 
 VERSION = 4
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
@@ -75,7 +85,7 @@ class StoreSession(Protocol):
         """See `Backend.charge`."""
         ...
 
-    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         """See `Backend.release`."""
 
 
@@ -128,7 +138,7 @@ class DropNotice(Struct, frozen=True, gc=False, array_like=True, tag=3):
     """A notice that entries were dropped because the worker didn't read."""
 
 
-_ERRORS = {each.__name__: each for each in (StoreFull, ShareFull, StreamSealed, StoreUnavailable)}
+_ERRORS = {each.__name__: each for each in (StoreFull, OwnerQuotaExceeded, StreamSealed, StoreUnavailable)}
 
 
 class StoreCall:

@@ -41,7 +41,7 @@ from millstream._stores.local.calls import (
     read_requests,
     sweep,
 )
-from millstream._stores.rates import Charge, ChargeResults, Seat
+from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import ParentAddress, expire
 from millstream._tasks import Tasks
@@ -208,7 +208,7 @@ class WorkerConnection(asyncio.Protocol):
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         return await self._opened.charge(worker, charges, dead)
 
-    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         await self._opened.release(worker, seats)
 
     @property

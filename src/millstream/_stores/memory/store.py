@@ -12,12 +12,12 @@ import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 
-from millstream._stores.base import ShareFull, StoreFull
+from millstream._stores.base import OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, kind_of
 from millstream._stores.memory.topics import never
-from millstream._stores.rates import MARK_BYTES, PART, share_of
+from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.store import BackendStore
-from millstream._stores.tally import Tally
+from millstream._stores.tally import UsageCounter
 
 RESERVED_PART = 16
 """The divisor of the space reserved for values of at most `MARK_BYTES`."""
@@ -38,7 +38,7 @@ class ValueKind:
     def count(self, key: str, growth: int) -> None:
         """Add to the stored bytes of a key's kind and share."""
         self.size += growth
-        share = share_of(key)
+        share = owner_for(key)
         if share:
             self.shares[share] += growth
             if not self.shares[share]:
@@ -124,7 +124,7 @@ class MemoryMap:
         kind.count(key, kind.growth(key, value))
         kind.values[key] = value
         self._deadlines.set(key, until)
-        for share in {"", share_of(key)} if lossy else ():
+        for share in {"", owner_for(key)} if lossy else ():
             kind.lossy[share][key] = None
             kind.lossy[share].move_to_end(key)
 
@@ -133,7 +133,7 @@ class MemoryMap:
             return
         reserved = len(value) <= MARK_BYTES or lossy
         rooms = {"": self.max_bytes if reserved else self.max_bytes - self.max_bytes // RESERVED_PART}
-        if (share := share_of(key)) and (lossy or not reserved):
+        if (share := owner_for(key)) and (lossy or not reserved):
             rooms = {share: self.max_bytes // PART, **rooms}
 
         def is_full(share: str) -> bool:
@@ -148,7 +148,7 @@ class MemoryMap:
                 self._forget(next(iter(kind.lossy[share])))
             if is_full(share):
                 text = f"The in-memory store is full: this {'share' if share else 'kind'} of values has {room} bytes."
-                raise (ShareFull if share else StoreFull)(text)
+                raise (OwnerQuotaExceeded if share else StoreFull)(text)
 
     def _sweep(self, now: float, look: int = SWEEP) -> None:
         for key in self._deadlines.due(now, look):
@@ -170,7 +170,7 @@ class MemoryMap:
         self._deadlines.forget(key)
         kind = self.kinds[kind_of(key)]
         kind.count(key, -(len(kind.values.pop(key)) + len(key) + ITEM_BYTES))
-        for share in {"", share_of(key)} & kind.lossy.keys():
+        for share in {"", owner_for(key)} & kind.lossy.keys():
             kind.lossy[share].pop(key, None)
             if not kind.lossy[share]:
                 del kind.lossy[share]
@@ -195,7 +195,7 @@ class MemoryBackend:
         self.epoch = epoch or secrets.token_hex(6)
         self.kv = MemoryMap(clock, max_value_bytes)
         self.log = MemoryLog(clock, max_log_bytes, self.epoch)
-        tally = Tally(self.kv, clock=clock)
+        tally = UsageCounter(self.kv, clock=clock)
         self.charge = tally.charge
         self.release = tally.release
 

@@ -24,9 +24,9 @@ from millstream._stores.rates import (
     Charge,
     ChargeResult,
     ChargeResults,
-    Pace,
+    RateCharge,
     Quota,
-    Seat,
+    ConcurrencySlot,
     check_pace,
     check_quota,
     check_seat,
@@ -83,7 +83,7 @@ class NatsLimits:
         """Subjects, values to write, expected sequences, and lifetimes in seconds."""
         quotas: list[tuple[Quota, bytes | None]] = []
         for charge, (seq, data) in zip(charges, read, strict=True):
-            if isinstance(charge, Pace):
+            if isinstance(charge, RateCharge):
                 result, until = check_pace(charge, now if data is None else _decode_time(data), now)
                 written.append((self._subject(charge), _encode(until), seq, until - now))
             elif isinstance(charge, Quota):
@@ -152,7 +152,7 @@ class NatsLimits:
                 return False
         return True
 
-    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         """See `Backend.release`."""
         for seat in seats:
             while True:
@@ -171,10 +171,8 @@ class NatsLimits:
         found = await self._link.last(self._stream, self._subject(charge))
         return (0, None) if found is None else (found.seq, found.data)
 
-    def _subject(self, charge: Pace | Seat) -> str:
-        return (
-            f"{self._link.address.namespace}.rate.{'seat' if isinstance(charge, Seat) else 'pace'}.{token(charge.key)}"
-        )
+    def _subject(self, charge: RateCharge | ConcurrencySlot) -> str:
+        return f"{self._link.address.namespace}.rate.{'seat' if isinstance(charge, ConcurrencySlot) else 'pace'}.{token(charge.key)}"
 
     async def _ensure(self) -> None:
         config: dict[str, Any] = {
@@ -261,7 +259,7 @@ class NatsBackend:
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         return await self._limits.charge(worker, charges, dead)
 
-    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         await self._limits.release(worker, seats)
 
     async def _sweep(self) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable
+from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
 from millstream._stores.nats.link import (
     FULL,
@@ -22,7 +22,7 @@ from millstream._stores.nats.link import (
     read_token,
     token,
 )
-from millstream._stores.rates import MARK_BYTES, PART, share_of
+from millstream._stores.rates import MARK_BYTES, PART, owner_for
 
 ROOM = 64 * 1024 * 1024
 """Maximum bytes of one kind."""
@@ -65,7 +65,7 @@ class NatsMap:
 
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         old = None
-        if share_of(key):
+        if owner_for(key):
             found = await self._find(key)
             old = found if found is not None and self._lives(found) else None
         await self._check_room(key, value, old, lossy=lossy)
@@ -160,14 +160,14 @@ class NatsMap:
         """
         if len(value) > self._link.max_bytes:
             raise StoreFull(f"A value of {len(value)} bytes exceeds the {self._link.max_bytes} bytes that NATS allows.")
-        share = share_of(key)
+        share = owner_for(key)
         if lossy and not share:
             return
         growth = _cost(key, value) - (_cost(key, old.data) if old is not None else 0)
         if growth > 0 and (lossy or len(value) > MARK_BYTES):
             if share and await self._share_size(key, growth) + growth > ROOM // PART:
                 if not lossy or growth > ROOM // PART:
-                    raise ShareFull(f"The caller's share of {ROOM // PART} bytes is full.")
+                    raise OwnerQuotaExceeded(f"The caller's share of {ROOM // PART} bytes is full.")
                 await self._evict(key, growth)
             if not lossy and await self._kind_size(self._stream(key), growth) + growth > ROOM:
                 raise StoreFull(f"The {ROOM} bytes for this kind of value are full.")
@@ -224,7 +224,7 @@ class NatsMap:
         return f"{self._link.address.namespace}-map-{token(kind_of(key))}"
 
     def _share(self, key: str) -> str:
-        share = share_of(key)
+        share = owner_for(key)
         place = token(share) if share else "-"
         return f"{self._link.address.namespace}.map.{token(kind_of(key))}.{place}.*"
 

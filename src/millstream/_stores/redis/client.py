@@ -31,7 +31,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from millstream._backoff import retry_delay
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import ShareFull, StoreFull, StoreUnavailable, StreamSealed
+from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.scripts import Script
 from millstream._tasks import cancel_all
@@ -447,7 +447,7 @@ def _final(failure: ResponseError) -> LocalError:
     if code == "OOM":
         return StoreFull("Redis has reached its maxmemory and rejects writes. Raise maxmemory, or delete other data.")
     if code == "SHAREFULL":
-        return ShareFull("This share of the store is full.")
+        return OwnerQuotaExceeded("This share of the store is full.")
     if code == "TOOLARGE":
         return StoreFull("The value is larger than the space for its kind.")
     if isinstance(failure, NoPermissionError):

@@ -7,7 +7,7 @@ session values depends on the session's id, so sessions spread over the Cluster.
 import re
 from hashlib import sha256
 
-from millstream._stores.rates import share_of
+from millstream._stores.rates import owner_for
 
 HUB = "{j0}"
 SPREAD = frozenset({"session", "once"})
@@ -61,7 +61,7 @@ class RedisKeys:
     def share(self, name: str) -> list[str]:
         """Return the keys of a share's accounting: its values in order, and their sizes."""
         kind, tag = name.partition(":")[0], tag_of(name)
-        part = f"{kind}.{share_of(name)}"
+        part = f"{kind}.{owner_for(name)}"
         return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
 
     def order(self, kind: str) -> str:
@@ -78,7 +78,7 @@ def tag_of(name: str) -> str:
     kind, _, rest = name.partition(":")
     if kind not in SPREAD:
         return HUB
-    part = share_of(name) or rest.partition(":")[0]
+    part = owner_for(name) or rest.partition(":")[0]
     if not part or "{" in part or "}" in part or part == "j0":
         part = sha256(part.encode()).hexdigest()[:16]
     return f"{{{part}}}"

@@ -26,7 +26,7 @@ from typing import Any
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable
 from millstream._stores.memory.topics import Topics, Watchers
-from millstream._stores.rates import MARK_BYTES, PART, share_of
+from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.redis.client import Argument, RedisClient
 from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.redis.scripts import script
@@ -427,7 +427,7 @@ class RedisMap:
     async def _set(self, key: str, compare: tuple[str, bytes], value: bytes | None, ttl: float, lossy: bool) -> bool:
         if value is not None and len(value) > MAX_VALUE:
             raise StoreFull(f"A value of {len(value)} bytes exceeds the maximum of {MAX_VALUE} for Redis.")
-        share, kind = share_of(key), key.partition(":")[0]
+        share, kind = owner_for(key), key.partition(":")[0]
         names = [self._keys.value(key), *(self._keys.share(key) if share else ())]
         if tag_of(key) == HUB:
             names += [self._keys.order(kind), self._keys.sizes(kind)]

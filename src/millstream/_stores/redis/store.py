@@ -14,7 +14,7 @@ from typing import Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.memory.topics import Watchers
-from millstream._stores.rates import Charge, ChargeResult, ChargeResults, Pace, Quota, Seat
+from millstream._stores.rates import Charge, ChargeResult, ChargeResults, RateCharge, Quota, ConcurrencySlot
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, Argument, RedisClient
 from millstream._stores.redis.keys import RedisKeys
@@ -30,7 +30,7 @@ RENEW = 2.5
 """Seconds between checks of the epoch and the clock of Redis."""
 _PAUSE = 0.5
 _MICRO = 1e6
-_KINDS: Final[dict[type, str]] = {Pace: "p", Quota: "q", Seat: "s"}
+_KINDS: Final[dict[type, str]] = {RateCharge: "p", Quota: "q", ConcurrencySlot: "s"}
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -100,7 +100,7 @@ class RedisBackend:
         if not charges:
             return ChargeResults([])
         names = [self._keys.rate(_KINDS[type(charge)], charge.key) for charge in charges]
-        dead = dead if any(isinstance(charge, Seat) for charge in charges) else ()
+        dead = dead if any(isinstance(charge, ConcurrencySlot) for charge in charges) else ()
         args: list[Argument] = [worker, len(dead), *dead]
         for charge in charges:
             args += _arguments(charge)
@@ -111,7 +111,7 @@ class RedisBackend:
             [ChargeResult(int(wait) / _MICRO, float(left), float(amount)) for wait, left, amount in triples]
         )
 
-    async def release(self, worker: str, seats: Sequence[Seat]) -> None:
+    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         names = [self._keys.rate("s", seat.key) for seat in seats]
         if not names:
             return
@@ -194,7 +194,7 @@ class RedisStore(BackendStore):
 
 def _arguments(charge: Charge) -> tuple[Argument, ...]:
     """Return a charge as five arguments."""
-    if isinstance(charge, Pace):
+    if isinstance(charge, RateCharge):
         return "p", charge.count, int(charge.seconds * _MICRO), repr(charge.cost), repr(charge.most)
     if isinstance(charge, Quota):
         return "q", charge.count, int(charge.until * _MICRO), repr(charge.cost), ""

@@ -14,10 +14,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from millstream._stores.base import Entry, Gap, Index, Position, ShareFull, StoreFull, StreamSealed
+from millstream._stores.base import Entry, Gap, Index, Position, OwnerQuotaExceeded, StoreFull, StreamSealed
 from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
 from millstream._stores.memory.store import RESERVED_PART
-from millstream._stores.rates import MARK_BYTES, PART, share_of
+from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.sqlite.file import Database
 
 _SWEEP = 10.0
@@ -68,7 +68,7 @@ class Items:
         if old is not None and old[1] <= now:
             self._forget(key)
             old = None
-        kind, share, size = kind_of(key), share_of(key), len(value) + len(key) + ITEM_BYTES
+        kind, share, size = kind_of(key), owner_for(key), len(value) + len(key) + ITEM_BYTES
         growth = size - (0 if old is None else old[0])
         if growth > 0:
             self._check(key, kind, share, growth, len(value), now, lossy=lossy)
@@ -117,7 +117,7 @@ class Items:
                 self._evict(key, kind, part, self._get_usage(kind, part) + growth - room)
             if self._get_usage(kind, part) + growth > room:
                 text = f"The store is full: this {'share' if part else 'kind'} of values has {room} bytes."
-                raise (ShareFull if part else StoreFull)(text)
+                raise (OwnerQuotaExceeded if part else StoreFull)(text)
 
     def _get_usage(self, kind: str, share: str) -> int:
         return self._shares[kind, share] if share else self._sizes[kind]
@@ -144,7 +144,7 @@ class Items:
         row = self._file.one("SELECT size FROM items WHERE key=?", (key,))
         if row is not None:
             self._file.run("DELETE FROM items WHERE key=?", (key,))
-            self._count(kind_of(key), share_of(key), -row[0])
+            self._count(kind_of(key), owner_for(key), -row[0])
 
     def _sweep(self, now: float) -> None:
         self._swept = now

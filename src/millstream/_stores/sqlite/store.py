@@ -19,7 +19,7 @@ from millstream._stores.memory.topics import Topics, never
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.tally import Tally
+from millstream._stores.tally import UsageCounter
 
 T = TypeVar("T")
 
@@ -288,7 +288,7 @@ class SqliteBackend:
         self.lease = 0.0
         self.kv = SplitMap(SqliteMap(self._items, self._writer), memory.kv)
         self.log = SplitLog(self._log, memory.log)
-        tally = Tally(self.kv)
+        tally = UsageCounter(self.kv)
         self.charge = tally.charge
         self.release = tally.release
 

@@ -17,7 +17,7 @@ from millstream._backoff import retry_delay
 from millstream._http.message import peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._limits.store_limiter import StoreLimiter
-from millstream._stores.rates import Seat
+from millstream._stores.rates import ConcurrencySlot
 from millstream.auth._authorization_server.login_methods import SignInFailed, User
 from millstream.auth._authorization_server.signing import Vault
 from millstream.auth._authorization_server.users import Accounts
@@ -66,7 +66,7 @@ class FailureLimiter:
         if not await self._begin(keys, tries, until):
             yield False
             return
-        pool, seats = self._vault.pool, list[Seat]()
+        pool, seats = self._vault.pool, list[ConcurrencySlot]()
         try:
             yield pool is None or await self._sit(pool, keys, seats, until)
         finally:
@@ -132,7 +132,7 @@ class FailureLimiter:
 
     # In the store
 
-    async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], until: float) -> bool:
+    async def _sit(self, pool: StoreLimiter, keys: Sequence[str], seats: list[ConcurrencySlot], until: float) -> bool:
         """Return whether the store has a free slot for each key. Adds the slots taken to `seats`."""
         loop, me, polls = asyncio.get_running_loop(), token_hex(8), count()
         while (may := await self._take_seats(pool, keys, seats, me)) is _May.LATER:
@@ -142,7 +142,7 @@ class FailureLimiter:
             await asyncio.sleep(pause)
         return may is _May.NOW
 
-    async def _take_seats(self, pool: StoreLimiter, keys: Sequence[str], seats: list[Seat], me: str) -> _May:
+    async def _take_seats(self, pool: StoreLimiter, keys: Sequence[str], seats: list[ConcurrencySlot], me: str) -> _May:
         charges = [limiter.pace(key, 0.0) for limiter, key in zip(self._failures, keys, strict=True)]
         decision = await pool.take(charges)
         if decision is None:
@@ -150,7 +150,7 @@ class FailureLimiter:
         left = [int(taken.remaining + 1e-3) for taken in decision.results]
         if min(left) < 1:
             return _May.NOT
-        asked = [Seat(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
+        asked = [ConcurrencySlot(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
         decision = await pool.take(asked)
         if decision is None:
             return _May.NOW

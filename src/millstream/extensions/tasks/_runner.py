@@ -128,7 +128,7 @@ class TaskRunner:
         """Stop running tasks and settle them within the given time."""
         self._closing = True
         for run in list(self._running.values()):
-            run.call.halt()
+            run.call.stop_for_shutdown()
         waiting = [run.task for run in self._running.values() if run.task is not None]
         if waiting:
             await asyncio.wait(waiting, timeout=seconds)
@@ -170,7 +170,7 @@ class TaskRunner:
         try:
             await self._records.create(name, record, saved)
         except BaseException as exc:
-            self._host.leave_seats(seats)
+            self._host.release_slots(seats)
             if isinstance(exc, StoreFull):
                 text = "The store has no room for another task. Try again later."
                 raise ProtocolError(OVERLOADED, text, status=503) from exc
@@ -216,7 +216,7 @@ class TaskRunner:
             changed = await self._records.update(name, change)
         finally:
             if changed is None or changed.status != WORKING:
-                self._host.leave_seats(seats)
+                self._host.release_slots(seats)
         if changed is not None and changed.status == WORKING:
             self._run(name, changed, saved, seats)
         elif name not in self._running:
@@ -274,7 +274,7 @@ class TaskRunner:
             ProtocolError: RATE_LIMITED; too many tasks are running.
         """
         try:
-            return await self._host.take_seats(holder, self._limits(owner), call=saved)
+            return await self._host.acquire_slots(holder, self._limits(owner), call=saved)
         except LimitReached as reached:
             if not reached.name:
                 text = "Too many concurrent calls. Try again when one has ended."
@@ -323,7 +323,7 @@ class TaskRunner:
             expiry.cancel()
             if self._running.get(name) is run:
                 del self._running[name]
-            self._host.leave_seats(run.seats or ())
+            self._host.release_slots(run.seats or ())
             if run.release_seats is not None:
                 run.release_seats()
 
@@ -332,7 +332,7 @@ class TaskRunner:
         limits = self._limits(run.saved_call.owner)
         while not run.call.cancelled:
             with suppress(LimitReached):
-                run.seats = await self._host.take_seats(run.record.id, limits, call=run.saved_call)
+                run.seats = await self._host.acquire_slots(run.record.id, limits, call=run.saved_call)
                 return
             await asyncio.sleep(RETRY_DELAY)
 
@@ -445,7 +445,7 @@ class TaskRunner:
             self._me = me
             for run in self._running.values():
                 run.lease_lost = True
-                run.call.halt()
+                run.call.stop_for_shutdown()
         self._sweep_soon()
 
     def _spawn(self, work: Any) -> None:
