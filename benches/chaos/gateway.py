@@ -31,7 +31,7 @@ for name in STEADY:
     mcp.upstream(name, command("steady"), start_timeout=START)
 mcp.upstream("killed", command("killed"), timeout=TIMEOUT, start_timeout=START)
 mcp.upstream(
-    "sessions", command("sessions"), scale="per_session", max_processes=4, timeout=TIMEOUT, start_timeout=START
+    "sessions", command("sessions"), isolation="per_session", max_processes=4, timeout=TIMEOUT, start_timeout=START
 )
 for name in MISBEHAVING:
     mcp.upstream(name, command(name), timeout=TIMEOUT, start_timeout=START, max_bytes=1_000_000)

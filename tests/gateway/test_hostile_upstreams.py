@@ -166,7 +166,7 @@ async def test_results_with_too_many_blocks_are_refused() -> None:
 async def test_instructions_are_pinned_like_definitions() -> None:
     for first_seen, told in (("accept", True), ("quarantine", False)):
         mcp = Server("front")
-        policy = UpstreamPolicy(first_seen=first_seen)
+        policy = UpstreamPolicy(new_items=first_seen)
         mcp.upstream("greedy", greedy(), prefix="", policy=policy, trust="pin", start_timeout=WAIT)
         async with Client(mcp, timeout=WAIT) as client:
             assert ("Be kind." in client.instructions) is told
@@ -196,7 +196,7 @@ async def test_api_schemas_are_bounded() -> None:
 async def test_crashing_process_affects_only_its_caller() -> None:
     mcp = Server("front")
     command = [sys.executable, "-c", CRASHES]
-    mcp.upstream("odd", command, scale="per_session", start_timeout=WAIT, timeout=WAIT)
+    mcp.upstream("odd", command, isolation="per_session", start_timeout=WAIT, timeout=WAIT)
     async with (
         mcp.running(),
         Client(mcp, timeout=WAIT, revision="2025-11-25") as one,
@@ -219,7 +219,7 @@ async def test_upstream_whose_processes_are_in_use_is_not_down(
     mcp = Server("front")
     command = [sys.executable, "-c", CRASHES, str(tmp_path)]
     options: Any = {"max_processes": 2, "refresh_seconds": 0.05, "start_timeout": WAIT, "timeout": WAIT}
-    mcp.upstream("odd", command, scale="per_session", **options)
+    mcp.upstream("odd", command, isolation="per_session", **options)
     async with (
         asyncio.timeout(WAIT),
         mcp.running() as runtime,

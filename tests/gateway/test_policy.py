@@ -306,7 +306,7 @@ async def test_changed_definitions_are_quarantined_until_accepted(
 
 
 async def test_policy_can_quarantine_new_definitions() -> None:
-    policy = UpstreamPolicy(first_seen="quarantine")
+    policy = UpstreamPolicy(new_items="quarantine")
     mcp = Server("front")
     mcp.upstream("shop", make_shop(), policy=policy, trust="pin", start_timeout=WAIT)
     async with Client(mcp, timeout=WAIT) as client:

@@ -44,7 +44,7 @@ async def serve_sessions(*, sessions: int, upstreams: int, rounds: int) -> list[
     mcp = Server("gateway")
     for number in range(upstreams - 1):
         mcp.upstream(f"up{number}", COMMAND, start_timeout=WAIT)
-    mcp.upstream("own", COMMAND, start_timeout=WAIT, scale="per_session", max_processes=4)
+    mcp.upstream("own", COMMAND, start_timeout=WAIT, isolation="per_session", max_processes=4)
     me = os.getpid()
     others = set(family(me))
     used: list[tuple[int, float]] = []

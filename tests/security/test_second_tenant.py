@@ -169,7 +169,7 @@ async def links(stack: AsyncExitStack) -> Shared:
     """Connections to an upstream with a session for each session of its callers."""
     there, mcp = Server("there"), make_server()
     started = add_work(there)
-    mcp.upstream("there", there, prefix="", revision=HANDSHAKE, max_links=8, start_timeout=WAIT, timeout=WAIT)
+    mcp.upstream("there", there, prefix="", revision=HANDSHAKE, max_connections=8, start_timeout=WAIT, timeout=WAIT)
     error = r"in use, not down: you hold \d of its 8 connections"
     return make_calls(stack, await run(stack, mcp), ["work"], lambda: len(started), error)
 
@@ -358,7 +358,7 @@ async def make_process_calls(stack: AsyncExitStack, mcp: Server, names: list[str
     started = Path(stack.enter_context(TemporaryDirectory()))
     command = [sys.executable, "-I", "-S", "-c", WORKER, str(started)]
     for name in names:
-        mcp.upstream(name, command, scale="per_session", max_processes=8, start_timeout=WAIT, timeout=WAIT)
+        mcp.upstream(name, command, isolation="per_session", max_processes=8, start_timeout=WAIT, timeout=WAIT)
     running = await run(stack, mcp)
     tools = [f"{name}_work" for name in names]
     return make_calls(stack, running, tools, lambda: len(list(started.iterdir())), error)

@@ -126,7 +126,7 @@ class Pins:
 
     def __init__(self, upstream: str, policy: UpstreamPolicy, kv: Map) -> None:
         self._upstream = upstream
-        self._accepts_new = policy.first_seen == "accept"
+        self._accepts_new = policy.new_items == "accept"
         self._kv = kv
         self.file: AcceptedFile | None = AcceptedFile(policy.pins) if policy.pins else None
 

@@ -150,7 +150,7 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     """Patterns of names and URIs that aren't offered, even if `allow` matches."""
     questions: tuple[Question, ...] = _QUESTIONS
     """Kinds of questions that the upstream may ask its callers: ``elicitation``, ``sampling``, and ``roots``."""
-    first_seen: Literal["accept", "quarantine"] = "accept"
+    new_items: Literal["accept", "quarantine"] = "accept"
     """With ``trust = "pin"``, what happens to a definition that was never accepted."""
     pins: str = ""
     """With ``trust = "pin"``, the file of accepted definitions that ``millstream gateway accept`` writes."""

@@ -108,7 +108,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     """Source of credentials that aren't fixed headers: `bearer`, `per_user_oauth`, and others."""
     forward_headers: Sequence[str] = ()
     """Names of the caller's HTTP headers to pass on."""
-    scale: Literal["shared", "per_principal", "per_session"] = "shared"
+    isolation: Literal["shared", "per_principal", "per_session"] = "shared"
     """Number of processes for a command: one, one per principal, or one per session. In the handshake era, a process
     that two principals have used can't ask questions.
     """
@@ -118,7 +118,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     """Seconds to wait for the first lists when the gateway starts, unless there's a stored copy."""
     refresh_seconds: float = 300.0
     """Seconds between refreshes of the lists, unless the upstream specifies their lifetime."""
-    max_links: int = 1000
+    max_connections: int = 1000
     """Maximum open connections."""
     max_catalog_bytes: int = 8 * 1024 * 1024
     """Maximum bytes of the upstream's lists together."""
@@ -191,14 +191,14 @@ class UpstreamOptions(TypedDict, total=False):
     cwd: str | None
     auth: Credentials | None
     forward_headers: Sequence[str]
-    scale: Literal["shared", "per_principal", "per_session"]
+    isolation: Literal["shared", "per_principal", "per_session"]
     timeout: float
     connect_timeout: float
     start_timeout: float
     refresh_seconds: float
     max_processes: int
     spare_processes: int
-    max_links: int
+    max_connections: int
     idle_seconds: float
     memory_limit: int | None
     max_catalog_bytes: int
@@ -319,7 +319,7 @@ class Upstream:
         self._era = Era()
         self.plain_metas: dict[tuple[bytes, str], bytes] = {}
         """`_meta` of requests, by that of the client and its revision."""
-        self.links: Links = Links(self._make_link, max_links=config.max_links)
+        self.links: Links = Links(self._make_link, max_links=config.max_connections)
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
         )
@@ -398,7 +398,7 @@ class Upstream:
         revision = BY_DATE.get(self.catalog.revision)
         per_request = revision is not None and not revision.handshake
         if self._shares_processes:
-            own_process = self.config.scale == "per_principal"
+            own_process = self.config.isolation == "per_principal"
             return LinkKey(principal if own_process else "", handshake=self._in_sessions)
         # Many servers with both eras can ask questions in only one of them, so each client gets its own era.
         # Tasks exist only in the newer era.
@@ -494,12 +494,12 @@ class Upstream:
     @property
     def has_process_for_each(self) -> bool:
         """Whether callers have separate processes, so the failure of one doesn't affect the others."""
-        return self.processes is not None and self.config.scale != "shared"
+        return self.processes is not None and self.config.isolation != "shared"
 
     @property
     def _shares_processes(self) -> bool:
         """Whether one process of a command serves several callers."""
-        return self.processes is not None and self.config.scale != "per_session"
+        return self.processes is not None and self.config.isolation != "per_session"
 
     def _make_link(self, key: LinkKey, owner: str) -> Link:
         # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
