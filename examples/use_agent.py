@@ -11,11 +11,11 @@ from millstream.agent import (
     Approval,
     AssistantMessage,
     Configuration,
-    TextDelta,
     Limits,
     Model,
     ModelError,
     ModelRetry,
+    TextDelta,
     ToolStart,
 )
 from millstream.client import Question

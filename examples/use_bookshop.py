@@ -63,7 +63,7 @@ async def try_to_order(server: str) -> str:
 # region: script
 def books(server: str | Path) -> dict[str, str]:
     with BlockingClient(server) as client:
-        found: dict[str, str] = client.call("search", words="Tolkien", into=dict[str, str])
+        found: dict[str, str] = client.call("search", words="Tolkien", result_type=dict[str, str])
         return found
 
 

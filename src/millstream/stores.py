@@ -1,8 +1,8 @@
 """Write your own store: a `Backend` with a `Log`, a `Map`, and `charge`.
 
-The docstrings of these three are the contract. `Tally` implements `charge` for a process that holds all data itself. A
-package registers its store as an entry point in the group ``millstream.stores``. The entry point's name is the URL's
-scheme, and its function takes the URL and returns a backend.
+The docstrings of these three are the contract. `UsageCounter` implements `charge` for a process that holds all data
+itself. A package registers its store as an entry point in the group ``millstream.stores``. The entry
+point's name is the URL's scheme, and its function takes the URL and returns a backend.
 
 Example:
     >>> def open_shelf(url: str) -> Backend:  # "shelf" in the entry points: Server(store="shelf://…")
@@ -17,8 +17,8 @@ from millstream._stores.base import (
     Index,
     Log,
     Map,
-    Position,
     OwnerQuotaExceeded,
+    Position,
     StoreFull,
     StoreUnavailable,
     StreamSealed,
@@ -28,9 +28,9 @@ from millstream._stores.rates import (
     Charge,
     ChargeResult,
     ChargeResults,
-    RateCharge,
-    Quota,
     ConcurrencySlot,
+    Quota,
+    RateCharge,
     owner_for,
 )
 from millstream._stores.store import BackendStore, SplitLog, SplitMap
@@ -45,16 +45,16 @@ __all__ = [
     "Charge",
     "ChargeResult",
     "ChargeResults",
+    "ConcurrencySlot",
     "Entry",
     "Gap",
     "Index",
     "Log",
     "Map",
-    "RateCharge",
+    "OwnerQuotaExceeded",
     "Position",
     "Quota",
-    "ConcurrencySlot",
-    "OwnerQuotaExceeded",
+    "RateCharge",
     "SplitLog",
     "SplitMap",
     "StoreFull",

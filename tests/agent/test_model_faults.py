@@ -27,12 +27,12 @@ from millstream.agent import (
     ConfigurationError,
     LanguageModel,
     Limits,
-    ModelServerError,
     ModelAuthError,
     ModelError,
     ModelRateLimited,
     ModelRefused,
     ModelRetry,
+    ModelServerError,
     ModelUnreachable,
     ToolEnd,
 )
@@ -67,7 +67,7 @@ async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
 async def test_rate_limits_are_waited_out_and_reported() -> None:
     events, api = await answered(BUSY, refuses(429, "Slow down.", retry_after_ms="1"), says("Here I am."))
     first, second = of(ModelRetry, events)
-    assert (first.seconds, first.attempt, first.void) == (0, 1, False)
+    assert (first.seconds, first.attempt, first.discard_text) == (0, 1, False)
     assert (second.seconds, second.attempt) == (0.001, 2)
     assert "429: Slow down" in first.reason
     assert of(AssistantMessage, events) == [AssistantMessage("Here I am.")]
@@ -98,7 +98,7 @@ async def test_exhausted_quota_is_not_retried() -> None:
 async def test_lost_connection_restarts_the_answer() -> None:
     events, _ = await answered(breaks_off("Once upon"), says("Once more."))
     [waiting] = of(ModelRetry, events)
-    assert (waiting.void, waiting.reason) == (True, "The connection to the model was lost.")
+    assert (waiting.discard_text, waiting.reason) == (True, "The connection to the model was lost.")
     assert of(AssistantMessage, events) == [AssistantMessage("Once more.")]
 
 

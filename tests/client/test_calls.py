@@ -266,7 +266,7 @@ def test_unknown_revisions_are_refused_at_once() -> None:
 
 def test_blocking_client_needs_no_await() -> None:
     with BlockingClient(mcp) as client:
-        assert client.call("count", a=1, b=2, into=int) == 3
+        assert client.call("count", a=1, b=2, result_type=int) == 3
         assert {"order", "count"} <= {tool.name for tool in client.tools()}
         assert client.server.name == "shop"
         with pytest.raises(ServerError):

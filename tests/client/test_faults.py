@@ -216,7 +216,7 @@ async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
         with pytest.raises(TooManyMessages) as caught:
             async with Client(server.url, on_log=slow, options=options) as client:
                 await client.call("x")
-        assert_readable(caught.value, "Options.max_waiting")
+        assert_readable(caught.value, "Options.max_queued_messages")
 
 
 async def test_progress_extends_the_timeout_up_to_a_limit() -> None:

@@ -209,7 +209,7 @@ async def test_notification_backlog_cuts_the_stream(way: str, tmp_path: Path) ->
         with pytest.raises(TooManyMessages) as caught:
             async with Client(target, timeout=WAIT, on_log=slow, options=Options(max_queued_messages=50)) as client:
                 await client.call("x")
-    assert_readable(caught.value, "Options.max_waiting")
+    assert_readable(caught.value, "Options.max_queued_messages")
 
 
 STDIO = f"""

@@ -147,7 +147,7 @@ async def test_metadata_document_clients_sign_assertions() -> None:
             "issuer": issuer.url, "token_endpoint": f"{issuer.url}/token",
             "client_id_metadata_document_supported": True,
         }  # fmt: skip
-        about: dict[str, Any] = {"client_metadata_url": PAGE, "as_itself": True}
+        about: dict[str, Any] = {"client_metadata_url": PAGE, "client_credentials": True}
         url = parse(f"{issuer.url}/mcp")
         assert (
             await OAuth(store=MemoryTokenStore(), **about).with_private_key(pem(NIGHTLY)).handle_challenge(url, 401, "")

@@ -92,8 +92,8 @@ MISTAKES = {
     '[upstreams.a]\ncommand = "a"\n[upstreams.b]\ncommand = "b"\nprefix = "a"': (
         "line 5: upstreams.b.prefix: the upstream 'a' already has the prefix 'a'. Give one of them another prefix"
     ),
-    '[upstreams.a]\nurl = "http://a/mcp"\nscale = "many"': (
-        "line 3: upstreams.a.scale: it must be one of shared, per_principal, per_session, not 'many'"
+    '[upstreams.a]\nurl = "http://a/mcp"\nisolation = "many"': (
+        "line 3: upstreams.a.isolation: it must be one of shared, per_principal, per_session, not 'many'"
     ),
     "[settings]\ntool_serch = true": ("line 2: settings.tool_serch: unknown option; did you mean 'tool_search'?"),
     '[settings]\npage_size = "x"': "line 2: settings.page_size: it must be a whole number, 1 or more, not 'x'",

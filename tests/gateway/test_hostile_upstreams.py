@@ -164,9 +164,9 @@ async def test_results_with_too_many_blocks_are_refused() -> None:
 
 
 async def test_instructions_are_pinned_like_definitions() -> None:
-    for first_seen, told in (("accept", True), ("quarantine", False)):
+    for new_items, told in (("accept", True), ("quarantine", False)):
         mcp = Server("front")
-        policy = UpstreamPolicy(new_items=first_seen)
+        policy = UpstreamPolicy(new_items=new_items)
         mcp.upstream("greedy", greedy(), prefix="", policy=policy, trust="pin", start_timeout=WAIT)
         async with Client(mcp, timeout=WAIT) as client:
             assert ("Be kind." in client.instructions) is told

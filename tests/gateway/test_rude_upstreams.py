@@ -806,7 +806,7 @@ async def test_callers_evict_only_their_own_connections() -> None:
 
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     async with asyncio.timeout(WAIT), run_http_upstream(call) as url:
-        mcp = make_gateway(url, auth=guard, max_links=6)
+        mcp = make_gateway(url, auth=guard, max_connections=6)
         async with mcp.running(), serve(mcp) as running, AsyncExitStack() as stack:
 
             async def client(key: str) -> Client:

@@ -106,7 +106,7 @@ async def test_question_of_an_abandoned_call_reaches_no_other_caller(
         assert "late" in refusal
         assert (first.questions, other.questions, first.logs, other.logs) == ([], [], [], [])
     assert "The password of ask is 123." in caplog.text
-    assert 'scale = "per_' in caplog.text
+    assert 'isolation = "per_' in caplog.text
 
 
 async def test_process_that_two_principals_have_used_cannot_ask() -> None:
@@ -118,7 +118,7 @@ async def test_process_that_two_principals_have_used_cannot_ask() -> None:
 
 
 async def test_process_of_one_caller_can_ask() -> None:
-    for keys, options in (((ALICE, ALICE), {}), (("", ""), {}), ((ALICE, BOB), {"scale": "per_principal"})):
+    for keys, options in (((ALICE, ALICE), {}), (("", ""), {}), ((ALICE, BOB), {"isolation": "per_principal"})):
         async with callers(*keys, **options) as (first, second):
             assert "secret" in await first.work()
             assert "secret" in await second.work()

@@ -79,7 +79,7 @@ async def call(server: MisbehavingServer, auth: OAuth) -> None:
         await client.call("x")
 
 
-@for_each("given", [{"as_itself": True}, {}])
+@for_each("given", [{"client_credentials": True}, {}])
 async def test_secrets_are_sent_only_to_their_issuer(given: dict[str, Any]) -> None:
     world = World()
     async with (
@@ -105,7 +105,7 @@ async def test_configured_issuer_cannot_be_replaced() -> None:
     world = World()
     async with misbehaving(world.resource) as server, misbehaving(world.issue) as evil:
         world.issuer = origin(evil)
-        options: dict[str, Any] = {"client_id": "me", "client_secret": SECRET, "as_itself": True}
+        options: dict[str, Any] = {"client_id": "me", "client_secret": SECRET, "client_credentials": True}
         with pytest.raises(AccessDenied, match=r"bank\.example"):
             await call(server, OAuth(store=MemoryTokenStore(), **options).for_issuer("https://bank.example"))
         assert "me" not in [asked.headers.get("authorization") for asked in evil.requests]

@@ -9,7 +9,7 @@ import pytest
 
 import millstream
 from millstream._stores.base import CoAppend
-from millstream._stores.rates import RateCharge, Quota, ConcurrencySlot
+from millstream._stores.rates import ConcurrencySlot, Quota, RateCharge
 from patience import WAIT
 from redis_parts import RedisServer, open_worker, shared_servers
 from scripts.docs import ROOT

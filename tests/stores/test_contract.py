@@ -16,14 +16,14 @@ from millstream._stores.base import (
     Entry,
     Gap,
     Index,
-    Position,
     OwnerQuotaExceeded,
+    Position,
     Store,
     StoreFull,
     StreamSealed,
 )
 from millstream._stores.memory.store import MemoryStore
-from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, RateCharge, Quota, ConcurrencySlot, owner_for
+from millstream._stores.rates import MARK_BYTES, SEAT_WAIT, Charge, ConcurrencySlot, Quota, RateCharge, owner_for
 from millstream._stores.tail import Tail
 from patience import WAIT
 from property_settings import examples

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import CoAppend, Index, Position, OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
+from millstream._stores.base import CoAppend, Index, OwnerQuotaExceeded, Position, Store, StoreFull, StoreUnavailable
 from millstream._stores.health import StoreHealth
 from millstream._stores.redis import scripts
 from millstream._stores.redis.address import parse_address

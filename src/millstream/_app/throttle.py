@@ -25,7 +25,7 @@ from millstream._server.features.registry import Registry
 from millstream._server.features.tools import Tool
 from millstream._server.load import Requester
 from millstream._stores.base import Store
-from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, Decision, RateCharge, ConcurrencySlot
+from millstream._stores.rates import SEAT_WAIT, Charge, ChargeResult, ConcurrencySlot, Decision, RateCharge
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 """Characters that a name in a header shouldn't contain."""

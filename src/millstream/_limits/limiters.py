@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
-from millstream._stores.rates import ChargeResult, RateCharge, Quota, pace_wait
+from millstream._stores.rates import ChargeResult, Quota, RateCharge, pace_wait
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.rates import Charge, Decision, Rates, ConcurrencySlot
+from millstream._stores.rates import Charge, ConcurrencySlot, Decision, Rates
 from millstream._tasks import Tasks, cancel_all
 
 PATIENCE = 2.0

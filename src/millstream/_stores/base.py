@@ -15,7 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.rates import Charge, ChargeResults, Rates, ConcurrencySlot
+from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot, Rates
 
 PAGE_BYTES = 4 * 1024 * 1024
 """Approximate maximum bytes returned by one read of a log."""
@@ -82,7 +82,7 @@ class StoreFull(LocalError):
 
 
 class OwnerQuotaExceeded(StoreFull):
-    """The value exceeds the space left for its share (`share_of`). Nothing was changed."""
+    """The value exceeds the space left for its share (`owner_for`). Nothing was changed."""
 
 
 class StoreUnavailable(LocalError):
@@ -121,10 +121,10 @@ class Map(Protocol):
     new `Backend.epoch`) or the value was written as `lossy`. `ttl` is in seconds, positive and finite. An expired
     value is absent for every method.
 
-    A full kind rejects new values with `StoreFull`. A share of a kind (`share_of`) may take half of the kind's space;
-    beyond that, writes raise `ShareFull`. A value that doesn't grow, or has at most `MARK_BYTES`, is accepted even
-    then. A lossy value is never rejected, unless it's too large: it replaces the oldest lossy values of its full share,
-    or of its full kind. A program writes either all values of a kind as lossy, or none.
+    A full kind rejects new values with `StoreFull`. A share of a kind (`owner_for`) may take half of the kind's space;
+    beyond that, writes raise `OwnerQuotaExceeded`. A value that doesn't grow, or has at most `MARK_BYTES`, is
+    accepted even then. A lossy value is never rejected, unless it's too large: it replaces the oldest lossy
+    values of its full share, or of its full kind. A program writes either all values of a kind as lossy, or none.
     """
 
     async def get(self, key: str) -> bytes | None:
@@ -325,7 +325,8 @@ class Backend(Protocol):
         charges may have been taken or not.
 
         Quotas live as long as values of `kv`. Paces and seats may start over when the store is opened again or loses
-        data. A store with very many paces may drop the oldest ones of the most frequent kind: `ChargeResults.forgot`.
+        data. A store with very many paces may drop the oldest ones of the most frequent kind:
+        `ChargeResults.reset_seconds_ago`.
 
         Raises:
             StoreUnavailable: the store didn't answer in time.

@@ -98,8 +98,8 @@ class Decision(Struct, frozen=True, gc=False, array_like=True):
     results: list[ChargeResult]
     workers: int
     """The number of workers that share the store, including this one."""
-    forgot: float | None = None
-    """See `ChargeResults.forgot`."""
+    reset_seconds_ago: float | None = None
+    """See `ChargeResults.reset_seconds_ago`."""
 
 
 SEAT_WAIT = 1.0

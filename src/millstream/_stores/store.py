@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Backend, Entry, Index, Log, Map, Position
 from millstream._stores.health import LogOnce
 from millstream._stores.members import TTL, MapMembers
-from millstream._stores.rates import Charge, Decision, ConcurrencySlot
+from millstream._stores.rates import Charge, ConcurrencySlot, Decision
 from millstream._stores.tail import PAUSE
 from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all

@@ -36,7 +36,6 @@ from millstream.agent._events import (
     AnswerQueue,
     AssistantMessage,
     ContextError,
-    TextDelta,
     Emit,
     Event,
     Limits,
@@ -44,6 +43,7 @@ from millstream.agent._events import (
     ModelRetry,
     RoundStart,
     SamplingResult,
+    TextDelta,
     Transcript,
     UserMessage,
 )
@@ -245,7 +245,8 @@ class Agent:
 
     Args:
         model: the model; see `LanguageModel`. The agent closes it.
-        servers: servers with tools, resources, and prompts: targets of `Client` or `ServerAt`s, in a list or by name.
+        servers: servers with tools, resources, and prompts: targets of `Client` or `ServerConfig`s, in a list or by
+            name.
         system: system prompt. The servers' instructions are appended.
         approve: decides whether a tool may run that isn't marked as read-only, and whether a server may use the model.
             By default, both are refused.

@@ -63,7 +63,7 @@ class ModelError(AgentError):
 
 
 class ModelAuthError(ModelError):
-    """The key is wrong, or isn't valid for this model (401 or 403). ``except ModelDenied: ask_for_another_key()``"""
+    """The key is wrong, or isn't valid for this model (401 or 403). ``except ModelAuthError: ask_for_another_key()``"""
 
 
 class ModelUnreachable(ModelError):
@@ -79,11 +79,11 @@ class ModelRefused(ModelError):
 
 
 class ModelRateLimited(ModelError):
-    """A rate limit was reached, or the account has no credit left. ``except ModelLimited: wait()``"""
+    """A rate limit was reached, or the account has no credit left. ``except ModelRateLimited: wait()``"""
 
 
 class ModelServerError(ModelError):
-    """The API failed, or its response was incomplete or malformed. ``except ModelBroken: ask_again()``"""
+    """The API failed, or its response was incomplete or malformed. ``except ModelServerError: ask_again()``"""
 
 
 class AgentEvent(Struct, frozen=True, tag_field="type", rename="camel"):
@@ -110,7 +110,7 @@ class RoundStart(AgentEvent, frozen=True, tag="round_start"):
 
 
 class TextDelta(AgentEvent, frozen=True, tag="delta"):
-    """A chunk of the answer's text. ``case Delta(text=text): print(text, end="")``"""
+    """A chunk of the answer's text. ``case TextDelta(text=text): print(text, end="")``"""
 
     text: str
 
@@ -296,7 +296,7 @@ async def _run_to_end(work: Callable[[], Coroutine[Any, Any, None]], waiting: "a
 
 
 class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
-    """Limits of one answer. ``Agent(model, ["shop.py"], limits=Limits(max_rounds=5))``"""
+    """Limits of one answer. ``Agent(model, ["shop.py"], limits=Limits(max_model_requests=5))``"""
 
     max_model_requests: int = 20
     """Maximum requests to the model: one, and one more after each set of tool calls."""

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from millstream._protocol.json_schema import is_object
 from millstream.agent._events import (
     ConfigurationError,
-    ModelServerError,
     ModelAuthError,
     ModelError,
     ModelRateLimited,
     ModelRefused,
+    ModelServerError,
     ModelUnreachable,
 )
 from millstream.agent._model import Message, ModelRequest, ModelResponse, ToolCall

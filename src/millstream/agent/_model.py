@@ -25,7 +25,7 @@ class ToolCall(Struct, frozen=True):
 
 
 class ModelResponse(Struct, frozen=True):
-    """The model's complete output of one round. ``yield Reply(text="Hello")``"""
+    """The model's complete output of one round. ``yield ModelResponse(text="Hello")``"""
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()

@@ -91,7 +91,7 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class ServerConfig(Struct, frozen=True):
-    """A server and how to reach it: ``ServerAt(url, headers={"Authorization": "Bearer …"})``."""
+    """A server and how to reach it: ``ServerConfig(url, headers={"Authorization": "Bearer …"})``."""
 
     target: Target
     """A target of `Client`."""

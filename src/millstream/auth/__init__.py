@@ -48,7 +48,7 @@ def keys(
     Args:
         given: keys with full access, of at least 16 characters. Read them from the environment; don't write them in
             source code.
-        named: mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
+        named_keys: mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
         file: a file managed by ``millstream keys``. Changes to it take effect within a second.
 
     Raises:
@@ -56,7 +56,7 @@ def keys(
         LocalError: the file can't be read.
 
     Example:
-        ``Server("shop", auth=auth.keys(named={"desk": os.environ["DESK_KEY"]}))``
+        ``Server("shop", auth=auth.keys(named_keys={"desk": os.environ["DESK_KEY"]}))``
     """
     from millstream.auth._api_keys import key_method  # noqa: PLC0415
     from millstream.auth._key_file import check_name, check_strength  # noqa: PLC0415
@@ -94,7 +94,7 @@ def jwt(
         secret: a secret shared with the issuer, at least 32 bytes long, instead of public keys.
         algorithms: accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
         scopes: scopes that every caller needs.
-        implied: mapping of a scope to the scopes that it includes.
+        scope_includes: mapping of a scope to the scopes that it includes.
 
     Raises:
         ValueError: an argument is missing or invalid.
@@ -151,7 +151,7 @@ def oidc(
         audience: as for `jwt`.
         algorithms: as for `jwt`.
         scopes: as for `jwt`.
-        implied: as for `jwt`.
+        scope_includes: as for `jwt`.
         client_id: this server's client id at the issuer, which lets people sign in to the server's pages. Register it
             with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must return signed tokens for
             `audience` when it's requested as ``resource`` (RFC 8707).
@@ -205,7 +205,7 @@ def introspection(
             only if the issuer includes the user in every user's token; otherwise all users of a client would share
             one identity.
         scopes: as for `jwt`.
-        implied: as for `jwt`.
+        scope_includes: as for `jwt`.
 
     Raises:
         ValueError: an argument is missing or invalid.
@@ -264,8 +264,8 @@ def issuer(  # noqa: PLR0913  the options of an issuer
         audience: URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
         resources: URLs of other servers for which it may issue tokens.
         scopes: scopes that every user gets, and that every caller needs.
-        described: descriptions of scopes for users: ``{"orders:write": "order books"}``.
-        implied: mapping of a scope to the scopes that it includes.
+        scope_descriptions: descriptions of scopes for users: ``{"orders:write": "order books"}``.
+        scope_includes: mapping of a scope to the scopes that it includes.
         registration: whether clients may register themselves. Clients with a metadata document don't need to.
         metadata_documents: whether clients may describe themselves at a URL, which this server fetches. Set it to False
             if the server has no access to the internet, so that clients such as Claude Code register instead.
@@ -283,9 +283,18 @@ def issuer(  # noqa: PLR0913  the options of an issuer
 
     logins = list(users) if isinstance(users, Sequence) else [users]
     plan = issuer_config(
-        url, logins, clients, audience=audience, resources=resources, scopes=scopes, described=scope_descriptions or {},
-        implied=scope_includes or {}, registration=registration, metadata_documents=metadata_documents, provider=provider,
-    )  # fmt: skip
+        url,
+        logins,
+        clients,
+        audience=audience,
+        resources=resources,
+        scopes=scopes,
+        described=scope_descriptions or {},
+        implied=scope_includes or {},
+        registration=registration,
+        metadata_documents=metadata_documents,
+        provider=provider,
+    )
     for each in (audience or url, *resources):
         rules_of(url, each, scopes, scope_includes)
     return Issuer(plan)
@@ -294,7 +303,7 @@ def issuer(  # noqa: PLR0913  the options of an issuer
 def google(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """Return an `issuer` whose users sign in with Google. `more` goes to `issuer`; the other arguments to `upstream`.
+    """Return an `issuer` whose users sign in with Google. `more` goes to `issuer`; the rest to `login_provider`.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
@@ -310,7 +319,7 @@ def google(
 def github(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """Return an `issuer` whose users sign in with GitHub. `more` goes to `issuer`; the other arguments to `upstream`.
+    """Return an `issuer` whose users sign in with GitHub. `more` goes to `issuer`; the rest to `login_provider`.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``

@@ -402,17 +402,20 @@ def inclusions(implied: Mapping[str, Collection[str]] | None) -> dict[str, tuple
     """Return the scopes that each scope includes.
 
     Raises:
-        TypeError: `implied` isn't a mapping of scopes to lists.
+        TypeError: `scope_includes` isn't a mapping of scopes to lists.
     """
     if implied is not None and not isinstance(implied, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            'implied must map scopes to the scopes that they include: implied={"orders:write": ["orders:read"]}'
+            "scope_includes must map scopes to the scopes that they include: "
+            'scope_includes={"orders:write": ["orders:read"]}'
         )
     found: dict[str, tuple[str, ...]] = {}
     for scope, included in (implied or {}).items():
         if isinstance(included, str):
-            raise TypeError(f"The scopes included in {scope!r} must be a list: implied={{{scope!r}: [{included!r}]}}")
-        found[scope] = several("implied", included)
+            raise TypeError(
+                f"The scopes included in {scope!r} must be a list: scope_includes={{{scope!r}: [{included!r}]}}"
+            )
+        found[scope] = several("scope_includes", included)
     return found
 
 

@@ -62,7 +62,7 @@ def login_provider(
         ValueError: an argument is missing or invalid.
 
     Example:
-        ``users=[auth.upstream("google", allow=["@example.com"]), auth.upstream("github", allow=["org:example"])]``
+        ``users=[auth.users(file="users.json"), auth.login_provider("google", allow=["@example.com"])]``
     """
     from millstream.auth._authorization_server.upstreams import upstream_of  # noqa: PLC0415
 

@@ -211,11 +211,11 @@ class Client(ClientAliases):
         Args:
             tool: name of the tool.
             arguments: arguments as a mapping, for names that clash with the options below; keywords are arguments, too.
-            into: type of the value. With it, the call returns the value instead of a `Result`.
+            result_type: type of the value. With it, the call returns the value instead of a `Result`.
             progress: handler for progress reports: ``progress(value, total, message)``.
             timeout: seconds to wait for this call.
             raise_on_error: whether to raise when the tool reports an error; if False, check `Result.is_error`. With
-                `into`, an error always raises.
+                `result_type`, an error always raises.
             task: whether the server may run the call as a task. The wait then outlives connections and restarts of the
                 server, and `timeout` applies to all of it; see `tasks`.
 

@@ -94,7 +94,9 @@ def _handler_for(data: Any) -> str:
         needed = msgspec.convert(data, _RequiredCapabilities).required_capabilities
     except msgspec.ValidationError:
         return ""
-    options = [f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(declare=…)" for each in needed]
+    options = [
+        f"{_HANDLERS[each]}=…" if each in _HANDLERS else "options=Options(extra_capabilities=…)" for each in needed
+    ]
     return f"Declare it with Client(…, {', '.join(dict.fromkeys(options))})." if options else ""
 
 

@@ -209,7 +209,7 @@ class ServerMessages:
                 rest.close()
             raise TooManyMessages(
                 f"{self._max_waiting:,} messages from the server are waiting for your handlers, which is the limit "
-                "(Options.max_waiting)."
+                "(Options.max_queued_messages)."
             )
         self._queue.append(rest)
         if self._worker is None or self._worker.done():

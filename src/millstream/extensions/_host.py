@@ -350,7 +350,7 @@ class ServerHost:
         """Return a run of a saved call. Await `CallRun.outcome` to start it.
 
         The run is a `tools/call` without a connection. Scopes, middleware, timeouts, metrics, and the audit log apply.
-        Rate limits don't apply again, because they applied to the original request. See also `take_seats`.
+        Rate limits don't apply again, because they applied to the original request. See also `acquire_slots`.
 
         Args:
             saved: the call.

@@ -218,7 +218,7 @@ class _ReportLine:
 
 
 class LimitReached(Exception):
-    """A limit has no free seat. See `ServerHost.take_seats`."""
+    """A limit has no free seat. See `ServerHost.acquire_slots`."""
 
     def __init__(self, name: str, key: str) -> None:
         super().__init__(f"The limit {name or 'of concurrent calls'} is reached")
@@ -248,4 +248,4 @@ def _do_nothing() -> None:
 
 
 Seats = Sequence[Any]
-"""Seats taken by `ServerHost.take_seats`, to release with `ServerHost.leave_seats`."""
+"""Seats taken by `ServerHost.acquire_slots`, to release with `ServerHost.release_slots`."""

@@ -85,16 +85,16 @@ def http_places(*, several: bool = False) -> Pool:
 class Links:
     """The connections to one upstream."""
 
-    def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_links: int) -> None:
+    def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_connections: int) -> None:
         """Create the pool; `open` makes connections.
 
         Args:
             connect: creates a connection of an owner that isn't started yet.
-            max_links: maximum open connections. An owner that may not have another one loses an idle one of its own or
-                of an owner that holds more, see `Pool`.
+            max_connections: maximum open connections. An owner that may not have another one loses an idle one of its
+                own or of an owner that holds more, see `Pool`.
         """
         self.connect: Callable[[LinkKey, str], Link] = connect
-        self.places: Pool = Pool(max_links)
+        self.places: Pool = Pool(max_connections)
         self._open: dict[LinkKey, Link] = {}
         self._to_close: set[Link] = set()
         """Connections to close when their last call ends, because their user has reconnected or disconnected."""
@@ -166,7 +166,7 @@ class Links:
                 and (link.owner in ("", owner) or count(link.owner) > count(owner))
             ]
             if not idle:
-                raise InUse(self.places, owner, remedy="Raise max_links.")
+                raise InUse(self.places, owner, remedy="Raise max_connections.")
             self.end(min(idle, key=lambda link: (-count(link.owner), link.last_used)))
 
     def end(self, link: Link) -> None:

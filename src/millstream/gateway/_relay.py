@@ -370,8 +370,8 @@ class Relays:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked")
         text = f"The server {self._name!r} serves several calls, and its question doesn't say which one asks."
         if self._log is not None:
-            check_declared(method, self._abilities)  # another scale can't help where the policy refuses
-            text += ' Set scale = "per_principal" for it in the gateway, or "per_session" without sign-in.'
+            check_declared(method, self._abilities)  # another isolation can't help where the policy refuses
+            text += ' Set isolation = "per_principal" for it in the gateway, or "per_session" without sign-in.'
         if not self._warned:
             self._warned = True
             logger.warning("A question was refused. %s", text)

@@ -319,7 +319,7 @@ class Upstream:
         self._era = Era()
         self.plain_metas: dict[tuple[bytes, str], bytes] = {}
         """`_meta` of requests, by that of the client and its revision."""
-        self.links: Links = Links(self._make_link, max_links=config.max_connections)
+        self.links: Links = Links(self._make_link, max_connections=config.max_connections)
         self.watches: ResourceWatches = ResourceWatches(
             config.name, self._shared_conversation, lambda uri: on_update(self.names.uri(uri))
         )

@@ -1,6 +1,6 @@
 """The realtime hub: channels, history, presence, and mailboxes on top of the three store interfaces.
 
-The hub has no knowledge of HTTP or MCP. A subscriber is an `Outlet` and a function that encodes an `Event`.
+The hub has no knowledge of HTTP or MCP. A subscriber is an `OutputStream` and a function that encodes an `Event`.
 """
 
 from millstream._http.message import OutputStream

@@ -104,7 +104,7 @@ class AccessRules:
                 extension that filters events passes False.
 
         Raises:
-            InvalidName, Forbidden, TooMany: The subscription isn't allowed.
+            InvalidName, Forbidden, LimitExceeded: The subscription isn't allowed.
         """
         names = tuple(dict.fromkeys(channels))
         limit = self._limits.max_channels_per_subscriber
@@ -127,7 +127,7 @@ class AccessRules:
         """Return the mailbox of a principal's client, if a connection can listen to it.
 
         Raises:
-            InvalidName, Forbidden, TooMany: The subscription isn't allowed.
+            InvalidName, Forbidden, LimitExceeded: The subscription isn't allowed.
         """
         check_client_id(client_id)
         mailbox = owned_id(client_id, owner_of(principal))

@@ -103,7 +103,7 @@ class LimitExceeded(Exception):
     """A cap is reached. `scope` names the cap: connections, yours, address, or channel.
 
     Example:
-        ``except TooMany as error: print(error.scope)``
+        ``except LimitExceeded as error: print(error.scope)``
     """
 
     def __init__(self, scope: str, limit: int) -> None:

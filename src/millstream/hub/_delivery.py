@@ -89,7 +89,7 @@ class Audience:
         """Check that one more subscriber is within the caps.
 
         Raises:
-            TooMany: A cap is reached.
+            LimitExceeded: A cap is reached.
         """
         limits = self._limits
         if limits.max_connections and len(self._subscriptions) >= limits.max_connections:

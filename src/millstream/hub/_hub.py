@@ -218,7 +218,7 @@ class Hub:
             transport: The transport, for `HubStats.transports`.
 
         Raises:
-            InvalidName, Forbidden, TooMany: The subscription isn't allowed. Nothing was written.
+            InvalidName, Forbidden, LimitExceeded: The subscription isn't allowed. Nothing was written.
         """
         wanted = self.admission.subscribe(
             channels, client_id=client_id, name=name, principal=principal, address=address

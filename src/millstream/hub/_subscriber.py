@@ -32,8 +32,21 @@ class Subscription:
     """One subscriber of the hub. ``subscription.close()``"""
 
     __slots__ = (
-        "_leave", "address", "authorize", "channels", "encode", "joined", "last_change", "mailbox", "member", "outlet",
-        "present", "principal", "since", "transport", "has_wildcard",
+        "_leave",
+        "address",
+        "authorize",
+        "channels",
+        "encode",
+        "has_wildcard",
+        "joined",
+        "last_change",
+        "mailbox",
+        "member",
+        "outlet",
+        "present",
+        "principal",
+        "since",
+        "transport",
     )  # fmt: skip
 
     def __init__(

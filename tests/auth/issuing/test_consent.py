@@ -249,7 +249,7 @@ async def test_new_password_resets_consent(desk: Desk) -> None:
 
 async def test_providers_can_require_consent_each_time(desk: Desk) -> None:
     class Careful(Provider):
-        async def remembers(self, *_: Any) -> bool:
+        async def may_skip_consent(self, *_: Any) -> bool:
             return False
 
     id, browser = await consented(Desk(desk.services.store, provider=Careful()))

@@ -17,11 +17,11 @@ from millstream.agent._agent import Agent
 from millstream.agent._events import (
     AnswerEnd,
     AssistantMessage,
-    TextDelta,
     Event,
     ModelRetry,
     RoundStart,
     SamplingResult,
+    TextDelta,
     ToolEnd,
     ToolProgress,
     ToolStart,

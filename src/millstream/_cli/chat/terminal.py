@@ -17,11 +17,11 @@ from millstream._cli.tables import one_line, safe
 from millstream.agent._events import (
     AnswerEnd,
     AssistantMessage,
-    TextDelta,
     Event,
     ModelRetry,
     RoundStart,
     SamplingResult,
+    TextDelta,
     ToolEnd,
     ToolProgress,
     ToolStart,

@@ -130,7 +130,7 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 "questions",
                 ok=True,
                 found="questions and log messages on stdio don't say which call they belong to",
-                remedy='In a gateway for several people, set scale = "per_principal" for it if its tools ask.',
+                remedy='In a gateway for several people, set isolation = "per_principal" for it if its tools ask.',
             )
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         async for step in seen_by_browsers(place.url, {**place.headers, **options.headers(target)}, options.timeout):

@@ -167,7 +167,7 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
     if config.openapi is not None or config.auth is not None:
         raise CommandError(
             f"This command can't list {config.name}, because it's an API or needs its own credentials.",
-            fix='Use first_seen = "accept", and restart the gateway with an empty store to accept everything.',
+            fix='Use new_items = "accept", and restart the gateway with an empty store to accept everything.',
         )
     options = Options(
         env=config.env,

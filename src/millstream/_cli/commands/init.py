@@ -47,7 +47,7 @@ from millstream import Client
 def test_greets_by_name() -> None:
     async def talk() -> str:
         async with Client(server.mcp) as client:
-            return await client.call("greet", name="Ada", into=str)
+            return await client.call("greet", name="Ada", result_type=str)
 
     assert asyncio.run(talk()) == "Hello, Ada!"
 '''

@@ -24,9 +24,9 @@ from millstream._stores.rates import (
     Charge,
     ChargeResult,
     ChargeResults,
-    RateCharge,
-    Quota,
     ConcurrencySlot,
+    Quota,
+    RateCharge,
     check_pace,
     check_quota,
     check_seat,
@@ -172,7 +172,8 @@ class NatsLimits:
         return (0, None) if found is None else (found.seq, found.data)
 
     def _subject(self, charge: RateCharge | ConcurrencySlot) -> str:
-        return f"{self._link.address.namespace}.rate.{'seat' if isinstance(charge, ConcurrencySlot) else 'pace'}.{token(charge.key)}"
+        kind = "seat" if isinstance(charge, ConcurrencySlot) else "pace"
+        return f"{self._link.address.namespace}.rate.{kind}.{token(charge.key)}"
 
     async def _ensure(self) -> None:
         config: dict[str, Any] = {

@@ -14,7 +14,7 @@ from typing import Final
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.memory.topics import Watchers
-from millstream._stores.rates import Charge, ChargeResult, ChargeResults, RateCharge, Quota, ConcurrencySlot
+from millstream._stores.rates import Charge, ChargeResult, ChargeResults, ConcurrencySlot, Quota, RateCharge
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, Argument, RedisClient
 from millstream._stores.redis.keys import RedisKeys

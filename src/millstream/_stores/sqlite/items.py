@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from millstream._stores.base import Entry, Gap, Index, Position, OwnerQuotaExceeded, StoreFull, StreamSealed
+from millstream._stores.base import Entry, Gap, Index, OwnerQuotaExceeded, Position, StoreFull, StreamSealed
 from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
 from millstream._stores.memory.store import RESERVED_PART
 from millstream._stores.rates import MARK_BYTES, PART, owner_for

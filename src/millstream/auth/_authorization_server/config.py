@@ -118,7 +118,7 @@ def issuer_config(  # noqa: PLR0913  those of an issuer
     for each in logins:
         known = isinstance(each, TrustedIdentityProvider) or hasattr(each, "find") or hasattr(each, "begin")
         if isinstance(each, str) or not known:
-            raise TypeError("users must be auth.users(file=…), auth.upstream(…), or a list of them.")
+            raise TypeError("users must be auth.users(file=…), auth.login_provider(…), or a list of them.")
     if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
         raise TypeError(f"clients must be a list of auth.client(…), but {strange[0]!r} isn't one.")
     upstreams = [each for each in logins if isinstance(each, UpstreamLogin)]
@@ -239,8 +239,8 @@ class IssuerOptions(TypedDict, total=False):
     audience: str
     resources: Names
     scopes: Names
-    described: Mapping[str, str]
-    implied: Mapping[str, Names]
+    scope_descriptions: Mapping[str, str]
+    scope_includes: Mapping[str, Names]
     registration: bool
     metadata_documents: bool
     provider: Provider | None

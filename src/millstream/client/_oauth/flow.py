@@ -68,9 +68,10 @@ class OAuth:
             you.
         name: name of the client for registration.
         scope: scopes to request. By default, those that the server requests.
-        as_itself: whether the client acts for itself, not for a user (client credentials).
-        visit: opens a URL for the user and returns the URL of the redirect. By default, a browser and a local port.
-        redirect_uri: redirect URI that `visit` handles.
+        client_credentials: whether the client acts for itself, not for a user (client credentials).
+        redirect_handler: opens a URL for the user and returns the URL of the redirect. By default, a browser and a
+            local port.
+        redirect_uri: redirect URI that `redirect_handler` handles.
         tls: certificates to trust.
     """
 
@@ -109,7 +110,7 @@ class OAuth:
         after that.
 
         Example:
-            >>> OAuth(client_id="me", client_secret=secret).bound_to("https://login.example.com")
+            >>> OAuth(client_id="me", client_secret=secret).for_issuer("https://login.example.com")
         """
         self._registrations.bound_issuer = issuer
         return self
@@ -126,7 +127,7 @@ class OAuth:
             OSError: the file can't be read.
 
         Example:
-            >>> OAuth(client_id="nightly", as_itself=True).signing_with(Path("nightly.pem"))
+            >>> OAuth(client_id="nightly", client_credentials=True).with_private_key(Path("nightly.pem"))
         """
         self._registrations.sign(key.read_text("utf-8") if isinstance(key, Path) else key, key_id)
         return self

@@ -55,7 +55,7 @@ class _ExchangeResponse(Struct):
 
 @suggest_keywords
 class IdentityProvider:
-    """Your organization's identity provider, for ``OAuth(…).managed_by(IdentityProvider(…))``.
+    """Your organization's identity provider, for ``OAuth(…).with_identity_provider(IdentityProvider(…))``.
 
     Args:
         issuer: exact issuer identifier of the identity provider.
@@ -100,7 +100,7 @@ class IdentityProvider:
 
 @suggest_keywords
 class WorkloadIdentity:
-    """The identity that a platform gives a program, for ``OAuth(…).managed_by(WorkloadIdentity(…))``.
+    """The identity that a platform gives a program, for ``OAuth(…).with_identity_provider(WorkloadIdentity(…))``.
 
     Args:
         issuer: exact identifier of the authorization server that the token is for. The token is sent to no other
