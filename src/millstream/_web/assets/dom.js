@@ -50,7 +50,12 @@ export function color(token) {
 }
 
 const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
-const times = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const times = new Intl.DateTimeFormat(undefined, {
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  hourCycle: "h23"
+});
 const short = new Intl.NumberFormat(undefined, { notation: "compact", maximumFractionDigits: 1 });
 
 /** Format a count: in full up to five digits, then compact. */
@@ -71,9 +76,12 @@ export function duration(seconds) {
     [Math.floor(seconds / 86_400), "d"],
     [Math.floor(seconds / 3_600) % 24, "h"],
     [Math.floor(seconds / 60) % 60, "min"],
-    [Math.floor(seconds) % 60, "s"],
+    [Math.floor(seconds) % 60, "s"]
   ];
-  const first = Math.max(0, parts.findIndex(([amount]) => amount > 0));
+  const first = Math.max(
+    0,
+    parts.findIndex(([amount]) => amount > 0)
+  );
   const shown = seconds < 1 ? [[0, "s"]] : parts.slice(first, first + 2);
   return shown.map(([amount, unit]) => `${amount} ${unit}`).join(" ");
 }
@@ -84,7 +92,11 @@ export const clock = (date) => times.format(date);
 /** Format a value as indented JSON. */
 export const pretty = (value) => JSON.stringify(value, null, 2);
 
-const titleFromName = (name) => name.replace(/[_\W]+|(?<=[a-z0-9])(?=[A-Z])/g, " ").trim().replace(/^./, (first) => first.toUpperCase());
+const titleFromName = (name) =>
+  name
+    .replace(/[_\W]+|(?<=[a-z0-9])(?=[A-Z])/g, " ")
+    .trim()
+    .replace(/^./, (first) => first.toUpperCase());
 
 /** Return the label of a tool in lists: its title, or its name if the title only repeats the name in words. */
 export const labelOf = ({ name, title }) => (title && title !== titleFromName(name) ? title : name);

@@ -193,6 +193,11 @@ export function showState(badge, { state, reason, status = 0 }, retry = null) {
   badge.textContent = STATE_NAMES[state];
   badge.className = `badge state ${{ open: "good", connecting: "", waiting: "warn", offline: "bad" }[state]}`;
   if (state === "open") showReconnected();
-  else if (status === 401) showLost("You're signed out. Sign in again to continue.", () => location.reload(), "Sign in");
-  else if (reason) showLost(`${reason} ${state === "waiting" ? "This page continues when it's back." : "This page continues when you're back online."}`, state === "waiting" ? retry : null);
+  else if (status === 401)
+    showLost("You're signed out. Sign in again to continue.", () => location.reload(), "Sign in");
+  else if (reason)
+    showLost(
+      `${reason} ${state === "waiting" ? "This page continues when it's back." : "This page continues when you're back online."}`,
+      state === "waiting" ? retry : null
+    );
 }

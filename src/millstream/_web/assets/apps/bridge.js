@@ -91,14 +91,17 @@ export class Bridge {
     if (method === undefined) return this.#waiting.get(id)?.(data);
     const fast = this.#isTooFast();
     if (id === undefined) {
-      if (fast) return this.#rate === MAX_RATE + 1 && this.#host.dropped(`An app sends at most ${MAX_RATE} messages a second.`);
-      if (sizeOf(params) > MAX_NOTIFICATION) return this.#host.dropped(`${String(method).slice(0, 80)} is larger than ${MAX_NOTIFICATION / 1024} KiB.`);
+      if (fast)
+        return this.#rate === MAX_RATE + 1 && this.#host.dropped(`An app sends at most ${MAX_RATE} messages a second.`);
+      if (sizeOf(params) > MAX_NOTIFICATION)
+        return this.#host.dropped(`${String(method).slice(0, 80)} is larger than ${MAX_NOTIFICATION / 1024} KiB.`);
       return this.#onNotification(method, params ?? {});
     }
     if (typeof id !== "string" && typeof id !== "number") return;
     try {
       if (fast) throw error(REFUSED, `An app sends at most ${MAX_RATE} messages a second.`);
-      if (this.#pending >= MAX_PENDING) throw error(REFUSED, `An app can have at most ${MAX_PENDING} pending requests.`);
+      if (this.#pending >= MAX_PENDING)
+        throw error(REFUSED, `An app can have at most ${MAX_PENDING} pending requests.`);
       if (sizeOf(params) > MAX_REQUEST) throw error(INVALID, "This message is too large.");
       this.#pending += 1;
       const result = await this.#onRequest(method, params ?? {}).finally(() => (this.#pending -= 1));
@@ -125,7 +128,13 @@ export class Bridge {
 
   async #onRequest(method, params) {
     const host = this.#host;
-    if (method === "ui/initialize") return { protocolVersion: VERSION, hostInfo: { name: "millstream-inspect", version: "1" }, hostCapabilities: host.capabilities, hostContext: host.context() };
+    if (method === "ui/initialize")
+      return {
+        protocolVersion: VERSION,
+        hostInfo: { name: "millstream-inspect", version: "1" },
+        hostCapabilities: host.capabilities,
+        hostContext: host.context()
+      };
     if (method === "ping") return {};
     if (method === "tools/call") {
       const tool = host.tool(params.name);
@@ -135,10 +144,14 @@ export class Bridge {
     if (method === "resources/read") return host.read(String(params.uri));
     if (method === "ui/open-link") return host.open(String(params.url));
     if (method === "ui/message") {
-      const text = [params.content].flat().map((each) => (each?.type === "text" ? String(each.text) : "")).join("\n");
+      const text = [params.content]
+        .flat()
+        .map((each) => (each?.type === "text" ? String(each.text) : ""))
+        .join("\n");
       return host.say(text, String(params.role ?? "user"));
     }
-    if (method === "ui/update-model-context") return host.remember({ content: params.content, structuredContent: params.structuredContent });
+    if (method === "ui/update-model-context")
+      return host.remember({ content: params.content, structuredContent: params.structuredContent });
     if (method === "ui/request-display-mode") return { mode: "inline" };
     throw error(NOT_FOUND, `This host doesn't support ${method}.`);
   }

@@ -12,9 +12,15 @@ const MAX_QUESTION = 2_000; // characters
 const MAX_SHOWN = 16 * 1024; // characters of an app's data
 const HEIGHTS = [80, 900];
 const TEARDOWN_MS = 300;
-const DOMAIN = /^((https?|wss?):\/\/(\*\.)?[A-Za-z0-9.-]{1,253}(:\d{1,5})?|(https?|wss?):\/\/\[[0-9a-fA-F:]+\](:\d{1,5})?)$/;
+const DOMAIN =
+  /^((https?|wss?):\/\/(\*\.)?[A-Za-z0-9.-]{1,253}(:\d{1,5})?|(https?|wss?):\/\/\[[0-9a-fA-F:]+\](:\d{1,5})?)$/;
 const ORIGIN = "millstream.gateway/upstream"; // `_meta` of a gateway's items and results
-const KINDS = { connectDomains: ["connect", "connects to"], resourceDomains: ["resource", "loads from"], frameDomains: ["frame", "embeds"], baseUriDomains: ["base", "resolves addresses below"] };
+const KINDS = {
+  connectDomains: ["connect", "connects to"],
+  resourceDomains: ["resource", "loads from"],
+  frameDomains: ["frame", "embeds"],
+  baseUriDomains: ["base", "resolves addresses below"]
+};
 
 /** Escape characters that can't be seen, or that change what's seen. */
 const visible = (text) => text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (each) => `\\u{${each.codePointAt(0).toString(16)}}`);
@@ -37,30 +43,66 @@ export const closeApps = () => Promise.all([...openApps].map((close) => close())
 
 /** Return the valid domains that a resource declares. */
 function domainsOf(csp) {
-  return Object.fromEntries(Object.keys(KINDS).map((name) => [name, [csp?.[name] ?? []].flat().filter((each) => typeof each === "string" && DOMAIN.test(each)).slice(0, 20)]));
+  return Object.fromEntries(
+    Object.keys(KINDS).map((name) => [
+      name,
+      [csp?.[name] ?? []]
+        .flat()
+        .filter((each) => typeof each === "string" && DOMAIN.test(each))
+        .slice(0, 20)
+    ])
+  );
 }
 
 const VARIABLES = {
-  "--color-background-primary": "--surface", "--color-background-secondary": "--sunken", "--color-background-tertiary": "--ground",
-  "--color-background-info": "--info-soft", "--color-background-danger": "--bad-soft", "--color-background-success": "--good-soft", "--color-background-warning": "--warn-soft",
-  "--color-text-primary": "--text", "--color-text-secondary": "--text-soft", "--color-text-info": "--info", "--color-text-danger": "--bad", "--color-text-success": "--good", "--color-text-warning": "--warn",
-  "--color-border-primary": "--line", "--color-border-secondary": "--line-strong", "--color-ring-primary": "--accent",
-  "--font-sans": "--sans", "--font-mono": "--mono", "--font-text-sm-size": "--type-sm", "--font-text-md-size": "--type-md", "--border-radius-sm": "--radius-sm", "--border-radius-md": "--radius", "--border-radius-lg": "--radius-lg", "--border-radius-full": "--pill",
+  "--color-background-primary": "--surface",
+  "--color-background-secondary": "--sunken",
+  "--color-background-tertiary": "--ground",
+  "--color-background-info": "--info-soft",
+  "--color-background-danger": "--bad-soft",
+  "--color-background-success": "--good-soft",
+  "--color-background-warning": "--warn-soft",
+  "--color-text-primary": "--text",
+  "--color-text-secondary": "--text-soft",
+  "--color-text-info": "--info",
+  "--color-text-danger": "--bad",
+  "--color-text-success": "--good",
+  "--color-text-warning": "--warn",
+  "--color-border-primary": "--line",
+  "--color-border-secondary": "--line-strong",
+  "--color-ring-primary": "--accent",
+  "--font-sans": "--sans",
+  "--font-mono": "--mono",
+  "--font-text-sm-size": "--type-sm",
+  "--font-text-md-size": "--type-md",
+  "--border-radius-sm": "--radius-sm",
+  "--border-radius-md": "--radius",
+  "--border-radius-lg": "--radius-lg",
+  "--border-radius-full": "--pill"
 };
 
 function themeOf() {
   const style = getComputedStyle(document.documentElement);
   const chosen = document.documentElement.dataset.theme;
   const dark = chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  return { theme: dark ? "dark" : "light", styles: { variables: Object.fromEntries(Object.entries(VARIABLES).map(([name, token]) => [name, style.getPropertyValue(token).trim()])) } };
+  return {
+    theme: dark ? "dark" : "light",
+    styles: {
+      variables: Object.fromEntries(
+        Object.entries(VARIABLES).map(([name, token]) => [name, style.getPropertyValue(token).trim()])
+      )
+    }
+  };
 }
 
 /** Return the HTML and metadata of a resource. Throws if it isn't an app. */
 function htmlOf({ contents = [] }, uri) {
   const found = contents.find((each) => each.uri === uri) ?? contents[0];
   if (!found) throw new Error(`${uri} is empty.`);
-  if ((found.mimeType ?? "").replaceAll(" ", "") !== MIME) throw new Error(`${uri} has the type ${found.mimeType ?? "(none)"}. Apps need ${MIME}.`);
-  const html = found.text ?? new TextDecoder().decode(Uint8Array.from(atob(found.blob ?? ""), (each) => each.charCodeAt(0)));
+  if ((found.mimeType ?? "").replaceAll(" ", "") !== MIME)
+    throw new Error(`${uri} has the type ${found.mimeType ?? "(none)"}. Apps need ${MIME}.`);
+  const html =
+    found.text ?? new TextDecoder().decode(Uint8Array.from(atob(found.blob ?? ""), (each) => each.charCodeAt(0)));
   if (html.length > MAX_HTML) throw new Error(`${uri} is larger than ${MAX_HTML / 1024 / 1024} MiB.`);
   return { html, meta: found._meta?.ui ?? {} };
 }
@@ -85,14 +127,31 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
   const events = element("ol", { className: "app-events" });
   const fold = element("details", { hidden: true }, element("summary", {}, "What the app did"), events);
   const stage = element("div", { className: "app-stage" });
-  const node = element("section", { className: "app stack tight", "aria-label": `App of ${tool.name}` }, element("div", { className: "row" }, element("h3", {}, "App"), from ? element("span", { className: "badge one-line", title: `From ${from}` }, from) : "", element("code", { className: "one-line grow", dir: "auto" }, uri)), status, stage, consents, fold);
+  const node = element(
+    "section",
+    { className: "app stack tight", "aria-label": `App of ${tool.name}` },
+    element(
+      "div",
+      { className: "row" },
+      element("h3", {}, "App"),
+      from ? element("span", { className: "badge one-line", title: `From ${from}` }, from) : "",
+      element("code", { className: "one-line grow", dir: "auto" }, uri)
+    ),
+    status,
+    stage,
+    consents,
+    fold
+  );
   const always = new Set();
   let bridge = null;
 
   const logEvent = (title, value) => {
     fold.hidden = false;
     const text = value === undefined ? "" : pretty(value);
-    const shown = text.length > MAX_SHOWN ? [element("pre", { className: "wrap", tabIndex: 0, "aria-label": title }, `${text.slice(0, MAX_SHOWN)}…`)] : text && [jsonBlock(value, title)];
+    const shown =
+      text.length > MAX_SHOWN
+        ? [element("pre", { className: "wrap", tabIndex: 0, "aria-label": title }, `${text.slice(0, MAX_SHOWN)}…`)]
+        : text && [jsonBlock(value, title)];
     events.append(element("li", {}, element("strong", {}, title), ...shown));
     if (events.childElementCount > MAX_EVENTS) events.firstChild.remove();
   };
@@ -112,8 +171,23 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
         });
         return button;
       };
-      const buttons = [choice("Approve", "primary", resolve), ...(lasting ? [choice("Always", "", () => (always.add(question), resolve()))] : []), choice("Decline", "quiet", () => reject(new Error("The user declined.")))];
-      const card = element("div", { className: "notice stack tight", role: "group", "aria-label": question }, element("p", { role: "status", dir: "auto" }, element("strong", {}, from ? `The app of ${from} asks: ` : "The app asks: "), question), ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]), element("div", { className: "row" }, ...buttons));
+      const buttons = [
+        choice("Approve", "primary", resolve),
+        ...(lasting ? [choice("Always", "", () => (always.add(question), resolve()))] : []),
+        choice("Decline", "quiet", () => reject(new Error("The user declined.")))
+      ];
+      const card = element(
+        "div",
+        { className: "notice stack tight", role: "group", "aria-label": question },
+        element(
+          "p",
+          { role: "status", dir: "auto" },
+          element("strong", {}, from ? `The app of ${from} asks: ` : "The app asks: "),
+          question
+        ),
+        ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]),
+        element("div", { className: "row" }, ...buttons)
+      );
       consents.append(card); // below the frame, so the card isn't under a pointer in the frame
       card.scrollIntoView({ block: "nearest" });
       guard(card, buttons);
@@ -126,11 +200,24 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
   };
 
   const host = (domains) => ({
-    capabilities: { openLinks: {}, serverTools: {}, serverResources: {}, logging: {}, sandbox: { permissions: {}, csp: domains } },
+    capabilities: {
+      openLinks: {},
+      serverTools: {},
+      serverResources: {},
+      logging: {},
+      sandbox: { permissions: {}, csp: domains }
+    },
     context: () => ({
-      ...themeOf(), toolInfo: { tool }, displayMode: "inline", availableDisplayModes: ["inline"], containerDimensions: { width: stage.clientWidth, maxHeight: HEIGHTS[1] },
-      locale: navigator.language, timeZone: Intl.DateTimeFormat().resolvedOptions().timeZone, userAgent: "millstream-inspect", platform: "web",
-      deviceCapabilities: { touch: navigator.maxTouchPoints > 0, hover: matchMedia("(hover: hover)").matches },
+      ...themeOf(),
+      toolInfo: { tool },
+      displayMode: "inline",
+      availableDisplayModes: ["inline"],
+      containerDimensions: { width: stage.clientWidth, maxHeight: HEIGHTS[1] },
+      locale: navigator.language,
+      timeZone: Intl.DateTimeFormat().resolvedOptions().timeZone,
+      userAgent: "millstream-inspect",
+      platform: "web",
+      deviceCapabilities: { touch: navigator.maxTouchPoints > 0, hover: matchMedia("(hover: hover)").matches }
     }),
     tool: (name) => tools().find((each) => each.name === name && mayUse(each)),
     call: async (wanted, values) => {
@@ -166,7 +253,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     ready: () => {
       bridge.notify("ui/notifications/tool-input", { arguments: given });
       bridge.notify("ui/notifications/tool-result", result);
-    },
+    }
   });
 
   const updateTheme = () => bridge?.ready && bridge.notify("ui/notifications/host-context-changed", themeOf());
@@ -175,7 +262,8 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     openApps.delete(close);
     removeEventListener("millstream-theme", updateTheme);
     scheme.removeEventListener("change", updateTheme);
-    if (bridge?.ready && stage.isConnected) await bridge.request("ui/resource-teardown", { reason: "The page no longer shows the app." }, TEARDOWN_MS);
+    if (bridge?.ready && stage.isConnected)
+      await bridge.request("ui/resource-teardown", { reason: "The page no longer shows the app." }, TEARDOWN_MS);
     bridge?.close();
     stage.replaceChildren();
   };
@@ -189,10 +277,22 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     const { html, meta } = htmlOf(found, uri);
     if (!openApps.has(close)) return;
     const domains = domainsOf(meta.csp);
-    const access = Object.entries(KINDS).filter(([name]) => domains[name].length).map(([name, [, verb]]) => `${verb} ${domains[name].join(", ")}`);
-    status.textContent = access.length ? `In a sandbox. It ${access.join("; ")}.` : "In a sandbox that blocks its requests to other servers.";
-    const query = new URLSearchParams(Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each])));
-    const frame = element("iframe", { className: meta.prefersBorder === false ? "" : "bordered", title: `App of ${labelOf(tool)}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: `inspect/app?${query}` });
+    const access = Object.entries(KINDS)
+      .filter(([name]) => domains[name].length)
+      .map(([name, [, verb]]) => `${verb} ${domains[name].join(", ")}`);
+    status.textContent = access.length
+      ? `In a sandbox. It ${access.join("; ")}.`
+      : "In a sandbox that blocks its requests to other servers.";
+    const query = new URLSearchParams(
+      Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each]))
+    );
+    const frame = element("iframe", {
+      className: meta.prefersBorder === false ? "" : "bordered",
+      title: `App of ${labelOf(tool)}`,
+      sandbox: "allow-scripts",
+      referrerPolicy: "no-referrer",
+      src: `inspect/app?${query}`
+    });
     bridge = new Bridge(frame, host(domains));
     addEventListener("message", function onReady({ source, data }) {
       if (source !== frame.contentWindow || data?.ready !== true) return;

@@ -9,24 +9,48 @@ import { copyable } from "../shell/copy.js";
 import { guard } from "../shell/guard.js";
 import { icon, swap } from "../shell/icons.js";
 
-const LOOKS = { done: ["check", "good", ""], error: ["alert", "bad", "Tool error"], refused: ["close", "warn", "Declined"], invalid: ["alert", "bad", "Invalid call"], stopped: ["stop", "warn", "Stopped"] };
+const LOOKS = {
+  done: ["check", "good", ""],
+  error: ["alert", "bad", "Tool error"],
+  refused: ["close", "warn", "Declined"],
+  invalid: ["alert", "bad", "Invalid call"],
+  stopped: ["stop", "warn", "Stopped"]
+};
 const PREVIEW = 120;
 
-const preview = (given) => Object.entries(given).map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ").slice(0, PREVIEW);
-const seconds = (milliseconds) => (milliseconds < 1_000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1_000).toFixed(1)} s`);
+const preview = (given) =>
+  Object.entries(given)
+    .map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .join(", ")
+    .slice(0, PREVIEW);
+const seconds = (milliseconds) =>
+  milliseconds < 1_000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1_000).toFixed(1)} s`;
 
 /** Render the text of a result as JSON, Markdown, or plain text. */
 function result(text) {
   try {
     if (/^\s*[[{]/.test(text)) {
       const whole = pretty(JSON.parse(text));
-      return copyable(element("pre", { tabIndex: 0, "aria-label": "Result", dir: "ltr" }, ...colored(whole)), "Copy the result", () => whole);
+      return copyable(
+        element("pre", { tabIndex: 0, "aria-label": "Result", dir: "ltr" }, ...colored(whole)),
+        "Copy the result",
+        () => whole
+      );
     }
   } catch {
     // It only looks like JSON.
   }
-  if (looksLikeMarkdown(text)) return element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" }, ...markdown(text));
-  return copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Result", dir: "auto" }, text || "(nothing)"), "Copy the result", () => text);
+  if (looksLikeMarkdown(text))
+    return element(
+      "div",
+      { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" },
+      ...markdown(text)
+    );
+  return copyable(
+    element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Result", dir: "auto" }, text || "(nothing)"),
+    "Copy the result",
+    () => text
+  );
 }
 
 export class Card {
@@ -45,7 +69,13 @@ export class Card {
   constructor({ tool, given }) {
     this.tool = tool;
     this.given = given;
-    this.#summary.append(this.#shown, element("code", { className: "call-name" }, tool), element("span", { className: "soft small one-line grow", dir: "auto" }, preview(given)), this.#word, this.#time);
+    this.#summary.append(
+      this.#shown,
+      element("code", { className: "call-name" }, tool),
+      element("span", { className: "soft small one-line grow", dir: "auto" }, preview(given)),
+      this.#word,
+      this.#time
+    );
     this.#body.append(element("p", { className: "soft small" }, "Arguments"), jsonBlock(given, `Arguments of ${tool}`));
     this.node = element("details", { className: "call" }, this.#summary, this.#body);
     this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // keep a pending question visible
@@ -66,8 +96,22 @@ export class Card {
       });
       return button;
     };
-    const buttons = [choice("Approve", "approve", "primary"), choice("Approve, and don't ask again for this tool", "always", ""), choice("Decline", "decline", "quiet")];
-    this.#asked = element("div", { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` }, element("p", { role: "status", dir: "auto" }, element("strong", {}, upstream ? `Allow this call to ${upstream}?` : "Allow this call?")), element("p", { className: "about", dir: "auto" }, description || "The tool has no description."), element("div", { className: "row" }, ...buttons));
+    const buttons = [
+      choice("Approve", "approve", "primary"),
+      choice("Approve, and don't ask again for this tool", "always", ""),
+      choice("Decline", "decline", "quiet")
+    ];
+    this.#asked = element(
+      "div",
+      { className: "stack tight", role: "group", "aria-label": `Allow ${this.tool} to run?` },
+      element(
+        "p",
+        { role: "status", dir: "auto" },
+        element("strong", {}, upstream ? `Allow this call to ${upstream}?` : "Allow this call?")
+      ),
+      element("p", { className: "about", dir: "auto" }, description || "The tool has no description."),
+      element("div", { className: "row" }, ...buttons)
+    );
     this.#body.append(this.#asked);
     guard(this.#asked, buttons);
   }
@@ -93,7 +137,12 @@ export class Card {
 
   progress(value, total, message) {
     if (!this.#progress) {
-      this.#progress = element("div", { className: "stack tight" }, element("progress", { "aria-label": `Progress of ${this.tool}` }), element("p", { className: "soft small", dir: "auto" }));
+      this.#progress = element(
+        "div",
+        { className: "stack tight" },
+        element("progress", { "aria-label": `Progress of ${this.tool}` }),
+        element("p", { className: "soft small", dir: "auto" })
+      );
       this.#body.append(this.#progress);
     }
     const [bar, says] = this.#progress.children;
@@ -114,7 +163,8 @@ export class Card {
     this.#word.className = `badge ${look}`;
     this.#word.hidden = !word;
     write(this.#time, milliseconds === undefined || outcome === "refused" ? "" : seconds(milliseconds));
-    if (outcome !== "refused" && text) this.#body.append(element("p", { className: "soft small" }, "Result"), result(text));
+    if (outcome !== "refused" && text)
+      this.#body.append(element("p", { className: "soft small" }, "Result"), result(text));
   }
 
   /** Mark the call as stopped if it hasn't finished. */
@@ -130,7 +180,13 @@ export function formCard({ id, message, url, schema }, fill) {
   const accept = element("button", { type: "submit", className: "primary" }, url ? "Open" : "Send");
   const decline = element("button", { type: "button", className: "quiet" }, "Decline");
   const buttons = [accept, decline];
-  const node = element("form", { className: "call asks form stack tight", noValidate: true, "aria-label": message }, element("p", { dir: "auto", role: "status" }, element("strong", {}, message)), ...(form ? [form.toolbar, form.node, form.summary] : [address]), element("div", { className: "row" }, ...buttons));
+  const node = element(
+    "form",
+    { className: "call asks form stack tight", noValidate: true, "aria-label": message },
+    element("p", { dir: "auto", role: "status" }, element("strong", {}, message)),
+    ...(form ? [form.toolbar, form.node, form.summary] : [address]),
+    element("div", { className: "row" }, ...buttons)
+  );
   guard(node, buttons);
   const end = (values, says) => {
     node.replaceChildren(element("p", { className: "soft small", dir: "auto" }, `${message} ${says}`));

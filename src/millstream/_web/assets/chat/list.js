@@ -15,7 +15,9 @@ let undrawn = []; // {entry, before}: messages since the last frame
 export const connectList = (given) => (actions = { ...given, found: () => words.length > 0 });
 
 /** Whether an entry contains all search words. */
-const matches = (entry) => !words.length || (entry.kind === "message" && words.every((word) => `${entry.name}\n${entry.text}`.toLowerCase().includes(word)));
+const matches = (entry) =>
+  !words.length ||
+  (entry.kind === "message" && words.every((word) => `${entry.name}\n${entry.text}`.toLowerCase().includes(word)));
 
 /** Show only messages that contain these words, and return their number. */
 export function search(text) {
@@ -77,7 +79,12 @@ export function append(entry, before) {
 function drawNew() {
   if (!undrawn.length) return;
   const list = $("messages");
-  list.append(...undrawn.flatMap(({ entry, before }) => [...(entry === room.mark ? [unreadLine()] : []), ...draw(entry, before, actions)]));
+  list.append(
+    ...undrawn.flatMap(({ entry, before }) => [
+      ...(entry === room.mark ? [unreadLine()] : []),
+      ...draw(entry, before, actions)
+    ])
+  );
   undrawn = [];
   $("quiet").hidden = true;
   // Keep more messages while the user reads older ones.

@@ -23,8 +23,20 @@ function moment(time) {
 export function read({ data, id }) {
   try {
     const value = JSON.parse(data);
-    const text = value && typeof value === "object" ? (value.message ?? value.text) : typeof value === "string" ? value : undefined;
-    if (text !== undefined) return { id, name: String(value.name || ""), text: String(text), at: moment(value.time), key: typeof value.key === "string" ? value.key : "" };
+    const text =
+      value && typeof value === "object"
+        ? (value.message ?? value.text)
+        : typeof value === "string"
+          ? value
+          : undefined;
+    if (text !== undefined)
+      return {
+        id,
+        name: String(value.name || ""),
+        text: String(text),
+        at: moment(value.time),
+        key: typeof value.key === "string" ? value.key : ""
+      };
   } catch {
     // Plain text.
   }
@@ -47,7 +59,12 @@ export function body(text) {
 const dayName = (at) => {
   const today = new Date();
   const before = new Date(today.getTime() - 86_400_000);
-  const named = at.toDateString() === today.toDateString() ? "Today" : at.toDateString() === before.toDateString() ? "Yesterday" : days.format(at);
+  const named =
+    at.toDateString() === today.toDateString()
+      ? "Today"
+      : at.toDateString() === before.toDateString()
+        ? "Yesterday"
+        : days.format(at);
   return named;
 };
 
@@ -79,19 +96,47 @@ export class Conversation {
 
 /** Return the nodes of an entry, given the previous entry. */
 export function draw(entry, before, actions) {
-  if (entry.kind === "event") return [element("li", { className: `event ${entry.look ?? ""}`, dir: "auto" }, entry.text)];
+  if (entry.kind === "event")
+    return [element("li", { className: `event ${entry.look ?? ""}`, dir: "auto" }, entry.text)];
   const nodes = [];
   const day = entry.at?.toDateString();
   const last = before?.kind === "message" ? before : null;
   const newDay = day && day !== before?.day;
   entry.day = day ?? before?.day;
-  if (newDay) nodes.push(element("li", { className: "day" }, element("time", { dateTime: entry.at.toISOString().slice(0, 10) }, dayName(entry.at))));
-  const together = last && !newDay && last.name === entry.name && last.own === entry.own && (!entry.at || !last.at || entry.at - last.at < TOGETHER_MS);
+  if (newDay)
+    nodes.push(
+      element(
+        "li",
+        { className: "day" },
+        element("time", { dateTime: entry.at.toISOString().slice(0, 10) }, dayName(entry.at))
+      )
+    );
+  const together =
+    last &&
+    !newDay &&
+    last.name === entry.name &&
+    last.own === entry.own &&
+    (!entry.at || !last.at || entry.at - last.at < TOGETHER_MS);
   const who = entry.own ? "You" : entry.name || "Somebody";
-  const head = element("header", { className: together ? "visually-hidden" : "" }, element("strong", { dir: "auto" }, who));
-  if (entry.at) head.append(element("time", { dateTime: entry.at.toISOString(), title: entry.at.toLocaleString() }, hours.format(entry.at)));
+  const head = element(
+    "header",
+    { className: together ? "visually-hidden" : "" },
+    element("strong", { dir: "auto" }, who)
+  );
+  if (entry.at)
+    head.append(
+      element("time", { dateTime: entry.at.toISOString(), title: entry.at.toLocaleString() }, hours.format(entry.at))
+    );
   const bubble = element("div", { className: "bubble markdown", dir: "auto" }, ...body(entry.text));
-  const node = element("li", { className: `message${entry.own ? " own" : ""}${together ? "" : " first"}${entry.state ? ` ${entry.state}` : ""}` }, head, element("div", { className: "line" }, bubble, entry.state ? null : linkButton(entry, actions)), state(entry, actions));
+  const node = element(
+    "li",
+    {
+      className: `message${entry.own ? " own" : ""}${together ? "" : " first"}${entry.state ? ` ${entry.state}` : ""}`
+    },
+    head,
+    element("div", { className: "line" }, bubble, entry.state ? null : linkButton(entry, actions)),
+    state(entry, actions)
+  );
   entry.node = node;
   return [...nodes, node];
 }
@@ -101,8 +146,14 @@ function linkButton(entry, { address, found }) {
   if (!entry.id) return null;
   const searching = found();
   const does = searching ? "Show in the conversation" : "Copy a link to this message";
-  const button = element("button", { type: "button", className: "quiet small square to-message", title: does, "aria-label": does }, icon(searching ? "next" : "link"));
-  button.addEventListener("click", () => (searching ? (location.hash = new URL(address(entry)).hash) : copy(address(entry), "Copied a link to this message.")));
+  const button = element(
+    "button",
+    { type: "button", className: "quiet small square to-message", title: does, "aria-label": does },
+    icon(searching ? "next" : "link")
+  );
+  button.addEventListener("click", () =>
+    searching ? (location.hash = new URL(address(entry)).hash) : copy(address(entry), "Copied a link to this message.")
+  );
   return button;
 }
 
@@ -114,7 +165,14 @@ function state(entry, { retry, edit }) {
   again.addEventListener("click", () => retry(entry));
   const change = element("button", { type: "button", className: "quiet small" }, "Edit");
   change.addEventListener("click", () => edit(entry));
-  return element("div", { className: "fate bad", role: "alert" }, icon("alert"), element("span", {}, `Not sent. ${entry.reason}`), again, change);
+  return element(
+    "div",
+    { className: "fate bad", role: "alert" },
+    icon("alert"),
+    element("span", {}, `Not sent. ${entry.reason}`),
+    again,
+    change
+  );
 }
 
 /** Create the line above the first unread message. */

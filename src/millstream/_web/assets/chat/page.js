@@ -38,15 +38,19 @@ const room = () => rooms.get(current);
 const typingOf = (channel) => `${channel}.typing`;
 const presenceOf = (channel) => `$presence.${channel}`;
 
-const hub = new Hub((state) => {
-  showState($("state"), state, () => hub.now());
-  if (state.state === "open") return;
-  for (const conversation of rooms.values()) conversation.live = false;
-  for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
-}, "chat/members", ({ name = "", title, version = "" }) => {
-  write($("server-name"), title || name);
-  write($("server-version"), version === "0" ? "" : version); // servers without a version send "0"
-});
+const hub = new Hub(
+  (state) => {
+    showState($("state"), state, () => hub.now());
+    if (state.state === "open") return;
+    for (const conversation of rooms.values()) conversation.live = false;
+    for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
+  },
+  "chat/members",
+  ({ name = "", title, version = "" }) => {
+    write($("server-name"), title || name);
+    write($("server-version"), version === "0" ? "" : version); // servers without a version send "0"
+  }
+);
 
 // Messages
 
@@ -55,9 +59,14 @@ function edit(entry) {
   $("text").value = entry.text;
   $("text").focus();
 }
-connectList({ retry: (entry) => send(entry), edit, address: ({ channel, id }) => new URL(addressOf(channel ?? current, id), location.href).href });
+connectList({
+  retry: (entry) => send(entry),
+  edit,
+  address: ({ channel, id }) => new URL(addressOf(channel ?? current, id), location.href).href
+});
 
-const addressOf = (channel, message = "") => `#channel=${encodeURIComponent(channel)}${message ? `&message=${encodeURIComponent(message)}` : ""}`;
+const addressOf = (channel, message = "") =>
+  `#channel=${encodeURIComponent(channel)}${message ? `&message=${encodeURIComponent(message)}` : ""}`;
 
 /** Add an entry to a channel, and show it if the channel is open. */
 function show(channel, entry) {
@@ -80,7 +89,9 @@ function hear(channel, event) {
   if (!conversation || (event.id && conversation.drawn.has(event.id))) return;
   conversation.hears(event.id);
   const said = read(event);
-  const mine = said.key ? pending.get(said.key) : [...pending.values()].find((entry) => entry.byTool && entry.channel === channel && entry.text === said.text);
+  const mine = said.key
+    ? pending.get(said.key)
+    : [...pending.values()].find((entry) => entry.byTool && entry.channel === channel && entry.text === said.text);
   if (mine) {
     pending.delete(mine.key);
     mine.id = event.id;
@@ -141,7 +152,12 @@ async function send(entry) {
   if (!hub.open || !rooms.get(entry.channel).live) return fate(entry, "waiting");
   fate(entry, "sending");
   try {
-    const { event_id: id } = await hub.publish(entry.channel, { name: me.name, message: entry.text, time: entry.at.getTime() / 1_000, key: entry.key });
+    const { event_id: id } = await hub.publish(entry.channel, {
+      name: me.name,
+      message: entry.text,
+      time: entry.at.getTime() / 1_000,
+      key: entry.key
+    });
     remember(id);
     entry.id = id;
     // Without permission to subscribe, this response is the only confirmation.
@@ -162,7 +178,18 @@ function submit() {
   if (!text) return;
   field.value = "";
   saidTyping = 0;
-  const entry = { kind: "message", channel: current, name: me.name, text, at: new Date(), own: true, state: "sending", reason: "", key: `${me.id}-${++made}`, byTool: $("by").value === "tool" && !$("by").hidden };
+  const entry = {
+    kind: "message",
+    channel: current,
+    name: me.name,
+    text,
+    at: new Date(),
+    own: true,
+    state: "sending",
+    reason: "",
+    key: `${me.id}-${++made}`,
+    byTool: $("by").value === "tool" && !$("by").hidden
+  };
   show(current, entry);
   send(entry);
   field.focus();
@@ -186,7 +213,13 @@ function hearPresence(channel, event) {
     if (channel === current) redraw();
     return;
   }
-  show(channel, { kind: "event", text: `${member.name || "Somebody"} ${event.event === "join" ? "joined" : "left"}`, left: event.event === "leave" ? member.name : null, when: Date.now(), day: last?.day });
+  show(channel, {
+    kind: "event",
+    text: `${member.name || "Somebody"} ${event.event === "join" ? "joined" : "left"}`,
+    left: event.event === "leave" ? member.name : null,
+    when: Date.now(),
+    day: last?.day
+  });
 }
 
 async function fetchMembers(channel) {
@@ -225,9 +258,15 @@ function enterChannel(channel) {
   const conversation = new Conversation();
   rooms.set(channel, conversation);
   hub.subscribe(channel, {
-    name: me.name, history: HISTORY,
+    name: me.name,
+    history: HISTORY,
     hear: (event) => hear(channel, event),
-    gap: () => show(channel, { kind: "event", text: "The server no longer has some older messages, so they're missing here.", look: "gap" }),
+    gap: () =>
+      show(channel, {
+        kind: "event",
+        text: "The server no longer has some older messages, so they're missing here.",
+        look: "gap"
+      }),
     ready: () => {
       conversation.ready = conversation.live = true;
       conversation.failed = "";
@@ -241,7 +280,7 @@ function enterChannel(channel) {
       conversation.live = true;
       if (channel === current) note();
       showChannels();
-    },
+    }
   });
   keep();
   return true;
@@ -264,7 +303,10 @@ function open(channel) {
   }
   if (!enterChannel(channel)) return complain(`You're on ${MAX_CHANNELS} channels already. Leave one first.`);
   current = channel;
-  hub.subscribe(presenceOf(channel), { hear: (event) => hearPresence(channel, event), ready: () => fetchMembers(channel) });
+  hub.subscribe(presenceOf(channel), {
+    hear: (event) => hearPresence(channel, event),
+    ready: () => fetchMembers(channel)
+  });
   hub.subscribe(typingOf(channel), { hear: (event) => hearTyping(channel, event) });
   room().unread = 0;
   endSearch();
@@ -365,12 +407,17 @@ function enter(name) {
   localStorage.setItem(NAME, name);
   $("join").hidden = true;
   $("talk").hidden = $("channels-part").hidden = $("people").hidden = $("state").hidden = false;
-  const kept = JSON.parse(localStorage.getItem(CHANNELS) ?? "[]").filter((channel) => typeof channel === "string" && channel !== FIRST);
+  const kept = JSON.parse(localStorage.getItem(CHANNELS) ?? "[]").filter(
+    (channel) => typeof channel === "string" && channel !== FIRST
+  );
   for (const channel of [FIRST, ...kept]) enterChannel(channel);
   const first = wanted();
   open(first && !wrong(first) ? first : FIRST);
   hub.start();
-  findTool().then(() => current && offerTool(), () => {});
+  findTool().then(
+    () => current && offerTool(),
+    () => {}
+  );
   $("text").focus();
 }
 
@@ -424,15 +471,29 @@ shortcut("/", "Write a message, or ask the model", () => $(place() === "playgrou
 shortcut("f", "Search the messages", () => current && place() === "people" && beginSearch());
 shortcut("j", "Next channel", () => step(1));
 shortcut("k", "Previous channel", () => step(-1));
-commands(() => (current ? [
-  ...[...rooms.keys()].map((channel) => ({ title: `# ${channel}`, group: "Channels", icon: "next", run: () => open(channel) })),
-  { title: "Join a channel", group: "Channels", icon: "add", run: () => {
-    $("side").classList.add("shown");
-    $("channel").focus();
-  } },
-  { title: "Search the messages", group: "Chat", icon: "search", keys: "f", run: beginSearch },
-  { title: "Change name", group: "Chat", icon: "edit", run: leave },
-] : []));
+commands(() =>
+  current
+    ? [
+        ...[...rooms.keys()].map((channel) => ({
+          title: `# ${channel}`,
+          group: "Channels",
+          icon: "next",
+          run: () => open(channel)
+        })),
+        {
+          title: "Join a channel",
+          group: "Channels",
+          icon: "add",
+          run: () => {
+            $("side").classList.add("shown");
+            $("channel").focus();
+          }
+        },
+        { title: "Search the messages", group: "Chat", icon: "search", keys: "f", run: beginSearch },
+        { title: "Change name", group: "Chat", icon: "edit", run: leave }
+      ]
+    : []
+);
 
 /** Open the people room with the stored name, or ask for one. */
 function people() {

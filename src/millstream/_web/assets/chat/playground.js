@@ -39,7 +39,12 @@ function add(node) {
 function begin(text) {
   $("welcome").hidden = true;
   const body = element("div", { className: "answer" });
-  const asked = element("li", { className: "message own first" }, element("header", { className: "visually-hidden" }, "You"), element("div", { className: "bubble", dir: "auto" }, element("p", {}, text)));
+  const asked = element(
+    "li",
+    { className: "message own first" },
+    element("header", { className: "visually-hidden" }, "You"),
+    element("div", { className: "bubble", dir: "auto" }, element("p", {}, text))
+  );
   $("turns").append(asked, element("li", { className: "turn", "aria-label": "Answer" }, body));
   turn = { body, text: null, cards: [] };
   toEnd();
@@ -65,7 +70,15 @@ function grow(piece) {
   });
 }
 
-const remark = (text, look = "") => add(element("p", { className: `remark ${look}`, role: look === "bad" ? "alert" : null }, icon(look === "bad" ? "alert" : "help"), element("span", {}, text)));
+const remark = (text, look = "") =>
+  add(
+    element(
+      "p",
+      { className: `remark ${look}`, role: look === "bad" ? "alert" : null },
+      icon(look === "bad" ? "alert" : "help"),
+      element("span", {}, text)
+    )
+  );
 
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 const send = (message) => socket?.readyState === WebSocket.OPEN && socket.send(JSON.stringify(message));
@@ -89,7 +102,10 @@ const HANDLERS = {
   },
   approval: ({ id, kind, tool, upstream, description, arguments: given, text }) => {
     write($("activity"), "The model is waiting for you.");
-    const card = new Card({ tool: kind === "sampling" ? "The server wants to ask the model" : tool, given: kind === "sampling" ? { text } : given });
+    const card = new Card({
+      tool: kind === "sampling" ? "The server wants to ask the model" : tool,
+      given: kind === "sampling" ? { text } : given
+    });
     card.requestApproval({ description, upstream }, (decision) => {
       send({ type: "decide", id, decision });
       write($("activity"), "The model is working…");
@@ -112,9 +128,12 @@ const HANDLERS = {
     }
     card.run(id);
   },
-  tool_progress: ({ id, value, total, message }) => turn.cards.find((each) => each.id === id)?.progress(value, total, message),
+  tool_progress: ({ id, value, total, message }) =>
+    turn.cards.find((each) => each.id === id)?.progress(value, total, message),
   tool_end: ({ id, tool, text, outcome, milliseconds }) => {
-    let card = turn.cards.find((each) => each.id === id && !each.over) ?? turn.cards.find((each) => !each.id && !each.over && each.tool === tool && outcome === "refused");
+    let card =
+      turn.cards.find((each) => each.id === id && !each.over) ??
+      turn.cards.find((each) => !each.id && !each.over && each.tool === tool && outcome === "refused");
     if (!card) {
       card = new Card({ tool, given: {} });
       turn.cards.push(card);
@@ -122,12 +141,20 @@ const HANDLERS = {
     }
     card.settle({ text, outcome, milliseconds });
     turn.text = null;
-    write($("activity"), turn.cards.some((each) => each.waits) ? "The model is waiting for you." : "The model is thinking…");
+    write(
+      $("activity"),
+      turn.cards.some((each) => each.waits) ? "The model is waiting for you." : "The model is thinking…"
+    );
     stay();
   },
   sampling_result: ({ text }) => remark(`The server asked the model: ${text.slice(0, 300)}`),
   answer_end: ({ reason }) => {
-    const why = { rounds: "Stopped: the model reached the limit of tool calls for one answer.", tokens: "Stopped: the answer reached its limit of tokens.", length: "The model reached its own limit of length.", filtered: "The model's API filtered the answer." }[reason];
+    const why = {
+      rounds: "Stopped: the model reached the limit of tool calls for one answer.",
+      tokens: "Stopped: the answer reached its limit of tokens.",
+      length: "The model reached its own limit of length.",
+      filtered: "The model's API filtered the answer."
+    }[reason];
     if (why) remark(why);
   },
   stopped: () => {
@@ -141,7 +168,7 @@ const HANDLERS = {
   idle: () => {
     work(false);
     stay();
-  },
+  }
 };
 
 // The conversation
@@ -219,23 +246,38 @@ async function look() {
 }
 
 async function showTools() {
-  const response = await fetch("mcp/tools/list", { method: "POST", headers: { "content-type": "application/json" }, body: "{}" });
+  const response = await fetch("mcp/tools/list", {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: "{}"
+  });
   if (!response.ok) return;
   const tools = (await response.json()).result?.tools ?? [];
   write($("tool-count"), tools.length || "");
-  const row = ({ name, title, description, annotations }) => element("li", { title: description ?? name }, element("span", { className: "one-line tool-name", dir: "auto" }, labelOf({ name, title })), annotations?.readOnlyHint ? element("span", { className: "badge" }, "reads") : null);
+  const row = ({ name, title, description, annotations }) =>
+    element(
+      "li",
+      { title: description ?? name },
+      element("span", { className: "one-line tool-name", dir: "auto" }, labelOf({ name, title })),
+      annotations?.readOnlyHint ? element("span", { className: "badge" }, "reads") : null
+    );
   $("tools").replaceChildren(...tools.slice(0, SHOWN_TOOLS).map(row));
-  const easy = tools.filter(({ annotations, inputSchema }) => annotations?.readOnlyHint || !inputSchema?.required?.length).slice(0, 2);
+  const easy = tools
+    .filter(({ annotations, inputSchema }) => annotations?.readOnlyHint || !inputSchema?.required?.length)
+    .slice(0, 2);
   const ideas = ["What can you do here?", ...easy.map(({ name }) => `Try ${name} and explain the result.`)];
-  $("suggestions").replaceChildren(...ideas.map((idea) => {
-    const button = element("button", { type: "button" }, idea);
-    button.addEventListener("click", () => sendQuestion(idea));
-    return button;
-  }));
+  $("suggestions").replaceChildren(
+    ...ideas.map((idea) => {
+      const button = element("button", { type: "button" }, idea);
+      button.addEventListener("click", () => sendQuestion(idea));
+      return button;
+    })
+  );
 }
 
 const ENV = ["API_URL=http://127.0.0.1:11434/v1", "API_KEY=your_api_key", "DEFAULT_MODEL=your_model"].join("\n");
-const code = (text, name) => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": name, dir: "ltr" }, text), "Copy");
+const code = (text, name) =>
+  copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": name, dir: "ltr" }, text), "Copy");
 
 /** Open the playground. */
 export async function openPlayground() {
@@ -270,4 +312,6 @@ $("answers").addEventListener("scroll", () => {
 });
 new ResizeObserver(() => follows && toEnd()).observe($("answers"));
 shortcut("n", "New conversation in the playground", () => room() === "playground" && !$("fresh").hidden && fresh());
-commands(() => (room() === "playground" && turn ? [{ title: "New conversation", group: "Playground", icon: "add", run: fresh }] : []));
+commands(() =>
+  room() === "playground" && turn ? [{ title: "New conversation", group: "Playground", icon: "add", run: fresh }] : []
+);

@@ -43,8 +43,12 @@ export function beginRooms(given) {
   follow();
 }
 
-shortcut("p", "Switch between people and the playground", () => (location.hash = room() === "people" ? "playground" : "people"));
+shortcut(
+  "p",
+  "Switch between people and the playground",
+  () => (location.hash = room() === "people" ? "playground" : "people")
+);
 commands(() => [
   { title: "People", group: "Rooms", icon: "person", run: () => (location.hash = "people") },
-  { title: "Playground", group: "Rooms", icon: "play", run: () => (location.hash = "playground") },
+  { title: "Playground", group: "Rooms", icon: "play", run: () => (location.hash = "playground") }
 ]);

@@ -13,8 +13,13 @@ export function drawPeople(members, own) {
       const name = member.name || "Somebody";
       const mine = own.has(member.client_id);
       const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
-      return element("li", { className: mine ? "own" : "" }, initial, element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name));
-    }),
+      return element(
+        "li",
+        { className: mine ? "own" : "" },
+        initial,
+        element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name)
+      );
+    })
   );
 }
 
@@ -22,7 +27,14 @@ export function drawPeople(members, own) {
 export function drawTyping(typing) {
   const now = Date.now();
   const names = [...typing].filter(([, until]) => until > now).map(([name]) => name);
-  const text = names.length === 0 ? "" : names.length === 1 ? `${names[0]} is typing…` : names.length === 2 ? `${names.join(" and ")} are typing…` : `${names.length} people are typing…`;
+  const text =
+    names.length === 0
+      ? ""
+      : names.length === 1
+        ? `${names[0]} is typing…`
+        : names.length === 2
+          ? `${names.join(" and ")} are typing…`
+          : `${names.length} people are typing…`;
   write($("typing"), text);
 }
 
@@ -31,10 +43,30 @@ export function drawChannels(rooms, current, first, part) {
   let all = 0;
   const items = [...rooms].map(([channel, { unread, failed }]) => {
     all += unread;
-    const link = element("a", { href: `#channel=${encodeURIComponent(channel)}`, "aria-current": channel === current ? "true" : null, title: channel }, element("span", { className: "one-line", dir: "auto" }, `# ${channel}`));
+    const link = element(
+      "a",
+      {
+        href: `#channel=${encodeURIComponent(channel)}`,
+        "aria-current": channel === current ? "true" : null,
+        title: channel
+      },
+      element("span", { className: "one-line", dir: "auto" }, `# ${channel}`)
+    );
     if (failed) link.append(element("span", { className: "badge bad" }, "refused"));
-    else if (unread) link.append(element("span", { className: "count" }, unread > 99 ? "99+" : unread, element("span", { className: "visually-hidden" }, " unread")));
-    const close = element("button", { type: "button", className: "quiet small square", title: `Leave ${channel}`, "aria-label": `Leave ${channel}` }, icon("close"));
+    else if (unread)
+      link.append(
+        element(
+          "span",
+          { className: "count" },
+          unread > 99 ? "99+" : unread,
+          element("span", { className: "visually-hidden" }, " unread")
+        )
+      );
+    const close = element(
+      "button",
+      { type: "button", className: "quiet small square", title: `Leave ${channel}`, "aria-label": `Leave ${channel}` },
+      icon("close")
+    );
     close.addEventListener("click", () => part(channel));
     return element("li", { className: unread ? "has-unread" : "" }, link, channel === first ? null : close);
   });
@@ -53,4 +85,7 @@ export function wrong(name) {
 }
 
 // In a small window, the members are a drawer.
-$("show-people").addEventListener("click", () => ($("show-people").ariaExpanded = String($("people").classList.toggle("shown"))));
+$("show-people").addEventListener(
+  "click",
+  () => ($("show-people").ariaExpanded = String($("people").classList.toggle("shown")))
+);

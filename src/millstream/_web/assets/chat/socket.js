@@ -121,7 +121,12 @@ export class Hub {
     const wanted = this.#wanted.get(channel);
     const { name, history, last } = wanted;
     try {
-      await this.#ask({ type: "subscribe", channel, ...(name ? { name } : {}), ...(last ? { last_event_id: last } : history ? { history } : {}) });
+      await this.#ask({
+        type: "subscribe",
+        channel,
+        ...(name ? { name } : {}),
+        ...(last ? { last_event_id: last } : history ? { history } : {})
+      });
       const again = wanted.begun;
       wanted.begun = true;
       wanted.ready?.(again);
@@ -156,13 +161,18 @@ export class Hub {
     if (!navigator.onLine) return this.#onState({ state: "offline", reason: "This device is offline." });
     const wait = WAITS_MS[Math.min(this.#failures++, WAITS_MS.length - 1)] * (0.75 + Math.random() / 2);
     this.#timer = setTimeout(() => this.now(), wait);
-    this.#onState({ state: "waiting", ...(reason === "slow" ? { reason: "This page was too slow, so the server disconnected it." } : await this.#why()) });
+    this.#onState({
+      state: "waiting",
+      ...(reason === "slow" ? { reason: "This page was too slow, so the server disconnected it." } : await this.#why())
+    });
   }
 
   async #why() {
     try {
       const response = await fetch(this.#probe, { cache: "no-store" });
-      return response.ok ? { reason: "The connection was lost." } : { reason: await errorMessage(response), status: response.status };
+      return response.ok
+        ? { reason: "The connection was lost." }
+        : { reason: await errorMessage(response), status: response.status };
     } catch {
       return { reason: "The server can't be reached." };
     }

@@ -23,7 +23,10 @@ export const mayTake = (channel, first) => Boolean(tool) && (channel === first |
 /** Call the tool with the arguments that it accepts. Throws the server's error. */
 export async function callTool(given) {
   const known = Object.fromEntries(Object.entries(given).filter(([name]) => name in properties()));
-  const response = await fetch("mcp/tools/call", { ...HEAD, body: JSON.stringify({ params: { name: NAME, arguments: known } }) });
+  const response = await fetch("mcp/tools/call", {
+    ...HEAD,
+    body: JSON.stringify({ params: { name: NAME, arguments: known } })
+  });
   const { result, error, detail } = await response.json();
   if (error || !result) throw new Error(error?.message ?? detail ?? "The server refused the call.");
   if (result.isError) throw new Error(result.content?.map(({ text }) => text ?? "").join(" ") || "The tool failed.");

@@ -3,7 +3,12 @@
 const KEY = "MCP_SERVER_AUTH_KEY";
 
 /** Return the server's name for configurations, in characters that all clients accept. */
-export const shortName = (name) => name.toLowerCase().replace(/[^a-z0-9_-]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 40) || "server";
+export const shortName = (name) =>
+  name
+    .toLowerCase()
+    .replace(/[^a-z0-9_-]+/g, "-")
+    .replace(/^-+|-+$/g, "")
+    .slice(0, 40) || "server";
 
 /** Quote a word for a shell. */
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -14,7 +19,8 @@ const base64 = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(te
 function argumentsOf(schema) {
   const small = { integer: 1, number: 1, boolean: "true", array: "[]", object: "{}" };
   const value = (property) => {
-    const given = property.default ?? property.enum?.[0] ?? property.examples?.[0] ?? small[[property.type].flat()[0]] ?? "hello";
+    const given =
+      property.default ?? property.enum?.[0] ?? property.examples?.[0] ?? small[[property.type].flat()[0]] ?? "hello";
     return typeof given === "object" ? JSON.stringify(given) : String(given);
   };
   return (schema?.required ?? []).map((name) => quoted(`${name}=${value(schema.properties?.[name] ?? {})}`));
@@ -32,13 +38,30 @@ export function clients({ name, url, keys, oauth, near, tool }) {
   const short = shortName(name);
   const keyed = keys && !oauth; // a client that can sign in with a browser needs no key
   const header = keyed ? ` --header "Authorization: Bearer $${KEY}"` : "";
-  const first = keyed ? [{ text: "Put your key in a variable to keep it out of your shell's history.", code: `read -rs ${KEY} && export ${KEY}` }] : [];
+  const first = keyed
+    ? [
+        {
+          text: "Put your key in a variable to keep it out of your shell's history.",
+          code: `read -rs ${KEY} && export ${KEY}`
+        }
+      ]
+    : [];
   const signs = (how) => (oauth ? [{ text: how }] : []);
-  const distant = (who) => (near ? [{ text: `${who} servers call yours, so the server needs a public HTTPS address first. Open this page at that address to get its URL.`, warn: true }] : []);
+  const distant = (who) =>
+    near
+      ? [
+          {
+            text: `${who} servers call yours, so the server needs a public HTTPS address first. Open this page at that address to get its URL.`,
+            warn: true
+          }
+        ]
+      : [];
 
   const cursor = { url, ...(keyed ? { headers: { Authorization: `Bearer \${env:${KEY}}` } } : {}) };
   const code = { type: "http", url, ...(keyed ? { headers: { Authorization: `Bearer \${input:${short}-key}` } } : {}) };
-  const inputs = keyed ? [{ type: "promptString", id: `${short}-key`, description: `Key for ${name}`, password: true }] : [];
+  const inputs = keyed
+    ? [{ type: "promptString", id: `${short}-key`, description: `Key for ${name}`, password: true }]
+    : [];
   const written = { ...(inputs.length ? { inputs } : {}), servers: { [short]: code } };
 
   return [
@@ -48,41 +71,64 @@ export function clients({ name, url, keys, oauth, near, tool }) {
       steps: [
         ...first,
         { text: "Run this in your project.", code: `claude mcp add --transport http ${short} ${quoted(url)}${header}` },
-        { text: oauth ? `Type /mcp in Claude Code, and choose ${short} to sign in.` : "Type /mcp in Claude Code to see that it's connected." },
-      ],
+        {
+          text: oauth
+            ? `Type /mcp in Claude Code, and choose ${short} to sign in.`
+            : "Type /mcp in Claude Code to see that it's connected."
+        }
+      ]
     },
     {
       id: "claude",
       title: "Claude Desktop",
-      steps: near || keyed
-        ? [
-            ...first,
-            { text: "Add the server to Claude's configuration. The command shows the change first.", code: `millstream install ${quoted(url)} --client claude${header}` },
-            { text: "Quit Claude Desktop and start it again." },
-          ]
-        : [
-            { text: "In Claude, open Settings, Connectors, Add custom connector. Give it this URL.", code: url, says: "Copy the URL" },
-            ...signs("Claude opens this server's page to sign in."),
-          ],
+      steps:
+        near || keyed
+          ? [
+              ...first,
+              {
+                text: "Add the server to Claude's configuration. The command shows the change first.",
+                code: `millstream install ${quoted(url)} --client claude${header}`
+              },
+              { text: "Quit Claude Desktop and start it again." }
+            ]
+          : [
+              {
+                text: "In Claude, open Settings, Connectors, Add custom connector. Give it this URL.",
+                code: url,
+                says: "Copy the URL"
+              },
+              ...signs("Claude opens this server's page to sign in.")
+            ]
     },
     {
       id: "cursor",
       title: "Cursor",
       steps: [
         ...first,
-        { text: "Cursor asks before it adds the server.", open: `cursor://anysphere.cursor-deeplink/mcp/install?name=${encodeURIComponent(short)}&config=${encodeURIComponent(base64(JSON.stringify(cursor)))}`, label: "Add to Cursor" },
-        { text: "Or write it into .cursor/mcp.json.", code: JSON.stringify({ mcpServers: { [short]: cursor } }, null, 2) },
-        ...signs("Cursor opens this server's page to sign in."),
-      ],
+        {
+          text: "Cursor asks before it adds the server.",
+          open: `cursor://anysphere.cursor-deeplink/mcp/install?name=${encodeURIComponent(short)}&config=${encodeURIComponent(base64(JSON.stringify(cursor)))}`,
+          label: "Add to Cursor"
+        },
+        {
+          text: "Or write it into .cursor/mcp.json.",
+          code: JSON.stringify({ mcpServers: { [short]: cursor } }, null, 2)
+        },
+        ...signs("Cursor opens this server's page to sign in.")
+      ]
     },
     {
       id: "vscode",
       title: "VS Code",
       steps: [
-        { text: `VS Code asks before it adds the server.${keyed ? " It asks for the key and keeps it encrypted." : ""}`, open: `vscode:mcp/install?${encodeURIComponent(JSON.stringify({ name: short, ...(inputs.length ? { inputs } : {}), ...code }))}`, label: "Add to VS Code" },
+        {
+          text: `VS Code asks before it adds the server.${keyed ? " It asks for the key and keeps it encrypted." : ""}`,
+          open: `vscode:mcp/install?${encodeURIComponent(JSON.stringify({ name: short, ...(inputs.length ? { inputs } : {}), ...code }))}`,
+          label: "Add to VS Code"
+        },
         { text: "Or write it into .vscode/mcp.json.", code: JSON.stringify(written, null, 2) },
-        ...signs("VS Code opens this server's page to sign in."),
-      ],
+        ...signs("VS Code opens this server's page to sign in.")
+      ]
     },
     {
       id: "chatgpt",
@@ -94,18 +140,33 @@ export function clients({ name, url, keys, oauth, near, tool }) {
         oauth
           ? { text: "Choose OAuth. ChatGPT registers by itself, and opens this server's page to sign in." }
           : keys
-            ? { text: "ChatGPT signs in with OAuth only, and this server takes keys. It needs an authorization server.", warn: true }
-            : { text: "Choose no authentication." },
-      ],
+            ? {
+                text: "ChatGPT signs in with OAuth only, and this server takes keys. It needs an authorization server.",
+                warn: true
+              }
+            : { text: "Choose no authentication." }
+      ]
     },
     {
       id: "terminal",
       title: "Terminal",
       steps: [
         ...first,
-        { text: "See what the server offers.", code: `millstream list ${quoted(url)}${keyed ? ` --auth "$${KEY}"` : oauth ? " --login" : ""}` },
-        ...(tool ? [{ text: "Call a tool.", code: [`millstream call ${quoted(url)} ${quoted(tool.name)}`, ...argumentsOf(tool.inputSchema)].join(" ") + (keyed ? ` --auth "$${KEY}"` : oauth ? " --login" : "") }] : []),
-      ],
-    },
+        {
+          text: "See what the server offers.",
+          code: `millstream list ${quoted(url)}${keyed ? ` --auth "$${KEY}"` : oauth ? " --login" : ""}`
+        },
+        ...(tool
+          ? [
+              {
+                text: "Call a tool.",
+                code:
+                  [`millstream call ${quoted(url)} ${quoted(tool.name)}`, ...argumentsOf(tool.inputSchema)].join(" ") +
+                  (keyed ? ` --auth "$${KEY}"` : oauth ? " --login" : "")
+              }
+            ]
+          : [])
+      ]
+    }
   ];
 }

@@ -20,7 +20,7 @@ const PAGES = {
   chat: ["Chat", "Talk with people, or with a model that uses the tools."],
   docs: ["Docs", "Every tool as a REST operation."],
   dashboard: ["Dashboard", "Live calls, latency, streams, and log."],
-  gateway: ["Gateway", "The servers behind this one."],
+  gateway: ["Gateway", "The servers behind this one."]
 };
 
 let facts = { path: "/mcp", url: "", keys: false, oauth: false, pages: [] };
@@ -31,7 +31,10 @@ const url = () => facts.url || new URL(`.${facts.path}`, document.baseURI).href;
 function drawStep({ text, code, says = "Copy", open, label, warn }) {
   const nodes = [element("p", {}, text)];
   if (open) nodes.push(element("a", { className: "button primary", href: open }, icon("add"), label));
-  if (code) nodes.push(copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": text, dir: "ltr" }, code), says));
+  if (code)
+    nodes.push(
+      copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": text, dir: "ltr" }, code), says)
+    );
   return element("li", { className: warn ? "warn" : "" }, ...nodes);
 }
 
@@ -44,10 +47,14 @@ function drawClients(name, tool) {
   const { protocol, hostname } = new URL(url());
   const near = protocol !== "https:" || NEAR.test(hostname);
   entries = clients({ name, url: url(), keys: facts.keys, oauth: facts.oauth, near, tool });
-  const chosen = tabs($("clients"), entries.map(({ id, title }) => ({ id, title, panel: "client" })), (id) => {
-    drawSteps(id);
-    history.replaceState(null, "", `#${id}`);
-  });
+  const chosen = tabs(
+    $("clients"),
+    entries.map(({ id, title }) => ({ id, title, panel: "client" })),
+    (id) => {
+      drawSteps(id);
+      history.replaceState(null, "", `#${id}`);
+    }
+  );
   const wanted = location.hash.slice(1);
   chosen.choose(entries.some(({ id }) => id === wanted) ? wanted : entries[0].id, false);
   drawSteps(chosen.current());
@@ -55,13 +62,29 @@ function drawClients(name, tool) {
 
 function drawSignIn() {
   const { keys, oauth } = facts;
-  const says = oauth && keys ? "Callers sign in with OAuth, or send a key as Authorization: Bearer KEY." : oauth ? "Callers sign in with OAuth. Clients open a browser for this." : keys ? "Callers send a key as Authorization: Bearer KEY. The operator of this server gives you one." : "No sign-in: every program that reaches this address can call every tool.";
+  const says =
+    oauth && keys
+      ? "Callers sign in with OAuth, or send a key as Authorization: Bearer KEY."
+      : oauth
+        ? "Callers sign in with OAuth. Clients open a browser for this."
+        : keys
+          ? "Callers send a key as Authorization: Bearer KEY. The operator of this server gives you one."
+          : "No sign-in: every program that reaches this address can call every tool.";
   $("sign-in").replaceChildren(icon(oauth || keys ? "person" : "eye"), element("span", {}, says));
 }
 
 function drawPages() {
   const shown = Object.entries(PAGES).filter(([name]) => facts.pages.includes(name));
-  $("pages").replaceChildren(...shown.map(([name, [title, about]]) => element("a", { className: "card page-link", href: name }, element("strong", {}, title, icon("next")), element("span", { className: "soft small" }, about))));
+  $("pages").replaceChildren(
+    ...shown.map(([name, [title, about]]) =>
+      element(
+        "a",
+        { className: "card page-link", href: name },
+        element("strong", {}, title, icon("next")),
+        element("span", { className: "soft small" }, about)
+      )
+    )
+  );
 }
 
 /** Return the first sentence of a description. */
@@ -73,15 +96,38 @@ function drawOffers(tools, resources, prompts) {
   write($("count-prompts"), count(prompts));
   const page = ["inspect", "docs"].find((each) => facts.pages.includes(each));
   const name = (tool) => {
-    const words = [element("strong", { dir: "auto" }, tool.title ? labelOf(tool) : tool.annotations?.title ?? tool.name), element("span", { className: "soft small one-line", dir: "auto" }, summary(tool.description))];
-    return element("li", {}, page ? element("a", { href: `${page}#tool=${encodeURIComponent(tool.name)}` }, ...words) : element("div", {}, ...words));
+    const words = [
+      element("strong", { dir: "auto" }, tool.title ? labelOf(tool) : (tool.annotations?.title ?? tool.name)),
+      element("span", { className: "soft small one-line", dir: "auto" }, summary(tool.description))
+    ];
+    return element(
+      "li",
+      {},
+      page
+        ? element("a", { href: `${page}#tool=${encodeURIComponent(tool.name)}` }, ...words)
+        : element("div", {}, ...words)
+    );
   };
   const rest = tools.length - SHOWN;
-  const more = rest > 0 ? [element("li", {}, page ? element("a", { href: page }, `${count(rest)} more`) : element("div", { className: "soft" }, `${count(rest)} more`))] : [];
+  const more =
+    rest > 0
+      ? [
+          element(
+            "li",
+            {},
+            page
+              ? element("a", { href: page }, `${count(rest)} more`)
+              : element("div", { className: "soft" }, `${count(rest)} more`)
+          )
+        ]
+      : [];
   $("names").replaceChildren(...tools.slice(0, SHOWN).map(name), ...more);
   $("names").hidden = !tools.length;
   $("no-tools").hidden = Boolean(tools.length);
-  $("no-tools").replaceChildren(element("strong", {}, "No tools yet"), "Register a function with @mcp.tool and reload this page.");
+  $("no-tools").replaceChildren(
+    element("strong", {}, "No tools yet"),
+    "Register a function with @mcp.tool and reload this page."
+  );
 }
 
 function drawServer({ serverInfo = {} }) {
@@ -107,12 +153,29 @@ async function start() {
   drawClients(document.title, null);
 
   const quiet = () => {};
-  const client = new Client((on) => new Http(`.${facts.path}`, {}, on), REVISIONS[0], {}, { sent: quiet, got: quiet, failed: quiet, ask: () => Promise.reject(new Error("This page can't answer.")), notified: quiet, lost: quiet });
+  const client = new Client(
+    (on) => new Http(`.${facts.path}`, {}, on),
+    REVISIONS[0],
+    {},
+    {
+      sent: quiet,
+      got: quiet,
+      failed: quiet,
+      ask: () => Promise.reject(new Error("This page can't answer.")),
+      notified: quiet,
+      lost: quiet
+    }
+  );
   const server = await client.open();
   drawServer(server);
   const able = server.capabilities ?? {};
   const list = (name, method, key = name) => (able[name] ? client.list(method, key) : []);
-  const [tools, resources, templates, prompts] = await Promise.all([list("tools", "tools/list"), list("resources", "resources/list"), list("resources", "resources/templates/list", "resourceTemplates"), list("prompts", "prompts/list")]);
+  const [tools, resources, templates, prompts] = await Promise.all([
+    list("tools", "tools/list"),
+    list("resources", "resources/list"),
+    list("resources", "resources/templates/list", "resourceTemplates"),
+    list("prompts", "prompts/list")
+  ]);
   client.close();
   drawOffers(tools, resources.length + templates.length, prompts.length);
   const harmless = tools.find((tool) => tool.annotations?.readOnlyHint) ?? tools[0] ?? null;
@@ -121,9 +184,20 @@ async function start() {
 }
 
 commands(() => [
-  { title: "Copy the URL of the server", group: "This page", icon: "copy", run: () => $("address-copy").querySelector("button")?.click() },
-  ...entries.map(({ id, title }) => ({ title: `Connect ${title}`, group: "Clients", icon: "next", run: () => document.getElementById(`tab-${id}`).click() })),
+  {
+    title: "Copy the URL of the server",
+    group: "This page",
+    icon: "copy",
+    run: () => $("address-copy").querySelector("button")?.click()
+  },
+  ...entries.map(({ id, title }) => ({
+    title: `Connect ${title}`,
+    group: "Clients",
+    icon: "next",
+    run: () => document.getElementById(`tab-${id}`).click()
+  }))
 ]);
-const attempt = () => start().catch((error) => showLost(`This page couldn't load what the server offers. ${error.message}`, attempt));
+const attempt = () =>
+  start().catch((error) => showLost(`This page couldn't load what the server offers. ${error.message}`, attempt));
 await attempt();
 watchConnection();

@@ -10,21 +10,46 @@ const who = ({ subject, address }) => subject || address || "–";
 const what = ({ method, target }) => (target ? `${method} ${target}` : method);
 
 const table = new LiveTable($("audit-table"), {
-  name: "Audit records", sort: "at", empty: ["No records", "The next call that matches the filter is listed here."],
+  name: "Audit records",
+  sort: "at",
+  empty: ["No records", "The next call that matches the filter is listed here."],
   key: (record) => `${record.at} ${record.seq ?? ""} ${record.method} ${record.target ?? ""} ${record.address ?? ""}`,
   columns: [
-    { id: "at", title: "When", down: true, sort: (record) => record.at, fill: (cell, record) => {
-      write(cell, clock(new Date(record.at)));
-      cell.title = new Date(record.at).toLocaleString();
-    } },
-    { id: "who", title: "Who", head: true, sort: who, fill: (cell, record) => {
-      write(cell, who(record));
-      cell.title = [record.issuer, record.client, record.address].filter(Boolean).join(", ");
-    } },
+    {
+      id: "at",
+      title: "When",
+      down: true,
+      sort: (record) => record.at,
+      fill: (cell, record) => {
+        write(cell, clock(new Date(record.at)));
+        cell.title = new Date(record.at).toLocaleString();
+      }
+    },
+    {
+      id: "who",
+      title: "Who",
+      head: true,
+      sort: who,
+      fill: (cell, record) => {
+        write(cell, who(record));
+        cell.title = [record.issuer, record.client, record.address].filter(Boolean).join(", ");
+      }
+    },
     { id: "what", title: "What", wide: true, sort: what, fill: (cell, record) => write(cell, what(record)) },
-    { id: "transport", title: "Transport", sort: (record) => record.transport ?? "", fill: (cell, record) => write(cell, record.transport ?? "") },
-    { id: "outcome", title: "Result", sort: (record) => record.outcome ?? "ok", fill: (cell, record) => cellBadge(cell, record.outcome ?? "ok", (record.outcome ?? "ok") === "ok" ? "plain" : "bad") },
-  ],
+    {
+      id: "transport",
+      title: "Transport",
+      sort: (record) => record.transport ?? "",
+      fill: (cell, record) => write(cell, record.transport ?? "")
+    },
+    {
+      id: "outcome",
+      title: "Result",
+      sort: (record) => record.outcome ?? "ok",
+      fill: (cell, record) =>
+        cellBadge(cell, record.outcome ?? "ok", (record.outcome ?? "ok") === "ok" ? "plain" : "bad")
+    }
+  ]
 });
 
 let asked = 0;

@@ -13,32 +13,70 @@ const EVERY_MS = 2_000;
 export const OTHER = "_other";
 export const OTHER_SAYS = "Names that this server doesn't have, counted together to save memory.";
 
-const title = (call) => (call.method === "tools/call" ? call.name || call.method : call.name ? `${call.method} ${call.name}` : call.method);
+const title = (call) =>
+  call.method === "tools/call" ? call.name || call.method : call.name ? `${call.method} ${call.name}` : call.method;
 const outcome = ({ outcome: word }) => word.replaceAll("_", " ");
 
 function show(call) {
   const facts = {
-    When: new Date(call.at * 1_000).toLocaleString(), Took: ms(call.ms), Outcome: outcome(call) || "ok", Error: call.error, Incident: call.incident,
-    Caller: call.caller, Client: call.client, Transport: call.transport, Revision: call.revision, Answer: `${count(call.bytes)} bytes`,
+    When: new Date(call.at * 1_000).toLocaleString(),
+    Took: ms(call.ms),
+    Outcome: outcome(call) || "ok",
+    Error: call.error,
+    Incident: call.incident,
+    Caller: call.caller,
+    Client: call.client,
+    Transport: call.transport,
+    Revision: call.revision,
+    Answer: `${count(call.bytes)} bytes`
   };
-  const rows = Object.entries(facts).filter(([, value]) => value).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value)));
+  const rows = Object.entries(facts)
+    .filter(([, value]) => value)
+    .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value)));
   let text = call.arguments;
   try {
     text = pretty(JSON.parse(call.arguments));
   } catch {
     // Truncated: shown as text.
   }
-  const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Arguments", dir: "ltr" }, ...colored(text ?? ""));
-  const told = call.arguments ? copyable(block, "Copy the arguments") : element("p", { className: "soft small" }, call.arguments === "" ? "The call had no arguments." : "Arguments are kept for calls that fail or are slow, and for others while “Recent calls” is open, up to a limit of size.");
+  const block = element(
+    "pre",
+    { className: "wrap", tabIndex: 0, "aria-label": "Arguments", dir: "ltr" },
+    ...colored(text ?? "")
+  );
+  const told = call.arguments
+    ? copyable(block, "Copy the arguments")
+    : element(
+        "p",
+        { className: "soft small" },
+        call.arguments === ""
+          ? "The call had no arguments."
+          : "Arguments are kept for calls that fail or are slow, and for others while “Recent calls” is open, up to a limit of size."
+      );
   const close = element("button", { type: "submit" }, "Close");
-  const parts = [element("h2", { id: "call-title", className: "one-line" }, title(call)), element("dl", { className: "facts" }, ...rows), element("h3", {}, "Arguments"), told];
+  const parts = [
+    element("h2", { id: "call-title", className: "one-line" }, title(call)),
+    element("dl", { className: "facts" }, ...rows),
+    element("h3", {}, "Arguments"),
+    told
+  ];
   const foot = element("div", { className: "row end" });
   if (call.method === "tools/call" && document.querySelector('.bar nav a[href="inspect"]')) {
     const given = call.arguments && !call.arguments.endsWith("…") ? `&args=${encodeURIComponent(call.arguments)}` : "";
-    foot.append(element("a", { className: "button", href: `inspect#tool=${encodeURIComponent(call.name)}${given}` }, "Open in the inspector"));
+    foot.append(
+      element(
+        "a",
+        { className: "button", href: `inspect#tool=${encodeURIComponent(call.name)}${given}` },
+        "Open in the inspector"
+      )
+    );
   }
   foot.append(close);
-  const dialog = element("dialog", { "aria-labelledby": "call-title", id: "call" }, element("form", { method: "dialog", className: "stack tight" }, ...parts, foot));
+  const dialog = element(
+    "dialog",
+    { "aria-labelledby": "call-title", id: "call" },
+    element("form", { method: "dialog", className: "stack tight" }, ...parts, foot)
+  );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
@@ -62,73 +100,207 @@ function isOf(text, message) {
 }
 
 const recent = new LiveTable($("recent"), {
-  name: "Recent calls", sort: "at", search: $("call-filter"), pager: $("call-tools"),
+  name: "Recent calls",
+  sort: "at",
+  search: $("call-filter"),
+  pager: $("call-tools"),
   empty: ["No calls yet", "The next call appears here within two seconds."],
   key: (call) => call.key,
-  words: (call) => `${title(call)} ${call.caller} ${call.client} ${call.outcome} ${call.error} ${call.arguments ?? ""} ${call.incident}`,
-  fits: (call) => isInTime(call) && (!$("call-failed").checked || call.outcome !== "") && (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
+  words: (call) =>
+    `${title(call)} ${call.caller} ${call.client} ${call.outcome} ${call.error} ${call.arguments ?? ""} ${call.incident}`,
+  fits: (call) =>
+    isInTime(call) &&
+    (!$("call-failed").checked || call.outcome !== "") &&
+    (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
   columns: [
-    { id: "at", title: "When", narrow: true, down: true, sort: (call) => call.at, fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000))) },
-    { id: "what", title: "What", head: true, sort: title, fill: (cell, call) => (cellButton(cell, call, title(call), show).title = title(call)) },
-    { id: "ms", title: "Took", narrow: true, number: true, sort: (call) => call.ms, fill: (cell, call) => write(cell, ms(call.ms)) },
-    { id: "outcome", title: "Outcome", narrow: true, sort: (call) => call.outcome, fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "plain") },
-    { id: "caller", title: "Caller", sort: (call) => call.caller, fill: (cell, call) => write(cell, call.caller || "–") },
-    { id: "client", title: "Client", sort: (call) => call.client, fill: (cell, call) => write(cell, call.client || "–") },
-    { id: "arguments", title: "Error or arguments", wide: true, fill: (cell, call) => {
-      write(cell, call.error || (call.arguments ?? ""));
-      cell.dir = "auto";
-      cell.classList.toggle("raised", Boolean(call.error));
-    } },
-  ],
+    {
+      id: "at",
+      title: "When",
+      narrow: true,
+      down: true,
+      sort: (call) => call.at,
+      fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000)))
+    },
+    {
+      id: "what",
+      title: "What",
+      head: true,
+      sort: title,
+      fill: (cell, call) => (cellButton(cell, call, title(call), show).title = title(call))
+    },
+    {
+      id: "ms",
+      title: "Took",
+      narrow: true,
+      number: true,
+      sort: (call) => call.ms,
+      fill: (cell, call) => write(cell, ms(call.ms))
+    },
+    {
+      id: "outcome",
+      title: "Outcome",
+      narrow: true,
+      sort: (call) => call.outcome,
+      fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "plain")
+    },
+    {
+      id: "caller",
+      title: "Caller",
+      sort: (call) => call.caller,
+      fill: (cell, call) => write(cell, call.caller || "–")
+    },
+    {
+      id: "client",
+      title: "Client",
+      sort: (call) => call.client,
+      fill: (cell, call) => write(cell, call.client || "–")
+    },
+    {
+      id: "arguments",
+      title: "Error or arguments",
+      wide: true,
+      fill: (cell, call) => {
+        write(cell, call.error || (call.arguments ?? ""));
+        cell.dir = "auto";
+        cell.classList.toggle("raised", Boolean(call.error));
+      }
+    }
+  ]
 });
 $("call-failed").addEventListener("change", () => recent.draw(true));
 
 const moment = (seconds) => {
   const date = new Date(seconds * 1_000);
-  return date.toDateString() === new Date().toDateString() ? clock(date) : `${date.toLocaleDateString(undefined, { day: "numeric", month: "short" })} ${clock(date)}`;
+  return date.toDateString() === new Date().toDateString()
+    ? clock(date)
+    : `${date.toLocaleDateString(undefined, { day: "numeric", month: "short" })} ${clock(date)}`;
 };
 
 const errors = new LiveTable($("error-table"), {
-  name: "Errors by message", sort: "count", search: $("error-filter"), pager: $("error-tools"),
+  name: "Errors by message",
+  sort: "count",
+  search: $("error-filter"),
+  pager: $("error-tools"),
   empty: ["No errors", "Errors are counted here by message."],
   key: ({ outcome: word, message }) => `${word}\n${message}`,
   words: ({ message, tools, outcome: word }) => `${message} ${tools.join(" ")} ${word}`,
   columns: [
-    { id: "message", title: "Message", head: true, wide: true, sort: ({ message }) => message, fill: (cell, row) => {
-      const button = cellButton(cell, row, row.message, callsOf);
-      button.title = `${row.example}\nShow the calls`;
-      button.dir = "auto";
-    } },
-    { id: "count", title: "Count", narrow: true, number: true, sort: (row) => row.count, fill: (cell, row) => write(cell, count(row.count)) },
-    { id: "tools", title: "Tools and methods", sort: ({ tools }) => tools[0] ?? "", fill: (cell, { tools }) => {
-      write(cell, tools.join(", "));
-      cell.title = tools.join(", ");
-    } },
+    {
+      id: "message",
+      title: "Message",
+      head: true,
+      wide: true,
+      sort: ({ message }) => message,
+      fill: (cell, row) => {
+        const button = cellButton(cell, row, row.message, callsOf);
+        button.title = `${row.example}\nShow the calls`;
+        button.dir = "auto";
+      }
+    },
+    {
+      id: "count",
+      title: "Count",
+      narrow: true,
+      number: true,
+      sort: (row) => row.count,
+      fill: (cell, row) => write(cell, count(row.count))
+    },
+    {
+      id: "tools",
+      title: "Tools and methods",
+      sort: ({ tools }) => tools[0] ?? "",
+      fill: (cell, { tools }) => {
+        write(cell, tools.join(", "));
+        cell.title = tools.join(", ");
+      }
+    },
     { id: "kind", title: "Outcome", sort: ({ outcome: word }) => word, fill: (cell, row) => write(cell, outcome(row)) },
-    { id: "first", title: "First", narrow: true, number: true, sort: ({ first }) => first, fill: (cell, { first }) => write(cell, moment(first)) },
-    { id: "last", title: "Last", narrow: true, number: true, sort: ({ last }) => last, fill: (cell, { last }) => write(cell, moment(last)) },
-  ],
+    {
+      id: "first",
+      title: "First",
+      narrow: true,
+      number: true,
+      sort: ({ first }) => first,
+      fill: (cell, { first }) => write(cell, moment(first))
+    },
+    {
+      id: "last",
+      title: "Last",
+      narrow: true,
+      number: true,
+      sort: ({ last }) => last,
+      fill: (cell, { last }) => write(cell, moment(last))
+    }
+  ]
 });
 
 const clients = new LiveTable($("clients"), {
-  name: "Clients", sort: "calls", empty: ["No clients yet", "Each calling program is listed here, by the name that it sends."],
+  name: "Clients",
+  sort: "calls",
+  empty: ["No clients yet", "Each calling program is listed here, by the name that it sends."],
   key: (client) => `${client.name}\n${client.version}`,
   columns: [
-    { id: "name", title: "Name", head: true, wide: true, sort: (client) => client.name, fill: (cell, client) => {
-      write(cell, client.name === OTHER ? "Other clients" : client.name || "Unnamed (REST, curl)");
-      cell.title = client.name === OTHER ? "All names beyond the first 200." : client.name;
-    } },
-    { id: "version", title: "Version", sort: (client) => client.version, fill: (cell, client) => write(cell, client.version || "–") },
-    { id: "calls", title: "Calls", number: true, sort: (client) => client.calls, fill: (cell, client) => write(cell, count(client.calls)) },
-    { id: "errors", title: "Errors", number: true, sort: (client) => client.errors, fill: (cell, client) => {
-      write(cell, count(client.errors));
-      cell.classList.toggle("raised", client.errors > 0);
-    } },
-    { id: "share", title: "Error share", number: true, sort: (client) => client.errors / client.calls, fill: (cell, client) => write(cell, `${figure((100 * client.errors) / client.calls)}%`) },
-    { id: "transport", title: "Transport", sort: (client) => client.transport, fill: (cell, client) => write(cell, client.transport) },
-    { id: "revision", title: "Revision", sort: (client) => client.revision, fill: (cell, client) => write(cell, client.revision) },
-    { id: "last", title: "Last call", number: true, sort: (client) => client.last, fill: (cell, client) => write(cell, clock(new Date(client.last * 1_000))) },
-  ],
+    {
+      id: "name",
+      title: "Name",
+      head: true,
+      wide: true,
+      sort: (client) => client.name,
+      fill: (cell, client) => {
+        write(cell, client.name === OTHER ? "Other clients" : client.name || "Unnamed (REST, curl)");
+        cell.title = client.name === OTHER ? "All names beyond the first 200." : client.name;
+      }
+    },
+    {
+      id: "version",
+      title: "Version",
+      sort: (client) => client.version,
+      fill: (cell, client) => write(cell, client.version || "–")
+    },
+    {
+      id: "calls",
+      title: "Calls",
+      number: true,
+      sort: (client) => client.calls,
+      fill: (cell, client) => write(cell, count(client.calls))
+    },
+    {
+      id: "errors",
+      title: "Errors",
+      number: true,
+      sort: (client) => client.errors,
+      fill: (cell, client) => {
+        write(cell, count(client.errors));
+        cell.classList.toggle("raised", client.errors > 0);
+      }
+    },
+    {
+      id: "share",
+      title: "Error share",
+      number: true,
+      sort: (client) => client.errors / client.calls,
+      fill: (cell, client) => write(cell, `${figure((100 * client.errors) / client.calls)}%`)
+    },
+    {
+      id: "transport",
+      title: "Transport",
+      sort: (client) => client.transport,
+      fill: (cell, client) => write(cell, client.transport)
+    },
+    {
+      id: "revision",
+      title: "Revision",
+      sort: (client) => client.revision,
+      fill: (cell, client) => write(cell, client.revision)
+    },
+    {
+      id: "last",
+      title: "Last call",
+      number: true,
+      sort: (client) => client.last,
+      fill: (cell, client) => write(cell, clock(new Date(client.last * 1_000)))
+    }
+  ]
 });
 
 /** Add a unique key to each call. Identical calls are numbered from the oldest. */
@@ -171,12 +343,17 @@ export function connectCalls({ open, forget }) {
   cleared = forget;
 }
 
-const NOTE = "Arguments are kept for calls that fail or are slow, and for others while this tab is open. Secrets are hidden.";
+const NOTE =
+  "Arguments are kept for calls that fail or are slow, and for others while this tab is open. Secrets are hidden.";
 
 function say(kept = 0) {
   const chips = [
-    [$("call-time"), time && `${moment(time.since)} – ${clock(new Date(time.until * 1_000))}`, "Show the calls of all times"],
-    [$("call-error"), error?.message, "Show the calls with any error"],
+    [
+      $("call-time"),
+      time && `${moment(time.since)} – ${clock(new Date(time.until * 1_000))}`,
+      "Show the calls of all times"
+    ],
+    [$("call-error"), error?.message, "Show the calls with any error"]
   ];
   for (const [chip, text, title] of chips) {
     chip.hidden = !text;
@@ -187,7 +364,10 @@ function say(kept = 0) {
     chip.ariaLabel = `${text}. ${title}`;
   }
   const most = time ? Math.max(time.total, kept) : 0;
-  write($("call-note"), time ? `${count(kept)} of ${count(most)} ${most === 1 ? "call is" : "calls are"} kept: the newest.` : NOTE);
+  write(
+    $("call-note"),
+    time ? `${count(kept)} of ${count(most)} ${most === 1 ? "call is" : "calls are"} kept: the newest.` : NOTE
+  );
   $("call-note").title = $("call-note").textContent;
 }
 

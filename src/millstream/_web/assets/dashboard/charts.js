@@ -89,7 +89,13 @@ export class LineChart {
       const value = element("span", { className: "legend-value" }, "–");
       const swatch = element("span", { className: `swatch ${each.dash ?? "solid"}` });
       swatch.style.color = `var(${each.color})`;
-      const item = element("li", { title: each.name }, swatch, element("span", { className: "legend-name" }, each.name), value);
+      const item = element(
+        "li",
+        { title: each.name },
+        swatch,
+        element("span", { className: "legend-name" }, each.name),
+        value
+      );
       legend.append(item);
       this.#told.push({ item, value });
     }
@@ -258,8 +264,16 @@ export class LineChart {
       return this.#told[index].item.hidden ? [] : [`${series.name} ${value === null ? "unknown" : text}`];
     });
     const ago = this.#at === null ? 0 : this.#until - this.#times[place];
-    const moment = this.#at === null ? "now" : this.#seconds <= 60 ? `${Math.round(ago)} seconds ago` : `at ${hours.format(this.#times[place] * 1_000)}`;
-    this.#canvas.setAttribute("aria-label", this.#times.length ? `${this.#name}, ${moment}: ${told.join(", ")}` : `${this.#name}: no data yet`);
+    const moment =
+      this.#at === null
+        ? "now"
+        : this.#seconds <= 60
+          ? `${Math.round(ago)} seconds ago`
+          : `at ${hours.format(this.#times[place] * 1_000)}`;
+    this.#canvas.setAttribute(
+      "aria-label",
+      this.#times.length ? `${this.#name}, ${moment}: ${told.join(", ")}` : `${this.#name}: no data yet`
+    );
   }
 
   /** Select a point by pointer or arrow keys, in all charts, counted from the end. */
@@ -311,7 +325,10 @@ export class LineChart {
   #whole(one, other) {
     const [low, high] = [Math.min(one, other), Math.max(one, other)];
     const inside = this.#times.filter((end) => end > low && end - this.#step < high);
-    const nearest = this.#times.reduce((best, end) => (Math.abs(end - high) < Math.abs(best - high) ? end : best), this.#times[0]);
+    const nearest = this.#times.reduce(
+      (best, end) => (Math.abs(end - high) < Math.abs(best - high) ? end : best),
+      this.#times[0]
+    );
     const ends = high - low < 1e-6 || !inside.length ? [nearest] : inside;
     return { since: Math.floor(ends[0] - this.#step), until: Math.ceil(ends.at(-1)) };
   }

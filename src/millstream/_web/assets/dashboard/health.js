@@ -14,7 +14,14 @@ let cutAt = 0;
 const share = (errors, calls) => (calls ? (100 * errors) / calls : 0);
 
 /** Format a duration in milliseconds with its unit. */
-export const ms = (value) => (value === null || value === undefined ? "–" : value >= 10_000 ? `${figure(value / 1_000)} s` : value >= 1_000 ? `${(value / 1_000).toFixed(2)} s` : `${figure(value)} ms`);
+export const ms = (value) =>
+  value === null || value === undefined
+    ? "–"
+    : value >= 10_000
+      ? `${figure(value / 1_000)} s`
+      : value >= 1_000
+        ? `${(value / 1_000).toFixed(2)} s`
+        : `${figure(value)} ms`;
 
 /** Return the reasons, worst first: `[look, sentence]`. */
 export function reasons(snapshot, past) {
@@ -26,13 +33,19 @@ export function reasons(snapshot, past) {
   else if (calls >= LEAST_CALLS && failed >= 2) say("warn", `${figure(failed)}% of the calls fail.`);
   if (snapshot.store && !snapshot.store.up) say("bad", `The store (${snapshot.store.kind}) doesn't answer.`);
   const { blocked } = snapshot.loop_lag_ms;
-  if (blocked >= BLOCKED_MS.warn) say(blocked >= BLOCKED_MS.bad ? "bad" : "warn", `The event loop was blocked for ${ms(blocked)} of the last minute.`);
+  if (blocked >= BLOCKED_MS.warn)
+    say(
+      blocked >= BLOCKED_MS.bad ? "bad" : "warn",
+      `The event loop was blocked for ${ms(blocked)} of the last minute.`
+    );
   const { open_descriptors: open, max_descriptors: most } = snapshot.process;
-  if (open && most && open > 0.8 * most) say(open > 0.95 * most ? "bad" : "warn", `${count(open)} of ${count(most)} files are open.`);
+  if (open && most && open > 0.8 * most)
+    say(open > 0.95 * most ? "bad" : "warn", `${count(open)} of ${count(most)} files are open.`);
   const cut = snapshot.hub?.cut?.slow ?? 0;
   if (cutBefore !== null && cut > cutBefore) cutAt = snapshot.at_seconds;
   cutBefore = cut;
-  if (cutAt && snapshot.at_seconds - cutAt < 300) say("warn", `Slow readers are being disconnected: ${count(cut)} so far.`);
+  if (cutAt && snapshot.at_seconds - cutAt < 300)
+    say("warn", `Slow readers are being disconnected: ${count(cut)} so far.`);
   return found.sort(([one], [other]) => ORDER.indexOf(other) - ORDER.indexOf(one));
 }
 

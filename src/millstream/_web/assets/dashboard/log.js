@@ -26,7 +26,7 @@ function draw(line) {
   item.append(
     element("time", { dateTime: when.toISOString() }, clock(when)),
     element("span", { className: "level" }, level),
-    element("span", { className: "text", dir: "auto" }, element("span", { className: "soft" }, `${logger} `), message),
+    element("span", { className: "text", dir: "auto" }, element("span", { className: "soft" }, `${logger} `), message)
   );
   for (const [name, value] of Object.entries(fields)) {
     item.lastChild.append(" ", element("span", { className: "soft" }, `${name}=${written(value)}`));

@@ -17,25 +17,58 @@ import { drawStreams, showStreams } from "./streams.js";
 import { LiveTable, cellButton } from "./table.js";
 
 const MIB = 1_048_576;
-const RANGES = [[60, "1 min", "Last minute"], [900, "15 min", "Last 15 minutes"], [3_600, "1 h", "Last hour"]];
+const RANGES = [
+  [60, "1 min", "Last minute"],
+  [900, "15 min", "Last 15 minutes"],
+  [3_600, "1 h", "Last hour"]
+];
 const AGAIN_MS = { 60: 1_000, 900: 5_000 };
 const CHOSEN = "millstream.range";
 
 const rate = (value) => `${figure(value)} /s`;
-const axisMs = (value) => (value >= 1_000 ? `${Number((value / 1_000).toPrecision(3))} s` : `${Number(value.toPrecision(3))} ms`);
+const axisMs = (value) =>
+  value >= 1_000 ? `${Number((value / 1_000).toPrecision(3))} s` : `${Number(value.toPrecision(3))} ms`;
 
 const charts = {
   calls: new LineChart($("calls-chart"), {
-    name: "Calls", atLeast: 4, format: (value, axis) => (axis ? `${Number(value.toPrecision(3))} /s` : rate(value)),
-    series: [{ name: "Calls", color: "--accent", fill: true }, { name: "Errors", color: "--bad", dash: "dashed" }],
+    name: "Calls",
+    atLeast: 4,
+    format: (value, axis) => (axis ? `${Number(value.toPrecision(3))} /s` : rate(value)),
+    series: [
+      { name: "Calls", color: "--accent", fill: true },
+      { name: "Errors", color: "--bad", dash: "dashed" }
+    ]
   }),
   latency: new LineChart($("latency-chart"), {
-    name: "Latency", atLeast: 0.1, format: (value, axis) => (axis ? axisMs(value) : ms(value)),
-    series: [{ name: "p50", color: "--series-1" }, { name: "p95", color: "--series-2", dash: "dashed" }, { name: "p99", color: "--series-3", dash: "dotted" }],
+    name: "Latency",
+    atLeast: 0.1,
+    format: (value, axis) => (axis ? axisMs(value) : ms(value)),
+    series: [
+      { name: "p50", color: "--series-1" },
+      { name: "p95", color: "--series-2", dash: "dashed" },
+      { name: "p99", color: "--series-3", dash: "dotted" }
+    ]
   }),
-  lag: new LineChart($("lag-chart"), { name: "Lag", says: "The worst delay of the event loop", atLeast: 2, format: (value, axis) => (axis ? axisMs(value) : ms(value)), series: [{ name: "Worst", color: "--series-1", fill: true }] }),
-  cpu: new LineChart($("cpu-chart"), { name: "CPU", says: "CPU time, as a share of one core", atLeast: 10, format: (value) => `${figure(value)}%`.replace(/\.0+%/, "%"), series: [{ name: "CPU", color: "--series-1", fill: true }] }),
-  memory: new LineChart($("memory-chart"), { name: "Memory", atLeast: 32, format: (value, axis) => `${axis || value < 10 ? Number(value.toPrecision(3)) : count(value)} MiB`, series: [{ name: "Resident", color: "--series-1", fill: true }] }),
+  lag: new LineChart($("lag-chart"), {
+    name: "Lag",
+    says: "The worst delay of the event loop",
+    atLeast: 2,
+    format: (value, axis) => (axis ? axisMs(value) : ms(value)),
+    series: [{ name: "Worst", color: "--series-1", fill: true }]
+  }),
+  cpu: new LineChart($("cpu-chart"), {
+    name: "CPU",
+    says: "CPU time, as a share of one core",
+    atLeast: 10,
+    format: (value) => `${figure(value)}%`.replace(/\.0+%/, "%"),
+    series: [{ name: "CPU", color: "--series-1", fill: true }]
+  }),
+  memory: new LineChart($("memory-chart"), {
+    name: "Memory",
+    atLeast: 32,
+    format: (value, axis) => `${axis || value < 10 ? Number(value.toPrecision(3)) : count(value)} MiB`,
+    series: [{ name: "Resident", color: "--series-1", fill: true }]
+  })
 };
 
 let range = Number(sessionStorage.getItem(CHOSEN)) || 60;
@@ -47,29 +80,81 @@ let asked = 0;
 // Tools and methods
 
 const key = (row) => `${row.method} ${row.name}`;
-const title = (row) => (row.method === "tools/call" ? (row.name === OTHER ? "Other names" : row.name) : row.method === OTHER ? "Other methods" : row.method);
+const title = (row) =>
+  row.method === "tools/call"
+    ? row.name === OTHER
+      ? "Other names"
+      : row.name
+    : row.method === OTHER
+      ? "Other methods"
+      : row.method;
 const share = (row) => (row.calls ? (100 * row.errors) / row.calls : 0);
-const time = (id, name) => ({ id, title: name, number: true, sort: (row) => row[`${id}_ms`], fill: (cell, row) => write(cell, ms(row[`${id}_ms`])) });
+const time = (id, name) => ({
+  id,
+  title: name,
+  number: true,
+  sort: (row) => row[`${id}_ms`],
+  fill: (cell, row) => write(cell, ms(row[`${id}_ms`]))
+});
 
 const tools = new LiveTable($("tools"), {
-  name: "Tools and methods", sort: "errors", search: $("tool-filter"), pager: $("tool-tools"),
+  name: "Tools and methods",
+  sort: "errors",
+  search: $("tool-filter"),
+  pager: $("tool-tools"),
   empty: ["No calls yet", "The first call appears here within a second."],
-  key, words: (row) => `${title(row)} ${row.method}`,
+  key,
+  words: (row) => `${title(row)} ${row.method}`,
   columns: [
-    { id: "name", title: "Name", head: true, wide: true, sort: title, fill: (cell, row) => {
-      const button = cellButton(cell, row, title(row), choose);
-      button.ariaPressed = String(chosen !== null && key(row) === key(chosen));
-      button.title = row.name === OTHER || row.method === OTHER ? OTHER_SAYS : title(row);
-    } },
-    { id: "calls", title: "Calls", number: true, hint: "Calls in this range", sort: (row) => row.calls, fill: (cell, row) => write(cell, count(row.calls)) },
-    { id: "errors", title: "Errors", number: true, hint: "Errors first, then p99, then calls", sort: (row) => [row.errors, row.p99_ms, row.calls, row.ever], fill: (cell, row) => {
-      write(cell, count(row.errors));
-      cell.classList.toggle("raised", row.errors > 0);
-    } },
-    { id: "share", title: "Error share", number: true, sort: share, fill: (cell, row) => write(cell, row.calls ? `${figure(share(row))}%` : "–") },
-    time("p50", "p50"), time("p95", "p95"), time("p99", "p99"),
-    { id: "ever", title: "Since the start", number: true, sort: (row) => row.ever, fill: (cell, row) => write(cell, count(row.ever)) },
-  ],
+    {
+      id: "name",
+      title: "Name",
+      head: true,
+      wide: true,
+      sort: title,
+      fill: (cell, row) => {
+        const button = cellButton(cell, row, title(row), choose);
+        button.ariaPressed = String(chosen !== null && key(row) === key(chosen));
+        button.title = row.name === OTHER || row.method === OTHER ? OTHER_SAYS : title(row);
+      }
+    },
+    {
+      id: "calls",
+      title: "Calls",
+      number: true,
+      hint: "Calls in this range",
+      sort: (row) => row.calls,
+      fill: (cell, row) => write(cell, count(row.calls))
+    },
+    {
+      id: "errors",
+      title: "Errors",
+      number: true,
+      hint: "Errors first, then p99, then calls",
+      sort: (row) => [row.errors, row.p99_ms, row.calls, row.ever],
+      fill: (cell, row) => {
+        write(cell, count(row.errors));
+        cell.classList.toggle("raised", row.errors > 0);
+      }
+    },
+    {
+      id: "share",
+      title: "Error share",
+      number: true,
+      sort: share,
+      fill: (cell, row) => write(cell, row.calls ? `${figure(share(row))}%` : "–")
+    },
+    time("p50", "p50"),
+    time("p95", "p95"),
+    time("p99", "p99"),
+    {
+      id: "ever",
+      title: "Since the start",
+      number: true,
+      sort: (row) => row.ever,
+      fill: (cell, row) => write(cell, count(row.ever))
+    }
+  ]
 });
 
 function choose(row) {
@@ -82,11 +167,28 @@ function choose(row) {
 function drawTools() {
   const lately = new Map((past?.operations ?? []).map((row) => [key(row), row]));
   const ever = [...snapshot.tools, ...snapshot.methods];
-  const rows = ever.map((row) => ({ calls: 0, errors: 0, p50_ms: null, p95_ms: null, p99_ms: null, ...lately.get(key(row)), method: row.method, name: row.name, ever: row.calls }));
+  const rows = ever.map((row) => ({
+    calls: 0,
+    errors: 0,
+    p50_ms: null,
+    p95_ms: null,
+    p99_ms: null,
+    ...lately.get(key(row)),
+    method: row.method,
+    name: row.name,
+    ever: row.calls
+  }));
   tools.show(rows);
   parts.count("tools", rows.length || "");
-  const other = rows.some((row) => row.name === OTHER || row.method === OTHER) ? " “Other names” are names that this server doesn't have." : "";
-  write($("chosen"), chosen ? `The charts show ${title(chosen)}. Select it again to see all.` : `Select a tool to see it in the charts.${other}`);
+  const other = rows.some((row) => row.name === OTHER || row.method === OTHER)
+    ? " “Other names” are names that this server doesn't have."
+    : "";
+  write(
+    $("chosen"),
+    chosen
+      ? `The charts show ${title(chosen)}. Select it again to see all.`
+      : `Select a tool to see it in the charts.${other}`
+  );
   $("chosen").title = $("chosen").textContent;
 }
 
@@ -96,7 +198,8 @@ function drawCharts() {
   const { at: times, until, seconds, step, process } = past;
   const columns = chosen ? past.chosen : past.all;
   const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds, step };
-  const perSecond = (values) => values.map((value, place) => (value === null ? null : value / Math.max(1, Math.min(step, until - times[place]))));
+  const perSecond = (values) =>
+    values.map((value, place) => (value === null ? null : value / Math.max(1, Math.min(step, until - times[place]))));
   charts.calls.rename(chosen ? `Calls of ${title(chosen)}` : "Calls");
   charts.latency.rename(chosen ? `Latency of ${title(chosen)}` : "Latency");
   charts.calls.show(axis, [perSecond(columns.calls), perSecond(columns.errors)]);
@@ -151,18 +254,31 @@ document.addEventListener("visibilitychange", () => document.hidden || load());
 
 // Tabs below the charts
 
-const PARTS = { tools: "Tools and methods", calls: "Recent calls", errors: "Errors", clients: "Clients", streams: "Streams", workers: "Workers", audit: "Audit", server: "Server" };
-const parts = tabs($("parts"), Object.entries(PARTS).map(([id, name]) => ({ id, title: name, panel: `part-${id}` })), (id) => {
-  location.hash = id === "tools" ? "" : id;
-  opened(id);
-});
+const PARTS = {
+  tools: "Tools and methods",
+  calls: "Recent calls",
+  errors: "Errors",
+  clients: "Clients",
+  streams: "Streams",
+  workers: "Workers",
+  audit: "Audit",
+  server: "Server"
+};
+const parts = tabs(
+  $("parts"),
+  Object.entries(PARTS).map(([id, name]) => ({ id, title: name, panel: `part-${id}` })),
+  (id) => {
+    location.hash = id === "tools" ? "" : id;
+    opened(id);
+  }
+);
 connectCalls({
   open: (id) => {
     parts.choose(id);
     const details = document.querySelector(".details");
     if (details.getBoundingClientRect().top > innerHeight / 2) details.scrollIntoView(); // as on a phone
   },
-  forget: () => markTime(null),
+  forget: () => markTime(null)
 });
 $("to-errors").addEventListener("click", () => parts.choose("errors"));
 $("tab-audit").hidden = true;
@@ -216,7 +332,7 @@ const feed = new Feed(
     feedOpen = state.state === "open";
     if (!feedOpen) draw();
     if (feedOpen && !before) load();
-  },
+  }
 );
 
 shortcut("/", "Filter the tools", () => {
@@ -227,9 +343,16 @@ shortcut("l", "Open or close the log", toggleLog);
 RANGES.forEach(([seconds, , long], place) => shortcut(String(place + 1), long, () => turn(seconds)));
 commands(() => [
   ...RANGES.map(([seconds, , long]) => ({ title: long, group: "Range", icon: "reload", run: () => turn(seconds) })),
-  ...Object.entries(PARTS).filter(([id]) => !$(`tab-${id}`).hidden).map(([id, name]) => ({ title: name, group: "Details", icon: "next", run: () => parts.choose(id) })),
+  ...Object.entries(PARTS)
+    .filter(([id]) => !$(`tab-${id}`).hidden)
+    .map(([id, name]) => ({ title: name, group: "Details", icon: "next", run: () => parts.choose(id) })),
   { title: "Open or close the log", group: "Details", icon: "up", keys: "l", run: toggleLog },
-  ...[...(snapshot?.tools ?? [])].map((row) => ({ title: title(row), group: "Show in the charts", icon: "eye", run: () => key(row) !== (chosen && key(chosen)) && choose(row) })),
+  ...[...(snapshot?.tools ?? [])].map((row) => ({
+    title: title(row),
+    group: "Show in the charts",
+    icon: "eye",
+    run: () => key(row) !== (chosen && key(chosen)) && choose(row)
+  }))
 ]);
 
 turn(RANGES.some(([seconds]) => seconds === range) ? range : 60);

@@ -7,29 +7,82 @@ const MIB = 1_048_576;
 const WORDS = { true: "yes", false: "no" };
 const fixed = {};
 
-const moment = (seconds) => new Date(seconds * 1_000).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
+const moment = (seconds) =>
+  new Date(seconds * 1_000).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
 
-const number = (id, title, value, shown) => ({ id, title, number: true, sort: value, fill: (cell, row) => write(cell, shown(row)) });
+const number = (id, title, value, shown) => ({
+  id,
+  title,
+  number: true,
+  sort: value,
+  fill: (cell, row) => write(cell, shown(row))
+});
 const workers = new LiveTable($("workers"), {
-  name: "Workers", sort: "since", down: false, empty: ["No workers yet", "Each worker process is listed here."], key: (row) => row.name,
+  name: "Workers",
+  sort: "since",
+  down: false,
+  empty: ["No workers yet", "Each worker process is listed here."],
+  key: (row) => row.name,
   columns: [
-    { id: "host", title: "Host", head: true, wide: true, sort: (row) => row.host, fill: (cell, row) => {
-      write(cell, row.host);
-      cell.title = row.host;
-    } },
-    number("pid", "Process", (row) => row.pid, (row) => String(row.pid)),
-    number("rate", "Calls/s", (row) => row.calls_per_second, (row) => count(row.calls_per_second)),
-    number("streams", "Streams", (row) => row.streams, (row) => count(row.streams)),
-    number("memory", "Memory", (row) => row.memory_bytes, (row) => (row.memory_bytes === null ? "–" : `${figure(row.memory_bytes / MIB)} MiB`)),
-    number("lag", "Loop lag", (row) => row.lag_ms, (row) => `${figure(row.lag_ms)} ms`),
-    number("since", "Since", (row) => row.since, (row) => moment(row.since)),
-  ],
+    {
+      id: "host",
+      title: "Host",
+      head: true,
+      wide: true,
+      sort: (row) => row.host,
+      fill: (cell, row) => {
+        write(cell, row.host);
+        cell.title = row.host;
+      }
+    },
+    number(
+      "pid",
+      "Process",
+      (row) => row.pid,
+      (row) => String(row.pid)
+    ),
+    number(
+      "rate",
+      "Calls/s",
+      (row) => row.calls_per_second,
+      (row) => count(row.calls_per_second)
+    ),
+    number(
+      "streams",
+      "Streams",
+      (row) => row.streams,
+      (row) => count(row.streams)
+    ),
+    number(
+      "memory",
+      "Memory",
+      (row) => row.memory_bytes,
+      (row) => (row.memory_bytes === null ? "–" : `${figure(row.memory_bytes / MIB)} MiB`)
+    ),
+    number(
+      "lag",
+      "Loop lag",
+      (row) => row.lag_ms,
+      (row) => `${figure(row.lag_ms)} ms`
+    ),
+    number(
+      "since",
+      "Since",
+      (row) => row.since,
+      (row) => moment(row.since)
+    )
+  ]
 });
 
 /** Draw a row for each worker. */
 export function drawWorkers(rows) {
   workers.show(rows);
-  write($("fleet"), rows.length > 1 ? `The figures above are for all ${count(rows.length)} workers together. The log is from the worker that serves this page.` : "One process serves everything.");
+  write(
+    $("fleet"),
+    rows.length > 1
+      ? `The figures above are for all ${count(rows.length)} workers together. The log is from the worker that serves this page.`
+      : "One process serves everything."
+  );
 }
 
 const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.max_bytes / MIB)} MiB`;
@@ -38,7 +91,14 @@ const filled = (part) => part && `${figure(part.bytes / MIB)} of ${figure(part.m
 function storeHealth(store) {
   const log = store?.log ?? {};
   return store
-    ? { Store: store.kind, "Store answers": store.up, "Stored values": filled(store.values), "Stored events": filled(log.hub), "Stored mailboxes": filled(log.mailbox), "Streams of calls": filled(log.call) }
+    ? {
+        Store: store.kind,
+        "Store answers": store.up,
+        "Stored values": filled(store.values),
+        "Stored events": filled(log.hub),
+        "Stored mailboxes": filled(log.mailbox),
+        "Streams of calls": filled(log.call)
+      }
     : {};
 }
 
@@ -50,15 +110,22 @@ export function drawServer(snapshot) {
     ...fixed,
     ...storeHealth(snapshot.store),
     "CPU time": `${figure(figures.cpu_seconds)} s`,
-    "Open files": descriptors === null ? null : `${count(descriptors)} of ${figures.max_descriptors === null ? "any number" : count(figures.max_descriptors)}`,
+    "Open files":
+      descriptors === null
+        ? null
+        : `${count(descriptors)} of ${figures.max_descriptors === null ? "any number" : count(figures.max_descriptors)}`,
     "Tasks of the loop": count(figures.tasks),
-    "Garbage collections": count(figures.collections),
+    "Garbage collections": count(figures.collections)
   };
   const text = JSON.stringify(all);
   if ($("server").dataset.facts === text) return;
   $("server").dataset.facts = text;
   const rows = Object.entries(all).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  $("server").replaceChildren(...rows.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, WORDS[value] ?? String(value)))));
+  $("server").replaceChildren(
+    ...rows.map(([name, value]) =>
+      element("div", {}, element("dt", {}, name), element("dd", {}, WORDS[value] ?? String(value)))
+    )
+  );
 }
 
 /** Handle the facts that don't change while the server runs. */

@@ -8,31 +8,69 @@ import { LiveTable } from "./table.js";
 const EVERY_MS = 2_000;
 const LATE = 64 * 1024; // slower readers are shown in red; at 512 KiB they're disconnected
 
-const size = (bytes) => (bytes >= 1_048_576 ? `${figure(bytes / 1_048_576)} MiB` : bytes >= 1_024 ? `${figure(bytes / 1_024)} KiB` : `${bytes} B`);
+const size = (bytes) =>
+  bytes >= 1_048_576
+    ? `${figure(bytes / 1_048_576)} MiB`
+    : bytes >= 1_024
+      ? `${figure(bytes / 1_024)} KiB`
+      : `${bytes} B`;
 
 const readers = new LiveTable($("readers"), {
-  name: "Readers", sort: "waiting", empty: ["No readers", "Open streams are listed here, with the data that their readers haven't received yet."],
+  name: "Readers",
+  sort: "waiting",
+  empty: ["No readers", "Open streams are listed here, with the data that their readers haven't received yet."],
   key: (reader) => `${reader.transport} ${reader.who} ${reader.channels} ${reader.number}`,
   columns: [
-    { id: "who", title: "Who", head: true, sort: (reader) => reader.who, fill: (cell, reader) => {
-      write(cell, reader.who || "–");
-      cell.title = reader.who;
-    } },
-    { id: "transport", title: "Over", sort: (reader) => reader.transport, fill: (cell, reader) => write(cell, reader.transport) },
-    { id: "channels", title: "Channels", wide: true, fill: (cell, reader) => {
-      write(cell, reader.channels.join(", ") || "–");
-      cell.title = reader.channels.join(", ");
-    } },
-    { id: "seconds", title: "Open for", number: true, sort: (reader) => reader.seconds, fill: (cell, reader) => write(cell, reader.seconds === null ? "–" : duration(reader.seconds)) },
-    { id: "waiting", title: "Not taken", number: true, sort: (reader) => reader.waiting, fill: (cell, reader) => {
-      write(cell, size(reader.waiting));
-      cell.classList.toggle("raised", reader.waiting > LATE);
-    } },
-  ],
+    {
+      id: "who",
+      title: "Who",
+      head: true,
+      sort: (reader) => reader.who,
+      fill: (cell, reader) => {
+        write(cell, reader.who || "–");
+        cell.title = reader.who;
+      }
+    },
+    {
+      id: "transport",
+      title: "Over",
+      sort: (reader) => reader.transport,
+      fill: (cell, reader) => write(cell, reader.transport)
+    },
+    {
+      id: "channels",
+      title: "Channels",
+      wide: true,
+      fill: (cell, reader) => {
+        write(cell, reader.channels.join(", ") || "–");
+        cell.title = reader.channels.join(", ");
+      }
+    },
+    {
+      id: "seconds",
+      title: "Open for",
+      number: true,
+      sort: (reader) => reader.seconds,
+      fill: (cell, reader) => write(cell, reader.seconds === null ? "–" : duration(reader.seconds))
+    },
+    {
+      id: "waiting",
+      title: "Not taken",
+      number: true,
+      sort: (reader) => reader.waiting,
+      fill: (cell, reader) => {
+        write(cell, size(reader.waiting));
+        cell.classList.toggle("raised", reader.waiting > LATE);
+      }
+    }
+  ]
 });
 
 function fill(table, empty, rows) {
-  const cells = (row) => row.map((value, index) => element("td", { className: index === row.length - 1 ? "number" : "one-line" }, String(value)));
+  const cells = (row) =>
+    row.map((value, index) =>
+      element("td", { className: index === row.length - 1 ? "number" : "one-line" }, String(value))
+    );
   const body = table.tBodies[0];
   const text = JSON.stringify(rows);
   if (body.dataset.rows !== text) {
@@ -48,8 +86,14 @@ export function drawStreams(snapshot) {
   fill($("connections"), $("no-connections"), snapshot.connections.map(row));
   fill($("sessions"), $("no-sessions"), snapshot.sessions.map(row));
   const hub = snapshot.hub ?? { channels: {}, cut: {}, published: 0, delivered: 0 };
-  const channels = Object.entries(hub.channels).sort((one, other) => other[1] - one[1]).slice(0, 12);
-  fill($("channels"), $("no-channels"), channels.map(([name, subscribers]) => [name, count(subscribers)]));
+  const channels = Object.entries(hub.channels)
+    .sort((one, other) => other[1] - one[1])
+    .slice(0, 12);
+  fill(
+    $("channels"),
+    $("no-channels"),
+    channels.map(([name, subscribers]) => [name, count(subscribers)])
+  );
   const slow = hub.cut.slow ?? 0;
   write($("published"), count(hub.published));
   write($("delivered"), count(hub.delivered));

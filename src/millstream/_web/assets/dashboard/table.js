@@ -42,7 +42,10 @@ export class LiveTable {
    *   `sort` is the initial sort column; `words` returns the text for `search`; `pager` is a container for the page
    *   buttons above the table, instead of below it
    */
-  constructor(place, { name, columns, key, sort, down = true, empty, words = () => "", search = null, fits = () => true, pager = null }) {
+  constructor(
+    place,
+    { name, columns, key, sort, down = true, empty, words = () => "", search = null, fits = () => true, pager = null }
+  ) {
     this.#place = place;
     this.#columns = columns;
     this.#key = key;
@@ -50,10 +53,19 @@ export class LiveTable {
     this.#down = down;
     this.#empty = empty;
     this.#search = search;
-    this.#fits = (row) => fits(row) && (search?.value ?? "").toLowerCase().split(/\s+/).every((word) => words(row).toLowerCase().includes(word));
+    this.#fits = (row) =>
+      fits(row) &&
+      (search?.value ?? "")
+        .toLowerCase()
+        .split(/\s+/)
+        .every((word) => words(row).toLowerCase().includes(word));
     const head = element("tr", {}, ...columns.map((column) => this.#head(column)));
     const table = element("table", { "aria-label": name }, element("thead", {}, head), this.#body);
-    this.#box = element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": `Table of ${name.toLowerCase()}` }, table);
+    this.#box = element(
+      "div",
+      { className: "scroll", tabIndex: 0, role: "group", "aria-label": `Table of ${name.toLowerCase()}` },
+      table
+    );
     this.#none = element("p", { className: "empty" });
     this.#back = this.#turn("back", "Previous page", -1);
     this.#next = this.#turn("next", "Next page", 1);
@@ -82,10 +94,18 @@ export class LiveTable {
 
   #head(column) {
     const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
-    const cell = element("th", { scope: "col", className: [column.number && "number", column.wide && "wide", column.narrow && "narrow"].filter(Boolean).join(" ") });
+    const cell = element("th", {
+      scope: "col",
+      className: [column.number && "number", column.wide && "wide", column.narrow && "narrow"].filter(Boolean).join(" ")
+    });
     if (!column.sort) cell.append(column.title);
     else {
-      const button = element("button", { type: "button", className: "quiet sort", title: column.hint ?? `Sort by ${column.title.toLowerCase()}` }, column.title, mark);
+      const button = element(
+        "button",
+        { type: "button", className: "quiet sort", title: column.hint ?? `Sort by ${column.title.toLowerCase()}` },
+        column.title,
+        mark
+      );
       button.addEventListener("click", () => {
         this.#down = this.#sort === column.id ? !this.#down : Boolean(column.number || column.down);
         this.#sort = column.id;
@@ -99,7 +119,11 @@ export class LiveTable {
   }
 
   #turn(shape, title, step) {
-    const button = element("button", { type: "button", className: "quiet small square", title, "aria-label": title }, icon(shape));
+    const button = element(
+      "button",
+      { type: "button", className: "quiet small square", title, "aria-label": title },
+      icon(shape)
+    );
     button.addEventListener("click", () => {
       if (button.ariaDisabled === "true") return;
       this.#page += step;
@@ -116,22 +140,33 @@ export class LiveTable {
 
   /** Redraw; `again` sorts the rows even while the table is in use. */
   draw(again) {
-    const held = !again && this.#order.length > 0 && (this.#over || this.#body.querySelector(":focus-visible") !== null);
+    const held =
+      !again && this.#order.length > 0 && (this.#over || this.#body.querySelector(":focus-visible") !== null);
     const fitting = this.#rows.filter(this.#fits);
     const rows = held ? this.#unmoved(fitting) : this.#sorted(fitting);
     const row = Number.parseFloat(getComputedStyle(this.#place).getPropertyValue("--row")) || 24;
-    const size = Math.max(LEAST_ROWS, Math.floor((this.#place.clientHeight - row - 4 - (this.#outside ? 0 : PAGER_PX)) / row));
+    const size = Math.max(
+      LEAST_ROWS,
+      Math.floor((this.#place.clientHeight - row - 4 - (this.#outside ? 0 : PAGER_PX)) / row)
+    );
     const pages = Math.max(1, Math.ceil(rows.length / size));
     this.#page = Math.min(this.#page, pages - 1);
     const from = this.#page * size;
     this.#fill(rows.slice(from, from + size));
     this.#box.hidden = rows.length === 0;
     this.#none.hidden = rows.length > 0;
-    if (!rows.length) this.#none.replaceChildren(element("strong", {}, this.#rows.length ? "No matches" : this.#empty[0]), this.#rows.length ? "Try fewer words, or show all." : this.#empty[1]);
+    if (!rows.length)
+      this.#none.replaceChildren(
+        element("strong", {}, this.#rows.length ? "No matches" : this.#empty[0]),
+        this.#rows.length ? "Try fewer words, or show all." : this.#empty[1]
+      );
     const waiting = held ? fitting.filter((each) => !this.#frozen.has(this.#key(each))).length : 0;
     this.#pager.hidden = pages < 2 && !waiting;
     this.#back.hidden = this.#next.hidden = pages < 2;
-    write(this.#status, `${waiting ? `Held, ${count(waiting)} new · ` : ""}${count(from + 1)}–${count(Math.min(rows.length, from + size))} of ${count(rows.length)}`);
+    write(
+      this.#status,
+      `${waiting ? `Held, ${count(waiting)} new · ` : ""}${count(from + 1)}–${count(Math.min(rows.length, from + size))} of ${count(rows.length)}`
+    );
     this.#back.ariaDisabled = String(this.#page === 0);
     this.#next.ariaDisabled = String(this.#page === pages - 1);
     for (const [id, { cell, mark }] of this.#heads) {
@@ -178,11 +213,17 @@ export class LiveTable {
     });
     const shown = new Set(rows.map(this.#key));
     for (const key of this.#lines.keys()) if (!shown.has(key)) this.#lines.delete(key);
-    if (wanted.length !== this.#body.rows.length || wanted.some((node, place) => this.#body.rows[place] !== node)) this.#body.replaceChildren(...wanted);
+    if (wanted.length !== this.#body.rows.length || wanted.some((node, place) => this.#body.rows[place] !== node))
+      this.#body.replaceChildren(...wanted);
   }
 
   #line() {
-    const cells = this.#columns.map((column) => element(column.head ? "th" : "td", { scope: column.head ? "row" : undefined, className: column.number ? "number" : column.wide ? "wide one-line" : "one-line" }));
+    const cells = this.#columns.map((column) =>
+      element(column.head ? "th" : "td", {
+        scope: column.head ? "row" : undefined,
+        className: column.number ? "number" : column.wide ? "wide one-line" : "one-line"
+      })
+    );
     return { cells, node: element("tr", {}, ...cells), row: null };
   }
 }

@@ -8,10 +8,15 @@ function python(value, indent = 0) {
   const end = `\n${" ".repeat(indent)}`;
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
-  if (Array.isArray(value)) return value.length ? `[\n${value.map((each) => `${pad}${python(each, indent + 4)},\n`).join("")}${end.slice(1)}]` : "[]";
+  if (Array.isArray(value))
+    return value.length
+      ? `[\n${value.map((each) => `${pad}${python(each, indent + 4)},\n`).join("")}${end.slice(1)}]`
+      : "[]";
   if (typeof value !== "object") return JSON.stringify(value);
   const entries = Object.entries(value);
-  return entries.length ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)},\n`).join("")}${end.slice(1)}}` : "{}";
+  return entries.length
+    ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)},\n`).join("")}${end.slice(1)}}`
+    : "{}";
 }
 
 /** Quote JSON for a shell, on one line if it's short. */
@@ -22,6 +27,8 @@ function quoted(values) {
 
 export const LANGUAGES = {
   curl: (url, values) => `curl ${url} \\\n  -H 'content-type: application/json' \\\n  -d '${quoted(values)}'\n`,
-  Python: (url, values) => `import json\nfrom urllib.request import Request, urlopen\n\narguments = ${python(values)}\nrequest = Request(\n    ${JSON.stringify(url)},\n    json.dumps(arguments).encode(),\n    {"content-type": "application/json"},\n)\nwith urlopen(request) as response:\n    print(json.load(response))\n`,
-  TypeScript: (url, values) => `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { "content-type": "application/json" },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`,
+  Python: (url, values) =>
+    `import json\nfrom urllib.request import Request, urlopen\n\narguments = ${python(values)}\nrequest = Request(\n    ${JSON.stringify(url)},\n    json.dumps(arguments).encode(),\n    {"content-type": "application/json"},\n)\nwith urlopen(request) as response:\n    print(json.load(response))\n`,
+  TypeScript: (url, values) =>
+    `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { "content-type": "application/json" },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`
 };

@@ -11,11 +11,27 @@ const SHOWN = 200;
 
 /** Load `{resources, templates, prompts}` by MCP. Rejects if the caller has no access. */
 export async function listed(endpoint) {
-  const client = new Client((on) => new Http(endpoint, {}, on), REVISIONS[0], {}, { sent: quiet, got: quiet, failed: quiet, ask: () => Promise.reject(new Error("This page can't answer.")), notified: quiet, lost: quiet });
+  const client = new Client(
+    (on) => new Http(endpoint, {}, on),
+    REVISIONS[0],
+    {},
+    {
+      sent: quiet,
+      got: quiet,
+      failed: quiet,
+      ask: () => Promise.reject(new Error("This page can't answer.")),
+      notified: quiet,
+      lost: quiet
+    }
+  );
   try {
     const { capabilities = {} } = await client.open();
     const list = (needs, method, key) => (capabilities[needs] ? client.list(method, key) : []);
-    const [resources, templates, prompts] = await Promise.all([list("resources", "resources/list", "resources"), list("resources", "resources/templates/list", "resourceTemplates"), list("prompts", "prompts/list", "prompts")]);
+    const [resources, templates, prompts] = await Promise.all([
+      list("resources", "resources/list", "resources"),
+      list("resources", "resources/templates/list", "resourceTemplates"),
+      list("prompts", "prompts/list", "prompts")
+    ]);
     return { resources, templates, prompts };
   } finally {
     client.close().catch(quiet);
@@ -23,40 +39,117 @@ export async function listed(endpoint) {
 }
 
 const inspector = () => document.querySelector('.bar nav a[href="inspect"]') !== null;
-const name = (kind, wanted, shown) => (inspector() ? element("a", { href: `inspect#${kind}=${encodeURIComponent(wanted)}`, title: "Open in the inspector", dir: "auto" }, shown) : element("span", { dir: "auto" }, shown));
-const about = ({ description }) => (description ? element("p", { className: "soft words", dir: "auto" }, ...inline(description)) : "");
+const name = (kind, wanted, shown) =>
+  inspector()
+    ? element(
+        "a",
+        { href: `inspect#${kind}=${encodeURIComponent(wanted)}`, title: "Open in the inspector", dir: "auto" },
+        shown
+      )
+    : element("span", { dir: "auto" }, shown);
+const about = ({ description }) =>
+  description ? element("p", { className: "soft words", dir: "auto" }, ...inline(description)) : "";
 const row = (head, ...facts) => element("li", {}, element("p", { className: "property" }, ...head), ...facts);
-const rows = (label, list, draw) => [element("ul", { className: "properties offers", "aria-label": label }, ...list.slice(0, SHOWN).map(draw)), ...(list.length > SHOWN ? [element("p", { className: "soft small" }, `And ${list.length - SHOWN} more.`)] : [])];
-const code = (label, text) => copyable(element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, text), `Copy: ${label}`);
+const rows = (label, list, draw) => [
+  element("ul", { className: "properties offers", "aria-label": label }, ...list.slice(0, SHOWN).map(draw)),
+  ...(list.length > SHOWN ? [element("p", { className: "soft small" }, `And ${list.length - SHOWN} more.`)] : [])
+];
+const code = (label, text) =>
+  copyable(element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, text), `Copy: ${label}`);
 
 /** Draw resources and templates. */
 export function drawResources({ resources, templates }, endpoint) {
-  const all = [...resources.map((each) => ({ ...each, kind: "resource", at: each.uri })), ...templates.map((each) => ({ ...each, kind: "template", at: each.uriTemplate }))];
-  const draw = (each) => row([element("strong", {}, name(each.kind, each.name, each.title ?? each.name)), element("code", { dir: "auto" }, each.at), each.mimeType ? element("span", { className: "soft small" }, each.mimeType) : ""], about(each));
+  const all = [
+    ...resources.map((each) => ({ ...each, kind: "resource", at: each.uri })),
+    ...templates.map((each) => ({ ...each, kind: "template", at: each.uriTemplate }))
+  ];
+  const draw = (each) =>
+    row(
+      [
+        element("strong", {}, name(each.kind, each.name, each.title ?? each.name)),
+        element("code", { dir: "auto" }, each.at),
+        each.mimeType ? element("span", { className: "soft small" }, each.mimeType) : ""
+      ],
+      about(each)
+    );
   const first = all.find((each) => each.kind === "resource")?.at ?? "scheme://name";
   return [
-    element("p", {}, "Clients read a resource by its URI. If the URI has ", element("code", {}, "{variables}"), ", it puts values in their place."),
+    element(
+      "p",
+      {},
+      "Clients read a resource by its URI. If the URI has ",
+      element("code", {}, "{variables}"),
+      ", it puts values in their place."
+    ),
     ...rows("Resources", all, draw),
-    code("Read a resource in Python", `import asyncio\n\nfrom millstream import Client\n\n\nasync def main() -> None:\n    async with Client(${JSON.stringify(endpoint)}) as client:\n        for content in await client.read(${JSON.stringify(first)}):\n            print(content)\n\n\nasyncio.run(main())\n`),
+    code(
+      "Read a resource in Python",
+      `import asyncio\n\nfrom millstream import Client\n\n\nasync def main() -> None:\n    async with Client(${JSON.stringify(endpoint)}) as client:\n        for content in await client.read(${JSON.stringify(first)}):\n            print(content)\n\n\nasyncio.run(main())\n`
+    )
   ];
 }
 
 /** Draw prompts and their arguments. */
 export function drawPrompts({ prompts }) {
-  const argument = ({ name: wanted, required, description }) => element("li", {}, element("code", { dir: "auto" }, wanted), required ? element("span", { className: "badge accent" }, "required") : "", description ? element("span", { className: "soft small", dir: "auto" }, description) : "");
-  const draw = (each) => row([element("strong", {}, name("prompt", each.name, each.title ?? each.name))], about(each), each.arguments?.length ? element("ul", { className: "prompt-arguments", "aria-label": `Arguments of ${each.name}` }, ...each.arguments.map(argument)) : "");
-  return [element("p", {}, "A prompt is a text to start from: the user's application fills it in and sends it to the model."), ...rows("Prompts", prompts, draw)];
+  const argument = ({ name: wanted, required, description }) =>
+    element(
+      "li",
+      {},
+      element("code", { dir: "auto" }, wanted),
+      required ? element("span", { className: "badge accent" }, "required") : "",
+      description ? element("span", { className: "soft small", dir: "auto" }, description) : ""
+    );
+  const draw = (each) =>
+    row(
+      [element("strong", {}, name("prompt", each.name, each.title ?? each.name))],
+      about(each),
+      each.arguments?.length
+        ? element(
+            "ul",
+            { className: "prompt-arguments", "aria-label": `Arguments of ${each.name}` },
+            ...each.arguments.map(argument)
+          )
+        : ""
+    );
+  return [
+    element("p", {}, "A prompt is a text to start from: the user's application fills it in and sends it to the model."),
+    ...rows("Prompts", prompts, draw)
+  ];
 }
 
 /** Draw the routes of the hub. */
 export function drawEvents(base) {
   const at = (path) => new URL(path, base).href;
   return [
-    element("p", {}, "Every listener of a channel gets its events in order. A client that was disconnected gets what it missed: ", element("code", {}, "EventSource"), " sends ", element("code", {}, "Last-Event-ID"), " by itself."),
-    element("dl", { className: "facts" },
-      ...[["GET /events?channel=NAME", "An event stream. The channel can be repeated."], ["POST /publish", "Publishes an event. Only programs on the server's machine and callers who may publish can use it."], ["WebSocket /ws", "Both directions, and MCP with the subprotocol “mcp”."]].map(([term, says]) => element("div", {}, element("dt", {}, element("code", {}, term)), element("dd", {}, says)))),
-    code("Listen in a browser", `const stream = new EventSource(${JSON.stringify(at("events?channel=news"))});\nstream.onmessage = (event) => console.log(event.data);\n`),
+    element(
+      "p",
+      {},
+      "Every listener of a channel gets its events in order. A client that was disconnected gets what it missed: ",
+      element("code", {}, "EventSource"),
+      " sends ",
+      element("code", {}, "Last-Event-ID"),
+      " by itself."
+    ),
+    element(
+      "dl",
+      { className: "facts" },
+      ...[
+        ["GET /events?channel=NAME", "An event stream. The channel can be repeated."],
+        [
+          "POST /publish",
+          "Publishes an event. Only programs on the server's machine and callers who may publish can use it."
+        ],
+        ["WebSocket /ws", "Both directions, and MCP with the subprotocol “mcp”."]
+      ].map(([term, says]) => element("div", {}, element("dt", {}, element("code", {}, term)), element("dd", {}, says)))
+    ),
+    code(
+      "Listen in a browser",
+      `const stream = new EventSource(${JSON.stringify(at("events?channel=news"))});\nstream.onmessage = (event) => console.log(event.data);\n`
+    ),
     code("Listen in a terminal", `curl -N '${at("events?channel=news")}'\n`),
-    code("Publish in a terminal", `curl ${at("publish")} \\\n  -H 'content-type: application/json' \\\n  -d '{"channel":"news","data":"Hello"}'\n`),
+    code(
+      "Publish in a terminal",
+      `curl ${at("publish")} \\\n  -H 'content-type: application/json' \\\n  -d '{"channel":"news","data":"Hello"}'\n`
+    )
   ];
 }

@@ -16,19 +16,36 @@ const LANGUAGE = "millstream.language";
 const pictures = (result) =>
   (Array.isArray(result?.content) ? result.content : [])
     .filter((block) => block?.type === "image" && /^image\/[\w.+-]+$/.test(block.mimeType))
-    .map((block, index) => element("img", { src: `data:${block.mimeType};base64,${block.data}`, alt: `Image ${index + 1} of the result` }));
+    .map((block, index) =>
+      element("img", { src: `data:${block.mimeType};base64,${block.data}`, alt: `Image ${index + 1} of the result` })
+    );
 
 /** Send the arguments, and draw the response into `output`. */
 async function run(path, values, output, again) {
   const started = performance.now();
   let response, body;
   try {
-    response = await fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(values) });
+    response = await fetch(path, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(values)
+    });
     body = await response.text();
   } catch {
     const retry = element("button", { type: "button", className: "small" }, "Try again");
     retry.addEventListener("click", again);
-    output.replaceChildren(element("div", { className: "notice bad row" }, element("p", { className: "grow" }, "The server can't be reached, so nothing was sent. Start it, or check your connection."), retry));
+    output.replaceChildren(
+      element(
+        "div",
+        { className: "notice bad row" },
+        element(
+          "p",
+          { className: "grow" },
+          "The server can't be reached, so nothing was sent. Start it, or check your connection."
+        ),
+        retry
+      )
+    );
     showLost("The server can't be reached. This page continues when it's back.");
     return;
   }
@@ -39,10 +56,19 @@ async function run(path, values, output, again) {
   } catch {
     // Shown as text.
   }
-  const status = element("span", { className: `badge ${response.ok ? "good" : "bad"}` }, `${response.status} ${response.statusText}`.trim());
+  const status = element(
+    "span",
+    { className: `badge ${response.ok ? "good" : "bad"}` },
+    `${response.status} ${response.statusText}`.trim()
+  );
   const summary = element("p", { className: "row" }, status, element("span", { className: "soft small" }, took));
-  const detail = response.ok || !result?.detail ? [] : [element("p", { className: "notice bad", dir: "auto" }, result.detail)];
-  const block = element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Reply", dir: result === null ? "auto" : "ltr" }, ...colored(result === null ? body : pretty(result)));
+  const detail =
+    response.ok || !result?.detail ? [] : [element("p", { className: "notice bad", dir: "auto" }, result.detail)];
+  const block = element(
+    "pre",
+    { className: "wrap", tabIndex: 0, "aria-label": "Reply", dir: result === null ? "auto" : "ltr" },
+    ...colored(result === null ? body : pretty(result))
+  );
   output.replaceChildren(summary, ...detail, ...pictures(result), copyable(block, "Copy the reply"));
 }
 
@@ -67,9 +93,15 @@ function examples(url, first) {
   draw();
   addEventListener(LANGUAGE, draw); // all opened operations use the same language
   const node = element(
-    "section", { className: "card stack tight", "aria-label": "Request" },
-    element("div", { className: "row" }, element("h3", { className: "grow" }, "Request"), element("div", { className: "segments", role: "group", "aria-label": "Language" }, ...buttons)),
-    copyable(block, "Copy the code"),
+    "section",
+    { className: "card stack tight", "aria-label": "Request" },
+    element(
+      "div",
+      { className: "row" },
+      element("h3", { className: "grow" }, "Request"),
+      element("div", { className: "segments", role: "group", "aria-label": "Language" }, ...buttons)
+    ),
+    copyable(block, "Copy the code")
   );
   const show = (next) => {
     values = next;
@@ -79,7 +111,12 @@ function examples(url, first) {
 }
 
 function folded(title, open, ...children) {
-  return element("details", { className: "card section", open }, element("summary", {}, element("h3", {}, title)), ...children);
+  return element(
+    "details",
+    { className: "card section", open },
+    element("summary", {}, element("h3", {}, title)),
+    ...children
+  );
 }
 
 function raw(schema, name) {
@@ -87,9 +124,31 @@ function raw(schema, name) {
 }
 
 function problems(operation, root) {
-  const rows = Object.entries(operation.responses).filter(([status]) => status !== "200").map(([status, response]) =>
-    element("tr", {}, element("td", { className: "number" }, status), element("td", {}, resolve(response, root).description)));
-  return element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col", className: "number" }, "Status"), element("th", { scope: "col" }, "When"))), element("tbody", {}, ...rows));
+  const rows = Object.entries(operation.responses)
+    .filter(([status]) => status !== "200")
+    .map(([status, response]) =>
+      element(
+        "tr",
+        {},
+        element("td", { className: "number" }, status),
+        element("td", {}, resolve(response, root).description)
+      )
+    );
+  return element(
+    "table",
+    {},
+    element(
+      "thead",
+      {},
+      element(
+        "tr",
+        {},
+        element("th", { scope: "col", className: "number" }, "Status"),
+        element("th", { scope: "col" }, "When")
+      )
+    ),
+    element("tbody", {}, ...rows)
+  );
 }
 
 /** Return the nodes of an operation. */
@@ -103,16 +162,40 @@ export function draw({ name, path, operation }, root) {
   const code = examples(url, likely);
   const fields = schemaForm(whole, { id: "try" });
   /** Complete the entered values with sample values for required arguments. */
-  const completed = (values) => ({ ...Object.fromEntries((schema.required ?? []).filter((each) => each in likely).map((each) => [each, likely[each]])), ...values });
-  const output = element("div", { className: "stack tight", role: "status", "aria-label": "Result" }, element("p", { className: "soft small" }, "Run the tool to see its result here."));
+  const completed = (values) => ({
+    ...Object.fromEntries((schema.required ?? []).filter((each) => each in likely).map((each) => [each, likely[each]])),
+    ...values
+  });
+  const output = element(
+    "div",
+    { className: "stack tight", role: "status", "aria-label": "Result" },
+    element("p", { className: "soft small" }, "Run the tool to see its result here.")
+  );
   const button = element("button", { className: "primary", type: "submit" }, "Run");
-  const fill = element("button", { type: "button", className: "quiet", hidden: fields.empty || !Object.keys(likely).length, title: "Fill in the form with valid sample values" }, "Use sample values");
+  const fill = element(
+    "button",
+    {
+      type: "button",
+      className: "quiet",
+      hidden: fields.empty || !Object.keys(likely).length,
+      title: "Fill in the form with valid sample values"
+    },
+    "Use sample values"
+  );
   fill.addEventListener("click", () => {
     fields.write(likely);
     code.show(likely);
   });
   const none = fields.empty ? element("p", { className: "soft" }, "This tool takes no arguments.") : "";
-  const form = element("form", { className: "stack tight", "aria-label": `Try ${name}` }, fields.toolbar, none, fields.node, fields.summary, element("div", { className: "row" }, button, fill));
+  const form = element(
+    "form",
+    { className: "stack tight", "aria-label": `Try ${name}` },
+    fields.toolbar,
+    none,
+    fields.node,
+    fields.summary,
+    element("div", { className: "row" }, button, fill)
+  );
   form.noValidate = true;
   const send = async () => {
     const values = fields.read();
@@ -136,25 +219,67 @@ export function draw({ name, path, operation }, root) {
       // Keep the previous code while an input is invalid.
     }
   });
-  const link = copyButton(() => `${location.href.split("#")[0]}#tool=${encodeURIComponent(name)}`, "Copy a link to this tool");
-  const title = operation.summary !== name && operation.summary !== operation.description.split("\n")[0] ? element("p", { className: "soft", dir: "auto" }, operation.summary) : null;
+  const link = copyButton(
+    () => `${location.href.split("#")[0]}#tool=${encodeURIComponent(name)}`,
+    "Copy a link to this tool"
+  );
+  const title =
+    operation.summary !== name && operation.summary !== operation.description.split("\n")[0]
+      ? element("p", { className: "soft", dir: "auto" }, operation.summary)
+      : null;
   return [
     element(
-      "header", { className: "stack tight" },
+      "header",
+      { className: "stack tight" },
       element("div", { className: "row title" }, element("h2", { id: "operation-title" }, name), link),
       title,
-      element("p", { className: "address" }, element("span", { className: "badge accent" }, "POST"), element("code", {}, `/${path}`)),
-      operation.description ? element("div", { className: "markdown", dir: "auto" }, ...markdown(operation.description)) : null,
+      element(
+        "p",
+        { className: "address" },
+        element("span", { className: "badge accent" }, "POST"),
+        element("code", {}, `/${path}`)
+      ),
+      operation.description
+        ? element("div", { className: "markdown", dir: "auto" }, ...markdown(operation.description))
+        : null
     ),
     element(
-      "div", { className: "two" },
+      "div",
+      { className: "two" },
       element(
-        "div", { className: "stack" },
+        "div",
+        { className: "stack" },
         folded("Arguments", true, form, raw(schema, "Schema of the arguments")),
-        folded("Result", false, describe(result, root, "Content blocks, or any structured value."), raw(result, "Schema of the result")),
-        folded("Errors", false, problems(operation, root), element("p", { className: "soft small" }, "The ", element("a", { href: "#problems-title" }, "overview"), " says what to do about each.")),
+        folded(
+          "Result",
+          false,
+          describe(result, root, "Content blocks, or any structured value."),
+          raw(result, "Schema of the result")
+        ),
+        folded(
+          "Errors",
+          false,
+          problems(operation, root),
+          element(
+            "p",
+            { className: "soft small" },
+            "The ",
+            element("a", { href: "#problems-title" }, "overview"),
+            " says what to do about each."
+          )
+        )
       ),
-      element("div", { className: "stack beside" }, code.node, element("section", { className: "card stack tight", "aria-label": "Response" }, element("h3", {}, "Response"), output)),
-    ),
+      element(
+        "div",
+        { className: "stack beside" },
+        code.node,
+        element(
+          "section",
+          { className: "card stack tight", "aria-label": "Response" },
+          element("h3", {}, "Response"),
+          output
+        )
+      )
+    )
   ];
 }

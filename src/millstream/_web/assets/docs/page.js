@@ -21,7 +21,13 @@ let current = null;
 const drawn = new Map(); // operation -> its nodes, kept with their inputs and results
 
 const items = new LongList($("index"), {
-  row: (each) => ("group" in each ? headOf(each) : [element("strong", {}, each.name), element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)]),
+  row: (each) =>
+    "group" in each
+      ? headOf(each)
+      : [
+          element("strong", {}, each.name),
+          element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)
+        ],
   head: (each) => "group" in each,
   choose: (each) => {
     if ("group" in each) return fold(each);
@@ -29,11 +35,17 @@ const items = new LongList($("index"), {
     view("detail"); // before focusing, because it's hidden on a phone
     $("pane").focus({ preventScroll: true });
   },
-  height: (each) => Number.parseFloat(getComputedStyle($("index")).getPropertyValue("group" in each ? "--head" : "--row")) * 16,
+  height: (each) =>
+    Number.parseFloat(getComputedStyle($("index")).getPropertyValue("group" in each ? "--head" : "--row")) * 16
 });
 
 const unfolded = new Map(); // group -> whether the user opened or closed it
-const headOf = ({ group, size, closed }) => [icon(closed ? "next" : "fold"), element("span", { className: "group-name", dir: "auto" }, group), element("span", { className: "count" }, String(size)), element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")];
+const headOf = ({ group, size, closed }) => [
+  icon(closed ? "next" : "fold"),
+  element("span", { className: "group-name", dir: "auto" }, group),
+  element("span", { className: "count" }, String(size)),
+  element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
+];
 
 /** Open or close a group. */
 function fold({ group, closed }) {
@@ -44,7 +56,11 @@ function fold({ group, closed }) {
 
 /** Show the matching operations, in groups if that helps. */
 function list() {
-  const groups = groupItems(shown, ({ name }) => name, ({ operation }) => operation.tags ?? []);
+  const groups = groupItems(
+    shown,
+    ({ name }) => name,
+    ({ operation }) => operation.tags ?? []
+  );
   items.show(groups ? withHeads(groups, unfolded, { current, all: $("filter").value !== "" }) : shown, current);
 }
 
@@ -54,7 +70,10 @@ function filter() {
   list();
   $("index").hidden = shown.length === 0;
   $("none").hidden = shown.length > 0;
-  $("none").replaceChildren(element("strong", {}, operations.length ? "No tool matches" : "No tools yet"), operations.length ? "Try fewer words." : "Register a function with @mcp.tool and reload this page.");
+  $("none").replaceChildren(
+    element("strong", {}, operations.length ? "No tool matches" : "No tools yet"),
+    operations.length ? "Try fewer words." : "Register a function with @mcp.tool and reload this page."
+  );
   const all = `${operations.length} ${operations.length === 1 ? "tool" : "tools"}`;
   $("count").textContent = shown.length === operations.length ? all : `${shown.length} of ${all}`;
 }
@@ -81,7 +100,8 @@ function route(first = false) {
   else $("detail").replaceChildren();
   document.title = next ? `${next.name} · ${root.info.title}` : root.info.title;
   $("failure").hidden = wanted === null || Boolean(next);
-  $("failure").textContent = wanted !== null && !next ? `This server has no tool ${wanted}. Look it up in the list.` : "";
+  $("failure").textContent =
+    wanted !== null && !next ? `This server has no tool ${wanted}. Look it up in the list.` : "";
   $("pane").scrollTop = 0;
   const place = !next && hash && hash !== "overview" && document.getElementById(hash);
   if (place && $("overview").contains(place)) {
@@ -101,7 +121,12 @@ const PATIENCE_MS = 300; // wait for sections above the list of tools, to avoid 
 
 async function ready(document_) {
   root = document_;
-  operations = Object.entries(root.paths).map(([path, item]) => ({ name: item.post.operationId, path: path.slice(1), operation: item.post, words: `${item.post.operationId} ${item.post.description} ${(item.post.tags ?? []).join(" ")}`.toLowerCase() }));
+  operations = Object.entries(root.paths).map(([path, item]) => ({
+    name: item.post.operationId,
+    path: path.slice(1),
+    operation: item.post,
+    words: `${item.post.operationId} ${item.post.description} ${(item.post.tags ?? []).join(" ")}`.toLowerCase()
+  }));
   $("server-name").textContent = $("overview-title").textContent = root.info.title;
   $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI requires a version; "0" means none
   $("base").textContent = new URL(".", document.baseURI).href;
@@ -117,7 +142,9 @@ async function drawBeside(mcp) {
   if (!mcp) return;
   const endpoint = new URL(mcp.endpoint, document.baseURI).href;
   $("connect").hidden = false;
-  $("endpoint").replaceWith(copyable(element("pre", { tabIndex: 0, "aria-label": "URL of the server", dir: "ltr" }, endpoint), "Copy the URL"));
+  $("endpoint").replaceWith(
+    copyable(element("pre", { tabIndex: 0, "aria-label": "URL of the server", dir: "ltr" }, endpoint), "Copy the URL")
+  );
   $("to-connect").hidden = !document.querySelector('.bar nav a[href="connect"]');
   const show = (id, size, nodes) => {
     $(id).hidden = $(`to-${id}`).hidden = !nodes;
@@ -167,6 +194,12 @@ shortcut("j", "Next tool", () => step(1));
 shortcut("k", "Previous tool", () => step(-1));
 commands(() => [
   { title: "Overview", group: "Reference", icon: "next", run: () => (location.hash = "overview") },
-  ...operations.map((each) => ({ title: each.name, group: "Tools", hint: each.operation.summary, icon: "next", run: () => (location.hash = `tool=${encodeURIComponent(each.name)}`) })),
+  ...operations.map((each) => ({
+    title: each.name,
+    group: "Tools",
+    hint: each.operation.summary,
+    icon: "next",
+    run: () => (location.hash = `tool=${encodeURIComponent(each.name)}`)
+  }))
 ]);
 load();

@@ -11,7 +11,7 @@ const KINDS = { tools: "tool", resources: "resource", templates: "template", pro
 const parts = tabs($("parts"), [
   { id: "tools", title: "Tools", panel: "part-tools" },
   { id: "facts", title: "State", panel: "part-facts" },
-  { id: "quarantine", title: "Quarantined", panel: "part-quarantine" },
+  { id: "quarantine", title: "Quarantined", panel: "part-quarantine" }
 ]);
 parts.choose("tools");
 
@@ -68,11 +68,14 @@ async function load() {
 }
 
 function tool({ name, description, tokens }) {
-  return element("li", {},
+  return element(
+    "li",
+    {},
     element("code", { dir: "auto" }, name),
     element("span", { className: "soft small", title: "Estimated cost to a model" }, `${count(tokens)} tokens`),
     element("a", { className: "small", href: `inspect${address("tools", name)}`, "aria-label": `Try ${name}` }, "Try"),
-    element("p", { className: "soft small about", dir: "auto" }, description));
+    element("p", { className: "soft small about", dir: "auto" }, description)
+  );
 }
 
 function drawFacts(row) {
@@ -100,15 +103,17 @@ function drawFacts(row) {
       "Started so far": count(processes.started),
       Crashed: count(processes.crashed),
       "Ended while idle": count(processes.ended_idle),
-      "Last crash": processes.last_error || "none",
+      "Last crash": processes.last_error || "none"
     }),
-    Workers: row.workers > 1 ? count(row.workers) : null,
+    Workers: row.workers > 1 ? count(row.workers) : null
   };
   const text = JSON.stringify(facts);
   if ($("facts").dataset.facts === text) return;
   $("facts").dataset.facts = text;
   const known = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined);
-  $("facts").replaceChildren(...known.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value))));
+  $("facts").replaceChildren(
+    ...known.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value)))
+  );
 }
 
 /** Quote a word for a shell. */
@@ -118,10 +123,29 @@ function quarantined({ kind, name, accepted, offered }) {
   const [before, now] = [accepted ? pretty(accepted).split("\n") : [], pretty(offered).split("\n")];
   const [old, fresh] = [new Set(before), new Set(now)];
   const block = (title, lines, others, look) =>
-    element("div", {}, element("h4", {}, title), element("pre", { tabIndex: 0, "aria-label": `${title}: ${name}`, dir: "ltr" }, ...lines.map((line) => element("span", { className: others.has(line) ? "line" : `line ${look}` }, line))));
-  return element("article", { className: accepted ? "quarantined" : "quarantined alone", "aria-label": name },
+    element(
+      "div",
+      {},
+      element("h4", {}, title),
+      element(
+        "pre",
+        { tabIndex: 0, "aria-label": `${title}: ${name}`, dir: "ltr" },
+        ...lines.map((line) => element("span", { className: others.has(line) ? "line" : `line ${look}` }, line))
+      )
+    );
+  return element(
+    "article",
+    { className: accepted ? "quarantined" : "quarantined alone", "aria-label": name },
     element("h3", { dir: "auto" }, `${KINDS[kind] ?? kind} ${name}`),
-    accepted ? block("Accepted", before, fresh, "removed") : element("p", { className: "soft small" }, "Only a digest of the accepted definition is kept."),
+    accepted
+      ? block("Accepted", before, fresh, "removed")
+      : element("p", { className: "soft small" }, "Only a digest of the accepted definition is kept."),
     block("Offered now", now, accepted ? old : fresh, "added"),
-    element("p", { className: "soft small" }, "To accept it, run ", element("code", { dir: "ltr" }, `millstream gateway accept FILE ${word(current.name)} ${word(name)}`)));
+    element(
+      "p",
+      { className: "soft small" },
+      "To accept it, run ",
+      element("code", { dir: "ltr" }, `millstream gateway accept FILE ${word(current.name)} ${word(name)}`)
+    )
+  );
 }

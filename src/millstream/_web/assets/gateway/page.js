@@ -14,36 +14,109 @@ const EVERY_MS = 2_000;
 
 let upstreams = [];
 
-const number = (id, title, sort, text, hint = "") => ({ id, title, number: true, hint: hint || undefined, sort, fill: (cell, row) => write(cell, text(row)) });
+const number = (id, title, sort, text, hint = "") => ({
+  id,
+  title,
+  number: true,
+  hint: hint || undefined,
+  sort,
+  fill: (cell, row) => write(cell, text(row))
+});
 const running = ({ processes }) => processes?.running ?? null;
 
 const table = new LiveTable($("upstreams"), {
-  name: "Upstreams", sort: "state", search: $("upstream-filter"),
+  name: "Upstreams",
+  sort: "state",
+  search: $("upstream-filter"),
   empty: ["No upstreams", "This server has none."],
-  key: ({ name }) => name, words: ({ name, prefix, state, reason }) => `${name} ${prefix} ${state} ${reason}`,
+  key: ({ name }) => name,
+  words: ({ name, prefix, state, reason }) => `${name} ${prefix} ${state} ${reason}`,
   columns: [
-    { id: "name", title: "Name", head: true, wide: true, sort: ({ name }) => name, fill: (cell, row) => {
-      const button = cellButton(cell, row, row.name, choose);
-      button.ariaPressed = String(row.name === chosen());
-      button.title = row.name;
-    } },
-    { id: "state", title: "State", narrow: true, hint: "Problems first", down: true, sort: ({ state, quarantined, unanswered }) => [["ready", "disabled", "connecting", "degraded"].indexOf(state), quarantined, unanswered], fill: (cell, row) => {
-      cellBadge(cell, upstreamState(row), LOOKS[row.state] ?? "");
-      cell.title = row.reason;
-    } },
-    number("calls", "Calls", ({ calls }) => calls, ({ calls }) => count(calls)),
-    { id: "unanswered", title: "Failed", hint: "Calls without a usable response, or refused without being sent", number: true, sort: (row) => row.unanswered + row.refused, fill: (cell, row) => {
-      write(cell, count(row.unanswered + row.refused));
-      cell.classList.toggle("raised", row.unanswered + row.refused > 0);
-      cell.title = `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`;
-    } },
-    number("p50", "p50", (row) => row.p50_ms, (row) => ms(row.p50_ms)),
-    number("p99", "p99", (row) => row.p99_ms, (row) => ms(row.p99_ms)),
-    { ...number("processes", "Processes", running, (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–")), narrow: true },
-    number("tools", "Tools", ({ items }) => items.tools, ({ items }) => count(items.tools)),
-    number("tokens", "Tokens", ({ tokens }) => tokens, ({ tokens }) => count(tokens), "Estimated cost of its list of tools to a model"),
-    number("changed", "Changed", (row) => row.changed_at, (row) => (row.changed_at ? duration(Math.max(0, Date.now() / 1_000 - row.changed_at)) : "–"), "How long ago its lists changed"),
-  ],
+    {
+      id: "name",
+      title: "Name",
+      head: true,
+      wide: true,
+      sort: ({ name }) => name,
+      fill: (cell, row) => {
+        const button = cellButton(cell, row, row.name, choose);
+        button.ariaPressed = String(row.name === chosen());
+        button.title = row.name;
+      }
+    },
+    {
+      id: "state",
+      title: "State",
+      narrow: true,
+      hint: "Problems first",
+      down: true,
+      sort: ({ state, quarantined, unanswered }) => [
+        ["ready", "disabled", "connecting", "degraded"].indexOf(state),
+        quarantined,
+        unanswered
+      ],
+      fill: (cell, row) => {
+        cellBadge(cell, upstreamState(row), LOOKS[row.state] ?? "");
+        cell.title = row.reason;
+      }
+    },
+    number(
+      "calls",
+      "Calls",
+      ({ calls }) => calls,
+      ({ calls }) => count(calls)
+    ),
+    {
+      id: "unanswered",
+      title: "Failed",
+      hint: "Calls without a usable response, or refused without being sent",
+      number: true,
+      sort: (row) => row.unanswered + row.refused,
+      fill: (cell, row) => {
+        write(cell, count(row.unanswered + row.refused));
+        cell.classList.toggle("raised", row.unanswered + row.refused > 0);
+        cell.title = `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`;
+      }
+    },
+    number(
+      "p50",
+      "p50",
+      (row) => row.p50_ms,
+      (row) => ms(row.p50_ms)
+    ),
+    number(
+      "p99",
+      "p99",
+      (row) => row.p99_ms,
+      (row) => ms(row.p99_ms)
+    ),
+    {
+      ...number("processes", "Processes", running, (row) =>
+        row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–"
+      ),
+      narrow: true
+    },
+    number(
+      "tools",
+      "Tools",
+      ({ items }) => items.tools,
+      ({ items }) => count(items.tools)
+    ),
+    number(
+      "tokens",
+      "Tokens",
+      ({ tokens }) => tokens,
+      ({ tokens }) => count(tokens),
+      "Estimated cost of its list of tools to a model"
+    ),
+    number(
+      "changed",
+      "Changed",
+      (row) => row.changed_at,
+      (row) => (row.changed_at ? duration(Math.max(0, Date.now() / 1_000 - row.changed_at)) : "–"),
+      "How long ago its lists changed"
+    )
+  ]
 });
 
 const chosen = () => new URLSearchParams(location.hash.slice(1)).get("upstream") ?? "";
@@ -64,12 +137,17 @@ function drawAll() {
   const down = upstreams.filter(({ state }) => state === "degraded");
   const waiting = upstreams.filter(({ state }) => state === "connecting");
   const held = sum(({ quarantined }) => quarantined);
-  const [text, look] = down.length ? [`${count(down.length)} down`, "bad"] : waiting.length ? ["Connecting", "warn"] : ["All reachable", "good"];
+  const [text, look] = down.length
+    ? [`${count(down.length)} down`, "bad"]
+    : waiting.length
+      ? ["Connecting", "warn"]
+      : ["All reachable", "good"];
   write($("verdict"), text);
   $("verdict").className = `badge ${look}`;
   const reasons = [
-    down.length && `Down: ${down.map(({ name }) => name).join(", ")}. ${down.length === 1 ? "Calls to it fail" : "Calls to them fail"} at once.`,
-    held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`,
+    down.length &&
+      `Down: ${down.map(({ name }) => name).join(", ")}. ${down.length === 1 ? "Calls to it fail" : "Calls to them fail"} at once.`,
+    held && `${count(held)} ${held === 1 ? "definition is" : "definitions are"} quarantined.`
   ];
   write($("summary"), reasons.filter(Boolean).join(" "));
   write($("upstream-count"), count(upstreams.length));
@@ -79,7 +157,10 @@ function drawAll() {
   write($("unanswered"), count(sum((row) => row.unanswered + row.refused)));
   write($("link-count"), count(sum(({ links }) => links)));
   write($("process-count"), upstreams.some(({ processes }) => processes) ? count(sum(running)) : "–");
-  write($("process-memory"), sum(({ processes }) => processes?.memory) ? size(sum(({ processes }) => processes?.memory)) : "–");
+  write(
+    $("process-memory"),
+    sum(({ processes }) => processes?.memory) ? size(sum(({ processes }) => processes?.memory)) : "–"
+  );
   $("accounts").hidden = !upstreams.some(({ accounts }) => accounts);
   table.show(upstreams);
 }

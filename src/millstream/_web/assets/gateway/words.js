@@ -11,7 +11,8 @@ const NAMES = { ready: "Ready", connecting: "Connecting", degraded: "Down", disa
 export const upstreamState = ({ state }) => NAMES[state] ?? state;
 
 /** Format a duration in milliseconds. */
-export const ms = (value) => (value === null || value === undefined ? "–" : value >= 1_000 ? `${figure(value / 1_000)} s` : `${figure(value)} ms`);
+export const ms = (value) =>
+  value === null || value === undefined ? "–" : value >= 1_000 ? `${figure(value / 1_000)} s` : `${figure(value)} ms`;
 
 /** Format a size in MiB or GiB. */
 export const size = (bytes) => (bytes >= 2 ** 30 ? `${figure(bytes / 2 ** 30)} GiB` : `${figure(bytes / 2 ** 20)} MiB`);

@@ -57,26 +57,70 @@ export function say(error) {
 
 /** Return the nodes of the detail view. @param {Work} work */
 export function bench(work) {
-  const { heading, sub = "", about, badges = [], form, parts = [], read, verb, watch = null, reset = null, save = null, copies = [], extra = [], begins = false, stops = "Cancel" } = work;
-  const button = element("button", { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" }, icon("play"), verb);
+  const {
+    heading,
+    sub = "",
+    about,
+    badges = [],
+    form,
+    parts = [],
+    read,
+    verb,
+    watch = null,
+    reset = null,
+    save = null,
+    copies = [],
+    extra = [],
+    begins = false,
+    stops = "Cancel"
+  } = work;
+  const button = element(
+    "button",
+    { className: "primary", type: "submit", title: "Ctrl-Enter runs it from any field" },
+    icon("play"),
+    verb
+  );
   const cancel = element("button", { type: "button", hidden: true }, icon("stop"), stops);
   const force = element("button", { type: "button", hidden: true }, `${verb} anyway`);
   const follow = element("button", { type: "button", "aria-pressed": "false", hidden: !watch }, icon("eye"), "Watch");
-  const anew = element("button", { type: "button", className: "quiet", title: "Back to the defaults", hidden: !reset }, "Reset");
+  const anew = element(
+    "button",
+    { type: "button", className: "quiet", title: "Back to the defaults", hidden: !reset },
+    "Reset"
+  );
   anew.addEventListener("click", () => reset());
   const copied = ({ text }) => {
     const values = read(true);
     if (values) copy(text(work.request(values), values));
   };
-  const as = copies.length ? [menu("Copy as", "copy", copies.map((each) => ({ title: each.title, run: () => copied(each) })))] : [];
+  const as = copies.length
+    ? [
+        menu(
+          "Copy as",
+          "copy",
+          copies.map((each) => ({ title: each.title, run: () => copied(each) }))
+        )
+      ]
+    : [];
   let last = null;
-  const keep = element("button", { type: "button", className: "quiet", title: "Keep this call, with checks of its result", hidden: !save }, icon("add"), "Save call");
+  const keep = element(
+    "button",
+    { type: "button", className: "quiet", title: "Keep this call, with checks of its result", hidden: !save },
+    icon("add"),
+    "Save call"
+  );
   keep.addEventListener("click", () => {
     const values = read(true);
     if (values) save(values, last);
   });
   const summary = form?.summary ?? "";
-  const node = element("form", { "aria-label": heading, noValidate: true }, ...(form ? [form.node] : parts), summary, element("div", { className: "row actions" }, button, force, cancel, follow, ...as, keep, anew));
+  const node = element(
+    "form",
+    { "aria-label": heading, noValidate: true },
+    ...(form ? [form.node] : parts),
+    summary,
+    element("div", { className: "row actions" }, button, force, cancel, follow, ...as, keep, anew)
+  );
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
   const status = element("p", { className: "visually-hidden", role: "status" });
 
@@ -112,9 +156,32 @@ export function bench(work) {
   force.addEventListener("click", () => start(true));
   follow.addEventListener("click", () => toggle(follow, node, status, work));
   if (begins) queueMicrotask(() => node.isConnected && start(true));
-  const title = element("div", { className: "row title" }, element("h2", { dir: "auto" }, heading), ...badges, element("span", { className: "spacer" }), ...(form?.toolbar ? [form.toolbar] : []));
-  const header = element("header", { className: "stack tight" }, title, sub ? element("p", { className: "sub code soft", dir: "auto" }, sub) : "", about ? element("div", { className: "markdown soft", dir: "auto" }, ...markdown(about)) : "");
-  return [element("article", { className: "card stack", "aria-label": heading }, header, node, ...(extra.length ? [element("div", { className: "folds" }, ...extra)] : [])), status, output];
+  const title = element(
+    "div",
+    { className: "row title" },
+    element("h2", { dir: "auto" }, heading),
+    ...badges,
+    element("span", { className: "spacer" }),
+    ...(form?.toolbar ? [form.toolbar] : [])
+  );
+  const header = element(
+    "header",
+    { className: "stack tight" },
+    title,
+    sub ? element("p", { className: "sub code soft", dir: "auto" }, sub) : "",
+    about ? element("div", { className: "markdown soft", dir: "auto" }, ...markdown(about)) : ""
+  );
+  return [
+    element(
+      "article",
+      { className: "card stack", "aria-label": heading },
+      header,
+      node,
+      ...(extra.length ? [element("div", { className: "folds" }, ...extra)] : [])
+    ),
+    status,
+    output
+  ];
 }
 
 async function toggle(follow, form, status, { read, request, watch }) {
@@ -147,13 +214,21 @@ async function perform(output, work, values, signal) {
   const progress = ({ progress: value, total, message }) => {
     if (total) Object.assign(bar, { max: total, value });
     const amount = (number) => (Number.isInteger(number) ? count(number) : figure(number));
-    step.textContent = [message, total ? `${amount(value)} of ${amount(total)}` : value === undefined ? "" : amount(value)].filter(Boolean).join(", ");
+    step.textContent = [
+      message,
+      total ? `${amount(value)} of ${amount(total)}` : value === undefined ? "" : amount(value)
+    ]
+      .filter(Boolean)
+      .join(", ");
   };
   let result = null;
   const outcome = (text, look, ...nodes) => {
     const ms = performance.now() - started;
     const took = element("span", { className: "soft small" }, `${figure(ms)} ms`);
-    output.replaceChildren(element("div", { className: "row" }, element("span", { className: `badge ${look}` }, text), took), ...nodes);
+    output.replaceChildren(
+      element("div", { className: "row" }, element("span", { className: `badge ${look}` }, text), took),
+      ...nodes
+    );
     return { text, good: look === "good", ms, result };
   };
   try {
@@ -162,9 +237,15 @@ async function perform(output, work, values, signal) {
     const shown = [...(work.app ? [work.app(values, result)] : []), ...results(result, work)];
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
   } catch (error) {
-    const data = error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
+    const data =
+      error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
     const remedy = work.remedy?.(error, values) ?? null;
-    return outcome("Failed", "bad", element("p", { className: "notice bad" }, say(error)), ...(remedy ? [remedy] : data));
+    return outcome(
+      "Failed",
+      "bad",
+      element("p", { className: "notice bad" }, say(error)),
+      ...(remedy ? [remedy] : data)
+    );
   }
 }
 
@@ -191,10 +272,18 @@ function results(result, { draw, outputSchema, raw: came = true }) {
   const structured = result.structuredContent;
   const twice = same(result.content, structured);
   const shown = twice && !plain(bare(structured)) ? [] : [element("div", { className: "content" }, ...draw(result))];
-  if (structured !== undefined || (outputSchema && result.isError !== true)) shown.push(check(structured, outputSchema, twice));
+  if (structured !== undefined || (outputSchema && result.isError !== true))
+    shown.push(check(structured, outputSchema, twice));
   if (!came) return shown;
   const raw = element("details", {}, element("summary", {}, "Raw result"));
-  raw.addEventListener("toggle", () => raw.open && raw.childElementCount === 1 && raw.append(copyable(jsonBlock(result, "Raw result"), "Copy the raw result")), { once: true });
+  raw.addEventListener(
+    "toggle",
+    () =>
+      raw.open &&
+      raw.childElementCount === 1 &&
+      raw.append(copyable(jsonBlock(result, "Raw result"), "Copy the raw result")),
+    { once: true }
+  );
   return [...shown, raw];
 }
 
@@ -202,16 +291,56 @@ function results(result, { draw, outputSchema, raw: came = true }) {
 function structuredViews(value, problems) {
   const rows = rowsOf(value);
   const json = () => copyable(jsonBlock(value, "Structured content"), "Copy the structured content");
-  return views([...(rows && !problems.length ? [["Table", () => rowTable(rows)]] : []), ["Tree", () => tree(value, problems)], ["JSON", json]]);
+  return views([
+    ...(rows && !problems.length ? [["Table", () => rowTable(rows)]] : []),
+    ["Tree", () => tree(value, problems)],
+    ["JSON", json]
+  ]);
 }
 
 /** Render a structured value and its validation; `told` is true if the content shows the same value. */
 function check(value, schema, told) {
-  const problems = schema ? (value === undefined ? [{ path: [], message: "The tool has an output schema, but its result has no structured content." }] : validate(value, schema)) : [];
-  const verdict = !schema ? element("span", { className: "badge" }, "no output schema") : problems.length ? element("span", { className: "badge bad" }, problems.length === 1 ? "1 deviation" : `${problems.length} deviations`) : element("span", { className: "badge good" }, "fits the schema");
-  const list = problems.length ? [element("ul", { className: "problems", "aria-label": "Deviations from the output schema" }, ...problems.map(({ path, message }) => element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)))] : [];
+  const problems = schema
+    ? value === undefined
+      ? [{ path: [], message: "The tool has an output schema, but its result has no structured content." }]
+      : validate(value, schema)
+    : [];
+  const verdict = !schema
+    ? element("span", { className: "badge" }, "no output schema")
+    : problems.length
+      ? element(
+          "span",
+          { className: "badge bad" },
+          problems.length === 1 ? "1 deviation" : `${problems.length} deviations`
+        )
+      : element("span", { className: "badge good" }, "fits the schema");
+  const list = problems.length
+    ? [
+        element(
+          "ul",
+          { className: "problems", "aria-label": "Deviations from the output schema" },
+          ...problems.map(({ path, message }) =>
+            element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)
+          )
+        )
+      ]
+    : [];
   const again = value === undefined || (told && plain(bare(value)) && !problems.length); // already shown
-  if (again && value !== undefined) return element("p", { className: "row soft small" }, "As structured content, it's the same value.", verdict);
+  if (again && value !== undefined)
+    return element("p", { className: "row soft small" }, "As structured content, it's the same value.", verdict);
   const { node, bar } = again ? { node: "", bar: "" } : structuredViews(value, problems);
-  return element("div", { className: "structured stack tight" }, element("div", { className: "row" }, element("h3", {}, "Structured content"), verdict, element("span", { className: "spacer" }), bar), ...list, node);
+  return element(
+    "div",
+    { className: "structured stack tight" },
+    element(
+      "div",
+      { className: "row" },
+      element("h3", {}, "Structured content"),
+      verdict,
+      element("span", { className: "spacer" }),
+      bar
+    ),
+    ...list,
+    node
+  );
 }

@@ -1,7 +1,14 @@
 // Checks of a result: a path, a relation, and a value. Independent of the page.
 
 export const RELATIONS = {
-  equals: "equals", differs: "doesn't equal", contains: "contains", matches: "matches", atLeast: "is at least", atMost: "is at most", exists: "is there", missing: "isn't there",
+  equals: "equals",
+  differs: "doesn't equal",
+  contains: "contains",
+  matches: "matches",
+  atLeast: "is at least",
+  atMost: "is at most",
+  exists: "is there",
+  missing: "isn't there"
 };
 export const WITHOUT_VALUE = ["exists", "missing"];
 
@@ -12,7 +19,12 @@ const MAX_DEPTH = 8;
 const steps = (path) => path.split(/[.[\]]+/).filter(Boolean);
 
 /** Return the value at a path, or undefined. */
-export const at = (value, path) => steps(path).reduce((found, step) => (found === null || found === undefined ? undefined : Object.hasOwn(Object(found), step) ? found[step] : undefined), value);
+export const at = (value, path) =>
+  steps(path).reduce(
+    (found, step) =>
+      found === null || found === undefined ? undefined : Object.hasOwn(Object(found), step) ? found[step] : undefined,
+    value
+  );
 
 /** Parse an entered value: as JSON if possible, or else as text. */
 function typed(text) {
@@ -27,12 +39,18 @@ const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 const holds = {
   equals: (found, text) => found === text || same(found, typed(text)),
   differs: (found, text) => !holds.equals(found, text),
-  contains: (found, text) => (Array.isArray(found) ? found.some((each) => holds.equals(each, text)) : typeof found === "string" ? found.includes(text) : JSON.stringify(found ?? "").includes(text)),
-  matches: (found, text) => new RegExp(text, "u").test(typeof found === "string" ? found : (JSON.stringify(found) ?? "")),
+  contains: (found, text) =>
+    Array.isArray(found)
+      ? found.some((each) => holds.equals(each, text))
+      : typeof found === "string"
+        ? found.includes(text)
+        : JSON.stringify(found ?? "").includes(text),
+  matches: (found, text) =>
+    new RegExp(text, "u").test(typeof found === "string" ? found : (JSON.stringify(found) ?? "")),
   atLeast: (found, text) => typeof found === "number" && found >= Number(text),
   atMost: (found, text) => typeof found === "number" && found <= Number(text),
   exists: (found) => found !== undefined,
-  missing: (found) => found === undefined,
+  missing: (found) => found === undefined
 };
 
 /**
@@ -56,7 +74,8 @@ export function paths(value, path = "", found = []) {
   if (value === null || typeof value !== "object") found.push(path);
   else {
     if (Array.isArray(value)) found.push(`${path}.length`);
-    for (const [name, each] of Object.entries(value)) paths(each, Array.isArray(value) ? `${path}[${name}]` : path ? `${path}.${name}` : name, found);
+    for (const [name, each] of Object.entries(value))
+      paths(each, Array.isArray(value) ? `${path}[${name}]` : path ? `${path}.${name}` : name, found);
   }
   return found;
 }

@@ -19,21 +19,44 @@ class Arrivals {
   total = 0;
   #list = element("ol");
   #says = element("p", { className: "soft small" }, "Waiting for events…");
-  node = element("div", { className: "stack tight" }, this.#says, element("div", { className: "arrivals", tabIndex: 0, role: "log", "aria-label": "Events" }, this.#list));
+  node = element(
+    "div",
+    { className: "stack tight" },
+    this.#says,
+    element("div", { className: "arrivals", tabIndex: 0, role: "log", "aria-label": "Events" }, this.#list)
+  );
 
   add({ eventId = "", timestamp, data }) {
     this.total += 1;
     const at = new Date(timestamp);
-    const head = [element("time", { dateTime: timestamp ?? "" }, Number.isNaN(at.getTime()) ? "" : clock(at)), element("code", { className: "one-line", dir: "auto" }, JSON.stringify(data ?? null))];
+    const head = [
+      element("time", { dateTime: timestamp ?? "" }, Number.isNaN(at.getTime()) ? "" : clock(at)),
+      element("code", { className: "one-line", dir: "auto" }, JSON.stringify(data ?? null))
+    ];
     const item = element("details", {}, element("summary", { className: "log-line" }, ...head));
-    item.addEventListener("toggle", () => item.open && item.childElementCount === 1 && item.append(element("p", { className: "soft small" }, "Id ", element("code", {}, eventId)), element("pre", { tabIndex: 0, "aria-label": "Data", dir: "ltr" }, ...colored(pretty(data ?? null)))));
+    item.addEventListener(
+      "toggle",
+      () =>
+        item.open &&
+        item.childElementCount === 1 &&
+        item.append(
+          element("p", { className: "soft small" }, "Id ", element("code", {}, eventId)),
+          element("pre", { tabIndex: 0, "aria-label": "Data", dir: "ltr" }, ...colored(pretty(data ?? null)))
+        )
+    );
     this.#list.prepend(element("li", {}, item));
     if (this.#list.childElementCount > KEPT) this.#list.lastChild.remove();
     write(this.#says, `${count(this.total)} ${this.total === 1 ? "event" : "events"}, the newest first`);
   }
 
   miss() {
-    this.#list.prepend(element("li", { className: "soft small" }, "Some events may be missing, because the server no longer has all of them."));
+    this.#list.prepend(
+      element(
+        "li",
+        { className: "soft small" },
+        "Some events may be missing, because the server no longer has all of them."
+      )
+    );
   }
 }
 
@@ -70,16 +93,36 @@ async function receive(params, streams, { place, progress, signal }) {
 }
 
 export function eventCard(item, values) {
-  const form = draft("events", item.name, item.inputSchema, () => schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" }));
+  const form = draft("events", item.name, item.inputSchema, () =>
+    schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" })
+  );
   const streams = !session.client.handshake && (item.delivery ?? []).includes("push");
   return show("events", item, values, {
-    heading: item.name, about: item.description, badges: (item.delivery ?? []).map((each) => badge(each)), form, read: (force) => form.read(force), verb: "Subscribe", stops: "Stop", save: null,
-    request: (given) => ({ method: streams ? "events/stream" : "events/poll", params: { name: item.name, arguments: given } }),
+    heading: item.name,
+    about: item.description,
+    badges: (item.delivery ?? []).map((each) => badge(each)),
+    form,
+    read: (force) => form.read(force),
+    verb: "Subscribe",
+    stops: "Stop",
+    save: null,
+    request: (given) => ({
+      method: streams ? "events/stream" : "events/poll",
+      params: { name: item.name, arguments: given }
+    }),
     send: async (method, params, options) => {
       await connected();
       return receive(params, streams, options);
     },
-    draw: ({ arrivals }) => [arrivals.node], raw: false,
-    extra: [folded("Schemas", [item.inputSchema ?? {}, "Schema of the arguments"], [item.payloadSchema ?? {}, "Schema of the data"]), folded("Definition", [item, "Definition"])],
+    draw: ({ arrivals }) => [arrivals.node],
+    raw: false,
+    extra: [
+      folded(
+        "Schemas",
+        [item.inputSchema ?? {}, "Schema of the arguments"],
+        [item.payloadSchema ?? {}, "Schema of the data"]
+      ),
+      folded("Definition", [item, "Definition"])
+    ]
   });
 }

@@ -13,10 +13,13 @@ function python(value, indent = 0) {
   if (value === null) return "None";
   if (value === true) return "True";
   if (value === false) return "False";
-  if (Array.isArray(value)) return value.length ? `[\n${value.map((each) => pad + python(each, indent + 4)).join(",\n")},${end}]` : "[]";
+  if (Array.isArray(value))
+    return value.length ? `[\n${value.map((each) => pad + python(each, indent + 4)).join(",\n")},${end}]` : "[]";
   if (typeof value === "object") {
     const entries = Object.entries(value);
-    return entries.length ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)}`).join(",\n")},${end}}` : "{}";
+    return entries.length
+      ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)}`).join(",\n")},${end}}`
+      : "{}";
   }
   return JSON.stringify(value);
 }
@@ -31,30 +34,63 @@ function python(value, indent = 0) {
  * @param {object} [schema] schema of a tool's arguments, some of which may be sent as headers
  */
 export function curl(url, method, params, headers, schema) {
-  const meta = { [`${META}protocolVersion`]: REVISION, [`${META}clientInfo`]: { name: "curl", version: "8" }, [`${META}clientCapabilities`]: {} };
+  const meta = {
+    [`${META}protocolVersion`]: REVISION,
+    [`${META}clientInfo`]: { name: "curl", version: "8" },
+    [`${META}clientCapabilities`]: {}
+  };
   const body = JSON.stringify({ jsonrpc: "2.0", id: 1, method, params: { ...params, _meta: meta } });
-  const head = { "content-type": "application/json", accept: "application/json, text/event-stream", ...requestHeaders(REVISION, { method, params }, schema), ...headers };
-  return [`curl -s ${url}`, ...Object.entries(head).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`), `-d ${quoted(body)}`].join(" \\\n  ");
+  const head = {
+    "content-type": "application/json",
+    accept: "application/json, text/event-stream",
+    ...requestHeaders(REVISION, { method, params }, schema),
+    ...headers
+  };
+  return [
+    `curl -s ${url}`,
+    ...Object.entries(head).map(([name, value]) => `-H ${quoted(`${name}: ${value}`)}`),
+    `-d ${quoted(body)}`
+  ].join(" \\\n  ");
 }
 
 const PYTHON = {
-  "tools/call": ({ name, arguments: given }) => [`result = await client.call(${JSON.stringify(name)}, ${python(given ?? {}, 8)})`, "print(result.data)"],
+  "tools/call": ({ name, arguments: given }) => [
+    `result = await client.call(${JSON.stringify(name)}, ${python(given ?? {}, 8)})`,
+    "print(result.data)"
+  ],
   "resources/read": ({ uri }) => [`for content in await client.read(${JSON.stringify(uri)}):`, "    print(content)"],
-  "prompts/get": ({ name, arguments: given }) => [`print(await client.prompt(${JSON.stringify(name)}, ${python(given ?? {}, 8)}))`],
+  "prompts/get": ({ name, arguments: given }) => [
+    `print(await client.prompt(${JSON.stringify(name)}, ${python(given ?? {}, 8)}))`
+  ]
 };
 
 /** Return Python code that uses Millstream's client. */
 export function pythonCode(url, method, params, headers) {
-  const lines = (PYTHON[method] ?? (() => [`print(await client.request(${JSON.stringify(method)}, ${python(params, 8)}))`]))(params);
+  const lines = (
+    PYTHON[method] ?? (() => [`print(await client.request(${JSON.stringify(method)}, ${python(params, 8)}))`])
+  )(params);
   const options = Object.keys(headers).length ? `, headers=${python(headers, 4)}` : "";
-  return ["import asyncio", "", "from millstream import Client", "", "", "async def main() -> None:", `    async with Client(${JSON.stringify(url)}${options}) as client:`, ...lines.map((line) => `        ${line}`), "", "", "asyncio.run(main())", ""].join("\n");
+  return [
+    "import asyncio",
+    "",
+    "from millstream import Client",
+    "",
+    "",
+    "async def main() -> None:",
+    `    async with Client(${JSON.stringify(url)}${options}) as client:`,
+    ...lines.map((line) => `        ${line}`),
+    "",
+    "",
+    "asyncio.run(main())",
+    ""
+  ].join("\n");
 }
 
 const TYPESCRIPT = {
   "tools/call": (params) => `await client.callTool(${pretty(params)})`,
   "resources/read": (params) => `await client.readResource(${pretty(params)})`,
   "prompts/get": (params) => `await client.getPrompt(${pretty(params)})`,
-  "server/discover": () => "await client.ping()", // the SDK doesn't expose this method
+  "server/discover": () => "await client.ping()" // the SDK doesn't expose this method
 };
 
 /** Return TypeScript code that uses the official SDK. */
@@ -62,10 +98,13 @@ export function typescript(url, method, params, headers) {
   const call = (TYPESCRIPT[method] ?? (() => `await client.request(${pretty({ method, params })})`))(params);
   const options = Object.keys(headers).length ? `, { requestInit: { headers: ${pretty(headers)} } }` : "";
   return [
-    'import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";', "",
+    'import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";',
+    "",
     'const client = new Client({ name: "example", version: "1.0.0" });',
     `await client.connect(new StreamableHTTPClientTransport(new URL(${JSON.stringify(url)})${options}));`,
-    `console.dir(${call}, { depth: null });`, "await client.close();", "",
+    `console.dir(${call}, { depth: null });`,
+    "await client.close();",
+    ""
   ].join("\n");
 }
 

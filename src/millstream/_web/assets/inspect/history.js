@@ -38,7 +38,9 @@ export function remember(run) {
   runs.unshift({ ...run, server: here(), at: Date.now() });
   runs.length = Math.min(runs.length, KEPT);
   try {
-    const lasting = runs.map((each) => ({ ...each, values: each.kept, kept: undefined })).filter((each) => JSON.stringify(each.values).length < MAX_BYTES);
+    const lasting = runs
+      .map((each) => ({ ...each, values: each.kept, kept: undefined }))
+      .filter((each) => JSON.stringify(each.values).length < MAX_BYTES);
     sessionStorage.setItem(KEY, JSON.stringify(lasting));
   } catch {
     // Storage is full or blocked: the history lasts as long as the page.
@@ -47,7 +49,8 @@ export function remember(run) {
 }
 
 /** Return the values last sent to an item of this server, or null. */
-export const lastSent = (kind, name) => runs.find((each) => each.server === here() && each.kind === kind && each.name === name)?.values ?? null;
+export const lastSent = (kind, name) =>
+  runs.find((each) => each.server === here() && each.kind === kind && each.name === name)?.values ?? null;
 
 export function clearHistory() {
   runs = [];
@@ -62,10 +65,20 @@ function draw() {
     runs.map((run) => {
       const values = JSON.stringify(run.values);
       const button = element(
-        "button", { type: "button", className: "quiet", title: "Open it again with these values" },
+        "button",
+        { type: "button", className: "quiet", title: "Open it again with these values" },
         element("span", { className: `mark ${run.good ? "good" : "bad"}` }, icon(run.good ? "check" : "close")),
-        element("span", { className: "what one-line" }, element("strong", {}, run.name), ` ${values === "{}" ? "" : values}`),
-        element("time", { dateTime: new Date(run.at).toISOString(), title: clock(new Date(run.at)) }, `${run.text === "Done" ? "" : `${run.text}, `}${figure(run.ms)} ms`),
+        element(
+          "span",
+          { className: "what one-line" },
+          element("strong", {}, run.name),
+          ` ${values === "{}" ? "" : values}`
+        ),
+        element(
+          "time",
+          { dateTime: new Date(run.at).toISOString(), title: clock(new Date(run.at)) },
+          `${run.text === "Done" ? "" : `${run.text}, `}${figure(run.ms)} ms`
+        )
       );
       button.addEventListener("click", () => reopen(run));
       return element("li", {}, button);

@@ -31,21 +31,34 @@ export const copies = (schema) => [
   { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders(), schema) },
   { title: "Python", text: ({ method, params }) => pythonCode(address(), method, params, ownHeaders()) },
   { title: "TypeScript", text: ({ method, params }) => typescript(address(), method, params, ownHeaders()) },
-  { title: "JSON", text: ({ params }) => pretty(params) },
+  { title: "JSON", text: ({ params }) => pretty(params) }
 ];
 
 /** Return the formats for copying, including a link to this page with the values but without secrets. */
-const copiesOf = (kind, { name, inputSchema }, kept) => [...copies(inputSchema), { title: "Link to this page", text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href }];
+const copiesOf = (kind, { name, inputSchema }, kept) => [
+  ...copies(inputSchema),
+  {
+    title: "Link to this page",
+    text: (_, values) => new URL(links.write(kind, name, kept(values)), location.href).href
+  }
+];
 
 /** Return the nodes of content blocks. Links open resources. */
 export const contentNodes = (list) => list.flatMap((each) => nodes(each, readUri));
 
-export const drawContent = (list) => (list.length ? contentNodes(list) : [element("p", { className: "soft" }, "The result is empty.")]);
+export const drawContent = (list) =>
+  list.length ? contentNodes(list) : [element("p", { className: "soft" }, "The result is empty.")];
 
 /** Create collapsed blocks of JSON, rendered when they're opened. */
 export function folded(title, ...blocks) {
   const made = element("details", {}, element("summary", {}, title));
-  made.addEventListener("toggle", () => made.open && made.childElementCount === 1 && made.append(...blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`))));
+  made.addEventListener(
+    "toggle",
+    () =>
+      made.open &&
+      made.childElementCount === 1 &&
+      made.append(...blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`)))
+  );
   return made;
 }
 
@@ -53,9 +66,16 @@ export function folded(title, ...blocks) {
 export function show(kind, item, values, work) {
   if (values) work.form?.write(values);
   const kept = (given) => withoutSecrets(given, item.inputSchema);
-  const done = (given, { text, good, ms }) => remember({ kind, name: item.name, values: given, kept: kept(given), text, good, ms });
-  const remedy = (error, given) => (session.via && asksToSignIn(error) ? signInCard(session.via, error, links.write(kind, item.name, kept(given))) : null);
+  const done = (given, { text, good, ms }) =>
+    remember({ kind, name: item.name, values: given, kept: kept(given), text, good, ms });
+  const remedy = (error, given) =>
+    session.via && asksToSignIn(error)
+      ? signInCard(session.via, error, links.write(kind, item.name, kept(given)))
+      : null;
   const reset = work.form && !work.form.empty ? () => (forget(kind, item.name), redraw()) : null;
-  const save = kind === "server" ? null : (given, last) => keep({ kind, from: item.name, values: kept(given), ...work.request(kept(given)) }, last);
+  const save =
+    kind === "server"
+      ? null
+      : (given, last) => keep({ kind, from: item.name, values: kept(given), ...work.request(kept(given)) }, last);
   return bench({ copies: copiesOf(kind, item, kept), done, remedy, reset, save, send: request, ...work });
 }

@@ -20,7 +20,12 @@ import { TASKS, follow, knownTasks, taskCard } from "./tasks.js";
 import { complete, expand, variables } from "./templates.js";
 import { costOf, saidCost } from "./tokens.js";
 
-const HINTS = { readOnlyHint: ["reads only", "good"], destructiveHint: ["may destroy", "warn"], idempotentHint: ["idempotent", ""], openWorldHint: ["open world", ""] };
+const HINTS = {
+  readOnlyHint: ["reads only", "good"],
+  destructiveHint: ["may destroy", "warn"],
+  idempotentHint: ["idempotent", ""],
+  openWorldHint: ["open world", ""]
+};
 const watched = new Map(); // uri -> callback for updates
 
 let offeredTools = () => [];
@@ -37,38 +42,73 @@ const completes = () => Boolean(session.server.capabilities?.completions);
 
 /** Create a form of text fields, with completion by the server. */
 function textForm(list, ref) {
-  const editors = list.map(({ name, description, required }, index) => ({ name, required, ...textField(name, { description, required, id: `argument-${index}` }) }));
+  const editors = list.map(({ name, description, required }, index) => ({
+    name,
+    required,
+    ...textField(name, { description, required, id: `argument-${index}` })
+  }));
   if (completes()) {
-    for (const each of editors) complete(each, ref, editors, (params, signal) => request("completion/complete", params, { signal }));
+    for (const each of editors)
+      complete(each, ref, editors, (params, signal) => request("completion/complete", params, { signal }));
   }
   const read = (force) => {
     for (const each of editors) each.clear();
     const missing = force ? [] : editors.filter((each) => each.required && !each.control.value);
     for (const each of missing) each.complain([], "Required.");
     missing[0]?.control.focus();
-    return missing.length ? null : Object.fromEntries(editors.map((each) => [each.name, each.read()]).filter(([, value]) => value));
+    return missing.length
+      ? null
+      : Object.fromEntries(editors.map((each) => [each.name, each.read()]).filter(([, value]) => value));
   };
   const write = (values) => editors.forEach((each) => each.write(values[each.name]));
-  return { node: element("div", { className: "fields" }, ...editors.map((each) => each.node)), toolbar: null, summary: element("p", { hidden: true }), empty: !editors.length, read, values: () => read(true), write };
+  return {
+    node: element("div", { className: "fields" }, ...editors.map((each) => each.node)),
+    toolbar: null,
+    summary: element("p", { hidden: true }),
+    empty: !editors.length,
+    read,
+    values: () => read(true),
+    write
+  };
 }
 
 function tool(item, values) {
-  const form = draft("tools", item.name, item.inputSchema, () => schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" }));
-  const badges = Object.entries(HINTS).filter(([name]) => item.annotations?.[name] === true).map(([, [text, look]]) => badge(text, look));
+  const form = draft("tools", item.name, item.inputSchema, () =>
+    schemaForm(item.inputSchema ?? { type: "object" }, { id: "argument" })
+  );
+  const badges = Object.entries(HINTS)
+    .filter(([name]) => item.annotations?.[name] === true)
+    .map(([, [text, look]]) => badge(text, look));
   const { text: cost, title: costSays } = saidCost(costOf(item));
   const tokens = element("span", { className: "soft small", title: costSays }, cost);
-  const schemas = [[item.inputSchema, "Schema of the arguments"], ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])];
+  const schemas = [
+    [item.inputSchema, "Schema of the arguments"],
+    ...(item.outputSchema ? [[item.outputSchema, "Schema of the result"]] : [])
+  ];
   return show("tools", item, values, {
-    heading: item.title ? labelOf(item) : item.annotations?.title ?? item.name, sub: item.title && labelOf(item) !== item.name ? item.name : "", about: item.description, badges: [...badges, tokens],
-    form, read: (force) => form.read(force), verb: "Run", outputSchema: item.outputSchema,
+    heading: item.title ? labelOf(item) : (item.annotations?.title ?? item.name),
+    sub: item.title && labelOf(item) !== item.name ? item.name : "",
+    about: item.description,
+    badges: [...badges, tokens],
+    form,
+    read: (force) => form.read(force),
+    verb: "Run",
+    outputSchema: item.outputSchema,
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
     send: async (method, params, options) => {
       const result = await request(method, params, { ...options, schema: item.inputSchema });
       return result.resultType === "task" ? follow(result, item.name, options) : result;
     },
     draw: (result) => drawContent(result.content ?? []),
-    app: appOf(item) ? (given, result) => appCard(item, given, result, { request, tools: () => offeredTools(), host: session.via ? new URL(session.via.url).host : "" }) : null,
-    extra: [folded("Schemas", ...schemas), folded("Definition", [item, "Definition"])],
+    app: appOf(item)
+      ? (given, result) =>
+          appCard(item, given, result, {
+            request,
+            tools: () => offeredTools(),
+            host: session.via ? new URL(session.via.url).host : ""
+          })
+      : null,
+    extra: [folded("Schemas", ...schemas), folded("Definition", [item, "Definition"])]
   });
 }
 
@@ -82,31 +122,65 @@ async function watch({ uri }, signal, changed) {
 function resource(item, values) {
   const size = item.size === undefined ? [] : [badge(`${item.size.toLocaleString()} bytes`)];
   return show("resources", item, values, {
-    heading: item.title ?? item.name, sub: item.uri, about: item.description, badges: [...(item.mimeType ? [badge(item.mimeType)] : []), ...size],
-    form: null, read: () => ({}), verb: "Read", request: () => ({ method: "resources/read", params: { uri: item.uri } }),
+    heading: item.title ?? item.name,
+    sub: item.uri,
+    about: item.description,
+    badges: [...(item.mimeType ? [badge(item.mimeType)] : []), ...size],
+    form: null,
+    read: () => ({}),
+    verb: "Read",
+    request: () => ({ method: "resources/read", params: { uri: item.uri } }),
     watch: session.server.capabilities?.resources?.subscribe ? watch : null,
-    draw: (result) => contents(result.contents ?? []), extra: item.described === false ? [] : [folded("Definition", [item, "Definition"])],
+    draw: (result) => contents(result.contents ?? []),
+    extra: item.described === false ? [] : [folded("Definition", [item, "Definition"])]
   });
 }
 
 function template(item, values) {
-  const form = draft("templates", item.name, [item.uriTemplate, completes()], () => textForm(variables(item.uriTemplate).map((name) => ({ name, required: true })), { type: "ref/resource", uri: item.uriTemplate }));
+  const form = draft("templates", item.name, [item.uriTemplate, completes()], () =>
+    textForm(
+      variables(item.uriTemplate).map((name) => ({ name, required: true })),
+      { type: "ref/resource", uri: item.uriTemplate }
+    )
+  );
   return show("templates", item, values, {
-    heading: item.title ?? item.name, sub: item.uriTemplate, about: item.description, badges: item.mimeType ? [badge(item.mimeType)] : [],
-    form, read: form.read, verb: "Read", request: (given) => ({ method: "resources/read", params: { uri: expand(item.uriTemplate, given) } }),
+    heading: item.title ?? item.name,
+    sub: item.uriTemplate,
+    about: item.description,
+    badges: item.mimeType ? [badge(item.mimeType)] : [],
+    form,
+    read: form.read,
+    verb: "Read",
+    request: (given) => ({ method: "resources/read", params: { uri: expand(item.uriTemplate, given) } }),
     watch: session.server.capabilities?.resources?.subscribe ? watch : null,
-    draw: (result) => contents(result.contents ?? []), extra: [folded("Definition", [item, "Definition"])],
+    draw: (result) => contents(result.contents ?? []),
+    extra: [folded("Definition", [item, "Definition"])]
   });
 }
 
 function prompt(item, values) {
-  const form = draft("prompts", item.name, [item.arguments, completes()], () => textForm(item.arguments ?? [], { type: "ref/prompt", name: item.name }));
-  const said = (message) => element("div", { className: `content said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...contentNodes([message.content].flat()));
+  const form = draft("prompts", item.name, [item.arguments, completes()], () =>
+    textForm(item.arguments ?? [], { type: "ref/prompt", name: item.name })
+  );
+  const said = (message) =>
+    element(
+      "div",
+      { className: `content said ${message.role}` },
+      element("p", { className: "soft small" }, message.role),
+      ...contentNodes([message.content].flat())
+    );
   return show("prompts", item, values, {
-    heading: item.title ?? item.name, about: item.description, form, read: form.read, verb: "Get",
+    heading: item.title ?? item.name,
+    about: item.description,
+    form,
+    read: form.read,
+    verb: "Get",
     request: (given) => ({ method: "prompts/get", params: { name: item.name, arguments: given } }),
-    draw: (result) => [...(result.description ? [element("p", { className: "soft" }, result.description)] : []), ...(result.messages ?? []).map(said)],
-    extra: [folded("Definition", [item, "Definition"])],
+    draw: (result) => [
+      ...(result.description ? [element("p", { className: "soft" }, result.description)] : []),
+      ...(result.messages ?? []).map(said)
+    ],
+    extra: [folded("Definition", [item, "Definition"])]
   });
 }
 
@@ -115,25 +189,74 @@ function prompt(item, values) {
 function about() {
   const { client, server, via } = session;
   const { name = "", title, version = "", description, websiteUrl } = server.serverInfo ?? {};
-  const values = { Name: name, Version: version, Revision: client.revision, Session: client.handshake ? client.session || "none" : "not needed", Address: address(), "Signed in": via?.signed_in ? [via.signed_in.who || "yes", ...via.signed_in.scopes].join(" · ") : "", Website: websiteUrl };
-  const facts = Object.entries(values).filter(([, value]) => value).map(([term, value]) => fact(term, value));
-  const instructions = server.instructions ? [element("h3", {}, "Instructions"), element("div", { className: "markdown", dir: "auto" }, ...markdown(server.instructions))] : [];
+  const values = {
+    Name: name,
+    Version: version,
+    Revision: client.revision,
+    Session: client.handshake ? client.session || "none" : "not needed",
+    Address: address(),
+    "Signed in": via?.signed_in ? [via.signed_in.who || "yes", ...via.signed_in.scopes].join(" · ") : "",
+    Website: websiteUrl
+  };
+  const facts = Object.entries(values)
+    .filter(([, value]) => value)
+    .map(([term, value]) => fact(term, value));
+  const instructions = server.instructions
+    ? [
+        element("h3", {}, "Instructions"),
+        element("div", { className: "markdown", dir: "auto" }, ...markdown(server.instructions))
+      ]
+    : [];
   const card = element(
-    "article", { className: "card stack", "aria-label": "About the server" },
-    element("header", { className: "stack tight" }, element("h2", { dir: "auto" }, title || name || "Server"), description ? element("p", { className: "description soft" }, description) : ""),
-    element("dl", { className: "facts", id: "about" }, ...facts), ...instructions, element("h3", {}, "Capabilities"), copyable(jsonBlock(server.capabilities ?? {}, "Capabilities"), "Copy the capabilities"),
+    "article",
+    { className: "card stack", "aria-label": "About the server" },
+    element(
+      "header",
+      { className: "stack tight" },
+      element("h2", { dir: "auto" }, title || name || "Server"),
+      description ? element("p", { className: "description soft" }, description) : ""
+    ),
+    element("dl", { className: "facts", id: "about" }, ...facts),
+    ...instructions,
+    element("h3", {}, "Capabilities"),
+    copyable(jsonBlock(server.capabilities ?? {}, "Capabilities"), "Copy the capabilities")
   );
   return [card];
 }
 
-const ROOTS = { type: "object", properties: { roots: { type: "array", title: "Roots", items: { type: "object", required: ["uri"], properties: { uri: { type: "string", format: "uri", pattern: "^file://", description: "The address of a folder or file, such as file:///home/me/project" }, name: { type: "string" } } } } } };
+const ROOTS = {
+  type: "object",
+  properties: {
+    roots: {
+      type: "array",
+      title: "Roots",
+      items: {
+        type: "object",
+        required: ["uri"],
+        properties: {
+          uri: {
+            type: "string",
+            format: "uri",
+            pattern: "^file://",
+            description: "The address of a folder or file, such as file:///home/me/project"
+          },
+          name: { type: "string" }
+        }
+      }
+    }
+  }
+};
 
 function rootsCard() {
   const form = schemaForm(ROOTS, { id: "argument" });
   form.write({ roots: roots() });
   return bench({
-    heading: "Roots", about: "Folders and files that you share with the server. If it asks for roots, this page answers with this list, or asks you if the list is empty.",
-    form, read: (force) => form.read(force), verb: "Save",
+    heading: "Roots",
+    about:
+      "Folders and files that you share with the server. If it asks for roots, this page answers with this list, or asks you if the list is empty.",
+    form,
+    read: (force) => form.read(force),
+    verb: "Save",
     request: (values) => ({ method: "notifications/roots/list_changed", params: values }),
     send: async (method, values) => {
       setRoots(values.roots ?? []);
@@ -141,22 +264,52 @@ function rootsCard() {
       if (client.handshake) await client.notify(method);
       return { roots: roots() };
     },
-    draw: ({ roots: saved }) => [element("p", {}, saved.length ? `The server gets ${saved.length === 1 ? "this root" : `these ${saved.length} roots`} when it asks.` : "The list is empty, so you're asked each time.")],
+    draw: ({ roots: saved }) => [
+      element(
+        "p",
+        {},
+        saved.length
+          ? `The server gets ${saved.length === 1 ? "this root" : `these ${saved.length} roots`} when it asks.`
+          : "The list is empty, so you're asked each time."
+      )
+    ]
   });
 }
 
 function ping() {
   const method = session.client.handshake ? "ping" : "server/discover";
-  return bench({ heading: "Ping", about: `Check that the server responds, and measure how long it takes. This revision uses ${method}.`, form: null, read: () => ({}), verb: "Ping", copies: copies(), request: () => ({ method, params: {} }), send: request, draw: () => [element("p", {}, "The server answered.")] });
+  return bench({
+    heading: "Ping",
+    about: `Check that the server responds, and measure how long it takes. This revision uses ${method}.`,
+    form: null,
+    read: () => ({}),
+    verb: "Ping",
+    copies: copies(),
+    request: () => ({ method, params: {} }),
+    send: request,
+    draw: () => [element("p", {}, "The server answered.")]
+  });
 }
 
-const ANY = { type: "object", required: ["method"], properties: { method: { type: "string", minLength: 1, default: "tools/list", title: "method" }, params: { type: "object", default: {}, title: "params" } } };
+const ANY = {
+  type: "object",
+  required: ["method"],
+  properties: {
+    method: { type: "string", minLength: 1, default: "tools/list", title: "method" },
+    params: { type: "object", default: {}, title: "params" }
+  }
+};
 
 function anything(item, values) {
   const form = draft("server", item.name, null, () => schemaForm(ANY, { id: "argument" }));
   return show("server", item, values, {
-    heading: item.name, about: "The page adds the metadata, headers, and session that the revision needs.", form, read: (force) => form.read(force), verb: "Send",
-    request: ({ method, params = {} }) => ({ method, params }), draw: (result) => [copyable(jsonBlock(result, "Result"), "Copy the result")],
+    heading: item.name,
+    about: "The page adds the metadata, headers, and session that the revision needs.",
+    form,
+    read: (force) => form.read(force),
+    verb: "Send",
+    request: ({ method, params = {} }) => ({ method, params }),
+    draw: (result) => [copyable(jsonBlock(result, "Result"), "Copy the result")]
   });
 }
 
@@ -165,20 +318,99 @@ const SERVER_ITEMS = [
   { name: SERVER.about, description: "Name, version, and capabilities", show: about },
   { name: SERVER.any, description: "A method and its parameters", show: anything },
   { name: SERVER.roots, description: "Folders that you share with the server", show: rootsCard },
-  { name: SERVER.ping, description: "Check that the server responds", show: ping },
+  { name: SERVER.ping, description: "Check that the server responds", show: ping }
 ];
 
 const list = (method, key) => () => session.client.list(method, key);
 
 /** All kinds. `needs` is the required capability, and `extension` the required extension. */
 export const KINDS = {
-  tools: { title: "Tools", needs: "tools", load: list("tools/list", "tools"), show: tool, none: "Register a function with @mcp.tool.", first: "A tool is a function that models call. This makes one:", example: '@mcp.tool\ndef greet(name: str) -> str:\n    """Say hello to somebody."""\n    return f"Hello, {name}!"' },
-  resources: { title: "Resources", needs: "resources", load: list("resources/list", "resources"), show: resource, none: "Register a function with @mcp.resource.", first: "A resource is something that clients read. This makes one:", example: '@mcp.resource("shop://hours")\ndef hours() -> str:\n    """When the shop is open."""\n    return "Nine to five"' },
-  templates: { title: "Templates", needs: "resources", load: list("resources/templates/list", "resourceTemplates"), show: template, none: "Register a function with @mcp.resource and a variable in its URI.", first: "A template is a resource with variables in its URI. This makes one:", example: '@mcp.resource("shop://books/{isbn}")\ndef book(isbn: str) -> str:\n    """One book."""\n    return f"The book {isbn}"' },
-  prompts: { title: "Prompts", needs: "prompts", load: list("prompts/list", "prompts"), show: prompt, none: "Register a function with @mcp.prompt.", first: "A prompt is a text that people start from. This makes one:", example: '@mcp.prompt\ndef review(code: str) -> str:\n    """Ask for a review."""\n    return f"Review this code:\\n{code}"' },
-  skills: { title: "Skills", needs: "", extension: SKILLS, load: loadSkills, show: skillCard, none: "Offer a folder with mcp.skills.", first: "A skill is a folder of instructions for models. This offers some:", example: 'mcp.skills("skills")' },
-  events: { title: "Events", needs: "", extension: EVENTS, load: loadEvents, show: eventCard, none: "Declare a class with @mcp.event.", first: "", example: "" },
-  tasks: { title: "Tasks", needs: "", extension: TASKS, load: async () => knownTasks(), show: taskCard, none: "Tasks that this tab started are listed here. A task begins when the server answers a tool call with one.", first: "", example: "" },
-  saved: { title: "Saved", plural: "saved calls", needs: "", load: async () => savedCalls(), show: savedCard, none: "Run a tool, press “Save call”, and say what its result must contain. “Run all” then checks every saved call.", first: "", example: "" },
-  server: { title: "Server", needs: "", load: async () => SERVER_ITEMS, show: (item, values) => item.show(item, values), none: "", first: "", example: "" },
+  tools: {
+    title: "Tools",
+    needs: "tools",
+    load: list("tools/list", "tools"),
+    show: tool,
+    none: "Register a function with @mcp.tool.",
+    first: "A tool is a function that models call. This makes one:",
+    example: '@mcp.tool\ndef greet(name: str) -> str:\n    """Say hello to somebody."""\n    return f"Hello, {name}!"'
+  },
+  resources: {
+    title: "Resources",
+    needs: "resources",
+    load: list("resources/list", "resources"),
+    show: resource,
+    none: "Register a function with @mcp.resource.",
+    first: "A resource is something that clients read. This makes one:",
+    example:
+      '@mcp.resource("shop://hours")\ndef hours() -> str:\n    """When the shop is open."""\n    return "Nine to five"'
+  },
+  templates: {
+    title: "Templates",
+    needs: "resources",
+    load: list("resources/templates/list", "resourceTemplates"),
+    show: template,
+    none: "Register a function with @mcp.resource and a variable in its URI.",
+    first: "A template is a resource with variables in its URI. This makes one:",
+    example:
+      '@mcp.resource("shop://books/{isbn}")\ndef book(isbn: str) -> str:\n    """One book."""\n    return f"The book {isbn}"'
+  },
+  prompts: {
+    title: "Prompts",
+    needs: "prompts",
+    load: list("prompts/list", "prompts"),
+    show: prompt,
+    none: "Register a function with @mcp.prompt.",
+    first: "A prompt is a text that people start from. This makes one:",
+    example:
+      '@mcp.prompt\ndef review(code: str) -> str:\n    """Ask for a review."""\n    return f"Review this code:\\n{code}"'
+  },
+  skills: {
+    title: "Skills",
+    needs: "",
+    extension: SKILLS,
+    load: loadSkills,
+    show: skillCard,
+    none: "Offer a folder with mcp.skills.",
+    first: "A skill is a folder of instructions for models. This offers some:",
+    example: 'mcp.skills("skills")'
+  },
+  events: {
+    title: "Events",
+    needs: "",
+    extension: EVENTS,
+    load: loadEvents,
+    show: eventCard,
+    none: "Declare a class with @mcp.event.",
+    first: "",
+    example: ""
+  },
+  tasks: {
+    title: "Tasks",
+    needs: "",
+    extension: TASKS,
+    load: async () => knownTasks(),
+    show: taskCard,
+    none: "Tasks that this tab started are listed here. A task begins when the server answers a tool call with one.",
+    first: "",
+    example: ""
+  },
+  saved: {
+    title: "Saved",
+    plural: "saved calls",
+    needs: "",
+    load: async () => savedCalls(),
+    show: savedCard,
+    none: "Run a tool, press “Save call”, and say what its result must contain. “Run all” then checks every saved call.",
+    first: "",
+    example: ""
+  },
+  server: {
+    title: "Server",
+    needs: "",
+    load: async () => SERVER_ITEMS,
+    show: (item, values) => item.show(item, values),
+    none: "",
+    first: "",
+    example: ""
+  }
 };

@@ -1,6 +1,16 @@
 // Deep links: `/inspect#tool=greet&args={"name":"Ada"}` opens a tool with its values filled in.
 
-const KINDS = { tool: "tools", resource: "resources", template: "templates", prompt: "prompts", skill: "skills", event: "events", task: "tasks", server: "server", saved: "saved" };
+const KINDS = {
+  tool: "tools",
+  resource: "resources",
+  template: "templates",
+  prompt: "prompts",
+  skill: "skills",
+  event: "events",
+  task: "tasks",
+  server: "server",
+  saved: "saved"
+};
 const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [kind, name]));
 
 /** Parse a hash: `{kind, name, values}`; null without an item. */

@@ -6,7 +6,15 @@ import { parseTraceback } from "../render/traceback.js";
 
 const KEPT = 300;
 const RANKS = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
-const LOOKS = { warning: "warn", error: "bad", critical: "bad", alert: "bad", emergency: "bad", notice: "info", info: "info" };
+const LOOKS = {
+  warning: "warn",
+  error: "bad",
+  critical: "bad",
+  alert: "bad",
+  emergency: "bad",
+  notice: "info",
+  info: "info"
+};
 
 let counted = () => {};
 const counts = { notes: 0, logs: 0, bad: 0 };
@@ -31,7 +39,10 @@ function append(list, make) {
 /** Draw new items of the visible list. Items of other lists wait until their list is opened. */
 export function drawNotes() {
   asked = false;
-  for (const [name, empty] of [["notes", "no-notes"], ["logs", "no-logs"]]) {
+  for (const [name, empty] of [
+    ["notes", "no-notes"],
+    ["logs", "no-logs"]
+  ]) {
     const makes = fresh[name];
     const list = $(name);
     if (!makes.length || list.closest("[hidden]")) continue;
@@ -59,13 +70,41 @@ function traceOf(stack) {
   const found = parseTraceback(stack);
   if (!found) return [whole];
   const name = found.file.split(/[/\\]/).at(-1);
-  return [element("details", { className: "trace" }, element("summary", { title: found.file }, element("code", {}, `${name}:${found.line}`), " ", element("code", { className: "source" }, found.code), element("span", { className: "raised", dir: "auto" }, found.raised)), whole)];
+  return [
+    element(
+      "details",
+      { className: "trace" },
+      element(
+        "summary",
+        { title: found.file },
+        element("code", {}, `${name}:${found.line}`),
+        " ",
+        element("code", { className: "source" }, found.code),
+        element("span", { className: "raised", dir: "auto" }, found.raised)
+      ),
+      whole
+    )
+  ];
 }
 
 function log(now, { level = "info", logger, data }, stack = "") {
-  const head = [element("time", { dateTime: now.toISOString() }, clock(now)), element("span", { className: `badge ${LOOKS[level] ?? ""}` }, level), element("span", { className: "what", dir: "auto" }, logger ? element("span", { className: "soft" }, `${logger} `) : "", String(written(data)))];
+  const head = [
+    element("time", { dateTime: now.toISOString() }, clock(now)),
+    element("span", { className: `badge ${LOOKS[level] ?? ""}` }, level),
+    element(
+      "span",
+      { className: "what", dir: "auto" },
+      logger ? element("span", { className: "soft" }, `${logger} `) : "",
+      String(written(data))
+    )
+  ];
   const trace = stack ? traceOf(stack) : [];
-  const item = element("li", {}, typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head), ...trace);
+  const item = element(
+    "li",
+    {},
+    typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head),
+    ...trace
+  );
   item.dataset.rank = RANKS.indexOf(level);
   item.hidden = item.dataset.rank < Number($("log-filter").value);
   return item;
@@ -73,14 +112,28 @@ function log(now, { level = "info", logger, data }, stack = "") {
 
 function notification(now, method, params) {
   const about = params?.uri ?? params?.message ?? params?.reason ?? "";
-  const head = [element("time", { dateTime: now.toISOString() }, clock(now)), element("span", { className: "what", dir: "auto" }, method.replace("notifications/", ""), element("span", { className: "soft" }, about && typeof about === "string" ? ` ${about}` : ""))];
+  const head = [
+    element("time", { dateTime: now.toISOString() }, clock(now)),
+    element(
+      "span",
+      { className: "what", dir: "auto" },
+      method.replace("notifications/", ""),
+      element("span", { className: "soft" }, about && typeof about === "string" ? ` ${about}` : "")
+    )
+  ];
   return element("li", {}, folded(head, params ?? {}));
 }
 
 /** Create a line that expands to the full data. */
 function folded(head, whole) {
   const details = element("details", {}, element("summary", { className: "log-line" }, ...head));
-  details.addEventListener("toggle", () => details.open && details.childElementCount === 1 && details.append(element("pre", { tabIndex: 0, "aria-label": "Data", dir: "ltr" }, ...colored(pretty(whole)))));
+  details.addEventListener(
+    "toggle",
+    () =>
+      details.open &&
+      details.childElementCount === 1 &&
+      details.append(element("pre", { tabIndex: 0, "aria-label": "Data", dir: "ltr" }, ...colored(pretty(whole))))
+  );
   return details;
 }
 
@@ -106,7 +159,10 @@ export function noteLog(records) {
 }
 
 export function clearNotes() {
-  for (const [list, empty] of [["notes", "no-notes"], ["logs", "no-logs"]]) {
+  for (const [list, empty] of [
+    ["notes", "no-notes"],
+    ["logs", "no-logs"]
+  ]) {
     fresh[list] = [];
     $(list).replaceChildren();
     $(empty).hidden = false;
@@ -115,7 +171,9 @@ export function clearNotes() {
   tell();
 }
 
-$("log-filter").append(...RANKS.map((level, rank) => element("option", { value: String(rank) }, rank ? `${level} and above` : "all levels")));
+$("log-filter").append(
+  ...RANKS.map((level, rank) => element("option", { value: String(rank) }, rank ? `${level} and above` : "all levels"))
+);
 $("log-filter").addEventListener("change", () => {
   for (const item of $("logs").children) item.hidden = item.dataset.rank < Number($("log-filter").value);
 });

@@ -35,7 +35,7 @@ const LINE = "millstream.inspect.line"; // transport, revision, and server of th
 const CHANGED = {
   "notifications/tools/list_changed": ["tools"],
   "notifications/prompts/list_changed": ["prompts"],
-  "notifications/resources/list_changed": ["resources", "templates"],
+  "notifications/resources/list_changed": ["resources", "templates"]
 };
 
 let kind = "tools";
@@ -56,7 +56,12 @@ const unfolded = new Map(); // group -> whether the user opened or closed it
 let ownTags = {}; // tags of this server's tools, which its list doesn't contain
 
 const tags = (item) => (kind !== "tools" ? [] : session.via ? tagsOf(item) : (ownTags[item.name] ?? tagsOf(item)));
-const fits = (item, words) => words.every((word) => `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""} ${tags(item).join(" ")}`.toLowerCase().includes(word));
+const fits = (item, words) =>
+  words.every((word) =>
+    `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""} ${tags(item).join(" ")}`
+      .toLowerCase()
+      .includes(word)
+  );
 const matching = () => (offered[kind] ?? []).filter((item) => fits(item, $("filter").value.toLowerCase().split(/\s+/)));
 
 /** Return the rows of the list: the matching items in the selected order, with the headings of their groups. */
@@ -69,7 +74,16 @@ function ordered(found) {
 const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
 
 const items = new LongList($("items"), {
-  row: (item) => ("group" in item ? headOf(item) : kind === "saved" ? savedRow(item) : [element("strong", {}, labelOf(item)), kind === "tasks" ? taskMark(item) : costed(item), element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])]),
+  row: (item) =>
+    "group" in item
+      ? headOf(item)
+      : kind === "saved"
+        ? savedRow(item)
+        : [
+            element("strong", {}, labelOf(item)),
+            kind === "tasks" ? taskMark(item) : costed(item),
+            element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])
+          ],
   head: (item) => "group" in item,
   choose: (item) => {
     if ("group" in item) return fold(item);
@@ -77,17 +91,37 @@ const items = new LongList($("items"), {
     view("detail");
     $("pane").focus({ preventScroll: true });
   },
-  height: (item) => Number.parseFloat(getComputedStyle($("items")).getPropertyValue("group" in item ? "--head" : "--row")) * 16,
+  height: (item) =>
+    Number.parseFloat(getComputedStyle($("items")).getPropertyValue("group" in item ? "--head" : "--row")) * 16
 });
 
-const costed = (item) => (kind === "tools" && $("order").value === "tokens" ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item))) : "");
-const headOf = ({ group, size, closed: folded }) => [icon(folded ? "next" : "fold"), element("span", { className: "group-name", dir: "auto" }, group), element("span", { className: "count" }, String(size)), element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", folded ? "closed" : "open")];
+const costed = (item) =>
+  kind === "tools" && $("order").value === "tokens"
+    ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item)))
+    : "";
+const headOf = ({ group, size, closed: folded }) => [
+  icon(folded ? "next" : "fold"),
+  element("span", { className: "group-name", dir: "auto" }, group),
+  element("span", { className: "count" }, String(size)),
+  element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", folded ? "closed" : "open")
+];
 
 /** Return the row of a saved call: its name, its target, and whether it passed. */
 function savedRow(call) {
   const outcome = outcomeOf(call);
-  const mark = outcome ? element("span", { className: `mark ${outcome.good ? "good" : "bad"}` }, icon(outcome.good ? "check" : "close"), element("span", { className: "visually-hidden" }, outcome.good ? "passes" : "fails")) : element("span", { className: "mark soft" }, icon("play"));
-  return [element("strong", {}, call.name), element("span", {}, call.from === call.name ? call.method : call.from), mark];
+  const mark = outcome
+    ? element(
+        "span",
+        { className: `mark ${outcome.good ? "good" : "bad"}` },
+        icon(outcome.good ? "check" : "close"),
+        element("span", { className: "visually-hidden" }, outcome.good ? "passes" : "fails")
+      )
+    : element("span", { className: "mark soft" }, icon("play"));
+  return [
+    element("strong", {}, call.name),
+    element("span", {}, call.from === call.name ? call.method : call.from),
+    mark
+  ];
 }
 
 /** Open or close a group. */
@@ -97,17 +131,23 @@ function fold({ group, closed }) {
   items.activate((item) => item.group === group);
 }
 
-const kinds = tabs($("kinds"), Object.entries(KINDS).map(([id, { title }]) => ({ id, title, panel: "offers" })), (name) => {
-  open(name);
-  view("list");
-});
+const kinds = tabs(
+  $("kinds"),
+  Object.entries(KINDS).map(([id, { title }]) => ({ id, title, panel: "offers" })),
+  (name) => {
+    open(name);
+    view("list");
+  }
+);
 for (const [name, { extension }] of Object.entries(KINDS)) kinds.hide(name, Boolean(extension));
 
 /** Whether the server has an extension at this revision. Tasks need the per-request era. */
 function announces(extension) {
   if (!extension) return true;
   if (extension === TASKS && session.client?.handshake) return false;
-  return Boolean(session.server.capabilities?.extensions?.[extension] ?? session.server.capabilities?.experimental?.[extension]);
+  return Boolean(
+    session.server.capabilities?.extensions?.[extension] ?? session.server.capabilities?.experimental?.[extension]
+  );
 }
 
 async function load(name) {
@@ -132,7 +172,10 @@ function drawItems() {
   const there = offered[kind]?.length;
   $("items").hidden = found.length === 0;
   $("no-items").hidden = found.length > 0 || !begun;
-  $("no-items").replaceChildren(element("strong", {}, there ? "No matches" : `No ${KINDS[kind].plural ?? kind}`), there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none));
+  $("no-items").replaceChildren(
+    element("strong", {}, there ? "No matches" : `No ${KINDS[kind].plural ?? kind}`),
+    there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none)
+  );
 }
 
 /** Draw the footer: the cost of the tools, the order of the list, or the summary of saved calls. */
@@ -153,10 +196,31 @@ function drawFoot() {
 /** Return the placeholder for an empty kind, with an example for developers of this server. */
 function nothing(name) {
   const { none, first, example, plural = name } = KINDS[name];
-  if (session.via || refused[name] || !begun || !example) return element("p", { className: "empty narrow-only" }, element("strong", {}, `No ${plural}`), refused[name] ?? none);
-  const code = copyable(element("pre", { tabIndex: 0, "aria-label": "Example", dir: "ltr" }, example), "Copy the example");
-  const then = element("p", { className: "small" }, "Save the file and restart the server. This page reconnects automatically. With ", element("code", {}, "millstream dev"), ", saving is enough.");
-  return element("section", { className: "empty first", "aria-label": "How to begin" }, element("p", {}, first), code, then);
+  if (session.via || refused[name] || !begun || !example)
+    return element(
+      "p",
+      { className: "empty narrow-only" },
+      element("strong", {}, `No ${plural}`),
+      refused[name] ?? none
+    );
+  const code = copyable(
+    element("pre", { tabIndex: 0, "aria-label": "Example", dir: "ltr" }, example),
+    "Copy the example"
+  );
+  const then = element(
+    "p",
+    { className: "small" },
+    "Save the file and restart the server. This page reconnects automatically. With ",
+    element("code", {}, "millstream dev"),
+    ", saving is enough."
+  );
+  return element(
+    "section",
+    { className: "empty first", "aria-label": "How to begin" },
+    element("p", {}, first),
+    code,
+    then
+  );
 }
 
 /** Show a kind: its list, and the item that was last open. */
@@ -184,7 +248,11 @@ function show(item, values = null) {
 /** Open an item by name, from a link, the history, or a result. Resources don't have to be listed. */
 function jump({ kind: name, name: wanted, values }) {
   const named = (offered[name] ?? []).find((item) => item.name === wanted || item.uri === wanted);
-  const item = named ?? (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted) ? { name: wanted, uri: wanted, described: false, description: "A resource that isn't listed." } : null);
+  const item =
+    named ??
+    (name === "resources" && /^[a-z][\w+.-]*:/i.test(wanted)
+      ? { name: wanted, uri: wanted, described: false, description: "A resource that isn't listed." }
+      : null);
   if (!item) return toast(`${wanted} isn't in the list of ${name}.`, "bad");
   kind = name;
   kinds.choose(name, false);
@@ -234,7 +302,9 @@ async function signIn(error) {
     kinds.count(name, "");
   }
   drawItems();
-  $("detail").replaceChildren(signInCard(session.via, error, asked ? links.write(asked.kind, asked.name, asked.values) : ""));
+  $("detail").replaceChildren(
+    signInCard(session.via, error, asked ? links.write(asked.kind, asked.name, asked.values) : "")
+  );
   view("detail");
 }
 
@@ -296,19 +366,28 @@ function view(name) {
   for (const button of $("views").children) button.ariaCurrent = String(button.dataset.view === name);
 }
 
-const activity = tabs($("activity-tabs"), [
-  { id: "messages", title: "Messages", panel: "panel-messages" },
-  { id: "runs", title: "History", panel: "panel-history" },
-  { id: "notes", title: "Notifications", panel: "panel-notes" },
-  { id: "logs", title: "Logs", panel: "panel-logs" },
-], drawNotes);
+const activity = tabs(
+  $("activity-tabs"),
+  [
+    { id: "messages", title: "Messages", panel: "panel-messages" },
+    { id: "runs", title: "History", panel: "panel-history" },
+    { id: "notes", title: "Notifications", panel: "panel-notes" },
+    { id: "logs", title: "Logs", panel: "panel-logs" }
+  ],
+  drawNotes
+);
 const moments = (number) => (number > 999 ? "999+" : number || "");
 
 function editAndResend(method, { _meta, inputResponses, requestState, ...params }) {
   jump({ kind: "server", name: SERVER.any, values: { method, params } });
 }
 
-const exportTranscript = () => save(`${session.server.serverInfo?.name ?? "mcp"}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.jsonl`, traffic.transcript(), "application/jsonl");
+const exportTranscript = () =>
+  save(
+    `${session.server.serverInfo?.name ?? "mcp"}-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.jsonl`,
+    traffic.transcript(),
+    "application/jsonl"
+  );
 const clearAll = { messages: traffic.clear, runs: clearHistory, notes: clearNotes, logs: clearNotes };
 
 /** Update the saved calls; `call` is the changed one, if it's only one. */
@@ -340,7 +419,10 @@ $("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => 
 $("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
 $("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "not asked for")));
 let wantedServer = "";
-[session.transport, session.revision, wantedServer = ""] = JSON.parse(sessionStorage.getItem(LINE)) ?? [session.transport, session.revision];
+[session.transport, session.revision, wantedServer = ""] = JSON.parse(sessionStorage.getItem(LINE)) ?? [
+  session.transport,
+  session.revision
+];
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
 $("connection").addEventListener("submit", (event) => (event.preventDefault(), again()));
 $("server").addEventListener("change", again);
@@ -361,10 +443,20 @@ $("order").addEventListener("change", () => {
   drawItems();
 });
 makeResizable($("offers-pane"), { grid: $("main"), name: "--offers", label: "Width of the list", min: 180, rest: 620 });
-makeResizable($("activity-pane"), { grid: $("main"), name: "--activity", label: "Width of the activity", min: 240, rest: 560, before: true });
+makeResizable($("activity-pane"), {
+  grid: $("main"),
+  name: "--activity",
+  label: "Width of the activity",
+  min: 240,
+  rest: 560,
+  before: true
+});
 $("filter").addEventListener("input", drawItems);
 $("filter").addEventListener("keydown", (event) => items.key(event));
-$("views").addEventListener("click", (event) => event.target.closest("button") && view(event.target.closest("button").dataset.view));
+$("views").addEventListener(
+  "click",
+  (event) => event.target.closest("button") && view(event.target.closest("button").dataset.view)
+);
 $("back").addEventListener("click", () => view("list"));
 $("export").addEventListener("click", exportTranscript);
 $("clear").addEventListener("click", () => clearAll[activity.current()]());
@@ -379,24 +471,50 @@ addEventListener("pageshow", (event) => event.persisted && connect().catch(() =>
 
 shortcut("/", "Filter the list", () => (view("list"), $("filter").focus()));
 // Forms and questions handle this key themselves.
-shortcut("mod+enter", "Run what's open", () => document.querySelector("dialog[open]") ? document.querySelector("#question[open] form")?.requestSubmit() : $("detail").querySelector("form")?.requestSubmit());
-Object.keys(KINDS).forEach((name, index) => shortcut(String(index + 1), `Show ${KINDS[name].title.toLowerCase()}`, () => announces(KINDS[name].extension) && (open(name), view("list"), $("items").focus())));
+shortcut("mod+enter", "Run what's open", () =>
+  document.querySelector("dialog[open]")
+    ? document.querySelector("#question[open] form")?.requestSubmit()
+    : $("detail").querySelector("form")?.requestSubmit()
+);
+Object.keys(KINDS).forEach((name, index) =>
+  shortcut(
+    String(index + 1),
+    `Show ${KINDS[name].title.toLowerCase()}`,
+    () => announces(KINDS[name].extension) && (open(name), view("list"), $("items").focus())
+  )
+);
 commands(() => [
   ...(current() ? [{ title: "Copy a link to this", group: "This page", icon: "link", run: copyLink }] : []),
   { title: "Reconnect", group: "This page", icon: "reload", run: again },
-  { title: "Connection settings: headers, key, capabilities", group: "This page", icon: "settings", run: () => openSettings() },
+  {
+    title: "Connection settings: headers, key, capabilities",
+    group: "This page",
+    icon: "settings",
+    run: () => openSettings()
+  },
   { title: "Export the messages", group: "This page", icon: "download", run: exportTranscript },
-  ...Object.entries(offered).flatMap(([name, list]) => list.map((item) => ({ title: labelOf(item), hint: item.description ?? "", group: KINDS[name].title, icon: "next", run: () => jump({ kind: name, name: item.name, values: null }) }))),
+  ...Object.entries(offered).flatMap(([name, list]) =>
+    list.map((item) => ({
+      title: labelOf(item),
+      hint: item.description ?? "",
+      group: KINDS[name].title,
+      icon: "next",
+      run: () => jump({ kind: name, name: item.name, values: null })
+    }))
+  )
 ]);
 
-traffic.connect({ edit: editAndResend, count: (total, failed) => activity.count("messages", moments(total), failed ? "bad" : "") });
+traffic.connect({
+  edit: editAndResend,
+  count: (total, failed) => activity.count("messages", moments(total), failed ? "bad" : "")
+});
 connectHistory({ open: jump, count: (total) => activity.count("runs", moments(total)) });
 connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
 connectKinds({ tools: () => offered.tools ?? [] });
 connectTasks({ change: tasksChanged });
 connectItems({
   open: (uri) => jump({ kind: "resources", name: uri, values: null }),
-  redo: () => (show(current()), $("detail").querySelector(".fields :is(input, textarea, select)")?.focus()),
+  redo: () => (show(current()), $("detail").querySelector(".fields :is(input, textarea, select)")?.focus())
 });
 connectSaved({ change: savedChanged, open: ({ kind: of, from, values }) => jump({ kind: of, name: from, values }) });
 $("run-all").addEventListener("click", runAll);
@@ -407,7 +525,16 @@ $("saved-file").addEventListener("change", async () => {
   $("saved-file").value = "";
 });
 connectSettings(again);
-connectSession({ sent: (message, how) => traffic.record(true, message, how), got: (message, how) => traffic.record(false, message, how), failed: traffic.fail, ask, notified, state, ready, signIn });
+connectSession({
+  sent: (message, how) => traffic.record(true, message, how),
+  got: (message, how) => traffic.record(false, message, how),
+  failed: traffic.fail,
+  ask,
+  notified,
+  state,
+  ready,
+  signIn
+});
 view("list");
 [session.endpoint] = await Promise.all([findEndpoint().catch(() => session.endpoint), offerServers().catch(() => {})]);
 const before = others.find(({ url }) => url === wantedServer);

@@ -19,7 +19,8 @@ let made = 0;
  */
 export function ask(method, params, signal) {
   const make = KINDS[method];
-  if (!make) return Promise.reject(Object.assign(new Error(`This client doesn't support ${method}.`), { code: -32601 }));
+  if (!make)
+    return Promise.reject(Object.assign(new Error(`This client doesn't support ${method}.`), { code: -32601 }));
   if (method === "roots/list" && roots().length) return Promise.resolve({ roots: roots() });
   const answer = turn.then(() => put(make(params), signal));
   turn = answer.catch(() => {});
@@ -60,13 +61,23 @@ function put(question, signal) {
       event.preventDefault();
       finish(question.cancel);
     });
-    if (signal) on(signal, "abort", () => finish(() => { throw signal.reason; }));
-    if (signal?.aborted) finish(() => { throw signal.reason; });
+    if (signal)
+      on(signal, "abort", () =>
+        finish(() => {
+          throw signal.reason;
+        })
+      );
+    if (signal?.aborted)
+      finish(() => {
+        throw signal.reason;
+      });
     else {
       dialog.showModal();
       guard(dialog, ["question-accept", "question-decline", "question-cancel"].map($), over.signal);
       // Focus the first input, not the content above it.
-      [...$("question-body").querySelectorAll("input, select, textarea")].find((each) => each.checkVisibility())?.focus();
+      [...$("question-body").querySelectorAll("input, select, textarea")]
+        .find((each) => each.checkVisibility())
+        ?.focus();
     }
   });
 }
@@ -91,7 +102,7 @@ function link(params, common) {
   const safe = /^https?:\/\//i.test(params.url);
   const body = [
     element("p", {}, "The server wants you to open this address. Check it first:"),
-    element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, params.url),
+    element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, params.url)
   ];
   const accept = () => {
     if (!safe) {
@@ -111,14 +122,33 @@ const REPLY = {
   properties: {
     reply: { type: "string", title: "Reply of the model" },
     model: { type: "string", title: "Model", default: "person" },
-    stopReason: { type: "string", title: "Why it stopped", enum: ["endTurn", "maxTokens", "stopSequence", "toolUse"], default: "endTurn" },
-  },
+    stopReason: {
+      type: "string",
+      title: "Why it stopped",
+      enum: ["endTurn", "maxTokens", "stopSequence", "toolUse"],
+      default: "endTurn"
+    }
+  }
 };
 
 /** Let the user answer as the model: as text, or as a JSON result that may contain tool calls. */
 function sampling(params) {
-  const asked = (params.messages ?? []).map((message) => element("div", { className: `said ${message.role}` }, element("p", { className: "soft small" }, message.role), ...[message.content].flat().flatMap((each) => nodes(each, () => {}))));
-  const limits = Object.entries({ "System prompt": params.systemPrompt, "At most": params.maxTokens && `${params.maxTokens} tokens`, Temperature: params.temperature, Stop: params.stopSequences?.join(", "), Models: params.modelPreferences && pretty(params.modelPreferences), Tools: params.tools?.map(({ name }) => name).join(", ") })
+  const asked = (params.messages ?? []).map((message) =>
+    element(
+      "div",
+      { className: `said ${message.role}` },
+      element("p", { className: "soft small" }, message.role),
+      ...[message.content].flat().flatMap((each) => nodes(each, () => {}))
+    )
+  );
+  const limits = Object.entries({
+    "System prompt": params.systemPrompt,
+    "At most": params.maxTokens && `${params.maxTokens} tokens`,
+    Temperature: params.temperature,
+    Stop: params.stopSequences?.join(", "),
+    Models: params.modelPreferences && pretty(params.modelPreferences),
+    Tools: params.tools?.map(({ name }) => name).join(", ")
+  })
     .filter(([, value]) => value !== undefined && value !== "")
     .map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, String(value))));
   const form = schemaForm(REPLY, { id: `question-${++made}`, label: "Result as JSON" });
@@ -126,31 +156,67 @@ function sampling(params) {
   const raw = schemaForm({ type: "object" }, { id: `question-${++made}`, label: "Result as JSON" });
   raw.write(whole);
   raw.node.hidden = true;
-  const buttons = ["Form", "JSON"].map((name) => element("button", { type: "button", "aria-pressed": String(name === "Form") }, name));
-  buttons.forEach((button, place) => button.addEventListener("click", () => {
-    [form.node.hidden, raw.node.hidden] = [place === 1, place === 0];
-    buttons.forEach((each, other) => (each.ariaPressed = String(other === place)));
-  }));
+  const buttons = ["Form", "JSON"].map((name) =>
+    element("button", { type: "button", "aria-pressed": String(name === "Form") }, name)
+  );
+  buttons.forEach((button, place) =>
+    button.addEventListener("click", () => {
+      [form.node.hidden, raw.node.hidden] = [place === 1, place === 0];
+      buttons.forEach((each, other) => (each.ariaPressed = String(other === place)));
+    })
+  );
   const turn = element("div", { className: "segments", role: "group", "aria-label": "Edit as" }, ...buttons);
   const accept = () => {
     if (!raw.node.hidden) return raw.read();
     const found = form.read();
-    return found && { role: "assistant", content: { type: "text", text: found.reply }, model: found.model ?? "person", stopReason: found.stopReason ?? "endTurn" };
+    return (
+      found && {
+        role: "assistant",
+        content: { type: "text", text: found.reply },
+        model: found.model ?? "person",
+        stopReason: found.stopReason ?? "endTurn"
+      }
+    );
   };
   return {
-    kind: "The server asks for a completion", title: "What should the model answer?",
+    kind: "The server asks for a completion",
+    title: "What should the model answer?",
     body: [element("dl", { className: "facts" }, ...limits), ...asked, form.node, raw.node, form.summary],
-    turn, accept, decline: refuse("allow the sampling"), cancel: refuse("answer"),
+    turn,
+    accept,
+    decline: refuse("allow the sampling"),
+    cancel: refuse("answer")
   };
 }
 
 function asked() {
   const lines = element("textarea", { id: "question-roots", placeholder: "file:///home/me/project" });
-  const hint = element("span", { className: "hint", id: "question-roots-hint" }, "Enter one file:// address per line. You can leave this empty. Roots that you set under Server are sent without asking.");
+  const hint = element(
+    "span",
+    { className: "hint", id: "question-roots-hint" },
+    "Enter one file:// address per line. You can leave this empty. Roots that you set under Server are sent without asking."
+  );
   lines.setAttribute("aria-describedby", hint.id);
-  const field = element("div", { className: "field" }, element("label", { htmlFor: "question-roots" }, "Roots"), lines, hint);
-  const accept = () => ({ roots: lines.value.split(/\s+/).filter(Boolean).map((uri) => ({ uri })) });
-  return { kind: "The server asks for roots", title: "Which folders do you share?", body: [field], accept, cancel: refuse("answer") };
+  const field = element(
+    "div",
+    { className: "field" },
+    element("label", { htmlFor: "question-roots" }, "Roots"),
+    lines,
+    hint
+  );
+  const accept = () => ({
+    roots: lines.value
+      .split(/\s+/)
+      .filter(Boolean)
+      .map((uri) => ({ uri }))
+  });
+  return {
+    kind: "The server asks for roots",
+    title: "Which folders do you share?",
+    body: [field],
+    accept,
+    cancel: refuse("answer")
+  };
 }
 
 const KINDS = { "elicitation/create": elicitation, "sampling/createMessage": sampling, "roots/list": asked };

@@ -69,12 +69,20 @@ const isObject = (value) => value !== null && typeof value === "object" && !Arra
 /** Validate a stored or imported call; null if it's invalid. */
 function clean(given, server) {
   if (!isObject(given) || !(given.method in METHODS) || !isObject(given.params)) return null;
-  const checks = (Array.isArray(given.checks) ? given.checks : []).filter((each) => isObject(each) && typeof each.path === "string" && Object.hasOwn(RELATIONS, each.relation)).slice(0, MAX_CHECKS);
+  const checks = (Array.isArray(given.checks) ? given.checks : [])
+    .filter((each) => isObject(each) && typeof each.path === "string" && Object.hasOwn(RELATIONS, each.relation))
+    .slice(0, MAX_CHECKS);
   const kind = given.kind === "templates" && given.method === "resources/read" ? "templates" : METHODS[given.method];
   return {
-    name: String(given.name || given.from || given.method).slice(0, 120), server: String(server ?? ""), kind, from: String(given.from ?? given.params.name ?? given.params.uri ?? ""),
-    values: isObject(given.values) ? given.values : {}, method: given.method, params: given.params, fails: given.fails === true,
-    checks: checks.map(({ path, relation, value }) => ({ path, relation, value: String(value ?? "") })),
+    name: String(given.name || given.from || given.method).slice(0, 120),
+    server: String(server ?? ""),
+    kind,
+    from: String(given.from ?? given.params.name ?? given.params.uri ?? ""),
+    values: isObject(given.values) ? given.values : {},
+    method: given.method,
+    params: given.params,
+    fails: given.fails === true,
+    checks: checks.map(({ path, relation, value }) => ({ path, relation, value: String(value ?? "") }))
   };
 }
 
@@ -89,7 +97,10 @@ function unused(name) {
 
 /** Save a call. `last` is its newest outcome, if it was run. */
 export function keep({ kind, from, values, method, params }, last) {
-  const call = clean({ kind, from, values, method, params, name: unused(from), fails: last?.good === false, checks: [] }, here());
+  const call = clean(
+    { kind, from, values, method, params, name: unused(from), fails: last?.good === false, checks: [] },
+    here()
+  );
   all.push(call);
   if (all.length > KEPT) all.shift();
   if (last?.result) outcomes.set(call, { good: true, problems: [], result: last.result, ms: last.ms });
@@ -118,13 +129,21 @@ async function run(call, signal) {
     if (!(error instanceof RpcError)) {
       return judged(call, { good: false, problems: [say(error)], result: null, ms: performance.now() - started });
     }
-    result = { error: { code: error.code, message: error.message, ...(error.data === undefined ? {} : { data: error.data }) } };
+    result = {
+      error: { code: error.code, message: error.message, ...(error.data === undefined ? {} : { data: error.data }) }
+    };
     failed = true;
   }
-  const problems = failed === call.fails ? [] : [failed ? `It failed: ${result.error?.message ?? result.content?.[0]?.text ?? ""}` : "It didn't fail."];
+  const problems =
+    failed === call.fails
+      ? []
+      : [failed ? `It failed: ${result.error?.message ?? result.content?.[0]?.text ?? ""}` : "It didn't fail."];
   for (const check of call.checks) {
     const { good, found, problem } = judge(check, result);
-    if (!good) problems.push(`${check.path || "The result"} ${RELATIONS[check.relation]}${WITHOUT_VALUE.includes(check.relation) ? "" : ` ${check.value}`}: ${problem ?? `it's ${found === undefined ? "missing" : JSON.stringify(found).slice(0, 200)}`}`);
+    if (!good)
+      problems.push(
+        `${check.path || "The result"} ${RELATIONS[check.relation]}${WITHOUT_VALUE.includes(check.relation) ? "" : ` ${check.value}`}: ${problem ?? `it's ${found === undefined ? "missing" : JSON.stringify(found).slice(0, 200)}`}`
+      );
   }
   judged(call, { good: !problems.length, problems, result, ms: performance.now() - started });
 }
@@ -147,10 +166,21 @@ export function summary() {
   const calls = savedCalls();
   const done = calls.map(outcomeOf).filter(Boolean);
   const good = done.filter((each) => each.good).length;
-  return { running: stop !== null, total: calls.length, done: done.length, good, text: !done.length ? `${calls.length} ${calls.length === 1 ? "call" : "calls"}` : `${good} of ${done.length} pass` };
+  return {
+    running: stop !== null,
+    total: calls.length,
+    done: done.length,
+    good,
+    text: !done.length ? `${calls.length} ${calls.length === 1 ? "call" : "calls"}` : `${good} of ${done.length} pass`
+  };
 }
 
-export const exportCalls = () => saveFile(`${session.server.serverInfo?.name ?? "mcp"}-calls.json`, `${pretty({ format: FORMAT, version: 1, calls: savedCalls().map(({ server, ...call }) => call) })}\n`, "application/json");
+export const exportCalls = () =>
+  saveFile(
+    `${session.server.serverInfo?.name ?? "mcp"}-calls.json`,
+    `${pretty({ format: FORMAT, version: 1, calls: savedCalls().map(({ server, ...call }) => call) })}\n`,
+    "application/json"
+  );
 
 /** Import calls from a file. */
 export async function importCalls(file) {
@@ -160,7 +190,9 @@ export async function importCalls(file) {
   } catch {
     // Reported below.
   }
-  const calls = (found?.format === FORMAT && Array.isArray(found.calls) ? found.calls : []).map((each) => clean(each, here())).filter(Boolean);
+  const calls = (found?.format === FORMAT && Array.isArray(found.calls) ? found.calls : [])
+    .map((each) => clean(each, here()))
+    .filter(Boolean);
   if (!calls.length) return toast(`${file.name} has no calls. Choose a file that this page has exported.`, "bad");
   for (const call of calls.slice(0, KEPT)) all.push({ ...call, name: unused(call.name) });
   all = all.slice(-KEPT);
@@ -176,10 +208,31 @@ let shown = null; // the open call, and the function that redraws its outcome
 
 /** Create the fields of a check. */
 function checkRow(check, { list, edited, remove }) {
-  const path = element("input", { value: check.path, placeholder: "structuredContent.total", "aria-label": "Place in the result", autocomplete: "off", spellcheck: false, list: list.id });
-  const relation = element("select", { "aria-label": "Relation" }, ...Object.entries(RELATIONS).map(([value, title]) => element("option", { value }, title)));
-  const value = element("input", { value: check.value, placeholder: "Value", "aria-label": "Value", autocomplete: "off", spellcheck: false });
-  const away = element("button", { type: "button", className: "quiet small square", title: "Remove", "aria-label": "Remove this check" }, icon("close"));
+  const path = element("input", {
+    value: check.path,
+    placeholder: "structuredContent.total",
+    "aria-label": "Place in the result",
+    autocomplete: "off",
+    spellcheck: false,
+    list: list.id
+  });
+  const relation = element(
+    "select",
+    { "aria-label": "Relation" },
+    ...Object.entries(RELATIONS).map(([value, title]) => element("option", { value }, title))
+  );
+  const value = element("input", {
+    value: check.value,
+    placeholder: "Value",
+    "aria-label": "Value",
+    autocomplete: "off",
+    spellcheck: false
+  });
+  const away = element(
+    "button",
+    { type: "button", className: "quiet small square", title: "Remove", "aria-label": "Remove this check" },
+    icon("close")
+  );
   relation.value = check.relation;
   const show = () => (value.hidden = WITHOUT_VALUE.includes(relation.value));
   const take = () => {
@@ -190,7 +243,8 @@ function checkRow(check, { list, edited, remove }) {
   value.addEventListener("focus", () => {
     // The value in the last result is most likely the expected one.
     const found = at(list.result, path.value.trim());
-    if (!value.value && found !== undefined && relation.value === "equals") value.value = typeof found === "string" ? found : JSON.stringify(found);
+    if (!value.value && found !== undefined && relation.value === "equals")
+      value.value = typeof found === "string" ? found : JSON.stringify(found);
     value.select();
     take();
   });
@@ -205,17 +259,45 @@ function verdict(call) {
   const outcome = outcomeOf(call);
   if (!outcome) return [];
   const { good, problems, result, ms } = outcome;
-  const list = problems.length ? [element("ul", { className: "problems", "aria-label": "What doesn't hold" }, ...problems.map((each) => element("li", { dir: "auto" }, each)))] : [];
+  const list = problems.length
+    ? [
+        element(
+          "ul",
+          { className: "problems", "aria-label": "What doesn't hold" },
+          ...problems.map((each) => element("li", { dir: "auto" }, each))
+        )
+      ]
+    : [];
   const shown = result ? [copyable(jsonBlock(result, "Result as JSON"), "Copy the result")] : [];
-  return [element("div", { className: "row" }, element("span", { className: `badge ${good ? "good" : "bad"}` }, good ? "Pass" : "Fail"), element("span", { className: "soft small" }, `${figure(ms)} ms`)), ...list, ...shown];
+  return [
+    element(
+      "div",
+      { className: "row" },
+      element("span", { className: `badge ${good ? "good" : "bad"}` }, good ? "Pass" : "Fail"),
+      element("span", { className: "soft small" }, `${figure(ms)} ms`)
+    ),
+    ...list,
+    ...shown
+  ];
 }
 
 /** Return the nodes of a call: its request, its checks, and its outcome. */
 export function savedCard(call) {
   const id = `saved-${++made}`;
   const list = element("datalist", { id: `${id}-paths` });
-  const name = element("input", { id: `${id}-name`, value: call.name, autocomplete: "off", spellcheck: false, maxLength: 120 });
-  const must = element("select", { id: `${id}-must` }, element("option", { value: "" }, "It succeeds"), element("option", { value: "fails" }, "It fails"));
+  const name = element("input", {
+    id: `${id}-name`,
+    value: call.name,
+    autocomplete: "off",
+    spellcheck: false,
+    maxLength: 120
+  });
+  const must = element(
+    "select",
+    { id: `${id}-must` },
+    element("option", { value: "" }, "It succeeds"),
+    element("option", { value: "fails" }, "It fails")
+  );
   must.value = call.fails ? "fails" : "";
   const rows = element("div", { className: "stack tight", role: "group", "aria-label": "Checks" });
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
@@ -227,12 +309,21 @@ export function savedCard(call) {
     store();
     changed(call);
   };
-  const draw = () => rows.replaceChildren(...call.checks.map((check) => checkRow(check, { list, edited, remove: () => {
-    call.checks.splice(call.checks.indexOf(check), 1);
-    draw();
-    edited();
-    add.focus();
-  } })));
+  const draw = () =>
+    rows.replaceChildren(
+      ...call.checks.map((check) =>
+        checkRow(check, {
+          list,
+          edited,
+          remove: () => {
+            call.checks.splice(call.checks.indexOf(check), 1);
+            draw();
+            edited();
+            add.focus();
+          }
+        })
+      )
+    );
   const add = element("button", { type: "button", className: "quiet small" }, icon("add"), "Add a check");
   add.addEventListener("click", () => {
     if (call.checks.length >= MAX_CHECKS) return;
@@ -249,10 +340,19 @@ export function savedCard(call) {
   const open = element("button", { type: "button" }, icon("edit"), "Open the form");
   const remove = element("button", { type: "button", className: "quiet" }, icon("trash"), "Delete");
   const form = element(
-    "form", { className: "stack", "aria-label": call.name, noValidate: true },
+    "form",
+    { className: "stack", "aria-label": call.name, noValidate: true },
     element("div", { className: "field" }, element("label", { htmlFor: name.id }, "Name"), name),
-    element("div", { className: "field" }, element("label", { htmlFor: must.id }, "What must hold"), must, rows, element("div", {}, add), list),
-    element("div", { className: "row actions" }, button, open, remove),
+    element(
+      "div",
+      { className: "field" },
+      element("label", { htmlFor: must.id }, "What must hold"),
+      must,
+      rows,
+      element("div", {}, add),
+      list
+    ),
+    element("div", { className: "row actions" }, button, open, remove)
   );
   name.addEventListener("change", () => {
     const wanted = name.value.trim() || call.from;
@@ -280,7 +380,26 @@ export function savedCard(call) {
   draw();
   show();
   shown = { call, draw: show };
-  const sent = element("details", {}, element("summary", {}, "What it sends"), copyable(jsonBlock({ method: call.method, params: call.params }, "Request"), "Copy the request"));
-  const header = element("header", { className: "stack tight" }, element("h2", { dir: "auto" }, call.name), element("p", { className: "sub code soft", dir: "auto" }, `${call.method} ${call.from}`));
-  return [element("article", { className: "card stack", "aria-label": call.name }, header, form, element("div", { className: "folds" }, sent)), output];
+  const sent = element(
+    "details",
+    {},
+    element("summary", {}, "What it sends"),
+    copyable(jsonBlock({ method: call.method, params: call.params }, "Request"), "Copy the request")
+  );
+  const header = element(
+    "header",
+    { className: "stack tight" },
+    element("h2", { dir: "auto" }, call.name),
+    element("p", { className: "sub code soft", dir: "auto" }, `${call.method} ${call.from}`)
+  );
+  return [
+    element(
+      "article",
+      { className: "card stack", "aria-label": call.name },
+      header,
+      form,
+      element("div", { className: "folds" }, sent)
+    ),
+    output
+  ];
 }

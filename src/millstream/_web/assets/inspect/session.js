@@ -14,7 +14,7 @@ const WAITS_MS = [500, 1_000, 2_000, 4_000];
 export const TRANSPORTS = {
   http: { title: "Streamable HTTP", line: Http, path: null },
   sse: { title: "HTTP+SSE", line: HttpSse, path: "sse" },
-  websocket: { title: "WebSocket", line: WebSocketTransport, path: "ws" },
+  websocket: { title: "WebSocket", line: WebSocketTransport, path: "ws" }
 };
 
 /** The current connection. Only this module changes it. */
@@ -25,7 +25,7 @@ export const session = {
   /** @type {{name: string, url: string, signed_in: object | null} | null} */ via: null, // another server, reached through the proxy
   transport: "http",
   revision: "2026-07-28",
-  level: "",
+  level: ""
 };
 
 let opening = null; // the pending connection attempt
@@ -38,13 +38,21 @@ let events = {};
  */
 export const connectSession = (on) => (events = on);
 
-const target = () => (session.via ? `inspect/via/${encodeURIComponent(session.via.name)}` : (TRANSPORTS[session.transport].path ?? session.endpoint));
+const target = () =>
+  session.via
+    ? `inspect/via/${encodeURIComponent(session.via.name)}`
+    : (TRANSPORTS[session.transport].path ?? session.endpoint);
 
 /** Return the headers of each request. Credentials for another server have their own header. */
 function headers() {
   const own = ownHeaders();
   if (!session.via) return own;
-  return Object.fromEntries(Object.entries(own).map(([name, value]) => [name.toLowerCase() === "authorization" ? "mcp-inspect-authorization" : name, value]));
+  return Object.fromEntries(
+    Object.entries(own).map(([name, value]) => [
+      name.toLowerCase() === "authorization" ? "mcp-inspect-authorization" : name,
+      value
+    ])
+  );
 }
 
 /** Return the absolute URL of the endpoint. */
@@ -66,12 +74,21 @@ export function connect() {
   const gone = (error) => mine === session.client && fail(mine, error);
   const { sent, got, failed, ask, notified } = events;
   const Line = TRANSPORTS[session.transport].line;
-  const mine = new Client((on) => new Line(target(), headers(), on), session.revision, capabilities(), { sent, got, failed, ask, notified, lost: gone });
+  const mine = new Client((on) => new Line(target(), headers(), on), session.revision, capabilities(), {
+    sent,
+    got,
+    failed,
+    ask,
+    notified,
+    lost: gone
+  });
   mine.logLevel = session.level;
   session.client = mine;
   const attempt = establish(mine);
   opening = attempt;
-  attempt.catch((error) => session.client === mine && fail(mine, error)).finally(() => opening === attempt && (opening = null));
+  attempt
+    .catch((error) => session.client === mine && fail(mine, error))
+    .finally(() => opening === attempt && (opening = null));
   return attempt;
 }
 
@@ -100,7 +117,8 @@ async function fail(mine, error) {
   }
   events.state("Not connected", "bad");
   const retry = () => connect().catch(() => {});
-  if (isUnauthorized(error)) return showLost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
+  if (isUnauthorized(error))
+    return showLost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");
   const final = error instanceof RpcError || (error instanceof HttpError && error.status < 500);
   showLost(`${say(error)}${final ? "" : " This page reconnects when the server is back."}`, retry);
   while (!final && session.client === mine) {

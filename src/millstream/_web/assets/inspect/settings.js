@@ -8,7 +8,12 @@ import { icon } from "../shell/icons.js";
 const HEADERS = "millstream.inspect.headers";
 const CAPABLE = "millstream.inspect.capabilities";
 const ROOTS = "millstream.inspect.roots";
-const ABILITIES = { elicitation: "Elicitation: answer forms and links", sampling: "Sampling: play the model", roots: "Roots: name folders", tasks: "Tasks: follow calls that become tasks" };
+const ABILITIES = {
+  elicitation: "Elicitation: answer forms and links",
+  sampling: "Sampling: play the model",
+  roots: "Roots: name folders",
+  tasks: "Tasks: follow calls that become tasks"
+};
 const TASKS = "io.modelcontextprotocol/tasks";
 const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
@@ -29,7 +34,12 @@ let changed = () => {};
 export const ownHeaders = () => ({ ...headers });
 
 /** Return the client capabilities. */
-export const capabilities = () => ({ ...Object.fromEntries(able.filter((name) => name !== "tasks").map((name) => [name, name === "roots" ? { listChanged: true } : {}])), extensions: { [EXTENSION]: { mimeTypes: [MIME] }, ...(able.includes("tasks") ? { [TASKS]: {} } : {}) } });
+export const capabilities = () => ({
+  ...Object.fromEntries(
+    able.filter((name) => name !== "tasks").map((name) => [name, name === "roots" ? { listChanged: true } : {}])
+  ),
+  extensions: { [EXTENSION]: { mimeTypes: [MIME] }, ...(able.includes("tasks") ? { [TASKS]: {} } : {}) }
+});
 
 /** Return the roots that are sent without asking: `{uri, name?}`. */
 export const roots = () => known;
@@ -49,9 +59,25 @@ export function setRoots(list) {
 const bearer = () => /^Bearer (.*)$/.exec(headers.authorization ?? headers.Authorization ?? "")?.[1] ?? "";
 
 function row(list, name = "", value = "") {
-  const key = element("input", { value: name, placeholder: "Name", "aria-label": "Name of the header", autocomplete: "off", spellcheck: false });
-  const text = element("input", { value, placeholder: "Value", "aria-label": "Value of the header", autocomplete: "off", spellcheck: false });
-  const remove = element("button", { type: "button", className: "quiet small square", "aria-label": "Remove this header", title: "Remove" }, icon("close"));
+  const key = element("input", {
+    value: name,
+    placeholder: "Name",
+    "aria-label": "Name of the header",
+    autocomplete: "off",
+    spellcheck: false
+  });
+  const text = element("input", {
+    value,
+    placeholder: "Value",
+    "aria-label": "Value of the header",
+    autocomplete: "off",
+    spellcheck: false
+  });
+  const remove = element(
+    "button",
+    { type: "button", className: "quiet small square", "aria-label": "Remove this header", title: "Remove" },
+    icon("close")
+  );
   const made = element("div", { className: "header-row" }, key, text, remove);
   remove.addEventListener("click", () => made.remove());
   list.append(made);
@@ -60,26 +86,68 @@ function row(list, name = "", value = "") {
 
 /** Open the dialog; `focus` is "key" to focus the key. */
 export function openSettings(focus = "") {
-  const key = element("input", { id: "settings-key", type: "password", value: bearer(), autocomplete: "off", spellcheck: false });
+  const key = element("input", {
+    id: "settings-key",
+    type: "password",
+    value: bearer(),
+    autocomplete: "off",
+    spellcheck: false
+  });
   const list = element("div", { className: "stack tight", role: "group", "aria-label": "Headers" });
-  for (const [name, value] of Object.entries(headers)) if (name.toLowerCase() !== "authorization" || !bearer()) row(list, name, value);
+  for (const [name, value] of Object.entries(headers))
+    if (name.toLowerCase() !== "authorization" || !bearer()) row(list, name, value);
   const add = element("button", { type: "button", className: "quiet small" }, icon("add"), "Add a header");
   add.addEventListener("click", () => row(list).focus());
-  const boxes = Object.entries(ABILITIES).map(([name, title]) => [name, element("input", { type: "checkbox", checked: able.includes(name) }), title]);
+  const boxes = Object.entries(ABILITIES).map(([name, title]) => [
+    name,
+    element("input", { type: "checkbox", checked: able.includes(name) }),
+    title
+  ]);
   const error = element("p", { className: "error", role: "alert", hidden: true });
   const cancel = element("button", { type: "button" }, "Cancel");
   const form = element(
-    "form", { className: "stack" },
+    "form",
+    { className: "stack" },
     element("h2", { id: "settings-title" }, "Connection settings"),
-    element("div", { className: "field" }, element("label", { htmlFor: key.id }, "Key or token"), key, element("span", { className: "hint" }, "Sent as Authorization: Bearer. This tab forgets it when you close it.")),
-    element("div", { className: "field" }, element("span", { className: "label" }, "Headers"), list, element("div", {}, add), element("span", { className: "hint" }, "Sent with every HTTP request. Browsers can't add headers to a WebSocket. Other servers get only headers that start with Mcp-.")),
-    element("div", { className: "field", role: "group", "aria-label": "Capabilities" }, element("span", { className: "label" }, "Capabilities of this client"), ...boxes.map(([, box, title]) => element("label", { className: "check" }, box, title))),
-    error, element("div", { className: "row end" }, cancel, element("button", { type: "submit", className: "primary" }, "Save and reconnect")),
+    element(
+      "div",
+      { className: "field" },
+      element("label", { htmlFor: key.id }, "Key or token"),
+      key,
+      element("span", { className: "hint" }, "Sent as Authorization: Bearer. This tab forgets it when you close it.")
+    ),
+    element(
+      "div",
+      { className: "field" },
+      element("span", { className: "label" }, "Headers"),
+      list,
+      element("div", {}, add),
+      element(
+        "span",
+        { className: "hint" },
+        "Sent with every HTTP request. Browsers can't add headers to a WebSocket. Other servers get only headers that start with Mcp-."
+      )
+    ),
+    element(
+      "div",
+      { className: "field", role: "group", "aria-label": "Capabilities" },
+      element("span", { className: "label" }, "Capabilities of this client"),
+      ...boxes.map(([, box, title]) => element("label", { className: "check" }, box, title))
+    ),
+    error,
+    element(
+      "div",
+      { className: "row end" },
+      cancel,
+      element("button", { type: "submit", className: "primary" }, "Save and reconnect")
+    )
   );
   const dialog = element("dialog", { id: "settings", "aria-labelledby": "settings-title" }, form);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const pairs = [...list.children].map((each) => [...each.querySelectorAll("input")].map((input) => input.value.trim())).filter(([name]) => name);
+    const pairs = [...list.children]
+      .map((each) => [...each.querySelectorAll("input")].map((input) => input.value.trim()))
+      .filter(([name]) => name);
     const wrong = pairs.find(([name, value]) => !NAME.test(name) || /[^\x20-\xff]/.test(value));
     if (wrong) {
       error.textContent = `${wrong[0]} can't be sent as a header.`;

@@ -10,23 +10,38 @@ import { forgetKey, openSettings } from "./settings.js";
 const AWAY = "millstream.inspect.away"; // the place before the sign-in redirect
 
 /** Whether signing in, or requesting more scopes, would resolve an error of another server. */
-export const asksToSignIn = ({ status, challenge }) => status === 401 || (status === 403 && challenge.includes("insufficient_scope"));
+export const asksToSignIn = ({ status, challenge }) =>
+  status === 401 || (status === 403 && challenge.includes("insufficient_scope"));
 
 const scopesOf = ({ challenge }) => (/\bscope="([^"]*)"/.exec(challenge)?.[1] ?? "").split(" ").filter(Boolean);
 const route = ({ name }) => `inspect/sign-in/${encodeURIComponent(name)}`;
-const scopeList = (scopes) => element("ul", { className: "scopes" }, ...scopes.map((each) => element("li", { className: "badge" }, each)));
+const scopeList = (scopes) =>
+  element("ul", { className: "scopes" }, ...scopes.map((each) => element("li", { className: "badge" }, each)));
 
 let made = 0;
 
 function field(title, hint, properties = {}) {
   const id = `sign-in-${++made}`;
   const input = element("input", { id, autocomplete: "off", spellcheck: false, ...properties });
-  return [input, element("div", { className: "field" }, element("label", { htmlFor: id }, title), input, ...(hint ? [element("span", { className: "hint" }, hint)] : []))];
+  return [
+    input,
+    element(
+      "div",
+      { className: "field" },
+      element("label", { htmlFor: id }, title),
+      input,
+      ...(hint ? [element("span", { className: "hint" }, hint)] : [])
+    )
+  ];
 }
 
 /** Get the sign-in URL, and navigate to it. Rejects if there's none. */
 async function leave(server, wanted, hash) {
-  const response = await fetch(route(server), { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(wanted) });
+  const response = await fetch(route(server), {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(wanted)
+  });
   if (!response.ok) throw await httpError(response);
   const { url } = await response.json();
   if (!/^https?:$/.test(new URL(url).protocol)) throw new Error("The server's sign-in address isn't a web address.");
@@ -45,7 +60,8 @@ function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
     try {
       await leave(server, wanted(), hash);
     } catch (error) {
-      wrong.textContent = error.name === "TypeError" ? "This page's server can't be reached. Try again when it's back." : error.message;
+      wrong.textContent =
+        error.name === "TypeError" ? "This page's server can't be reached. Try again when it's back." : error.message;
       wrong.hidden = false;
       failed(error);
     }
@@ -67,26 +83,76 @@ export function signInCard(server, error, hash) {
   const scopes = more && missing.length ? missing : asked;
   const [client, clientField] = field("Client ID", "");
   const [secret, secretField] = field("Client secret", "Only if the client has one.", { type: "password" });
-  const [scope, scopeField] = field("Scopes", "Separate scopes by spaces. Leave this empty to request what the server suggests.");
+  const [scope, scopeField] = field(
+    "Scopes",
+    "Separate scopes by spaces. Leave this empty to request what the server suggests."
+  );
   const wrong = element("p", { className: "notice bad", role: "alert", hidden: true });
-  const go = element("button", { type: "submit", className: "primary" }, icon("person"), more ? "Sign in again" : "Sign in");
+  const go = element(
+    "button",
+    { type: "submit", className: "primary" },
+    icon("person"),
+    more ? "Sign in again" : "Sign in"
+  );
   const key = element("button", { type: "button", className: "quiet" }, "Use a key or token");
   key.addEventListener("click", () => openSettings("key"));
   const callback = new URL("inspect/callback", document.baseURI).href;
   const own = element(
-    "details", {}, element("summary", {}, "Sign in as a client of your own"),
-    element("div", { className: "stack tight" }, element("p", { className: "soft small" }, "You need this only if the inspector can't register itself. Register a client with the redirect URI ", element("code", {}, callback), "."), element("div", { className: "fields" }, clientField, secretField, scopeField)),
+    "details",
+    {},
+    element("summary", {}, "Sign in as a client of your own"),
+    element(
+      "div",
+      { className: "stack tight" },
+      element(
+        "p",
+        { className: "soft small" },
+        "You need this only if the inspector can't register itself. Register a client with the redirect URI ",
+        element("code", {}, callback),
+        "."
+      ),
+      element("div", { className: "fields" }, clientField, secretField, scopeField)
+    )
   );
-  const title = more ? "This needs more scopes" : server.signed_in ? "Your sign-in has ended" : "This server asks you to sign in";
-  const why = more ? "You're signed in, but without the scopes that this needs. Sign in again to request them. You return to this form." : "You sign in on the server's own page, and then return here. The tokens stay on this page's server; no page sees them.";
+  const title = more
+    ? "This needs more scopes"
+    : server.signed_in
+      ? "Your sign-in has ended"
+      : "This server asks you to sign in";
+  const why = more
+    ? "You're signed in, but without the scopes that this needs. Sign in again to request them. You return to this form."
+    : "You sign in on the server's own page, and then return here. The tokens stay on this page's server; no page sees them.";
   const form = element(
-    "form", { className: more ? "stack asks" : "card stack asks", "aria-label": title, noValidate: true },
-    element("header", { className: "stack tight" }, element(more ? "h3" : "h2", {}, title), ...(more ? [] : [element("p", { className: "sub code soft" }, server.url)])),
+    "form",
+    { className: more ? "stack asks" : "card stack asks", "aria-label": title, noValidate: true },
+    element(
+      "header",
+      { className: "stack tight" },
+      element(more ? "h3" : "h2", {}, title),
+      ...(more ? [] : [element("p", { className: "sub code soft" }, server.url)])
+    ),
     element("p", {}, why),
-    ...(scopes.length ? [element("div", { className: "stack tight" }, element(more ? "p" : "h3", {}, more ? "It needs:" : "What it asks for"), scopeList(scopes))] : []),
-    wrong, element("div", { className: "row actions" }, go, ...(more ? [] : [key])), ...(more ? [] : [own]),
+    ...(scopes.length
+      ? [
+          element(
+            "div",
+            { className: "stack tight" },
+            element(more ? "p" : "h3", {}, more ? "It needs:" : "What it asks for"),
+            scopeList(scopes)
+          )
+        ]
+      : []),
+    wrong,
+    element("div", { className: "row actions" }, go, ...(more ? [] : [key])),
+    ...(more ? [] : [own])
   );
-  const wanted = () => ({ status: error.status, challenge: error.challenge, client_id: client.value, client_secret: secret.value, scope: scope.value });
+  const wanted = () => ({
+    status: error.status,
+    challenge: error.challenge,
+    client_id: client.value,
+    client_secret: secret.value,
+    scope: scope.value
+  });
   leads(form, go, wrong, server, wanted, hash, ({ message }) => (own.open ||= message.includes("redirect URI")));
   return form;
 }
@@ -110,7 +176,12 @@ async function signOut(server, done) {
     const response = await fetch(route(server), { method: "DELETE" });
     if (!response.ok) throw await httpError(response);
     const { revoked } = await response.json();
-    toast(revoked ? "Signed out. The tokens are revoked." : "Signed out. The tokens were deleted here, but couldn't be revoked.", "good");
+    toast(
+      revoked
+        ? "Signed out. The tokens are revoked."
+        : "Signed out. The tokens were deleted here, but couldn't be revoked.",
+      "good"
+    );
   } catch (error) {
     toast(error.name === "TypeError" ? "This page's server can't be reached." : error.message, "bad");
   }
@@ -120,7 +191,11 @@ async function signOut(server, done) {
 function openAccount(server, done) {
   const { who, issuer, scopes } = server.signed_in;
   const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
-  const [more, moreField] = field("Ask for more scopes", "Separate scopes by spaces. Lists often leave out what you may not use.", { required: true });
+  const [more, moreField] = field(
+    "Ask for more scopes",
+    "Separate scopes by spaces. Lists often leave out what you may not use.",
+    { required: true }
+  );
   const wrong = element("p", { className: "notice bad", role: "alert", hidden: true });
   const close = element("button", { type: "button" }, "Close");
   const out = element("button", { type: "button", className: "quiet" }, "Sign out");
@@ -130,13 +205,22 @@ function openAccount(server, done) {
   place.append(more, go);
   const form = element("form", { className: "stack tight" }, moreField, wrong);
   const dialog = element(
-    "dialog", { id: "account", "aria-labelledby": "account-title" },
+    "dialog",
+    { id: "account", "aria-labelledby": "account-title" },
     element(
-      "div", { className: "stack" }, element("h2", { id: "account-title" }, who ? `Signed in as ${who}` : "Signed in"),
+      "div",
+      { className: "stack" },
+      element("h2", { id: "account-title" }, who ? `Signed in as ${who}` : "Signed in"),
       element("dl", { className: "facts" }, fact("Server", server.url), fact("By", issuer)),
-      element("div", { className: "stack tight" }, element("h3", {}, "Scopes"), scopes.length ? scopeList(scopes) : element("p", { className: "soft" }, "The server hasn't said which.")),
-      form, element("div", { className: "row end" }, out, close),
-    ),
+      element(
+        "div",
+        { className: "stack tight" },
+        element("h3", {}, "Scopes"),
+        scopes.length ? scopeList(scopes) : element("p", { className: "soft" }, "The server hasn't said which.")
+      ),
+      form,
+      element("div", { className: "row end" }, out, close)
+    )
   );
   leads(form, go, wrong, server, () => ({ status: 403, scope: more.value }), location.hash);
   close.addEventListener("click", () => dialog.close());
@@ -158,6 +242,9 @@ export function showAccount(server, done) {
   if (!there) return;
   button.title = asWhom(server.signed_in);
   button.ariaLabel = button.title;
-  button.replaceChildren(icon("person"), element("span", { className: "wide-only one-line" }, server.signed_in.who || "Signed in"));
+  button.replaceChildren(
+    icon("person"),
+    element("span", { className: "wide-only one-line" }, server.signed_in.who || "Signed in")
+  );
   button.onclick = () => openAccount(server, done);
 }

@@ -10,10 +10,16 @@ export const SKILLS = "io.modelcontextprotocol/skills";
 /** Load all skills. Their URIs are unique, their names aren't. */
 export async function loadSkills() {
   const found = await session.client.list("skills/list", "skills");
-  return found.map((skill) => ({ ...skill, name: skill.uri, title: String(skill.frontmatter?.name ?? skill.uri), description: String(skill.frontmatter?.description ?? "") }));
+  return found.map((skill) => ({
+    ...skill,
+    name: skill.uri,
+    title: String(skill.frontmatter?.name ?? skill.uri),
+    description: String(skill.frontmatter?.description ?? "")
+  }));
 }
 
-const bytesOf = ({ text, blob }) => (blob === undefined ? new TextEncoder().encode(text ?? "") : Uint8Array.from(atob(blob), (each) => each.charCodeAt(0)));
+const bytesOf = ({ text, blob }) =>
+  blob === undefined ? new TextEncoder().encode(text ?? "") : Uint8Array.from(atob(blob), (each) => each.charCodeAt(0));
 
 /** Return a badge for whether a file matches the manifest; none without a manifest or the Web Crypto API. */
 async function verdict(entry, result) {
@@ -31,20 +37,46 @@ export function skillCard(skill, values) {
   const root = skill.uri.replace(/[^/]*$/, "");
   const all = files.length ? files : [{ uri: skill.uri }];
   const size = ({ size: bytes }) => (bytes === undefined ? "" : ` (${bytes.toLocaleString()} bytes)`);
-  const select = element("select", { id: "argument-file" }, ...all.map((file) => element("option", { value: file.uri }, decodeURIComponent(file.uri.replace(root, "")) + size(file))));
+  const select = element(
+    "select",
+    { id: "argument-file" },
+    ...all.map((file) =>
+      element("option", { value: file.uri }, decodeURIComponent(file.uri.replace(root, "")) + size(file))
+    )
+  );
   select.value = values?.uri ?? skill.uri;
   const field = element("div", { className: "field" }, element("label", { htmlFor: select.id }, "File"), select);
   const { name, description, ...others } = skill.frontmatter ?? {};
-  const facts = Object.entries(others).filter(([, value]) => typeof value !== "object").map(([term, value]) => fact(term, String(value)));
+  const facts = Object.entries(others)
+    .filter(([, value]) => typeof value !== "object")
+    .map(([term, value]) => fact(term, String(value)));
   return show("skills", skill, null, {
-    heading: skill.title, sub: skill.uri, about: skill.description, badges: [badge(files.length ? `${files.length} ${files.length === 1 ? "file" : "files"}` : "made at each read")],
-    form: null, parts: [field, ...(facts.length ? [element("dl", { className: "facts" }, ...facts)] : [])], read: () => ({ uri: select.value }), verb: "Read", save: null,
+    heading: skill.title,
+    sub: skill.uri,
+    about: skill.description,
+    badges: [badge(files.length ? `${files.length} ${files.length === 1 ? "file" : "files"}` : "made at each read")],
+    form: null,
+    parts: [field, ...(facts.length ? [element("dl", { className: "facts" }, ...facts)] : [])],
+    read: () => ({ uri: select.value }),
+    verb: "Read",
+    save: null,
     request: (given) => ({ method: "resources/read", params: given }),
     send: async (method, params, options) => {
       const result = await request(method, params, options);
-      return { ...result, checked: await verdict(files.find(({ uri }) => uri === params.uri), result) };
+      return {
+        ...result,
+        checked: await verdict(
+          files.find(({ uri }) => uri === params.uri),
+          result
+        )
+      };
     },
     draw: ({ checked, ...result }) => [...checked, ...contents(result.contents ?? [])],
-    extra: [folded("Definition", [{ uri: skill.uri, frontmatter: skill.frontmatter, resources: skill.resources }, "Definition"])],
+    extra: [
+      folded("Definition", [
+        { uri: skill.uri, frontmatter: skill.frontmatter, resources: skill.resources },
+        "Definition"
+      ])
+    ]
   });
 }

@@ -12,7 +12,13 @@ export const TASKS = "io.modelcontextprotocol/tasks";
 const KEY = "millstream.inspect.tasks";
 const KEPT = 100;
 const PAUSES_MS = [50, 1_000, 30_000]; // between two polls: minimum, default, maximum
-const LOOKS = { working: ["Working", ""], input_required: ["Asks you", "warn"], completed: ["Done", "good"], failed: ["Failed", "bad"], cancelled: ["Canceled", "warn"] };
+const LOOKS = {
+  working: ["Working", ""],
+  input_required: ["Asks you", "warn"],
+  completed: ["Done", "good"],
+  failed: ["Failed", "bad"],
+  cancelled: ["Canceled", "warn"]
+};
 const OVER = ["completed", "failed", "cancelled"];
 
 /** @typedef {{server: string, name: string, tool: string, state: object}} Known `name` is the id of the task */
@@ -35,11 +41,19 @@ const titleOf = ({ status }) => LOOKS[status] ?? [status, ""];
 const words = ({ status, statusMessage }) => [titleOf({ status })[0], statusMessage].filter(Boolean).join(": ");
 
 /** Return the tasks of the current server, newest first. */
-export const knownTasks = () => known.filter(({ server }) => server === address()).map((task) => Object.assign(task, { title: task.tool, description: words(task.state) }));
+export const knownTasks = () =>
+  known
+    .filter(({ server }) => server === address())
+    .map((task) => Object.assign(task, { title: task.tool, description: words(task.state) }));
 
 /** Return the status icon of a task's row. */
 export function taskMark({ state: { status } }) {
-  const shape = { completed: ["check", "good"], failed: ["close", "bad"], cancelled: ["stop", "soft"], input_required: ["help", "soft"] }[status] ?? ["reload", "soft"];
+  const shape = {
+    completed: ["check", "good"],
+    failed: ["close", "bad"],
+    cancelled: ["stop", "soft"],
+    input_required: ["help", "soft"]
+  }[status] ?? ["reload", "soft"];
   return element("span", { className: `mark ${shape[1]}` }, icon(shape[0]));
 }
 
@@ -92,7 +106,11 @@ export async function follow(begun, tool, { progress, place, signal }) {
   const told = (state) => {
     keep(state, tool);
     const [title, look] = titleOf(state);
-    about.replaceChildren(badge(title, look), element("span", { className: "soft" }, "Task"), element("code", { className: "one-line", dir: "ltr" }, state.taskId));
+    about.replaceChildren(
+      badge(title, look),
+      element("span", { className: "soft" }, "Task"),
+      element("code", { className: "one-line", dir: "ltr" }, state.taskId)
+    );
     progress({ message: state.statusMessage ?? "It goes on if you leave this page." });
   };
   let ended;
@@ -112,11 +130,28 @@ export async function follow(begun, tool, { progress, place, signal }) {
 export function taskCard(task) {
   const { taskId, createdAt, lastUpdatedAt, ttlMs } = task.state;
   const time = (text) => (text ? new Date(text).toLocaleString() : "–");
-  const facts = element("dl", { className: "facts" }, fact("Created", time(createdAt)), fact("Last change", time(lastUpdatedAt)), ...(ttlMs ? [fact("Kept until", time(Date.parse(createdAt) + ttlMs))] : []));
+  const facts = element(
+    "dl",
+    { className: "facts" },
+    fact("Created", time(createdAt)),
+    fact("Last change", time(lastUpdatedAt)),
+    ...(ttlMs ? [fact("Kept until", time(Date.parse(createdAt) + ttlMs))] : [])
+  );
   return show("tasks", task, null, {
-    heading: task.tool, sub: taskId, form: null, parts: [facts], read: () => ({}), verb: "Follow", copies: [], save: null, done: null, begins: true,
+    heading: task.tool,
+    sub: taskId,
+    form: null,
+    parts: [facts],
+    read: () => ({}),
+    verb: "Follow",
+    copies: [],
+    save: null,
+    done: null,
+    begins: true,
     request: () => ({ method: "tasks/get", params: { taskId } }),
-    send: async (method, params, options) => follow(await request(method, params, { signal: options.signal }), task.tool, options),
-    draw: (result) => drawContent(result.content ?? []), extra: [folded("Last state", [task.state, "Last state"])],
+    send: async (method, params, options) =>
+      follow(await request(method, params, { signal: options.signal }), task.tool, options),
+    draw: (result) => drawContent(result.content ?? []),
+    extra: [folded("Last state", [task.state, "Last state"])]
   });
 }

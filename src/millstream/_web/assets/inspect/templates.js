@@ -3,12 +3,23 @@
 import { element } from "../dom.js";
 
 const EXPRESSION = /\{([+#./;?&]?)([^}]+)\}/g;
-const LEAD = { "": ["", ","], "+": ["", ","], "#": ["#", ","], ".": [".", "."], "/": ["/", "/"], ";": [";", ";"], "?": ["?", "&"], "&": ["&", "&"] };
+const LEAD = {
+  "": ["", ","],
+  "+": ["", ","],
+  "#": ["#", ","],
+  ".": [".", "."],
+  "/": ["/", "/"],
+  ";": [";", ";"],
+  "?": ["?", "&"],
+  "&": ["&", "&"]
+};
 
 const names = (list) => list.split(",").map((name) => name.replace(/\*$|:\d+$/, ""));
 
 /** Return the variables of a template, each once. */
-export const variables = (template) => [...new Set([...template.matchAll(EXPRESSION)].flatMap(([, , list]) => names(list)))];
+export const variables = (template) => [
+  ...new Set([...template.matchAll(EXPRESSION)].flatMap(([, , list]) => names(list)))
+];
 
 /** Expand a template. Variables without a value are left out. */
 export function expand(template, values) {
@@ -33,7 +44,11 @@ export function complete(each, ref, list, request) {
     asking = new AbortController();
     const others = list.filter((other) => other !== each).map((other) => [other.name, other.read()]);
     const known = Object.fromEntries(others.filter(([, value]) => value));
-    const params = { ref, argument: { name: each.name, value: each.control.value }, ...(Object.keys(known).length ? { context: { arguments: known } } : {}) };
+    const params = {
+      ref,
+      argument: { name: each.name, value: each.control.value },
+      ...(Object.keys(known).length ? { context: { arguments: known } } : {})
+    };
     try {
       const { completion } = await request(params, asking.signal);
       choices.replaceChildren(...completion.values.map((value) => element("option", { value })));

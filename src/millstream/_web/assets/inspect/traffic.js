@@ -43,7 +43,8 @@ export function connect({ edit, count: tellCount }) {
 }
 
 const text = (value) => (typeof value === "string" ? value : "");
-const aboutOf = ({ name, uri, ref, clientInfo, message } = {}) => text(name) || text(uri) || text(ref?.name) || text(ref?.uri) || text(clientInfo?.name) || text(message);
+const aboutOf = ({ name, uri, ref, clientInfo, message } = {}) =>
+  text(name) || text(uri) || text(ref?.name) || text(ref?.uri) || text(clientInfo?.name) || text(message);
 
 /** Return the exchange of a notification, by its progress token or the request in whose response it arrived. */
 function ownerOf(out, { params = {} }, how) {
@@ -52,7 +53,8 @@ function ownerOf(out, { params = {} }, how) {
   return exchanges.findLast(({ first }) => first.message.id === id && first.out && first.message.method) ?? null;
 }
 
-const failed = ({ answer, problem }) => Boolean(problem || answer?.message.error || answer?.message.result?.isError === true);
+const failed = ({ answer, problem }) =>
+  Boolean(problem || answer?.message.error || answer?.message.result?.isError === true);
 
 /**
  * Add a message.
@@ -79,7 +81,16 @@ export function record(out, message, how) {
     draw(owner);
   } else {
     const method = message.method ?? (message.error ? `error ${message.error.code}` : "response");
-    const made = { first: entry, answer: null, notes: [], noted: 0, method, about: aboutOf(message.params), problem: "", row: null };
+    const made = {
+      first: entry,
+      answer: null,
+      notes: [],
+      noted: 0,
+      method,
+      about: aboutOf(message.params),
+      problem: "",
+      row: null
+    };
     if (message.method && message.id !== undefined) asked.set(`${out} ${message.id}`, made);
     if (!message.method && message.error) {
       made.problem = message.error.message;
@@ -105,7 +116,8 @@ export function fail(message, error) {
   draw(exchange);
 }
 
-const words = (exchange) => `${exchange.method} ${exchange.about} ${exchange.answer?.message.error?.message ?? ""}`.toLowerCase();
+const words = (exchange) =>
+  `${exchange.method} ${exchange.about} ${exchange.answer?.message.error?.message ?? ""}`.toLowerCase();
 
 function fits(exchange) {
   const wanted = $("traffic-filter").value.toLowerCase().split(/\s+/);
@@ -180,11 +192,39 @@ function head(exchange) {
   const { first, answer, method, about, noted } = exchange;
   const word = outcome(exchange);
   const way = element("span", { className: "way", "aria-hidden": "true" }, first.out ? "↑" : "↓"); // text is faster than an icon
-  const what = element("span", { className: "what" }, element("span", { className: "visually-hidden" }, first.out ? "sent " : "received "), element("span", { className: about ? "soft" : "" }, method), about ? " " : "", about ? element("span", { dir: "auto" }, about) : "");
-  const notes = noted ? element("span", { className: "count", title: noted === 1 ? "1 notification" : `${count(noted)} notifications` }, count(noted)) : "";
-  const shown = word && word !== "result" && word !== "open" ? element("span", { className: "word" }, word) : word ? element("span", { className: "visually-hidden" }, word) : "";
+  const what = element(
+    "span",
+    { className: "what" },
+    element("span", { className: "visually-hidden" }, first.out ? "sent " : "received "),
+    element("span", { className: about ? "soft" : "" }, method),
+    about ? " " : "",
+    about ? element("span", { dir: "auto" }, about) : ""
+  );
+  const notes = noted
+    ? element(
+        "span",
+        { className: "count", title: noted === 1 ? "1 notification" : `${count(noted)} notifications` },
+        count(noted)
+      )
+    : "";
+  const shown =
+    word && word !== "result" && word !== "open"
+      ? element("span", { className: "word" }, word)
+      : word
+        ? element("span", { className: "visually-hidden" }, word)
+        : "";
   const took = answer ? `${figure(answer.when - first.when)} ms` : clock(first.at);
-  return [way, what, element("span", { className: "row marks" }, notes, shown, element("time", { dateTime: first.at.toISOString(), title: clock(first.at) }, took))];
+  return [
+    way,
+    what,
+    element(
+      "span",
+      { className: "row marks" },
+      notes,
+      shown,
+      element("time", { dateTime: first.at.toISOString(), title: clock(first.at) }, took)
+    )
+  ];
 }
 
 function row(exchange) {
@@ -217,10 +257,33 @@ function update(exchange) {
 /** Render a message: its headers and its JSON. */
 function message({ message: value, how }, title, look) {
   const json = pretty(value);
-  const headers = Object.entries(how.headers ?? {}).map(([name, each]) => element("div", {}, element("dt", {}, name), element("dd", {}, secret(name) ? "••••" : each)));
-  const kept = headers.length ? [element("details", { className: `headers-of ${look}` }, element("summary", {}, `Headers (${headers.length})`), element("dl", { className: "facts headers" }, ...headers))] : [];
-  const bar = element("div", { className: "row message-tools" }, element("strong", {}, title), element("span", { className: "soft small grow one-line", title: how.how }, how.how), copyButton(() => json, `Copy the ${title.toLowerCase()}`));
-  return element("section", { className: "message", "aria-label": title }, bar, ...kept, element("pre", { tabIndex: 0, "aria-label": title, dir: "ltr" }, ...colored(json)));
+  const headers = Object.entries(how.headers ?? {}).map(([name, each]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, secret(name) ? "••••" : each))
+  );
+  const kept = headers.length
+    ? [
+        element(
+          "details",
+          { className: `headers-of ${look}` },
+          element("summary", {}, `Headers (${headers.length})`),
+          element("dl", { className: "facts headers" }, ...headers)
+        )
+      ]
+    : [];
+  const bar = element(
+    "div",
+    { className: "row message-tools" },
+    element("strong", {}, title),
+    element("span", { className: "soft small grow one-line", title: how.how }, how.how),
+    copyButton(() => json, `Copy the ${title.toLowerCase()}`)
+  );
+  return element(
+    "section",
+    { className: "message", "aria-label": title },
+    bar,
+    ...kept,
+    element("pre", { tabIndex: 0, "aria-label": title, dir: "ltr" }, ...colored(json))
+  );
 }
 
 /** Render the content of an opened row. */
@@ -242,28 +305,66 @@ function opened(exchange) {
 
 function folded(notes, noted) {
   const line = ({ at, message: { method, params = {} } }) => {
-    const value = params.progress === undefined ? "" : params.total === undefined ? String(params.progress) : `${params.progress} of ${params.total}`;
-    const said = text(params.message) || text(params.uri) || (params.data === undefined ? "" : JSON.stringify(params.data));
-    return element("li", {}, element("time", { dateTime: at.toISOString() }, clock(at)), element("span", { className: "soft" }, method.replace("notifications/", "")), element("span", { className: "what", dir: "auto" }, [value, said].filter(Boolean).join(", ")));
+    const value =
+      params.progress === undefined
+        ? ""
+        : params.total === undefined
+          ? String(params.progress)
+          : `${params.progress} of ${params.total}`;
+    const said =
+      text(params.message) || text(params.uri) || (params.data === undefined ? "" : JSON.stringify(params.data));
+    return element(
+      "li",
+      {},
+      element("time", { dateTime: at.toISOString() }, clock(at)),
+      element("span", { className: "soft" }, method.replace("notifications/", "")),
+      element("span", { className: "what", dir: "auto" }, [value, said].filter(Boolean).join(", "))
+    );
   };
   const title = noted === 1 ? "1 notification" : `${count(noted)} notifications`;
   const rest = noted - Math.min(notes.length, SHOWN_NOTES);
   const list = element("ol", { className: "folded-notes" });
-  const all = element("details", { className: "notes-of" }, element("summary", {}, title), rest ? element("p", { className: "soft small" }, `The newest ${count(noted - rest)} are shown.`) : "", list);
-  all.addEventListener("toggle", () => all.open && !list.childElementCount && list.append(...notes.slice(-SHOWN_NOTES).map(line)));
+  const all = element(
+    "details",
+    { className: "notes-of" },
+    element("summary", {}, title),
+    rest ? element("p", { className: "soft small" }, `The newest ${count(noted - rest)} are shown.`) : "",
+    list
+  );
+  all.addEventListener(
+    "toggle",
+    () => all.open && !list.childElementCount && list.append(...notes.slice(-SHOWN_NOTES).map(line))
+  );
   return all;
 }
 
 /** Whether a header is secret, so it's hidden on the screen and in transcripts. */
-const secret = (name) => /^(authorization|cookie|x-api-key|proxy-authorization|mcp-session-id)$/i.test(name) || /key|token|secret/i.test(name);
+const secret = (name) =>
+  /^(authorization|cookie|x-api-key|proxy-authorization|mcp-session-id)$/i.test(name) || /key|token|secret/i.test(name);
 
 /** Return all messages as JSON Lines, without secrets. */
 export function transcript() {
-  const all = exchanges.flatMap(({ first, answer, notes }) => [[first, null], ...notes.map((each) => [each, null]), ...(answer ? [[answer, first]] : [])]);
-  const lines = all.sort(([one], [other]) => one.number - other.number).map(([{ number, out, message: value, how, at, when }, question]) => {
-    const headers = Object.fromEntries(Object.entries(how.headers ?? {}).map(([name, each]) => [name, secret(name) ? "…" : each]));
-    return JSON.stringify({ n: number, time: at.toISOString(), direction: out ? "sent" : "received", via: how.how, headers, ...(question ? { ms: Math.round((when - question.when) * 10) / 10, answers: question.number } : {}), message: value });
-  });
+  const all = exchanges.flatMap(({ first, answer, notes }) => [
+    [first, null],
+    ...notes.map((each) => [each, null]),
+    ...(answer ? [[answer, first]] : [])
+  ]);
+  const lines = all
+    .sort(([one], [other]) => one.number - other.number)
+    .map(([{ number, out, message: value, how, at, when }, question]) => {
+      const headers = Object.fromEntries(
+        Object.entries(how.headers ?? {}).map(([name, each]) => [name, secret(name) ? "…" : each])
+      );
+      return JSON.stringify({
+        n: number,
+        time: at.toISOString(),
+        direction: out ? "sent" : "received",
+        via: how.how,
+        headers,
+        ...(question ? { ms: Math.round((when - question.when) * 10) / 10, answers: question.number } : {}),
+        message: value
+      });
+    });
   return lines.map((each) => `${each}\n`).join("");
 }
 

@@ -12,7 +12,8 @@ const CHECK_MS = 5_000;
 const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
 
 /** Return a key of what lists and forms depend on. */
-const serverKey = ({ capabilities, instructions, _meta }) => JSON.stringify([capabilities, instructions, _meta?.[`${META}serverInfo`]]);
+const serverKey = ({ capabilities, instructions, _meta }) =>
+  JSON.stringify([capabilities, instructions, _meta?.[`${META}serverInfo`]]);
 
 /**
  * @typedef {object} Events callbacks of a client
@@ -54,7 +55,7 @@ export class Client {
       got: (message, how) => {
         on.got(message, how);
         this.#dispatch(message, how);
-      },
+      }
     });
   }
 
@@ -74,14 +75,19 @@ export class Client {
   async open() {
     await this.#transport.open(this.#closed.signal);
     if (this.handshake) {
-      this.server = await this.request("initialize", { protocolVersion: this.#revision, capabilities: this.#clientCapabilities(), clientInfo: CLIENT });
+      this.server = await this.request("initialize", {
+        protocolVersion: this.#revision,
+        capabilities: this.#clientCapabilities(),
+        clientInfo: CLIENT
+      });
       await this.notify("notifications/initialized");
     } else {
       const found = await this.request("server/discover", {});
       this.server = { ...found, serverInfo: found._meta?.[`${META}serverInfo`] ?? {}, protocolVersion: this.#revision };
     }
     // Servers without a version send "0", because the protocol requires one.
-    if (this.server.serverInfo?.version === "0") this.server = { ...this.server, serverInfo: { ...this.server.serverInfo, version: "" } };
+    if (this.server.serverInfo?.version === "0")
+      this.server = { ...this.server, serverInfo: { ...this.server.serverInfo, version: "" } };
     this.#monitor();
     return this.server;
   }
@@ -171,7 +177,9 @@ export class Client {
 
   #sendAndWait(message, headers, signal) {
     return new Promise((resolve, reject) => {
-      this.#pending.set(message.id, ({ error, result }, how) => (error ? reject(new RpcError(error, how)) : resolve(result)));
+      this.#pending.set(message.id, ({ error, result }, how) =>
+        error ? reject(new RpcError(error, how)) : resolve(result)
+      );
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
       if (signal.aborted) return reject(signal.reason);
       const onEnd = () => this.#transport.replies && reject(new Error("The stream ended without a response."));
@@ -232,14 +240,17 @@ export class Client {
     return new Promise((resolve, reject) => {
       const got = ({ result, error }) => (error ? reject(new RpcError(error)) : resolve(serverKey(result)));
       const onEnd = () => reject(new Error("The server sent no response."));
-      this.#make({ sent: () => {}, got }).send(message, this.#headers(message), signal).then(onEnd, reject);
+      this.#make({ sent: () => {}, got })
+        .send(message, this.#headers(message), signal)
+        .then(onEnd, reject);
     });
   }
 
   async #listen(signal) {
     const lists = this.#changingLists();
     if (this.handshake || !this.#transport.replies) {
-      if (!this.handshake && lists) this.request("subscriptions/listen", { notifications: lists }, { signal }).catch(() => {});
+      if (!this.handshake && lists)
+        this.request("subscriptions/listen", { notifications: lists }, { signal }).catch(() => {});
       await this.#transport.listen(() => this.#headers({}), signal);
       return;
     }
@@ -255,7 +266,9 @@ export class Client {
 
   /** Return the lists that may change. A subscription without any would end immediately, like a lost connection. */
   #changingLists() {
-    const names = Object.keys(LISTS).filter((name) => this.server.capabilities?.[name.replace("ListChanged", "")]?.listChanged);
+    const names = Object.keys(LISTS).filter(
+      (name) => this.server.capabilities?.[name.replace("ListChanged", "")]?.listChanged
+    );
     return names.length ? Object.fromEntries(names.map((name) => [name, true])) : null;
   }
 

@@ -32,7 +32,12 @@ export class Http {
   async send(message, headers, signal) {
     const response = await this.#post(message, headers, signal);
     this.session = response.headers.get("mcp-session-id") ?? this.session;
-    const how = { how: `HTTP ${response.status}`, status: response.status, headers: headersOf(response.headers), of: message.id };
+    const how = {
+      how: `HTTP ${response.status}`,
+      status: response.status,
+      headers: headersOf(response.headers),
+      of: message.id
+    };
     const type = response.headers.get("content-type") ?? "";
     if (type.startsWith("text/event-stream")) {
       await this.#follow(response, message.id, headers, signal);
@@ -102,13 +107,21 @@ export class Http {
   }
 
   async #post(message, headers, signal) {
-    const head = this.#allHeaders({ "content-type": "application/json", accept: "application/json, text/event-stream", ...headers });
+    const head = this.#allHeaders({
+      "content-type": "application/json",
+      accept: "application/json, text/event-stream",
+      ...headers
+    });
     this.#on.sent(message, { how: `POST ${new URL(this.#url, document.baseURI).pathname}`, headers: head });
     return fetch(this.#url, { method: "POST", headers: head, body: JSON.stringify(message), signal });
   }
 
   async #get(headers, lastEventId, signal) {
-    const head = this.#allHeaders({ ...headers, accept: "text/event-stream", ...(lastEventId ? { "last-event-id": lastEventId } : {}) });
+    const head = this.#allHeaders({
+      ...headers,
+      accept: "text/event-stream",
+      ...(lastEventId ? { "last-event-id": lastEventId } : {})
+    });
     return fetch(this.#url, { headers: head, signal, cache: "no-store" });
   }
 }
@@ -132,7 +145,11 @@ export class HttpSse {
 
   async open(signal) {
     const stop = AbortSignal.any([signal, this.#closed.signal]);
-    const response = await fetch(this.#url, { headers: { ...this.#own, accept: "text/event-stream" }, signal: stop, cache: "no-store" });
+    const response = await fetch(this.#url, {
+      headers: { ...this.#own, accept: "text/event-stream" },
+      signal: stop,
+      cache: "no-store"
+    });
     if (!response.ok) throw await httpError(response);
     await new Promise((resolve, reject) => {
       this.ended = this.#read(response, resolve);

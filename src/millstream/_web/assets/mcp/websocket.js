@@ -20,7 +20,8 @@ export class WebSocketTransport {
     this.#ended = new Promise((resolve) => this.#socket.addEventListener("close", resolve));
     this.#socket.addEventListener("message", ({ data }) => {
       const received = JSON.parse(data);
-      for (const each of Array.isArray(received) ? received : [received]) this.#on.got(each, { how: "WebSocket", headers: {} });
+      for (const each of Array.isArray(received) ? received : [received])
+        this.#on.got(each, { how: "WebSocket", headers: {} });
     });
     return new Promise((resolve, reject) => {
       this.#socket.addEventListener("open", () => resolve());

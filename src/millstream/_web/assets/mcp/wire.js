@@ -1,7 +1,14 @@
 // Errors, headers, and helpers shared by transports and the client.
 
 export const META = "io.modelcontextprotocol/";
-const NAME_PARAMS = { "tools/call": "name", "prompts/get": "name", "resources/read": "uri", "tasks/get": "taskId", "tasks/update": "taskId", "tasks/cancel": "taskId" };
+const NAME_PARAMS = {
+  "tools/call": "name",
+  "prompts/get": "name",
+  "resources/read": "uri",
+  "tasks/get": "taskId",
+  "tasks/update": "taskId",
+  "tasks/cancel": "taskId"
+};
 
 /** A JSON-RPC error of the server. */
 export class RpcError extends Error {
@@ -47,7 +54,8 @@ function argumentHeaders(schema, values, headers = {}) {
 /** Return the headers of a request in the per-request era (2026-07-28). */
 export function requestHeaders(revision, { method, params }, schema) {
   const headers = { "mcp-protocol-version": revision, "mcp-method": method };
-  if (NAME_PARAMS[method] && params?.[NAME_PARAMS[method]] !== undefined) headers["mcp-name"] = headerValue(params[NAME_PARAMS[method]]);
+  if (NAME_PARAMS[method] && params?.[NAME_PARAMS[method]] !== undefined)
+    headers["mcp-name"] = headerValue(params[NAME_PARAMS[method]]);
   return { ...headers, ...(method === "tools/call" ? argumentHeaders(schema, params?.arguments) : {}) };
 }
 

@@ -13,7 +13,12 @@ import { views } from "./views.js";
 const MAX_RENDERED = 50_000;
 const FRONTMATTER = /^---\r?\n[^]*?\r?\n---\r?\n/; // only shown in the source view
 
-const block = (text, label, nodes = [text], dir = "auto") => copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir }, ...nodes), `Copy ${label.toLowerCase()}`, () => text);
+const block = (text, label, nodes = [text], dir = "auto") =>
+  copyable(
+    element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir }, ...nodes),
+    `Copy ${label.toLowerCase()}`,
+    () => text
+  );
 
 /** Return indented JSON, or null if the text isn't JSON. */
 function formatJson(text) {
@@ -32,7 +37,18 @@ function withViews(...entries) {
 }
 
 const renderMarkdown = (text, label) =>
-  withViews(["Rendered", () => element("div", { className: "markdown", dir: "auto", role: "group", "aria-label": label }, ...markdown(text.replace(FRONTMATTER, "")))], ["Source", () => block(text, label)]);
+  withViews(
+    [
+      "Rendered",
+      () =>
+        element(
+          "div",
+          { className: "markdown", dir: "auto", role: "group", "aria-label": label },
+          ...markdown(text.replace(FRONTMATTER, ""))
+        )
+    ],
+    ["Source", () => block(text, label)]
+  );
 
 /** Render text as JSON, a traceback, Markdown, or plain text, whichever it looks like. */
 function renderText(text, label, mimeType = "") {
@@ -51,26 +67,54 @@ function renderText(text, label, mimeType = "") {
 function file(data, mimeType, label) {
   const type = /^[\w.+-]+\/[\w.+-]+$/.test(mimeType ?? "") ? mimeType : "application/octet-stream";
   const size = Math.floor((data.length * 3) / 4) - (data.match(/=*$/)?.[0].length ?? 0);
-  const link = element("a", { className: "button", href: `data:${type};base64,${data}`, download: `${label}.${type.split("/")[1].replace(/\W.*/, "")}` }, icon("download"), `Save ${label}`);
-  return element("p", { className: "row" }, link, element("span", { className: "soft small" }, `${type}, ${size.toLocaleString()} bytes`));
+  const link = element(
+    "a",
+    {
+      className: "button",
+      href: `data:${type};base64,${data}`,
+      download: `${label}.${type.split("/")[1].replace(/\W.*/, "")}`
+    },
+    icon("download"),
+    `Save ${label}`
+  );
+  return element(
+    "p",
+    { className: "row" },
+    link,
+    element("span", { className: "soft small" }, `${type}, ${size.toLocaleString()} bytes`)
+  );
 }
 
 function binary(data, mimeType, label) {
   const source = `data:${mimeType};base64,${data}`;
   if (/^image\/[\w.+-]+$/.test(mimeType ?? "")) return [element("img", { src: source, alt: `${label} (${mimeType})` })];
-  if (/^audio\/[\w.+-]+$/.test(mimeType ?? "")) return [element("audio", { src: source, controls: true, "aria-label": label }), file(data, mimeType, "audio")];
+  if (/^audio\/[\w.+-]+$/.test(mimeType ?? ""))
+    return [element("audio", { src: source, controls: true, "aria-label": label }), file(data, mimeType, "audio")];
   return [file(data, mimeType, "file")];
 }
 
-const resource = (found) => (found.blob !== undefined ? binary(found.blob, found.mimeType, found.uri) : renderText(found.text ?? "", found.uri, found.mimeType));
+const resource = (found) =>
+  found.blob !== undefined
+    ? binary(found.blob, found.mimeType, found.uri)
+    : renderText(found.text ?? "", found.uri, found.mimeType);
 
 const about = (...words) => element("p", { className: "soft small about" }, words.filter(Boolean).join(", "));
 
 /** Render a link to a resource. `read(uri)` is called when it's followed. */
 function link(content, read) {
-  const follow = element("button", { type: "button" }, icon("link"), element("span", { className: "one-line" }, `Read ${content.uri}`));
+  const follow = element(
+    "button",
+    { type: "button" },
+    icon("link"),
+    element("span", { className: "one-line" }, `Read ${content.uri}`)
+  );
   follow.addEventListener("click", () => read(content.uri));
-  const facts = [content.title ?? content.name, content.description, content.mimeType, content.size && `${content.size.toLocaleString()} bytes`];
+  const facts = [
+    content.title ?? content.name,
+    content.description,
+    content.mimeType,
+    content.size && `${content.size.toLocaleString()} bytes`
+  ];
   return [element("div", { className: "resource-link" }, about(...facts), follow)];
 }
 
@@ -79,19 +123,25 @@ const BLOCKS = {
   image: ({ data, mimeType }) => binary(data, mimeType, "Image of the result"),
   audio: ({ data, mimeType }) => binary(data, mimeType, "Audio of the result"),
   resource: ({ resource: found }) => [about(found.uri, found.mimeType), ...resource(found)],
-  resource_link: link,
+  resource_link: link
 };
 
 /** Render the annotations of a block. */
 function annotationNotes({ annotations = {} }) {
-  const parts = [annotations.audience && `for ${annotations.audience.join(" and ")}`, annotations.priority !== undefined && `priority ${annotations.priority}`, annotations.lastModified && `changed ${annotations.lastModified}`];
+  const parts = [
+    annotations.audience && `for ${annotations.audience.join(" and ")}`,
+    annotations.priority !== undefined && `priority ${annotations.priority}`,
+    annotations.lastModified && `changed ${annotations.lastModified}`
+  ];
   return parts.some(Boolean) ? [about(...parts)] : [];
 }
 
 /** Return the nodes of a content block. `read(uri)` is called when a link to a resource is followed. */
 export function nodes(content, read) {
   const draw = BLOCKS[content?.type];
-  return draw ? [...annotationNotes(content), ...draw(content, read)] : [block(pretty(content), content?.type ?? "Content")];
+  return draw
+    ? [...annotationNotes(content), ...draw(content, read)]
+    : [block(pretty(content), content?.type ?? "Content")];
 }
 
 /** Return the nodes of the contents of a resource. */

@@ -25,7 +25,8 @@ export function colored(text) {
 }
 
 /** Create a block with a value as JSON. */
-export const jsonBlock = (value, label) => element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, ...colored(pretty(value) ?? "undefined"));
+export const jsonBlock = (value, label) =>
+  element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, ...colored(pretty(value) ?? "undefined"));
 
 const leaf = (value) => {
   const look = { string: "code-string", number: "code-number" }[typeof value] ?? "code-word";
@@ -43,11 +44,22 @@ export function tree(value, problems = []) {
 }
 
 function branch(name, value, problems, depth) {
-  const here = problems.filter(({ path }) => path.length === depth).map(({ message }) => element("span", { className: "error" }, ` ${message}`));
+  const here = problems
+    .filter(({ path }) => path.length === depth)
+    .map(({ message }) => element("span", { className: "error" }, ` ${message}`));
   const title = name === "" ? [] : [element("span", { className: "code-key", dir: "auto" }, String(name)), ": "];
-  if (value === null || typeof value !== "object") return element("li", {}, ...title, value === undefined ? element("span", { className: "soft" }, "missing") : leaf(value), ...here);
+  if (value === null || typeof value !== "object")
+    return element(
+      "li",
+      {},
+      ...title,
+      value === undefined ? element("span", { className: "soft" }, "missing") : leaf(value),
+      ...here
+    );
   const entries = Array.isArray(value) ? [...value.entries()] : Object.entries(value);
-  const missing = problems.filter(({ path }) => path.length === depth + 1 && !Object.hasOwn(value, path[depth])).map(({ path }) => [path[depth], undefined]);
+  const missing = problems
+    .filter(({ path }) => path.length === depth + 1 && !Object.hasOwn(value, path[depth]))
+    .map(({ path }) => [path[depth], undefined]);
   const words = Array.isArray(value) ? ["item", "items"] : ["property", "properties"];
   const count = `${entries.length} ${words[entries.length === 1 ? 0 : 1]}`;
   const open = depth === 0 || entries.length <= OPEN_ENTRIES || problems.some(({ path }) => path.length > depth);
@@ -55,11 +67,28 @@ function branch(name, value, problems, depth) {
   const fill = () => {
     if (body.childElementCount) return;
     const below = (key) => problems.filter(({ path }) => String(path[depth]) === String(key));
-    body.append(...[...entries, ...missing].slice(0, SHOWN_ENTRIES).map(([key, each]) => branch(key, each, below(key), depth + 1)));
-    if (entries.length > SHOWN_ENTRIES) body.append(element("li", { className: "soft" }, `and ${(entries.length - SHOWN_ENTRIES).toLocaleString()} more`));
+    body.append(
+      ...[...entries, ...missing].slice(0, SHOWN_ENTRIES).map(([key, each]) => branch(key, each, below(key), depth + 1))
+    );
+    if (entries.length > SHOWN_ENTRIES)
+      body.append(
+        element("li", { className: "soft" }, `and ${(entries.length - SHOWN_ENTRIES).toLocaleString()} more`)
+      );
   };
-  if (!entries.length && !missing.length) return element("li", {}, ...title, element("span", { className: "soft" }, Array.isArray(value) ? "[]" : "{}"), ...here);
-  const details = element("details", { open: open && depth < 4 }, element("summary", {}, ...title, element("span", { className: "soft" }, count), ...here), body);
+  if (!entries.length && !missing.length)
+    return element(
+      "li",
+      {},
+      ...title,
+      element("span", { className: "soft" }, Array.isArray(value) ? "[]" : "{}"),
+      ...here
+    );
+  const details = element(
+    "details",
+    { open: open && depth < 4 },
+    element("summary", {}, ...title, element("span", { className: "soft" }, count), ...here),
+    body
+  );
   if (details.open) fill();
   details.addEventListener("toggle", () => details.open && fill());
   return element("li", {}, details);

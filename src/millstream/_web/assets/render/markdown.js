@@ -15,7 +15,18 @@ parser.inline.ruler2.before("balance_pairs", "limit_delimiters", (state) => {
 });
 
 const OWN_DIRECTION = new Set(["paragraph_close", "list_item_close"]);
-const TAGS = { strong: "strong", em: "em", s: "s", blockquote: "blockquote", bullet_list: "ul", list_item: "li", thead: "thead", tbody: "tbody", tr: "tr", td: "td" };
+const TAGS = {
+  strong: "strong",
+  em: "em",
+  s: "s",
+  blockquote: "blockquote",
+  bullet_list: "ul",
+  list_item: "li",
+  thead: "thead",
+  tbody: "tbody",
+  tr: "tr",
+  td: "td"
+};
 
 /** Whether an address may become a link: web pages and mail. Others are shown as text. */
 const isSafe = (address) => /^(https?:|mailto:)/i.test(address);
@@ -31,9 +42,14 @@ function createElement(token) {
   if (kind === "paragraph") return element("p");
   if (kind === "heading") {
     const level = Number(token.tag.slice(1));
-    return element("p", { className: `heading level-${level}`, role: "heading", "aria-level": String(Math.min(6, level + 2)) });
+    return element("p", {
+      className: `heading level-${level}`,
+      role: "heading",
+      "aria-level": String(Math.min(6, level + 2))
+    });
   }
-  if (kind === "ordered_list") return element("ol", token.attrGet("start") ? { start: Number(token.attrGet("start")) } : {});
+  if (kind === "ordered_list")
+    return element("ol", token.attrGet("start") ? { start: Number(token.attrGet("start")) } : {});
   if (kind === "table") return element("table");
   if (kind === "th") return element("th", { scope: "col" });
   if (kind === "link") return anchor(token.attrGet("href") ?? "");
@@ -44,7 +60,11 @@ function createElement(token) {
 function leaf(token) {
   if (token.type === "code_inline") return element("code", {}, token.content);
   if (token.type === "fence" || token.type === "code_block") {
-    return element("pre", { tabIndex: 0, "aria-label": token.info.trim().split(/\s/)[0] || "Code", dir: "ltr" }, token.content.replace(/\n$/, ""));
+    return element(
+      "pre",
+      { tabIndex: 0, "aria-label": token.info.trim().split(/\s/)[0] || "Code", dir: "ltr" },
+      token.content.replace(/\n$/, "")
+    );
   }
   if (token.type === "hr") return element("hr");
   if (token.type === "hardbreak") return element("br");
@@ -61,13 +81,17 @@ function nodes(tokens) {
     if (token.nesting === 1) {
       // Paragraphs of a tight list are hidden tokens.
       const made = token.hidden ? top : createElement(token);
-      if (!token.hidden) top.append(token.type === "table_open" ? element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": "Table" }, made) : made);
+      if (!token.hidden)
+        top.append(
+          token.type === "table_open"
+            ? element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": "Table" }, made)
+            : made
+        );
       open.push(made);
     } else if (token.nesting === -1) {
       const made = open.pop();
       if (!token.hidden && OWN_DIRECTION.has(token.type)) made.dir = "auto"; // after its content, see `element`
-    }
-    else if (token.type === "inline") top.append(...nodes(token.children));
+    } else if (token.type === "inline") top.append(...nodes(token.children));
     else top.append(leaf(token));
   }
   return [...root.childNodes];
@@ -76,14 +100,28 @@ function nodes(tokens) {
 function render(text, parse, plain) {
   if (text.length > MAX_TEXT) return plain();
   const tokens = parse(text);
-  return tokens.reduce((sum, { children }) => sum + 1 + (children?.length ?? 0), 0) > MAX_TOKENS ? plain() : nodes(tokens);
+  return tokens.reduce((sum, { children }) => sum + 1 + (children?.length ?? 0), 0) > MAX_TOKENS
+    ? plain()
+    : nodes(tokens);
 }
 
 /** Return the nodes of a single line. */
-export const inline = (text) => render(text, (given) => parser.parseInline(given, {}), () => [text]);
+export const inline = (text) =>
+  render(
+    text,
+    (given) => parser.parseInline(given, {}),
+    () => [text]
+  );
 
 /** Return the nodes of a text. */
-export const markdown = (text) => render(text, (given) => parser.parse(given, {}), () => [element("p", { dir: "auto" }, text)]);
+export const markdown = (text) =>
+  render(
+    text,
+    (given) => parser.parse(given, {}),
+    () => [element("p", { dir: "auto" }, text)]
+  );
 
 /** Whether a text looks like Markdown. */
-export const looksLikeMarkdown = (text) => /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^\s*\|?\s*:?-+:?\s*\|/m.test(text) || /\*\*\S[^*\n]*\*\*|\[[^\]\n]+\]\(https?:/.test(text);
+export const looksLikeMarkdown = (text) =>
+  /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^\s*\|?\s*:?-+:?\s*\|/m.test(text) ||
+  /\*\*\S[^*\n]*\*\*|\[[^\]\n]+\]\(https?:/.test(text);

@@ -19,15 +19,19 @@ export function rowsOf(value) {
   return columnsOf(value).length ? value : null;
 }
 
-const columnsOf = (rows) => [...new Set(rows.slice(0, SAMPLED_ROWS).flatMap((row) => Object.keys(row)))].slice(0, MAX_COLUMNS);
+const columnsOf = (rows) =>
+  [...new Set(rows.slice(0, SAMPLED_ROWS).flatMap((row) => Object.keys(row)))].slice(0, MAX_COLUMNS);
 
-const cellText = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value));
+const cellText = (value) =>
+  value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value);
 
 function compare(one, other) {
   if (one === other) return 0;
   if (one === undefined || one === null) return 1; // missing values last
   if (other === undefined || other === null) return -1;
-  return typeof one === "number" && typeof other === "number" ? one - other : cellText(one).localeCompare(cellText(other), undefined, { numeric: true });
+  return typeof one === "number" && typeof other === "number"
+    ? one - other
+    : cellText(one).localeCompare(cellText(other), undefined, { numeric: true });
 }
 
 /**
@@ -36,18 +40,39 @@ function compare(one, other) {
  */
 export function rowTable(rows, name = "Rows of the result") {
   const columns = columnsOf(rows);
-  const numbers = new Set(columns.filter((column) => rows.every((row) => row[column] === undefined || row[column] === null || typeof row[column] === "number")));
+  const numbers = new Set(
+    columns.filter((column) =>
+      rows.every((row) => row[column] === undefined || row[column] === null || typeof row[column] === "number")
+    )
+  );
   let sortColumn = null;
   let descending = false;
   let shown = SHOWN;
   const body = element("tbody");
   const more = element("button", { type: "button", className: "quiet small" });
-  const cell = (row, column) => element("td", { className: numbers.has(column) ? "number" : "", dir: "auto" }, element("span", { className: typeof row[column] === "object" && row[column] !== null ? "code cell" : "cell" }, cellText(row[column])));
+  const cell = (row, column) =>
+    element(
+      "td",
+      { className: numbers.has(column) ? "number" : "", dir: "auto" },
+      element(
+        "span",
+        { className: typeof row[column] === "object" && row[column] !== null ? "code cell" : "cell" },
+        cellText(row[column])
+      )
+    );
   const draw = () => {
     const sign = descending ? -1 : 1;
     const isMissing = (row) => row[sortColumn] === undefined || row[sortColumn] === null;
-    const sorted = sortColumn === null ? rows : [...rows].sort((one, other) => (isMissing(one) || isMissing(other) ? 1 : sign) * compare(one[sortColumn], other[sortColumn]));
-    body.replaceChildren(...sorted.slice(0, shown).map((row) => element("tr", {}, ...columns.map((column) => cell(row, column)))));
+    const sorted =
+      sortColumn === null
+        ? rows
+        : [...rows].sort(
+            (one, other) =>
+              (isMissing(one) || isMissing(other) ? 1 : sign) * compare(one[sortColumn], other[sortColumn])
+          );
+    body.replaceChildren(
+      ...sorted.slice(0, shown).map((row) => element("tr", {}, ...columns.map((column) => cell(row, column))))
+    );
     for (const [column, { head, mark }] of heads) {
       if (column === sortColumn) head.ariaSort = descending ? "descending" : "ascending";
       else head.removeAttribute("aria-sort");
@@ -57,27 +82,40 @@ export function rowTable(rows, name = "Rows of the result") {
     more.hidden = rest <= 0;
     more.textContent = `Show ${count(rest)} more`;
   };
-  const heads = new Map(columns.map((column) => {
-    const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
-    const button = element("button", { type: "button", className: "quiet sort", title: `Sort by ${column}` }, element("span", { dir: "auto" }, column), mark);
-    const head = element("th", { scope: "col", className: numbers.has(column) ? "number" : "" }, button);
-    button.addEventListener("click", () => {
-      descending = sortColumn === column ? !descending : false;
-      sortColumn = column;
-      draw();
-    });
-    return [column, { head, mark }];
-  }));
+  const heads = new Map(
+    columns.map((column) => {
+      const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
+      const button = element(
+        "button",
+        { type: "button", className: "quiet sort", title: `Sort by ${column}` },
+        element("span", { dir: "auto" }, column),
+        mark
+      );
+      const head = element("th", { scope: "col", className: numbers.has(column) ? "number" : "" }, button);
+      button.addEventListener("click", () => {
+        descending = sortColumn === column ? !descending : false;
+        sortColumn = column;
+        draw();
+      });
+      return [column, { head, mark }];
+    })
+  );
   more.addEventListener("click", () => {
     shown = MAX_SHOWN;
     draw();
   });
   draw();
-  const table = element("table", { "aria-label": name }, element("thead", {}, element("tr", {}, ...[...heads.values()].map(({ head }) => head))), body);
+  const table = element(
+    "table",
+    { "aria-label": name },
+    element("thead", {}, element("tr", {}, ...[...heads.values()].map(({ head }) => head))),
+    body
+  );
   const limit = rows.length > MAX_SHOWN ? ` (only the first ${count(MAX_SHOWN)} can be shown)` : "";
   return element(
-    "div", { className: "row-table" },
+    "div",
+    { className: "row-table" },
     element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": name }, table),
-    element("p", { className: "row soft small" }, `${count(rows.length)} rows${limit}`, more),
+    element("p", { className: "row soft small" }, `${count(rows.length)} rows${limit}`, more)
   );
 }

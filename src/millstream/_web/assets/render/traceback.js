@@ -9,7 +9,10 @@ const PLACE = /^ {2}File "([^"\n]+)", line (\d+)(?:, in ([^\n]+))?(?:\n {4}([^\n
 export function parseTraceback(text) {
   if (!/^\s*(Traceback \(most recent call last\)|\s*\+ Exception Group Traceback)/.test(text)) return null;
   const last = [...text.matchAll(PLACE)].at(-1);
-  const raised = text.trimEnd().split("\n").findLast((line) => /^\S/.test(line));
+  const raised = text
+    .trimEnd()
+    .split("\n")
+    .findLast((line) => /^\S/.test(line));
   if (!last || !raised) return null;
   const [, file, line, where = "", code = ""] = last;
   return { raised, file, line: Number(line), where, code };
@@ -21,13 +24,31 @@ export function traceback(text) {
   if (!found) return null;
   const { raised, file, line, where, code } = found;
   const name = file.split(/[/\\]/).at(-1);
-  const whole = copyable(element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, text), "Copy the traceback");
-  const source = code ? [element("pre", { className: "source-line", tabIndex: 0, "aria-label": `Line ${line} of ${name}`, dir: "ltr" }, element("span", { className: "soft" }, `${line}  `), code)] : [];
+  const whole = copyable(
+    element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, text),
+    "Copy the traceback"
+  );
+  const source = code
+    ? [
+        element(
+          "pre",
+          { className: "source-line", tabIndex: 0, "aria-label": `Line ${line} of ${name}`, dir: "ltr" },
+          element("span", { className: "soft" }, `${line}  `),
+          code
+        )
+      ]
+    : [];
   return element(
-    "section", { className: "traceback", "aria-label": "Where it failed" },
+    "section",
+    { className: "traceback", "aria-label": "Where it failed" },
     element("p", { className: "raised", dir: "auto" }, raised),
-    element("p", { className: "small" }, element("code", { title: file }, `${name}:${line}`), where && where !== "<module>" ? element("span", { className: "soft" }, ` in ${where}`) : ""),
+    element(
+      "p",
+      { className: "small" },
+      element("code", { title: file }, `${name}:${line}`),
+      where && where !== "<module>" ? element("span", { className: "soft" }, ` in ${where}`) : ""
+    ),
     ...source,
-    element("details", {}, element("summary", {}, "Traceback"), whole),
+    element("details", {}, element("summary", {}, "Traceback"), whole)
   );
 }

@@ -20,5 +20,8 @@ export function views(entries) {
     return button;
   });
   show(entries[0][0]);
-  return { node: body, bar: element("div", { className: "segments", role: "group", "aria-label": "Show as" }, ...buttons) };
+  return {
+    node: body,
+    bar: element("div", { className: "segments", role: "group", "aria-label": "Show as" }, ...buttons)
+  };
 }

@@ -13,14 +13,22 @@ export function choice(schema, { id, required }) {
   const control = element("select", { id });
   const at = () => (required && all.length === 1 ? 0 : all.findIndex((each) => each.value === schema.default));
   if (!required || at() < 0) control.append(element("option", { value: "" }, required ? "Choose…" : "–"));
-  all.forEach((each, index) => control.append(element("option", { value: String(index), selected: index === at() }, each.title)));
-  const write = (value) => (control.value = String(all.findIndex((each) => JSON.stringify(each.value) === JSON.stringify(value))).replace("-1", ""));
+  all.forEach((each, index) =>
+    control.append(element("option", { value: String(index), selected: index === at() }, each.title))
+  );
+  const write = (value) =>
+    (control.value = String(all.findIndex((each) => JSON.stringify(each.value) === JSON.stringify(value))).replace(
+      "-1",
+      ""
+    ));
   return { control, write, read: () => (control.value === "" ? undefined : all[Number(control.value)].value) };
 }
 
 export function several(schema, { id, required }) {
   const all = options(schema.items);
-  const boxes = all.map((each, index) => element("input", { type: "checkbox", id: `${id}-${index}`, checked: (schema.default ?? []).includes(each.value) }));
+  const boxes = all.map((each, index) =>
+    element("input", { type: "checkbox", id: `${id}-${index}`, checked: (schema.default ?? []).includes(each.value) })
+  );
   const labels = all.map((each, index) => element("label", { className: "check" }, boxes[index], each.title));
   const control = element("div", { id, role: "group", className: "row", tabIndex: -1 }, ...labels);
   const write = (value) => boxes.forEach((box, index) => (box.checked = (value ?? []).includes(all[index].value)));
@@ -43,7 +51,13 @@ export function flag(schema, { id }) {
 
 export function numeric(schema, { id }) {
   const integer = schema.type === "integer";
-  const control = element("input", { id, type: "number", step: "any", autocomplete: "off", inputMode: integer ? "numeric" : "decimal" });
+  const control = element("input", {
+    id,
+    type: "number",
+    step: "any",
+    autocomplete: "off",
+    inputMode: integer ? "numeric" : "decimal"
+  });
   const write = (value) => (control.value = typeof value === "number" ? value : "");
   write(schema.default);
   const read = () => {
@@ -55,7 +69,13 @@ export function numeric(schema, { id }) {
 
 const INPUTS = { email: "email", uri: "url", date: "date", "date-time": "datetime-local" };
 
-const PLACEHOLDERS = { time: "14:30:00", duration: "PT1H30M", uuid: "123e4567-e89b-12d3-a456-426614174000", ipv4: "192.0.2.1", ipv6: "2001:db8::1" };
+const PLACEHOLDERS = {
+  time: "14:30:00",
+  duration: "PT1H30M",
+  uuid: "123e4567-e89b-12d3-a456-426614174000",
+  ipv4: "192.0.2.1",
+  ipv6: "2001:db8::1"
+};
 
 /** Convert a date-time to the value of a `datetime-local` field, in the local time zone. */
 function toLocal(text) {
@@ -68,14 +88,21 @@ export function text(schema, { id, single = false }) {
   const type = isPassword(schema) ? "password" : (INPUTS[schema.format] ?? "text");
   const moment = schema.format === "date-time";
   const grows = type === "text" && !schema.format && !single;
-  const control = element(grows ? "textarea" : "input", { id, autocomplete: "off", dir: "auto", className: grows ? "grows" : "", placeholder: PLACEHOLDERS[schema.format] ?? "" });
+  const control = element(grows ? "textarea" : "input", {
+    id,
+    autocomplete: "off",
+    dir: "auto",
+    className: grows ? "grows" : "",
+    placeholder: PLACEHOLDERS[schema.format] ?? ""
+  });
   if (grows) control.rows = 1;
   else control.type = type;
   if (moment) control.step = "1";
   if (grows) {
     // Enter submits, and Shift-Enter starts a new line.
     control.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches)
+        return;
       event.preventDefault();
       control.form?.requestSubmit();
     });

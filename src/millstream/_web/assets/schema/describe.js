@@ -18,8 +18,16 @@ const arrayType = (schema, root) => {
 function values(schema) {
   const list = "const" in schema ? [{ value: schema.const }] : options(schema);
   if (!list) return null;
-  const shown = list.slice(0, SHOWN_OPTIONS).map(({ value }) => element("code", {}, typeof value === "string" ? value : JSON.stringify(value)));
-  return element("p", { className: "choices" }, "const" in schema ? "Always " : "One of ", ...shown, list.length > SHOWN_OPTIONS ? ` and ${list.length - SHOWN_OPTIONS} more` : "");
+  const shown = list
+    .slice(0, SHOWN_OPTIONS)
+    .map(({ value }) => element("code", {}, typeof value === "string" ? value : JSON.stringify(value)));
+  return element(
+    "p",
+    { className: "choices" },
+    "const" in schema ? "Always " : "One of ",
+    ...shown,
+    list.length > SHOWN_OPTIONS ? ` and ${list.length - SHOWN_OPTIONS} more` : ""
+  );
 }
 
 /** Describe the properties, items, or alternatives of a schema; null if it has none. */
@@ -27,14 +35,17 @@ function describeChildren(schema, root, depth) {
   if (depth > MAX_DEPTH || options(schema)) return null;
   const properties = Object.entries(schema.properties ?? {});
   const parts = [];
-  if (properties.length) parts.push(list(properties.map(([name, part]) => row(name, part, schema.required?.includes(name), root, depth))));
-  if (schema.additionalProperties && typeof schema.additionalProperties === "object") parts.push(list([row("any other name", schema.additionalProperties, false, root, depth, true)]));
+  if (properties.length)
+    parts.push(list(properties.map(([name, part]) => row(name, part, schema.required?.includes(name), root, depth))));
+  if (schema.additionalProperties && typeof schema.additionalProperties === "object")
+    parts.push(list([row("any other name", schema.additionalProperties, false, root, depth, true)]));
   if (schema.type === "array" && schema.items) {
     const below = describeChildren(present(schema.items, root), root, depth + 1);
     if (below) parts.push(below);
   }
   const shapes = schema.anyOf ?? schema.oneOf ?? schema.prefixItems;
-  if (shapes) parts.push(list(shapes.map((part, place) => row(nameOf(part, root, place), part, null, root, depth, true))));
+  if (shapes)
+    parts.push(list(shapes.map((part, place) => row(nameOf(part, root, place), part, null, root, depth, true))));
   return parts.length ? element("div", { className: "nested-schema" }, ...parts) : null;
 }
 
@@ -44,15 +55,26 @@ function row(name, given, required, root, depth, loose = false) {
   const schema = present(given, root);
   const kind = hint(schema).replace(/^array/, arrayType(schema, root) ?? "array");
   const head = element(
-    "p", { className: "property" },
-    element("code", { className: loose ? "loose" : "", dir: "auto" }, name), " ",
+    "p",
+    { className: "property" },
+    element("code", { className: loose ? "loose" : "", dir: "auto" }, name),
+    " ",
     element("span", { className: "soft small" }, schema.nullable ? `${kind}, or null` : kind),
-    required ? element("span", { className: "badge accent" }, "required") : null,
+    required ? element("span", { className: "badge accent" }, "required") : null
   );
-  const words = schema.description ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description)) : null;
+  const words = schema.description
+    ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description))
+    : null;
   const below = describeChildren(schema, root, depth + 1);
   const fields = below?.querySelector(".properties").childElementCount;
-  const nested = below && element("details", { open: depth < 1 }, element("summary", {}, fields === 1 ? "1 field" : `${fields} fields`), below);
+  const nested =
+    below &&
+    element(
+      "details",
+      { open: depth < 1 },
+      element("summary", {}, fields === 1 ? "1 field" : `${fields} fields`),
+      below
+    );
   return element("li", {}, head, words, values(schema), nested);
 }
 
@@ -66,8 +88,11 @@ function row(name, given, required, root, depth, loose = false) {
 export function describe(given, root, none = "Any JSON.") {
   const schema = present(given, root);
   const below = describeChildren(schema, root, 0);
-  const about = schema.description ? [element("p", { className: "words", dir: "auto" }, ...inline(schema.description))] : [];
+  const about = schema.description
+    ? [element("p", { className: "words", dir: "auto" }, ...inline(schema.description))]
+    : [];
   if (below) return element("div", { className: "schema" }, ...about, below);
-  if (schema.type === "object" || (!schema.type && !options(schema))) return element("div", { className: "schema" }, ...about, element("p", { className: "soft" }, none));
+  if (schema.type === "object" || (!schema.type && !options(schema)))
+    return element("div", { className: "schema" }, ...about, element("p", { className: "soft" }, none));
   return element("div", { className: "schema" }, list([row("value", given, null, root, 0, true)]));
 }

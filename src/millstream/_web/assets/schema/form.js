@@ -12,7 +12,8 @@ function fieldEditor(schema, required) {
   if ("const" in schema) return constant;
   if (options(schema)) return choice;
   if (schema.type === "array" && options(schema.items ?? {})) return several;
-  if (schema.type === "boolean") return !schema.nullable && (required || typeof schema.default === "boolean") ? flag : tristate;
+  if (schema.type === "boolean")
+    return !schema.nullable && (required || typeof schema.default === "boolean") ? flag : tristate;
   return { integer: numeric, number: numeric, string: text }[schema.type] ?? json;
 }
 
@@ -20,7 +21,8 @@ function nestedEditor(schema, { depth, root }) {
   if (options(schema) || depth > MAX_DEPTH) return null;
   if (schema.anyOf || schema.oneOf) return variants;
   if (schema.type === "object" && Object.keys(schema.properties ?? {}).length) return object;
-  if (schema.type === "object" && schema.additionalProperties && typeof schema.additionalProperties === "object") return map;
+  if (schema.type === "object" && schema.additionalProperties && typeof schema.additionalProperties === "object")
+    return map;
   const items = schema.items && present(schema.items, root);
   if (schema.type === "array" && (schema.prefixItems || (items && !options(items)))) return list;
   return null;
@@ -38,9 +40,18 @@ function make(name, given, at) {
 function field(name, schema, at) {
   const { id, required } = at;
   const editor = fieldEditor(schema, required)(schema, at);
-  const kind = element("span", { className: "kind one-line", id: `${id}-kind` }, required ? kindOf(schema) : `${kindOf(schema)}, optional`);
+  const kind = element(
+    "span",
+    { className: "kind one-line", id: `${id}-kind` },
+    required ? kindOf(schema) : `${kindOf(schema)}, optional`
+  );
   const [description, limit] = [schema.description ?? "", limits(schema)];
-  const about = element("span", { className: "hint", id: `${id}-hint`, hidden: !description && !limit }, description ? element("span", { dir: "auto" }, description) : "", description && limit ? ` (${limit})` : limit);
+  const about = element(
+    "span",
+    { className: "hint", id: `${id}-hint`, hidden: !description && !limit },
+    description ? element("span", { dir: "auto" }, description) : "",
+    description && limit ? ` (${limit})` : limit
+  );
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   const title = schema.title ?? name;
   kind.title = kind.textContent;
@@ -52,9 +63,18 @@ function field(name, schema, at) {
     editor.control.setAttribute("aria-labelledby", label.id);
   } else if (editor.check) label = element("label", { className: "check" }, editor.control, title);
   else label = element("label", { htmlFor: id }, title);
-  if (required && !editor.check) label.append(element("span", { className: "required", "aria-hidden": "true", title: "Required" }, "•"));
-  if (required && editor.control.matches("input:not([type=checkbox]), select, textarea")) editor.control.ariaRequired = "true";
-  const node = element("div", { className: editor.wide ? "field wide" : "field" }, element("div", { className: "head" }, label, kind), editor.check ? "" : editor.control, about, error);
+  if (required && !editor.check)
+    label.append(element("span", { className: "required", "aria-hidden": "true", title: "Required" }, "•"));
+  if (required && editor.control.matches("input:not([type=checkbox]), select, textarea"))
+    editor.control.ariaRequired = "true";
+  const node = element(
+    "div",
+    { className: editor.wide ? "field wide" : "field" },
+    element("div", { className: "head" }, label, kind),
+    editor.check ? "" : editor.control,
+    about,
+    error
+  );
   const isBlank = () => {
     try {
       return editor.read() === undefined;
@@ -64,7 +84,11 @@ function field(name, schema, at) {
   };
   const complain = (path, message) => {
     // An empty item is validated as null, but the useful message is that it's required.
-    error.textContent = path.length ? `${path.join(".")}: ${message}` : message && required && isBlank() ? "Required." : message;
+    error.textContent = path.length
+      ? `${path.join(".")}: ${message}`
+      : message && required && isBlank()
+        ? "Required."
+        : message;
     error.hidden = !message;
     if (message) editor.control.setAttribute("aria-invalid", "true");
     else editor.control.removeAttribute("aria-invalid");
@@ -84,7 +108,11 @@ function field(name, schema, at) {
 
 /** Create a text field outside of a schema form. */
 export const textField = (name, { description, required, id }) =>
-  field(name, { type: "string", description, ...(required ? { minLength: 1 } : {}) }, { id, required, single: true, depth: 0, root: {} });
+  field(
+    name,
+    { type: "string", description, ...(required ? { minLength: 1 } : {}) },
+    { id, required, single: true, depth: 0, root: {} }
+  );
 
 /**
  * Create a form for the properties of an object schema.
@@ -101,8 +129,12 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
   const body = element("div", { className: "fields" }, ...inner.nodes, raw.node);
   const summary = element("p", { className: "error", id: `${id}-summary`, hidden: true, role: "alert" });
   const names = ["Form", "JSON"];
-  const buttons = names.map((name) => element("button", { type: "button", "aria-pressed": String((name === "JSON") === jsonOnly) }, name));
-  const toolbar = inner.list.length ? element("div", { className: "segments", role: "group", "aria-label": "Edit as" }, ...buttons) : null;
+  const buttons = names.map((name) =>
+    element("button", { type: "button", "aria-pressed": String((name === "JSON") === jsonOnly) }, name)
+  );
+  const toolbar = inner.list.length
+    ? element("div", { className: "segments", role: "group", "aria-label": "Edit as" }, ...buttons)
+    : null;
 
   /** Switch between the form and JSON, keeping the values. */
   const showJson = (asJson) => {
@@ -149,10 +181,19 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
     }
     const problems = force ? [] : validate(value, schema);
     if (!problems.length) return value;
-    const controls = problems.map(({ path, message }) => (raw.node.hidden ? inner.complain(path, message) : raw.complain(`${path.join(".")}: ${message}`)));
+    const controls = problems.map(({ path, message }) =>
+      raw.node.hidden ? inner.complain(path, message) : raw.complain(`${path.join(".")}: ${message}`)
+    );
     (controls.find(Boolean) ?? raw.control).focus();
-    const unplaced = problems.filter((_, index) => !controls[index]).map(({ path, message }) => `${path.join(".")}: ${message}`);
-    summarize([problems.length === 1 ? "One value doesn't fit the schema." : `${problems.length} values don't fit the schema.`, ...unplaced].join(" "));
+    const unplaced = problems
+      .filter((_, index) => !controls[index])
+      .map(({ path, message }) => `${path.join(".")}: ${message}`);
+    summarize(
+      [
+        problems.length === 1 ? "One value doesn't fit the schema." : `${problems.length} values don't fit the schema.`,
+        ...unplaced
+      ].join(" ")
+    );
     return null;
   };
   const write = (value) => {
@@ -167,7 +208,13 @@ function rawEditor(id, label) {
   const editor = json({ type: "object" }, { id });
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   editor.control.setAttribute("aria-describedby", error.id);
-  const node = element("div", { className: "field wide" }, element("label", { htmlFor: id }, label), editor.control, error);
+  const node = element(
+    "div",
+    { className: "field wide" },
+    element("label", { htmlFor: id }, label),
+    editor.control,
+    error
+  );
   const complain = (message) => {
     error.textContent = message;
     error.hidden = !message;

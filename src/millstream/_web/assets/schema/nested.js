@@ -25,7 +25,10 @@ const smallButton = (text, iconName, onClick) => {
 };
 
 /** Return the first visible input, or else the first visible button. */
-const firstField = (node) => [...node.querySelectorAll("input, select, textarea"), ...node.querySelectorAll("button")].find((each) => each.checkVisibility());
+const firstField = (node) =>
+  [...node.querySelectorAll("input, select, textarea"), ...node.querySelectorAll("button")].find((each) =>
+    each.checkVisibility()
+  );
 
 /** Create a fieldset with a title, an error, and a body; `footer` replaces the buttons above the body. */
 function frame(name, schema, { id, required }, buttons, footer = null) {
@@ -34,7 +37,13 @@ function frame(name, schema, { id, required }, buttons, footer = null) {
   const about = schema.description ? element("p", { className: "hint", dir: "auto" }, schema.description) : "";
   const optional = required ? "" : element("span", { className: "hint" }, "optional");
   const legend = element("legend", {}, element("span", {}, schema.title ?? name), optional);
-  const node = element("fieldset", { id, className: "nested wide", tabIndex: -1 }, legend, ...(footer ? [about, body, footer] : [element("div", { className: "nested-tools" }, ...buttons), about, body]), error);
+  const node = element(
+    "fieldset",
+    { id, className: "nested wide", tabIndex: -1 },
+    legend,
+    ...(footer ? [about, body, footer] : [element("div", { className: "nested-tools" }, ...buttons), about, body]),
+    error
+  );
   const showError = (message) => {
     error.textContent = message;
     error.hidden = !message;
@@ -48,7 +57,13 @@ export function members(schema, at) {
   const required = new Set(schema.required ?? []);
   const list = Object.entries(schema.properties ?? {}).map(([name, part], index) => ({
     name,
-    editor: at.make(name, part, { ...at, variant: false, id: `${at.id}-${index}`, required: required.has(name), depth: at.depth + 1 }),
+    editor: at.make(name, part, {
+      ...at,
+      variant: false,
+      id: `${at.id}-${index}`,
+      required: required.has(name),
+      depth: at.depth + 1
+    })
   }));
   const read = () => {
     const values = {};
@@ -65,11 +80,20 @@ export function members(schema, at) {
     return values;
   };
   const write = (value) => list.forEach(({ name, editor }) => editor.write(value?.[name]));
-  const complain = ([first, ...rest], message) => list.find(({ name }) => name === first)?.editor.complain(rest, message) ?? null;
+  const complain = ([first, ...rest], message) =>
+    list.find(({ name }) => name === first)?.editor.complain(rest, message) ?? null;
   const clear = () => list.forEach(({ editor }) => editor.clear());
   // The tag of an alternative is already selected with the alternative.
-  const isHidden = (name) => at.variant && onlyValue(resolve(schema.properties[name], at.root)) !== undefined && required.has(name);
-  return { list, nodes: list.filter(({ name }) => !isHidden(name)).map(({ editor }) => editor.node), read, write, complain, clear };
+  const isHidden = (name) =>
+    at.variant && onlyValue(resolve(schema.properties[name], at.root)) !== undefined && required.has(name);
+  return {
+    list,
+    nodes: list.filter(({ name }) => !isHidden(name)).map(({ editor }) => editor.node),
+    read,
+    write,
+    complain,
+    clear
+  };
 }
 
 export function object(name, schema, at) {
@@ -101,10 +125,13 @@ export function object(name, schema, at) {
   };
   if (schema.default) write(schema.default);
   return {
-    node, write,
+    node,
+    write,
     read: () => inner?.read(),
-    complain: (path, message) => (path.length && inner?.complain(path, message)) || showError(path.length ? `${path.join(".")}: ${message}` : message),
-    clear: () => (showError(""), inner?.clear()),
+    complain: (path, message) =>
+      (path.length && inner?.complain(path, message)) ||
+      showError(path.length ? `${path.join(".")}: ${message}` : message),
+    clear: () => (showError(""), inner?.clear())
   };
 }
 
@@ -131,8 +158,18 @@ export function list(name, schema, at) {
   const itemSchema = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
   const addRow = (value) => {
     const number = ++lastNumber; // not the index: numbers of removed items aren't reused
-    const editor = at.make(`Item ${number}`, itemSchema(rows.length), { ...at, variant: false, id: `${at.id}-i${number}`, required: true, depth: at.depth + 1 });
-    const remove = element("button", { type: "button", className: "quiet smallButton square", "aria-label": `Remove item ${number}`, title: "Remove" }, icon("close"));
+    const editor = at.make(`Item ${number}`, itemSchema(rows.length), {
+      ...at,
+      variant: false,
+      id: `${at.id}-i${number}`,
+      required: true,
+      depth: at.depth + 1
+    });
+    const remove = element(
+      "button",
+      { type: "button", className: "quiet smallButton square", "aria-label": `Remove item ${number}`, title: "Remove" },
+      icon("close")
+    );
     const row = { editor, remove, node: null };
     remove.addEventListener("click", () => {
       rows.splice(rows.indexOf(row), 1);
@@ -156,10 +193,11 @@ export function list(name, schema, at) {
   };
   write(schema.default ?? []);
   return {
-    node, write,
+    node,
+    write,
     read: () => (rows.length || at.required ? rows.map(({ editor }) => editor.read() ?? null) : undefined),
     complain: ([first, ...rest], message) => rows[first]?.editor.complain(rest, message) ?? showError(message),
-    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear())),
+    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear()))
   };
 }
 
@@ -172,9 +210,19 @@ export function map(name, schema, at) {
   const addRow = (keyName, value) => {
     const id = `${at.id}-e${lastNumber++}`;
     const key = element("input", { id: `${id}-key`, value: keyName, autocomplete: "off", spellcheck: false });
-    const editor = at.make("Value", schema.additionalProperties, { ...at, variant: false, id, required: true, depth: at.depth + 1 });
+    const editor = at.make("Value", schema.additionalProperties, {
+      ...at,
+      variant: false,
+      id,
+      required: true,
+      depth: at.depth + 1
+    });
     const row = { key, editor, node: null };
-    const remove = element("button", { type: "button", className: "quiet smallButton square", "aria-label": "Remove this entry", title: "Remove" }, icon("close"));
+    const remove = element(
+      "button",
+      { type: "button", className: "quiet smallButton square", "aria-label": "Remove this entry", title: "Remove" },
+      icon("close")
+    );
     remove.addEventListener("click", () => {
       rows.splice(rows.indexOf(row), 1);
       row.node.remove();
@@ -194,10 +242,15 @@ export function map(name, schema, at) {
   };
   write(schema.default);
   return {
-    node, write,
-    read: () => (rows.length || at.required ? Object.fromEntries(rows.map(({ key, editor }) => [key.value, editor.read() ?? null])) : undefined),
-    complain: ([first, ...rest], message) => rows.find(({ key }) => key.value === first)?.editor.complain(rest, message) ?? showError(message),
-    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear())),
+    node,
+    write,
+    read: () =>
+      rows.length || at.required
+        ? Object.fromEntries(rows.map(({ key, editor }) => [key.value, editor.read() ?? null]))
+        : undefined,
+    complain: ([first, ...rest], message) =>
+      rows.find(({ key }) => key.value === first)?.editor.complain(rest, message) ?? showError(message),
+    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear()))
   };
 }
 
@@ -207,27 +260,44 @@ export function variants(name, schema, at) {
   const optional = !at.required;
   const select = element("select", { id: `${at.id}-shape`, "aria-label": `Shape of ${schema.title ?? name}` });
   if (optional) select.append(element("option", { value: "" }, "–"));
-  parts.forEach((part, index) => select.append(element("option", { value: String(index) }, nameOf(part, at.root, index))));
+  parts.forEach((part, index) =>
+    select.append(element("option", { value: String(index) }, nameOf(part, at.root, index)))
+  );
   const { node, body, showError } = frame(name, schema, at, [select]);
   let inner = null;
   const show = () => {
     const part = select.value === "" ? null : parts[Number(select.value)];
-    inner = part && at.make(nameOf(part, at.root, Number(select.value)), part, { ...at, variant: true, id: `${at.id}-v${select.value}`, required: true, depth: at.depth + 1 });
+    inner =
+      part &&
+      at.make(nameOf(part, at.root, Number(select.value)), part, {
+        ...at,
+        variant: true,
+        id: `${at.id}-v${select.value}`,
+        required: true,
+        depth: at.depth + 1
+      });
     inner?.node.classList.add("variant");
     body.replaceChildren(...(inner ? [inner.node] : []));
   };
   select.addEventListener("change", show);
   const write = (value) => {
     if (value === undefined || (value === null && optional)) select.value = optional ? "" : "0";
-    else select.value = String(Math.max(0, parts.findIndex((part) => validate(value, resolve(part, at.root), at.root).length === 0)));
+    else
+      select.value = String(
+        Math.max(
+          0,
+          parts.findIndex((part) => validate(value, resolve(part, at.root), at.root).length === 0)
+        )
+      );
     show();
     if (value !== undefined) inner?.write(value);
   };
   write(schema.default ?? undefined);
   return {
-    node, write,
+    node,
+    write,
     read: () => inner?.read(),
     complain: (path, message) => inner?.complain(path, message) ?? showError(message),
-    clear: () => (showError(""), inner?.clear()),
+    clear: () => (showError(""), inner?.clear())
   };
 }

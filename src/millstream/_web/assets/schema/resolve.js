@@ -7,11 +7,14 @@ const isSchema = (value) => isObject(value) || typeof value === "boolean";
 const of = (type) => (value) => typeof value === type;
 const EXPECTED = Object.fromEntries(
   Object.entries({
-    "properties patternProperties $defs definitions dependentRequired": isObject, "anyOf oneOf allOf prefixItems enum enumNames examples required": Array.isArray,
-    "items additionalProperties contains propertyNames not if then else": isSchema, "$ref title description format pattern": of("string"),
-    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems minProperties maxProperties": of("number"),
-    type: (value) => [value].flat().length > 0 && [value].flat().every(of("string")),
-  }).flatMap(([names, test]) => names.split(" ").map((name) => [name, test])),
+    "properties patternProperties $defs definitions dependentRequired": isObject,
+    "anyOf oneOf allOf prefixItems enum enumNames examples required": Array.isArray,
+    "items additionalProperties contains propertyNames not if then else": isSchema,
+    "$ref title description format pattern": of("string"),
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength minItems maxItems minProperties maxProperties":
+      of("number"),
+    type: (value) => [value].flat().length > 0 && [value].flat().every(of("string"))
+  }).flatMap(([names, test]) => names.split(" ").map((name) => [name, test]))
 );
 const LISTS = new Set(["anyOf", "oneOf", "allOf", "prefixItems"]);
 
@@ -52,14 +55,21 @@ function mergeAllOf(schema, root, depth = 0) {
   if (!schema.allOf) return schema;
   const { allOf, ...own } = schema;
   if (depth > MAX_DEPTH) return own;
-  return allOf.map((part) => mergeAllOf(resolve(part, root), root, depth + 1)).reduce(
-    (whole, part) => ({
-      ...part, ...whole,
-      ...(whole.properties || part.properties ? { properties: { ...whole.properties, ...part.properties, ...whole.properties } } : {}),
-      ...(whole.required || part.required ? { required: [...new Set([...(part.required ?? []), ...(whole.required ?? [])])] } : {}),
-    }),
-    own,
-  );
+  return allOf
+    .map((part) => mergeAllOf(resolve(part, root), root, depth + 1))
+    .reduce(
+      (whole, part) => ({
+        ...part,
+        ...whole,
+        ...(whole.properties || part.properties
+          ? { properties: { ...whole.properties, ...part.properties, ...whole.properties } }
+          : {}),
+        ...(whole.required || part.required
+          ? { required: [...new Set([...(part.required ?? []), ...(whole.required ?? [])])] }
+          : {})
+      }),
+      own
+    );
 }
 
 const isNull = (part, root) => {
@@ -79,7 +89,8 @@ export function present(schema, root, depth = 0) {
     const remaining = parts.filter((part) => !isNull(part, root));
     const nullable = found.nullable || remaining.length < parts.length;
     const rest = { ...found, anyOf: undefined, oneOf: undefined };
-    if (remaining.length === 1) return { ...rest, ...present(remaining[0], root, depth + 1), ...annotations(found), nullable };
+    if (remaining.length === 1)
+      return { ...rest, ...present(remaining[0], root, depth + 1), ...annotations(found), nullable };
     // `int | float` needs only one number field.
     if (remaining.every((part) => isNumber(resolve(part, root).type))) return { ...rest, type: "number", nullable };
     return { ...rest, anyOf: remaining, nullable };
@@ -96,11 +107,20 @@ export function present(schema, root, depth = 0) {
 }
 
 /** Return the annotations beside the alternatives, which take precedence over those of an alternative. */
-const annotations = ({ title, description, default: preset }) => Object.fromEntries(Object.entries({ title, description, default: preset }).filter(([, value]) => value !== undefined));
+const annotations = ({ title, description, default: preset }) =>
+  Object.fromEntries(
+    Object.entries({ title, description, default: preset }).filter(([, value]) => value !== undefined)
+  );
 
 /** Return the choices of an enumeration in any of its forms, as `{value, title}`; null if it isn't one. */
 export function options(schema) {
-  if (schema.enum) return schema.enum.filter((value) => value !== null || !schema.nullable).map((value, index) => ({ value, title: String(schema.enumNames?.[index] ?? (typeof value === "object" ? JSON.stringify(value) : value)) }));
+  if (schema.enum)
+    return schema.enum
+      .filter((value) => value !== null || !schema.nullable)
+      .map((value, index) => ({
+        value,
+        title: String(schema.enumNames?.[index] ?? (typeof value === "object" ? JSON.stringify(value) : value))
+      }));
   const parts = schema.oneOf ?? schema.anyOf;
   if (!parts?.length || !parts.every((part) => isObject(part) && "const" in part)) return null;
   return parts.map((part) => ({ value: part.const, title: String(part.title ?? part.const) }));
@@ -109,35 +129,57 @@ export function options(schema) {
 const RANGES = [
   ["minimum", "maximum", ""],
   ["minLength", "maxLength", "character"],
-  ["minItems", "maxItems", "item"],
+  ["minItems", "maxItems", "item"]
 ];
 const LIMITS = [
   ["exclusiveMinimum", (value) => `more than ${value}`],
   ["exclusiveMaximum", (value) => `less than ${value}`],
   ["multipleOf", (value) => `a multiple of ${value}`],
-  ["pattern", (value) => `matches ${value}`],
+  ["pattern", (value) => `matches ${value}`]
 ];
 
 function range(low, high, unit) {
-  const words = high === undefined ? `at least ${low}` : low === undefined ? `at most ${high}` : low === high ? `exactly ${low}` : `${low} to ${high}`;
+  const words =
+    high === undefined
+      ? `at least ${low}`
+      : low === undefined
+        ? `at most ${high}`
+        : low === high
+          ? `exactly ${low}`
+          : `${low} to ${high}`;
   return unit ? `${words} ${unit}${(high ?? low) === 1 ? "" : "s"}` : words;
 }
 
 /** Return the displayed type of a value. */
-export const kindOf = (schema) => [schema.type ?? (options(schema) ? "value" : schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON"), schema.format].filter(Boolean).join(", ");
+export const kindOf = (schema) =>
+  [
+    schema.type ?? (options(schema) ? "value" : schema.anyOf || schema.oneOf ? "one of several shapes" : "any JSON"),
+    schema.format
+  ]
+    .filter(Boolean)
+    .join(", ");
 
 /** Return the limits of a value; empty if there are none. */
 export function limits(schema) {
   // A minimum length of 1 isn't mentioned, because empty fields aren't sent.
-  const lower = (name) => (name === "minimum" || schema[name] > (name === "minLength" && schema.maxLength === undefined ? 1 : 0) ? schema[name] : undefined);
+  const lower = (name) =>
+    name === "minimum" || schema[name] > (name === "minLength" && schema.maxLength === undefined ? 1 : 0)
+      ? schema[name]
+      : undefined;
   const bounds = RANGES.map(([low, high, unit]) => [lower(low), schema[high], unit]);
   const ranges = bounds.filter(([low, high]) => low !== undefined || high !== undefined).map((each) => range(...each));
-  return [...ranges, ...LIMITS.filter(([name]) => schema[name] !== undefined).map(([name, format]) => format(schema[name]))].join(", ");
+  return [
+    ...ranges,
+    ...LIMITS.filter(([name]) => schema[name] !== undefined).map(([name, format]) => format(schema[name]))
+  ].join(", ");
 }
 
 /** Return type, limits, and default of a value. */
 export function hint(schema) {
-  const preset = schema.default === undefined || schema.default === null || schema.default === "" ? "" : `default ${JSON.stringify(schema.default)}`;
+  const preset =
+    schema.default === undefined || schema.default === null || schema.default === ""
+      ? ""
+      : `default ${JSON.stringify(schema.default)}`;
   return [kindOf(schema), limits(schema), preset].filter(Boolean).join(", ");
 }
 
@@ -147,7 +189,9 @@ export const onlyValue = (schema) => (schema.enum?.length === 1 ? schema.enum[0]
 /** Return the displayed name of an alternative. */
 export function nameOf(schema, root, index) {
   const found = resolve(schema, root);
-  const tag = Object.values(found.properties ?? {}).map((part) => onlyValue(resolve(part, root))).find((value) => value !== undefined);
+  const tag = Object.values(found.properties ?? {})
+    .map((part) => onlyValue(resolve(part, root)))
+    .find((value) => value !== undefined);
   const reference = typeof schema.$ref === "string" ? schema.$ref.split("/").at(-1) : "";
   return String(found.title ?? (reference || tag || found.format || found.type || `Shape ${index + 1}`));
 }

@@ -8,13 +8,34 @@ const MAX_DEPTH = 8;
 const MAX_ITEMS = 5;
 const SITE = ["https:", "", "example.com", ""].join("/");
 const FORMATS = {
-  date: "2026-03-14", time: "09:30:00Z", "date-time": "2026-03-14T09:30:00Z", duration: "PT1H", email: "ada@example.com", uuid: "123e4567-e89b-42d3-a456-426614174000",
-  uri: SITE, url: SITE, hostname: "example.com", ipv4: "192.0.2.1", ipv6: "2001:db8::1",
+  date: "2026-03-14",
+  time: "09:30:00Z",
+  "date-time": "2026-03-14T09:30:00Z",
+  duration: "PT1H",
+  email: "ada@example.com",
+  uuid: "123e4567-e89b-42d3-a456-426614174000",
+  uri: SITE,
+  url: SITE,
+  hostname: "example.com",
+  ipv4: "192.0.2.1",
+  ipv6: "2001:db8::1"
 };
 const BY_NAME = [
-  [/e?mail/i, "ada@example.com"], [/url|uri|link|website/i, SITE], [/city|town/i, "York"], [/country/i, "GB"], [/street|address/i, "1 Mill Lane"], [/time_?zone|tz$/i, "Europe/London"], [/lang|locale/i, "en"],
-  [/(^|_)(user_?|first_?|last_?|full_?)?name$|customer|author|person/i, "Ada"], [/title|subject/i, "A title"], [/query|search|words?$/i, "mill"], [/message|text|note|content|body/i, "Hello"], [/path|file/i, "notes.txt"], [/currency/i, "EUR"], [/colou?r/i, "red"],
-  [/(^|_)(id|key|sku|isbn|code|ref)$/i, "A-100"],
+  [/e?mail/i, "ada@example.com"],
+  [/url|uri|link|website/i, SITE],
+  [/city|town/i, "York"],
+  [/country/i, "GB"],
+  [/street|address/i, "1 Mill Lane"],
+  [/time_?zone|tz$/i, "Europe/London"],
+  [/lang|locale/i, "en"],
+  [/(^|_)(user_?|first_?|last_?|full_?)?name$|customer|author|person/i, "Ada"],
+  [/title|subject/i, "A title"],
+  [/query|search|words?$/i, "mill"],
+  [/message|text|note|content|body/i, "Hello"],
+  [/path|file/i, "notes.txt"],
+  [/currency/i, "EUR"],
+  [/colou?r/i, "red"],
+  [/(^|_)(id|key|sku|isbn|code|ref)$/i, "A-100"]
 ];
 
 /** Return a text that matches a regular expression; null if it uses unsupported features. */
@@ -93,9 +114,19 @@ function number(schema, name) {
   const low = schema.minimum ?? (schema.exclusiveMinimum === undefined ? -Infinity : schema.exclusiveMinimum);
   const high = schema.maximum ?? (schema.exclusiveMaximum === undefined ? Infinity : schema.exclusiveMaximum);
   const step = schema.multipleOf ?? 1;
-  const start = Number.isFinite(low) ? Math.ceil(low / step) * step : Math.min(0, Number.isFinite(high) ? Math.floor(high / step) * step : 0);
+  const start = Number.isFinite(low)
+    ? Math.ceil(low / step) * step
+    : Math.min(0, Number.isFinite(high) ? Math.floor(high / step) * step : 0);
   const middle = Number.isFinite(low) && Number.isFinite(high) ? (low + high) / 2 : 0;
-  const candidates = [/price|cost|amount/i.test(name) && schema.type === "number" ? 9.5 : step, start, start + step, start - step, low, high, middle];
+  const candidates = [
+    /price|cost|amount/i.test(name) && schema.type === "number" ? 9.5 : step,
+    start,
+    start + step,
+    start - step,
+    low,
+    high,
+    middle
+  ];
   return candidates.find((each) => Number.isFinite(each) && !validate(each, schema).length);
 }
 
@@ -114,7 +145,10 @@ function object(schema, root, depth) {
     if (value !== undefined && value !== null) made[name] = value;
   }
   for (let number = 1; Object.keys(made).length < (schema.minProperties ?? 0) && number <= MAX_ITEMS; number += 1) {
-    const [name, part] = Object.entries(properties).find(([each]) => !(each in made)) ?? [`name_${number}`, schema.additionalProperties ?? {}];
+    const [name, part] = Object.entries(properties).find(([each]) => !(each in made)) ?? [
+      `name_${number}`,
+      schema.additionalProperties ?? {}
+    ];
     made[name] = make(part, root, name, depth + 1) ?? "text";
   }
   return made;
@@ -123,11 +157,26 @@ function object(schema, root, depth) {
 function array(schema, root, name, depth) {
   const first = schema.prefixItems ?? [];
   const min = Math.max(schema.minItems ?? 0, first.length);
-  const length = Math.min(Math.max(min, schema.items && depth < MAX_DEPTH ? 1 : 0), schema.maxItems ?? Infinity, Math.max(MAX_ITEMS, min));
+  const length = Math.min(
+    Math.max(min, schema.items && depth < MAX_DEPTH ? 1 : 0),
+    schema.maxItems ?? Infinity,
+    Math.max(MAX_ITEMS, min)
+  );
   const singular = name.replace(/s$/, "");
-  const items = Array.from({ length }, (_, index) => make(first[index] ?? schema.items ?? {}, root, singular, depth + 1));
+  const items = Array.from({ length }, (_, index) =>
+    make(first[index] ?? schema.items ?? {}, root, singular, depth + 1)
+  );
   if (items.includes(undefined)) return min ? undefined : [];
-  if (schema.uniqueItems) return items.map((each, index) => (index === 0 ? each : typeof each === "number" ? each + index : typeof each === "string" ? (options(present(schema.items ?? {}, root))?.[index]?.value ?? `${each}${index}`) : each));
+  if (schema.uniqueItems)
+    return items.map((each, index) =>
+      index === 0
+        ? each
+        : typeof each === "number"
+          ? each + index
+          : typeof each === "string"
+            ? (options(present(schema.items ?? {}, root))?.[index]?.value ?? `${each}${index}`)
+            : each
+    );
   return items;
 }
 
@@ -142,7 +191,9 @@ function make(given, root, name, depth) {
 function makeResolved(schema, root, name, depth) {
   if ("const" in schema) return schema.const;
   const fits = (value) => value !== undefined && !validate(value, schema, root).length;
-  const declared = [schema.examples?.[0], schema.example, schema.default].find((each) => each !== null && each !== "" && fits(each));
+  const declared = [schema.examples?.[0], schema.example, schema.default].find(
+    (each) => each !== null && each !== "" && fits(each)
+  );
   if (declared !== undefined) return declared;
   const all = options(schema);
   if (all?.length) return all[0].value;
@@ -156,8 +207,13 @@ function makeResolved(schema, root, name, depth) {
     return undefined;
   }
   const kinds = {
-    object: () => object(schema, root, depth), array: () => array(schema, root, name, depth), string: () => text(schema, name), integer: () => number(schema, name), number: () => number(schema, name),
-    boolean: () => true, null: () => null,
+    object: () => object(schema, root, depth),
+    array: () => array(schema, root, name, depth),
+    string: () => text(schema, name),
+    integer: () => number(schema, name),
+    number: () => number(schema, name),
+    boolean: () => true,
+    null: () => null
   };
   return kinds[schema.type] ? kinds[schema.type]() : "text";
 }

@@ -23,8 +23,15 @@ const item = (index) => (schema) => schema.prefixItems?.[index] ?? schema.items 
 
 function strip(value, schemas, root, name) {
   const found = shapes(schemas, root);
-  if (["string", "number"].includes(typeof value) && (NAMES.test(name.toLowerCase().replace(/[^a-z0-9]/g, "")) || found.some(isPassword))) return undefined;
-  if (Array.isArray(value)) return value.map((each, index) => strip(each, found.flatMap(item(index)), root, name)).filter((each) => each !== undefined);
+  if (
+    ["string", "number"].includes(typeof value) &&
+    (NAMES.test(name.toLowerCase().replace(/[^a-z0-9]/g, "")) || found.some(isPassword))
+  )
+    return undefined;
+  if (Array.isArray(value))
+    return value
+      .map((each, index) => strip(each, found.flatMap(item(index)), root, name))
+      .filter((each) => each !== undefined);
   if (value === null || typeof value !== "object") return value;
   const entries = Object.entries(value).map(([key, each]) => [key, strip(each, found.flatMap(member(key)), root, key)]);
   return Object.fromEntries(entries.filter(([, each]) => each !== undefined));

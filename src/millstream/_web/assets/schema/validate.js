@@ -12,7 +12,11 @@ const same = (one, other) => one === other || JSON.stringify(sorted(one)) === JS
 const sorted = (value) => {
   if (Array.isArray(value)) return value.map(sorted);
   if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.keys(value).sort().map((key) => [key, sorted(value[key])]));
+  return Object.fromEntries(
+    Object.keys(value)
+      .sort()
+      .map((key) => [key, sorted(value[key])])
+  );
 };
 const brief = (value) => {
   const text = JSON.stringify(value) ?? String(value);
@@ -28,10 +32,13 @@ const is = {
   boolean: (value) => typeof value === "boolean",
   null: (value) => value === null,
   array: Array.isArray,
-  object: (value) => kindOf(value) === "object",
+  object: (value) => kindOf(value) === "object"
 };
 
-const date = (text) => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(`${text}T00:00:00Z`)) && new Date(`${text}T00:00:00Z`).toISOString().startsWith(text);
+const date = (text) =>
+  /^\d{4}-\d\d-\d\d$/.test(text) &&
+  !Number.isNaN(Date.parse(`${text}T00:00:00Z`)) &&
+  new Date(`${text}T00:00:00Z`).toISOString().startsWith(text);
 const time = (text) => /^([01]\d|2[0-3]):[0-5]\d:([0-5]\d|60)(\.\d+)?(z|[+-]([01]\d|2[0-3]):[0-5]\d)?$/i.test(text);
 const FORMATS = {
   date,
@@ -42,7 +49,7 @@ const FORMATS = {
   uuid: (text) => /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(text),
   uri: (text) => /^[a-z][a-z0-9+.-]*:[^\s]*$/i.test(text),
   ipv4: (text) => /^((25[0-5]|2[0-4]\d|1?\d?\d)(\.|$)){4}$/.test(text) && !text.endsWith("."),
-  ipv6: (text) => /^[0-9a-f:.]{2,45}$/i.test(text) && text.includes(":"),
+  ipv6: (text) => /^[0-9a-f:.]{2,45}$/i.test(text) && text.includes(":")
 };
 
 const matches = (pattern, text) => {
@@ -58,27 +65,30 @@ const TEXT = {
   minLength: (least, value) => length(value) < least && `At least ${least} characters; it has ${length(value)}.`,
   maxLength: (most, value) => length(value) > most && `At most ${most} characters; it has ${length(value)}.`,
   pattern: (pattern, value) => !matches(pattern, value) && `Must match ${pattern}.`,
-  format: (format, value) => FORMATS[format] && !FORMATS[format](value) && `${brief(value)} isn't a valid ${format}.`,
+  format: (format, value) => FORMATS[format] && !FORMATS[format](value) && `${brief(value)} isn't a valid ${format}.`
 };
 const NUMBER = {
   minimum: (least, value) => value < least && `At least ${least}; it's ${value}.`,
   maximum: (most, value) => value > most && `At most ${most}; it's ${value}.`,
   exclusiveMinimum: (bound, value) => value <= bound && `More than ${bound}; it's ${value}.`,
   exclusiveMaximum: (bound, value) => value >= bound && `Less than ${bound}; it's ${value}.`,
-  multipleOf: (step, value) => Math.abs(value / step - Math.round(value / step)) > 1e-9 && `A multiple of ${step}; it's ${value}.`,
+  multipleOf: (step, value) =>
+    Math.abs(value / step - Math.round(value / step)) > 1e-9 && `A multiple of ${step}; it's ${value}.`
 };
 const ARRAY = {
   minItems: (least, value) => value.length < least && `At least ${least} items; it has ${value.length}.`,
   maxItems: (most, value) => value.length > most && `At most ${most} items; it has ${value.length}.`,
-  uniqueItems: (wanted, value) => wanted && new Set(value.map((each) => JSON.stringify(sorted(each)))).size < value.length && "Items must be unique.",
+  uniqueItems: (wanted, value) =>
+    wanted && new Set(value.map((each) => JSON.stringify(sorted(each)))).size < value.length && "Items must be unique."
 };
 const OBJECT = {
   minProperties: (least, value) => Object.keys(value).length < least && `At least ${least} properties.`,
-  maxProperties: (most, value) => Object.keys(value).length > most && `At most ${most} properties.`,
+  maxProperties: (most, value) => Object.keys(value).length > most && `At most ${most} properties.`
 };
 const ANY = {
-  enum: (all, value) => !all.some((each) => same(each, value)) && `One of ${all.map(brief).join(", ")}; it's ${brief(value)}.`,
-  const: (only, value) => !same(only, value) && `Must be ${brief(only)}; it's ${brief(value)}.`,
+  enum: (all, value) =>
+    !all.some((each) => same(each, value)) && `One of ${all.map(brief).join(", ")}; it's ${brief(value)}.`,
+  const: (only, value) => !same(only, value) && `Must be ${brief(only)}; it's ${brief(value)}.`
 };
 const BY_KIND = { string: TEXT, number: NUMBER, array: ARRAY, object: OBJECT };
 
@@ -92,7 +102,13 @@ const BY_KIND = { string: TEXT, number: NUMBER, array: ARRAY, object: OBJECT };
  */
 export function validate(value, schema, root = schema) {
   const problems = [];
-  check(value, schema, { root, path: [], depth: 0, budget: { left: MAX_STEPS }, report: (path, keyword, message) => problems.length < MAX_PROBLEMS && problems.push({ path, keyword, message }) });
+  check(value, schema, {
+    root,
+    path: [],
+    depth: 0,
+    budget: { left: MAX_STEPS },
+    report: (path, keyword, message) => problems.length < MAX_PROBLEMS && problems.push({ path, keyword, message })
+  });
   return problems;
 }
 
@@ -106,10 +122,18 @@ function check(value, given, at) {
   if (given === true || given === undefined || at.depth > MAX_DEPTH || (at.budget.left -= 1) < 0) return;
   if (given === false) return void at.report(at.path, "false", "No value is allowed here.");
   const schema = resolve(given, at.root);
-  const below = (part, step) => ({ ...at, depth: at.depth + 1, path: step === undefined ? at.path : [...at.path, step] });
+  const below = (part, step) => ({
+    ...at,
+    depth: at.depth + 1,
+    path: step === undefined ? at.path : [...at.path, step]
+  });
   const types = schema.type === undefined ? null : [schema.type].flat();
   if (types && !types.some((type) => is[type]?.(value) ?? true)) {
-    return void at.report(at.path, "type", `Must be ${types.map(article).join(" or ")}; it's ${["object", "null"].includes(kindOf(value)) ? article(kindOf(value)) : brief(value)}.`);
+    return void at.report(
+      at.path,
+      "type",
+      `Must be ${types.map(article).join(" or ")}; it's ${["object", "null"].includes(kindOf(value)) ? article(kindOf(value)) : brief(value)}.`
+    );
   }
   for (const [keyword, test] of Object.entries({ ...ANY, ...BY_KIND[kindOf(value)] })) {
     const message = schema[keyword] !== undefined && test(schema[keyword], value);
@@ -126,30 +150,40 @@ function items(value, schema, at, below) {
     const part = index < first.length ? first[index] : schema.items;
     if (part !== undefined) check(each, part, below(part, index));
   });
-  if (schema.contains !== undefined && schema.minContains !== 0 && !value.some((each) => fits(each, schema.contains, at))) at.report(at.path, "contains", "No item matches.");
+  if (
+    schema.contains !== undefined &&
+    schema.minContains !== 0 &&
+    !value.some((each) => fits(each, schema.contains, at))
+  )
+    at.report(at.path, "contains", "No item matches.");
 }
 
 function properties(value, schema, at, below) {
   const own = schema.properties ?? {};
   const patterns = Object.entries(schema.patternProperties ?? {});
-  for (const name of schema.required ?? []) if (!Object.hasOwn(value, name)) at.report([...at.path, name], "required", "Required.");
+  for (const name of schema.required ?? [])
+    if (!Object.hasOwn(value, name)) at.report([...at.path, name], "required", "Required.");
   for (const [name, others] of Object.entries(schema.dependentRequired ?? {})) {
-    for (const other of Object.hasOwn(value, name) && Array.isArray(others) ? others : []) if (!Object.hasOwn(value, other)) at.report([...at.path, other], "required", `Required with ${name}.`);
+    for (const other of Object.hasOwn(value, name) && Array.isArray(others) ? others : [])
+      if (!Object.hasOwn(value, other)) at.report([...at.path, other], "required", `Required with ${name}.`);
   }
   for (const [name, each] of Object.entries(value)) {
     const matching = patterns.filter(([pattern]) => matches(pattern, name)).map(([, part]) => part);
     if (Object.hasOwn(own, name)) check(each, own[name], below(own[name], name));
     for (const part of matching) check(each, part, below(part, name));
-    if (schema.propertyNames !== undefined && !fits(name, schema.propertyNames, at)) at.report([...at.path, name], "propertyNames", "This name isn't allowed.");
+    if (schema.propertyNames !== undefined && !fits(name, schema.propertyNames, at))
+      at.report([...at.path, name], "propertyNames", "This name isn't allowed.");
     if (Object.hasOwn(own, name) || matching.length || schema.additionalProperties === undefined) continue;
-    if (schema.additionalProperties === false) at.report([...at.path, name], "additionalProperties", "The schema doesn't allow this property.");
+    if (schema.additionalProperties === false)
+      at.report([...at.path, name], "additionalProperties", "The schema doesn't allow this property.");
     else check(each, schema.additionalProperties, below(schema.additionalProperties, name));
   }
 }
 
 function alternatives(value, schema, at, below) {
   for (const part of schema.allOf ?? []) check(value, part, below(part));
-  if (schema.anyOf && !schema.anyOf.some((part) => fits(value, part, at))) reportClosest(value, schema.anyOf, "anyOf", at, below);
+  if (schema.anyOf && !schema.anyOf.some((part) => fits(value, part, at)))
+    reportClosest(value, schema.anyOf, "anyOf", at, below);
   if (schema.oneOf) {
     const count = schema.oneOf.filter((part) => fits(value, part, at)).length;
     if (count === 0) reportClosest(value, schema.oneOf, "oneOf", at, below);
@@ -170,7 +204,10 @@ function reportClosest(value, parts, keyword, at, below) {
     return problems;
   });
   // A wrong type or tag at this place indicates another alternative.
-  const distance = (problems) => problems.length + 10 * problems.filter(([path, word]) => (word === "type" && path.length === at.path.length) || word === "const").length;
+  const distance = (problems) =>
+    problems.length +
+    10 *
+      problems.filter(([path, word]) => (word === "type" && path.length === at.path.length) || word === "const").length;
   const best = found.reduce((one, other) => (distance(other) < distance(one) ? other : one));
   if (parts.length > 1 && best.some(([path, word]) => word === "type" && path.length === at.path.length)) {
     at.report(at.path, keyword, `Matches none of the ${parts.length} alternatives: it's ${article(kindOf(value))}.`);

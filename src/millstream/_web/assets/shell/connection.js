@@ -9,7 +9,13 @@ const CHECK_MS = 5_000;
 
 const text = element("p");
 const retry = element("button", { type: "button", className: "small" }, "Try now");
-const banner = element("div", { className: "banner", role: "alert", id: "banner", hidden: true }, icon("alert"), text, retry);
+const banner = element(
+  "div",
+  { className: "banner", role: "alert", id: "banner", hidden: true },
+  icon("alert"),
+  text,
+  retry
+);
 document.body.append(banner);
 
 const CONNECTION = "";

@@ -37,7 +37,11 @@ export async function copy(text, message = "Copied.") {
  */
 export function copyButton(read, name = "Copy") {
   const shown = icon("copy");
-  const button = element("button", { type: "button", className: "quiet small square copy", title: name, "aria-label": name }, shown);
+  const button = element(
+    "button",
+    { type: "button", className: "quiet small square copy", title: name, "aria-label": name },
+    shown
+  );
   button.addEventListener("click", async (event) => {
     event.stopPropagation();
     if (!(await copy(read()))) return;

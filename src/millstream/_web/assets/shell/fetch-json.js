@@ -7,8 +7,12 @@ const reload = () => location.reload();
 /** By status: the message, the action of the button, and its label. */
 const MESSAGES = {
   401: (what) => [`You're signed out, so ${what} can't be shown. Sign in again.`, reload, "Sign in"],
-  403: (what) => [`You don't have access to ${what}. Sign in with another account, or ask this server's operator for access.`, reload, "Reload"],
-  404: (what) => [`This server no longer has ${what}. Reload the page.`, reload, "Reload"],
+  403: (what) => [
+    `You don't have access to ${what}. Sign in with another account, or ask this server's operator for access.`,
+    reload,
+    "Reload"
+  ],
+  404: (what) => [`This server no longer has ${what}. Reload the page.`, reload, "Reload"]
 };
 
 /**
@@ -25,7 +29,11 @@ export async function fetchJson(path, what) {
       clearTrouble(what);
       return data;
     }
-    const [reason, action, label] = MESSAGES[response.status]?.(what) ?? [`The server failed to return ${what} (status ${response.status}). This page tries again. The server's log may contain the cause.`, null, ""];
+    const [reason, action, label] = MESSAGES[response.status]?.(what) ?? [
+      `The server failed to return ${what} (status ${response.status}). This page tries again. The server's log may contain the cause.`,
+      null,
+      ""
+    ];
     showTrouble(what, reason, action, label);
   } catch {
     // The page's stream reports a lost connection, and the page repeats this request once it's back.

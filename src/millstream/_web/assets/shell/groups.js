@@ -20,7 +20,8 @@ const prefixOf = (name) => PREFIX.exec(name)?.[1].toLowerCase() ?? "";
 export function groupItems(items, nameOf, tagsOf = () => []) {
   if (items.length < MIN_ITEMS) return null;
   const prefixes = new Map();
-  for (const item of items) if (!tagsOf(item).length) prefixes.set(prefixOf(nameOf(item)), (prefixes.get(prefixOf(nameOf(item))) ?? 0) + 1);
+  for (const item of items)
+    if (!tagsOf(item).length) prefixes.set(prefixOf(nameOf(item)), (prefixes.get(prefixOf(nameOf(item))) ?? 0) + 1);
   const groups = new Map();
   for (const item of items) {
     const prefix = prefixOf(nameOf(item));

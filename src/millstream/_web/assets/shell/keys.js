@@ -13,7 +13,10 @@ let firstKey = "";
 let chordTimer = 0;
 
 /** Return a `<kbd>` for each key of a shortcut. */
-export const keycaps = (keys) => keys.split(/[ +]/).map((key) => element("kbd", {}, NAMES[key] ?? (key.length === 1 && keys.includes("+") ? key.toUpperCase() : key)));
+export const keycaps = (keys) =>
+  keys
+    .split(/[ +]/)
+    .map((key) => element("kbd", {}, NAMES[key] ?? (key.length === 1 && keys.includes("+") ? key.toUpperCase() : key)));
 
 /**
  * Bind a shortcut, replacing an earlier one with the same keys.
@@ -27,13 +30,22 @@ export function shortcut(keys, title, run) {
 }
 
 /** Whether a node accepts text input. */
-const isTextInput = (node) => node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=button])");
+const isTextInput = (node) =>
+  node.isContentEditable || node.matches?.("textarea, select, input:not([type=checkbox], [type=radio], [type=button])");
 
 function onKeyDown(event) {
   if (event.defaultPrevented || event.isComposing) return;
   const mod = (MAC ? event.metaKey : event.ctrlKey) && !event.altKey;
   const key = event.key.toLowerCase();
-  if (!mod && (event.ctrlKey || event.metaKey || event.altKey || isTextInput(event.target) || document.querySelector("dialog[open]"))) return;
+  if (
+    !mod &&
+    (event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      isTextInput(event.target) ||
+      document.querySelector("dialog[open]"))
+  )
+    return;
   const keys = mod ? `mod+${key}` : [firstKey, key].filter(Boolean).join(" ");
   clearTimeout(chordTimer);
   firstKey = "";
@@ -51,11 +63,20 @@ addEventListener("keydown", onKeyDown);
 
 /** Show the list of all shortcuts. */
 export function showKeys() {
-  const rows = [...shortcuts].map(([keys, { title }]) => element("div", {}, element("dt", {}, title), element("dd", {}, ...keycaps(keys))));
+  const rows = [...shortcuts].map(([keys, { title }]) =>
+    element("div", {}, element("dt", {}, title), element("dd", {}, ...keycaps(keys)))
+  );
   const close = element("button", { type: "submit" }, "Close");
   const dialog = element(
-    "dialog", { "aria-labelledby": "keys-title", id: "keys" },
-    element("form", { method: "dialog", className: "stack" }, element("h2", { id: "keys-title" }, "Keyboard shortcuts"), element("dl", { className: "keys" }, ...rows), element("div", { className: "row end" }, close)),
+    "dialog",
+    { "aria-labelledby": "keys-title", id: "keys" },
+    element(
+      "form",
+      { method: "dialog", className: "stack" },
+      element("h2", { id: "keys-title" }, "Keyboard shortcuts"),
+      element("dl", { className: "keys" }, ...rows),
+      element("div", { className: "row end" }, close)
+    )
   );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);

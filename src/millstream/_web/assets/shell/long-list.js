@@ -30,11 +30,16 @@ export class LongList {
     box.addEventListener("scroll", () => this.#draw(), { passive: true });
     box.addEventListener("keydown", (event) => this.key(event));
     // Not for the pointer, because the rows must stay under it until it's released.
-    box.addEventListener("focus", () => this.#active < 0 && box.matches(":focus-visible") && this.#move(Math.max(0, this.#selected)));
+    box.addEventListener(
+      "focus",
+      () => this.#active < 0 && box.matches(":focus-visible") && this.#move(Math.max(0, this.#selected))
+    );
     box.addEventListener("click", (event) => {
       const row = event.target.closest("[role=option]");
       // If the rows were redrawn between press and release, the target is their container.
-      const index = row ? Number(row.dataset.index) : this.#indexAt(event.clientY - this.#inner.getBoundingClientRect().top);
+      const index = row
+        ? Number(row.dataset.index)
+        : this.#indexAt(event.clientY - this.#inner.getBoundingClientRect().top);
       if (event.target !== this.#box && index >= 0 && index < this.#items.length) this.#choose(index);
     });
     new ResizeObserver(() => this.#draw()).observe(box);
@@ -42,7 +47,8 @@ export class LongList {
 
   /** Show these items, and mark the selected one. */
   show(items, selected) {
-    if (items.length !== this.#items.length || items.some((item, index) => item !== this.#items[index])) this.#rows.clear();
+    if (items.length !== this.#items.length || items.some((item, index) => item !== this.#items[index]))
+      this.#rows.clear();
     this.#items = items;
     this.#selected = items.indexOf(selected);
     this.#active = this.#selected;
@@ -89,12 +95,28 @@ export class LongList {
 
   /** Handle a key. The filter field forwards its keys. */
   key(event) {
-    const page = Math.max(1, this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) - this.#indexAt(this.#box.scrollTop) - 1);
+    const page = Math.max(
+      1,
+      this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) - this.#indexAt(this.#box.scrollTop) - 1
+    );
     const last = this.#items.length - 1;
-    const moves = { ArrowDown: this.#active + 1, ArrowUp: this.#active - 1, PageDown: this.#active + page, PageUp: this.#active - page, ...(event.target === this.#box ? { Home: 0, End: last } : {}) };
+    const moves = {
+      ArrowDown: this.#active + 1,
+      ArrowUp: this.#active - 1,
+      PageDown: this.#active + page,
+      PageUp: this.#active - page,
+      ...(event.target === this.#box ? { Home: 0, End: last } : {})
+    };
     if (event.key === "Enter" && this.#items.length) {
       event.preventDefault();
-      this.#choose(this.#active < 0 ? Math.max(0, this.#items.findIndex((item) => !this.#isHead(item))) : this.#active);
+      this.#choose(
+        this.#active < 0
+          ? Math.max(
+              0,
+              this.#items.findIndex((item) => !this.#isHead(item))
+            )
+          : this.#active
+      );
     } else if (event.key in moves && this.#items.length) {
       event.preventDefault();
       this.#move(Math.min(last, Math.max(0, moves[event.key])));
@@ -128,11 +150,17 @@ export class LongList {
   #row(index) {
     let row = this.#rows.get(index);
     if (!row) {
-      row = element("div", { role: "option", id: `${this.#box.id}-${index}`, "aria-posinset": String(index + 1) }, ...this.#options.row(this.#items[index]));
+      row = element(
+        "div",
+        { role: "option", id: `${this.#box.id}-${index}`, "aria-posinset": String(index + 1) },
+        ...this.#options.row(this.#items[index])
+      );
       row.dataset.index = index;
       this.#rows.set(index, row);
     }
-    row.className = [index === this.#active && "at", this.#isHead(this.#items[index]) && "group"].filter(Boolean).join(" ");
+    row.className = [index === this.#active && "at", this.#isHead(this.#items[index]) && "group"]
+      .filter(Boolean)
+      .join(" ");
     row.ariaSelected = String(index === this.#selected);
     row.setAttribute("aria-setsize", String(this.#items.length));
     row.style.top = `${this.#tops[index]}px`;
@@ -141,7 +169,10 @@ export class LongList {
 
   #draw() {
     const first = Math.max(0, this.#indexAt(this.#box.scrollTop) - OVERSCAN_ROWS);
-    const last = Math.min(this.#items.length, this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) + 1 + OVERSCAN_ROWS);
+    const last = Math.min(
+      this.#items.length,
+      this.#indexAt(this.#box.scrollTop + this.#box.clientHeight) + 1 + OVERSCAN_ROWS
+    );
     const key = `${first} ${last} ${this.#active} ${this.#selected}`;
     if (key === this.#drawn) return;
     this.#drawn = key;
@@ -152,8 +183,10 @@ export class LongList {
     }
     const rows = [];
     for (let index = first; index < last; index += 1) rows.push(this.#row(index));
-    if (rows.length !== this.#inner.childElementCount || rows.some((row, place) => this.#inner.children[place] !== row)) this.#inner.replaceChildren(...rows);
-    if (this.#active >= first && this.#active < last) this.#box.setAttribute("aria-activedescendant", `${this.#box.id}-${this.#active}`);
+    if (rows.length !== this.#inner.childElementCount || rows.some((row, place) => this.#inner.children[place] !== row))
+      this.#inner.replaceChildren(...rows);
+    if (this.#active >= first && this.#active < last)
+      this.#box.setAttribute("aria-activedescendant", `${this.#box.id}-${this.#active}`);
     else this.#box.removeAttribute("aria-activedescendant");
   }
 }

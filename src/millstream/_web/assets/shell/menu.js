@@ -12,7 +12,12 @@ let lastId = 0;
  */
 export function menu(title, iconName, actions) {
   const id = `menu-${++lastId}`;
-  const button = element("button", { type: "button", className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id }, icon(iconName), title);
+  const button = element(
+    "button",
+    { type: "button", className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id },
+    icon(iconName),
+    title
+  );
   const items = actions.map(({ title: name, run }) => {
     const item = element("button", { type: "button", role: "menuitem", className: "quiet", tabIndex: -1 }, name);
     item.addEventListener("click", () => {
@@ -21,7 +26,11 @@ export function menu(title, iconName, actions) {
     });
     return item;
   });
-  const list = element("div", { className: "menu-list", role: "menu", id, "aria-label": title, hidden: true }, ...items);
+  const list = element(
+    "div",
+    { className: "menu-list", role: "menu", id, "aria-label": title, hidden: true },
+    ...items
+  );
   const node = element("div", { className: "menu" }, button, list);
   const open = (at) => {
     list.hidden = false;
@@ -38,7 +47,11 @@ export function menu(title, iconName, actions) {
   node.addEventListener("focusout", (event) => node.contains(event.relatedTarget) || list.hidden || close());
   node.addEventListener("keydown", (event) => {
     const at = items.indexOf(document.activeElement);
-    const act = { ArrowDown: () => (list.hidden ? open(0) : items[(at + 1) % items.length].focus()), ArrowUp: () => (list.hidden ? open(-1) : items.at(at - 1).focus()), Escape: close }[event.key];
+    const act = {
+      ArrowDown: () => (list.hidden ? open(0) : items[(at + 1) % items.length].focus()),
+      ArrowUp: () => (list.hidden ? open(-1) : items.at(at - 1).focus()),
+      Escape: close
+    }[event.key];
     if (!act || (event.key === "Escape" && list.hidden)) return;
     event.preventDefault();
     event.stopPropagation();

@@ -42,7 +42,10 @@ function matchingCommands(typed) {
   const all = sources.flatMap((source) => source());
   if (!typed.trim()) return all.slice(0, MAX_SHOWN);
   return all
-    .map((command) => ({ command, rank: rankMatch(command.title, typed) ?? (rankMatch(command.hint ?? "", typed) ?? 9) + 5 }))
+    .map((command) => ({
+      command,
+      rank: rankMatch(command.title, typed) ?? (rankMatch(command.hint ?? "", typed) ?? 9) + 5
+    }))
     .filter(({ rank }) => rank < 9)
     .sort((one, other) => one.rank - other.rank)
     .slice(0, MAX_SHOWN)
@@ -55,18 +58,39 @@ export function openPalette(typed = "") {
   if (before?.open) return;
   before?.remove(); // its `close` event is still pending
   const input = element("input", {
-    type: "text", role: "combobox", value: typed, placeholder: "What do you want to do?", autocomplete: "off", spellcheck: false,
-    "aria-label": "Command", "aria-expanded": "true", "aria-controls": "palette-options", "aria-autocomplete": "list",
+    type: "text",
+    role: "combobox",
+    value: typed,
+    placeholder: "What do you want to do?",
+    autocomplete: "off",
+    spellcheck: false,
+    "aria-label": "Command",
+    "aria-expanded": "true",
+    "aria-controls": "palette-options",
+    "aria-autocomplete": "list"
   });
-  const options = element("div", { className: "options", id: "palette-options", role: "listbox", "aria-label": "Commands", tabIndex: -1 });
+  const options = element("div", {
+    className: "options",
+    id: "palette-options",
+    role: "listbox",
+    "aria-label": "Commands",
+    tabIndex: -1
+  });
   const none = element("p", { className: "none", role: "status", hidden: true }, "No matches. Try fewer letters.");
-  const dialog = element("dialog", { className: "palette", id: "palette", "aria-label": "Command palette" }, input, options, none);
+  const dialog = element(
+    "dialog",
+    { className: "palette", id: "palette", "aria-label": "Command palette" },
+    input,
+    options,
+    none
+  );
   let shown = [];
   let at = 0;
 
   const mark = (index) => {
     at = shown.length ? (index + shown.length) % shown.length : 0;
-    for (const option of options.querySelectorAll("[role=option]")) option.ariaSelected = String(option.id === `command-${at}`);
+    for (const option of options.querySelectorAll("[role=option]"))
+      option.ariaSelected = String(option.id === `command-${at}`);
     const active = document.getElementById(`command-${at}`);
     input.setAttribute("aria-activedescendant", active?.id ?? "");
     active?.scrollIntoView({ block: "nearest" });
@@ -80,11 +104,16 @@ export function openPalette(typed = "") {
     options.replaceChildren();
     let group = "";
     shown.forEach((command, index) => {
-      if (command.group && command.group !== group && !input.value.trim()) options.append(element("div", { className: "group", role: "presentation" }, command.group));
+      if (command.group && command.group !== group && !input.value.trim())
+        options.append(element("div", { className: "group", role: "presentation" }, command.group));
       group = command.group ?? group;
       const option = element(
-        "div", { role: "option", id: `command-${index}` }, icon(command.icon ?? "next"),
-        element("span", { className: "title one-line" }, command.title), element("span", { className: "hint one-line" }, command.hint ?? ""), ...(command.keys ? keycaps(command.keys) : []),
+        "div",
+        { role: "option", id: `command-${index}` },
+        icon(command.icon ?? "next"),
+        element("span", { className: "title one-line" }, command.title),
+        element("span", { className: "hint one-line" }, command.hint ?? ""),
+        ...(command.keys ? keycaps(command.keys) : [])
       );
       option.addEventListener("click", () => choose(index));
       option.addEventListener("pointermove", () => at !== index && mark(index));

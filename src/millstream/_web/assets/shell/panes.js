@@ -15,7 +15,15 @@ const STEP_PX = 24;
  */
 export function makeResizable(pane, { grid, name, label, min, rest, before = false }) {
   const key = `millstream.pane.${location.pathname.split("/").at(-1)}.${name}`;
-  const handle = element("div", { className: `handle ${before ? "before" : "after"}`, tabIndex: 0, role: "separator", "aria-orientation": "vertical", "aria-label": label, "aria-controls": pane.id, title: `${label}: drag, or use the arrow keys. A double click resets it.` });
+  const handle = element("div", {
+    className: `handle ${before ? "before" : "after"}`,
+    tabIndex: 0,
+    role: "separator",
+    "aria-orientation": "vertical",
+    "aria-label": label,
+    "aria-controls": pane.id,
+    title: `${label}: drag, or use the arrow keys. A double click resets it.`
+  });
   pane.append(handle);
   let width = 0; // 0 for the default
   const max = () => Math.max(min, grid.clientWidth - rest);
@@ -50,7 +58,10 @@ export function makeResizable(pane, { grid, name, label, min, rest, before = fal
     handle.classList.add("held");
     from = { x: event.clientX, width: pane.getBoundingClientRect().width };
   });
-  handle.addEventListener("pointermove", (event) => from && resize(from.width + outward * direction() * (event.clientX - from.x)));
+  handle.addEventListener(
+    "pointermove",
+    (event) => from && resize(from.width + outward * direction() * (event.clientX - from.x))
+  );
   for (const end of ["pointerup", "pointercancel"]) {
     handle.addEventListener(end, () => {
       from = null;

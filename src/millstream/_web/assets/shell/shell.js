@@ -5,12 +5,22 @@ import { icon, swap } from "./icons.js";
 import { keycaps, shortcut, showKeys } from "./keys.js";
 import { commands, openPalette } from "./palette.js";
 
-const THEMES = { auto: { next: "light", icon: "auto", label: "as the system" }, light: { next: "dark", icon: "sun", label: "light" }, dark: { next: "auto", icon: "moon", label: "dark" } };
+const THEMES = {
+  auto: { next: "light", icon: "auto", label: "as the system" },
+  light: { next: "dark", icon: "sun", label: "light" },
+  dark: { next: "auto", icon: "moon", label: "dark" }
+};
 
 const links = [...document.querySelectorAll(".bar nav a")];
 
 function addBarButtons() {
-  const find = element("button", { type: "button", className: "quiet small find", title: "Find a command" }, icon("search"), element("span", { className: "name" }, "Find"), element("span", { className: "row", "aria-hidden": "true" }, ...keycaps("mod+k")));
+  const find = element(
+    "button",
+    { type: "button", className: "quiet small find", title: "Find a command" },
+    icon("search"),
+    element("span", { className: "name" }, "Find"),
+    element("span", { className: "row", "aria-hidden": "true" }, ...keycaps("mod+k"))
+  );
   find.addEventListener("click", () => openPalette());
   const themeIcon = icon("auto");
   const theme = element("button", { type: "button", className: "quiet small square", id: "theme" }, themeIcon);
@@ -23,7 +33,16 @@ function addBarButtons() {
   theme.addEventListener("click", () => millstreamTheme.set(THEMES[millstreamTheme.get()].next));
   addEventListener("millstream-theme", update);
   update();
-  const help = element("button", { type: "button", className: "quiet small square help", title: "Keyboard shortcuts", "aria-label": "Keyboard shortcuts" }, icon("help"));
+  const help = element(
+    "button",
+    {
+      type: "button",
+      className: "quiet small square help",
+      title: "Keyboard shortcuts",
+      "aria-label": "Keyboard shortcuts"
+    },
+    icon("help")
+  );
   help.addEventListener("click", showKeys);
   document.getElementById("bar-tools")?.append(find, theme, help);
 }
@@ -39,7 +58,18 @@ for (const link of links) shortcut(keysOf(link), `Go to ${link.textContent}`, ()
 commands(() => [
   ...links
     .filter((link) => link.ariaCurrent !== "page")
-    .map((link) => ({ title: `Go to ${link.textContent}`, group: "Go to", icon: "next", keys: keysOf(link), run: () => go(link) })),
-  ...Object.entries(THEMES).map(([name, { icon: iconName, label }]) => ({ title: `Theme: ${label}`, group: "Theme", icon: iconName, run: () => millstreamTheme.set(name) })),
-  { title: "Keyboard shortcuts", group: "Help", icon: "help", keys: "?", run: showKeys },
+    .map((link) => ({
+      title: `Go to ${link.textContent}`,
+      group: "Go to",
+      icon: "next",
+      keys: keysOf(link),
+      run: () => go(link)
+    })),
+  ...Object.entries(THEMES).map(([name, { icon: iconName, label }]) => ({
+    title: `Theme: ${label}`,
+    group: "Theme",
+    icon: iconName,
+    run: () => millstreamTheme.set(name)
+  })),
+  { title: "Keyboard shortcuts", group: "Help", icon: "help", keys: "?", run: showKeys }
 ]);

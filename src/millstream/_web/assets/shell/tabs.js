@@ -17,16 +17,28 @@ export function tabs(list, entries, onChange = () => {}) {
   const byId = new Map(
     entries.map(({ id, title, panel }) => {
       const count = element("span", { className: "count" });
-      const tab = element("button", { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": panel }, title, count);
+      const tab = element(
+        "button",
+        { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": panel },
+        title,
+        count
+      );
       tab.addEventListener("click", () => choose(id));
       return [id, { tab, count, panel }];
-    }),
+    })
   );
   list.replaceChildren(...[...byId.values()].map(({ tab }) => tab));
   list.addEventListener("keydown", (event) => {
     const all = [...byId.keys()].filter((id) => !byId.get(id).tab.hidden);
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key] * (getComputedStyle(list).direction === "rtl" ? -1 : 1);
-    const next = event.key === "Home" ? all[0] : event.key === "End" ? all.at(-1) : step ? all[(all.indexOf(current) + step + all.length) % all.length] : null;
+    const next =
+      event.key === "Home"
+        ? all[0]
+        : event.key === "End"
+          ? all.at(-1)
+          : step
+            ? all[(all.indexOf(current) + step + all.length) % all.length]
+            : null;
     if (!next) return;
     event.preventDefault();
     choose(next);

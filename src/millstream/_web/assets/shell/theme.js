@@ -28,6 +28,6 @@
         // Storage is blocked.
       }
       apply(theme);
-    },
+    }
   };
 })();
