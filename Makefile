@@ -59,6 +59,8 @@ check: $(VENV)/.test .venv-docs/.ready $(CHECKERS) ## check formatting, lint, ty
 	$(BIN)/python scripts/size.py --check
 	$(BIN)/mypy
 	@$(NODE) && node requirements/pyright/node_modules/pyright/index.js
+	@$(NODE) && requirements/pages/node_modules/.bin/biome ci --error-on-warnings
+	@$(NODE) && requirements/pages/node_modules/.bin/tsc
 	$(PYTEST) -q -m check
 	$(BIN)/python scripts/prose.py
 

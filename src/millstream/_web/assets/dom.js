@@ -1,10 +1,25 @@
 // DOM helpers and number formats shared by all pages. Data from a server is set as text, never as markup.
 
-export const $ = (id) => document.getElementById(id);
+/**
+ * Return the element with an id of this page's own HTML.
+ *
+ * @template {HTMLElement} [Type=HTMLInputElement]
+ * @param {string} id
+ * @returns {Type}
+ */
+export const $ = (id) => /** @type {Type} */ (document.getElementById(id));
 
-/** Create an element with properties, attributes (names that aren't properties, such as `aria-label`), and children. */
+/**
+ * Create an element with properties, attributes (names that aren't properties, such as `aria-label`), and children.
+ *
+ * @template {string} Tag
+ * @param {Tag} tag
+ * @param {Record<string, any>} [properties]
+ * @param {Array<Node | string | number | null | undefined>} children null and undefined are left out
+ * @returns {Tag extends keyof HTMLElementTagNameMap ? HTMLElementTagNameMap[Tag] : HTMLElement}
+ */
 export function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const made = /** @type {any} */ (document.createElement(tag));
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || (value === false && name !== "spellcheck") || name === "dir") continue;
     if (name in made && name !== "list") made[name] = value;
@@ -25,6 +40,16 @@ export function write(node, text) {
 export function reveal(node) {
   if (node.getBoundingClientRect().top > innerHeight - 96) node.scrollIntoView({ block: "nearest" });
 }
+
+/**
+ * Return the first visible element that matches a selector.
+ *
+ * @param {HTMLElement} node
+ * @param {string} selector
+ * @returns {HTMLElement | undefined}
+ */
+export const firstVisible = (node, selector) =>
+  /** @type {HTMLElement[]} */ ([...node.querySelectorAll(selector)]).find((each) => each.checkVisibility());
 
 /** Show either the content or its empty state. */
 export function showContentOrEmpty(content, empty, hasContent) {
@@ -72,6 +97,7 @@ export function figure(value) {
 
 /** Format a duration in its two largest units. */
 export function duration(seconds) {
+  /** @type {Array<[number, string]>} */
   const parts = [
     [Math.floor(seconds / 86_400), "d"],
     [Math.floor(seconds / 3_600) % 24, "h"],
@@ -98,5 +124,9 @@ const titleFromName = (name) =>
     .trim()
     .replace(/^./, (first) => first.toUpperCase());
 
-/** Return the label of a tool in lists: its title, or its name if the title only repeats the name in words. */
+/**
+ * Return the label of a tool in lists: its title, or its name if the title only repeats the name in words.
+ *
+ * @param {Record<string, any>} tool
+ */
 export const labelOf = ({ name, title }) => (title && title !== titleFromName(name) ? title : name);

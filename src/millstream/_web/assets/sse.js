@@ -73,7 +73,7 @@ export async function errorMessage(response) {
   } catch {
     // The body isn't JSON.
   }
-  return message || `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+  return message || `${`The server answered ${response.status} ${response.statusText}`.trim()}.`;
 }
 
 /** A stream that reconnects whenever it ends, and resumes after the last event. */
@@ -83,12 +83,14 @@ export class Feed {
   #onState;
   #parser;
   #stop = null;
+  /** @type {(done?: any) => void} */
   #wake = () => {};
 
   /**
-   * @param url URL of the stream
-   * @param onEvent called with each event
-   * @param onState called with `{state, reason}`: connecting, open, waiting, offline
+   * @param {string} url URL of the stream
+   * @param {(event: {type: string, data: string, id: string}) => void} onEvent called with each event
+   * @param {(state: {state: string, reason: string, status?: number}) => void} onState called with the state: connecting,
+   *   open, waiting, offline
    */
   constructor(url, onEvent, onState = () => {}) {
     this.#url = url;

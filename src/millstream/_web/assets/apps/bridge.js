@@ -29,14 +29,14 @@ export const isVisibleToApps = (tool) => (tool._meta?.ui?.visibility ?? ["model"
 
 /**
  * @typedef {object} Host the page's functions for an app
- * @property {() => object} context returns the host context
- * @property {object} capabilities
- * @property {(name: string) => object | undefined} tool returns a tool of the app's server
- * @property {(tool: object, given: object) => Promise<object>} call asks for consent if needed
- * @property {(uri: string) => Promise<object>} read
+ * @property {() => Record<string, any>} context returns the host context
+ * @property {Record<string, any>} capabilities
+ * @property {(name: string) => Record<string, any> | undefined} tool returns a tool of the app's server
+ * @property {(tool: Record<string, any>, given: Record<string, any>) => Promise<Record<string, any>>} call asks for consent if needed
+ * @property {(uri: string) => Promise<Record<string, any>>} read
  * @property {(url: string) => Promise<void>} open rejects if the user declines
  * @property {(text: string, role: string) => Promise<void>} say
- * @property {(context: object) => void} remember updates the model's context
+ * @property {(context: Record<string, any>) => void} remember updates the model's context
  * @property {(size: {width?: number, height?: number}) => void} resize
  * @property {(level: string, data: unknown) => void} log
  * @property {(reason: string) => void} dropped a notification was dropped; at most once a second if there are too many

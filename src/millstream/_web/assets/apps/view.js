@@ -33,7 +33,11 @@ export const appOf = (tool) => {
   return typeof uri === "string" && uri.startsWith("ui://") ? uri : "";
 };
 
-/** Return the names of the upstream that an item or a result comes from, and of those behind it; [] for the server's own. */
+/**
+ * Return the names of the upstream that an item or a result comes from, and of those behind it; [] for the server's own.
+ *
+ * @param {Record<string, any>} item
+ */
 export const originOf = ({ _meta }) => [_meta?.[ORIGIN] ?? []].flat().map(String);
 
 const haveSameOrigin = (one, other) => JSON.stringify(originOf(one)) === JSON.stringify(originOf(other));
@@ -111,10 +115,10 @@ function htmlOf({ contents = [] }, uri) {
  * Create the card of an app. An app of this page's server may use everything that the server offers. Any other app may use
  * only what comes from its own upstream, and needs consent, whatever the hints of its tools say.
  *
- * @param {object} tool
- * @param {object} given arguments of the call
- * @param {object} result
- * @param {{request: (method: string, params: object, options?: object) => Promise<object>, tools: () => object[], host: string}} server
+ * @param {Record<string, any>} tool
+ * @param {Record<string, any>} given arguments of the call
+ * @param {Record<string, any>} result
+ * @param {{request: (method: string, params: Record<string, any>, options?: Record<string, any>) => Promise<Record<string, any>>, tools: () => Record<string, any>[], host: string}} server
  *   `host` is the host of another server; "" for this page's server
  */
 export function appCard(tool, given, result, { request, tools, host: elsewhere }) {
@@ -127,6 +131,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
   const events = element("ol", { className: "app-events" });
   const fold = element("details", { hidden: true }, element("summary", {}, "What the app did"), events);
   const stage = element("div", { className: "app-stage" });
+  let frame = null;
   const node = element(
     "section",
     { className: "app stack tight", "aria-label": `App of ${tool.name}` },
@@ -160,43 +165,52 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
   const requestConsent = (asked, value, lasting = true) => {
     const question = visible(asked);
     if (always.has(question)) return Promise.resolve();
-    return new Promise((resolve, reject) => {
-      if (question.length > MAX_QUESTION) throw new Error("This is too long to ask the user.");
-      const choice = (text, look, onChoose) => {
-        const button = element("button", { type: "button", className: look }, text);
-        button.addEventListener("click", () => {
-          card.remove();
-          if (!consents.childElementCount) setHeight();
-          onChoose();
-        });
-        return button;
-      };
-      const buttons = [
-        choice("Approve", "primary", resolve),
-        ...(lasting ? [choice("Always", "", () => (always.add(question), resolve()))] : []),
-        choice("Decline", "quiet", () => reject(new Error("The user declined.")))
-      ];
-      const card = element(
-        "div",
-        { className: "notice stack tight", role: "group", "aria-label": question },
-        element(
-          "p",
-          { role: "status", dir: "auto" },
-          element("strong", {}, from ? `The app of ${from} asks: ` : "The app asks: "),
-          question
-        ),
-        ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]),
-        element("div", { className: "row" }, ...buttons)
-      );
-      consents.append(card); // below the frame, so the card isn't under a pointer in the frame
-      card.scrollIntoView({ block: "nearest" });
-      guard(card, buttons);
-    });
+    return /** @type {Promise<void>} */ (
+      new Promise((resolve, reject) => {
+        if (question.length > MAX_QUESTION) throw new Error("This is too long to ask the user.");
+        const choice = (text, look, onChoose) => {
+          const button = element("button", { type: "button", className: look }, text);
+          button.addEventListener("click", () => {
+            card.remove();
+            if (!consents.childElementCount) setHeight();
+            onChoose();
+          });
+          return button;
+        };
+        const buttons = [
+          choice("Approve", "primary", resolve),
+          ...(lasting
+            ? [
+                choice("Always", "", () => {
+                  always.add(question);
+                  resolve();
+                })
+              ]
+            : []),
+          choice("Decline", "quiet", () => reject(new Error("The user declined.")))
+        ];
+        const card = element(
+          "div",
+          { className: "notice stack tight", role: "group", "aria-label": question },
+          element(
+            "p",
+            { role: "status", dir: "auto" },
+            element("strong", {}, from ? `The app of ${from} asks: ` : "The app asks: "),
+            question
+          ),
+          ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]),
+          element("div", { className: "row" }, ...buttons)
+        );
+        consents.append(card); // below the frame, so the card isn't under a pointer in the frame
+        card.scrollIntoView({ block: "nearest" });
+        guard(card, buttons);
+      })
+    );
   };
 
   let wantedHeight = 0;
   const setHeight = () => {
-    if (wantedHeight && stage.firstChild) stage.firstChild.style.height = `${wantedHeight}px`;
+    if (wantedHeight && frame) frame.style.height = `${wantedHeight}px`;
   };
 
   const host = (domains) => ({
@@ -286,7 +300,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     const query = new URLSearchParams(
       Object.entries(KINDS).flatMap(([name, [short]]) => domains[name].map((each) => [short, each]))
     );
-    const frame = element("iframe", {
+    frame = element("iframe", {
       className: meta.prefersBorder === false ? "" : "bordered",
       title: `App of ${labelOf(tool)}`,
       sandbox: "allow-scripts",
@@ -297,7 +311,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
     addEventListener("message", function onReady({ source, data }) {
       if (source !== frame.contentWindow || data?.ready !== true) return;
       removeEventListener("message", onReady);
-      source.postMessage({ html }, "*");
+      frame.contentWindow.postMessage({ html }, "*");
     });
     stage.replaceChildren(frame);
   };

@@ -65,7 +65,7 @@ export class Card {
   #asked = null;
   #progress = null;
 
-  /** @param {{tool: string, given: object}} call */
+  /** @param {{tool: string, given: Record<string, any>}} call */
   constructor({ tool, given }) {
     this.tool = tool;
     this.given = given;
@@ -151,6 +151,7 @@ export class Card {
     write(this.#time, message || (total ? `${Math.round((100 * value) / total)} %` : "running"));
   }
 
+  /** @param {{text: string, outcome: string, milliseconds?: number}} end */
   settle({ text, outcome, milliseconds }) {
     this.over = true;
     this.#endAsking();

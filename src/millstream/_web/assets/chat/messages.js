@@ -151,9 +151,10 @@ function linkButton(entry, { address, found }) {
     { type: "button", className: "quiet small square to-message", title: does, "aria-label": does },
     icon(searching ? "next" : "link")
   );
-  button.addEventListener("click", () =>
-    searching ? (location.hash = new URL(address(entry)).hash) : copy(address(entry), "Copied a link to this message.")
-  );
+  button.addEventListener("click", () => {
+    if (searching) location.hash = new URL(address(entry)).hash;
+    else copy(address(entry), "Copied a link to this message.");
+  });
   return button;
 }
 
@@ -179,7 +180,7 @@ function state(entry, { retry, edit }) {
 export const unreadLine = () => element("li", { className: "unread" }, "New");
 
 /** Draw all entries of a channel. */
-export function drawAll(conversation, actions, matches = () => true) {
+export function drawAll(conversation, actions, matches) {
   const nodes = [];
   let before = null;
   for (const entry of conversation.entries) {

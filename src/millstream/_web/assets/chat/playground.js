@@ -27,7 +27,10 @@ function toEnd() {
   $("answers-newer").hidden = true;
 }
 
-const stay = () => (follows ? toEnd() : ($("answers-newer").hidden = !busy));
+function stay() {
+  if (follows) toEnd();
+  else $("answers-newer").hidden = !busy;
+}
 
 /** Append a node to the answer. */
 function add(node) {
@@ -93,7 +96,10 @@ function work(on, says = "") {
 /** Handlers of the server's messages by type. */
 const HANDLERS = {
   round_start: () => write($("activity"), "The model is thinking…"),
-  delta: ({ text }) => (write($("activity"), "The model is writing…"), grow(text)),
+  delta: ({ text }) => {
+    write($("activity"), "The model is writing…");
+    grow(text);
+  },
   assistant_message: () => (turn.text = null),
   model_retry: ({ seconds, reason, void: empty }) => {
     if (empty && turn.text) turn.text.node.remove();
@@ -176,7 +182,8 @@ const HANDLERS = {
 function connect() {
   const address = new URL("chat/playground/talk", document.baseURI);
   address.protocol = address.protocol.replace("http", "ws");
-  const mine = (socket = new WebSocket(address));
+  const mine = new WebSocket(address);
+  socket = mine;
   mine.addEventListener("message", ({ data }) => {
     if (mine !== socket || !turn) return;
     const message = JSON.parse(data);
@@ -303,7 +310,10 @@ $("question").addEventListener("keydown", (event) => {
     sendQuestion($("question").value);
   } else if (event.key === "Escape" && busy) send({ type: "stop" });
 });
-$("stop").addEventListener("click", () => (send({ type: "stop" }), $("question").focus()));
+$("stop").addEventListener("click", () => {
+  send({ type: "stop" });
+  $("question").focus();
+});
 $("fresh").addEventListener("click", fresh);
 $("answers-newer").addEventListener("click", toEnd);
 $("answers").addEventListener("scroll", () => {

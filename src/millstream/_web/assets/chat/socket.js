@@ -105,7 +105,8 @@ export class Hub {
     this.#onState({ state: "connecting", reason: "" });
     const address = new URL("ws", document.baseURI);
     address.protocol = address.protocol.replace("http", "ws");
-    const socket = (this.#socket = new WebSocket(address));
+    const socket = new WebSocket(address);
+    this.#socket = socket;
     socket.addEventListener("message", ({ data }) => this.#take(JSON.parse(data)));
     socket.addEventListener("close", ({ reason }) => this.#closed(socket, reason));
     socket.addEventListener("open", () => {

@@ -29,7 +29,7 @@ function argumentsOf(schema) {
 /**
  * Return all clients with their steps.
  *
- * @param {{name: string, url: string, keys: boolean, oauth: boolean, near: boolean, tool: object | null}} server `keys`
+ * @param {{name: string, url: string, keys: boolean, oauth: boolean, near: boolean, tool: Record<string, any> | null}} server `keys`
  *   and `oauth` are the accepted sign-in methods; `near` is true if only this machine or its network can reach the URL;
  *   `tool` is an example to call
  * @returns {Array<{id: string, title: string, steps: Array<{text: string, code?: string, says?: string, open?: string, label?: string, warn?: boolean}>}>}

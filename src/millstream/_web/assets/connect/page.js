@@ -3,8 +3,7 @@
 // descriptions are loaded by MCP with the caller's permissions.
 
 import { $, count, element, labelOf, write } from "../dom.js";
-import { Client, REVISIONS } from "../mcp/client.js";
-import { Http } from "../mcp/http.js";
+import { connect } from "../mcp/offers.js";
 import { showReconnected, showLost, watchConnection } from "../shell/connection.js";
 import { copyButton, copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
@@ -29,6 +28,7 @@ let entries = [];
 const url = () => facts.url || new URL(`.${facts.path}`, document.baseURI).href;
 
 function drawStep({ text, code, says = "Copy", open, label, warn }) {
+  /** @type {HTMLElement[]} */
   const nodes = [element("p", {}, text)];
   if (open) nodes.push(element("a", { className: "button primary", href: open }, icon("add"), label));
   if (code)
@@ -130,6 +130,7 @@ function drawOffers(tools, resources, prompts) {
   );
 }
 
+/** @param {Record<string, any>} server */
 function drawServer({ serverInfo = {} }) {
   const title = serverInfo.title || serverInfo.name || "Connect";
   write($("title"), title);
@@ -152,31 +153,9 @@ async function start() {
   drawPages();
   drawClients(document.title, null);
 
-  const quiet = () => {};
-  const client = new Client(
-    (on) => new Http(`.${facts.path}`, {}, on),
-    REVISIONS[0],
-    {},
-    {
-      sent: quiet,
-      got: quiet,
-      failed: quiet,
-      ask: () => Promise.reject(new Error("This page can't answer.")),
-      notified: quiet,
-      lost: quiet
-    }
-  );
-  const server = await client.open();
+  const { server, list } = await connect(`.${facts.path}`);
   drawServer(server);
-  const able = server.capabilities ?? {};
-  const list = (name, method, key = name) => (able[name] ? client.list(method, key) : []);
-  const [tools, resources, templates, prompts] = await Promise.all([
-    list("tools", "tools/list"),
-    list("resources", "resources/list"),
-    list("resources", "resources/templates/list", "resourceTemplates"),
-    list("prompts", "prompts/list")
-  ]);
-  client.close();
+  const { tools, resources, templates, prompts } = await list("tools", "resources", "templates", "prompts");
   drawOffers(tools, resources.length + templates.length, prompts.length);
   const harmless = tools.find((tool) => tool.annotations?.readOnlyHint) ?? tools[0] ?? null;
   drawClients(server.serverInfo?.name ?? "server", harmless);

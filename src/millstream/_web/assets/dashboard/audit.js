@@ -55,6 +55,7 @@ const table = new LiveTable($("audit-table"), {
 let asked = 0;
 let kept = false;
 let open = false;
+/** @type {(...given: any[]) => void} */
 let told = () => {};
 
 async function load() {

@@ -85,7 +85,9 @@ function show(call) {
 /** @type {{since: number, until: number, total: number} | null} */
 let time = null; // the selected period
 let error = null; // the selected error
+/** @type {(...given: any[]) => void} */
 let go = () => {};
+/** @type {(...given: any[]) => void} */
 let cleared = () => {};
 const isInTime = (call) => !time || (call.at >= time.since && call.at < time.until);
 

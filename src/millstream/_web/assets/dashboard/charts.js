@@ -33,6 +33,7 @@ function prepare(canvas) {
 const charts = new Set();
 /** @type {{since: number, until: number} | null} */
 let marked = null; // the selected period, in all charts
+/** @type {(...given: any[]) => void} */
 let picked = () => {};
 
 /** `pick(since, until)` is called when a period is selected, in seconds since 1970. */
@@ -46,7 +47,7 @@ export function markTime(time) {
 const redraw = () => charts.forEach((chart) => chart.draw());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 addEventListener("millstream-theme", redraw);
-const resized = new ResizeObserver((entries) => entries.forEach((entry) => entry.target.chart?.draw()));
+const resized = new ResizeObserver(redraw);
 const hours = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
 /** Return the axis label of a time. */
@@ -72,8 +73,8 @@ export class LineChart {
   #top = 0;
 
   /**
-   * @param place container of the title, the legend, and the canvas
-   * @param options name: title, and says: the long title; format: formats a value with its unit; series: `{name, color,
+   * @param {HTMLElement} place container of the title, the legend, and the canvas
+   * @param {Record<string, any>} options name: title, and says: the long title; format: formats a value with its unit; series: `{name, color,
    *   dash, fill}` with a token as the color; atLeast: minimum of the y axis's upper limit
    */
   constructor(place, { name, format, series, says = name, atLeast = 1 }) {
@@ -83,7 +84,6 @@ export class LineChart {
     this.#atLeast = atLeast;
     this.#title = element("h2", { title: says }, name);
     this.#canvas = element("canvas", { className: "chart", tabIndex: 0, role: "img", "aria-label": name });
-    this.#canvas.chart = this;
     const legend = element("ul", { className: "legend", "aria-hidden": "true" });
     for (const each of series) {
       const value = element("span", { className: "legend-value" }, "–");

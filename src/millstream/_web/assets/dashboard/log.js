@@ -22,17 +22,23 @@ function shown({ line, text }) {
 function draw(line) {
   const { ts, level, logger, message, error, ...fields } = line;
   const when = new Date(ts);
-  const item = element("li", { className: level });
-  item.append(
-    element("time", { dateTime: when.toISOString() }, clock(when)),
-    element("span", { className: "level" }, level),
-    element("span", { className: "text", dir: "auto" }, element("span", { className: "soft" }, `${logger} `), message)
+  const text = element(
+    "span",
+    { className: "text", dir: "auto" },
+    element("span", { className: "soft" }, `${logger} `),
+    message
   );
   for (const [name, value] of Object.entries(fields)) {
-    item.lastChild.append(" ", element("span", { className: "soft" }, `${name}=${written(value)}`));
+    text.append(" ", element("span", { className: "soft" }, `${name}=${written(value)}`));
   }
-  if (error) item.append(element("pre", { tabIndex: 0, "aria-label": "Traceback" }, error.stack));
-  return item;
+  return element(
+    "li",
+    { className: level },
+    element("time", { dateTime: when.toISOString() }, clock(when)),
+    element("span", { className: "level" }, level),
+    text,
+    error && element("pre", { tabIndex: 0, "aria-label": "Traceback" }, error.stack)
+  );
 }
 
 /** Redraw the list after a new filter or a pause. */
@@ -79,8 +85,8 @@ export function add(news) {
   lines.splice(0, lines.length - KEPT);
   for (const { level } of news) {
     if (opened) break;
-    errors += RANKS[level] >= 40;
-    warnings += RANKS[level] === 30;
+    if (RANKS[level] >= 40) errors += 1;
+    else if (RANKS[level] === 30) warnings += 1;
   }
   tellClosed();
   if (!opened) return;

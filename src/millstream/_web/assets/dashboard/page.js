@@ -17,6 +17,7 @@ import { drawStreams, showStreams } from "./streams.js";
 import { LiveTable, cellButton } from "./table.js";
 
 const MIB = 1_048_576;
+/** @type {Array<[number, string, string]>} */
 const RANGES = [
   [60, "1 min", "Last minute"],
   [900, "15 min", "Last 15 minutes"],
@@ -71,6 +72,7 @@ const charts = {
   })
 };
 
+/** @type {number} */
 let range = Number(sessionStorage.getItem(CHOSEN)) || 60;
 let chosen = null; // {method, name} of the row shown in the charts
 let snapshot = null;
@@ -230,7 +232,7 @@ $("ranges").append(...buttons);
 
 function turn(seconds) {
   range = seconds;
-  sessionStorage.setItem(CHOSEN, seconds);
+  sessionStorage.setItem(CHOSEN, String(seconds));
   buttons.forEach((button, place) => (button.ariaPressed = String(RANGES[place][0] === range)));
   load();
 }
@@ -240,7 +242,7 @@ let timer = 0;
 async function load() {
   clearTimeout(timer);
   const mine = ++asked;
-  const query = new URLSearchParams({ seconds: range, ...(chosen ?? {}) });
+  const query = new URLSearchParams({ seconds: String(range), ...(chosen ?? {}) });
   const found = await fetchJson(`dashboard/history?${query}`, "the history");
   if (mine !== asked) return;
   if (found) {

@@ -30,7 +30,6 @@ export class LiveTable {
   #box;
   #none;
   #pager;
-  #search;
   #order = [];
   #frozen = new Map(); // key -> row, in the frozen order
   #outside;
@@ -52,7 +51,6 @@ export class LiveTable {
     this.#sort = sort;
     this.#down = down;
     this.#empty = empty;
-    this.#search = search;
     this.#fits = (row) =>
       fits(row) &&
       (search?.value ?? "")
@@ -231,12 +229,10 @@ export class LiveTable {
 /** Fill a cell with a button, created once; `run` receives the current row. */
 export function cellButton(cell, row, title, run) {
   if (!cell.firstChild) {
-    const button = element("button", { type: "button", className: "quiet row-name" });
-    button.addEventListener("click", () => run(button.row, button));
-    cell.append(button);
+    cell.append(element("button", { type: "button", className: "quiet row-name" }));
   }
   const button = cell.firstChild;
-  button.row = row;
+  button.onclick = () => run(row);
   write(button, title);
   return button;
 }

@@ -1,42 +1,10 @@
 // The server's resources and prompts, as listed by MCP for the caller, and the routes of the hub.
 
 import { element } from "../dom.js";
-import { Client, REVISIONS } from "../mcp/client.js";
-import { Http } from "../mcp/http.js";
 import { inline } from "../render/markdown.js";
 import { copyable } from "../shell/copy.js";
 
-const quiet = () => {};
 const SHOWN = 200;
-
-/** Load `{resources, templates, prompts}` by MCP. Rejects if the caller has no access. */
-export async function listed(endpoint) {
-  const client = new Client(
-    (on) => new Http(endpoint, {}, on),
-    REVISIONS[0],
-    {},
-    {
-      sent: quiet,
-      got: quiet,
-      failed: quiet,
-      ask: () => Promise.reject(new Error("This page can't answer.")),
-      notified: quiet,
-      lost: quiet
-    }
-  );
-  try {
-    const { capabilities = {} } = await client.open();
-    const list = (needs, method, key) => (capabilities[needs] ? client.list(method, key) : []);
-    const [resources, templates, prompts] = await Promise.all([
-      list("resources", "resources/list", "resources"),
-      list("resources", "resources/templates/list", "resourceTemplates"),
-      list("prompts", "prompts/list", "prompts")
-    ]);
-    return { resources, templates, prompts };
-  } finally {
-    client.close().catch(quiet);
-  }
-}
 
 const inspector = () => document.querySelector('.bar nav a[href="inspect"]') !== null;
 const name = (kind, wanted, shown) =>

@@ -2,6 +2,7 @@
 // as text, never as markup.
 
 import { $, element } from "../dom.js";
+import { connect } from "../mcp/offers.js";
 import { markdown } from "../render/markdown.js";
 import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
@@ -11,7 +12,7 @@ import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
 import { errorMessage } from "../sse.js";
-import { drawEvents, drawPrompts, drawResources, listed } from "./offers.js";
+import { drawEvents, drawPrompts, drawResources } from "./offers.js";
 import { draw } from "./operation.js";
 
 let root = null;
@@ -84,7 +85,7 @@ const view = (name) => ($("main").dataset.view = name);
 function route(first = false) {
   if (!root) return;
   const hash = location.hash.slice(1);
-  for (const each of $("sections").children) {
+  for (const each of $("sections").querySelectorAll("a")) {
     if (each.hash === `#${hash}`) each.ariaCurrent = "true";
     else each.removeAttribute("aria-current");
   }
@@ -152,7 +153,9 @@ async function drawBeside(mcp) {
     if (nodes && size) $(`to-${id}`).lastElementChild.textContent = size;
   };
   if (mcp.events) show("events", 0, drawEvents(document.baseURI));
-  const found = await listed(mcp.endpoint).catch(() => null); // without permission, these sections stay hidden
+  const found = await connect(mcp.endpoint)
+    .then(({ list: fetchLists }) => fetchLists("resources", "templates", "prompts"))
+    .catch(() => null); // without permission, these sections stay hidden
   if (!found) return;
   const resources = found.resources.length + found.templates.length;
   show("resources", resources, resources ? drawResources(found, endpoint) : null);

@@ -1,10 +1,24 @@
 // The selected upstream: its tools with their token cost, its state, and quarantined definitions beside the accepted ones.
 
-import { $, count, duration, element, showContentOrEmpty, pretty, write } from "../dom.js";
+import { $, count, duration, element, showContentOrEmpty, pretty, write, figure } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { tabs } from "../shell/tabs.js";
 import { write as address } from "../inspect/links.js";
-import { LOOKS, size, upstreamState } from "./words.js";
+
+/** Style of a badge by state. */
+export const LOOKS = { ready: "good", connecting: "info", degraded: "bad", disabled: "" };
+
+const NAMES = { ready: "Ready", connecting: "Connecting", degraded: "Down", disabled: "Disabled" };
+
+/** Return the state in one word. */
+export const upstreamState = ({ state }) => NAMES[state] ?? state;
+
+/** Format a duration in milliseconds. */
+export const ms = (value) =>
+  value === null || value === undefined ? "–" : value >= 1_000 ? `${figure(value / 1_000)} s` : `${figure(value)} ms`;
+
+/** Format a size in MiB or GiB. */
+export const size = (bytes) => (bytes >= 2 ** 30 ? `${figure(bytes / 2 ** 30)} GiB` : `${figure(bytes / 2 ** 20)} MiB`);
 
 const KINDS = { tools: "tool", resources: "resource", templates: "template", prompts: "prompt" };
 

@@ -1,14 +1,13 @@
 // The gateway: all upstreams with their state and figures, polled while the page is visible, and the selected upstream
 // with its tools and quarantined definitions.
 
-import { $, count, duration, figure, reveal, write } from "../dom.js";
+import { $, count, duration, reveal, write } from "../dom.js";
 import { LiveTable, cellBadge, cellButton } from "../dashboard/table.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { showLost, showReconnected } from "../shell/connection.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
-import { closeChosen, open, refresh } from "./chosen.js";
-import { LOOKS, ms, size, upstreamState } from "./words.js";
+import { closeChosen, LOOKS, ms, size, upstreamState, open, refresh } from "./chosen.js";
 
 const EVERY_MS = 2_000;
 

@@ -34,21 +34,21 @@ export function say(error) {
  * @property {string} [sub] a name or URI
  * @property {string} [about] Markdown
  * @property {Node[]} [badges]
- * @property {object | null} form returned by `schemaForm`; null without input
+ * @property {Record<string, any> | null} form returned by `schemaForm`; null without input
  * @property {Node[]} [parts] fields instead of a form
- * @property {(force: boolean) => object | null} read returns the values, or null if they're invalid
- * @property {(values: object) => {method: string, params: object}} request returns the request for the values
- * @property {(method: string, params: object, options: object) => Promise<object>} send
- * @property {(result: object) => Node[]} draw
- * @property {((values: object, result: object) => Node) | null} [app] shows a result in an app of the server
+ * @property {(force: boolean) => Record<string, any> | null} read returns the values, or null if they're invalid
+ * @property {(values: Record<string, any>) => {method: string, params: Record<string, any>}} request returns the request for the values
+ * @property {(method: string, params: Record<string, any>, options: Record<string, any>) => Promise<Record<string, any>>} send
+ * @property {(result: Record<string, any>) => Node[]} draw
+ * @property {((values: Record<string, any>, result: Record<string, any>) => Node) | null} [app] shows a result in an app of the server
  * @property {string} verb
- * @property {object} [outputSchema]
+ * @property {Record<string, any>} [outputSchema]
  * @property {Function | null} [watch] `(params, signal, changed)` subscribes to changes; each change runs it again
- * @property {Array<{title: string, text: (request: object, values: object) => string}>} copies entries of "Copy as"
- * @property {(values: object, outcome: object) => void} [done] called after each run
+ * @property {Array<{title: string, text: (request: Record<string, any>, values: Record<string, any>) => string}>} [copies] entries of "Copy as"
+ * @property {(values: Record<string, any>, outcome: Record<string, any>) => void} [done] called after each run
  * @property {(() => void) | null} [reset] resets the form
- * @property {(error: Error, values: object) => Node | null} [remedy] returns a node that helps with an error, if any
- * @property {((values: object, last: object | null) => void) | null} [save] saves the call; `last` is its newest outcome
+ * @property {(error: Error, values: Record<string, any>) => Node | null} [remedy] returns a node that helps with an error, if any
+ * @property {((values: Record<string, any>, last: Record<string, any> | null) => void) | null} [save] saves the call; `last` is its newest outcome
  * @property {Node[]} [extra]
  * @property {boolean} [begins] runs immediately
  * @property {string} [stops] label of the cancel button
@@ -128,7 +128,8 @@ export function bench(work) {
     const values = button.ariaDisabled === "true" ? null : read(forced);
     force.hidden = values !== null || !form || form.summary.hidden;
     if (values === null) return;
-    const stop = (running = new AbortController());
+    const stop = new AbortController();
+    running = stop;
     cancel.onclick = () => stop.abort(Object.assign(new Error("Cancelled."), { byPerson: true }));
     cancel.hidden = false;
     // Not `disabled`, because the focus returns here after a question.
@@ -184,18 +185,19 @@ export function bench(work) {
   ];
 }
 
-async function toggle(follow, form, status, { read, request, watch }) {
+async function toggle(follow, form, status, work) {
   if (follow.ariaPressed === "true") {
     watching.abort(new Error("No longer watched."));
     return;
   }
-  const values = read(false);
+  const values = work.read(false);
   if (values === null) return;
-  const mine = (watching = new AbortController());
+  const mine = new AbortController();
+  watching = mine;
   mine.signal.addEventListener("abort", () => (follow.ariaPressed = "false"));
   follow.ariaPressed = "true";
   try {
-    await watch(request(values).params, mine.signal, () => form.requestSubmit());
+    await work.watch(work.request(values).params, mine.signal, () => form.requestSubmit());
   } catch (error) {
     if (!mine.signal.aborted) status.textContent = say(error);
     mine.abort();
@@ -291,11 +293,9 @@ function results(result, { draw, outputSchema, raw: came = true }) {
 function structuredViews(value, problems) {
   const rows = rowsOf(value);
   const json = () => copyable(jsonBlock(value, "Structured content"), "Copy the structured content");
-  return views([
-    ...(rows && !problems.length ? [["Table", () => rowTable(rows)]] : []),
-    ["Tree", () => tree(value, problems)],
-    ["JSON", json]
-  ]);
+  /** @type {Array<[string, () => Node]>} */
+  const table = rows && !problems.length ? [["Table", () => rowTable(rows)]] : [];
+  return views([...table, ["Tree", () => tree(value, problems)], ["JSON", json]]);
 }
 
 /** Render a structured value and its validation; `told` is true if the content shows the same value. */

@@ -6,7 +6,7 @@ import { session } from "./session.js";
 
 const KEPT = 100;
 
-/** @type {Map<string, {form: object, shape: string} | null>} in the order of use; null after a reset */
+/** @type {Map<string, {form: Record<string, any>, shape: string} | null>} in the order of use; null after a reset */
 const drafts = new Map();
 
 const keyOf = (kind, name) => JSON.stringify([session.via?.url ?? "", kind, name]);
@@ -25,7 +25,7 @@ function read(form) {
  * @param {string} kind
  * @param {string} name
  * @param {unknown} about schema of the form: if it has changed, a new form gets the old values
- * @param {() => object} make
+ * @param {() => Record<string, any>} make
  */
 export function draft(kind, name, about, make) {
   const key = keyOf(kind, name);

@@ -110,7 +110,7 @@ export function eventCard(item, values) {
       method: streams ? "events/stream" : "events/poll",
       params: { name: item.name, arguments: given }
     }),
-    send: async (method, params, options) => {
+    send: async (_, params, options) => {
       await connected();
       return receive(params, streams, options);
     },

@@ -29,9 +29,9 @@ function python(value, indent = 0) {
  *
  * @param {string} url
  * @param {string} method
- * @param {object} params
+ * @param {Record<string, any>} params
  * @param {Record<string, string>} headers added by the user
- * @param {object} [schema] schema of a tool's arguments, some of which may be sent as headers
+ * @param {Record<string, any>} [schema] schema of a tool's arguments, some of which may be sent as headers
  */
 export function curl(url, method, params, headers, schema) {
   const meta = {

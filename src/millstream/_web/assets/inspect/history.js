@@ -10,13 +10,15 @@ const KEPT = 100;
 const MAX_BYTES = 20_000;
 
 /**
- * @typedef {{server: string, kind: string, name: string, values: object, kept: object, text: string, good: boolean, ms: number, at: number}} Run
+ * @typedef {{server: string, kind: string, name: string, values: Record<string, any>, kept: Record<string, any>, text: string, good: boolean, ms: number, at: number}} Run
  *   `kept` are the values without secrets, which are stored
  */
 
 /** @type {Run[]} */
 let runs = [];
+/** @type {(...given: any[]) => void} */
 let reopen = () => {};
+/** @type {(...given: any[]) => void} */
 let counted = () => {};
 
 const here = () => session.via?.url ?? "";

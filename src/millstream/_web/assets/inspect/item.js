@@ -15,6 +15,7 @@ import { address, request, session } from "./session.js";
 import { ownHeaders } from "./settings.js";
 import { asksToSignIn, signInCard } from "./sign-in.js";
 
+/** @type {(...given: any[]) => void} */
 let readUri = () => {};
 let redraw = () => {};
 
@@ -72,7 +73,13 @@ export function show(kind, item, values, work) {
     session.via && asksToSignIn(error)
       ? signInCard(session.via, error, links.write(kind, item.name, kept(given)))
       : null;
-  const reset = work.form && !work.form.empty ? () => (forget(kind, item.name), redraw()) : null;
+  const reset =
+    work.form && !work.form.empty
+      ? () => {
+          forget(kind, item.name);
+          redraw();
+        }
+      : null;
   const save =
     kind === "server"
       ? null

@@ -16,6 +16,7 @@ const LOOKS = {
   info: "info"
 };
 
+/** @type {(...given: any[]) => void} */
 let counted = () => {};
 const counts = { notes: 0, logs: 0, bad: 0 };
 
@@ -87,6 +88,8 @@ function traceOf(stack) {
   ];
 }
 
+const isFilteredOut = (item) => Number(item.dataset.rank) < Number($("log-filter").value);
+
 function log(now, { level = "info", logger, data }, stack = "") {
   const head = [
     element("time", { dateTime: now.toISOString() }, clock(now)),
@@ -105,8 +108,8 @@ function log(now, { level = "info", logger, data }, stack = "") {
     typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head),
     ...trace
   );
-  item.dataset.rank = RANKS.indexOf(level);
-  item.hidden = item.dataset.rank < Number($("log-filter").value);
+  item.dataset.rank = String(RANKS.indexOf(level));
+  item.hidden = isFilteredOut(item);
   return item;
 }
 
@@ -175,5 +178,5 @@ $("log-filter").append(
   ...RANKS.map((level, rank) => element("option", { value: String(rank) }, rank ? `${level} and above` : "all levels"))
 );
 $("log-filter").addEventListener("change", () => {
-  for (const item of $("logs").children) item.hidden = item.dataset.rank < Number($("log-filter").value);
+  for (const item of $("logs").querySelectorAll("li")) item.hidden = isFilteredOut(item);
 });

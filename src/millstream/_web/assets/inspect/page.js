@@ -1,7 +1,7 @@
 // The inspector: an MCP client in the page. It lists what the server offers, creates a form for each item, runs it, and
 // shows all messages.
 
-import { $, count, element, labelOf, write } from "../dom.js";
+import { $, count, element, firstVisible, labelOf, write } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
 import { Feed, events } from "../sse.js";
@@ -39,7 +39,7 @@ const CHANGED = {
 };
 
 let kind = "tools";
-/** @type {Record<string, Array<{name: string}>>} */
+/** @type {Record<string, Array<Record<string, any>>>} */
 const offered = {};
 const refused = {}; // kind -> why its list can't be loaded
 const chosen = {};
@@ -350,7 +350,8 @@ function again() {
   $("transport").disabled = session.via !== null;
   session.transport = $("transport").value;
   if (session.transport === "sse" && $("revision").value > "2026") $("revision").value = "2024-11-05";
-  for (const option of $("revision").options) option.disabled = session.transport === "sse" && option.value > "2026";
+  for (const option of $("revision").querySelectorAll("option"))
+    option.disabled = session.transport === "sse" && option.value > "2026";
   session.revision = $("revision").value;
   sessionStorage.setItem(LINE, JSON.stringify([session.transport, session.revision, session.via?.url ?? ""]));
   showAccount(session.via, again);
@@ -363,7 +364,7 @@ function again() {
 /** Select the view on a phone: "list", "detail", or "activity". */
 function view(name) {
   $("main").dataset.view = name;
-  for (const button of $("views").children) button.ariaCurrent = String(button.dataset.view === name);
+  for (const button of $("views").querySelectorAll("button")) button.ariaCurrent = String(button.dataset.view === name);
 }
 
 const activity = tabs(
@@ -424,7 +425,10 @@ let wantedServer = "";
   session.revision
 ];
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
-$("connection").addEventListener("submit", (event) => (event.preventDefault(), again()));
+$("connection").addEventListener("submit", (event) => {
+  event.preventDefault();
+  again();
+});
 $("server").addEventListener("change", again);
 $("transport").addEventListener("change", again);
 $("revision").addEventListener("change", again);
@@ -453,10 +457,8 @@ makeResizable($("activity-pane"), {
 });
 $("filter").addEventListener("input", drawItems);
 $("filter").addEventListener("keydown", (event) => items.key(event));
-$("views").addEventListener(
-  "click",
-  (event) => event.target.closest("button") && view(event.target.closest("button").dataset.view)
-);
+for (const button of $("views").querySelectorAll("button"))
+  button.addEventListener("click", () => view(button.dataset.view));
 $("back").addEventListener("click", () => view("list"));
 $("export").addEventListener("click", exportTranscript);
 $("clear").addEventListener("click", () => clearAll[activity.current()]());
@@ -469,19 +471,21 @@ addEventListener("pagehide", () => session.client?.close());
 // Restored from the back/forward cache.
 addEventListener("pageshow", (event) => event.persisted && connect().catch(() => {}));
 
-shortcut("/", "Filter the list", () => (view("list"), $("filter").focus()));
+shortcut("/", "Filter the list", () => {
+  view("list");
+  $("filter").focus();
+});
 // Forms and questions handle this key themselves.
 shortcut("mod+enter", "Run what's open", () =>
-  document.querySelector("dialog[open]")
-    ? document.querySelector("#question[open] form")?.requestSubmit()
-    : $("detail").querySelector("form")?.requestSubmit()
+  (document.querySelector("dialog[open]") ?? $("detail")).querySelector("form")?.requestSubmit()
 );
 Object.keys(KINDS).forEach((name, index) =>
-  shortcut(
-    String(index + 1),
-    `Show ${KINDS[name].title.toLowerCase()}`,
-    () => announces(KINDS[name].extension) && (open(name), view("list"), $("items").focus())
-  )
+  shortcut(String(index + 1), `Show ${KINDS[name].title.toLowerCase()}`, () => {
+    if (!announces(KINDS[name].extension)) return;
+    open(name);
+    view("list");
+    $("items").focus();
+  })
 );
 commands(() => [
   ...(current() ? [{ title: "Copy a link to this", group: "This page", icon: "link", run: copyLink }] : []),
@@ -514,7 +518,10 @@ connectKinds({ tools: () => offered.tools ?? [] });
 connectTasks({ change: tasksChanged });
 connectItems({
   open: (uri) => jump({ kind: "resources", name: uri, values: null }),
-  redo: () => (show(current()), $("detail").querySelector(".fields :is(input, textarea, select)")?.focus())
+  redo: () => {
+    show(current());
+    firstVisible($("detail"), ".fields :is(input, textarea, select)")?.focus();
+  }
 });
 connectSaved({ change: savedChanged, open: ({ kind: of, from, values }) => jump({ kind: of, name: from, values }) });
 $("run-all").addEventListener("click", runAll);

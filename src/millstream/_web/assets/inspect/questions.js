@@ -1,7 +1,7 @@
 // Questions of the server to the user, one at a time: elicitation (forms and links), sampling, and roots. Answers are
 // results, which the client sends as the era requires.
 
-import { $, element, pretty } from "../dom.js";
+import { $, element, firstVisible, pretty } from "../dom.js";
 import { nodes } from "../render/content.js";
 import { schemaForm } from "../schema/form.js";
 import { guard } from "../shell/guard.js";
@@ -14,7 +14,7 @@ let made = 0;
  * Ask the user. Rejects if they decline and the result can't express that.
  *
  * @param {string} method
- * @param {object} params
+ * @param {Record<string, any>} params
  * @param {AbortSignal} [signal]
  */
 export function ask(method, params, signal) {
@@ -29,6 +29,7 @@ export function ask(method, params, signal) {
 
 /** Show a question: `{kind, title, turn, body, accept(force), decline(), accepts}`; `turn` switches from form to JSON. */
 function put(question, signal) {
+  /** @type {HTMLDialogElement} */
   const dialog = $("question");
   $("question-kind").textContent = question.kind;
   $("question-title").textContent = question.title;
@@ -73,11 +74,13 @@ function put(question, signal) {
       });
     else {
       dialog.showModal();
-      guard(dialog, ["question-accept", "question-decline", "question-cancel"].map($), over.signal);
+      guard(
+        dialog,
+        ["question-accept", "question-decline", "question-cancel"].map((id) => $(id)),
+        over.signal
+      );
       // Focus the first input, not the content above it.
-      [...$("question-body").querySelectorAll("input, select, textarea")]
-        .find((each) => each.checkVisibility())
-        ?.focus();
+      firstVisible($("question-body"), "input, select, textarea")?.focus();
     }
   });
 }

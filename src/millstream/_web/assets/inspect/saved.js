@@ -24,9 +24,9 @@ const METHODS = { "tools/call": "tools", "resources/read": "resources", "prompts
  * @property {string} server
  * @property {string} kind kind of the item
  * @property {string} from name of the item
- * @property {object} values values of its form
+ * @property {Record<string, any>} values values of its form
  * @property {string} method
- * @property {object} params
+ * @property {Record<string, any>} params
  * @property {boolean} fails whether it's expected to fail
  * @property {Array<{path: string, relation: string, value: string}>} checks
  */
@@ -34,7 +34,9 @@ const METHODS = { "tools/call": "tools", "resources/read": "resources", "prompts
 /** @type {Saved[]} */
 let all = [];
 const outcomes = new WeakMap(); // call -> {good, problems, result, ms}
+/** @type {(...given: any[]) => void} */
 let changed = () => {};
+/** @type {(...given: any[]) => void} */
 let openForm = () => {};
 let stop = null; // stops "Run all"
 
@@ -207,7 +209,7 @@ let made = 0;
 let shown = null; // the open call, and the function that redraws its outcome
 
 /** Create the fields of a check. */
-function checkRow(check, { list, edited, remove }) {
+function checkRow(check, { list, result, edited, remove }) {
   const path = element("input", {
     value: check.path,
     placeholder: "structuredContent.total",
@@ -242,7 +244,7 @@ function checkRow(check, { list, edited, remove }) {
   };
   value.addEventListener("focus", () => {
     // The value in the last result is most likely the expected one.
-    const found = at(list.result, path.value.trim());
+    const found = at(result(), path.value.trim());
     if (!value.value && found !== undefined && relation.value === "equals")
       value.value = typeof found === "string" ? found : JSON.stringify(found);
     value.select();
@@ -302,8 +304,7 @@ export function savedCard(call) {
   const rows = element("div", { className: "stack tight", role: "group", "aria-label": "Checks" });
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
   const suggest = () => {
-    list.result = outcomeOf(call)?.result ?? null;
-    list.replaceChildren(...paths(list.result ?? {}).map((value) => element("option", { value })));
+    list.replaceChildren(...paths(outcomeOf(call)?.result ?? {}).map((value) => element("option", { value })));
   };
   const edited = () => {
     store();
@@ -314,6 +315,7 @@ export function savedCard(call) {
       ...call.checks.map((check) =>
         checkRow(check, {
           list,
+          result: () => outcomeOf(call)?.result ?? null,
           edited,
           remove: () => {
             call.checks.splice(call.checks.indexOf(check), 1);
@@ -329,7 +331,7 @@ export function savedCard(call) {
     if (call.checks.length >= MAX_CHECKS) return;
     call.checks.push({ path: "", relation: "equals", value: "" });
     draw();
-    rows.lastChild.querySelector("input").focus();
+    rows.lastElementChild.querySelector("input").focus();
   });
   const show = () => {
     suggest();

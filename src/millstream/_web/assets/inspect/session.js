@@ -22,7 +22,7 @@ export const session = {
   /** @type {Client | null} */ client: null,
   server: {}, // the server's last `initialize` or `server/discover` result
   endpoint: "mcp",
-  /** @type {{name: string, url: string, signed_in: object | null} | null} */ via: null, // another server, reached through the proxy
+  /** @type {{name: string, url: string, signed_in: Record<string, any> | null} | null} */ via: null, // another server, reached through the proxy
   transport: "http",
   revision: "2026-07-28",
   level: ""
@@ -30,10 +30,11 @@ export const session = {
 
 let opening = null; // the pending connection attempt
 let failures = 0;
+const lost = new WeakSet(); // clients
 let events = {};
 
 /**
- * @param {object} on `sent`, `got`, `failed`, `ask`, and `notified` of the client; `state(text, look)`; `ready()` is awaited
+ * @param {Record<string, any>} on `sent`, `got`, `failed`, `ask`, and `notified` of the client; `state(text, look)`; `ready()` is awaited
  *   before the state becomes connected; `signIn(error)` is called if another server requires sign-in
  */
 export const connectSession = (on) => (events = on);
@@ -88,7 +89,9 @@ export function connect() {
   opening = attempt;
   attempt
     .catch((error) => session.client === mine && fail(mine, error))
-    .finally(() => opening === attempt && (opening = null));
+    .finally(() => {
+      if (opening === attempt) opening = null;
+    });
   return attempt;
 }
 
@@ -107,8 +110,8 @@ async function establish(mine) {
 
 /** Show that the connection is lost, and reconnect when the server is back, unless it rejected the client. */
 async function fail(mine, error) {
-  if (mine.gone) return;
-  mine.gone = true;
+  if (lost.has(mine)) return;
+  lost.add(mine);
   cease();
   opening = null;
   if (session.via && asksToSignIn(error)) {
@@ -129,7 +132,7 @@ async function fail(mine, error) {
 }
 
 /** Return the connected client. Reconnects immediately if the connection is lost. */
-export const connected = async () => opening ?? (session.client.gone ? connect() : session.client);
+export const connected = async () => opening ?? (lost.has(session.client) ? connect() : session.client);
 
 /** Send a request over the current connection. */
 export const request = async (...message) => (await connected()).request(...message);

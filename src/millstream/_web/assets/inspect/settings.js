@@ -98,11 +98,11 @@ export function openSettings(focus = "") {
     if (name.toLowerCase() !== "authorization" || !bearer()) row(list, name, value);
   const add = element("button", { type: "button", className: "quiet small" }, icon("add"), "Add a header");
   add.addEventListener("click", () => row(list).focus());
-  const boxes = Object.entries(ABILITIES).map(([name, title]) => [
+  const boxes = Object.entries(ABILITIES).map(([name, title]) => ({
     name,
-    element("input", { type: "checkbox", checked: able.includes(name) }),
-    title
-  ]);
+    title,
+    box: element("input", { type: "checkbox", checked: able.includes(name) })
+  }));
   const error = element("p", { className: "error", role: "alert", hidden: true });
   const cancel = element("button", { type: "button" }, "Cancel");
   const form = element(
@@ -132,7 +132,7 @@ export function openSettings(focus = "") {
       "div",
       { className: "field", role: "group", "aria-label": "Capabilities" },
       element("span", { className: "label" }, "Capabilities of this client"),
-      ...boxes.map(([, box, title]) => element("label", { className: "check" }, box, title))
+      ...boxes.map(({ box, title }) => element("label", { className: "check" }, box, title))
     ),
     error,
     element(
@@ -155,7 +155,7 @@ export function openSettings(focus = "") {
       return;
     }
     headers = { ...Object.fromEntries(pairs), ...(key.value ? { authorization: `Bearer ${key.value}` } : {}) };
-    able = boxes.filter(([, box]) => box.checked).map(([name]) => name);
+    able = boxes.filter(({ box }) => box.checked).map(({ name }) => name);
     sessionStorage.setItem(HEADERS, JSON.stringify(headers));
     localStorage.setItem(CAPABLE, JSON.stringify(able));
     dialog.close();
@@ -170,7 +170,7 @@ export function openSettings(focus = "") {
 }
 
 function tell() {
-  $("settings-count").textContent = Object.keys(headers).length || "";
+  $("settings-count").textContent = String(Object.keys(headers).length || "");
 }
 
 /** `onChange` is called when settings are saved. */

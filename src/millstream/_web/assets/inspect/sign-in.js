@@ -20,6 +20,7 @@ const scopeList = (scopes) =>
 
 let made = 0;
 
+/** @returns {[HTMLInputElement, HTMLElement]} */
 function field(title, hint, properties = {}) {
   const id = `sign-in-${++made}`;
   const input = element("input", { id, autocomplete: "off", spellcheck: false, ...properties });
@@ -50,8 +51,11 @@ async function leave(server, wanted, hash) {
   location.assign(url);
 }
 
+/** @type {(error: Error) => void} */
+const ignore = () => {};
+
 /** Redirect when a form is submitted. `wanted()` returns the request, and errors are shown in `wrong`. */
-function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
+function leads(form, go, wrong, server, wanted, hash, failed = ignore) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (go.ariaDisabled === "true") return;
@@ -72,8 +76,8 @@ function leads(form, go, wrong, server, wanted, hash, failed = () => {}) {
 /**
  * Create the card that asks the user to sign in.
  *
- * @param {{name: string, url: string, signed_in: object | null}} server
- * @param {HttpError | RpcError} error the server's error
+ * @param {{name: string, url: string, signed_in: Record<string, any> | null}} server
+ * @param {import("../mcp/wire.js").HttpError | import("../mcp/wire.js").RpcError} error the server's error
  * @param {string} hash place to open afterwards
  */
 export function signInCard(server, error, hash) {
@@ -168,7 +172,7 @@ export function back() {
   }
 }
 
-/** Return the text for a signed-in user. */
+/** Return the text for a signed-in user. @param {Record<string, any>} user */
 export const asWhom = ({ who }) => (who ? `Signed in as ${who}` : "Signed in");
 
 async function signOut(server, done) {

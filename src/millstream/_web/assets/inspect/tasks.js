@@ -21,7 +21,7 @@ const LOOKS = {
 };
 const OVER = ["completed", "failed", "cancelled"];
 
-/** @typedef {{server: string, name: string, tool: string, state: object}} Known `name` is the id of the task */
+/** @typedef {{server: string, name: string, tool: string, state: Record<string, any>}} Known `name` is the id of the task */
 
 /** @type {Known[]} */
 let known = [];
@@ -37,7 +37,9 @@ export function connectTasks({ change }) {
   }
 }
 
+/** @type {(state: Record<string, any>) => string[]} */
 const titleOf = ({ status }) => LOOKS[status] ?? [status, ""];
+/** @type {(state: Record<string, any>) => string} */
 const words = ({ status, statusMessage }) => [titleOf({ status })[0], statusMessage].filter(Boolean).join(": ");
 
 /** Return the tasks of the current server, newest first. */
@@ -59,7 +61,10 @@ export function taskMark({ state: { status } }) {
 
 function keep(state, tool) {
   let task = known.find(({ name, server }) => name === state.taskId && server === address());
-  if (!task) known.unshift((task = { server: address(), name: state.taskId, tool, state }));
+  if (!task) {
+    task = { server: address(), name: state.taskId, tool, state };
+    known.unshift(task);
+  }
   const news = task.state.status !== state.status || task.state.statusMessage !== state.statusMessage;
   const { result, ...rest } = state;
   task.state = rest;
@@ -96,9 +101,9 @@ async function poll(state, signal, told) {
 /**
  * Wait for the result of a task. If the user cancels, the task is canceled; if they open another item, it continues.
  *
- * @param {object} begun the task, as the call or `tasks/get` returned it
+ * @param {Record<string, any>} begun the task, as the call or `tasks/get` returned it
  * @param {string} tool
- * @param {{progress: (step: object) => void, place: (node: Node) => void, signal: AbortSignal}} options
+ * @param {{progress: (step: Record<string, any>) => void, place: (node: Node) => void, signal: AbortSignal}} options
  */
 export async function follow(begun, tool, { progress, place, signal }) {
   const about = element("p", { className: "row small task" });

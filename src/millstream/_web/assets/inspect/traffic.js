@@ -14,7 +14,7 @@ const SHOWN_NOTES = 100;
 const PAUSE_MS = 120; // minimum between two redraws, to keep the page responsive
 
 /**
- * @typedef {{number: number, out: boolean, message: object, how: object, at: Date, when: number}} Entry one message
+ * @typedef {{number: number, out: boolean, message: Record<string, any>, how: Record<string, any>, at: Date, when: number}} Entry one message
  * @typedef {object} Exchange
  * @property {Entry} first the request, or a single message
  * @property {Entry | null} answer
@@ -30,10 +30,13 @@ const PAUSE_MS = 120; // minimum between two redraws, to keep the page responsiv
 const exchanges = [];
 const asked = new Map(); // "true 3" -> exchange of the sent request with id 3
 const fresh = new Set(); // exchanges that were added or changed since the last redraw
+const exchangeOf = new WeakMap(); // row -> its exchange
 let messages = 0;
 let failures = 0;
 let due = false;
+/** @type {(...given: any[]) => void} */
 let replay = () => {};
+/** @type {(...given: any[]) => void} */
 let counted = () => {};
 
 /** `edit(method, params)` is called to send a request again; `count(total, failed)` when the list changes. */
@@ -43,12 +46,14 @@ export function connect({ edit, count: tellCount }) {
 }
 
 const text = (value) => (typeof value === "string" ? value : "");
+/** @type {(params?: Record<string, any>) => string} */
 const aboutOf = ({ name, uri, ref, clientInfo, message } = {}) =>
   text(name) || text(uri) || text(ref?.name) || text(ref?.uri) || text(clientInfo?.name) || text(message);
 
 /** Return the exchange of a notification, by its progress token or the request in whose response it arrived. */
-function ownerOf(out, { params = {} }, how) {
-  const id = params.progressToken ?? params._meta?.["io.modelcontextprotocol/subscriptionId"] ?? how.of;
+/** @type {(message: Record<string, any>, how: Record<string, any>) => Exchange | null} */
+function ownerOf({ params }, how) {
+  const id = params?.progressToken ?? params?._meta?.["io.modelcontextprotocol/subscriptionId"] ?? how.of;
   if (id === undefined) return null;
   return exchanges.findLast(({ first }) => first.message.id === id && first.out && first.message.method) ?? null;
 }
@@ -60,14 +65,14 @@ const failed = ({ answer, problem }) =>
  * Add a message.
  *
  * @param {boolean} out whether it was sent
- * @param {object} message
+ * @param {Record<string, any>} message
  * @param {{how: string, headers: Record<string, string>, of?: number}} how transport and headers; `of` is the id of the
  *   request in whose response it arrived
  */
 export function record(out, message, how) {
   const entry = { number: ++messages, out, message, how, at: new Date(), when: performance.now() };
   const answered = message.method ? null : asked.get(`${!out} ${message.id}`);
-  const owner = message.method && message.id === undefined ? ownerOf(out, message, how) : null;
+  const owner = message.method && message.id === undefined ? ownerOf(message, how) : null;
   if (answered) {
     asked.delete(`${!out} ${message.id}`);
     answered.answer = entry;
@@ -152,7 +157,7 @@ function flush() {
       else list.append(row(exchange));
     }
     while (list.childElementCount > SHOWN) {
-      list.firstChild.exchange.row = null;
+      exchangeOf.get(list.firstChild).row = null;
       list.firstChild.remove();
     }
     tell();
@@ -236,7 +241,7 @@ function row(exchange) {
     if (details.open && details.childElementCount === 1) details.append(...opened(exchange));
     if (details.open) details.scrollIntoView({ block: "nearest" });
   });
-  item.exchange = exchange;
+  exchangeOf.set(item, exchange);
   exchange.row = item;
   update(exchange);
   return item;
@@ -304,6 +309,7 @@ function opened(exchange) {
 }
 
 function folded(notes, noted) {
+  /** @param {Entry} note */
   const line = ({ at, message: { method, params = {} } }) => {
     const value =
       params.progress === undefined

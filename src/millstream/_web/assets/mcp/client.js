@@ -17,11 +17,11 @@ const serverKey = ({ capabilities, instructions, _meta }) =>
 
 /**
  * @typedef {object} Events callbacks of a client
- * @property {(message: object, how: object) => void} sent for each outgoing message
- * @property {(message: object, how: object) => void} got for each incoming message
- * @property {(message: object, error: Error) => void} failed for a request without a response
- * @property {(method: string, params: object, signal: AbortSignal) => Promise<object>} ask answers a question of the server
- * @property {(method: string, params: object) => void} notified for each notification
+ * @property {(message: Record<string, any>, how: Record<string, any>) => void} sent for each outgoing message
+ * @property {(message: Record<string, any>, how: Record<string, any>) => void} got for each incoming message
+ * @property {(message: Record<string, any>, error: Error) => void} failed for a request without a response
+ * @property {(method: string, params: Record<string, any>, signal: AbortSignal) => Promise<Record<string, any>>} ask answers a question of the server
+ * @property {(method: string, params: Record<string, any>) => void} notified for each notification
  * @property {(error: Error) => void} lost the connection is lost; this client is closed
  */
 
@@ -40,9 +40,9 @@ export class Client {
   #closed = new AbortController();
 
   /**
-   * @param {(on: object) => object} transport creates a transport: `{replies, session, open, send, listen, close}`
+   * @param {(on: Record<string, any>) => Record<string, any>} transport creates a transport: `{replies, session, open, send, listen, close}`
    * @param {string} revision one of REVISIONS
-   * @param {object} capabilities client capabilities: elicitation, sampling, roots
+   * @param {Record<string, any>} capabilities client capabilities: elicitation, sampling, roots
    * @param {Events} on
    */
   constructor(transport, revision, capabilities, on) {
@@ -114,13 +114,14 @@ export class Client {
    * Send a request and wait for its result.
    *
    * @param {string} method
-   * @param {object} params
-   * @param {{progress?: (params: object) => void, notified?: (method: string, params: object) => void, signal?: AbortSignal, schema?: object}} options
+   * @param {Record<string, any>} params
+   * @param {{progress?: (params: Record<string, any>) => void, notified?: (method: string, params: Record<string, any>) => void, signal?: AbortSignal, schema?: Record<string, any>}} options
    *   `progress` receives progress; `notified` receives the request's other notifications; `signal` cancels; `schema` of
    *   the arguments determines which of them are sent as headers
    */
   async request(method, params, options = {}) {
     if (this.handshake) return this.#round(method, params, options);
+    /** @type {{requestState?: string, inputResponses?: Record<string, any>}} */
     let extra = {};
     for (let round = 0; round < MAX_ROUNDS; round += 1) {
       const result = await this.#round(method, { ...params, ...extra }, options);
@@ -153,7 +154,8 @@ export class Client {
 
   // One request
 
-  async #round(method, params, { progress, notified, signal, schema }) {
+  async #round(method, params, options) {
+    const { progress, notified, signal, schema } = options;
     const id = this.#next++;
     const message = { jsonrpc: "2.0", id, method, params: this.#params(params, progress ? id : undefined) };
     if (progress) this.#progress.set(id, progress);

@@ -17,7 +17,7 @@ export class Http {
   /**
    * @param {string} url the endpoint
    * @param {Record<string, string>} own headers that the user adds to each request
-   * @param {{sent: Function, got: Function}} on called with each message and `{how, headers, of}`: the transport, the
+   * @param {Record<string, any>} on called with each message and `{how, headers, of}`: the transport, the
    *   headers, and the id of the request in whose response it arrived
    */
   constructor(url, own, on) {

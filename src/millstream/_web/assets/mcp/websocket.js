@@ -24,7 +24,7 @@ export class WebSocketTransport {
         this.#on.got(each, { how: "WebSocket", headers: {} });
     });
     return new Promise((resolve, reject) => {
-      this.#socket.addEventListener("open", () => resolve());
+      this.#socket.addEventListener("open", resolve);
       this.#socket.addEventListener("close", () => reject(new TypeError("The WebSocket couldn't be opened.")));
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     });

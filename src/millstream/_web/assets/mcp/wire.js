@@ -65,7 +65,11 @@ export const checkServer = (signal) => fetch("livez", { cache: "no-store", signa
 export const wait = (ms, signal) =>
   new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, ms);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    signal?.addEventListener("abort", stop, { once: true });
   });
 
 /** Return an error with the message of a response, or its status if it has none. */
@@ -78,7 +82,7 @@ export async function httpError(response) {
   } catch {
     message = text.length < 400 && !/^\s*</.test(text) ? text.trim() : "";
   }
-  message ||= `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+  message ||= `${`The server answered ${response.status} ${response.statusText}`.trim()}.`;
   return new HttpError(response.status, message, response.headers.get("www-authenticate") ?? "");
 }
 

@@ -11,7 +11,7 @@ import { traceback } from "./traceback.js";
 import { views } from "./views.js";
 
 const MAX_RENDERED = 50_000;
-const FRONTMATTER = /^---\r?\n[^]*?\r?\n---\r?\n/; // only shown in the source view
+const FRONTMATTER = /^---\r?\n[\s\S]*?\r?\n---\r?\n/; // only shown in the source view
 
 const block = (text, label, nodes = [text], dir = "auto") =>
   copyable(
@@ -126,7 +126,7 @@ const BLOCKS = {
   resource_link: link
 };
 
-/** Render the annotations of a block. */
+/** Render the annotations of a block. @param {Record<string, any>} content */
 function annotationNotes({ annotations = {} }) {
   const parts = [
     annotations.audience && `for ${annotations.audience.join(" and ")}`,

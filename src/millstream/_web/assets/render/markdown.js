@@ -75,6 +75,7 @@ function leaf(token) {
 
 function nodes(tokens) {
   const root = document.createDocumentFragment();
+  /** @type {Array<any>} */
   const open = [root];
   for (const token of tokens) {
     const top = open[open.length - 1];

@@ -35,7 +35,7 @@ function compare(one, other) {
 }
 
 /**
- * @param {object[]} rows as returned by `rowsOf`
+ * @param {Record<string, any>[]} rows as returned by `rowsOf`
  * @param {string} name accessible name of the table
  */
 export function rowTable(rows, name = "Rows of the result") {

@@ -6,7 +6,10 @@ import { options } from "./resolve.js";
 import { isPassword } from "./secrets.js";
 
 /** The input can't be parsed as a value. */
-export class Unreadable extends Error {}
+export class Unreadable extends Error {
+  /** @type {HTMLElement | null} the control to focus */
+  control = null;
+}
 
 export function choice(schema, { id, required }) {
   const all = options(schema);
@@ -58,7 +61,7 @@ export function numeric(schema, { id }) {
     autocomplete: "off",
     inputMode: integer ? "numeric" : "decimal"
   });
-  const write = (value) => (control.value = typeof value === "number" ? value : "");
+  const write = (value) => (control.value = typeof value === "number" ? String(value) : "");
   write(schema.default);
   const read = () => {
     if (control.validity.badInput) throw new Unreadable("This isn't a number.");
@@ -88,6 +91,7 @@ export function text(schema, { id, single = false }) {
   const type = isPassword(schema) ? "password" : (INPUTS[schema.format] ?? "text");
   const moment = schema.format === "date-time";
   const grows = type === "text" && !schema.format && !single;
+  /** @type {any} */
   const control = element(grows ? "textarea" : "input", {
     id,
     autocomplete: "off",

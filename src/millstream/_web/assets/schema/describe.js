@@ -81,8 +81,8 @@ function row(name, given, required, root, depth, loose = false) {
 /**
  * Describe a schema.
  *
- * @param {object} given
- * @param {object} root document for references
+ * @param {Record<string, any>} given
+ * @param {Record<string, any>} root document for references
  * @param {string} none text for a schema without restrictions
  */
 export function describe(given, root, none = "Any JSON.") {

@@ -117,7 +117,7 @@ export const textField = (name, { description, required, id }) =>
 /**
  * Create a form for the properties of an object schema.
  *
- * @param {object} schema
+ * @param {Record<string, any>} schema
  * @param {{id: string, label?: string}} options `id` is the prefix of the controls' ids; `label` names the JSON editor
  */
 export function schemaForm(schema, { id, label = "Arguments as JSON" }) {

@@ -1,7 +1,7 @@
 // Editors of objects, lists, maps, and alternatives. They contain other editors, created by `at.make`. Optional values are
 // created on demand, so recursive schemas terminate.
 
-import { element } from "../dom.js";
+import { element, firstVisible } from "../dom.js";
 import { icon } from "../shell/icons.js";
 import { nameOf, onlyValue, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
@@ -25,10 +25,7 @@ const smallButton = (text, iconName, onClick) => {
 };
 
 /** Return the first visible input, or else the first visible button. */
-const firstField = (node) =>
-  [...node.querySelectorAll("input, select, textarea"), ...node.querySelectorAll("button")].find((each) =>
-    each.checkVisibility()
-  );
+const firstField = (node) => firstVisible(node, "input, select, textarea") ?? firstVisible(node, "button");
 
 /** Create a fieldset with a title, an error, and a body; `footer` replaces the buttons above the body. */
 function frame(name, schema, { id, required }, buttons, footer = null) {
@@ -80,6 +77,7 @@ export function members(schema, at) {
     return values;
   };
   const write = (value) => list.forEach(({ name, editor }) => editor.write(value?.[name]));
+  /** @type {Editor["complain"]} */
   const complain = ([first, ...rest], message) =>
     list.find(({ name }) => name === first)?.editor.complain(rest, message) ?? null;
   const clear = () => list.forEach(({ editor }) => editor.clear());
@@ -99,8 +97,14 @@ export function members(schema, at) {
 export function object(name, schema, at) {
   let inner = null;
   // The pressed button disappears, so move the focus.
-  const add = smallButton("Add", "add", () => (open(), firstField(body)?.focus()));
-  const remove = smallButton("Remove", "remove", () => (close(), add.focus()));
+  const add = smallButton("Add", "add", () => {
+    open();
+    firstField(body)?.focus();
+  });
+  const remove = smallButton("Remove", "remove", () => {
+    close();
+    add.focus();
+  });
   const { node, body, showError } = frame(name, schema, at, [add, remove]);
   const show = () => {
     add.hidden = inner !== null;
@@ -131,7 +135,10 @@ export function object(name, schema, at) {
     complain: (path, message) =>
       (path.length && inner?.complain(path, message)) ||
       showError(path.length ? `${path.join(".")}: ${message}` : message),
-    clear: () => (showError(""), inner?.clear())
+    clear: () => {
+      showError("");
+      inner?.clear();
+    }
   };
 }
 
@@ -146,13 +153,16 @@ export function list(name, schema, at) {
     while (rows.length < min) addRow(undefined);
     firstField(first.node)?.focus();
   });
-  const removeAll = smallButton("Remove", "remove", () => (write([]), add.focus()));
+  const removeAll = smallButton("Remove", "remove", () => {
+    write([]);
+    add.focus();
+  });
   const tools = element("div", { className: "nested-tools" }, add, removeAll);
   const { node, body, showError } = frame(name, schema, at, [], tools);
   const updateButtons = () => {
     add.hidden = rows.length >= max;
-    removeAll.hidden = !isTuple || at.required || !rows.length;
-    tools.hidden = add.hidden && removeAll.hidden;
+    removeAll.hidden = Boolean(!isTuple || at.required || !rows.length);
+    tools.hidden = rows.length >= max && removeAll.hidden;
     for (const row of rows) row.remove.hidden = isTuple || (at.required && rows.length <= min);
   };
   const itemSchema = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
@@ -197,7 +207,10 @@ export function list(name, schema, at) {
     write,
     read: () => (rows.length || at.required ? rows.map(({ editor }) => editor.read() ?? null) : undefined),
     complain: ([first, ...rest], message) => rows[first]?.editor.complain(rest, message) ?? showError(message),
-    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear()))
+    clear: () => {
+      showError("");
+      rows.forEach(({ editor }) => editor.clear());
+    }
   };
 }
 
@@ -250,7 +263,10 @@ export function map(name, schema, at) {
         : undefined,
     complain: ([first, ...rest], message) =>
       rows.find(({ key }) => key.value === first)?.editor.complain(rest, message) ?? showError(message),
-    clear: () => (showError(""), rows.forEach(({ editor }) => editor.clear()))
+    clear: () => {
+      showError("");
+      rows.forEach(({ editor }) => editor.clear());
+    }
   };
 }
 
@@ -298,6 +314,9 @@ export function variants(name, schema, at) {
     write,
     read: () => inner?.read(),
     complain: (path, message) => inner?.complain(path, message) ?? showError(message),
-    clear: () => (showError(""), inner?.clear())
+    clear: () => {
+      showError("");
+      inner?.clear();
+    }
   };
 }

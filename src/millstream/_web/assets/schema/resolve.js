@@ -55,21 +55,16 @@ function mergeAllOf(schema, root, depth = 0) {
   if (!schema.allOf) return schema;
   const { allOf, ...own } = schema;
   if (depth > MAX_DEPTH) return own;
-  return allOf
-    .map((part) => mergeAllOf(resolve(part, root), root, depth + 1))
-    .reduce(
-      (whole, part) => ({
-        ...part,
-        ...whole,
-        ...(whole.properties || part.properties
-          ? { properties: { ...whole.properties, ...part.properties, ...whole.properties } }
-          : {}),
-        ...(whole.required || part.required
-          ? { required: [...new Set([...(part.required ?? []), ...(whole.required ?? [])])] }
-          : {})
-      }),
-      own
-    );
+  let whole = own;
+  for (const each of allOf) {
+    const part = mergeAllOf(resolve(each, root), root, depth + 1);
+    const properties = { ...whole.properties, ...part.properties, ...whole.properties };
+    const required = [...new Set([...(part.required ?? []), ...(whole.required ?? [])])];
+    whole = { ...part, ...whole };
+    if (whole.properties) whole.properties = properties;
+    if (whole.required) whole.required = required;
+  }
+  return whole;
 }
 
 const isNull = (part, root) => {
@@ -131,6 +126,7 @@ const RANGES = [
   ["minLength", "maxLength", "character"],
   ["minItems", "maxItems", "item"]
 ];
+/** @type {Array<[string, (value: unknown) => string]>} */
 const LIMITS = [
   ["exclusiveMinimum", (value) => `more than ${value}`],
   ["exclusiveMaximum", (value) => `less than ${value}`],

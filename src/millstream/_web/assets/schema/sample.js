@@ -20,6 +20,7 @@ const FORMATS = {
   ipv4: "192.0.2.1",
   ipv6: "2001:db8::1"
 };
+/** @type {Array<[RegExp, string]>} */
 const BY_NAME = [
   [/e?mail/i, "ada@example.com"],
   [/url|uri|link|website/i, SITE],
@@ -221,8 +222,8 @@ function makeResolved(schema, root, name, depth) {
 /**
  * Return a valid value, or undefined.
  *
- * @param {object} schema
- * @param {object} root document for references
+ * @param {Record<string, any>} schema
+ * @param {Record<string, any>} root document for references
  */
 export function sample(schema, root = schema) {
   const value = make(schema, root, "", 0);

@@ -96,8 +96,8 @@ const BY_KIND = { string: TEXT, number: NUMBER, array: ARRAY, object: OBJECT };
  * Return the problems of a value, at most 50.
  *
  * @param {unknown} value
- * @param {object | boolean} schema
- * @param {object} root document for references
+ * @param {Record<string, any> | boolean} schema
+ * @param {Record<string, any> | boolean} root document for references
  * @returns {Array<{path: Array<string | number>, message: string, keyword: string}>}
  */
 export function validate(value, schema, root = schema) {
@@ -119,10 +119,11 @@ const fits = (value, schema, at) => {
 };
 
 function check(value, given, at) {
-  if (given === true || given === undefined || at.depth > MAX_DEPTH || (at.budget.left -= 1) < 0) return;
+  if (given === true || given === undefined || at.depth > MAX_DEPTH || at.budget.left < 1) return;
+  at.budget.left -= 1;
   if (given === false) return void at.report(at.path, "false", "No value is allowed here.");
   const schema = resolve(given, at.root);
-  const below = (part, step) => ({
+  const below = (step) => ({
     ...at,
     depth: at.depth + 1,
     path: step === undefined ? at.path : [...at.path, step]
@@ -148,7 +149,7 @@ function items(value, schema, at, below) {
   const first = schema.prefixItems ?? [];
   value.forEach((each, index) => {
     const part = index < first.length ? first[index] : schema.items;
-    if (part !== undefined) check(each, part, below(part, index));
+    if (part !== undefined) check(each, part, below(index));
   });
   if (
     schema.contains !== undefined &&
@@ -169,19 +170,19 @@ function properties(value, schema, at, below) {
   }
   for (const [name, each] of Object.entries(value)) {
     const matching = patterns.filter(([pattern]) => matches(pattern, name)).map(([, part]) => part);
-    if (Object.hasOwn(own, name)) check(each, own[name], below(own[name], name));
-    for (const part of matching) check(each, part, below(part, name));
+    if (Object.hasOwn(own, name)) check(each, own[name], below(name));
+    for (const part of matching) check(each, part, below(name));
     if (schema.propertyNames !== undefined && !fits(name, schema.propertyNames, at))
       at.report([...at.path, name], "propertyNames", "This name isn't allowed.");
     if (Object.hasOwn(own, name) || matching.length || schema.additionalProperties === undefined) continue;
     if (schema.additionalProperties === false)
       at.report([...at.path, name], "additionalProperties", "The schema doesn't allow this property.");
-    else check(each, schema.additionalProperties, below(schema.additionalProperties, name));
+    else check(each, schema.additionalProperties, below(name));
   }
 }
 
 function alternatives(value, schema, at, below) {
-  for (const part of schema.allOf ?? []) check(value, part, below(part));
+  for (const part of schema.allOf ?? []) check(value, part, below());
   if (schema.anyOf && !schema.anyOf.some((part) => fits(value, part, at)))
     reportClosest(value, schema.anyOf, "anyOf", at, below);
   if (schema.oneOf) {
@@ -192,7 +193,7 @@ function alternatives(value, schema, at, below) {
   if (schema.not !== undefined && fits(value, schema.not, at)) at.report(at.path, "not", "This value isn't allowed.");
   if (schema.if !== undefined) {
     const branch = fits(value, schema.if, at) ? schema.then : schema.else;
-    if (branch !== undefined) check(value, branch, below(branch));
+    if (branch !== undefined) check(value, branch, below());
   }
 }
 
@@ -200,7 +201,7 @@ function alternatives(value, schema, at, below) {
 function reportClosest(value, parts, keyword, at, below) {
   const found = parts.map((part) => {
     const problems = [];
-    check(value, part, { ...below(part), report: (path, word, message) => problems.push([path, word, message]) });
+    check(value, part, { ...below(), report: (path, word, message) => problems.push([path, word, message]) });
     return problems;
   });
   // A wrong type or tag at this place indicates another alternative.

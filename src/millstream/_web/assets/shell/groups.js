@@ -29,7 +29,9 @@ export function groupItems(items, nameOf, tagsOf = () => []) {
     groups.set(group, [...(groups.get(group) ?? []), item]);
   }
   if (groups.size < 2 || groups.size > items.length / 2) return null;
-  return new Map([...groups].sort(([one], [other]) => (one === OTHER) - (other === OTHER) || one.localeCompare(other)));
+  return new Map(
+    [...groups].sort(([one], [other]) => Number(one === OTHER) - Number(other === OTHER) || one.localeCompare(other))
+  );
 }
 
 const MAX_OPEN_ITEMS = 60; // groups of longer lists start closed

@@ -13,12 +13,14 @@ function isUncovered(button) {
  * Enable the buttons of `node` when they have been in view at the same place for 600 ms, or while the focus is in it.
  *
  * @param {Element} node
- * @param {HTMLButtonElement[]} buttons
+ * @param {Array<HTMLButtonElement | HTMLInputElement>} buttons
  * @param {AbortSignal} [signal] ends the watch; removing the node does, too
  */
 export function guard(node, buttons, signal) {
   let [since, last, place] = [0, 0, ""];
-  const disable = (disabled) => buttons.forEach((each) => each.disabled === disabled || (each.disabled = disabled));
+  const disable = (disabled) => {
+    for (const each of buttons) if (each.disabled !== disabled) each.disabled = disabled;
+  };
   const look = (now) => {
     if (!node.isConnected || !buttons[0].isConnected || signal?.aborted) return;
     const { left, top, width, height } = node.getBoundingClientRect();

@@ -44,9 +44,12 @@ export function menu(title, iconName, actions) {
     button.ariaExpanded = "false";
   };
   button.addEventListener("click", () => (list.hidden ? open(0) : close()));
-  node.addEventListener("focusout", (event) => node.contains(event.relatedTarget) || list.hidden || close());
+  node.addEventListener(
+    "focusout",
+    (event) => node.contains(/** @type {Node} */ (event.relatedTarget)) || list.hidden || close()
+  );
   node.addEventListener("keydown", (event) => {
-    const at = items.indexOf(document.activeElement);
+    const at = items.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
     const act = {
       ArrowDown: () => (list.hidden ? open(0) : items[(at + 1) % items.length].focus()),
       ArrowUp: () => (list.hidden ? open(-1) : items.at(at - 1).focus()),

@@ -1,6 +1,6 @@
 // The command palette (Ctrl-K, ⌘K): finds commands by a few letters of their names.
 
-import { element } from "../dom.js";
+import { $, element } from "../dom.js";
 import { icon } from "./icons.js";
 import { keycaps } from "./keys.js";
 
@@ -54,7 +54,8 @@ function matchingCommands(typed) {
 
 /** Open the palette with an initial query. */
 export function openPalette(typed = "") {
-  const before = document.getElementById("palette");
+  /** @type {HTMLDialogElement} */
+  const before = $("palette");
   if (before?.open) return;
   before?.remove(); // its `close` event is still pending
   const input = element("input", {

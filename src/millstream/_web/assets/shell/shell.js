@@ -5,6 +5,7 @@ import { icon, swap } from "./icons.js";
 import { keycaps, shortcut, showKeys } from "./keys.js";
 import { commands, openPalette } from "./palette.js";
 
+const { millstreamTheme } = /** @type {any} */ (globalThis); // set by theme.js
 const THEMES = {
   auto: { next: "light", icon: "auto", label: "as the system" },
   light: { next: "dark", icon: "sun", label: "light" },
