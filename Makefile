@@ -61,6 +61,7 @@ check: $(VENV)/.test .venv-docs/.ready $(CHECKERS) ## check formatting, lint, ty
 	@$(NODE) && node requirements/pyright/node_modules/pyright/index.js
 	@$(NODE) && requirements/pages/node_modules/.bin/biome ci --error-on-warnings
 	@$(NODE) && requirements/pages/node_modules/.bin/tsc
+	@$(NODE) && node --test --test-reporter dot --disable-warning MODULE_TYPELESS_PACKAGE_JSON "tests/pages/units/*.test.mjs"
 	$(PYTEST) -q -m check
 	$(BIN)/python scripts/prose.py
 

@@ -1,0 +1,156 @@
+// Logic of the inspector that no page shows by itself.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import "./browser.mjs";
+
+const assets = "../../../src/millstream/_web/assets";
+const { at, judge, paths } = await import(`${assets}/inspect/checks.js`);
+const links = await import(`${assets}/inspect/links.js`);
+const { expand, variables } = await import(`${assets}/inspect/templates.js`);
+const { costOf, totalCost } = await import(`${assets}/inspect/tokens.js`);
+const { curl, pythonCode } = await import(`${assets}/inspect/exports.js`);
+const { requestHeaders } = await import(`${assets}/mcp/wire.js`);
+
+const result = { structuredContent: { total: 3, name: "Ada" }, content: [{ text: "three" }], empty: null };
+
+test("a path leads to a value, and to undefined where there is none", () => {
+  assert.equal(at(result, "content[0].text"), "three");
+  assert.equal(at(result, "content.length"), 1);
+  for (const path of ["content[1].text", "empty.more", "toString", "structuredContent.constructor"])
+    assert.equal(at(result, path), undefined, path);
+});
+
+test("each relation of a check holds or doesn't", () => {
+  const holds = [
+    ["structuredContent.total", "equals", "3"],
+    ["structuredContent.name", "equals", "Ada"],
+    ["structuredContent", "equals", '{"total":3,"name":"Ada"}'],
+    ["structuredContent.total", "differs", "4"],
+    ["content", "contains", '{"text":"three"}'],
+    ["content[0].text", "contains", "hre"],
+    ["content[0].text", "matches", "^t.+e$"],
+    ["structuredContent.total", "atLeast", "3"],
+    ["structuredContent.total", "atMost", "3"],
+    ["empty", "exists", ""],
+    ["content[7]", "missing", ""]
+  ];
+  for (const [path, relation, value] of holds) assert.ok(judge({ path, relation, value }, result).good, relation);
+  const fails = [
+    ["structuredContent.total", "equals", "4"],
+    ["structuredContent.total", "differs", "3"],
+    ["content[0].text", "contains", "four"],
+    ["content[0].text", "matches", "^x"],
+    ["content[0].text", "atLeast", "1"],
+    ["structuredContent.total", "atMost", "2"],
+    ["content[7]", "exists", ""],
+    ["empty", "missing", ""]
+  ];
+  for (const [path, relation, value] of fails) assert.ok(!judge({ path, relation, value }, result).good, relation);
+});
+
+test("a check with an invalid regular expression fails with its reason", () => {
+  const { good, problem } = judge({ path: "content[0].text", relation: "matches", value: "(" }, result);
+  assert.equal(good, false);
+  assert.match(problem, /Invalid regular expression/);
+});
+
+test("suggested paths lead to primitive values and lengths", () => {
+  assert.deepEqual(paths(result), [
+    "structuredContent.total",
+    "structuredContent.name",
+    "content.length",
+    "content[0].text",
+    "empty"
+  ]);
+});
+
+test("suggested paths are bounded in number and depth", () => {
+  assert.equal(paths(Array.from({ length: 10_000 }, () => 1)).length, 150);
+  let deep = 1;
+  for (let level = 0; level < 1_000; level += 1) deep = { deep };
+  assert.deepEqual(paths(deep), []);
+});
+
+test("a link carries an item and its values", () => {
+  const hash = links.write("tools", "a + b", { text: "1 + 1 = 2 & more" });
+  assert.deepEqual(links.read(hash), { kind: "tools", name: "a + b", values: { text: "1 + 1 = 2 & more" } });
+  assert.deepEqual(links.read("#resource=shop://a+b"), { kind: "resources", name: "shop://a+b", values: null });
+});
+
+test("a link with broken values opens the item without any", () => {
+  assert.deepEqual(links.read("#tool=greet&args=%7B"), { kind: "tools", name: "greet", values: null });
+  assert.equal(links.read("#nothing"), null);
+});
+
+test("URI templates expand as in RFC 6570", () => {
+  const values = { who: "Ada & Bob", path: "a/b", empty: "" };
+  const expanded = {
+    "shop://{who}": "shop://Ada%20%26%20Bob",
+    "file:///{+path}": "file:///a/b",
+    "shop://x{/path}": "shop://x/a%2Fb",
+    "shop://x{?who,empty,path}": "shop://x?who=Ada%20%26%20Bob&path=a%2Fb",
+    "shop://x?a=1{&path}": "shop://x?a=1&path=a%2Fb",
+    "shop://x{#path}": "shop://x#a/b",
+    "shop://x{;path}": "shop://x;path=a%2Fb",
+    "shop://x{.path}": "shop://x.a%2Fb",
+    "shop://x{?empty}": "shop://x"
+  };
+  for (const [template, uri] of Object.entries(expanded)) assert.equal(expand(template, values), uri);
+});
+
+test("each variable of a template is listed once, without modifiers", () => {
+  assert.deepEqual(variables("shop://{who}{/path*}{?who,first:3}"), ["who", "path", "first"]);
+});
+
+test("the token cost of a tool counts characters beyond the BMP as one", () => {
+  const cost = (description) => costOf({ name: "greet", description, inputSchema: { type: "object" } });
+  assert.equal(cost("😀".repeat(40)) - cost(""), 10);
+  assert.equal(totalCost([], "x".repeat(9)), 3);
+});
+
+test("arguments with x-mcp-header become headers, encoded if they aren't plain text", () => {
+  const schema = {
+    properties: {
+      city: { type: "string", "x-mcp-header": "City" },
+      place: { properties: { zip: { "x-mcp-header": "Zip" }, secret: {} } },
+      gone: { "x-mcp-header": "Gone" }
+    }
+  };
+  const given = { city: "Köln", place: { zip: 50667, secret: "s" }, gone: null };
+  const headers = requestHeaders(
+    "2026-07-28",
+    { method: "tools/call", params: { name: "ship", arguments: given } },
+    schema
+  );
+  assert.deepEqual(headers, {
+    "mcp-protocol-version": "2026-07-28",
+    "mcp-method": "tools/call",
+    "mcp-name": "ship",
+    "Mcp-Param-City": `=?base64?${Buffer.from("Köln").toString("base64")}?=`,
+    "Mcp-Param-Zip": "50667"
+  });
+});
+
+test("exported curl commands keep quotes inside of words", () => {
+  const command = curl(
+    "http://127.0.0.1/mcp",
+    "tools/call",
+    { name: "say", arguments: { text: "it's" } },
+    { "X-A": "b" }
+  );
+  assert.match(command, /-H 'X-A: b'/);
+  assert.ok(command.includes(`it'\\''s`));
+});
+
+test("exported Python has Python's literals", () => {
+  const code = pythonCode(
+    "http://127.0.0.1/mcp",
+    "tools/call",
+    { name: "f", arguments: { a: [true, null], b: {} } },
+    {}
+  );
+  assert.ok(
+    code.includes('"a": [\n                True,\n                None,\n            ],\n            "b": {},\n')
+  );
+});

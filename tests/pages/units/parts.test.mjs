@@ -1,0 +1,146 @@
+// Logic that several pages share.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import "./browser.mjs";
+
+const assets = "../../../src/millstream/_web/assets";
+const { count, duration, figure, labelOf } = await import(`${assets}/dom.js`);
+const { groupItems, tagsOf, withHeads } = await import(`${assets}/shell/groups.js`);
+const { rankMatch } = await import(`${assets}/shell/palette.js`);
+const { rowsOf } = await import(`${assets}/render/rows.js`);
+const { parseTraceback } = await import(`${assets}/render/traceback.js`);
+const { present } = await import(`${assets}/schema/resolve.js`);
+const { withoutSecrets } = await import(`${assets}/schema/secrets.js`);
+const { clients, shortName } = await import(`${assets}/connect/clients.js`);
+
+const named = (...names) => names.map((name) => ({ name }));
+const nameOf = ({ name }) => name;
+
+test("figures have about three significant digits, and durations their two largest units", () => {
+  assert.deepEqual(
+    [figure(0), figure(1.234), figure(12.34), figure(1234.5)],
+    ["0", (1.23).toLocaleString(), (12.3).toLocaleString(), (1235).toLocaleString()]
+  );
+  assert.equal(figure(null), "–");
+  assert.equal(count(99_999), (99_999).toLocaleString());
+  assert.deepEqual([duration(0.4), duration(61), duration(90_061)], ["0 s", "1 min 1 s", "1 d 1 h"]);
+});
+
+test("a title that only repeats the name isn't the label", () => {
+  assert.equal(labelOf({ name: "get_order", title: "Get order" }), "get_order");
+  assert.equal(labelOf({ name: "get_order", title: "Look up an order" }), "Look up an order");
+});
+
+test("long lists are grouped by prefix, and single names go under Other", () => {
+  const shop = ["shop_a", "shop_b", "shop_c", "shop_d", "shop_e", "shop_f"];
+  const mail = ["mail_a", "mail_b", "mail_c", "mail_d", "mail_e"];
+  const groups = groupItems(named(...shop, ...mail, "lonely"), nameOf);
+  assert.deepEqual(
+    [...groups].map(([name, items]) => [name, items.length]),
+    [
+      ["mail", 5],
+      ["shop", 6],
+      ["Other", 1]
+    ]
+  );
+  assert.equal(groupItems(named(...shop), nameOf), null);
+});
+
+test("the group of the current item starts open in a list that starts closed", () => {
+  const groups = new Map([
+    ["one", named(..."abcdefghij")],
+    ["many", Array.from({ length: 60 }, (_, at) => ({ name: `m${at}` }))]
+  ]);
+  const [current] = groups.get("one");
+  const rows = withHeads(groups, new Map(), { current });
+  assert.deepEqual(
+    rows.filter((row) => "group" in row).map(({ closed }) => closed),
+    [false, true]
+  );
+  assert.equal(rows.length, 12);
+});
+
+test("tags are read from any key of _meta that holds texts", () => {
+  assert.deepEqual(tagsOf({ _meta: { "example.com/tags": ["a"] } }), ["a"]);
+  assert.deepEqual(tagsOf({ _meta: { fastmcp: { tags: ["b"] } } }), ["b"]);
+  assert.deepEqual(tagsOf({ _meta: { tags: [1] } }), []);
+});
+
+test("the palette prefers beginnings, then words, then letters in order", () => {
+  const ranks = ["run all", "all run", "overrun", "r-u-n"].map((text) => rankMatch(text, "run"));
+  assert.deepEqual(
+    [...ranks].sort((one, other) => one - other),
+    ranks
+  );
+  assert.equal(rankMatch("nur", "run"), null);
+});
+
+test("a table is made of lists of objects only", () => {
+  assert.equal(rowsOf({ items: [{ a: 1 }, { b: 2 }] }).length, 2);
+  for (const value of [[{ a: 1 }], [{ a: 1 }, 2], { a: [{ x: 1 }, { x: 2 }], b: 1 }, [{}, {}], null])
+    assert.equal(rowsOf(value), null);
+});
+
+test("a traceback ends with the last place and the exception", () => {
+  const text =
+    'Traceback (most recent call last):\n  File "a.py", line 3, in f\n    g()\n  File "b.py", line 7, in g\n    1 / 0\nZeroDivisionError: division by zero\n';
+  assert.deepEqual(parseTraceback(text), {
+    raised: "ZeroDivisionError: division by zero",
+    file: "b.py",
+    line: 7,
+    where: "g",
+    code: "1 / 0"
+  });
+  assert.equal(parseTraceback("no traceback"), null);
+});
+
+test("allOf is merged, and the own keywords win", () => {
+  const schema = {
+    title: "Own",
+    properties: { a: { type: "string" } },
+    required: ["a"],
+    allOf: [{ $ref: "#/$defs/b" }, { title: "Other", required: ["c"], properties: { a: { type: "number" }, c: {} } }],
+    $defs: { b: { properties: { b: { type: "integer" } }, required: ["b"] } }
+  };
+  const { title, type, properties, required } = present(schema, schema);
+  assert.deepEqual([title, type], ["Own", "object"]);
+  assert.deepEqual(properties, { a: { type: "string" }, b: { type: "integer" }, c: {} });
+  assert.deepEqual([...required].sort(), ["a", "b", "c"]);
+});
+
+test("a null alternative becomes nullable, and circular references end", () => {
+  const optional = present({ anyOf: [{ type: "integer" }, { type: "null" }], title: "Count" }, {});
+  assert.deepEqual([optional.type, optional.nullable, optional.title], ["integer", true, "Count"]);
+  const loop = { $ref: "#/$defs/a", $defs: { a: { $ref: "#/$defs/b" }, b: { $ref: "#/$defs/a" } } };
+  assert.equal(typeof present(loop, loop), "object");
+});
+
+test("secrets are removed by name and by schema, also in lists and alternatives", () => {
+  const schema = {
+    properties: {
+      word: { anyOf: [{ type: "null" }, { type: "string", format: "password" }] },
+      users: { type: "array", items: { properties: { pin: { writeOnly: true } } } }
+    }
+  };
+  const values = { word: "x", api_key: "y", users: [{ pin: "1", name: "Ada" }], max_tokens: 5 };
+  assert.deepEqual(withoutSecrets(values, schema), { users: [{ name: "Ada" }], max_tokens: 5 });
+});
+
+test("names of servers fit all clients, and words fit a shell", () => {
+  assert.equal(shortName(" Ada's Shöp! "), "ada-s-sh-p");
+  assert.equal(shortName("店"), "server");
+  const tool = { name: "it's", inputSchema: { required: ["n"], properties: { n: { type: "integer" } } } };
+  const given = { name: "shop", url: "http://127.0.0.1/mcp?a=1&b", keys: true, oauth: false, near: true, tool };
+  const terminal = clients(given).find(({ id }) => id === "terminal");
+  assert.equal(
+    terminal.steps.at(-1).code,
+    `millstream call 'http://127.0.0.1/mcp?a=1&b' 'it'\\''s' n=1 --auth "$MCP_SERVER_AUTH_KEY"`
+  );
+});
+
+test("a server that takes keys only gets no ChatGPT steps without a warning", () => {
+  const given = { name: "shop", url: "https://shop.example/mcp", keys: true, oauth: false, near: false, tool: null };
+  const steps = clients(given).find(({ id }) => id === "chatgpt").steps;
+  assert.ok(steps.some(({ warn }) => warn));
+});
