@@ -14,11 +14,12 @@ export const $ = (id) => /** @type {Type} */ (document.getElementById(id));
  *
  * @template {string} Tag
  * @param {Tag} tag
- * @param {Record<string, any>} [properties]
+ * @param {Record<string, any> | string} [properties] or only the class name
  * @param {Array<Node | string | number | null | undefined>} children null and undefined are left out
  * @returns {Tag extends keyof HTMLElementTagNameMap ? HTMLElementTagNameMap[Tag] : HTMLElement}
  */
 export function element(tag, properties = {}, ...children) {
+  if (typeof properties === "string") return element(tag, { className: properties }, ...children);
   const made = /** @type {any} */ (document.createElement(tag));
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || (value === false && name !== "spellcheck") || name === "dir") continue;
@@ -29,6 +30,83 @@ export function element(tag, properties = {}, ...children) {
   if (properties.dir) made.dir = properties.dir; // last, because with "auto", each further child scans those before it
   return made;
 }
+
+/**
+ * Create a button.
+ *
+ * @param {Record<string, any> | string} properties or only the class name
+ * @param {((event: PointerEvent) => void) | null} onclick
+ * @param {Array<Node | string>} children
+ */
+export const makeButton = (properties, onclick, ...children) =>
+  element(
+    "button",
+    { type: "button", onclick, ...(typeof properties === "string" ? { className: properties } : properties) },
+    ...children
+  );
+
+/** Create a button with an icon instead of a text. */
+export const iconButton = (name, shape, onclick, properties = {}) =>
+  makeButton({ className: "quiet small square", title: name, "aria-label": name, ...properties }, onclick, shape);
+
+/** Create a block of code that can be scrolled with the keyboard. */
+export const pre = (label, ...children) =>
+  element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, ...children);
+
+/** Create a block of text whose lines wrap. */
+export const wrapped = (label, dir, ...children) =>
+  element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir }, ...children);
+
+/** Create a row of a `<dl>`. */
+export const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
+
+/** Return the rows of those facts that have a value. */
+export const facts = (values) =>
+  Object.entries(values)
+    .filter(([, value]) => value !== "" && value !== null && value !== undefined)
+    .map(([term, value]) => fact(term, String(value)));
+
+/** Create a `<details>` whose content is created when it's first opened. */
+export function lazyDetails(properties, summary, fill) {
+  const node = element("details", properties, summary);
+  node.addEventListener("toggle", () => node.open && node.childElementCount === 1 && node.append(...fill()));
+  return node;
+}
+
+/** Create the buttons that choose one of several names, and a function that marks the chosen one. */
+export function segments(label, names, choose) {
+  const buttons = names.map((name) => makeButton("", () => choose(name), name));
+  const mark = (chosen) => {
+    for (const each of buttons) each.ariaPressed = String(each.textContent === chosen);
+  };
+  return { mark, bar: element("div", { className: "segments", role: "group", "aria-label": label }, ...buttons) };
+}
+
+/** Show a dialog that's removed when it closes. */
+export function openDialog(properties, ...children) {
+  const dialog = element("dialog", properties, ...children);
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
+
+/** Call a function instead of submitting a form. */
+export const onSubmit = (form, run) =>
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    run();
+  });
+
+/** Whether a box is scrolled to its end, so that it should stay there when it grows. */
+export const isAtEnd = (box) => box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+
+/** Format a number with its noun: "1 call", "2 calls". */
+export const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+
+/** Return the parameters in a hash. Names may contain a plus sign. */
+export const hashParameters = (hash = location.hash) =>
+  new URLSearchParams(hash.replace(/^#/, "").replaceAll("+", "%2B"));
 
 /** Set a node's text if it changed, so selections stay and screen readers don't repeat it. */
 export function write(node, text) {

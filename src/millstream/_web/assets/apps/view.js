@@ -1,7 +1,7 @@
 // An app beside the result of its tool: the HTML of a `ui://` resource in a frame with an opaque origin and the policy
 // that the resource declares. The user approves the app's actions here.
 
-import { element, labelOf, pretty } from "../dom.js";
+import { element, labelOf, makeButton, pretty } from "../dom.js";
 import { jsonBlock } from "../render/json.js";
 import { guard } from "../shell/guard.js";
 import { Bridge, MIME } from "./bridge.js";
@@ -126,18 +126,18 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
   const from = elsewhere || originOf(tool)[0] || ""; // the rest is what that server says
   const own = !from;
   const mayUse = (item) => own || haveSameOrigin(item, tool);
-  const status = element("p", { className: "soft small" }, "Loading…");
-  const consents = element("div", { className: "app-asks" });
-  const events = element("ol", { className: "app-events" });
+  const status = element("p", "soft small", "Loading…");
+  const consents = element("div", "app-asks");
+  const events = element("ol", "app-events");
   const fold = element("details", { hidden: true }, element("summary", {}, "What the app did"), events);
-  const stage = element("div", { className: "app-stage" });
+  const stage = element("div", "app-stage");
   let frame = null;
   const node = element(
     "section",
     { className: "app stack tight", "aria-label": `App of ${tool.name}` },
     element(
       "div",
-      { className: "row" },
+      "row",
       element("h3", {}, "App"),
       from ? element("span", { className: "badge one-line", title: `From ${from}` }, from) : "",
       element("code", { className: "one-line grow", dir: "auto" }, uri)
@@ -169,12 +169,15 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
       new Promise((resolve, reject) => {
         if (question.length > MAX_QUESTION) throw new Error("This is too long to ask the user.");
         const choice = (text, look, onChoose) => {
-          const button = element("button", { type: "button", className: look }, text);
-          button.addEventListener("click", () => {
-            card.remove();
-            if (!consents.childElementCount) setHeight();
-            onChoose();
-          });
+          const button = makeButton(
+            look,
+            () => {
+              card.remove();
+              if (!consents.childElementCount) setHeight();
+              onChoose();
+            },
+            text
+          );
           return button;
         };
         const buttons = [
@@ -199,7 +202,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
             question
           ),
           ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]),
-          element("div", { className: "row" }, ...buttons)
+          element("div", "row", ...buttons)
         );
         consents.append(card); // below the frame, so the card isn't under a pointer in the frame
         card.scrollIntoView({ block: "nearest" });

@@ -1,7 +1,7 @@
 // Tool calls within an answer: each is a collapsible card with its arguments, result, and duration. It asks for approval
 // of calls that may change something.
 
-import { $, element, pretty, write } from "../dom.js";
+import { $, element, makeButton, onSubmit, pre, pretty, wrapped, write } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
 import { looksLikeMarkdown, markdown } from "../render/markdown.js";
 import { schemaForm } from "../schema/form.js";
@@ -31,11 +31,7 @@ function result(text) {
   try {
     if (/^\s*[[{]/.test(text)) {
       const whole = pretty(JSON.parse(text));
-      return copyable(
-        element("pre", { tabIndex: 0, "aria-label": "Result", dir: "ltr" }, ...colored(whole)),
-        "Copy the result",
-        () => whole
-      );
+      return copyable(pre("Result", ...colored(whole)), "Copy the result", () => whole);
     }
   } catch {
     // It only looks like JSON.
@@ -46,11 +42,7 @@ function result(text) {
       { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" },
       ...markdown(text)
     );
-  return copyable(
-    element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Result", dir: "auto" }, text || "(nothing)"),
-    "Copy the result",
-    () => text
-  );
+  return copyable(wrapped("Result", "auto", text || "(nothing)"), "Copy the result", () => text);
 }
 
 export class Card {
@@ -58,10 +50,10 @@ export class Card {
   over = false;
   allowed = false;
   #shown = icon("play");
-  #time = element("span", { className: "took soft small" });
+  #time = element("span", "took soft small");
   #word = element("span", { className: "badge", hidden: true });
   #summary = element("summary");
-  #body = element("div", { className: "call-body stack tight" });
+  #body = element("div", "call-body stack tight");
   #asked = null;
   #progress = null;
 
@@ -71,13 +63,13 @@ export class Card {
     this.given = given;
     this.#summary.append(
       this.#shown,
-      element("code", { className: "call-name" }, tool),
+      element("code", "call-name", tool),
       element("span", { className: "soft small one-line grow", dir: "auto" }, preview(given)),
       this.#word,
       this.#time
     );
-    this.#body.append(element("p", { className: "soft small" }, "Arguments"), jsonBlock(given, `Arguments of ${tool}`));
-    this.node = element("details", { className: "call" }, this.#summary, this.#body);
+    this.#body.append(element("p", "soft small", "Arguments"), jsonBlock(given, `Arguments of ${tool}`));
+    this.node = element("details", "call", this.#summary, this.#body);
     this.node.addEventListener("toggle", () => (this.node.open ||= this.waits)); // keep a pending question visible
   }
 
@@ -87,13 +79,16 @@ export class Card {
     this.node.classList.add("asks");
     swap(this.#shown, "help");
     const choice = (says, decision, look) => {
-      const button = element("button", { type: "button", className: look }, says);
-      button.addEventListener("click", () => {
-        this.allowed = decision !== "decline";
-        this.#endAsking();
-        decide(decision);
-        $("question").focus();
-      });
+      const button = makeButton(
+        look,
+        () => {
+          this.allowed = decision !== "decline";
+          this.#endAsking();
+          decide(decision);
+          $("question").focus();
+        },
+        says
+      );
       return button;
     };
     const buttons = [
@@ -110,7 +105,7 @@ export class Card {
         element("strong", {}, upstream ? `Allow this call to ${upstream}?` : "Allow this call?")
       ),
       element("p", { className: "about", dir: "auto" }, description || "The tool has no description."),
-      element("div", { className: "row" }, ...buttons)
+      element("div", "row", ...buttons)
     );
     this.#body.append(this.#asked);
     guard(this.#asked, buttons);
@@ -139,7 +134,7 @@ export class Card {
     if (!this.#progress) {
       this.#progress = element(
         "div",
-        { className: "stack tight" },
+        "stack tight",
         element("progress", { "aria-label": `Progress of ${this.tool}` }),
         element("p", { className: "soft small", dir: "auto" })
       );
@@ -164,8 +159,7 @@ export class Card {
     this.#word.className = `badge ${look}`;
     this.#word.hidden = !word;
     write(this.#time, milliseconds === undefined || outcome === "refused" ? "" : seconds(milliseconds));
-    if (outcome !== "refused" && text)
-      this.#body.append(element("p", { className: "soft small" }, "Result"), result(text));
+    if (outcome !== "refused" && text) this.#body.append(element("p", "soft small", "Result"), result(text));
   }
 
   /** Mark the call as stopped if it hasn't finished. */
@@ -179,14 +173,14 @@ export function formCard({ id, message, url, schema }, fill) {
   const form = url ? null : schemaForm(schema ?? {}, { id: `fill-${id}`, label: "Answer as JSON" });
   const address = url && element("pre", { className: "wrap", tabIndex: 0, "aria-label": "Address" }, url);
   const accept = element("button", { type: "submit", className: "primary" }, url ? "Open" : "Send");
-  const decline = element("button", { type: "button", className: "quiet" }, "Decline");
+  const decline = makeButton("quiet", () => end(null, "Declined."), "Decline");
   const buttons = [accept, decline];
   const node = element(
     "form",
     { className: "call asks form stack tight", noValidate: true, "aria-label": message },
     element("p", { dir: "auto", role: "status" }, element("strong", {}, message)),
     ...(form ? [form.toolbar, form.node, form.summary] : [address]),
-    element("div", { className: "row" }, ...buttons)
+    element("div", "row", ...buttons)
   );
   guard(node, buttons);
   const end = (values, says) => {
@@ -195,8 +189,7 @@ export function formCard({ id, message, url, schema }, fill) {
     fill(values);
     $("question").focus();
   };
-  node.addEventListener("submit", (event) => {
-    event.preventDefault();
+  onSubmit(node, () => {
     if (url) {
       if (!/^https?:\/\//i.test(url)) return;
       open(url, "_blank", "noopener,noreferrer");
@@ -205,6 +198,5 @@ export function formCard({ id, message, url, schema }, fill) {
     const values = form.read();
     if (values !== null) end(values, "Answered.");
   });
-  decline.addEventListener("click", () => end(null, "Declined."));
   return node;
 }

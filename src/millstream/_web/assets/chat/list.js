@@ -1,7 +1,7 @@
 // The messages of the open channel. The list stays scrolled to the end, unless the user has scrolled up. New messages are
 // drawn once per frame to limit layouts.
 
-import { $ } from "../dom.js";
+import { $, isAtEnd } from "../dom.js";
 import { DRAWN, draw, drawAll, unreadLine } from "./messages.js";
 
 /** @type {import("./messages.js").Conversation | null} */
@@ -109,7 +109,7 @@ export function remove(entry) {
 
 $("newer").addEventListener("click", toEnd);
 $("scroll").addEventListener("scroll", () => {
-  follows = $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 60;
+  follows = isAtEnd($("scroll"));
   if (follows) $("newer").hidden = true;
 });
 // Keep the newest message visible when the list shrinks.

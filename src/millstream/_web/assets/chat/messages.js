@@ -1,6 +1,6 @@
 // Messages: parsing, and rendering by day and sender with their delivery state.
 
-import { $, element } from "../dom.js";
+import { $, element, makeButton } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copy, copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
@@ -105,11 +105,7 @@ export function draw(entry, before, actions) {
   entry.day = day ?? before?.day;
   if (newDay)
     nodes.push(
-      element(
-        "li",
-        { className: "day" },
-        element("time", { dateTime: entry.at.toISOString().slice(0, 10) }, dayName(entry.at))
-      )
+      element("li", "day", element("time", { dateTime: entry.at.toISOString().slice(0, 10) }, dayName(entry.at)))
     );
   const together =
     last &&
@@ -118,11 +114,7 @@ export function draw(entry, before, actions) {
     last.own === entry.own &&
     (!entry.at || !last.at || entry.at - last.at < TOGETHER_MS);
   const who = entry.own ? "You" : entry.name || "Somebody";
-  const head = element(
-    "header",
-    { className: together ? "visually-hidden" : "" },
-    element("strong", { dir: "auto" }, who)
-  );
+  const head = element("header", together ? "visually-hidden" : "", element("strong", { dir: "auto" }, who));
   if (entry.at)
     head.append(
       element("time", { dateTime: entry.at.toISOString(), title: entry.at.toLocaleString() }, hours.format(entry.at))
@@ -130,11 +122,9 @@ export function draw(entry, before, actions) {
   const bubble = element("div", { className: "bubble markdown", dir: "auto" }, ...body(entry.text));
   const node = element(
     "li",
-    {
-      className: `message${entry.own ? " own" : ""}${together ? "" : " first"}${entry.state ? ` ${entry.state}` : ""}`
-    },
+    `message${entry.own ? " own" : ""}${together ? "" : " first"}${entry.state ? ` ${entry.state}` : ""}`,
     head,
-    element("div", { className: "line" }, bubble, entry.state ? null : linkButton(entry, actions)),
+    element("div", "line", bubble, entry.state ? null : linkButton(entry, actions)),
     state(entry, actions)
   );
   entry.node = node;
@@ -146,26 +136,23 @@ function linkButton(entry, { address, found }) {
   if (!entry.id) return null;
   const searching = found();
   const does = searching ? "Show in the conversation" : "Copy a link to this message";
-  const button = element(
-    "button",
-    { type: "button", className: "quiet small square to-message", title: does, "aria-label": does },
+  const button = makeButton(
+    { className: "quiet small square to-message", title: does, "aria-label": does },
+    () => {
+      if (searching) location.hash = new URL(address(entry)).hash;
+      else copy(address(entry), "Copied a link to this message.");
+    },
     icon(searching ? "next" : "link")
   );
-  button.addEventListener("click", () => {
-    if (searching) location.hash = new URL(address(entry)).hash;
-    else copy(address(entry), "Copied a link to this message.");
-  });
   return button;
 }
 
 function state(entry, { retry, edit }) {
   if (!entry.state) return null;
-  if (entry.state === "sending") return element("p", { className: "fate soft" }, "Sending…");
-  if (entry.state === "waiting") return element("p", { className: "fate soft" }, "Waiting for the connection");
-  const again = element("button", { type: "button", className: "quiet small" }, "Try again");
-  again.addEventListener("click", () => retry(entry));
-  const change = element("button", { type: "button", className: "quiet small" }, "Edit");
-  change.addEventListener("click", () => edit(entry));
+  if (entry.state === "sending") return element("p", "fate soft", "Sending…");
+  if (entry.state === "waiting") return element("p", "fate soft", "Waiting for the connection");
+  const again = makeButton("quiet small", () => retry(entry), "Try again");
+  const change = makeButton("quiet small", () => edit(entry), "Edit");
   return element(
     "div",
     { className: "fate bad", role: "alert" },
@@ -177,7 +164,7 @@ function state(entry, { retry, edit }) {
 }
 
 /** Create the line above the first unread message. */
-export const unreadLine = () => element("li", { className: "unread" }, "New");
+export const unreadLine = () => element("li", "unread", "New");
 
 /** Draw all entries of a channel. */
 export function drawAll(conversation, actions, matches) {

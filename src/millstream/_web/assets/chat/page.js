@@ -1,7 +1,7 @@
 // The chat: channels of the hub over one WebSocket. It works on any server with a hub, whose rules control access to
 // channels. The presence of a channel lists its members.
 
-import { $, write } from "../dom.js";
+import { $, hashParameters, onSubmit, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
@@ -335,8 +335,7 @@ function complain(text) {
   $("channel-error").hidden = !text;
 }
 
-$("new-channel").addEventListener("submit", (event) => {
-  event.preventDefault();
+onSubmit($("new-channel"), () => {
   const name = $("channel").value.trim().replace(/^#/, "");
   const problem = name && wrong(name);
   complain(problem);
@@ -346,12 +345,11 @@ $("new-channel").addEventListener("submit", (event) => {
   $("text").focus();
 });
 
-const named = () => new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));
-const wanted = () => named().get("channel") ?? "";
-let wantedMessage = named().get("message") ?? "";
+const wanted = () => hashParameters().get("channel") ?? "";
+let wantedMessage = hashParameters().get("message") ?? "";
 addEventListener("hashchange", () => {
   const channel = wanted();
-  wantedMessage = named().get("message") ?? "";
+  wantedMessage = hashParameters().get("message") ?? "";
   if (!channel || !me.name || wrong(channel)) return;
   open(channel);
   if (wantedMessage && room()?.ready) find(wantedMessage);
@@ -433,14 +431,12 @@ function leave() {
   $("name").select();
 }
 
-$("join").addEventListener("submit", (event) => {
-  event.preventDefault();
+onSubmit($("join"), () => {
   const name = $("name").value.trim();
   if (name) enter(name);
 });
 $("leave").addEventListener("click", leave);
-$("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
+onSubmit($("composer"), () => {
   submit();
 });
 $("text").addEventListener("input", sayTyping);

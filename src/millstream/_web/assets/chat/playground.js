@@ -1,7 +1,7 @@
 // The playground: a conversation with a model that uses the server's tools. It lasts as long as its WebSocket. The server
 // runs the model and the calls; this page shows them, and asks the user for approval.
 
-import { $, element, labelOf, write } from "../dom.js";
+import { $, element, isAtEnd, labelOf, makeButton, onSubmit, wrapped, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
@@ -41,11 +41,11 @@ function add(node) {
 
 function begin(text) {
   $("welcome").hidden = true;
-  const body = element("div", { className: "answer" });
+  const body = element("div", "answer");
   const asked = element(
     "li",
-    { className: "message own first" },
-    element("header", { className: "visually-hidden" }, "You"),
+    "message own first",
+    element("header", "visually-hidden", "You"),
     element("div", { className: "bubble", dir: "auto" }, element("p", {}, text))
   );
   $("turns").append(asked, element("li", { className: "turn", "aria-label": "Answer" }, body));
@@ -266,7 +266,7 @@ async function showTools() {
       "li",
       { title: description ?? name },
       element("span", { className: "one-line tool-name", dir: "auto" }, labelOf({ name, title })),
-      annotations?.readOnlyHint ? element("span", { className: "badge" }, "reads") : null
+      annotations?.readOnlyHint ? element("span", "badge", "reads") : null
     );
   $("tools").replaceChildren(...tools.slice(0, SHOWN_TOOLS).map(row));
   const easy = tools
@@ -275,16 +275,14 @@ async function showTools() {
   const ideas = ["What can you do here?", ...easy.map(({ name }) => `Try ${name} and explain the result.`)];
   $("suggestions").replaceChildren(
     ...ideas.map((idea) => {
-      const button = element("button", { type: "button" }, idea);
-      button.addEventListener("click", () => sendQuestion(idea));
+      const button = makeButton("", () => sendQuestion(idea), idea);
       return button;
     })
   );
 }
 
 const ENV = ["API_URL=http://127.0.0.1:11434/v1", "API_KEY=your_api_key", "DEFAULT_MODEL=your_model"].join("\n");
-const code = (text, name) =>
-  copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": name, dir: "ltr" }, text), "Copy");
+const code = (text, name) => copyable(wrapped(name, "ltr", text), "Copy");
 
 /** Open the playground. */
 export async function openPlayground() {
@@ -299,8 +297,7 @@ export async function openPlayground() {
   await showTools().catch(() => {});
 }
 
-$("asking").addEventListener("submit", (event) => {
-  event.preventDefault();
+onSubmit($("asking"), () => {
   sendQuestion($("question").value);
 });
 $("question").addEventListener("keydown", (event) => {
@@ -317,7 +314,7 @@ $("stop").addEventListener("click", () => {
 $("fresh").addEventListener("click", fresh);
 $("answers-newer").addEventListener("click", toEnd);
 $("answers").addEventListener("scroll", () => {
-  follows = $("answers").scrollHeight - $("answers").scrollTop - $("answers").clientHeight < 60;
+  follows = isAtEnd($("answers"));
   if (follows) $("answers-newer").hidden = true;
 });
 new ResizeObserver(() => follows && toEnd()).observe($("answers"));

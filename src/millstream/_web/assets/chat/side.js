@@ -1,6 +1,6 @@
 // The sidebars: channels with unread counts, members, and who is typing.
 
-import { $, element, write } from "../dom.js";
+import { $, element, iconButton, write } from "../dom.js";
 import { icon } from "../shell/icons.js";
 import { drawWhenReleased } from "../shell/press.js";
 
@@ -15,7 +15,7 @@ export function drawPeople(members, own) {
       const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
       return element(
         "li",
-        { className: mine ? "own" : "" },
+        mine ? "own" : "",
         initial,
         element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name)
       );
@@ -52,23 +52,13 @@ export function drawChannels(rooms, current, first, part) {
       },
       element("span", { className: "one-line", dir: "auto" }, `# ${channel}`)
     );
-    if (failed) link.append(element("span", { className: "badge bad" }, "refused"));
+    if (failed) link.append(element("span", "badge bad", "refused"));
     else if (unread)
       link.append(
-        element(
-          "span",
-          { className: "count" },
-          unread > 99 ? "99+" : unread,
-          element("span", { className: "visually-hidden" }, " unread")
-        )
+        element("span", "count", unread > 99 ? "99+" : unread, element("span", "visually-hidden", " unread"))
       );
-    const close = element(
-      "button",
-      { type: "button", className: "quiet small square", title: `Leave ${channel}`, "aria-label": `Leave ${channel}` },
-      icon("close")
-    );
-    close.addEventListener("click", () => part(channel));
-    return element("li", { className: unread ? "has-unread" : "" }, link, channel === first ? null : close);
+    const close = iconButton(`Leave ${channel}`, icon("close"), () => part(channel));
+    return element("li", unread ? "has-unread" : "", link, channel === first ? null : close);
   });
   drawWhenReleased($("channels"), () => $("channels").replaceChildren(...items));
   write($("unread-all"), all || "");

@@ -11,7 +11,7 @@ export const shortName = (name) =>
     .slice(0, 40) || "server";
 
 /** Quote a word for a shell. */
-const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+export const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 const base64 = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
 

@@ -2,9 +2,9 @@
 // OAuth clients reject others, or else relative to this page, so it's correct behind a proxy and below any path. Names and
 // descriptions are loaded by MCP with the caller's permissions.
 
-import { $, count, element, labelOf, write } from "../dom.js";
+import { $, count, element, labelOf, wrapped, write } from "../dom.js";
 import { connect } from "../mcp/offers.js";
-import { showReconnected, showLost, watchConnection } from "../shell/connection.js";
+import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
 import { copyButton, copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { commands } from "../shell/palette.js";
@@ -31,11 +31,8 @@ function drawStep({ text, code, says = "Copy", open, label, warn }) {
   /** @type {HTMLElement[]} */
   const nodes = [element("p", {}, text)];
   if (open) nodes.push(element("a", { className: "button primary", href: open }, icon("add"), label));
-  if (code)
-    nodes.push(
-      copyable(element("pre", { className: "wrap", tabIndex: 0, "aria-label": text, dir: "ltr" }, code), says)
-    );
-  return element("li", { className: warn ? "warn" : "" }, ...nodes);
+  if (code) nodes.push(copyable(wrapped(text, "ltr", code), says));
+  return element("li", warn ? "warn" : "", ...nodes);
 }
 
 const drawSteps = (id) => {
@@ -81,7 +78,7 @@ function drawPages() {
         "a",
         { className: "card page-link", href: name },
         element("strong", {}, title, icon("next")),
-        element("span", { className: "soft small" }, about)
+        element("span", "soft small", about)
       )
     )
   );
@@ -115,9 +112,7 @@ function drawOffers(tools, resources, prompts) {
           element(
             "li",
             {},
-            page
-              ? element("a", { href: page }, `${count(rest)} more`)
-              : element("div", { className: "soft" }, `${count(rest)} more`)
+            page ? element("a", { href: page }, `${count(rest)} more`) : element("div", "soft", `${count(rest)} more`)
           )
         ]
       : [];

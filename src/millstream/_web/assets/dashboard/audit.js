@@ -3,7 +3,7 @@
 import { $, clock, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { clearTrouble } from "../shell/connection.js";
-import { LiveTable, cellBadge } from "./table.js";
+import { LiveTable, cellBadge, column } from "./table.js";
 
 const EVERY_MS = 5_000;
 const who = ({ subject, address }) => subject || address || "–";
@@ -35,13 +35,8 @@ const table = new LiveTable($("audit-table"), {
         cell.title = [record.issuer, record.client, record.address].filter(Boolean).join(", ");
       }
     },
-    { id: "what", title: "What", wide: true, sort: what, fill: (cell, record) => write(cell, what(record)) },
-    {
-      id: "transport",
-      title: "Transport",
-      sort: (record) => record.transport ?? "",
-      fill: (cell, record) => write(cell, record.transport ?? "")
-    },
+    column("what", "What", what, { wide: true, sort: what }),
+    column("transport", "Transport", (record) => record.transport ?? "", { sort: (record) => record.transport ?? "" }),
     {
       id: "outcome",
       title: "Result",

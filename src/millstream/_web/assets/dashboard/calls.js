@@ -1,13 +1,13 @@
 // Recent calls, or the calls of a period or with an error; errors by message; and clients by name and version.
 
-import { $, clock, count, element, figure, pretty, write } from "../dom.js";
+import { $, clock, count, element, facts, figure, openDialog, pretty, wrapped, write } from "../dom.js";
 import { colored } from "../render/json.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { clearTrouble } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { ms } from "./health.js";
-import { LiveTable, cellBadge, cellButton } from "./table.js";
+import { LiveTable, cellBadge, cellButton, column, number } from "./table.js";
 
 const EVERY_MS = 2_000;
 export const OTHER = "_other";
@@ -18,7 +18,7 @@ const title = (call) =>
 const outcome = ({ outcome: word }) => word.replaceAll("_", " ");
 
 function show(call) {
-  const facts = {
+  const rows = facts({
     When: new Date(call.at * 1_000).toLocaleString(),
     Took: ms(call.ms),
     Outcome: outcome(call) || "ok",
@@ -29,38 +29,30 @@ function show(call) {
     Transport: call.transport,
     Revision: call.revision,
     Answer: `${count(call.bytes)} bytes`
-  };
-  const rows = Object.entries(facts)
-    .filter(([, value]) => value)
-    .map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value)));
+  });
   let text = call.arguments;
   try {
     text = pretty(JSON.parse(call.arguments));
   } catch {
     // Truncated: shown as text.
   }
-  const block = element(
-    "pre",
-    { className: "wrap", tabIndex: 0, "aria-label": "Arguments", dir: "ltr" },
-    ...colored(text ?? "")
-  );
+  const block = wrapped("Arguments", "ltr", ...colored(text ?? ""));
   const told = call.arguments
     ? copyable(block, "Copy the arguments")
     : element(
         "p",
-        { className: "soft small" },
+        "soft small",
         call.arguments === ""
           ? "The call had no arguments."
           : "Arguments are kept for calls that fail or are slow, and for others while “Recent calls” is open, up to a limit of size."
       );
-  const close = element("button", { type: "submit" }, "Close");
   const parts = [
     element("h2", { id: "call-title", className: "one-line" }, title(call)),
-    element("dl", { className: "facts" }, ...rows),
+    element("dl", "facts", ...rows),
     element("h3", {}, "Arguments"),
     told
   ];
-  const foot = element("div", { className: "row end" });
+  const foot = element("div", "row end");
   if (call.method === "tools/call" && document.querySelector('.bar nav a[href="inspect"]')) {
     const given = call.arguments && !call.arguments.endsWith("…") ? `&args=${encodeURIComponent(call.arguments)}` : "";
     foot.append(
@@ -71,15 +63,11 @@ function show(call) {
       )
     );
   }
-  foot.append(close);
-  const dialog = element(
-    "dialog",
+  foot.append(element("button", { type: "submit" }, "Close"));
+  openDialog(
     { "aria-labelledby": "call-title", id: "call" },
     element("form", { method: "dialog", className: "stack tight" }, ...parts, foot)
   );
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
 }
 
 /** @type {{since: number, until: number, total: number} | null} */
@@ -115,14 +103,7 @@ const recent = new LiveTable($("recent"), {
     (!$("call-failed").checked || call.outcome !== "") &&
     (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
   columns: [
-    {
-      id: "at",
-      title: "When",
-      narrow: true,
-      down: true,
-      sort: (call) => call.at,
-      fill: (cell, call) => write(cell, clock(new Date(call.at * 1_000)))
-    },
+    column("at", "When", (call) => clock(new Date(call.at * 1_000)), { narrow: true, down: true }),
     {
       id: "what",
       title: "What",
@@ -130,14 +111,7 @@ const recent = new LiveTable($("recent"), {
       sort: title,
       fill: (cell, call) => (cellButton(cell, call, title(call), show).title = title(call))
     },
-    {
-      id: "ms",
-      title: "Took",
-      narrow: true,
-      number: true,
-      sort: (call) => call.ms,
-      fill: (cell, call) => write(cell, ms(call.ms))
-    },
+    number("ms", "Took", (call) => ms(call.ms), { narrow: true }),
     {
       id: "outcome",
       title: "Outcome",
@@ -145,18 +119,8 @@ const recent = new LiveTable($("recent"), {
       sort: (call) => call.outcome,
       fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "plain")
     },
-    {
-      id: "caller",
-      title: "Caller",
-      sort: (call) => call.caller,
-      fill: (cell, call) => write(cell, call.caller || "–")
-    },
-    {
-      id: "client",
-      title: "Client",
-      sort: (call) => call.client,
-      fill: (cell, call) => write(cell, call.client || "–")
-    },
+    column("caller", "Caller", (call) => call.caller || "–"),
+    column("client", "Client", (call) => call.client || "–"),
     {
       id: "arguments",
       title: "Error or arguments",
@@ -199,14 +163,7 @@ const errors = new LiveTable($("error-table"), {
         button.dir = "auto";
       }
     },
-    {
-      id: "count",
-      title: "Count",
-      narrow: true,
-      number: true,
-      sort: (row) => row.count,
-      fill: (cell, row) => write(cell, count(row.count))
-    },
+    number("count", "Count", undefined, { narrow: true }),
     {
       id: "tools",
       title: "Tools and methods",
@@ -216,23 +173,9 @@ const errors = new LiveTable($("error-table"), {
         cell.title = tools.join(", ");
       }
     },
-    { id: "kind", title: "Outcome", sort: ({ outcome: word }) => word, fill: (cell, row) => write(cell, outcome(row)) },
-    {
-      id: "first",
-      title: "First",
-      narrow: true,
-      number: true,
-      sort: ({ first }) => first,
-      fill: (cell, { first }) => write(cell, moment(first))
-    },
-    {
-      id: "last",
-      title: "Last",
-      narrow: true,
-      number: true,
-      sort: ({ last }) => last,
-      fill: (cell, { last }) => write(cell, moment(last))
-    }
+    column("outcome", "Outcome", outcome),
+    number("first", "First", (row) => moment(row.first), { narrow: true }),
+    number("last", "Last", (row) => moment(row.last), { narrow: true })
   ]
 });
 
@@ -253,19 +196,8 @@ const clients = new LiveTable($("clients"), {
         cell.title = client.name === OTHER ? "All names beyond the first 200." : client.name;
       }
     },
-    {
-      id: "version",
-      title: "Version",
-      sort: (client) => client.version,
-      fill: (cell, client) => write(cell, client.version || "–")
-    },
-    {
-      id: "calls",
-      title: "Calls",
-      number: true,
-      sort: (client) => client.calls,
-      fill: (cell, client) => write(cell, count(client.calls))
-    },
+    column("version", "Version", (client) => client.version || "–"),
+    number("calls", "Calls"),
     {
       id: "errors",
       title: "Errors",
@@ -276,32 +208,12 @@ const clients = new LiveTable($("clients"), {
         cell.classList.toggle("raised", client.errors > 0);
       }
     },
-    {
-      id: "share",
-      title: "Error share",
-      number: true,
-      sort: (client) => client.errors / client.calls,
-      fill: (cell, client) => write(cell, `${figure((100 * client.errors) / client.calls)}%`)
-    },
-    {
-      id: "transport",
-      title: "Transport",
-      sort: (client) => client.transport,
-      fill: (cell, client) => write(cell, client.transport)
-    },
-    {
-      id: "revision",
-      title: "Revision",
-      sort: (client) => client.revision,
-      fill: (cell, client) => write(cell, client.revision)
-    },
-    {
-      id: "last",
-      title: "Last call",
-      number: true,
-      sort: (client) => client.last,
-      fill: (cell, client) => write(cell, clock(new Date(client.last * 1_000)))
-    }
+    number("share", "Error share", (client) => `${figure((100 * client.errors) / client.calls)}%`, {
+      sort: (client) => client.errors / client.calls
+    }),
+    column("transport", "Transport"),
+    column("revision", "Revision"),
+    number("last", "Last call", (client) => clock(new Date(client.last * 1_000)))
   ]
 });
 

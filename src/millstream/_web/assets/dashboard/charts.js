@@ -86,20 +86,14 @@ export class LineChart {
     this.#canvas = element("canvas", { className: "chart", tabIndex: 0, role: "img", "aria-label": name });
     const legend = element("ul", { className: "legend", "aria-hidden": "true" });
     for (const each of series) {
-      const value = element("span", { className: "legend-value" }, "–");
-      const swatch = element("span", { className: `swatch ${each.dash ?? "solid"}` });
+      const value = element("span", "legend-value", "–");
+      const swatch = element("span", `swatch ${each.dash ?? "solid"}`);
       swatch.style.color = `var(${each.color})`;
-      const item = element(
-        "li",
-        { title: each.name },
-        swatch,
-        element("span", { className: "legend-name" }, each.name),
-        value
-      );
+      const item = element("li", { title: each.name }, swatch, element("span", "legend-name", each.name), value);
       legend.append(item);
       this.#told.push({ item, value });
     }
-    place.replaceChildren(element("div", { className: "plot-head" }, this.#title, legend), this.#canvas);
+    place.replaceChildren(element("div", "plot-head", this.#title, legend), this.#canvas);
     this.#follow();
     resized.observe(this.#canvas);
     charts.add(this);

@@ -61,7 +61,7 @@ export function drawUnknown() {
 function unit(node, text) {
   if (node.textContent === text) return;
   const [value, name = ""] = text.split(" ");
-  node.replaceChildren(value, ...(name ? [element("span", { className: "unit" }, ` ${name}`)] : []));
+  node.replaceChildren(value, ...(name ? [element("span", "unit", ` ${name}`)] : []));
 }
 
 /** Draw the verdict and the figures. */
@@ -73,7 +73,7 @@ export function drawHealth(snapshot, past) {
   const text = found.map(([, sentence]) => sentence).join("\n");
   if ($("reasons").dataset.text !== text) {
     $("reasons").dataset.text = text;
-    $("reasons").replaceChildren(...found.map(([each, sentence]) => element("li", { className: each }, sentence)));
+    $("reasons").replaceChildren(...found.map(([each, sentence]) => element("li", each, sentence)));
     $("reasons").title = text;
   }
   const sum = (rows) => rows.reduce((total, row) => total + row.count, 0);

@@ -1,6 +1,6 @@
 // The log: a bounded list of lines, filtered by words and level, that can be paused.
 
-import { $, clock, showContentOrEmpty, element, write } from "../dom.js";
+import { $, clock, element, isAtEnd, pre, showContentOrEmpty, write } from "../dom.js";
 
 const KEPT = 1_000;
 const RANKS = { debug: 10, info: 20, warning: 30, error: 40, critical: 50 };
@@ -22,22 +22,17 @@ function shown({ line, text }) {
 function draw(line) {
   const { ts, level, logger, message, error, ...fields } = line;
   const when = new Date(ts);
-  const text = element(
-    "span",
-    { className: "text", dir: "auto" },
-    element("span", { className: "soft" }, `${logger} `),
-    message
-  );
+  const text = element("span", { className: "text", dir: "auto" }, element("span", "soft", `${logger} `), message);
   for (const [name, value] of Object.entries(fields)) {
-    text.append(" ", element("span", { className: "soft" }, `${name}=${written(value)}`));
+    text.append(" ", element("span", "soft", `${name}=${written(value)}`));
   }
   return element(
     "li",
-    { className: level },
+    level,
     element("time", { dateTime: when.toISOString() }, clock(when)),
-    element("span", { className: "level" }, level),
+    element("span", "level", level),
     text,
-    error && element("pre", { tabIndex: 0, "aria-label": "Traceback" }, error.stack)
+    error && pre("Traceback", error.stack)
   );
 }
 
@@ -95,7 +90,7 @@ export function add(news) {
     tell();
     return;
   }
-  const follows = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+  const follows = isAtEnd(list);
   list.append(...fresh.filter(shown).map((each) => draw(each.line)));
   while (list.childElementCount > KEPT) list.firstChild.remove();
   tell();

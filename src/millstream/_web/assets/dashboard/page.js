@@ -1,7 +1,7 @@
 // The dashboard. An event stream sends the server's facts once, a snapshot each second, and the log. The charts of the
 // selected range come from the history.
 
-import { $, count, element, figure, write } from "../dom.js";
+import { $, count, figure, makeButton, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
@@ -14,7 +14,7 @@ import { drawHealth, drawUnknown, ms } from "./health.js";
 import { add, toggleLog } from "./log.js";
 import { drawServer, drawWorkers, takeFacts } from "./server.js";
 import { drawStreams, showStreams } from "./streams.js";
-import { LiveTable, cellButton } from "./table.js";
+import { LiveTable, cellButton, number } from "./table.js";
 
 const MIB = 1_048_576;
 /** @type {Array<[number, string, string]>} */
@@ -91,13 +91,6 @@ const title = (row) =>
       ? "Other methods"
       : row.method;
 const share = (row) => (row.calls ? (100 * row.errors) / row.calls : 0);
-const time = (id, name) => ({
-  id,
-  title: name,
-  number: true,
-  sort: (row) => row[`${id}_ms`],
-  fill: (cell, row) => write(cell, ms(row[`${id}_ms`]))
-});
 
 const tools = new LiveTable($("tools"), {
   name: "Tools and methods",
@@ -120,14 +113,7 @@ const tools = new LiveTable($("tools"), {
         button.title = row.name === OTHER || row.method === OTHER ? OTHER_SAYS : title(row);
       }
     },
-    {
-      id: "calls",
-      title: "Calls",
-      number: true,
-      hint: "Calls in this range",
-      sort: (row) => row.calls,
-      fill: (cell, row) => write(cell, count(row.calls))
-    },
+    number("calls", "Calls", undefined, { hint: "Calls in this range" }),
     {
       id: "errors",
       title: "Errors",
@@ -139,23 +125,9 @@ const tools = new LiveTable($("tools"), {
         cell.classList.toggle("raised", row.errors > 0);
       }
     },
-    {
-      id: "share",
-      title: "Error share",
-      number: true,
-      sort: share,
-      fill: (cell, row) => write(cell, row.calls ? `${figure(share(row))}%` : "–")
-    },
-    time("p50", "p50"),
-    time("p95", "p95"),
-    time("p99", "p99"),
-    {
-      id: "ever",
-      title: "Since the start",
-      number: true,
-      sort: (row) => row.ever,
-      fill: (cell, row) => write(cell, count(row.ever))
-    }
+    number("share", "Error share", (row) => (row.calls ? `${figure(share(row))}%` : "–"), { sort: share }),
+    ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]))),
+    number("ever", "Since the start")
   ]
 });
 
@@ -224,8 +196,7 @@ onPick(drillDown);
 // Ranges
 
 const buttons = RANGES.map(([seconds, short, long]) => {
-  const button = element("button", { type: "button", title: long }, short);
-  button.addEventListener("click", () => turn(seconds));
+  const button = makeButton({ title: long }, () => turn(seconds), short);
   return button;
 });
 $("ranges").append(...buttons);

@@ -1,7 +1,7 @@
 // The workers, and facts about the server and its store.
 
-import { $, count, element, figure, write } from "../dom.js";
-import { LiveTable } from "./table.js";
+import { $, count, facts, figure, write } from "../dom.js";
+import { LiveTable, number } from "./table.js";
 
 const MIB = 1_048_576;
 const WORDS = { true: "yes", false: "no" };
@@ -10,13 +10,6 @@ const fixed = {};
 const moment = (seconds) =>
   new Date(seconds * 1_000).toLocaleString(undefined, { dateStyle: "short", timeStyle: "medium" });
 
-const number = (id, title, value, shown) => ({
-  id,
-  title,
-  number: true,
-  sort: value,
-  fill: (cell, row) => write(cell, shown(row))
-});
 const workers = new LiveTable($("workers"), {
   name: "Workers",
   sort: "since",
@@ -35,42 +28,14 @@ const workers = new LiveTable($("workers"), {
         cell.title = row.host;
       }
     },
-    number(
-      "pid",
-      "Process",
-      (row) => row.pid,
-      (row) => String(row.pid)
+    number("pid", "Process", (row) => String(row.pid)),
+    number("calls_per_second", "Calls/s"),
+    number("streams", "Streams"),
+    number("memory_bytes", "Memory", (row) =>
+      row.memory_bytes === null ? "–" : `${figure(row.memory_bytes / MIB)} MiB`
     ),
-    number(
-      "rate",
-      "Calls/s",
-      (row) => row.calls_per_second,
-      (row) => count(row.calls_per_second)
-    ),
-    number(
-      "streams",
-      "Streams",
-      (row) => row.streams,
-      (row) => count(row.streams)
-    ),
-    number(
-      "memory",
-      "Memory",
-      (row) => row.memory_bytes,
-      (row) => (row.memory_bytes === null ? "–" : `${figure(row.memory_bytes / MIB)} MiB`)
-    ),
-    number(
-      "lag",
-      "Loop lag",
-      (row) => row.lag_ms,
-      (row) => `${figure(row.lag_ms)} ms`
-    ),
-    number(
-      "since",
-      "Since",
-      (row) => row.since,
-      (row) => moment(row.since)
-    )
+    number("lag_ms", "Loop lag", (row) => `${figure(row.lag_ms)} ms`),
+    number("since", "Since", (row) => moment(row.since))
   ]
 });
 
@@ -120,11 +85,8 @@ export function drawServer(snapshot) {
   const text = JSON.stringify(all);
   if ($("server").dataset.facts === text) return;
   $("server").dataset.facts = text;
-  const rows = Object.entries(all).filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("server").replaceChildren(
-    ...rows.map(([name, value]) =>
-      element("div", {}, element("dt", {}, name), element("dd", {}, WORDS[value] ?? String(value)))
-    )
+    ...facts(Object.fromEntries(Object.entries(all).map(([name, value]) => [name, WORDS[value] ?? value])))
   );
 }
 

@@ -1,9 +1,9 @@
 // Connections: the slowest readers, open connections by transport, and channels.
 
-import { $, count, duration, showContentOrEmpty, element, figure, write } from "../dom.js";
+import { $, count, duration, element, figure, showContentOrEmpty, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { clearTrouble } from "../shell/connection.js";
-import { LiveTable } from "./table.js";
+import { LiveTable, column, number } from "./table.js";
 
 const EVERY_MS = 2_000;
 const LATE = 64 * 1024; // slower readers are shown in red; at 512 KiB they're disconnected
@@ -31,12 +31,7 @@ const readers = new LiveTable($("readers"), {
         cell.title = reader.who;
       }
     },
-    {
-      id: "transport",
-      title: "Over",
-      sort: (reader) => reader.transport,
-      fill: (cell, reader) => write(cell, reader.transport)
-    },
+    column("transport", "Over"),
     {
       id: "channels",
       title: "Channels",
@@ -46,13 +41,7 @@ const readers = new LiveTable($("readers"), {
         cell.title = reader.channels.join(", ");
       }
     },
-    {
-      id: "seconds",
-      title: "Open for",
-      number: true,
-      sort: (reader) => reader.seconds,
-      fill: (cell, reader) => write(cell, reader.seconds === null ? "–" : duration(reader.seconds))
-    },
+    number("seconds", "Open for", (reader) => (reader.seconds === null ? "–" : duration(reader.seconds))),
     {
       id: "waiting",
       title: "Not taken",
@@ -68,9 +57,7 @@ const readers = new LiveTable($("readers"), {
 
 function fill(table, empty, rows) {
   const cells = (row) =>
-    row.map((value, index) =>
-      element("td", { className: index === row.length - 1 ? "number" : "one-line" }, String(value))
-    );
+    row.map((value, index) => element("td", index === row.length - 1 ? "number" : "one-line", String(value)));
   const body = table.tBodies[0];
   const text = JSON.stringify(rows);
   if (body.dataset.rows !== text) {

@@ -1,7 +1,7 @@
 // A table of live rows, with sorting, a filter, and pages that fit the height. While the mouse or the keyboard focus is in
 // it, or a finger is down, rows don't move: only their figures change, and new rows are counted.
 
-import { count, element, write } from "../dom.js";
+import { count, element, iconButton, makeButton, write } from "../dom.js";
 import { icon } from "../shell/icons.js";
 import { drawWhenReleased } from "../shell/press.js";
 
@@ -11,6 +11,27 @@ const PAGER_PX = 36;
 /**
  * @typedef {{id: string, title: string, hint?: string, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, narrow?: boolean, head?: boolean}} Column
  */
+/**
+ * A column of texts, sorted by the property that it's named after.
+ *
+ * @param {string} id
+ * @param {string} title
+ * @param {(row: any) => string} text
+ * @param {Partial<Column>} [others]
+ * @returns {Column}
+ */
+export const column = (id, title, text = (row) => row[id], others = {}) => ({
+  id,
+  title,
+  sort: (row) => row[id],
+  fill: (cell, row) => write(cell, text(row)),
+  ...others
+});
+
+/** A column of figures. Parameters as for `column`. @returns {Column} */
+export const number = (id, title, text = (row) => count(row[id]), others = {}) =>
+  column(id, title, text, { number: true, ...others });
+
 export class LiveTable {
   #place;
   #columns;
@@ -64,10 +85,10 @@ export class LiveTable {
       { className: "scroll", tabIndex: 0, role: "group", "aria-label": `Table of ${name.toLowerCase()}` },
       table
     );
-    this.#none = element("p", { className: "empty" });
+    this.#none = element("p", "empty");
     this.#back = this.#turn("back", "Previous page", -1);
     this.#next = this.#turn("next", "Next page", 1);
-    this.#pager = element("div", { className: "row pager" }, this.#status, this.#back, this.#next);
+    this.#pager = element("div", "row pager", this.#status, this.#back, this.#next);
     this.#outside = Boolean(pager);
     pager?.append(this.#pager);
     place.replaceChildren(this.#box, this.#none, ...(pager ? [] : [this.#pager]));
@@ -98,18 +119,17 @@ export class LiveTable {
     });
     if (!column.sort) cell.append(column.title);
     else {
-      const button = element(
-        "button",
-        { type: "button", className: "quiet sort", title: column.hint ?? `Sort by ${column.title.toLowerCase()}` },
+      const button = makeButton(
+        { className: "quiet sort", title: column.hint ?? `Sort by ${column.title.toLowerCase()}` },
+        () => {
+          this.#down = this.#sort === column.id ? !this.#down : Boolean(column.number || column.down);
+          this.#sort = column.id;
+          this.#page = 0;
+          this.draw(true);
+        },
         column.title,
         mark
       );
-      button.addEventListener("click", () => {
-        this.#down = this.#sort === column.id ? !this.#down : Boolean(column.number || column.down);
-        this.#sort = column.id;
-        this.#page = 0;
-        this.draw(true);
-      });
       cell.append(button);
     }
     this.#heads.set(column.id, { cell, mark });
@@ -117,12 +137,7 @@ export class LiveTable {
   }
 
   #turn(shape, title, step) {
-    const button = element(
-      "button",
-      { type: "button", className: "quiet small square", title, "aria-label": title },
-      icon(shape)
-    );
-    button.addEventListener("click", () => {
+    const button = iconButton(title, icon(shape), () => {
       if (button.ariaDisabled === "true") return;
       this.#page += step;
       this.draw(true);

@@ -1,23 +1,7 @@
 // Example code for an operation: curl, Python, and TypeScript without dependencies.
 
+import { python } from "../inspect/exports.js";
 import { pretty } from "../dom.js";
-
-/** Format JSON as a Python literal. */
-function python(value, indent = 0) {
-  const pad = " ".repeat(indent + 4);
-  const end = `\n${" ".repeat(indent)}`;
-  if (value === null) return "None";
-  if (typeof value === "boolean") return value ? "True" : "False";
-  if (Array.isArray(value))
-    return value.length
-      ? `[\n${value.map((each) => `${pad}${python(each, indent + 4)},\n`).join("")}${end.slice(1)}]`
-      : "[]";
-  if (typeof value !== "object") return JSON.stringify(value);
-  const entries = Object.entries(value);
-  return entries.length
-    ? `{\n${entries.map(([key, each]) => `${pad}${JSON.stringify(key)}: ${python(each, indent + 4)},\n`).join("")}${end.slice(1)}}`
-    : "{}";
-}
 
 /** Quote JSON for a shell, on one line if it's short. */
 function quoted(values) {

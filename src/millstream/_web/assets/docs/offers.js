@@ -1,6 +1,6 @@
 // The server's resources and prompts, as listed by MCP for the caller, and the routes of the hub.
 
-import { element } from "../dom.js";
+import { element, pre } from "../dom.js";
 import { inline } from "../render/markdown.js";
 import { copyable } from "../shell/copy.js";
 
@@ -17,13 +17,12 @@ const name = (kind, wanted, shown) =>
     : element("span", { dir: "auto" }, shown);
 const about = ({ description }) =>
   description ? element("p", { className: "soft words", dir: "auto" }, ...inline(description)) : "";
-const row = (head, ...facts) => element("li", {}, element("p", { className: "property" }, ...head), ...facts);
+const row = (head, ...facts) => element("li", {}, element("p", "property", ...head), ...facts);
 const rows = (label, list, draw) => [
   element("ul", { className: "properties offers", "aria-label": label }, ...list.slice(0, SHOWN).map(draw)),
-  ...(list.length > SHOWN ? [element("p", { className: "soft small" }, `And ${list.length - SHOWN} more.`)] : [])
+  ...(list.length > SHOWN ? [element("p", "soft small", `And ${list.length - SHOWN} more.`)] : [])
 ];
-const code = (label, text) =>
-  copyable(element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, text), `Copy: ${label}`);
+const code = (label, text) => copyable(pre(label, text), `Copy: ${label}`);
 
 /** Draw resources and templates. */
 export function drawResources({ resources, templates }, endpoint) {
@@ -36,7 +35,7 @@ export function drawResources({ resources, templates }, endpoint) {
       [
         element("strong", {}, name(each.kind, each.name, each.title ?? each.name)),
         element("code", { dir: "auto" }, each.at),
-        each.mimeType ? element("span", { className: "soft small" }, each.mimeType) : ""
+        each.mimeType ? element("span", "soft small", each.mimeType) : ""
       ],
       about(each)
     );
@@ -64,7 +63,7 @@ export function drawPrompts({ prompts }) {
       "li",
       {},
       element("code", { dir: "auto" }, wanted),
-      required ? element("span", { className: "badge accent" }, "required") : "",
+      required ? element("span", "badge accent", "required") : "",
       description ? element("span", { className: "soft small", dir: "auto" }, description) : ""
     );
   const draw = (each) =>
@@ -100,7 +99,7 @@ export function drawEvents(base) {
     ),
     element(
       "dl",
-      { className: "facts" },
+      "facts",
       ...[
         ["GET /events?channel=NAME", "An event stream. The channel can be repeated."],
         [

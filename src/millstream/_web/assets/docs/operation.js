@@ -1,6 +1,6 @@
 // One operation: its description and arguments, example code, and a form that runs it. The result is shown beside the code.
 
-import { element, pretty, reveal } from "../dom.js";
+import { element, makeButton, onSubmit, pre, pretty, reveal, segments, wrapped } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
 import { describe } from "../schema/describe.js";
@@ -32,17 +32,12 @@ async function run(path, values, output, again) {
     });
     body = await response.text();
   } catch {
-    const retry = element("button", { type: "button", className: "small" }, "Try again");
-    retry.addEventListener("click", again);
+    const retry = makeButton("small", again, "Try again");
     output.replaceChildren(
       element(
         "div",
-        { className: "notice bad row" },
-        element(
-          "p",
-          { className: "grow" },
-          "The server can't be reached, so nothing was sent. Start it, or check your connection."
-        ),
+        "notice bad row",
+        element("p", "grow", "The server can't be reached, so nothing was sent. Start it, or check your connection."),
         retry
       )
     );
@@ -58,36 +53,28 @@ async function run(path, values, output, again) {
   }
   const status = element(
     "span",
-    { className: `badge ${response.ok ? "good" : "bad"}` },
+    `badge ${response.ok ? "good" : "bad"}`,
     `${response.status} ${response.statusText}`.trim()
   );
-  const summary = element("p", { className: "row" }, status, element("span", { className: "soft small" }, took));
+  const summary = element("p", "row", status, element("span", "soft small", took));
   const detail =
     response.ok || !result?.detail ? [] : [element("p", { className: "notice bad", dir: "auto" }, result.detail)];
-  const block = element(
-    "pre",
-    { className: "wrap", tabIndex: 0, "aria-label": "Reply", dir: result === null ? "auto" : "ltr" },
-    ...colored(result === null ? body : pretty(result))
-  );
+  const block = wrapped("Reply", result === null ? "auto" : "ltr", ...colored(result === null ? body : pretty(result)));
   output.replaceChildren(summary, ...detail, ...pictures(result), copyable(block, "Copy the reply"));
 }
 
 /** Create example code in the selected language; `show(values)` updates it. */
 function examples(url, first) {
   const names = Object.keys(LANGUAGES);
-  const block = element("pre", { tabIndex: 0, "aria-label": "Code", dir: "ltr" });
+  const block = pre("Code");
   let values = first;
-  const buttons = names.map((name) => {
-    const button = element("button", { type: "button" }, name);
-    button.addEventListener("click", () => {
-      localStorage.setItem(LANGUAGE, name);
-      dispatchEvent(new Event(LANGUAGE));
-    });
-    return button;
+  const { bar, mark } = segments("Language", names, (name) => {
+    localStorage.setItem(LANGUAGE, name);
+    dispatchEvent(new Event(LANGUAGE));
   });
   const draw = () => {
     const name = names.includes(localStorage.getItem(LANGUAGE)) ? localStorage.getItem(LANGUAGE) : names[0];
-    buttons.forEach((button, place) => (button.ariaPressed = String(names[place] === name)));
+    mark(name);
     block.textContent = LANGUAGES[name](url, values);
   };
   draw();
@@ -95,12 +82,7 @@ function examples(url, first) {
   const node = element(
     "section",
     { className: "card stack tight", "aria-label": "Request" },
-    element(
-      "div",
-      { className: "row" },
-      element("h3", { className: "grow" }, "Request"),
-      element("div", { className: "segments", role: "group", "aria-label": "Language" }, ...buttons)
-    ),
+    element("div", "row", element("h3", "grow", "Request"), bar),
     copyable(block, "Copy the code")
   );
   const show = (next) => {
@@ -127,12 +109,7 @@ function problems(operation, root) {
   const rows = Object.entries(operation.responses)
     .filter(([status]) => status !== "200")
     .map(([status, response]) =>
-      element(
-        "tr",
-        {},
-        element("td", { className: "number" }, status),
-        element("td", {}, resolve(response, root).description)
-      )
+      element("tr", {}, element("td", "number", status), element("td", {}, resolve(response, root).description))
     );
   return element(
     "table",
@@ -169,24 +146,22 @@ export function draw({ name, path, operation }, root) {
   const output = element(
     "div",
     { className: "stack tight", role: "status", "aria-label": "Result" },
-    element("p", { className: "soft small" }, "Run the tool to see its result here.")
+    element("p", "soft small", "Run the tool to see its result here.")
   );
   const button = element("button", { className: "primary", type: "submit" }, "Run");
-  const fill = element(
-    "button",
+  const fill = makeButton(
     {
-      type: "button",
       className: "quiet",
       hidden: fields.empty || !Object.keys(likely).length,
       title: "Fill in the form with valid sample values"
     },
+    () => {
+      fields.write(likely);
+      code.show(likely);
+    },
     "Use sample values"
   );
-  fill.addEventListener("click", () => {
-    fields.write(likely);
-    code.show(likely);
-  });
-  const none = fields.empty ? element("p", { className: "soft" }, "This tool takes no arguments.") : "";
+  const none = fields.empty ? element("p", "soft", "This tool takes no arguments.") : "";
   const form = element(
     "form",
     { className: "stack tight", "aria-label": `Try ${name}` },
@@ -194,7 +169,7 @@ export function draw({ name, path, operation }, root) {
     none,
     fields.node,
     fields.summary,
-    element("div", { className: "row" }, button, fill)
+    element("div", "row", button, fill)
   );
   form.noValidate = true;
   const send = async () => {
@@ -208,8 +183,7 @@ export function draw({ name, path, operation }, root) {
     button.disabled = false;
     button.textContent = "Run";
   };
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
+  onSubmit(form, () => {
     send();
   });
   form.addEventListener("input", () => {
@@ -230,25 +204,20 @@ export function draw({ name, path, operation }, root) {
   return [
     element(
       "header",
-      { className: "stack tight" },
-      element("div", { className: "row title" }, element("h2", { id: "operation-title" }, name), link),
+      "stack tight",
+      element("div", "row title", element("h2", { id: "operation-title" }, name), link),
       title,
-      element(
-        "p",
-        { className: "address" },
-        element("span", { className: "badge accent" }, "POST"),
-        element("code", {}, `/${path}`)
-      ),
+      element("p", "address", element("span", "badge accent", "POST"), element("code", {}, `/${path}`)),
       operation.description
         ? element("div", { className: "markdown", dir: "auto" }, ...markdown(operation.description))
         : null
     ),
     element(
       "div",
-      { className: "two" },
+      "two",
       element(
         "div",
-        { className: "stack" },
+        "stack",
         folded("Arguments", true, form, raw(schema, "Schema of the arguments")),
         folded(
           "Result",
@@ -262,7 +231,7 @@ export function draw({ name, path, operation }, root) {
           problems(operation, root),
           element(
             "p",
-            { className: "soft small" },
+            "soft small",
             "The ",
             element("a", { href: "#problems-title" }, "overview"),
             " says what to do about each."
@@ -271,7 +240,7 @@ export function draw({ name, path, operation }, root) {
       ),
       element(
         "div",
-        { className: "stack beside" },
+        "stack beside",
         code.node,
         element(
           "section",

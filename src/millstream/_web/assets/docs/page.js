@@ -1,7 +1,7 @@
 // The tool reference, built from openapi.json: a filterable list, and one operation at a time. Data from the server is set
 // as text, never as markup.
 
-import { $, element } from "../dom.js";
+import { $, element, hashParameters, pre } from "../dom.js";
 import { connect } from "../mcp/offers.js";
 import { markdown } from "../render/markdown.js";
 import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
@@ -44,8 +44,8 @@ const unfolded = new Map(); // group -> whether the user opened or closed it
 const headOf = ({ group, size, closed }) => [
   icon(closed ? "next" : "fold"),
   element("span", { className: "group-name", dir: "auto" }, group),
-  element("span", { className: "count" }, String(size)),
-  element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
+  element("span", "count", String(size)),
+  element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
 ];
 
 /** Open or close a group. */
@@ -89,7 +89,7 @@ function route(first = false) {
     if (each.hash === `#${hash}`) each.ariaCurrent = "true";
     else each.removeAttribute("aria-current");
   }
-  const wanted = new URLSearchParams(hash.replaceAll("+", "%2B")).get("tool");
+  const wanted = hashParameters().get("tool");
   const next = wanted === null ? null : operations.find((each) => each.name === wanted);
   if (next && next === current) return view("detail");
   current = next ?? null;
@@ -143,9 +143,7 @@ async function drawBeside(mcp) {
   if (!mcp) return;
   const endpoint = new URL(mcp.endpoint, document.baseURI).href;
   $("connect").hidden = false;
-  $("endpoint").replaceWith(
-    copyable(element("pre", { tabIndex: 0, "aria-label": "URL of the server", dir: "ltr" }, endpoint), "Copy the URL")
-  );
+  $("endpoint").replaceWith(copyable(pre("URL of the server", endpoint), "Copy the URL"));
   $("to-connect").hidden = !document.querySelector('.bar nav a[href="connect"]');
   const show = (id, size, nodes) => {
     $(id).hidden = $(`to-${id}`).hidden = !nodes;

@@ -1,6 +1,7 @@
 // The selected upstream: its tools with their token cost, its state, and quarantined definitions beside the accepted ones.
 
-import { $, count, duration, element, showContentOrEmpty, pretty, write, figure } from "../dom.js";
+import { quoted } from "../connect/clients.js";
+import { $, count, duration, element, facts, figure, pre, pretty, showContentOrEmpty, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { tabs } from "../shell/tabs.js";
 import { write as address } from "../inspect/links.js";
@@ -99,7 +100,7 @@ function drawFacts(row) {
     return here === there ? count(here) : `${count(here)} of the ${count(there)} that it lists`;
   };
   const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");
-  const facts = {
+  const shownFacts = {
     "Names begin with": row.prefix ? `${row.prefix}_` : "nothing: they are its own",
     Revision: row.revision || "unknown",
     "Lists taken": ago(row.listed_at),
@@ -121,17 +122,11 @@ function drawFacts(row) {
     }),
     Workers: row.workers > 1 ? count(row.workers) : null
   };
-  const text = JSON.stringify(facts);
+  const text = JSON.stringify(shownFacts);
   if ($("facts").dataset.facts === text) return;
   $("facts").dataset.facts = text;
-  const known = Object.entries(facts).filter(([, value]) => value !== null && value !== undefined);
-  $("facts").replaceChildren(
-    ...known.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", { dir: "auto" }, value)))
-  );
+  $("facts").replaceChildren(...facts(shownFacts));
 }
-
-/** Quote a word for a shell. */
-const word = (text) => (/^[\w.:/@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 function quarantined({ kind, name, accepted, offered }) {
   const [before, now] = [accepted ? pretty(accepted).split("\n") : [], pretty(offered).split("\n")];
@@ -141,10 +136,9 @@ function quarantined({ kind, name, accepted, offered }) {
       "div",
       {},
       element("h4", {}, title),
-      element(
-        "pre",
-        { tabIndex: 0, "aria-label": `${title}: ${name}`, dir: "ltr" },
-        ...lines.map((line) => element("span", { className: others.has(line) ? "line" : `line ${look}` }, line))
+      pre(
+        `${title}: ${name}`,
+        ...lines.map((line) => element("span", others.has(line) ? "line" : `line ${look}`, line))
       )
     );
   return element(
@@ -153,13 +147,13 @@ function quarantined({ kind, name, accepted, offered }) {
     element("h3", { dir: "auto" }, `${KINDS[kind] ?? kind} ${name}`),
     accepted
       ? block("Accepted", before, fresh, "removed")
-      : element("p", { className: "soft small" }, "Only a digest of the accepted definition is kept."),
+      : element("p", "soft small", "Only a digest of the accepted definition is kept."),
     block("Offered now", now, accepted ? old : fresh, "added"),
     element(
       "p",
-      { className: "soft small" },
+      "soft small",
       "To accept it, run ",
-      element("code", { dir: "ltr" }, `millstream gateway accept FILE ${word(current.name)} ${word(name)}`)
+      element("code", { dir: "ltr" }, `millstream gateway accept FILE ${quoted(current.name)} ${quoted(name)}`)
     )
   );
 }

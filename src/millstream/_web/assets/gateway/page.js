@@ -2,25 +2,17 @@
 // with its tools and quarantined definitions.
 
 import { $, count, duration, reveal, write } from "../dom.js";
-import { LiveTable, cellBadge, cellButton } from "../dashboard/table.js";
+import { LiveTable, cellBadge, cellButton, number } from "../dashboard/table.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { showLost, showReconnected } from "../shell/connection.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
-import { closeChosen, LOOKS, ms, size, upstreamState, open, refresh } from "./chosen.js";
+import { LOOKS, closeChosen, ms, open, refresh, size, upstreamState } from "./chosen.js";
 
 const EVERY_MS = 2_000;
 
 let upstreams = [];
 
-const number = (id, title, sort, text, hint = "") => ({
-  id,
-  title,
-  number: true,
-  hint: hint || undefined,
-  sort,
-  fill: (cell, row) => write(cell, text(row))
-});
 const running = ({ processes }) => processes?.running ?? null;
 
 const table = new LiveTable($("upstreams"), {
@@ -59,12 +51,7 @@ const table = new LiveTable($("upstreams"), {
         cell.title = row.reason;
       }
     },
-    number(
-      "calls",
-      "Calls",
-      ({ calls }) => calls,
-      ({ calls }) => count(calls)
-    ),
+    number("calls", "Calls"),
     {
       id: "unanswered",
       title: "Failed",
@@ -77,43 +64,21 @@ const table = new LiveTable($("upstreams"), {
         cell.title = `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`;
       }
     },
+    number("p50_ms", "p50", (row) => ms(row.p50_ms)),
+    number("p99_ms", "p99", (row) => ms(row.p99_ms)),
     number(
-      "p50",
-      "p50",
-      (row) => row.p50_ms,
-      (row) => ms(row.p50_ms)
+      "processes",
+      "Processes",
+      (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–"),
+      { sort: running, narrow: true }
     ),
+    number("tools", "Tools", ({ items }) => count(items.tools), { sort: ({ items }) => items.tools }),
+    number("tokens", "Tokens", undefined, { hint: "Estimated cost of its list of tools to a model" }),
     number(
-      "p99",
-      "p99",
-      (row) => row.p99_ms,
-      (row) => ms(row.p99_ms)
-    ),
-    {
-      ...number("processes", "Processes", running, (row) =>
-        row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–"
-      ),
-      narrow: true
-    },
-    number(
-      "tools",
-      "Tools",
-      ({ items }) => items.tools,
-      ({ items }) => count(items.tools)
-    ),
-    number(
-      "tokens",
-      "Tokens",
-      ({ tokens }) => tokens,
-      ({ tokens }) => count(tokens),
-      "Estimated cost of its list of tools to a model"
-    ),
-    number(
-      "changed",
+      "changed_at",
       "Changed",
-      (row) => row.changed_at,
       (row) => (row.changed_at ? duration(Math.max(0, Date.now() / 1_000 - row.changed_at)) : "–"),
-      "How long ago its lists changed"
+      { hint: "How long ago its lists changed" }
     )
   ]
 });

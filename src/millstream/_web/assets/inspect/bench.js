@@ -1,7 +1,7 @@
 // The detail view of an item: its form, its progress while it runs, and its result.
 
 import { closeApps } from "../apps/view.js";
-import { count, element, figure, reveal } from "../dom.js";
+import { count, element, figure, lazyDetails, makeButton, onSubmit, reveal } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock, tree } from "../render/json.js";
 import { rowTable, rowsOf } from "../render/rows.js";
@@ -81,14 +81,18 @@ export function bench(work) {
     verb
   );
   const cancel = element("button", { type: "button", hidden: true }, icon("stop"), stops);
-  const force = element("button", { type: "button", hidden: true }, `${verb} anyway`);
-  const follow = element("button", { type: "button", "aria-pressed": "false", hidden: !watch }, icon("eye"), "Watch");
-  const anew = element(
-    "button",
-    { type: "button", className: "quiet", title: "Back to the defaults", hidden: !reset },
+  const force = makeButton({ hidden: true }, () => start(true), `${verb} anyway`);
+  const follow = makeButton(
+    { "aria-pressed": "false", hidden: !watch },
+    () => toggle(follow, node, status, work),
+    icon("eye"),
+    "Watch"
+  );
+  const anew = makeButton(
+    { className: "quiet", title: "Back to the defaults", hidden: !reset },
+    () => reset(),
     "Reset"
   );
-  anew.addEventListener("click", () => reset());
   const copied = ({ text }) => {
     const values = read(true);
     if (values) copy(text(work.request(values), values));
@@ -103,23 +107,22 @@ export function bench(work) {
       ]
     : [];
   let last = null;
-  const keep = element(
-    "button",
-    { type: "button", className: "quiet", title: "Keep this call, with checks of its result", hidden: !save },
+  const keep = makeButton(
+    { className: "quiet", title: "Keep this call, with checks of its result", hidden: !save },
+    () => {
+      const values = read(true);
+      if (values) save(values, last);
+    },
     icon("add"),
     "Save call"
   );
-  keep.addEventListener("click", () => {
-    const values = read(true);
-    if (values) save(values, last);
-  });
   const summary = form?.summary ?? "";
   const node = element(
     "form",
     { "aria-label": heading, noValidate: true },
     ...(form ? [form.node] : parts),
     summary,
-    element("div", { className: "row actions" }, button, force, cancel, follow, ...as, keep, anew)
+    element("div", "row actions", button, force, cancel, follow, ...as, keep, anew)
   );
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
   const status = element("p", { className: "visually-hidden", role: "status" });
@@ -144,8 +147,7 @@ export function bench(work) {
     if (document.activeElement === cancel) button.focus();
     cancel.hidden = true;
   };
-  node.addEventListener("submit", (event) => {
-    event.preventDefault();
+  onSubmit(node, () => {
     start(false);
   });
   node.addEventListener("keydown", (event) => {
@@ -154,20 +156,18 @@ export function bench(work) {
     node.requestSubmit();
   });
   node.addEventListener("input", () => (force.hidden = true));
-  force.addEventListener("click", () => start(true));
-  follow.addEventListener("click", () => toggle(follow, node, status, work));
   if (begins) queueMicrotask(() => node.isConnected && start(true));
   const title = element(
     "div",
-    { className: "row title" },
+    "row title",
     element("h2", { dir: "auto" }, heading),
     ...badges,
-    element("span", { className: "spacer" }),
+    element("span", "spacer"),
     ...(form?.toolbar ? [form.toolbar] : [])
   );
   const header = element(
     "header",
-    { className: "stack tight" },
+    "stack tight",
     title,
     sub ? element("p", { className: "sub code soft", dir: "auto" }, sub) : "",
     about ? element("div", { className: "markdown soft", dir: "auto" }, ...markdown(about)) : ""
@@ -178,7 +178,7 @@ export function bench(work) {
       { className: "card stack", "aria-label": heading },
       header,
       node,
-      ...(extra.length ? [element("div", { className: "folds" }, ...extra)] : [])
+      ...(extra.length ? [element("div", "folds", ...extra)] : [])
     ),
     status,
     output
@@ -207,7 +207,7 @@ async function toggle(follow, form, status, work) {
 /** Run it, and show its progress and its outcome. */
 async function perform(output, work, values, signal) {
   const bar = element("progress", { "aria-label": "Progress" });
-  const step = element("p", { className: "soft small" }, "Running…");
+  const step = element("p", "soft small", "Running…");
   output.replaceChildren(bar, step);
   output.hidden = false;
   await closeApps();
@@ -226,11 +226,8 @@ async function perform(output, work, values, signal) {
   let result = null;
   const outcome = (text, look, ...nodes) => {
     const ms = performance.now() - started;
-    const took = element("span", { className: "soft small" }, `${figure(ms)} ms`);
-    output.replaceChildren(
-      element("div", { className: "row" }, element("span", { className: `badge ${look}` }, text), took),
-      ...nodes
-    );
+    const took = element("span", "soft small", `${figure(ms)} ms`);
+    output.replaceChildren(element("div", "row", element("span", `badge ${look}`, text), took), ...nodes);
     return { text, good: look === "good", ms, result };
   };
   try {
@@ -242,12 +239,7 @@ async function perform(output, work, values, signal) {
     const data =
       error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
     const remedy = work.remedy?.(error, values) ?? null;
-    return outcome(
-      "Failed",
-      "bad",
-      element("p", { className: "notice bad" }, say(error)),
-      ...(remedy ? [remedy] : data)
-    );
+    return outcome("Failed", "bad", element("p", "notice bad", say(error)), ...(remedy ? [remedy] : data));
   }
 }
 
@@ -273,19 +265,13 @@ function same(content, structured) {
 function results(result, { draw, outputSchema, raw: came = true }) {
   const structured = result.structuredContent;
   const twice = same(result.content, structured);
-  const shown = twice && !plain(bare(structured)) ? [] : [element("div", { className: "content" }, ...draw(result))];
+  const shown = twice && !plain(bare(structured)) ? [] : [element("div", "content", ...draw(result))];
   if (structured !== undefined || (outputSchema && result.isError !== true))
     shown.push(check(structured, outputSchema, twice));
   if (!came) return shown;
-  const raw = element("details", {}, element("summary", {}, "Raw result"));
-  raw.addEventListener(
-    "toggle",
-    () =>
-      raw.open &&
-      raw.childElementCount === 1 &&
-      raw.append(copyable(jsonBlock(result, "Raw result"), "Copy the raw result")),
-    { once: true }
-  );
+  const raw = lazyDetails("", element("summary", {}, "Raw result"), () => [
+    copyable(jsonBlock(result, "Raw result"), "Copy the raw result")
+  ]);
   return [...shown, raw];
 }
 
@@ -306,14 +292,10 @@ function check(value, schema, told) {
       : validate(value, schema)
     : [];
   const verdict = !schema
-    ? element("span", { className: "badge" }, "no output schema")
+    ? element("span", "badge", "no output schema")
     : problems.length
-      ? element(
-          "span",
-          { className: "badge bad" },
-          problems.length === 1 ? "1 deviation" : `${problems.length} deviations`
-        )
-      : element("span", { className: "badge good" }, "fits the schema");
+      ? element("span", "badge bad", problems.length === 1 ? "1 deviation" : `${problems.length} deviations`)
+      : element("span", "badge good", "fits the schema");
   const list = problems.length
     ? [
         element(
@@ -327,19 +309,12 @@ function check(value, schema, told) {
     : [];
   const again = value === undefined || (told && plain(bare(value)) && !problems.length); // already shown
   if (again && value !== undefined)
-    return element("p", { className: "row soft small" }, "As structured content, it's the same value.", verdict);
+    return element("p", "row soft small", "As structured content, it's the same value.", verdict);
   const { node, bar } = again ? { node: "", bar: "" } : structuredViews(value, problems);
   return element(
     "div",
-    { className: "structured stack tight" },
-    element(
-      "div",
-      { className: "row" },
-      element("h3", {}, "Structured content"),
-      verdict,
-      element("span", { className: "spacer" }),
-      bar
-    ),
+    "structured stack tight",
+    element("div", "row", element("h3", {}, "Structured content"), verdict, element("span", "spacer"), bar),
     ...list,
     node
   );

@@ -1,6 +1,6 @@
 // Events: the types that the server declares, and subscriptions by stream or polling.
 
-import { clock, count, element, pretty, write } from "../dom.js";
+import { clock, count, element, lazyDetails, pre, pretty, write } from "../dom.js";
 import { wait } from "../mcp/wire.js";
 import { colored } from "../render/json.js";
 import { schemaForm } from "../schema/form.js";
@@ -18,10 +18,10 @@ export const loadEvents = () => session.client.list("events/list", "events");
 class Arrivals {
   total = 0;
   #list = element("ol");
-  #says = element("p", { className: "soft small" }, "Waiting for events…");
+  #says = element("p", "soft small", "Waiting for events…");
   node = element(
     "div",
-    { className: "stack tight" },
+    "stack tight",
     this.#says,
     element("div", { className: "arrivals", tabIndex: 0, role: "log", "aria-label": "Events" }, this.#list)
   );
@@ -33,17 +33,10 @@ class Arrivals {
       element("time", { dateTime: timestamp ?? "" }, Number.isNaN(at.getTime()) ? "" : clock(at)),
       element("code", { className: "one-line", dir: "auto" }, JSON.stringify(data ?? null))
     ];
-    const item = element("details", {}, element("summary", { className: "log-line" }, ...head));
-    item.addEventListener(
-      "toggle",
-      () =>
-        item.open &&
-        item.childElementCount === 1 &&
-        item.append(
-          element("p", { className: "soft small" }, "Id ", element("code", {}, eventId)),
-          element("pre", { tabIndex: 0, "aria-label": "Data", dir: "ltr" }, ...colored(pretty(data ?? null)))
-        )
-    );
+    const item = lazyDetails("", element("summary", "log-line", ...head), () => [
+      element("p", "soft small", "Id ", element("code", {}, eventId)),
+      pre("Data", ...colored(pretty(data ?? null)))
+    ]);
     this.#list.prepend(element("li", {}, item));
     if (this.#list.childElementCount > KEPT) this.#list.lastChild.remove();
     write(this.#says, `${count(this.total)} ${this.total === 1 ? "event" : "events"}, the newest first`);
@@ -51,11 +44,7 @@ class Arrivals {
 
   miss() {
     this.#list.prepend(
-      element(
-        "li",
-        { className: "soft small" },
-        "Some events may be missing, because the server no longer has all of them."
-      )
+      element("li", "soft small", "Some events may be missing, because the server no longer has all of them.")
     );
   }
 }

@@ -7,7 +7,7 @@ const REVISION = "2026-07-28";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** Format JSON as a Python literal. */
-function python(value, indent = 0) {
+export function python(value, indent = 0) {
   const pad = " ".repeat(indent + 4);
   const end = `\n${" ".repeat(indent)}`;
   if (value === null) return "None";

@@ -1,6 +1,6 @@
 // The runs of this tab, newest first. Each can be reopened with its values.
 
-import { $, clock, element, figure } from "../dom.js";
+import { $, clock, element, figure, makeButton } from "../dom.js";
 import { icon } from "../shell/icons.js";
 import { drawWhenReleased } from "../shell/press.js";
 import { session } from "./session.js";
@@ -66,23 +66,17 @@ function draw() {
   const items = () =>
     runs.map((run) => {
       const values = JSON.stringify(run.values);
-      const button = element(
-        "button",
-        { type: "button", className: "quiet", title: "Open it again with these values" },
-        element("span", { className: `mark ${run.good ? "good" : "bad"}` }, icon(run.good ? "check" : "close")),
-        element(
-          "span",
-          { className: "what one-line" },
-          element("strong", {}, run.name),
-          ` ${values === "{}" ? "" : values}`
-        ),
+      const button = makeButton(
+        { className: "quiet", title: "Open it again with these values" },
+        () => reopen(run),
+        element("span", `mark ${run.good ? "good" : "bad"}`, icon(run.good ? "check" : "close")),
+        element("span", "what one-line", element("strong", {}, run.name), ` ${values === "{}" ? "" : values}`),
         element(
           "time",
           { dateTime: new Date(run.at).toISOString(), title: clock(new Date(run.at)) },
           `${run.text === "Done" ? "" : `${run.text}, `}${figure(run.ms)} ms`
         )
       );
-      button.addEventListener("click", () => reopen(run));
       return element("li", {}, button);
     });
   drawWhenReleased($("history"), () => $("history").replaceChildren(...items()));

@@ -1,6 +1,6 @@
 // Shared by all kinds of items: the detail view with copying, saving, and history.
 
-import { element, pretty } from "../dom.js";
+import { element, lazyDetails, pretty } from "../dom.js";
 import { nodes } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
 import { withoutSecrets } from "../schema/secrets.js";
@@ -25,8 +25,7 @@ export function connectItems({ open, redo }) {
   redraw = redo;
 }
 
-export const badge = (text, look = "") => element("span", { className: `badge ${look}` }, text);
-export const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
+export const badge = (text, look = "") => element("span", `badge ${look}`, text);
 
 export const copies = (schema) => [
   { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders(), schema) },
@@ -48,20 +47,13 @@ const copiesOf = (kind, { name, inputSchema }, kept) => [
 export const contentNodes = (list) => list.flatMap((each) => nodes(each, readUri));
 
 export const drawContent = (list) =>
-  list.length ? contentNodes(list) : [element("p", { className: "soft" }, "The result is empty.")];
+  list.length ? contentNodes(list) : [element("p", "soft", "The result is empty.")];
 
 /** Create collapsed blocks of JSON, rendered when they're opened. */
-export function folded(title, ...blocks) {
-  const made = element("details", {}, element("summary", {}, title));
-  made.addEventListener(
-    "toggle",
-    () =>
-      made.open &&
-      made.childElementCount === 1 &&
-      made.append(...blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`)))
+export const folded = (title, ...blocks) =>
+  lazyDetails("", element("summary", {}, title), () =>
+    blocks.map(([value, label]) => copyable(jsonBlock(value, label), `Copy ${label.toLowerCase()}`))
   );
-  return made;
-}
 
 /** Show an item in the detail view, fill in values, and record its runs. */
 export function show(kind, item, values, work) {

@@ -2,7 +2,7 @@
 // of its items in the detail view.
 
 import { appCard, appOf } from "../apps/view.js";
-import { element, labelOf } from "../dom.js";
+import { element, facts, labelOf } from "../dom.js";
 import { contents } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
 import { markdown } from "../render/markdown.js";
@@ -11,7 +11,7 @@ import { copyable } from "../shell/copy.js";
 import { bench } from "./bench.js";
 import { draft } from "./drafts.js";
 import { EVENTS, eventCard, loadEvents } from "./events.js";
-import { badge, contentNodes, copies, drawContent, fact, folded, show } from "./item.js";
+import { badge, contentNodes, copies, drawContent, folded, show } from "./item.js";
 import { savedCalls, savedCard } from "./saved.js";
 import { address, connected, request, session } from "./session.js";
 import { roots, setRoots } from "./settings.js";
@@ -62,7 +62,7 @@ function textForm(list, ref) {
   };
   const write = (values) => editors.forEach((each) => each.write(values[each.name]));
   return {
-    node: element("div", { className: "fields" }, ...editors.map((each) => each.node)),
+    node: element("div", "fields", ...editors.map((each) => each.node)),
     toolbar: null,
     summary: element("p", { hidden: true }),
     empty: !editors.length,
@@ -165,8 +165,8 @@ function prompt(item, values) {
   const said = (message) =>
     element(
       "div",
-      { className: `content said ${message.role}` },
-      element("p", { className: "soft small" }, message.role),
+      `content said ${message.role}`,
+      element("p", "soft small", message.role),
       ...contentNodes([message.content].flat())
     );
   return show("prompts", item, values, {
@@ -177,7 +177,7 @@ function prompt(item, values) {
     verb: "Get",
     request: (given) => ({ method: "prompts/get", params: { name: item.name, arguments: given } }),
     draw: (result) => [
-      ...(result.description ? [element("p", { className: "soft" }, result.description)] : []),
+      ...(result.description ? [element("p", "soft", result.description)] : []),
       ...(result.messages ?? []).map(said)
     ],
     extra: [folded("Definition", [item, "Definition"])]
@@ -189,7 +189,7 @@ function prompt(item, values) {
 function about() {
   const { client, server, via } = session;
   const { name = "", title, version = "", description, websiteUrl } = server.serverInfo ?? {};
-  const values = {
+  const rows = facts({
     Name: name,
     Version: version,
     Revision: client.revision,
@@ -197,10 +197,7 @@ function about() {
     Address: address(),
     "Signed in": via?.signed_in ? [via.signed_in.who || "yes", ...via.signed_in.scopes].join(" · ") : "",
     Website: websiteUrl
-  };
-  const facts = Object.entries(values)
-    .filter(([, value]) => value)
-    .map(([term, value]) => fact(term, value));
+  });
   const instructions = server.instructions
     ? [
         element("h3", {}, "Instructions"),
@@ -212,11 +209,11 @@ function about() {
     { className: "card stack", "aria-label": "About the server" },
     element(
       "header",
-      { className: "stack tight" },
+      "stack tight",
       element("h2", { dir: "auto" }, title || name || "Server"),
-      description ? element("p", { className: "description soft" }, description) : ""
+      description ? element("p", "description soft", description) : ""
     ),
-    element("dl", { className: "facts", id: "about" }, ...facts),
+    element("dl", { className: "facts", id: "about" }, ...rows),
     ...instructions,
     element("h3", {}, "Capabilities"),
     copyable(jsonBlock(server.capabilities ?? {}, "Capabilities"), "Copy the capabilities")

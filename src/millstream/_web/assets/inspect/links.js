@@ -1,5 +1,7 @@
 // Deep links: `/inspect#tool=greet&args={"name":"Ada"}` opens a tool with its values filled in.
 
+import { hashParameters } from "../dom.js";
+
 const KINDS = {
   tool: "tools",
   resource: "resources",
@@ -15,7 +17,7 @@ const NAMES = Object.fromEntries(Object.entries(KINDS).map(([name, kind]) => [ki
 
 /** Parse a hash: `{kind, name, values}`; null without an item. */
 export function read(hash) {
-  const wanted = new URLSearchParams(hash.replace(/^#/, "").replaceAll("+", "%2B"));
+  const wanted = hashParameters(hash);
   const found = Object.keys(KINDS).find((name) => wanted.has(name));
   if (!found) return null;
   let values = null;

@@ -1,6 +1,6 @@
 // Notifications of the server. Log messages are also shown in a separate list.
 
-import { $, clock, element, pretty } from "../dom.js";
+import { $, clock, element, isAtEnd, lazyDetails, pre, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
 import { parseTraceback } from "../render/traceback.js";
 
@@ -49,7 +49,7 @@ export function drawNotes() {
     if (!makes.length || list.closest("[hidden]")) continue;
     fresh[name] = [];
     const box = list.parentElement;
-    const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+    const follows = isAtEnd(box);
     list.append(...makes.map((make) => make()));
     while (list.childElementCount > KEPT) list.firstChild.remove();
     $(empty).hidden = true;
@@ -67,20 +67,20 @@ const written = (data) => (typeof data === "string" ? data : (data?.message ?? d
 
 /** Create a summary of a traceback that expands to the full text. */
 function traceOf(stack) {
-  const whole = element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, stack);
+  const whole = pre("Traceback", stack);
   const found = parseTraceback(stack);
   if (!found) return [whole];
   const name = found.file.split(/[/\\]/).at(-1);
   return [
     element(
       "details",
-      { className: "trace" },
+      "trace",
       element(
         "summary",
         { title: found.file },
         element("code", {}, `${name}:${found.line}`),
         " ",
-        element("code", { className: "source" }, found.code),
+        element("code", "source", found.code),
         element("span", { className: "raised", dir: "auto" }, found.raised)
       ),
       whole
@@ -93,11 +93,11 @@ const isFilteredOut = (item) => Number(item.dataset.rank) < Number($("log-filter
 function log(now, { level = "info", logger, data }, stack = "") {
   const head = [
     element("time", { dateTime: now.toISOString() }, clock(now)),
-    element("span", { className: `badge ${LOOKS[level] ?? ""}` }, level),
+    element("span", `badge ${LOOKS[level] ?? ""}`, level),
     element(
       "span",
       { className: "what", dir: "auto" },
-      logger ? element("span", { className: "soft" }, `${logger} `) : "",
+      logger ? element("span", "soft", `${logger} `) : "",
       String(written(data))
     )
   ];
@@ -105,7 +105,7 @@ function log(now, { level = "info", logger, data }, stack = "") {
   const item = element(
     "li",
     {},
-    typeof data === "object" && data !== null ? folded(head, data) : element("div", { className: "log-line" }, ...head),
+    typeof data === "object" && data !== null ? folded(head, data) : element("div", "log-line", ...head),
     ...trace
   );
   item.dataset.rank = String(RANKS.indexOf(level));
@@ -121,24 +121,15 @@ function notification(now, method, params) {
       "span",
       { className: "what", dir: "auto" },
       method.replace("notifications/", ""),
-      element("span", { className: "soft" }, about && typeof about === "string" ? ` ${about}` : "")
+      element("span", "soft", about && typeof about === "string" ? ` ${about}` : "")
     )
   ];
   return element("li", {}, folded(head, params ?? {}));
 }
 
 /** Create a line that expands to the full data. */
-function folded(head, whole) {
-  const details = element("details", {}, element("summary", { className: "log-line" }, ...head));
-  details.addEventListener(
-    "toggle",
-    () =>
-      details.open &&
-      details.childElementCount === 1 &&
-      details.append(element("pre", { tabIndex: 0, "aria-label": "Data", dir: "ltr" }, ...colored(pretty(whole))))
-  );
-  return details;
-}
+const folded = (head, whole) =>
+  lazyDetails("", element("summary", "log-line", ...head), () => [pre("Data", ...colored(pretty(whole)))]);
 
 /** Add a notification. */
 export function note(method, params) {

@@ -1,7 +1,7 @@
 // The inspector: an MCP client in the page. It lists what the server offers, creates a form for each item, runs it, and
 // shows all messages.
 
-import { $, count, element, firstVisible, labelOf, write } from "../dom.js";
+import { $, count, element, firstVisible, labelOf, onSubmit, pre, write } from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
 import { Feed, events } from "../sse.js";
@@ -102,8 +102,8 @@ const costed = (item) =>
 const headOf = ({ group, size, closed: folded }) => [
   icon(folded ? "next" : "fold"),
   element("span", { className: "group-name", dir: "auto" }, group),
-  element("span", { className: "count" }, String(size)),
-  element("span", { className: "visually-hidden" }, size === 1 ? " tool, " : " tools, ", folded ? "closed" : "open")
+  element("span", "count", String(size)),
+  element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", folded ? "closed" : "open")
 ];
 
 /** Return the row of a saved call: its name, its target, and whether it passed. */
@@ -112,11 +112,11 @@ function savedRow(call) {
   const mark = outcome
     ? element(
         "span",
-        { className: `mark ${outcome.good ? "good" : "bad"}` },
+        `mark ${outcome.good ? "good" : "bad"}`,
         icon(outcome.good ? "check" : "close"),
-        element("span", { className: "visually-hidden" }, outcome.good ? "passes" : "fails")
+        element("span", "visually-hidden", outcome.good ? "passes" : "fails")
       )
-    : element("span", { className: "mark soft" }, icon("play"));
+    : element("span", "mark soft", icon("play"));
   return [
     element("strong", {}, call.name),
     element("span", {}, call.from === call.name ? call.method : call.from),
@@ -197,19 +197,11 @@ function drawFoot() {
 function nothing(name) {
   const { none, first, example, plural = name } = KINDS[name];
   if (session.via || refused[name] || !begun || !example)
-    return element(
-      "p",
-      { className: "empty narrow-only" },
-      element("strong", {}, `No ${plural}`),
-      refused[name] ?? none
-    );
-  const code = copyable(
-    element("pre", { tabIndex: 0, "aria-label": "Example", dir: "ltr" }, example),
-    "Copy the example"
-  );
+    return element("p", "empty narrow-only", element("strong", {}, `No ${plural}`), refused[name] ?? none);
+  const code = copyable(pre("Example", example), "Copy the example");
   const then = element(
     "p",
-    { className: "small" },
+    "small",
     "Save the file and restart the server. This page reconnects automatically. With ",
     element("code", {}, "millstream dev"),
     ", saving is enough."
@@ -425,8 +417,7 @@ let wantedServer = "";
   session.revision
 ];
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
-$("connection").addEventListener("submit", (event) => {
-  event.preventDefault();
+onSubmit($("connection"), () => {
   again();
 });
 $("server").addEventListener("change", again);

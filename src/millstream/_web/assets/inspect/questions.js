@@ -1,7 +1,7 @@
 // Questions of the server to the user, one at a time: elicitation (forms and links), sampling, and roots. Answers are
 // results, which the client sends as the era requires.
 
-import { $, element, firstVisible, pretty } from "../dom.js";
+import { $, element, facts, firstVisible, pretty, segments } from "../dom.js";
 import { nodes } from "../render/content.js";
 import { schemaForm } from "../schema/form.js";
 import { guard } from "../shell/guard.js";
@@ -139,36 +139,30 @@ function sampling(params) {
   const asked = (params.messages ?? []).map((message) =>
     element(
       "div",
-      { className: `said ${message.role}` },
-      element("p", { className: "soft small" }, message.role),
+      `said ${message.role}`,
+      element("p", "soft small", message.role),
       ...[message.content].flat().flatMap((each) => nodes(each, () => {}))
     )
   );
-  const limits = Object.entries({
+  const limits = facts({
     "System prompt": params.systemPrompt,
     "At most": params.maxTokens && `${params.maxTokens} tokens`,
     Temperature: params.temperature,
     Stop: params.stopSequences?.join(", "),
     Models: params.modelPreferences && pretty(params.modelPreferences),
     Tools: params.tools?.map(({ name }) => name).join(", ")
-  })
-    .filter(([, value]) => value !== undefined && value !== "")
-    .map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, String(value))));
+  });
   const form = schemaForm(REPLY, { id: `question-${++made}`, label: "Result as JSON" });
   const whole = { role: "assistant", content: { type: "text", text: "" }, model: "person", stopReason: "endTurn" };
   const raw = schemaForm({ type: "object" }, { id: `question-${++made}`, label: "Result as JSON" });
   raw.write(whole);
   raw.node.hidden = true;
-  const buttons = ["Form", "JSON"].map((name) =>
-    element("button", { type: "button", "aria-pressed": String(name === "Form") }, name)
-  );
-  buttons.forEach((button, place) =>
-    button.addEventListener("click", () => {
-      [form.node.hidden, raw.node.hidden] = [place === 1, place === 0];
-      buttons.forEach((each, other) => (each.ariaPressed = String(other === place)));
-    })
-  );
-  const turn = element("div", { className: "segments", role: "group", "aria-label": "Edit as" }, ...buttons);
+  const { bar: turn, mark } = segments("Edit as", ["Form", "JSON"], (name) => {
+    raw.node.hidden = name === "Form";
+    form.node.hidden = !raw.node.hidden;
+    mark(name);
+  });
+  mark("Form");
   const accept = () => {
     if (!raw.node.hidden) return raw.read();
     const found = form.read();
@@ -184,7 +178,7 @@ function sampling(params) {
   return {
     kind: "The server asks for a completion",
     title: "What should the model answer?",
-    body: [element("dl", { className: "facts" }, ...limits), ...asked, form.node, raw.node, form.summary],
+    body: [element("dl", "facts", ...limits), ...asked, form.node, raw.node, form.summary],
     turn,
     accept,
     decline: refuse("allow the sampling"),
@@ -200,13 +194,7 @@ function asked() {
     "Enter one file:// address per line. You can leave this empty. Roots that you set under Server are sent without asking."
   );
   lines.setAttribute("aria-describedby", hint.id);
-  const field = element(
-    "div",
-    { className: "field" },
-    element("label", { htmlFor: "question-roots" }, "Roots"),
-    lines,
-    hint
-  );
+  const field = element("div", "field", element("label", { htmlFor: "question-roots" }, "Roots"), lines, hint);
   const accept = () => ({
     roots: lines.value
       .split(/\s+/)

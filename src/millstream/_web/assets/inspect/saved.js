@@ -1,6 +1,6 @@
 // Saved calls with checks of their results. They're stored in the browser, and can be exported.
 
-import { element, figure, pretty } from "../dom.js";
+import { element, figure, makeButton, onSubmit, pretty } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock } from "../render/json.js";
 import { copyable } from "../shell/copy.js";
@@ -230,9 +230,9 @@ function checkRow(check, { list, result, edited, remove }) {
     autocomplete: "off",
     spellcheck: false
   });
-  const away = element(
-    "button",
-    { type: "button", className: "quiet small square", title: "Remove", "aria-label": "Remove this check" },
+  const away = makeButton(
+    { className: "quiet small square", title: "Remove", "aria-label": "Remove this check" },
+    remove,
     icon("close")
   );
   relation.value = check.relation;
@@ -251,9 +251,8 @@ function checkRow(check, { list, result, edited, remove }) {
     take();
   });
   for (const each of [path, relation, value]) each.addEventListener("input", take);
-  away.addEventListener("click", remove);
   show();
-  return element("div", { className: "check-row" }, path, relation, value, away);
+  return element("div", "check-row", path, relation, value, away);
 }
 
 /** Render the outcome of a call. */
@@ -274,9 +273,9 @@ function verdict(call) {
   return [
     element(
       "div",
-      { className: "row" },
-      element("span", { className: `badge ${good ? "good" : "bad"}` }, good ? "Pass" : "Fail"),
-      element("span", { className: "soft small" }, `${figure(ms)} ms`)
+      "row",
+      element("span", `badge ${good ? "good" : "bad"}`, good ? "Pass" : "Fail"),
+      element("span", "soft small", `${figure(ms)} ms`)
     ),
     ...list,
     ...shown
@@ -326,35 +325,48 @@ export function savedCard(call) {
         })
       )
     );
-  const add = element("button", { type: "button", className: "quiet small" }, icon("add"), "Add a check");
-  add.addEventListener("click", () => {
-    if (call.checks.length >= MAX_CHECKS) return;
-    call.checks.push({ path: "", relation: "equals", value: "" });
-    draw();
-    rows.lastElementChild.querySelector("input").focus();
-  });
+  const add = makeButton(
+    "quiet small",
+    () => {
+      if (call.checks.length >= MAX_CHECKS) return;
+      call.checks.push({ path: "", relation: "equals", value: "" });
+      draw();
+      rows.lastElementChild.querySelector("input").focus();
+    },
+    icon("add"),
+    "Add a check"
+  );
   const show = () => {
     suggest();
     output.hidden = !outcomeOf(call);
     output.replaceChildren(...verdict(call));
   };
   const button = element("button", { type: "submit", className: "primary" }, icon("play"), "Run");
-  const open = element("button", { type: "button" }, icon("edit"), "Open the form");
-  const remove = element("button", { type: "button", className: "quiet" }, icon("trash"), "Delete");
+  const open = makeButton("", () => openForm(call), icon("edit"), "Open the form");
+  const remove = makeButton(
+    "quiet",
+    () => {
+      all.splice(all.indexOf(call), 1);
+      store();
+      changed();
+    },
+    icon("trash"),
+    "Delete"
+  );
   const form = element(
     "form",
     { className: "stack", "aria-label": call.name, noValidate: true },
-    element("div", { className: "field" }, element("label", { htmlFor: name.id }, "Name"), name),
+    element("div", "field", element("label", { htmlFor: name.id }, "Name"), name),
     element(
       "div",
-      { className: "field" },
+      "field",
       element("label", { htmlFor: must.id }, "What must hold"),
       must,
       rows,
       element("div", {}, add),
       list
     ),
-    element("div", { className: "row actions" }, button, open, remove)
+    element("div", "row actions", button, open, remove)
   );
   name.addEventListener("change", () => {
     const wanted = name.value.trim() || call.from;
@@ -366,18 +378,11 @@ export function savedCard(call) {
     call.fails = must.value === "fails";
     edited();
   });
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
+  onSubmit(form, async () => {
     if (button.ariaDisabled === "true") return;
     button.ariaDisabled = "true";
     await run(call);
     button.ariaDisabled = null;
-  });
-  open.addEventListener("click", () => openForm(call));
-  remove.addEventListener("click", () => {
-    all.splice(all.indexOf(call), 1);
-    store();
-    changed();
   });
   draw();
   show();
@@ -390,7 +395,7 @@ export function savedCard(call) {
   );
   const header = element(
     "header",
-    { className: "stack tight" },
+    "stack tight",
     element("h2", { dir: "auto" }, call.name),
     element("p", { className: "sub code soft", dir: "auto" }, `${call.method} ${call.from}`)
   );
@@ -400,7 +405,7 @@ export function savedCard(call) {
       { className: "card stack", "aria-label": call.name },
       header,
       form,
-      element("div", { className: "folds" }, sent)
+      element("div", "folds", sent)
     ),
     output
   ];

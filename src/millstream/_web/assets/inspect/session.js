@@ -4,7 +4,7 @@ import { Client } from "../mcp/client.js";
 import { Http, HttpSse, isUnauthorized } from "../mcp/http.js";
 import { WebSocketTransport } from "../mcp/websocket.js";
 import { HttpError, RpcError, checkServer, wait } from "../mcp/wire.js";
-import { showReconnected, showLost } from "../shell/connection.js";
+import { showLost, showReconnected } from "../shell/connection.js";
 import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";

@@ -2,7 +2,7 @@
 // the others permanently.
 
 import { EXTENSION, MIME } from "../apps/bridge.js";
-import { $, element } from "../dom.js";
+import { $, element, makeButton, onSubmit, openDialog } from "../dom.js";
 import { icon } from "../shell/icons.js";
 
 const HEADERS = "millstream.inspect.headers";
@@ -73,13 +73,12 @@ function row(list, name = "", value = "") {
     autocomplete: "off",
     spellcheck: false
   });
-  const remove = element(
-    "button",
-    { type: "button", className: "quiet small square", "aria-label": "Remove this header", title: "Remove" },
+  const remove = makeButton(
+    { className: "quiet small square", "aria-label": "Remove this header", title: "Remove" },
+    () => made.remove(),
     icon("close")
   );
-  const made = element("div", { className: "header-row" }, key, text, remove);
-  remove.addEventListener("click", () => made.remove());
+  const made = element("div", "header-row", key, text, remove);
   list.append(made);
   return key;
 }
@@ -96,55 +95,47 @@ export function openSettings(focus = "") {
   const list = element("div", { className: "stack tight", role: "group", "aria-label": "Headers" });
   for (const [name, value] of Object.entries(headers))
     if (name.toLowerCase() !== "authorization" || !bearer()) row(list, name, value);
-  const add = element("button", { type: "button", className: "quiet small" }, icon("add"), "Add a header");
-  add.addEventListener("click", () => row(list).focus());
+  const add = makeButton("quiet small", () => row(list).focus(), icon("add"), "Add a header");
   const boxes = Object.entries(ABILITIES).map(([name, title]) => ({
     name,
     title,
     box: element("input", { type: "checkbox", checked: able.includes(name) })
   }));
   const error = element("p", { className: "error", role: "alert", hidden: true });
-  const cancel = element("button", { type: "button" }, "Cancel");
+  const cancel = makeButton("", () => dialog.close(), "Cancel");
   const form = element(
     "form",
-    { className: "stack" },
+    "stack",
     element("h2", { id: "settings-title" }, "Connection settings"),
     element(
       "div",
-      { className: "field" },
+      "field",
       element("label", { htmlFor: key.id }, "Key or token"),
       key,
-      element("span", { className: "hint" }, "Sent as Authorization: Bearer. This tab forgets it when you close it.")
+      element("span", "hint", "Sent as Authorization: Bearer. This tab forgets it when you close it.")
     ),
     element(
       "div",
-      { className: "field" },
-      element("span", { className: "label" }, "Headers"),
+      "field",
+      element("span", "label", "Headers"),
       list,
       element("div", {}, add),
       element(
         "span",
-        { className: "hint" },
+        "hint",
         "Sent with every HTTP request. Browsers can't add headers to a WebSocket. Other servers get only headers that start with Mcp-."
       )
     ),
     element(
       "div",
       { className: "field", role: "group", "aria-label": "Capabilities" },
-      element("span", { className: "label" }, "Capabilities of this client"),
-      ...boxes.map(({ box, title }) => element("label", { className: "check" }, box, title))
+      element("span", "label", "Capabilities of this client"),
+      ...boxes.map(({ box, title }) => element("label", "check", box, title))
     ),
     error,
-    element(
-      "div",
-      { className: "row end" },
-      cancel,
-      element("button", { type: "submit", className: "primary" }, "Save and reconnect")
-    )
+    element("div", "row end", cancel, element("button", { type: "submit", className: "primary" }, "Save and reconnect"))
   );
-  const dialog = element("dialog", { id: "settings", "aria-labelledby": "settings-title" }, form);
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
+  onSubmit(form, () => {
     const pairs = [...list.children]
       .map((each) => [...each.querySelectorAll("input")].map((input) => input.value.trim()))
       .filter(([name]) => name);
@@ -162,10 +153,7 @@ export function openSettings(focus = "") {
     tell();
     changed();
   });
-  cancel.addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
+  const dialog = openDialog({ id: "settings", "aria-labelledby": "settings-title" }, form);
   if (focus !== "key") cancel.focus();
 }
 

@@ -1,7 +1,7 @@
 // Sign-in to another server: the card that asks for it, and the account dialog. This page's server handles the redirects
 // and stores the tokens; the page never receives them.
 
-import { $, element } from "../dom.js";
+import { $, element, fact, makeButton, onSubmit, openDialog } from "../dom.js";
 import { httpError } from "../mcp/wire.js";
 import { icon } from "../shell/icons.js";
 import { toast } from "../shell/toasts.js";
@@ -15,8 +15,7 @@ export const asksToSignIn = ({ status, challenge }) =>
 
 const scopesOf = ({ challenge }) => (/\bscope="([^"]*)"/.exec(challenge)?.[1] ?? "").split(" ").filter(Boolean);
 const route = ({ name }) => `inspect/sign-in/${encodeURIComponent(name)}`;
-const scopeList = (scopes) =>
-  element("ul", { className: "scopes" }, ...scopes.map((each) => element("li", { className: "badge" }, each)));
+const scopeList = (scopes) => element("ul", "scopes", ...scopes.map((each) => element("li", "badge", each)));
 
 let made = 0;
 
@@ -28,10 +27,10 @@ function field(title, hint, properties = {}) {
     input,
     element(
       "div",
-      { className: "field" },
+      "field",
       element("label", { htmlFor: id }, title),
       input,
-      ...(hint ? [element("span", { className: "hint" }, hint)] : [])
+      ...(hint ? [element("span", "hint", hint)] : [])
     )
   ];
 }
@@ -56,8 +55,7 @@ const ignore = () => {};
 
 /** Redirect when a form is submitted. `wanted()` returns the request, and errors are shown in `wrong`. */
 function leads(form, go, wrong, server, wanted, hash, failed = ignore) {
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
+  onSubmit(form, async () => {
     if (go.ariaDisabled === "true") return;
     go.ariaDisabled = "true";
     wrong.hidden = true;
@@ -98,8 +96,7 @@ export function signInCard(server, error, hash) {
     icon("person"),
     more ? "Sign in again" : "Sign in"
   );
-  const key = element("button", { type: "button", className: "quiet" }, "Use a key or token");
-  key.addEventListener("click", () => openSettings("key"));
+  const key = makeButton("quiet", () => openSettings("key"), "Use a key or token");
   const callback = new URL("inspect/callback", document.baseURI).href;
   const own = element(
     "details",
@@ -107,15 +104,15 @@ export function signInCard(server, error, hash) {
     element("summary", {}, "Sign in as a client of your own"),
     element(
       "div",
-      { className: "stack tight" },
+      "stack tight",
       element(
         "p",
-        { className: "soft small" },
+        "soft small",
         "You need this only if the inspector can't register itself. Register a client with the redirect URI ",
         element("code", {}, callback),
         "."
       ),
-      element("div", { className: "fields" }, clientField, secretField, scopeField)
+      element("div", "fields", clientField, secretField, scopeField)
     )
   );
   const title = more
@@ -131,23 +128,23 @@ export function signInCard(server, error, hash) {
     { className: more ? "stack asks" : "card stack asks", "aria-label": title, noValidate: true },
     element(
       "header",
-      { className: "stack tight" },
+      "stack tight",
       element(more ? "h3" : "h2", {}, title),
-      ...(more ? [] : [element("p", { className: "sub code soft" }, server.url)])
+      ...(more ? [] : [element("p", "sub code soft", server.url)])
     ),
     element("p", {}, why),
     ...(scopes.length
       ? [
           element(
             "div",
-            { className: "stack tight" },
+            "stack tight",
             element(more ? "p" : "h3", {}, more ? "It needs:" : "What it asks for"),
             scopeList(scopes)
           )
         ]
       : []),
     wrong,
-    element("div", { className: "row actions" }, go, ...(more ? [] : [key])),
+    element("div", "row actions", go, ...(more ? [] : [key])),
     ...(more ? [] : [own])
   );
   const wanted = () => ({
@@ -194,47 +191,44 @@ async function signOut(server, done) {
 
 function openAccount(server, done) {
   const { who, issuer, scopes } = server.signed_in;
-  const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
   const [more, moreField] = field(
     "Ask for more scopes",
     "Separate scopes by spaces. Lists often leave out what you may not use.",
     { required: true }
   );
   const wrong = element("p", { className: "notice bad", role: "alert", hidden: true });
-  const close = element("button", { type: "button" }, "Close");
-  const out = element("button", { type: "button", className: "quiet" }, "Sign out");
+  const close = makeButton("", () => dialog.close(), "Close");
+  const out = makeButton(
+    "quiet",
+    () => {
+      dialog.close();
+      signOut(server, done);
+    },
+    "Sign out"
+  );
   const go = element("button", { type: "submit" }, "Sign in again");
-  const place = element("div", { className: "with-button" });
+  const place = element("div", "with-button");
   more.replaceWith(place);
   place.append(more, go);
-  const form = element("form", { className: "stack tight" }, moreField, wrong);
-  const dialog = element(
-    "dialog",
+  const form = element("form", "stack tight", moreField, wrong);
+  const dialog = openDialog(
     { id: "account", "aria-labelledby": "account-title" },
     element(
       "div",
-      { className: "stack" },
+      "stack",
       element("h2", { id: "account-title" }, who ? `Signed in as ${who}` : "Signed in"),
-      element("dl", { className: "facts" }, fact("Server", server.url), fact("By", issuer)),
+      element("dl", "facts", fact("Server", server.url), fact("By", issuer)),
       element(
         "div",
-        { className: "stack tight" },
+        "stack tight",
         element("h3", {}, "Scopes"),
-        scopes.length ? scopeList(scopes) : element("p", { className: "soft" }, "The server hasn't said which.")
+        scopes.length ? scopeList(scopes) : element("p", "soft", "The server hasn't said which.")
       ),
       form,
-      element("div", { className: "row end" }, out, close)
+      element("div", "row end", out, close)
     )
   );
   leads(form, go, wrong, server, () => ({ status: 403, scope: more.value }), location.hash);
-  close.addEventListener("click", () => dialog.close());
-  out.addEventListener("click", () => {
-    dialog.close();
-    signOut(server, done);
-  });
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
   close.focus();
 }
 
@@ -246,9 +240,6 @@ export function showAccount(server, done) {
   if (!there) return;
   button.title = asWhom(server.signed_in);
   button.ariaLabel = button.title;
-  button.replaceChildren(
-    icon("person"),
-    element("span", { className: "wide-only one-line" }, server.signed_in.who || "Signed in")
-  );
+  button.replaceChildren(icon("person"), element("span", "wide-only one-line", server.signed_in.who || "Signed in"));
   button.onclick = () => openAccount(server, done);
 }

@@ -1,8 +1,8 @@
 // Skills: folders of instructions for models. Each file can be read, and is verified against the manifest.
 
-import { element } from "../dom.js";
+import { element, facts } from "../dom.js";
 import { contents } from "../render/content.js";
-import { badge, fact, folded, show } from "./item.js";
+import { badge, folded, show } from "./item.js";
 import { request, session } from "./session.js";
 
 export const SKILLS = "io.modelcontextprotocol/skills";
@@ -45,18 +45,16 @@ export function skillCard(skill, values) {
     )
   );
   select.value = values?.uri ?? skill.uri;
-  const field = element("div", { className: "field" }, element("label", { htmlFor: select.id }, "File"), select);
+  const field = element("div", "field", element("label", { htmlFor: select.id }, "File"), select);
   const { name, description, ...others } = skill.frontmatter ?? {};
-  const facts = Object.entries(others)
-    .filter(([, value]) => typeof value !== "object")
-    .map(([term, value]) => fact(term, String(value)));
+  const rows = facts(Object.fromEntries(Object.entries(others).filter(([, value]) => typeof value !== "object")));
   return show("skills", skill, null, {
     heading: skill.title,
     sub: skill.uri,
     about: skill.description,
     badges: [badge(files.length ? `${files.length} ${files.length === 1 ? "file" : "files"}` : "made at each read")],
     form: null,
-    parts: [field, ...(facts.length ? [element("dl", { className: "facts" }, ...facts)] : [])],
+    parts: [field, ...(rows.length ? [element("dl", "facts", ...rows)] : [])],
     read: () => ({ uri: select.value }),
     verb: "Read",
     save: null,

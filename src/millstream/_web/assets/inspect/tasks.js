@@ -1,10 +1,10 @@
 // Tasks: calls that the server answers with an id and continues in the background. This page polls them, answers their
 // questions, and lists the tasks that this tab started.
 
-import { element } from "../dom.js";
+import { element, fact } from "../dom.js";
 import { RpcError, wait } from "../mcp/wire.js";
 import { icon } from "../shell/icons.js";
-import { badge, drawContent, fact, folded, show } from "./item.js";
+import { badge, drawContent, folded, show } from "./item.js";
 import { ask as answerOf } from "./questions.js";
 import { address, request } from "./session.js";
 
@@ -56,7 +56,7 @@ export function taskMark({ state: { status } }) {
     cancelled: ["stop", "soft"],
     input_required: ["help", "soft"]
   }[status] ?? ["reload", "soft"];
-  return element("span", { className: `mark ${shape[1]}` }, icon(shape[0]));
+  return element("span", `mark ${shape[1]}`, icon(shape[0]));
 }
 
 function keep(state, tool) {
@@ -106,14 +106,14 @@ async function poll(state, signal, told) {
  * @param {{progress: (step: Record<string, any>) => void, place: (node: Node) => void, signal: AbortSignal}} options
  */
 export async function follow(begun, tool, { progress, place, signal }) {
-  const about = element("p", { className: "row small task" });
+  const about = element("p", "row small task");
   place(about);
   const told = (state) => {
     keep(state, tool);
     const [title, look] = titleOf(state);
     about.replaceChildren(
       badge(title, look),
-      element("span", { className: "soft" }, "Task"),
+      element("span", "soft", "Task"),
       element("code", { className: "one-line", dir: "ltr" }, state.taskId)
     );
     progress({ message: state.statusMessage ?? "It goes on if you leave this page." });
@@ -137,7 +137,7 @@ export function taskCard(task) {
   const time = (text) => (text ? new Date(text).toLocaleString() : "–");
   const facts = element(
     "dl",
-    { className: "facts" },
+    "facts",
     fact("Created", time(createdAt)),
     fact("Last change", time(lastUpdatedAt)),
     ...(ttlMs ? [fact("Kept until", time(Date.parse(createdAt) + ttlMs))] : [])

@@ -1,7 +1,7 @@
 // The messages, with a row for each exchange: a request, its response, and its notifications. Unrelated messages have
 // their own rows. The list is drawn at most a few times a second.
 
-import { $, clock, count, element, figure, pretty } from "../dom.js";
+import { $, clock, count, element, fact, figure, isAtEnd, makeButton, pre, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
 import { copyButton } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
@@ -141,15 +141,13 @@ function draw(exchange) {
   else setTimeout(() => requestAnimationFrame(flush), rest);
 }
 
-const follows = (box) => box.scrollHeight - box.scrollTop - box.clientHeight < 60;
-
 function flush() {
   due = false;
   drawn = performance.now();
   drawWhenReleased($("traffic"), () => {
     const list = $("traffic");
     const box = list.parentElement;
-    const end = follows(box);
+    const end = isAtEnd(box);
     const shown = [...fresh].slice(-SHOWN).filter(fits);
     fresh.clear();
     for (const exchange of shown) {
@@ -168,7 +166,7 @@ function flush() {
 /** Redraw the whole list. */
 function redraw() {
   const box = $("traffic").parentElement;
-  const end = follows(box);
+  const end = isAtEnd(box);
   fresh.clear();
   for (const exchange of exchanges) exchange.row = null;
   $("traffic").replaceChildren(...exchanges.filter(fits).slice(-SHOWN).map(row));
@@ -199,9 +197,9 @@ function head(exchange) {
   const way = element("span", { className: "way", "aria-hidden": "true" }, first.out ? "↑" : "↓"); // text is faster than an icon
   const what = element(
     "span",
-    { className: "what" },
-    element("span", { className: "visually-hidden" }, first.out ? "sent " : "received "),
-    element("span", { className: about ? "soft" : "" }, method),
+    "what",
+    element("span", "visually-hidden", first.out ? "sent " : "received "),
+    element("span", about ? "soft" : "", method),
     about ? " " : "",
     about ? element("span", { dir: "auto" }, about) : ""
   );
@@ -214,9 +212,9 @@ function head(exchange) {
     : "";
   const shown =
     word && word !== "result" && word !== "open"
-      ? element("span", { className: "word" }, word)
+      ? element("span", "word", word)
       : word
-        ? element("span", { className: "visually-hidden" }, word)
+        ? element("span", "visually-hidden", word)
         : "";
   const took = answer ? `${figure(answer.when - first.when)} ms` : clock(first.at);
   return [
@@ -224,7 +222,7 @@ function head(exchange) {
     what,
     element(
       "span",
-      { className: "row marks" },
+      "row marks",
       notes,
       shown,
       element("time", { dateTime: first.at.toISOString(), title: clock(first.at) }, took)
@@ -262,33 +260,25 @@ function update(exchange) {
 /** Render a message: its headers and its JSON. */
 function message({ message: value, how }, title, look) {
   const json = pretty(value);
-  const headers = Object.entries(how.headers ?? {}).map(([name, each]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, secret(name) ? "••••" : each))
-  );
+  const headers = Object.entries(how.headers ?? {}).map(([name, each]) => fact(name, secret(name) ? "••••" : each));
   const kept = headers.length
     ? [
         element(
           "details",
-          { className: `headers-of ${look}` },
+          `headers-of ${look}`,
           element("summary", {}, `Headers (${headers.length})`),
-          element("dl", { className: "facts headers" }, ...headers)
+          element("dl", "facts headers", ...headers)
         )
       ]
     : [];
   const bar = element(
     "div",
-    { className: "row message-tools" },
+    "row message-tools",
     element("strong", {}, title),
     element("span", { className: "soft small grow one-line", title: how.how }, how.how),
     copyButton(() => json, `Copy the ${title.toLowerCase()}`)
   );
-  return element(
-    "section",
-    { className: "message", "aria-label": title },
-    bar,
-    ...kept,
-    element("pre", { tabIndex: 0, "aria-label": title, dir: "ltr" }, ...colored(json))
-  );
+  return element("section", { className: "message", "aria-label": title }, bar, ...kept, pre(title, ...colored(json)));
 }
 
 /** Render the content of an opened row. */
@@ -297,14 +287,18 @@ function opened(exchange) {
   const asks = first.message.method && first.message.id !== undefined;
   const parts = [message(first, asks ? "Request" : "Message", "one")];
   if (asks && first.out) {
-    const again = element("button", { type: "button", className: "quiet small" }, icon("edit"), "Edit and resend");
-    again.addEventListener("click", () => replay(first.message.method, first.message.params ?? {}));
+    const again = makeButton(
+      "quiet small",
+      () => replay(first.message.method, first.message.params ?? {}),
+      icon("edit"),
+      "Edit and resend"
+    );
     parts[0].firstChild.lastChild.before(again);
   }
   if (noted) parts.push(folded(notes, noted));
   if (answer) parts.push(message(answer, "Response", "two"));
-  else if (problem) parts.push(element("p", { className: "notice bad" }, problem));
-  else if (asks) parts.push(element("p", { className: "soft small" }, "No response yet."));
+  else if (problem) parts.push(element("p", "notice bad", problem));
+  else if (asks) parts.push(element("p", "soft small", "No response yet."));
   return parts;
 }
 
@@ -323,18 +317,18 @@ function folded(notes, noted) {
       "li",
       {},
       element("time", { dateTime: at.toISOString() }, clock(at)),
-      element("span", { className: "soft" }, method.replace("notifications/", "")),
+      element("span", "soft", method.replace("notifications/", "")),
       element("span", { className: "what", dir: "auto" }, [value, said].filter(Boolean).join(", "))
     );
   };
   const title = noted === 1 ? "1 notification" : `${count(noted)} notifications`;
   const rest = noted - Math.min(notes.length, SHOWN_NOTES);
-  const list = element("ol", { className: "folded-notes" });
+  const list = element("ol", "folded-notes");
   const all = element(
     "details",
-    { className: "notes-of" },
+    "notes-of",
     element("summary", {}, title),
-    rest ? element("p", { className: "soft small" }, `The newest ${count(noted - rest)} are shown.`) : "",
+    rest ? element("p", "soft small", `The newest ${count(noted - rest)} are shown.`) : "",
     list
   );
   all.addEventListener(

@@ -1,7 +1,7 @@
 // Renders MCP content blocks: text, Markdown, JSON, images, audio, and resources. Data from the server is set as text;
 // images and audio are shown from data URLs.
 
-import { element, pretty } from "../dom.js";
+import { element, makeButton, pretty, wrapped } from "../dom.js";
 import { copyable } from "../shell/copy.js";
 import { icon } from "../shell/icons.js";
 import { colored } from "./json.js";
@@ -14,11 +14,7 @@ const MAX_RENDERED = 50_000;
 const FRONTMATTER = /^---\r?\n[\s\S]*?\r?\n---\r?\n/; // only shown in the source view
 
 const block = (text, label, nodes = [text], dir = "auto") =>
-  copyable(
-    element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir }, ...nodes),
-    `Copy ${label.toLowerCase()}`,
-    () => text
-  );
+  copyable(wrapped(label, dir, ...nodes), `Copy ${label.toLowerCase()}`, () => text);
 
 /** Return indented JSON, or null if the text isn't JSON. */
 function formatJson(text) {
@@ -33,7 +29,7 @@ function formatJson(text) {
 /** Create an element with several views and their buttons. */
 function withViews(...entries) {
   const { node, bar } = views(entries);
-  return element("div", { className: "stack tight" }, bar, node);
+  return element("div", "stack tight", bar, node);
 }
 
 const renderMarkdown = (text, label) =>
@@ -77,12 +73,7 @@ function file(data, mimeType, label) {
     icon("download"),
     `Save ${label}`
   );
-  return element(
-    "p",
-    { className: "row" },
-    link,
-    element("span", { className: "soft small" }, `${type}, ${size.toLocaleString()} bytes`)
-  );
+  return element("p", "row", link, element("span", "soft small", `${type}, ${size.toLocaleString()} bytes`));
 }
 
 function binary(data, mimeType, label) {
@@ -98,24 +89,23 @@ const resource = (found) =>
     ? binary(found.blob, found.mimeType, found.uri)
     : renderText(found.text ?? "", found.uri, found.mimeType);
 
-const about = (...words) => element("p", { className: "soft small about" }, words.filter(Boolean).join(", "));
+const about = (...words) => element("p", "soft small about", words.filter(Boolean).join(", "));
 
 /** Render a link to a resource. `read(uri)` is called when it's followed. */
 function link(content, read) {
-  const follow = element(
-    "button",
-    { type: "button" },
+  const follow = makeButton(
+    "",
+    () => read(content.uri),
     icon("link"),
-    element("span", { className: "one-line" }, `Read ${content.uri}`)
+    element("span", "one-line", `Read ${content.uri}`)
   );
-  follow.addEventListener("click", () => read(content.uri));
   const facts = [
     content.title ?? content.name,
     content.description,
     content.mimeType,
     content.size && `${content.size.toLocaleString()} bytes`
   ];
-  return [element("div", { className: "resource-link" }, about(...facts), follow)];
+  return [element("div", "resource-link", about(...facts), follow)];
 }
 
 const BLOCKS = {

@@ -1,6 +1,6 @@
 // JSON with syntax colors, and as a collapsible tree.
 
-import { element, pretty } from "../dom.js";
+import { element, pre, pretty } from "../dom.js";
 
 const TOKEN = /("(?:\\.|[^"\\])*")(\s*:)?|\b(true|false|null)\b|(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)/g;
 const MAX_COLORED = 60_000;
@@ -17,7 +17,7 @@ export function colored(text) {
     nodes.push(text.slice(from, found.index));
     from = found.index + all.length;
     const look = string ? (colon ? "code-key" : "code-string") : word ? "code-word" : "code-number";
-    nodes.push(element("span", { className: look }, string ?? all));
+    nodes.push(element("span", look, string ?? all));
     if (colon) nodes.push(colon);
   }
   nodes.push(text.slice(from));
@@ -25,8 +25,7 @@ export function colored(text) {
 }
 
 /** Create a block with a value as JSON. */
-export const jsonBlock = (value, label) =>
-  element("pre", { tabIndex: 0, "aria-label": label, dir: "ltr" }, ...colored(pretty(value) ?? "undefined"));
+export const jsonBlock = (value, label) => pre(label, ...colored(pretty(value) ?? "undefined"));
 
 const leaf = (value) => {
   const look = { string: "code-string", number: "code-number" }[typeof value] ?? "code-word";
@@ -46,16 +45,10 @@ export function tree(value, problems = []) {
 function branch(name, value, problems, depth) {
   const here = problems
     .filter(({ path }) => path.length === depth)
-    .map(({ message }) => element("span", { className: "error" }, ` ${message}`));
+    .map(({ message }) => element("span", "error", ` ${message}`));
   const title = name === "" ? [] : [element("span", { className: "code-key", dir: "auto" }, String(name)), ": "];
   if (value === null || typeof value !== "object")
-    return element(
-      "li",
-      {},
-      ...title,
-      value === undefined ? element("span", { className: "soft" }, "missing") : leaf(value),
-      ...here
-    );
+    return element("li", {}, ...title, value === undefined ? element("span", "soft", "missing") : leaf(value), ...here);
   const entries = Array.isArray(value) ? [...value.entries()] : Object.entries(value);
   const missing = problems
     .filter(({ path }) => path.length === depth + 1 && !Object.hasOwn(value, path[depth]))
@@ -71,22 +64,14 @@ function branch(name, value, problems, depth) {
       ...[...entries, ...missing].slice(0, SHOWN_ENTRIES).map(([key, each]) => branch(key, each, below(key), depth + 1))
     );
     if (entries.length > SHOWN_ENTRIES)
-      body.append(
-        element("li", { className: "soft" }, `and ${(entries.length - SHOWN_ENTRIES).toLocaleString()} more`)
-      );
+      body.append(element("li", "soft", `and ${(entries.length - SHOWN_ENTRIES).toLocaleString()} more`));
   };
   if (!entries.length && !missing.length)
-    return element(
-      "li",
-      {},
-      ...title,
-      element("span", { className: "soft" }, Array.isArray(value) ? "[]" : "{}"),
-      ...here
-    );
+    return element("li", {}, ...title, element("span", "soft", Array.isArray(value) ? "[]" : "{}"), ...here);
   const details = element(
     "details",
     { open: open && depth < 4 },
-    element("summary", {}, ...title, element("span", { className: "soft" }, count), ...here),
+    element("summary", {}, ...title, element("span", "soft", count), ...here),
     body
   );
   if (details.open) fill();

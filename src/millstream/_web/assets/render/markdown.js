@@ -3,7 +3,7 @@
 // take too long are shown as they are.
 
 import MarkdownIt from "../vendor/markdown-it.js";
-import { element } from "../dom.js";
+import { element, pre } from "../dom.js";
 
 const MAX_TEXT = 50_000; // characters
 const MAX_TOKENS = 20_000;
@@ -60,11 +60,7 @@ function createElement(token) {
 function leaf(token) {
   if (token.type === "code_inline") return element("code", {}, token.content);
   if (token.type === "fence" || token.type === "code_block") {
-    return element(
-      "pre",
-      { tabIndex: 0, "aria-label": token.info.trim().split(/\s/)[0] || "Code", dir: "ltr" },
-      token.content.replace(/\n$/, "")
-    );
+    return pre(token.info.trim().split(/\s/)[0] || "Code", token.content.replace(/\n$/, ""));
   }
   if (token.type === "hr") return element("hr");
   if (token.type === "hardbreak") return element("br");

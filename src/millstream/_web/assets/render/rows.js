@@ -1,6 +1,6 @@
 // A list of objects as a sortable table.
 
-import { count, element } from "../dom.js";
+import { count, element, makeButton } from "../dom.js";
 
 const MAX_COLUMNS = 16;
 const SAMPLED_ROWS = 50; // rows whose properties become columns
@@ -49,14 +49,17 @@ export function rowTable(rows, name = "Rows of the result") {
   let descending = false;
   let shown = SHOWN;
   const body = element("tbody");
-  const more = element("button", { type: "button", className: "quiet small" });
+  const more = makeButton("quiet small", () => {
+    shown = MAX_SHOWN;
+    draw();
+  });
   const cell = (row, column) =>
     element(
       "td",
       { className: numbers.has(column) ? "number" : "", dir: "auto" },
       element(
         "span",
-        { className: typeof row[column] === "object" && row[column] !== null ? "code cell" : "cell" },
+        typeof row[column] === "object" && row[column] !== null ? "code cell" : "cell",
         cellText(row[column])
       )
     );
@@ -85,25 +88,20 @@ export function rowTable(rows, name = "Rows of the result") {
   const heads = new Map(
     columns.map((column) => {
       const mark = element("span", { className: "sort-mark", "aria-hidden": "true" });
-      const button = element(
-        "button",
-        { type: "button", className: "quiet sort", title: `Sort by ${column}` },
+      const button = makeButton(
+        { className: "quiet sort", title: `Sort by ${column}` },
+        () => {
+          descending = sortColumn === column ? !descending : false;
+          sortColumn = column;
+          draw();
+        },
         element("span", { dir: "auto" }, column),
         mark
       );
       const head = element("th", { scope: "col", className: numbers.has(column) ? "number" : "" }, button);
-      button.addEventListener("click", () => {
-        descending = sortColumn === column ? !descending : false;
-        sortColumn = column;
-        draw();
-      });
       return [column, { head, mark }];
     })
   );
-  more.addEventListener("click", () => {
-    shown = MAX_SHOWN;
-    draw();
-  });
   draw();
   const table = element(
     "table",
@@ -114,8 +112,8 @@ export function rowTable(rows, name = "Rows of the result") {
   const limit = rows.length > MAX_SHOWN ? ` (only the first ${count(MAX_SHOWN)} can be shown)` : "";
   return element(
     "div",
-    { className: "row-table" },
+    "row-table",
     element("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": name }, table),
-    element("p", { className: "row soft small" }, `${count(rows.length)} rows${limit}`, more)
+    element("p", "row soft small", `${count(rows.length)} rows${limit}`, more)
   );
 }

@@ -1,6 +1,6 @@
 // A Python traceback: the exception, and the line of code that raised it.
 
-import { element } from "../dom.js";
+import { element, pre } from "../dom.js";
 import { copyable } from "../shell/copy.js";
 
 const PLACE = /^ {2}File "([^"\n]+)", line (\d+)(?:, in ([^\n]+))?(?:\n {4}([^\n]+))?/gm;
@@ -24,16 +24,13 @@ export function traceback(text) {
   if (!found) return null;
   const { raised, file, line, where, code } = found;
   const name = file.split(/[/\\]/).at(-1);
-  const whole = copyable(
-    element("pre", { tabIndex: 0, "aria-label": "Traceback", dir: "ltr" }, text),
-    "Copy the traceback"
-  );
+  const whole = copyable(pre("Traceback", text), "Copy the traceback");
   const source = code
     ? [
         element(
           "pre",
           { className: "source-line", tabIndex: 0, "aria-label": `Line ${line} of ${name}`, dir: "ltr" },
-          element("span", { className: "soft" }, `${line}  `),
+          element("span", "soft", `${line}  `),
           code
         )
       ]
@@ -44,9 +41,9 @@ export function traceback(text) {
     element("p", { className: "raised", dir: "auto" }, raised),
     element(
       "p",
-      { className: "small" },
+      "small",
       element("code", { title: file }, `${name}:${line}`),
-      where && where !== "<module>" ? element("span", { className: "soft" }, ` in ${where}`) : ""
+      where && where !== "<module>" ? element("span", "soft", ` in ${where}`) : ""
     ),
     ...source,
     element("details", {}, element("summary", {}, "Traceback"), whole)

@@ -32,7 +32,7 @@ export function several(schema, { id, required }) {
   const boxes = all.map((each, index) =>
     element("input", { type: "checkbox", id: `${id}-${index}`, checked: (schema.default ?? []).includes(each.value) })
   );
-  const labels = all.map((each, index) => element("label", { className: "check" }, boxes[index], each.title));
+  const labels = all.map((each, index) => element("label", "check", boxes[index], each.title));
   const control = element("div", { id, role: "group", className: "row", tabIndex: -1 }, ...labels);
   const write = (value) => boxes.forEach((box, index) => (box.checked = (value ?? []).includes(all[index].value)));
   const read = () => {

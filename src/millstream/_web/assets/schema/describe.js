@@ -23,7 +23,7 @@ function values(schema) {
     .map(({ value }) => element("code", {}, typeof value === "string" ? value : JSON.stringify(value)));
   return element(
     "p",
-    { className: "choices" },
+    "choices",
     "const" in schema ? "Always " : "One of ",
     ...shown,
     list.length > SHOWN_OPTIONS ? ` and ${list.length - SHOWN_OPTIONS} more` : ""
@@ -46,21 +46,21 @@ function describeChildren(schema, root, depth) {
   const shapes = schema.anyOf ?? schema.oneOf ?? schema.prefixItems;
   if (shapes)
     parts.push(list(shapes.map((part, place) => row(nameOf(part, root, place), part, null, root, depth, true))));
-  return parts.length ? element("div", { className: "nested-schema" }, ...parts) : null;
+  return parts.length ? element("div", "nested-schema", ...parts) : null;
 }
 
-const list = (rows) => element("ul", { className: "properties" }, ...rows);
+const list = (rows) => element("ul", "properties", ...rows);
 
 function row(name, given, required, root, depth, loose = false) {
   const schema = present(given, root);
   const kind = hint(schema).replace(/^array/, arrayType(schema, root) ?? "array");
   const head = element(
     "p",
-    { className: "property" },
+    "property",
     element("code", { className: loose ? "loose" : "", dir: "auto" }, name),
     " ",
-    element("span", { className: "soft small" }, schema.nullable ? `${kind}, or null` : kind),
-    required ? element("span", { className: "badge accent" }, "required") : null
+    element("span", "soft small", schema.nullable ? `${kind}, or null` : kind),
+    required ? element("span", "badge accent", "required") : null
   );
   const words = schema.description
     ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description))
@@ -91,8 +91,8 @@ export function describe(given, root, none = "Any JSON.") {
   const about = schema.description
     ? [element("p", { className: "words", dir: "auto" }, ...inline(schema.description))]
     : [];
-  if (below) return element("div", { className: "schema" }, ...about, below);
+  if (below) return element("div", "schema", ...about, below);
   if (schema.type === "object" || (!schema.type && !options(schema)))
-    return element("div", { className: "schema" }, ...about, element("p", { className: "soft" }, none));
-  return element("div", { className: "schema" }, list([row("value", given, null, root, 0, true)]));
+    return element("div", "schema", ...about, element("p", "soft", none));
+  return element("div", "schema", list([row("value", given, null, root, 0, true)]));
 }

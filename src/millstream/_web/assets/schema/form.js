@@ -1,6 +1,6 @@
 // Forms from JSON Schemas: nested fields, and an editor for the same values as JSON.
 
-import { element, pretty } from "../dom.js";
+import { element, pretty, segments } from "../dom.js";
 import { Unreadable, choice, constant, flag, json, numeric, several, text, tristate } from "./controls.js";
 import { list, map, members, object, variants } from "./nested.js";
 import { kindOf, limits, options, present, resolve } from "./resolve.js";
@@ -61,7 +61,7 @@ function field(name, schema, at) {
   if (editor.group) {
     label = element("span", { className: "label", id: `${id}-label` }, title);
     editor.control.setAttribute("aria-labelledby", label.id);
-  } else if (editor.check) label = element("label", { className: "check" }, editor.control, title);
+  } else if (editor.check) label = element("label", "check", editor.control, title);
   else label = element("label", { htmlFor: id }, title);
   if (required && !editor.check)
     label.append(element("span", { className: "required", "aria-hidden": "true", title: "Required" }, "•"));
@@ -69,8 +69,8 @@ function field(name, schema, at) {
     editor.control.ariaRequired = "true";
   const node = element(
     "div",
-    { className: editor.wide ? "field wide" : "field" },
-    element("div", { className: "head" }, label, kind),
+    editor.wide ? "field wide" : "field",
+    element("div", "head", label, kind),
     editor.check ? "" : editor.control,
     about,
     error
@@ -90,8 +90,7 @@ function field(name, schema, at) {
         ? "Required."
         : message;
     error.hidden = !message;
-    if (message) editor.control.setAttribute("aria-invalid", "true");
-    else editor.control.removeAttribute("aria-invalid");
+    editor.control.ariaInvalid = message ? "true" : null;
     return editor.control;
   };
   const read = () => {
@@ -126,15 +125,11 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
   const jsonOnly = !inner.list.length && resolve(schema, schema).additionalProperties !== false;
   const raw = rawEditor(`${id}-raw`, label);
   raw.node.hidden = !jsonOnly;
-  const body = element("div", { className: "fields" }, ...inner.nodes, raw.node);
+  const body = element("div", "fields", ...inner.nodes, raw.node);
   const summary = element("p", { className: "error", id: `${id}-summary`, hidden: true, role: "alert" });
-  const names = ["Form", "JSON"];
-  const buttons = names.map((name) =>
-    element("button", { type: "button", "aria-pressed": String((name === "JSON") === jsonOnly) }, name)
-  );
-  const toolbar = inner.list.length
-    ? element("div", { className: "segments", role: "group", "aria-label": "Edit as" }, ...buttons)
-    : null;
+  const { bar, mark } = segments("Edit as", ["Form", "JSON"], (name) => showJson(name === "JSON"));
+  mark(jsonOnly ? "JSON" : "Form");
+  const toolbar = inner.list.length ? bar : null;
 
   /** Switch between the form and JSON, keeping the values. */
   const showJson = (asJson) => {
@@ -147,9 +142,8 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
     }
     raw.node.hidden = !asJson;
     for (const node of inner.nodes) node.hidden = asJson;
-    buttons.forEach((each, index) => (each.ariaPressed = String((index === 1) === asJson)));
+    mark(asJson ? "JSON" : "Form");
   };
-  buttons.forEach((button, index) => button.addEventListener("click", () => showJson(index === 1)));
 
   const clear = () => {
     inner.clear();
@@ -208,18 +202,11 @@ function rawEditor(id, label) {
   const editor = json({ type: "object" }, { id });
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
   editor.control.setAttribute("aria-describedby", error.id);
-  const node = element(
-    "div",
-    { className: "field wide" },
-    element("label", { htmlFor: id }, label),
-    editor.control,
-    error
-  );
+  const node = element("div", "field wide", element("label", { htmlFor: id }, label), editor.control, error);
   const complain = (message) => {
     error.textContent = message;
     error.hidden = !message;
-    if (message) editor.control.setAttribute("aria-invalid", "true");
-    else editor.control.removeAttribute("aria-invalid");
+    editor.control.ariaInvalid = message ? "true" : null;
     return editor.control;
   };
   const read = () => {

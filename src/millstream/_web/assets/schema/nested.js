@@ -1,7 +1,7 @@
 // Editors of objects, lists, maps, and alternatives. They contain other editors, created by `at.make`. Optional values are
 // created on demand, so recursive schemas terminate.
 
-import { element, firstVisible } from "../dom.js";
+import { element, firstVisible, makeButton } from "../dom.js";
 import { icon } from "../shell/icons.js";
 import { nameOf, onlyValue, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
@@ -19,8 +19,7 @@ const MAX_INITIAL_ROWS = 10; // longer lists are completed by the user
  */
 
 const smallButton = (text, iconName, onClick) => {
-  const button = element("button", { type: "button", className: "quiet smallButton" }, icon(iconName), text);
-  button.addEventListener("click", onClick);
+  const button = makeButton("quiet smallButton", onClick, icon(iconName), text);
   return button;
 };
 
@@ -30,15 +29,15 @@ const firstField = (node) => firstVisible(node, "input, select, textarea") ?? fi
 /** Create a fieldset with a title, an error, and a body; `footer` replaces the buttons above the body. */
 function frame(name, schema, { id, required }, buttons, footer = null) {
   const error = element("span", { className: "error", id: `${id}-error`, hidden: true });
-  const body = element("div", { className: "nested-body" });
+  const body = element("div", "nested-body");
   const about = schema.description ? element("p", { className: "hint", dir: "auto" }, schema.description) : "";
-  const optional = required ? "" : element("span", { className: "hint" }, "optional");
+  const optional = required ? "" : element("span", "hint", "optional");
   const legend = element("legend", {}, element("span", {}, schema.title ?? name), optional);
   const node = element(
     "fieldset",
     { id, className: "nested wide", tabIndex: -1 },
     legend,
-    ...(footer ? [about, body, footer] : [element("div", { className: "nested-tools" }, ...buttons), about, body]),
+    ...(footer ? [about, body, footer] : [element("div", "nested-tools", ...buttons), about, body]),
     error
   );
   const showError = (message) => {
@@ -157,7 +156,7 @@ export function list(name, schema, at) {
     write([]);
     add.focus();
   });
-  const tools = element("div", { className: "nested-tools" }, add, removeAll);
+  const tools = element("div", "nested-tools", add, removeAll);
   const { node, body, showError } = frame(name, schema, at, [], tools);
   const updateButtons = () => {
     add.hidden = rows.length >= max;
@@ -175,19 +174,18 @@ export function list(name, schema, at) {
       required: true,
       depth: at.depth + 1
     });
-    const remove = element(
-      "button",
-      { type: "button", className: "quiet smallButton square", "aria-label": `Remove item ${number}`, title: "Remove" },
+    const remove = makeButton(
+      { className: "quiet smallButton square", "aria-label": `Remove item ${number}`, title: "Remove" },
+      () => {
+        rows.splice(rows.indexOf(row), 1);
+        row.node.remove();
+        updateButtons();
+        add.focus();
+      },
       icon("close")
     );
     const row = { editor, remove, node: null };
-    remove.addEventListener("click", () => {
-      rows.splice(rows.indexOf(row), 1);
-      row.node.remove();
-      updateButtons();
-      add.focus();
-    });
-    row.node = element("div", { className: "nested-row" }, editor.node, remove);
+    row.node = element("div", "nested-row", editor.node, remove);
     if (value !== undefined) editor.write(value);
     rows.push(row);
     body.append(row.node);
@@ -219,7 +217,7 @@ export function map(name, schema, at) {
   const rows = [];
   let lastNumber = 0;
   const add = smallButton("Add entry", "add", () => addRow("", undefined).key.focus());
-  const { node, body, showError } = frame(name, schema, at, [], element("div", { className: "nested-tools" }, add));
+  const { node, body, showError } = frame(name, schema, at, [], element("div", "nested-tools", add));
   const addRow = (keyName, value) => {
     const id = `${at.id}-e${lastNumber++}`;
     const key = element("input", { id: `${id}-key`, value: keyName, autocomplete: "off", spellcheck: false });
@@ -231,18 +229,17 @@ export function map(name, schema, at) {
       depth: at.depth + 1
     });
     const row = { key, editor, node: null };
-    const remove = element(
-      "button",
-      { type: "button", className: "quiet smallButton square", "aria-label": "Remove this entry", title: "Remove" },
+    const remove = makeButton(
+      { className: "quiet smallButton square", "aria-label": "Remove this entry", title: "Remove" },
+      () => {
+        rows.splice(rows.indexOf(row), 1);
+        row.node.remove();
+        add.focus();
+      },
       icon("close")
     );
-    remove.addEventListener("click", () => {
-      rows.splice(rows.indexOf(row), 1);
-      row.node.remove();
-      add.focus();
-    });
-    const field = element("div", { className: "field" }, element("label", { htmlFor: key.id }, "Name"), key);
-    row.node = element("div", { className: "nested-row pair" }, field, editor.node, remove);
+    const field = element("div", "field", element("label", { htmlFor: key.id }, "Name"), key);
+    row.node = element("div", "nested-row pair", field, editor.node, remove);
     if (value !== undefined) editor.write(value);
     rows.push(row);
     body.append(row.node);

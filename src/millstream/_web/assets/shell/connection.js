@@ -1,14 +1,14 @@
 // The banner for a lost connection and for data that can't be loaded. A page with a stream reports its state with
 // `showLost` and `showReconnected`; a page without one calls `watchConnection`.
 
-import { element } from "../dom.js";
+import { element, makeButton } from "../dom.js";
 import { icon } from "./icons.js";
 import { toast } from "./toasts.js";
 
 const CHECK_MS = 5_000;
 
 const text = element("p");
-const retry = element("button", { type: "button", className: "small" }, "Try now");
+const retry = makeButton("small", () => currentAction?.(), "Try now");
 const banner = element(
   "div",
   { className: "banner", role: "alert", id: "banner", hidden: true },
@@ -22,7 +22,6 @@ const CONNECTION = "";
 const troubles = new Map(); // what is missing -> {reason, action, label}, oldest first
 
 let currentAction = null;
-retry.addEventListener("click", () => currentAction?.());
 
 function draw() {
   const worst = troubles.get(CONNECTION) ?? troubles.values().next().value;

@@ -1,6 +1,6 @@
 // Copying to the clipboard, and the button for it.
 
-import { element } from "../dom.js";
+import { element, makeButton } from "../dom.js";
 import { icon, swap } from "./icons.js";
 import { toast } from "./toasts.js";
 
@@ -37,20 +37,19 @@ export async function copy(text, message = "Copied.") {
  */
 export function copyButton(read, name = "Copy") {
   const shown = icon("copy");
-  const button = element(
-    "button",
-    { type: "button", className: "quiet small square copy", title: name, "aria-label": name },
+  const button = makeButton(
+    { className: "quiet small square copy", title: name, "aria-label": name },
+    async (event) => {
+      event.stopPropagation();
+      if (!(await copy(read()))) return;
+      swap(shown, "check");
+      setTimeout(() => swap(shown, "copy"), DONE_MS);
+    },
     shown
   );
-  button.addEventListener("click", async (event) => {
-    event.stopPropagation();
-    if (!(await copy(read()))) return;
-    swap(shown, "check");
-    setTimeout(() => swap(shown, "copy"), DONE_MS);
-  });
   return button;
 }
 
 /** Add a copy button to the corner of a block. */
 export const copyable = (block, name, read = () => block.textContent) =>
-  element("div", { className: "with-copy" }, block, copyButton(read, name));
+  element("div", "with-copy", block, copyButton(read, name));

@@ -1,7 +1,7 @@
 // Keyboard shortcuts, and the list that `?` shows. A shortcut is a key or two keys in sequence ("g d"), and is disabled
 // in text fields. "mod" is Ctrl, or ⌘ on a Mac.
 
-import { element } from "../dom.js";
+import { element, openDialog } from "../dom.js";
 
 const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
 const NAMES = { mod: MAC ? "⌘" : "Ctrl", arrowup: "↑", arrowdown: "↓", enter: "Enter", escape: "Esc" };
@@ -66,19 +66,14 @@ export function showKeys() {
   const rows = [...shortcuts].map(([keys, { title }]) =>
     element("div", {}, element("dt", {}, title), element("dd", {}, ...keycaps(keys)))
   );
-  const close = element("button", { type: "submit" }, "Close");
-  const dialog = element(
-    "dialog",
+  openDialog(
     { "aria-labelledby": "keys-title", id: "keys" },
     element(
       "form",
       { method: "dialog", className: "stack" },
       element("h2", { id: "keys-title" }, "Keyboard shortcuts"),
-      element("dl", { className: "keys" }, ...rows),
-      element("div", { className: "row end" }, close)
+      element("dl", "keys", ...rows),
+      element("div", "row end", element("button", { type: "submit" }, "Close"))
     )
   );
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
 }

@@ -1,6 +1,6 @@
 // A button that opens a short list of actions.
 
-import { element } from "../dom.js";
+import { element, makeButton } from "../dom.js";
 import { icon } from "./icons.js";
 
 let lastId = 0;
@@ -12,18 +12,21 @@ let lastId = 0;
  */
 export function menu(title, iconName, actions) {
   const id = `menu-${++lastId}`;
-  const button = element(
-    "button",
-    { type: "button", className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id },
+  const button = makeButton(
+    { className: "quiet", "aria-haspopup": "menu", "aria-expanded": "false", "aria-controls": id },
+    () => (list.hidden ? open(0) : close()),
     icon(iconName),
     title
   );
   const items = actions.map(({ title: name, run }) => {
-    const item = element("button", { type: "button", role: "menuitem", className: "quiet", tabIndex: -1 }, name);
-    item.addEventListener("click", () => {
-      close();
-      run();
-    });
+    const item = makeButton(
+      { role: "menuitem", className: "quiet", tabIndex: -1 },
+      () => {
+        close();
+        run();
+      },
+      name
+    );
     return item;
   });
   const list = element(
@@ -31,7 +34,7 @@ export function menu(title, iconName, actions) {
     { className: "menu-list", role: "menu", id, "aria-label": title, hidden: true },
     ...items
   );
-  const node = element("div", { className: "menu" }, button, list);
+  const node = element("div", "menu", button, list);
   const open = (at) => {
     list.hidden = false;
     button.ariaExpanded = "true";
@@ -43,7 +46,6 @@ export function menu(title, iconName, actions) {
     list.hidden = true;
     button.ariaExpanded = "false";
   };
-  button.addEventListener("click", () => (list.hidden ? open(0) : close()));
   node.addEventListener(
     "focusout",
     (event) => node.contains(/** @type {Node} */ (event.relatedTarget)) || list.hidden || close()

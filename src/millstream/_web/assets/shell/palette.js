@@ -112,8 +112,8 @@ export function openPalette(typed = "") {
         "div",
         { role: "option", id: `command-${index}` },
         icon(command.icon ?? "next"),
-        element("span", { className: "title one-line" }, command.title),
-        element("span", { className: "hint one-line" }, command.hint ?? ""),
+        element("span", "title one-line", command.title),
+        element("span", "hint one-line", command.hint ?? ""),
         ...(command.keys ? keycaps(command.keys) : [])
       );
       option.addEventListener("click", () => choose(index));

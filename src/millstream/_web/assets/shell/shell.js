@@ -1,6 +1,6 @@
 // The frame of every page: the buttons of the bar, the theme, navigation, the command palette, and shortcuts.
 
-import { element } from "../dom.js";
+import { element, makeButton } from "../dom.js";
 import { icon, swap } from "./icons.js";
 import { keycaps, shortcut, showKeys } from "./keys.js";
 import { commands, openPalette } from "./palette.js";
@@ -15,36 +15,32 @@ const THEMES = {
 const links = [...document.querySelectorAll(".bar nav a")];
 
 function addBarButtons() {
-  const find = element(
-    "button",
-    { type: "button", className: "quiet small find", title: "Find a command" },
+  const find = makeButton(
+    { className: "quiet small find", title: "Find a command" },
+    () => openPalette(),
     icon("search"),
-    element("span", { className: "name" }, "Find"),
+    element("span", "name", "Find"),
     element("span", { className: "row", "aria-hidden": "true" }, ...keycaps("mod+k"))
   );
-  find.addEventListener("click", () => openPalette());
   const themeIcon = icon("auto");
-  const theme = element("button", { type: "button", className: "quiet small square", id: "theme" }, themeIcon);
+  const theme = makeButton(
+    { className: "quiet small square", id: "theme" },
+    () => millstreamTheme.set(THEMES[millstreamTheme.get()].next),
+    themeIcon
+  );
   const update = () => {
     const current = THEMES[millstreamTheme.get()];
     swap(themeIcon, current.icon);
     theme.title = `Theme: ${current.label}`;
     theme.ariaLabel = `Theme: ${current.label}. Switch to ${THEMES[current.next].label}`;
   };
-  theme.addEventListener("click", () => millstreamTheme.set(THEMES[millstreamTheme.get()].next));
   addEventListener("millstream-theme", update);
   update();
-  const help = element(
-    "button",
-    {
-      type: "button",
-      className: "quiet small square help",
-      title: "Keyboard shortcuts",
-      "aria-label": "Keyboard shortcuts"
-    },
+  const help = makeButton(
+    { className: "quiet small square help", title: "Keyboard shortcuts", "aria-label": "Keyboard shortcuts" },
+    showKeys,
     icon("help")
   );
-  help.addEventListener("click", showKeys);
   document.getElementById("bar-tools")?.append(find, theme, help);
 }
 

@@ -1,6 +1,6 @@
 // Tabs, by click or arrow keys.
 
-import { element } from "../dom.js";
+import { element, makeButton } from "../dom.js";
 
 /**
  * Fill a tab list.
@@ -16,14 +16,8 @@ export function tabs(list, entries, onChange = () => {}) {
   const panels = new Set(entries.map(({ panel }) => panel).filter(Boolean));
   const byId = new Map(
     entries.map(({ id, title, panel }) => {
-      const count = element("span", { className: "count" });
-      const tab = element(
-        "button",
-        { type: "button", role: "tab", id: `tab-${id}`, "aria-controls": panel },
-        title,
-        count
-      );
-      tab.addEventListener("click", () => choose(id));
+      const count = element("span", "count");
+      const tab = makeButton({ role: "tab", id: `tab-${id}`, "aria-controls": panel }, () => choose(id), title, count);
       return [id, { tab, count, panel }];
     })
   );

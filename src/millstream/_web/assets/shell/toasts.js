@@ -15,7 +15,7 @@ document.body.append(stack);
  * @param {"" | "good" | "bad"} look
  */
 export function toast(text, look = "") {
-  const node = element("div", { className: `toast ${look}` }, text);
+  const node = element("div", `toast ${look}`, text);
   stack.append(node);
   while (stack.childElementCount > MAX_TOASTS) stack.firstChild.remove();
   setTimeout(() => node.remove(), SHOWN_MS);
