@@ -7,7 +7,9 @@ from typing import Any
 
 from millstream._app.gateway_server import START_TIMEOUT
 from millstream._app.server import Server
+from millstream._app.user_routes import application_at
 from millstream._config import Settings
+from millstream.gateway._programs.auth import ProgramAuth
 from millstream.gateway._programs.classes import library_of
 from millstream.gateway._programs.http import SIGN_IN, HttpSide
 from millstream.gateway._programs.program import program_of
@@ -32,11 +34,9 @@ def server_of(value: Any) -> Server:
         program.name,
         version=program.version,
         settings=_settings_of(value, side),
-        auth=program.authenticator() if side is not None and side.protected else None,
+        auth=ProgramAuth(program, side) if side is not None and side.protected else None,
     )
     if side is not None:
-        from millstream._app.user_routes import application_at  # noqa: PLC0415  it loads Starlette
-
         if side.mcp_path and not os.environ.get("MILLSTREAM_PATH"):
             server.definition.configure(path=side.mcp_path)
         for each in side.own_paths():
@@ -64,7 +64,7 @@ def _quiet_logs() -> None:
 def _settings_of(value: Any, side: HttpSide | None) -> Settings:
     """Return the settings from the environment, with the program's HTTP settings as defaults."""
     changed: dict[str, Any] = {}
-    cors_origins = () if side is None else side.cors_origins()
+    cors_origins = () if side is None else side.cors_origins
     manager = None if side is None else side.session_manager
     shared = getattr(sys.modules.get(library_of(value)), "settings", None)  # of all servers of fastmcp
     if getattr(manager, "stateless", False) or getattr(shared, "stateless_http", False):

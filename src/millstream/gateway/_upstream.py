@@ -58,7 +58,7 @@ from millstream.gateway._pins import Pins, QuarantinedItem
 from millstream.gateway._policy import ItemRules, Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs.classes import library_of
-from millstream.gateway._programs.program import Program, upstream_of
+from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
 from millstream.gateway._questions import ALL_ABILITIES, abilities_of, can_ask, limit_abilities
 from millstream.gateway._relay import Relays
 from millstream.gateway._results import Redactor
@@ -394,7 +394,7 @@ class Upstream:
         principal = call.principal.id if call.principal is not None else ""
         program = self._protected_program
         if program is not None and call.principal is not None:
-            principal = program.caller_of(call.principal)
+            principal = caller_of(call.principal)
         revision = BY_DATE.get(self.catalog.revision)
         per_request = revision is not None and not revision.handshake
         if self._shares_processes:
@@ -515,7 +515,7 @@ class Upstream:
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
         elif isinstance(target, Program):
-            target = target.of(key.principal)
+            target = ProgramOfCaller(target, key.principal)
         conversation = relays.conversation = Conversation(
             target,
             relays,

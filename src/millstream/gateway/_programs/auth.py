@@ -4,8 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from hashlib import sha256
+from collections.abc import Mapping, Sequence
 from math import inf
 from threading import Thread
 from typing import Any, cast
@@ -13,11 +12,12 @@ from typing import Any, cast
 from starlette.requests import HTTPConnection
 
 from millstream._http.asgi.hosted_application import HostedApplication
-from millstream._http.message import Handler
+from millstream._http.message import Handler, HttpRequest
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream.auth._method import AuthMethod, Identity, Unavailable
-from millstream.gateway._programs.http import SIGN_IN, HttpSide
+from millstream.gateway._programs.http import SIGN_IN, HttpSide, OwnPath
+from millstream.gateway._programs.program import TOKEN, Program, caller_of
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -25,8 +25,6 @@ _VERDICT_SECONDS = 10.0
 """Seconds for which a program's verdict is valid, unless the token expires earlier."""
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-TOKEN = "access_token"  # noqa: S105  the name of a claim
-"""Claim that holds the token as the program's library represents it."""
 
 
 class ProgramAuth(AuthMethod):
@@ -34,19 +32,19 @@ class ProgramAuth(AuthMethod):
 
     shows = True
 
-    def __init__(self, side: HttpSide, remember: Callable[[str, Any], None]) -> None:
+    def __init__(self, program: Program, side: HttpSide) -> None:
         """Wrap the token check of an application.
 
         Args:
-            side: HTTP side of a protected program.
-            remember: called with a caller and the library's user object.
+            program: protected program; it remembers its callers.
+            side: its HTTP side.
         """
-        self._remember = remember
+        self._program = program
         self._backend: Any = side.backend
         self._hosted = HostedApplication(side.application)
         self._paths = [each for each in side.own_paths() if each.path.startswith(SIGN_IN)]
         self.scopes = side.required_scopes
-        found = _resource_of(side)
+        found = _resource_of(self._hosted, self._paths)
         self.resource = str(found.get("resource") or "").rstrip("/")
         servers: object = found.get("authorization_servers")
         self.issuers = tuple(map(str, cast("list[object]", servers))) if isinstance(servers, list) else ()
@@ -86,7 +84,7 @@ class ProgramAuth(AuthMethod):
         issuer = str(_claim(token, "iss") or "")
         scopes = frozenset(map(str, credentials.scopes))
         principal = Principal(subject, issuer, client, scopes, {TOKEN: token}, until)
-        self._remember(caller_of(principal), user)
+        self._program.remember(caller_of(principal), user)
         return Identity(principal, seconds)
 
     @override
@@ -100,48 +98,24 @@ class ProgramAuth(AuthMethod):
         return {each.path: dict.fromkeys(sorted(each.methods or _METHODS), self._hosted.serve) for each in self._paths}
 
 
-def caller_of(principal: Principal) -> str:
-    """Return the caller key: each token has its own sessions, because tokens may have different scopes."""
-    credential: object = getattr(principal.claims.get(TOKEN), "token", None)
-    return sha256(credential.encode()).hexdigest() if isinstance(credential, str) else principal.id
-
-
 def _claim(token: Any, name: str) -> Any:
     claims: Any = getattr(token, "claims", None)
     return cast("Mapping[str, Any]", claims).get(name) if isinstance(claims, Mapping) else None
 
 
-def _resource_of(side: HttpSide) -> Mapping[str, Any]:
+def _resource_of(hosted: HostedApplication, paths: Sequence[OwnPath]) -> Mapping[str, Any]:
     """Return the program's protected resource metadata (RFC 9728); empty if it has none."""
-    path = next((each.path for each in side.own_paths() if each.path.startswith(_WELL_KNOWN)), "")
+    path = next((each.path for each in paths if each.path.startswith(_WELL_KNOWN)), "")
     if not path:
         return {}
-    chunks: list[bytes] = []
+    replies: list[Any] = []
+    request = HttpRequest("GET", path, ((b"host", b"localhost"),), {})
     # The path doesn't need the program's state, so a separate loop can serve it from anywhere.
-    thread = Thread(target=lambda: chunks.append(asyncio.run(_get(side.application, path))))
+    thread = Thread(target=lambda: replies.append(asyncio.run(hosted.serve(request))))
     thread.start()
     thread.join()
     try:
-        decoded: Any = json.loads(b"".join(chunks))
-    except ValueError:
+        decoded: Any = json.loads(replies[0].body)
+    except (ValueError, LookupError, AttributeError):
         return {}
     return cast("dict[str, Any]", decoded) if isinstance(decoded, dict) else {}
-
-
-async def _get(application: Any, path: str) -> bytes:
-    """Return the response body of an ASGI application."""
-    parts: list[bytes] = []
-
-    async def receive() -> Mapping[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Mapping[str, Any]) -> None:
-        parts.append(message.get("body", b""))
-
-    scope = {
-        "type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path, "root_path": "",
-        "raw_path": path.encode(), "query_string": b"", "headers": [(b"host", b"localhost")],
-        "client": None, "server": ("localhost", 80),
-    }  # fmt: skip
-    await application(scope, receive, send)
-    return b"".join(parts)

@@ -1,6 +1,6 @@
 """The HTTP side of a program: its token check, and its paths besides MCP."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -42,21 +42,24 @@ class HttpSide:
         """
         self.application: Any = application
         self._mcp: Any = next((route for route in application.routes if _holder_of(route) is not None), None)
+        self.mcp_path: str = getattr(self._mcp, "path", "")
+        """Path of MCP."""
         endpoint = getattr(self._mcp, "endpoint", None)
-        inner = getattr(endpoint, "app", None)
         self.required_scopes: tuple[str, ...] = tuple(getattr(endpoint, "required_scopes", None) or ())
         """Scopes that every caller needs."""
-        self.metadata_url: str = str(getattr(endpoint, "resource_metadata_url", None) or "")
-        """URL of the protected resource metadata; empty if there's none."""
-        self.backend: Any = _backend_of(application)
+        options: list[Mapping[str, Any]] = [each.kwargs for each in application.user_middleware]
+        backends = [each["backend"] for each in options if hasattr(each.get("backend"), "authenticate")]
+        self.backend: Any = backends[0] if backends else None
         """Starlette's `AuthenticationBackend` that checks tokens; None if the program doesn't."""
-        self.protected: bool = inner is not None or self.backend is not None
+        self.protected: bool = hasattr(endpoint, "app") or self.backend is not None
         """Whether callers need a token."""
-
-    @property
-    def mcp_path(self) -> str:
-        """Path of MCP."""
-        return str(getattr(self._mcp, "path", ""))
+        self.cors_origins: tuple[str, ...] = tuple(
+            str(origin) for each in options for origin in each.get("allow_origins", ())
+        )
+        """Origins that the program's CORS middleware allows."""
+        names = [str(getattr(each.cls, "__name__", each.cls)) for each in application.user_middleware]
+        self.unknown_middleware: list[str] = [name for name in names if name not in _KNOWN_MIDDLEWARE]
+        """Names of middleware classes that can't run in front of MCP here."""
 
     @property
     def session_manager(self) -> Any:
@@ -67,16 +70,6 @@ class HttpSide:
     def low_level(self) -> Any:
         """The low-level server behind the application; None if the library doesn't expose it."""
         return getattr(self.session_manager, "app", None)
-
-    def unknown_middleware(self) -> list[str]:
-        """Return the names of middleware classes that can't run in front of MCP here."""
-        names = [str(getattr(each.cls, "__name__", each.cls)) for each in self.application.user_middleware]
-        return [name for name in names if name not in _KNOWN_MIDDLEWARE]
-
-    def cors_origins(self) -> tuple[str, ...]:
-        """Return the origins that the program's CORS middleware allows."""
-        options = [each.kwargs for each in self.application.user_middleware if hasattr(each, "kwargs")]
-        return tuple(str(origin) for each in options for origin in each.get("allow_origins", ()))
 
     def own_paths(self) -> Iterator[OwnPath]:
         """Yield the paths besides MCP: sign-in metadata, and the program's own."""
@@ -93,13 +86,4 @@ def _holder_of(route: Any) -> Any:
     for each in (endpoint, getattr(endpoint, "app", None)):
         if hasattr(each, "session_manager"):
             return each
-    return None
-
-
-def _backend_of(application: Any) -> Any:
-    middleware: Sequence[Any] = application.user_middleware
-    for each in middleware:
-        options: Mapping[str, Any] = getattr(each, "kwargs", {})
-        if hasattr(options.get("backend"), "authenticate"):
-            return options["backend"]
     return None

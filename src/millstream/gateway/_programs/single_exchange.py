@@ -23,12 +23,8 @@ class Messages:
     def __init__(self) -> None:
         types: Any = import_module("mcp.types")
         self._session_message: Any = import_module("mcp.shared.message").SessionMessage
-        self._request: Any = types.JSONRPCRequest
-        self._notification: Any = types.JSONRPCNotification
-        self._response: Any = types.JSONRPCResponse
-        self._error: Any = types.JSONRPCError
-        # In 1.x, a model around the four; in 2.x, their union.
-        self._message: Any = types.JSONRPCMessage if isinstance(types.JSONRPCMessage, type) else None
+        # In 1.x, the type is a model around the kinds of messages; in 2.x, their union.
+        self._parse: Any = import_module("pydantic").TypeAdapter(types.JSONRPCMessage).validate_python
 
     def make(self, data: bytes) -> Any:
         """Return a message as an object of the SDK.
@@ -36,13 +32,7 @@ class Messages:
         Args:
             data: complete JSON-RPC message.
         """
-        members = _decode_message(data)
-        if "method" not in members:
-            model = self._response if "result" in members else self._error
-        else:
-            model = self._request if "id" in members else self._notification
-        parsed = model.model_validate(members)
-        return self._session_message(parsed if self._message is None else self._message(parsed))
+        return self._session_message(self._parse(_decode_message(data)))
 
     def read(self, message: Any) -> tuple[Envelope, int]:
         """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
@@ -144,8 +134,6 @@ class SingleExchange:
 class _DispatchContext:
     """One request as the SDK's handlers see it: `mcp.shared.dispatcher.DispatchContext`."""
 
-    __slots__ = ("_cancelled", "_deliver", "_refusal", "_token", "closed", "request_id", "transport")
-
     can_send_request = False
     message_metadata = None
 
@@ -157,15 +145,9 @@ class _DispatchContext:
         self._token: Any = params.get("_meta", {}).get("progressToken")
         self._deliver = deliver
         self._refusal = refusal
-        self._cancelled: Any = None
+        self.cancel_requested: asyncio.Event = asyncio.Event()
+        """Never set: canceling a request cancels its task."""
         self.closed: bool = False
-
-    @property
-    def cancel_requested(self) -> Any:
-        """An event that's never set: canceling a request cancels its task."""
-        if self._cancelled is None:
-            self._cancelled = asyncio.Event()
-        return self._cancelled
 
     async def send_raw_request(self, method: str, params: Any, opts: Any = None) -> dict[str, Any]:
         raise self._refusal(method)
