@@ -2,7 +2,8 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,42 @@ async def test_programs_work_beside_local_tools() -> None:
     async with mcp.running(), Client(mcp) as client:
         assert {tool.name for tool in await client.tools()} == {"new", "theirs_old"}
         assert (await client.call("theirs_old", x=1)).text == "{'x': 1}"
+
+
+async def test_new_sessions_wait_until_a_stopping_program_has_stopped() -> None:
+    from mcp.server import MCPServer  # noqa: PLC0415  a program of the other library
+    from mcp.server.mcpserver import Context  # noqa: PLC0415
+
+    from millstream.gateway._programs.program import program_of  # noqa: PLC0415
+
+    stopping, may_stop = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[dict[str, bool]]:
+        state = {"open": True}
+        yield state
+        state["open"] = False
+        stopping.set()
+        await may_stop.wait()
+
+    theirs = MCPServer("slow", lifespan=lifespan)
+
+    @theirs.tool()
+    def is_open(ctx: Context) -> bool:
+        return ctx.request_context.lifespan_context["open"]
+
+    async def call() -> str:
+        async with Client(program) as client:
+            return (await client.call("is_open")).text
+
+    program = program_of(theirs)
+    async with asyncio.timeout(WAIT), asyncio.TaskGroup() as group:
+        first = group.create_task(call())
+        await stopping.wait()
+        second = group.create_task(call())
+        await asyncio.sleep(0)
+        may_stop.set()
+    assert (first.result(), second.result()) == ("true", "true")
 
 
 async def test_documented_program_runs_alone_and_as_upstream(tmp_path: Path) -> None:

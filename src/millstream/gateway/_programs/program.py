@@ -156,6 +156,7 @@ class Program:
             Exception: raised by the program's lifespan.
         """
         loop = asyncio.get_running_loop()
+        await self.settle()
         run = self._running.get(loop)
         if run is None:
             run = self._running[loop] = ProgramRun(self._open)
