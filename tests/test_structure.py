@@ -180,6 +180,24 @@ def test_shipped_extensions_use_the_public_interface_only() -> None:
     assert inside == []
 
 
+def test_other_libraries_are_used_by_their_public_names() -> None:
+    module = re.compile(r"(mcp|mcp_types|fastmcp)(\.\w+)*")
+    inside: list[str] = []
+    for path in sources("src"):
+        texts = [
+            node.value for node in nodes_of(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        names = [name for name in (*imported(path), *texts) if module.fullmatch(name) and "._" in name]
+        if "_programs" in path.parts or path.name == "program_server.py":
+            names += [text for text in texts if text != "_meta" and re.fullmatch(r"_[a-z]\w*", text)]
+            for node in nodes_of(path):
+                foreign = isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls")
+                if isinstance(node, ast.Attribute) and foreign and re.match("_[a-z]", node.attr):
+                    names.append(ast.unparse(node))
+        inside += [f"{path.relative_to(PACKAGE)} uses {name}" for name in names]
+    assert inside == []
+
+
 def test_imports_have_no_cycles() -> None:
     graph = module_graph()
     waiting = {module: set(targets) for module, targets in graph.items()}
