@@ -212,9 +212,13 @@ class RunningProvider(VerifierMethod):
         if state is not None and not state.isprintable():
             return refuse("invalid_request", "state must contain only printable characters.")
         params = AuthorizationParams(
-            state=state, scopes=scopes, code_challenge=asked.challenge, redirect_uri=asked.redirect_uri,
-            redirect_uri_provided_explicitly=asked.named_redirect, resource=given.get("resource") or None,
-        )  # fmt: skip
+            state=state,
+            scopes=scopes,
+            code_challenge=asked.challenge,
+            redirect_uri=asked.redirect_uri,
+            redirect_uri_provided_explicitly=asked.named_redirect,
+            resource=given.get("resource") or None,
+        )
         try:
             url = str(await self._provider.authorize(theirs, params))
         except Exception as exc:
@@ -304,8 +308,8 @@ class RunningProvider(VerifierMethod):
         said = {name: value for name, value in read_metadata(request).items() if value not in (None, "")}
         options = self._settings.client_registration_options
         try:
-            client = client_of(str(uuid4()), {"grant_types": [CODE, REFRESH], **said}, "registered",
-                               methods=METHODS, default="client_secret_post")  # fmt: skip
+            asked = {"grant_types": [CODE, REFRESH], **said}
+            client = client_of(str(uuid4()), asked, "registered", methods=METHODS, default="client_secret_post")
             theirs = OAuthClientInformationFull.model_validate(
                 {"scope": " ".join(options.default_scopes or ()) or None, **said, **_credentials(client, options)}
             )

@@ -363,15 +363,3 @@ async def _ask(question: Awaitable[T]) -> tuple[_Action, T | None]:
         return "decline", None
     except Cancelled:
         return "cancel", None
-
-
-__all__ = [
-    "AcceptedElicitation",
-    "AcceptedUrlElicitation",
-    "CancelledElicitation",
-    "Context",
-    "DeclinedElicitation",
-    "ElicitationResult",
-    "RequestContext",
-    "ServerSession",
-]

@@ -120,7 +120,21 @@ def to_wire(value: Any) -> Any:
         return value.model_dump(mode="json", by_alias=True, exclude_none=True)
     if isinstance(value, msgspec.Struct):
         return msgspec.to_builtins(value)
-    return value
+    return [to_wire(each) for each in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
+
+
+def description_of(item: Any, **more: Any) -> dict[str, Any]:
+    """Return an item as listed to clients, without members that it doesn't have."""
+    members: dict[str, Any] = {
+        "name": item.name,
+        "title": item.title,
+        "description": item.description,
+        **more,
+        "annotations": to_wire(getattr(item, "annotations", None)),
+        "icons": to_wire(item.icons),
+        "_meta": getattr(item, "meta", None),
+    }
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def to_blocks(value: Any) -> list[Any]:
@@ -139,9 +153,6 @@ def to_blocks(value: Any) -> list[Any]:
 def to_text(value: Any) -> str:
     """Convert a value to text: a `str` unchanged, anything else as indented JSON."""
     return value if isinstance(value, str) else to_json(value, fallback=str, indent=2).decode()
-
-
-__all__ = ["Audio", "Image"]
 
 
 _PLAIN = (str, int, float, bool, bytes, type(None))

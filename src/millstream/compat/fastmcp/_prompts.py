@@ -5,6 +5,8 @@ Tools: functions that models call.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import msgspec
@@ -25,6 +27,7 @@ from millstream.compat.fastmcp._outputs import (
     Output,
     Signature,
     WrongArguments,
+    description_of,
     is_content,
     is_result,
     output_of,
@@ -33,7 +36,14 @@ from millstream.compat.fastmcp._outputs import (
     to_text,
     to_wire,
 )
-from millstream.compat.fastmcp._settings import ToolError, prefixed_errors, protocol_errors, requires_url, tool_errors
+from millstream.compat.fastmcp._settings import (
+    ToolError,
+    UrlElicitationRequiredError,
+    as_protocol_error,
+    errors_as,
+    is_error,
+    tool_errors,
+)
 
 
 class Message(BaseModel):
@@ -61,28 +71,16 @@ class AssistantMessage(Message):
     role: Literal["user", "assistant"] = "assistant"
 
 
+@dataclass(eq=False)
 class Prompt:
     """A prompt of a server. Create one with `from_function`."""
 
-    def __init__(
-        self,
-        signature: Signature,
-        *,
-        title: str | None = None,
-        description: str | None = None,
-        icons: Sequence[Any] | None = None,
-    ) -> None:
-        self.signature = signature
-        self.name: str = signature.name
-        self.title = title
-        self.description: str = signature.description if description is None else description
-        self.icons = icons
-        properties = signature.schema.get("properties", {})
-        required = signature.schema.get("required", ())
-        self.arguments: list[types.PromptArgument] = [
-            types.PromptArgument(name=name, description=schema.get("description"), required=name in required)
-            for name, schema in properties.items()
-        ]
+    signature: Signature
+    name: str
+    title: str | None
+    description: str
+    icons: Sequence[Any] | None
+    arguments: list[types.PromptArgument]
 
     @classmethod
     def from_function(
@@ -98,7 +96,14 @@ class Prompt:
         Raises:
             InvalidSignature, ValueError: the function's signature isn't supported.
         """
-        return cls(signature_of(fn, name), title=title, description=description, icons=icons)
+        signature = signature_of(fn, name)
+        required = signature.schema.get("required", ())
+        arguments = [
+            types.PromptArgument(name=name, description=schema.get("description"), required=name in required)
+            for name, schema in signature.schema.get("properties", {}).items()
+        ]
+        text = signature.description if description is None else description
+        return cls(signature, signature.name, title, text, icons, arguments)
 
     async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> list[Any]:
         """Return the messages.
@@ -110,27 +115,20 @@ class Prompt:
         missing = {each.name for each in self.arguments if each.required} - given.keys()
         if missing:
             raise ValueError(f"Missing required arguments: {missing}")
-        with prefixed_errors(f"Error rendering prompt {self.name}"):
+        with errors_as(lambda error: ValueError(f"Error rendering prompt {self.name}: {error}")):
             value = await self.signature.call(self.signature.read(given), context or Context())
             items: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list | tuple) else [value]
             return [_message(each) for each in items]
 
     def describe(self) -> dict[str, Any]:
         """Return the prompt as listed to clients."""
-        members: dict[str, Any] = {
-            "name": self.name,
-            "title": self.title,
-            "description": self.description,
-            "arguments": [to_wire(each) for each in self.arguments] or None,
-            "icons": None if self.icons is None else [to_wire(icon) for icon in self.icons],
-        }
-        return {name: value for name, value in members.items() if value is not None}
+        return description_of(self, arguments=to_wire(self.arguments) or None)
 
     def item(self, server: Any) -> "PromptItem":
         """Return the prompt for the registry of a server."""
 
         async def run(arguments: dict[str, Any], call: Call) -> list[EngineMessage]:
-            with protocol_errors(INVALID_PARAMS):
+            with errors_as(partial(as_protocol_error, code=INVALID_PARAMS)):
                 messages = await self.render(arguments, Context(server, call))
             return [
                 msgspec.convert({"role": each.role, "content": to_wire(each.content)}, EngineMessage)
@@ -158,9 +156,6 @@ def _message(value: Any) -> Any:
     return UserMessage(content=value if is_content(value) else to_text(value))
 
 
-__all__ = ["AssistantMessage", "Message", "Prompt", "UserMessage"]
-
-
 logger: logging.Logger = logging.getLogger("millstream")
 
 
@@ -174,7 +169,7 @@ class ToolOutput(Struct, frozen=True):
 
     def members(self) -> dict[str, Any]:
         """Return the members of the result as JSON data."""
-        made: dict[str, Any] = {"content": [to_wire(each) for each in self.content]}
+        made: dict[str, Any] = {"content": to_wire(self.content)}
         if self.structured is not None:
             made["structuredContent"] = self.structured
         if self.is_error:
@@ -182,28 +177,18 @@ class ToolOutput(Struct, frozen=True):
         return made
 
 
+@dataclass(eq=False)
 class Tool:
     """A tool of a server. Create one with `from_function`."""
 
-    def __init__(
-        self,
-        signature: Signature,
-        output: Output | None,
-        *,
-        title: str | None = None,
-        description: str | None = None,
-        annotations: Any = None,
-        icons: Sequence[Any] | None = None,
-        meta: dict[str, Any] | None = None,
-    ) -> None:
-        self.signature = signature
-        self.output = output
-        self.name: str = signature.name
-        self.title = title
-        self.description: str = signature.description if description is None else description
-        self.annotations = annotations
-        self.icons = icons
-        self.meta = meta
+    signature: Signature
+    output: Output | None
+    name: str
+    title: str | None
+    description: str
+    annotations: Any
+    icons: Sequence[Any] | None
+    meta: dict[str, Any] | None
 
     @classmethod
     def from_function(
@@ -225,15 +210,8 @@ class Tool:
         """
         signature = signature_of(fn, name)
         output = output_of(signature.returns, signature.name, structured=structured_output)
-        return cls(
-            signature,
-            output,
-            title=title,
-            description=description,
-            annotations=annotations,
-            icons=icons,
-            meta=meta,
-        )
+        text = signature.description if description is None else description
+        return cls(signature, output, signature.name, title, text, annotations, icons, meta)
 
     @property
     def fn(self) -> Callable[..., Any]:
@@ -268,7 +246,7 @@ class Tool:
         except (ProtocolError, Declined, Cancelled):
             raise
         except Exception as error:
-            if requires_url(error):
+            if is_error(error, UrlElicitationRequiredError):
                 raise
             if not isinstance(error, ToolError | WrongArguments):
                 logger.error("Error calling tool %r", self.name, exc_info=error)
@@ -290,17 +268,7 @@ class Tool:
 
     def describe(self) -> dict[str, Any]:
         """Return the tool as listed to clients."""
-        members = {
-            "name": self.name,
-            "title": self.title,
-            "description": self.description,
-            "inputSchema": self.parameters,
-            "outputSchema": self.output_schema,
-            "annotations": to_wire(self.annotations),
-            "icons": None if self.icons is None else [to_wire(icon) for icon in self.icons],
-            "_meta": self.meta,
-        }
-        return {name: value for name, value in members.items() if value is not None}
+        return description_of(self, inputSchema=self.parameters, outputSchema=self.output_schema)
 
     def item(self, server: Any) -> "ToolItem":
         """Return the tool for the registry of a server."""

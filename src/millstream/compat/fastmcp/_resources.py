@@ -4,7 +4,8 @@ import abc
 import json
 import re
 from asyncio import to_thread
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote
@@ -17,8 +18,8 @@ from millstream._server.calls.call import Call
 from millstream._server.features import resources
 from millstream._server.features.sources import ItemSource
 from millstream.compat.fastmcp._context import Context
-from millstream.compat.fastmcp._outputs import Signature, signature_of, to_text, to_wire
-from millstream.compat.fastmcp._settings import prefixed_errors, protocol_errors
+from millstream.compat.fastmcp._outputs import Signature, description_of, signature_of, to_text
+from millstream.compat.fastmcp._settings import as_protocol_error, errors_as
 
 _MIME_TYPE = r"^[a-zA-Z0-9]+/[a-zA-Z0-9\-+.]+(;\s*[a-zA-Z0-9\-_.]+=[a-zA-Z0-9\-_.]+)*$"
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -33,32 +34,7 @@ class ReadResourceContents(Struct, frozen=True):
     meta: dict[str, Any] | None = None
 
 
-class _Description:
-    """Base class of resources and templates, with the fields that are listed to clients."""
-
-    name: Any
-    title: Any
-    description: Any
-    mime_type: Any
-    icons: Any
-    annotations: Any
-    meta: Any
-
-    def _describe(self, **address: str) -> dict[str, Any]:
-        members: dict[str, Any] = {
-            **address,
-            "name": self.name,
-            "title": self.title,
-            "description": self.description,
-            "mimeType": self.mime_type,
-            "annotations": to_wire(self.annotations),
-            "icons": None if self.icons is None else [to_wire(icon) for icon in self.icons],
-            "_meta": self.meta,
-        }
-        return {name: value for name, value in members.items() if value is not None}
-
-
-class Resource(_Description, BaseModel, abc.ABC):
+class Resource(BaseModel, abc.ABC):
     """Base class of all resources. Subclasses implement ``async def read(self) -> str | bytes``."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(validate_default=True, arbitrary_types_allowed=True)
@@ -82,13 +58,13 @@ class Resource(_Description, BaseModel, abc.ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return the resource as listed to clients."""
-        return self._describe(uri=str(self.uri))
+        return description_of(self, uri=str(self.uri), mimeType=self.mime_type)
 
     def item(self, server: Any) -> "ResourceItem":
         """Return the resource for the registry of a server."""
 
         async def run(arguments: Any, call: Call) -> Any:
-            with protocol_errors():
+            with errors_as(as_protocol_error):
                 return await self.read_for(Context(server, call))
 
         return ResourceItem(self, ItemSource(self.name or str(self.uri), run, lambda _: None))
@@ -144,7 +120,7 @@ class FunctionResource(Resource):
     @override
     async def read_for(self, context: Any) -> str | bytes:
         """Return the content for one call. Raises ValueError if the function fails."""
-        with prefixed_errors(f"Error reading resource {self.uri}"):
+        with errors_as(lambda error: ValueError(f"Error reading resource {self.uri}: {error}")):
             return await _read_value(signature_of(self.fn, self.name), {}, context)
 
 
@@ -201,31 +177,25 @@ class DirectoryResource(Resource):
         return json.dumps({"files": names}, indent=2)
 
 
-class ResourceTemplate(_Description):
+@dataclass(eq=False)
+class ResourceTemplate:
     """A resource template: the variables in its URI are the arguments of its function."""
 
-    def __init__(
-        self,
-        signature: Signature,
-        uri_template: str,
-        *,
-        title: str | None = None,
-        description: str | None = None,
-        mime_type: str | None = None,
-        icons: Any = None,
-        annotations: Any = None,
-        meta: dict[str, Any] | None = None,
-    ) -> None:
-        self.signature = signature
-        self.uri_template = uri_template
-        self.name: str = signature.name
-        self.title = title
-        self.description: str = signature.description if description is None else description
-        self.mime_type: str = mime_type or "text/plain"
-        self.icons = icons
-        self.annotations = annotations
-        self.meta = meta
-        self._pattern = UriPattern(uri_template)
+    signature: Signature
+    uri_template: str
+    title: str | None = None
+    description: str | None = None
+    mime_type: str | None = None
+    icons: Sequence[Any] | None = None
+    annotations: Any = None
+    meta: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.name: str = self.signature.name
+        if self.description is None:
+            self.description = self.signature.description
+        self.mime_type = self.mime_type or "text/plain"
+        self._pattern = UriPattern(self.uri_template)
 
     @classmethod
     def from_function(
@@ -244,7 +214,7 @@ class ResourceTemplate(_Description):
 
     def describe(self) -> dict[str, Any]:
         """Return the template as listed to clients."""
-        return self._describe(uriTemplate=self.uri_template)
+        return description_of(self, uriTemplate=self.uri_template, mimeType=self.mime_type)
 
     def matches(self, uri: str) -> dict[str, Any] | None:
         """Return the values of the variables in a URI; None if it doesn't match."""
@@ -252,14 +222,14 @@ class ResourceTemplate(_Description):
 
     async def read_for(self, variables: Mapping[str, Any], context: Any) -> str | bytes:
         """Return the content for variables' values. Raises ValueError if the function fails."""
-        with prefixed_errors("Error creating resource from template"):
+        with errors_as(lambda error: ValueError(f"Error creating resource from template: {error}")):
             return await _read_value(self.signature, self.signature.read(variables), context)
 
     def item(self, server: Any) -> "TemplateItem":
         """Return the template for the registry of a server."""
 
         async def run(variables: dict[str, Any], call: Call) -> Any:
-            with protocol_errors():
+            with errors_as(as_protocol_error):
                 return await self.read_for(variables, Context(server, call))
 
         schema = {"properties": {name: {"type": "string"} for name in self._pattern.variables}}

@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -227,8 +227,24 @@ class FastMCP(Generic[LifespanT]):
             registry = self.engine.registry
 
             async def complete(call: Call, params: CompleteRequestParams) -> Completion:
+                ref = params.ref
+                reference = (
+                    types.PromptReference(name=ref.name)
+                    if ref.type == "ref/prompt"
+                    else types.ResourceTemplateReference(uri=ref.uri)
+                )
+                argument = types.CompletionArgument(name=params.argument.name, value=params.argument.value)
+                known = params.context.arguments if params.context is not None else None
+                values = (reference, argument, types.CompletionContext(arguments=dict(known)) if known else None)
                 with tool_errors():
-                    return await _complete(function, params, Context(self, call))
+                    if inspect.iscoroutinefunction(function):
+                        found = await function(*values)
+                    else:
+                        found = await Context(self, call).run_in_thread(lambda: function(*values))
+                    if found is None:
+                        return Completion([], 0, False)
+                    wire = to_wire(found)
+                    return msgspec.convert({**wire, "values": wire["values"][:_MAX_COMPLETIONS]}, Completion)
 
             registry.completes = complete
             registry.offer("completions")
@@ -347,8 +363,13 @@ class FastMCP(Generic[LifespanT]):
         self._configure()
         return self._app(
             Route(self.settings.sse_path, endpoint=self.engine, methods=["GET"]),
-            Mount(self.settings.message_path, app=_PathRestorer(self.engine)),
+            Mount(self.settings.message_path, app=self._serve_mounted),
         )
+
+    async def _serve_mounted(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve below a path, restoring the prefix that Starlette removed from it."""
+        root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")
+        await self.engine({**scope, "root_path": outer if root.startswith(outer) else root}, receive, send)
 
     def _app(self, *routes: Any) -> Starlette:
         definition = self.engine.definition
@@ -432,17 +453,6 @@ class SessionManager:
         await self._engine(scope, receive, send)
 
 
-class _PathRestorer:
-    """The server mounted at a path: restores the prefix that Starlette removed from the path."""
-
-    def __init__(self, engine: Server) -> None:
-        self._engine = engine
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")
-        await self._engine({**scope, "root_path": outer if root.startswith(outer) else root}, receive, send)
-
-
 def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
     """Return the auth method for a server's arguments; None without authentication.
 
@@ -476,25 +486,3 @@ def _decorate(first: Any, register: Callable[[Any, str | None], Any]) -> Any:
         return register(function, first)
 
     return decorate
-
-
-async def _complete(function: Callable[..., Any], params: CompleteRequestParams, context: Any) -> Completion:
-    reference: Any
-    if params.ref.type == "ref/prompt":
-        reference = types.PromptReference(name=params.ref.name)
-    else:
-        reference = types.ResourceTemplateReference(uri=params.ref.uri)
-    argument = types.CompletionArgument(name=params.argument.name, value=params.argument.value)
-    known = params.context.arguments if params.context is not None else None
-    values = (reference, argument, types.CompletionContext(arguments=dict(known)) if known else None)
-    if inspect.iscoroutinefunction(function):
-        found = await function(*values)
-    else:
-        found = await context.run_in_thread(lambda: function(*values))
-    if found is None:
-        return Completion([], 0, False)
-    wire = cast("dict[str, Any]", to_wire(found))
-    return msgspec.convert({**wire, "values": wire["values"][:_MAX_COMPLETIONS]}, Completion)
-
-
-__all__ = ["FastMCP", "SessionManager"]

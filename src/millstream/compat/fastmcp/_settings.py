@@ -59,16 +59,14 @@ class UrlElicitationRequiredError(McpError):
         super().__init__(types.ErrorData(code=URL_ELICITATION_REQUIRED, message=text, data={"elicitations": urls}))
 
 
-def requires_url(error: BaseException) -> bool:
-    """Return whether an error is a `UrlElicitationRequiredError`, ours or an installed SDK's."""
-    return hasattr(error, "error") and any(
-        each.__name__ == "UrlElicitationRequiredError" for each in type(error).__mro__
-    )
+def is_error(error: BaseException, kind: type[McpError]) -> bool:
+    """Return whether an error is of a kind, ours or an installed SDK's."""
+    return hasattr(error, "error") and any(each.__name__ == kind.__name__ for each in type(error).__mro__)
 
 
-def as_protocol_error(error: Any, code: int) -> ProtocolError:
-    """Convert an error to a protocol error. An `McpError`, ours or an installed SDK's, keeps its code and data."""
-    if hasattr(error, "error") and any(each.__name__ == "McpError" for each in type(error).__mro__):
+def as_protocol_error(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
+    """Convert an error to a protocol error. An `McpError` keeps its code and data."""
+    if is_error(error, McpError):
         return ProtocolError(error.error.code, str(error), error.error.data)
     return ProtocolError(code, str(error))
 
@@ -81,42 +79,20 @@ def tool_errors() -> Generator[None]:
     except FastMCPError as error:
         raise EngineToolError(str(error)) from error
     except Exception as error:
-        if requires_url(error):
-            raise as_protocol_error(error, INTERNAL_ERROR) from error
+        if is_error(error, UrlElicitationRequiredError):
+            raise as_protocol_error(error) from error
         raise
 
 
 @contextmanager
-def protocol_errors(code: int = INTERNAL_ERROR) -> Generator[None]:
-    """Convert errors inside the block to protocol errors."""
+def errors_as(convert: Callable[[Exception], Exception]) -> Generator[None]:
+    """Convert errors inside the block, except those that the server handles itself."""
     try:
         yield
     except (ProtocolError, Declined, Cancelled):
         raise
     except Exception as error:
-        raise as_protocol_error(error, code) from error
-
-
-@contextmanager
-def prefixed_errors(what: str) -> Generator[None]:
-    """Convert errors inside the block to a ValueError whose message starts with `what`."""
-    try:
-        yield
-    except (ProtocolError, Declined, Cancelled):
-        raise
-    except Exception as error:
-        raise ValueError(f"{what}: {error}") from error
-
-
-__all__ = [
-    "FastMCPError",
-    "InvalidSignature",
-    "McpError",
-    "ResourceError",
-    "ToolError",
-    "UrlElicitationRequiredError",
-    "ValidationError",
-]
+        raise convert(error) from error
 
 
 MAX_BODY = 4 * 1024 * 1024
