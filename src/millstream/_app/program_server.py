@@ -10,7 +10,7 @@ from millstream._app.server import Server
 from millstream._app.user_routes import application_at
 from millstream._config import Settings
 from millstream.gateway._programs.auth import ProgramAuth
-from millstream.gateway._programs.classes import library_of
+from millstream.gateway._programs.classes import hosts_and_origins, library_of
 from millstream.gateway._programs.http import SIGN_IN, HttpSide
 from millstream.gateway._programs.program import program_of
 
@@ -76,16 +76,11 @@ def _settings_of(value: Any, side: HttpSide | None) -> Settings:
         security = getattr(getattr(value, "settings", None), "transport_security", None)
     origins: tuple[str, ...] = cors_origins
     if security is not None and security.enable_dns_rebinding_protection:
-        changed["allowed_hosts"] = tuple(dict.fromkeys(map(_without_port, security.allowed_hosts)))
-        origins = origins or tuple(each for each in security.allowed_origins if not each.endswith(":*"))
+        changed["allowed_hosts"], allowed_origins = hosts_and_origins(security)
+        origins = origins or allowed_origins
     if origins:
         changed["allowed_origins"] = origins
     changed["cors"] = bool(cors_origins)
     return Settings.load(
         **{name: each for name, each in changed.items() if f"MILLSTREAM_{name.upper()}" not in os.environ}
     )
-
-
-def _without_port(host: str) -> str:
-    name, _, port = host.rpartition(":")
-    return name if name and (port == "*" or port.isdigit()) else host

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from typing import Any, Generic, Literal
 
 import msgspec
 from msgspec import Struct
 from pydantic import BaseModel
 from pydantic_core.core_schema import CoreSchema, is_instance_schema
+from starlette.requests import Request
 from typing_extensions import TypeVar
 
 from millstream._protocol.content import Message
@@ -20,9 +21,6 @@ from millstream._server.calls.context import Context as EngineContext
 from millstream._server.calls.services import ServerChange
 from millstream.compat import types
 from millstream.compat.fastmcp._outputs import ContextMark, to_wire
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
 
 T = TypeVar("T")
 SessionT = TypeVar("SessionT", default=Any)
@@ -233,7 +231,11 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         """The request with its `meta`, `session`, `lifespan_context`, and HTTP `request`."""
         engine = self._engine
         lifespan: Any = {} if engine.lifespan is None else engine.lifespan
-        return RequestContext(engine.request_id, self._meta, self.session, lifespan, self._request)
+        request = None
+        if engine.headers:
+            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in engine.headers.items()]
+            request = Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw})
+        return RequestContext(engine.request_id, self._meta, self.session, lifespan, request)
 
     @property
     def _meta(self) -> Meta | None:
@@ -243,16 +245,6 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         if call.token is not None:
             found["progressToken"] = call.token
         return Meta.model_validate(found) if found else None
-
-    @property
-    def _request(self) -> "Request | None":
-        headers = self._engine.headers
-        if not headers:
-            return None
-        from starlette.requests import Request  # noqa: PLC0415  rarely used
-
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        return Request({"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw})
 
     @property
     def request_id(self) -> str:

@@ -167,15 +167,6 @@ class ToolOutput(Struct, frozen=True):
     is_error: bool = False
     meta: dict[str, Any] | None = None
 
-    def members(self) -> dict[str, Any]:
-        """Return the members of the result as JSON data."""
-        made: dict[str, Any] = {"content": to_wire(self.content)}
-        if self.structured is not None:
-            made["structuredContent"] = self.structured
-        if self.is_error:
-            made["isError"] = True
-        return made
-
 
 @dataclass(eq=False)
 class Tool:
@@ -297,7 +288,12 @@ class ToolItem(tools.Tool):
         """Encode the members of the result for the call's revision."""
         result: ToolOutput = value
         call.meta = result.meta
-        members = encode(result.members())[1:-1]
+        made: dict[str, Any] = {"content": to_wire(result.content)}
+        if result.structured is not None:
+            made["structuredContent"] = result.structured
+        if result.is_error:
+            made["isError"] = True
+        members = encode(made)[1:-1]
         revision = call.revision
         if revision.structured != "none" and {"audio", "resource_link"} <= set(revision.content):
             return members

@@ -20,6 +20,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.errors import ToolError as EngineToolError
 from millstream.compat import types
+from millstream.gateway._programs.classes import hosts_and_origins
 
 
 class FastMCPError(Exception):
@@ -155,15 +156,8 @@ class Settings:
         if security is None or not security.enable_dns_rebinding_protection:
             # Like the SDK: accept every header, but let no page read the response.
             return {"allowed_hosts": ("*",), "allowed_origins": ("*",), "cors": False}
-        return {
-            "allowed_hosts": tuple(dict.fromkeys(map(_without_port, security.allowed_hosts))),
-            "allowed_origins": tuple(each for each in security.allowed_origins if not each.endswith(":*")),
-        }
-
-
-def _without_port(host: str) -> str:
-    name, _, port = host.rpartition(":")
-    return name if name and (port == "*" or port.isdigit()) else host
+        hosts, origins = hosts_and_origins(security)
+        return {"allowed_hosts": hosts, "allowed_origins": origins}
 
 
 _FROM_ENVIRONMENT: dict[str, Callable[[str], Any]] = {

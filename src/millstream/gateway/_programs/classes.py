@@ -1,10 +1,11 @@
-"""Server classes of other libraries.
+"""Server classes and settings of other libraries.
 
 This module doesn't import any of them: their objects exist only where the program has imported them.
 """
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 _CLASSES: Mapping[tuple[str, str], str] = {
     ("fastmcp.server", "FastMCP"): "fastmcp",
@@ -30,3 +31,12 @@ def library_of(value: object) -> str:
         if isinstance(found, type) and isinstance(value, found):
             return library
     return ""
+
+
+def hosts_and_origins(security: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the hosts, without ports, and origins that the SDK's `TransportSecuritySettings` allow."""
+    hosts: dict[str, None] = {}
+    for host in security.allowed_hosts:
+        name, _, port = host.rpartition(":")
+        hosts[name if name and (port == "*" or port.isdigit()) else host] = None
+    return tuple(hosts), tuple(each for each in security.allowed_origins if not each.endswith(":*"))

@@ -101,22 +101,18 @@ class Program:
     Its lifespan runs while sessions are open.
     """
 
-    def __init__(
-        self, name: str, version: str, library: str, open: Open, side: HttpSide | None, *, handshake_only: bool
-    ) -> None:
+    def __init__(self, name: str, version: str, open: Open, side: HttpSide | None, *, handshake_only: bool) -> None:
         """Create the program; it starts with the first session.
 
         Args:
             name: name of the server.
             version: version of the server.
-            library: name and version, for errors and logs.
             open: runs the program.
             side: its HTTP side; None for a low-level server, which has none.
             handshake_only: whether it doesn't support the per-request era.
         """
         self.name: str = name
         self.version: str = version
-        self.library: str = library
         self.side: HttpSide | None = side
         self.handshake_only: bool = handshake_only
         self.messages: Messages = Messages()
@@ -222,7 +218,7 @@ def program_of(value: Any) -> Program:
         if library == "fastmcp"
         else partial(_low_level, low_level, serve)
     )
-    return Program(name, str(version or ""), library_version, open, side, handshake_only=serve is None)
+    return Program(name, str(version or ""), open, side, handshake_only=serve is None)
 
 
 def upstream_of(value: Any) -> Program:
