@@ -340,6 +340,17 @@ async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) ->
         assert text(await send(worker, key=BOB, then=answer(await send(worker, key=BOB))))
 
 
+async def test_repeated_answers_of_one_caller_do_not_hold_up_another(world: World) -> None:
+    guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
+    async with world.workers(2, auth=guard, max_questions=2, max_questions_per_principal=1) as (first, second):
+        alice, bob = await send(first, key=ALICE), await send(first, key=BOB)
+        *_, done = await asyncio.gather(
+            *(send(second, key=ALICE, then=answer(alice)) for _ in range(8)),
+            send(second, key=BOB, then=answer(bob, 5)),
+        )
+        assert 5 in world.answers, done
+
+
 async def test_parked_bytes_are_bounded_per_caller(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 4_000)
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})

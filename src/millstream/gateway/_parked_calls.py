@@ -430,30 +430,36 @@ class ParkedCalls:
     # For another worker
 
     def _on_wake_call(self, message: WakeCall, worker: str) -> None:
-        if (worker, message.number) in self._followers or len(self._followers) >= self._services.settings.max_questions:
+        number = message.number
+        try:
+            parked = self._find(message.id)
+            parked.wake(message.round, message.binding, _decode_responses(message.responses))
+        except ProtocolError as exc:
+            self._send_soon(worker, CallNews(number, "refused", _failure(exc.code, exc.message, exc.data)))
             return
-        follower = asyncio.get_running_loop().create_task(self._follow_for(message, worker))
-        self._followers[worker, message.number] = follower
-        follower.add_done_callback(lambda _: self._followers.pop((worker, message.number), None))
+        # One follower for each parked call, so the owner's share of parked calls bounds its followers.
+        follower = asyncio.get_running_loop().create_task(self._follow_for(parked, number, worker))
+        self._followers[worker, number] = follower
+
+        def end(task: asyncio.Task[None]) -> None:
+            del self._followers[worker, number]
+            if task.cancelled():  # perhaps before it began
+                self._drop(parked)
+
+        follower.add_done_callback(end)
 
     def _on_leave_call(self, message: LeaveCall, worker: str) -> None:
         follower = self._followers.get((worker, message.number))
         if follower is not None:
             follower.cancel()
 
-    async def _follow_for(self, message: WakeCall, worker: str) -> None:
-        """Resume a call for a request on another worker, and send that worker its messages."""
-        try:
-            parked = self._find(message.id)
-            parked.wake(message.round, message.binding, _decode_responses(message.responses))
-        except ProtocolError as exc:
-            self._send_soon(worker, CallNews(message.number, "refused", _failure(exc.code, exc.message, exc.data)))
-            return
+    async def _follow_for(self, parked: ParkedCall, number: int, worker: str) -> None:
+        """Send a resumed call's messages to the worker with its client's request."""
 
         async def send(kind: str, body: bytes) -> None:
             pieces = range(0, max(len(body), 1), _MAX_MESSAGE)
             for at in pieces:
-                news = CallNews(message.number, kind, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
+                news = CallNews(number, kind, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
                 if not await self._services.peers.send(worker, news):
                     raise LocalError("The worker that resumed a call has stopped.")
 
@@ -472,13 +478,10 @@ class ParkedCalls:
                 await send(*outcome_of(parked.task))
             else:
                 await send("asks", encode((self._ticket(parked), asks)))
-        except asyncio.CancelledError:
-            outbox.stop()
-            self._drop(parked)
-            raise
         except (LocalError, OSError):
-            outbox.stop()
             self._drop(parked)
+        finally:
+            outbox.stop()
 
 
 def outcome_of(task: asyncio.Task[bytes]) -> tuple[str, bytes]:
