@@ -241,6 +241,10 @@ class Dispatcher:
             return self._custom_result(call, exc)
         if isinstance(exc, ToolError | Declined | Cancelled):
             return self._tool_error(call, str(exc) or type(exc).__name__)
+        # A `CancelledError` has one of three senders. If the call was stopped (`Call.cancel`), the task only served to
+        # stop it, so its cancellation is taken back and the call is answered. If the owner of the task cancelled it,
+        # because the client is gone or the server stops, the error has to go on. Otherwise the function cancelled
+        # itself or awaited something cancelled, and its client still waits: that's an ordinary failure.
         if isinstance(exc, asyncio.CancelledError | GeneratorExit):
             task, stopped = _task(), isinstance(exc, asyncio.CancelledError)
             if task is not None and stopped and call.cancelled:

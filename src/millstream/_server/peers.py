@@ -149,10 +149,9 @@ class LeaveCall(Struct, frozen=True, array_like=True, tag="leave"):
 
 
 class CallNews(Struct, frozen=True, array_like=True, tag="news"):
-    """A notification, questions, or the end of a resumed call."""
+    """A message about a resumed call, for the worker with its client's request."""
 
     number: int
-    kind: str
     body: bytes
     more: bool = False
     """Whether the next message has the rest of the body."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from itertools import count
 from typing import Any
 
+import msgspec
 from msgspec import Raw, Struct
 
 from millstream._override import override
@@ -54,8 +55,57 @@ class Ticket(Struct, frozen=True, array_like=True):
 
 AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
 _decode_responses = decoder(dict[str, Raw])
-_decode_failure = decoder(tuple[int, str, Any])
-_decode_asks = decoder(tuple[Ticket, dict[str, Any]])
+_decode_questions = decoder(dict[str, Any])
+
+
+class _Woken(Struct, frozen=True, array_like=True, tag="woken"):
+    """The call goes on."""
+
+
+class _Notification(Struct, frozen=True, array_like=True, tag="notification"):
+    method: str
+    params: bytes
+
+
+class _Result(Struct, frozen=True, array_like=True, tag="result"):
+    body: bytes
+
+
+class _Questions(Struct, frozen=True, array_like=True, tag="questions"):
+    """The call waits for answers to these questions, which are JSON by key."""
+
+    ticket: Ticket
+    questions: bytes
+
+
+class _Refusal(Struct, frozen=True, array_like=True, tag="refusal"):
+    """The gateway's error. `data` is JSON."""
+
+    code: int
+    message: str
+    data: bytes
+
+
+class _Failure(_Refusal, frozen=True, array_like=True, tag="failure"):
+    """The upstream's error."""
+
+
+class _NoResult(Struct, frozen=True, array_like=True, tag="no result"):
+    """The call to the upstream has failed."""
+
+    message: str
+    late: bool
+
+
+class _Lost(Struct, frozen=True, array_like=True, tag="lost"):
+    """The call was canceled, or its worker has stopped."""
+
+
+_Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _Lost
+_encode_news = msgspec.msgpack.encode
+_decode_news: "Callable[[bytes], _Woken | _Notification | _Outcome]" = msgspec.msgpack.Decoder(
+    _Woken | _Notification | _Outcome
+).decode
 
 
 class _OpenQuestion(Struct):
@@ -196,7 +246,7 @@ class _Remote(Struct, eq=False):
 
     worker: str
     notify: Notify
-    outcome: asyncio.Future[tuple[str, bytes]]
+    outcome: asyncio.Future[_Outcome]
     wake_event: asyncio.Event
     pieces: list[bytes] = []
 
@@ -340,6 +390,9 @@ class ParkedCalls:
     # On another worker
 
     async def _resume_there(self, call: Call, relay: Relay, ticket: Ticket, ask_client: AskClient) -> bytes:
+        # A lease may outlive its worker for a while, so the first wait, for any message of that worker, is short. The
+        # second lasts as long as the call. If the client leaves, the call must end there: a state works only once, so
+        # no later request could resume it.
         peers, number = self._services.peers, next(self._numbers)
         remote = _Remote(ticket.worker, relay.notify, asyncio.get_running_loop().create_future(), asyncio.Event())
         self._remote[number] = remote
@@ -354,7 +407,7 @@ class ParkedCalls:
             except (LocalError, OSError) as exc:  # a timeout is an OSError, too
                 self._send_soon(ticket.worker, LeaveCall(number))
                 raise call_error(call, WORKER_UNREACHABLE) from exc
-            kind, body = await remote.outcome
+            outcome = await remote.outcome
         except asyncio.CancelledError:
             self._send_soon(ticket.worker, LeaveCall(number))
             raise
@@ -362,24 +415,18 @@ class ParkedCalls:
             del self._remote[number]
             remote.outcome.cancel()
         await relay.settle()
-        if kind == "result":
-            return body
-        if kind == "asks":
-            after, asks = _decode_asks(body)
-            raise ask_client(asks, after)
-        raise self._to_exception(call, kind, body)
-
-    @staticmethod
-    def _to_exception(call: Call, kind: str, body: bytes) -> Exception:
-        """Convert the outcome of a call on another worker to an exception."""
-        if kind == "lost":
-            return call_error(call, CALL_LOST)
-        code, message, data = _decode_failure(body)
-        if kind == "refused":
-            return ProtocolError(code, message, data)
-        if kind == "failed":
-            return ServerError(code, message, data)
-        return RequestTimeout(message) if kind == "late" else ClientError(message)
+        match outcome:
+            case _Result():
+                return outcome.body
+            case _Questions():
+                raise ask_client(_decode_questions(outcome.questions), outcome.ticket)
+            case _Lost():
+                raise call_error(call, CALL_LOST)
+            case _NoResult():
+                raise (RequestTimeout if outcome.late else ClientError)(outcome.message)
+            case _:
+                error = ServerError if isinstance(outcome, _Failure) else ProtocolError
+                raise error(outcome.code, outcome.message, msgspec.json.decode(outcome.data))
 
     def _send_soon(self, worker: str, message: LeaveCall | CallNews) -> None:
         async def send() -> None:
@@ -393,23 +440,21 @@ class ParkedCalls:
         if remote is None or remote.worker != worker or remote.outcome.done():
             return
         remote.wake_event.set()
-        if news.kind == "woken":
-            return
         remote.pieces.append(news.body)
         if news.more:
             return
-        body, remote.pieces = b"".join(remote.pieces), []
-        if news.kind.startswith("notifications/"):
-            remote.notify(news.kind, body)
-        else:
-            remote.outcome.set_result((news.kind, body))
+        message, remote.pieces = _decode_news(b"".join(remote.pieces)), []
+        if isinstance(message, _Notification):
+            remote.notify(message.method, message.params)
+        elif not isinstance(message, _Woken):
+            remote.outcome.set_result(message)
 
     def _on_interruption(self) -> None:
         """End the calls on other workers, because messages with their results may have been lost."""
         for number, remote in self._remote.items():
             if not remote.outcome.done():
                 remote.wake_event.set()
-                remote.outcome.set_result(("lost", b""))
+                remote.outcome.set_result(_Lost())
                 self._send_soon(remote.worker, LeaveCall(number))
 
     async def _drop_calls_of_dead_workers(self) -> None:
@@ -420,7 +465,7 @@ class ParkedCalls:
                 for remote in self._remote.values():
                     if remote.worker == worker and not remote.outcome.done():
                         remote.wake_event.set()
-                        remote.outcome.set_result(("lost", b""))
+                        remote.outcome.set_result(_Lost())
         for worker in {worker for worker, _ in self._followers}:
             if not await alive(worker):
                 for (each, _), task in list(self._followers.items()):
@@ -435,7 +480,8 @@ class ParkedCalls:
             parked = self._find(message.id)
             parked.wake(message.round, message.binding, _decode_responses(message.responses))
         except ProtocolError as exc:
-            self._send_soon(worker, CallNews(number, "refused", _failure(exc.code, exc.message, exc.data)))
+            refusal = _Refusal(exc.code, exc.message, encode(exc.data))
+            self._send_soon(worker, CallNews(number, _encode_news(refusal)))
             return
         # One follower for each parked call, so the owner's share of parked calls bounds its followers.
         follower = asyncio.get_running_loop().create_task(self._follow_for(parked, number, worker))
@@ -456,16 +502,16 @@ class ParkedCalls:
     async def _follow_for(self, parked: ParkedCall, number: int, worker: str) -> None:
         """Send a resumed call's messages to the worker with its client's request."""
 
-        async def send(kind: str, body: bytes) -> None:
-            pieces = range(0, max(len(body), 1), _MAX_MESSAGE)
-            for at in pieces:
-                news = CallNews(number, kind, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
+        async def send(message: _Woken | _Notification | _Outcome) -> None:
+            body = _encode_news(message)
+            for at in range(0, len(body), _MAX_MESSAGE):
+                news = CallNews(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
                 if not await self._services.peers.send(worker, news):
                     raise LocalError("The worker that resumed a call has stopped.")
 
-        outbox = NotificationQueue(send)
+        outbox = NotificationQueue(lambda method, params: send(_Notification(method, params)))
         try:
-            await send("woken", b"")
+            await send(_Woken())
             parked.attach(outbox.put)
             asks = await parked.next()
             parked.detach()
@@ -475,26 +521,22 @@ class ParkedCalls:
                 self._wait_for_client(parked)
             await outbox.settle()
             if asks is None:
-                await send(*outcome_of(parked.task))
+                await send(outcome_of(parked.task))
             else:
-                await send("asks", encode((self._ticket(parked), asks)))
+                await send(_Questions(self._ticket(parked), encode(asks)))
         except (LocalError, OSError):
             self._drop(parked)
         finally:
             outbox.stop()
 
 
-def outcome_of(task: asyncio.Task[bytes]) -> tuple[str, bytes]:
+def outcome_of(task: asyncio.Task[bytes]) -> _Outcome:
     """Return the outcome of a call to an upstream, for another worker."""
     if task.cancelled():
-        return "lost", b""
+        return _Lost()
     exc = task.exception()
     if exc is None:
-        return "result", task.result()
+        return _Result(task.result())
     if isinstance(exc, ServerError):
-        return "failed", _failure(exc.code, exc.message, exc.data)
-    return "late" if isinstance(exc, RequestTimeout) else "unanswered", _failure(0, str(exc), None)
-
-
-def _failure(code: int, message: str, data: Any) -> bytes:
-    return encode((code, message, data))
+        return _Failure(exc.code, exc.message, encode(exc.data))
+    return _NoResult(str(exc), isinstance(exc, RequestTimeout))
