@@ -1,27 +1,12 @@
-"""One handler per method. It takes a `Call` and returns the members of the result for the call's revision."""
+"""The handlers of all methods."""
 
 from millstream._server.dispatch import Dispatcher
-from millstream._server.handlers.listen import ListenHandlers
-from millstream._server.handlers.tools import (
-    CompletionHandlers,
-    DiscoveryHandlers,
-    PromptHandlers,
-    ResourceHandlers,
-    SessionHandlers,
-    ToolHandlers,
-)
+from millstream._server.handlers.listen import Listen
+from millstream._server.handlers.tools import Handlers
 
 
 def install(dispatcher: Dispatcher) -> None:
     """Register the handlers of every method."""
     registry, services = dispatcher.registry, dispatcher.services
-    for handlers in (
-        ToolHandlers(registry, services),
-        ResourceHandlers(registry, services),
-        PromptHandlers(registry),
-        CompletionHandlers(registry, services),
-        SessionHandlers(services),
-        ListenHandlers(registry, services),
-        DiscoveryHandlers(dispatcher.announcement),
-    ):
-        dispatcher.serve(handlers.table())
+    dispatcher.serve(Handlers(registry, services, dispatcher.announcement).table())
+    dispatcher.serve({"subscriptions/listen": Listen(registry, services)})

@@ -1,7 +1,7 @@
 """`subscriptions/listen`: the change stream of the per-request era, open until the client leaves."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,7 +21,6 @@ from millstream._protocol.notifications import (
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import UPDATED, ServerChange, Services, affected_uris
-from millstream._server.dispatch import Handler
 from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.tools import read, sees
@@ -35,17 +34,14 @@ ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 _decoder = msgspec.json.Decoder(SubscriptionsListenRequestParams)
 
 
-class ListenHandlers:
+class Listen:
     """The handler of `subscriptions/listen`."""
 
     def __init__(self, registry: Registry, services: Services) -> None:
         self._registry = registry
         self._services = services
 
-    def table(self) -> Mapping[str, Handler]:
-        return {"subscriptions/listen": self.listen}
-
-    async def listen(self, call: Call) -> bytes:
+    async def __call__(self, call: Call) -> bytes:
         """Acknowledge, then push changes until the call is cancelled or the server closes the reply channel."""
         wanted = read(_decoder, call).notifications
         settings = self._services.settings

@@ -1,20 +1,5 @@
-"""Handlers of requests for items, of completion, and of the session methods.
-
-`tools/list` and `tools/call`.
-
-Decoding of `params`, shared by the handlers.
-
-The caller's view of registered items, shared by the handlers.
-
-`completion/complete`: values for an argument of a prompt or a variable of a resource template.
-
-`server/discover`: the first request of a per-request-era client. The result can be cached.
-
-`prompts/list` and `prompts/get`.
-
-`resources/list`, `resources/templates/list`, `resources/read`, `resources/subscribe`, `resources/unsubscribe`.
-
-The session methods `ping` and `logging/setLevel`.
+"""Handlers of requests, one for each method. Each takes a `Call` and returns the members of the result for the call's
+revision.
 """
 
 import inspect
@@ -109,125 +94,125 @@ def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
         open_rounds(call)
 
 
-page_decoder: "msgspec.json.Decoder[PaginatedRequestParams]" = msgspec.json.Decoder(PaginatedRequestParams)
-
-
-_NONE = frozenset[str]()
-
-
-def list_page(registry: Registry, kind: str, call: Call) -> bytes:
-    """Return one page of the descriptions of a kind: the cached page, or one created for the call.
-
-    Raises:
-        ProtocolError: INVALID_PARAMS, for an unknown cursor.
-    """
-    cursor = read(page_decoder, call).cursor
-    return registry.page(
-        kind,
-        call.revision,
-        cursor,
-        granted_scopes(call) if registry.has_scopes else None,
-        registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
-    )
-
-
 def sees(call: Call, item: Any) -> bool:
     """Return whether the caller sees a registered item. A hidden item looks like a missing one."""
     return item.visible is None or bool(item.visible(call.principal))
 
 
 MAX_VALUES = 100
+_MAX_KEPT_PARAMS = 16 * 1024
+"""Maximum bytes of parameters that a call keeps while its tool runs."""
+_NONE = frozenset[str]()
+_page_decoder = msgspec.json.Decoder(PaginatedRequestParams)
+_complete_decoder = msgspec.json.Decoder(CompleteRequestParams)
+_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
+_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
+_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
+_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
+_call_decoder = msgspec.json.Decoder(CallToolRequestParams)
+_decode_object = decoder(dict[str, Any])
 
 
-_decoder = msgspec.json.Decoder(CompleteRequestParams)
+class Handlers:
+    """The handlers of all methods but `subscriptions/listen`."""
 
-
-class CompletionHandlers:
-    """The handler of `completion/complete`."""
-
-    def __init__(self, registry: Registry, services: Services) -> None:
+    def __init__(self, registry: Registry, services: Services, announcement: ServerDescription) -> None:
         self._registry = registry
         self._services = services
-
-    def table(self) -> Mapping[str, Handler]:
-        return {"completion/complete": self.complete}
-
-    async def complete(self, call: Call) -> bytes:
-        """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
-        params = read_texts(_decoder, call)
-        if self._registry.completes is not None:
-            return b'"completion":%b' % encode(await self._registry.completes(call, params))
-        item, reference = self._find(params.ref, call)
-        if params.argument.name not in item.parameters:
-            raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
-        members = await item.complete(params, call)
-        if members is not None:
-            return members
-        known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
-        completer = self._registry.complete_from(reference, params.argument.name)
-        if completer is None:
-            values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
-        else:
-            values = await self._ask(completer, params.argument.value, known, call)
-        shown = values[:MAX_VALUES]
-        return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
-
-    def _find(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
-        if reference.type == "ref/prompt":
-            prompt = self._registry.prompts.get(reference.name)
-            if prompt is not None and sees(call, prompt):
-                check_scopes(call, prompt.scopes)
-                return prompt, reference.name
-            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
-        if reference.type == "ref/resource":
-            template = self._registry.templates.get(reference.uri)
-            if template is not None and sees(call, template):
-                check_scopes(call, template.scopes)
-                return template, reference.uri
-            raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
-        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
-
-    async def _ask(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
-        if isinstance(completer, CompleterFunction):
-            found = await completer.run(value, known, call)
-        elif inspect.iscoroutinefunction(completer):
-            found = await completer(value, known)
-        else:
-            found = await self._services.threads.run(completer, value, known, owner=call.owner)
-        return [str(each) for each in found]
-
-
-class DiscoveryHandlers:
-    """The handler of `server/discover`."""
-
-    def __init__(self, announcement: ServerDescription) -> None:
         self._announcement = announcement
+        services.read_resource = self._read_inside
 
     def table(self) -> Mapping[str, Handler]:
-        return {"server/discover": self.discover}
+        """Return the handlers by method."""
+        return {
+            "tools/list": partial(self._list, "tools"),
+            "tools/call": self._call_tool,
+            "prompts/list": partial(self._list, "prompts"),
+            "prompts/get": self._get_prompt,
+            "resources/list": partial(self._list, "resources"),
+            "resources/templates/list": partial(self._list, "templates"),
+            "resources/read": self._read_resource,
+            "resources/subscribe": self._subscribe,
+            "resources/unsubscribe": self._unsubscribe,
+            "completion/complete": self._complete,
+            "server/discover": self._discover,
+            "ping": self._ping,
+            "logging/setLevel": self._set_level,
+        }
 
-    async def discover(self, call: Call) -> bytes:
-        """Return versions, capabilities, and instructions."""
-        call.meta = self._announcement.discover_meta(call.revision)
-        return self._announcement.discover(call.revision)
+    async def _list(self, kind: str, call: Call) -> bytes:
+        """Return one page of the descriptions of a kind: the cached page, or one created for the call."""
+        registry = self._registry
+        return registry.page(
+            kind,
+            call.revision,
+            read(_page_decoder, call).cursor,
+            granted_scopes(call) if registry.has_scopes else None,
+            registry.hidden_names(kind, call.principal) if kind in registry.conditional else _NONE,
+        )
 
+    async def _call_tool(self, call: Call) -> bytes:
+        """Run a tool. Prepared calls skip this handler."""
+        tool = self._open_tool(call)
+        tasks = self._services.tasks
+        if tool.task is not None and tasks is not None and (task := tasks(call, tool, self._run_tool)) is not None:
+            return await task
+        return await self._run_tool(call, tool)
 
-_get_decoder = msgspec.json.Decoder(GetPromptRequestParams)
+    async def _run_tool(self, call: Call, tool: Tool) -> bytes:
+        """Run a tool whose arguments are read."""
+        if self._services.attach_stream is not None:
+            self._services.attach_stream(call)
+        if len(call.params) > _MAX_KEPT_PARAMS:
+            if not call.revision.handshake:
+                call_binding(call)  # while the arguments are still available
+            # The arguments have been read, and the tool can take long.
+            call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
+        timeout = self._services.settings.tool_timeout if tool.timeout is None else tool.timeout
+        if timeout:
+            value = await run_with_timeout(tool.run, call, call.arguments, timeout)
+        else:
+            value = await tool.run(call.arguments, call)
+        return tool.encode(value, call)
 
+    def _open_tool(self, call: Call) -> Tool:
+        """Find the tool and decode its arguments.
 
-class PromptHandlers:
-    """Handlers of the prompt methods."""
+        Raises:
+            ProtocolError: The tool is unknown, headers differ from the arguments, or (older revisions) the arguments
+                are invalid.
+            ToolError: The arguments are invalid. The text tells the model what to fix.
+        """
+        params = read(_call_decoder, call)
+        tool = self._registry.tools.get(params.name)
+        call.name = params.name if tool is not None else params.name[:128]
+        if tool is None or not sees(call, tool):
+            call.name = call.name[:128]
+            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
+        # Before the arguments are read, because an error about them would reveal the schema.
+        check_scopes(call, tool.scopes)
+        if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
+            raise ToolError(f"{REQUIRES_CAPABILITIES} {', '.join(tool.requires)}.")
+        if tool.visible is not None and not call.revision.handshake and tool.requires:
+            require_capabilities(call.client.capabilities, tool.requires)
+        take_rounds(call, params)
+        raw = bytes(params.arguments) or b"{}"
+        if raw == b"null":
+            raw = b"{}"
+        if self._services.attach_stream is not None and b'"client_id"' in raw:
+            raw = _take_client_id(tool, call, raw)
+        if tool.headers and call.revision.routing_headers and call.headers is not None:
+            check(tool.headers, call.headers, _object(raw))
+        if call.arguments is None:  # otherwise REST has already read them, to tell invalid arguments from a failed tool
+            try:
+                call.arguments = tool.read(raw)
+            except ArgumentError as exc:
+                if call.revision.argument_errors_in_result:
+                    raise ToolError(str(exc)) from exc
+                raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
+        return tool
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    def table(self) -> Mapping[str, Handler]:
-        return {"prompts/list": self.list, "prompts/get": self.get}
-
-    async def list(self, call: Call) -> bytes:
-        return list_page(self._registry, "prompts", call)
-
-    async def get(self, call: Call) -> bytes:
+    async def _get_prompt(self, call: Call) -> bytes:
         params = read_texts(_get_decoder, call)
         prompt = self._registry.prompts.get(params.name)
         if prompt is None or not sees(call, prompt):
@@ -241,53 +226,25 @@ class PromptHandlers:
             raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
         return prompt.encode(await prompt.run(call.arguments, call), call)
 
-
-_read_decoder = msgspec.json.Decoder(ReadResourceRequestParams)
-_uri_decoder = msgspec.json.Decoder(ResourceRequestParams)
-
-
-class ResourceHandlers:
-    """Handlers of the resource methods."""
-
-    def __init__(self, registry: Registry, services: Services) -> None:
-        self._registry = registry
-        self._services = services
-        services.read_resource = self.read_inside
-
-    def table(self) -> Mapping[str, Handler]:
-        return {
-            "resources/list": self.list,
-            "resources/templates/list": self.list_templates,
-            "resources/read": self.read,
-            "resources/subscribe": self.subscribe,
-            "resources/unsubscribe": self.unsubscribe,
-        }
-
-    async def list(self, call: Call) -> bytes:
-        return list_page(self._registry, "resources", call)
-
-    async def list_templates(self, call: Call) -> bytes:
-        return list_page(self._registry, "templates", call)
-
-    async def read(self, call: Call) -> bytes:
+    async def _read_resource(self, call: Call) -> bytes:
         params = read(_read_decoder, call)
         call.name = params.uri
         take_rounds(call, params)
-        source, arguments = self._find(params.uri, call)
+        source, arguments = self._find_readable(params.uri, call)
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(params.uri)
         return source.encode(value, params.uri, call)
 
-    async def read_inside(self, uri: str, call: Call) -> Any:
+    async def _read_inside(self, uri: str, call: Call) -> Any:
         """Return the value of a resource, for a function that serves a call."""
-        source, arguments = self._find(uri, call)
+        source, arguments = self._find_readable(uri, call)
         value = await source.run(arguments, call)
         if value is None:
             raise _not_found(uri)
         return source.unwrap(value)
 
-    def _find(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
+    def _find_readable(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
         found, variables = find_readable(self._registry, uri, partial(sees, call))
         if found is None:
             raise _not_found(uri)
@@ -297,7 +254,7 @@ class ResourceHandlers:
         except ArgumentError as exc:
             raise ProtocolError(INVALID_PARAMS, f"Invalid resource URI: {exc}", {"uri": uri}) from exc
 
-    async def subscribe(self, call: Call) -> bytes:
+    async def _subscribe(self, call: Call) -> bytes:
         """Subscribe the session to changes of one resource."""
         uri = read(_uri_decoder, call).uri
 
@@ -306,7 +263,7 @@ class ResourceHandlers:
                 return None
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
-            self._find(uri, call)
+            self._find_readable(uri, call)
             self._services.changes.check_room(call.owner, (uri,))
             return msgspec.structs.replace(record, subscriptions=[*record.subscriptions, uri])
 
@@ -315,7 +272,7 @@ class ResourceHandlers:
         await self._services.changes.wait_until_followed((uri,))
         return b""
 
-    async def unsubscribe(self, call: Call) -> bytes:
+    async def _unsubscribe(self, call: Call) -> bytes:
         """End the session's subscription to one resource."""
         uri = read(_uri_decoder, call).uri
 
@@ -333,34 +290,60 @@ class ResourceHandlers:
         if session.record is not None:
             self._services.changes.follow(session.id, session.owner, session.record.subscriptions)
 
+    async def _complete(self, call: Call) -> bytes:
+        """Return values that begin with the typed text, from the registered completer or else the parameter's type."""
+        params = read_texts(_complete_decoder, call)
+        if self._registry.completes is not None:
+            return b'"completion":%b' % encode(await self._registry.completes(call, params))
+        item, reference = self._find_completed(params.ref, call)
+        if params.argument.name not in item.parameters:
+            raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
+        members = await item.complete(params, call)
+        if members is not None:
+            return members
+        known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
+        completer = self._registry.complete_from(reference, params.argument.name)
+        if completer is None:
+            values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
+        else:
+            values = await self._ask_completer(completer, params.argument.value, known, call)
+        shown = values[:MAX_VALUES]
+        return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))
 
-def _session(call: Call) -> Session:
-    if call.session is None:
-        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
-    return call.session
+    def _find_completed(self, reference: Reference, call: Call) -> tuple[Prompt | Template, str]:
+        if reference.type == "ref/prompt":
+            prompt = self._registry.prompts.get(reference.name)
+            if prompt is not None and sees(call, prompt):
+                check_scopes(call, prompt.scopes)
+                return prompt, reference.name
+            raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {reference.name[:128]!r}")
+        if reference.type == "ref/resource":
+            template = self._registry.templates.get(reference.uri)
+            if template is not None and sees(call, template):
+                check_scopes(call, template.scopes)
+                return template, reference.uri
+            raise ProtocolError(INVALID_PARAMS, f"Unknown resource template: {reference.uri[:256]!r}")
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
 
+    async def _ask_completer(self, completer: Any, value: str, known: dict[str, str], call: Call) -> list[str]:
+        if isinstance(completer, CompleterFunction):
+            found = await completer.run(value, known, call)
+        elif inspect.iscoroutinefunction(completer):
+            found = await completer(value, known)
+        else:
+            found = await self._services.threads.run(completer, value, known, owner=call.owner)
+        return [str(each) for each in found]
 
-def _not_found(uri: str) -> ProtocolError:
-    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})
+    async def _discover(self, call: Call) -> bytes:
+        """Return versions, capabilities, and instructions."""
+        call.meta = self._announcement.discover_meta(call.revision)
+        return self._announcement.discover(call.revision)
 
-
-_level_decoder = msgspec.json.Decoder(SetLevelRequestParams)
-
-
-class SessionHandlers:
-    """Handlers of the session methods."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    def table(self) -> Mapping[str, Handler]:
-        return {"ping": self.ping, "logging/setLevel": self.set_level}
-
-    async def ping(self, call: Call) -> bytes:
+    async def _ping(self, call: Call) -> bytes:
         """Return an empty result."""
         return b""
 
-    async def set_level(self, call: Call) -> bytes:
+    async def _set_level(self, call: Call) -> bytes:
         """Set the minimum severity of log messages for this session. Without a session, do nothing."""
         level = read(_level_decoder, call).level
         if level not in LOG_LEVELS:
@@ -372,94 +355,6 @@ class SessionHandlers:
                 call.session, lambda record: None if record.log_level == level else replace(record, log_level=level)
             )
         return b""
-
-
-_call_decoder = msgspec.json.Decoder(CallToolRequestParams)
-_MAX_KEPT_PARAMS = 16 * 1024
-"""Maximum bytes of parameters that a call keeps while its tool runs."""
-_decode_object = decoder(dict[str, Any])
-
-
-class ToolHandlers:
-    """Handlers of the tool methods."""
-
-    def __init__(self, registry: Registry, services: Services) -> None:
-        self._registry = registry
-        self._services = services
-        self._timeout = services.settings.tool_timeout
-
-    def table(self) -> Mapping[str, Handler]:
-        return {"tools/list": self.list, "tools/call": self.call}
-
-    async def list(self, call: Call) -> bytes:
-        return list_page(self._registry, "tools", call)
-
-    async def call(self, call: Call) -> bytes:
-        """Run a tool. Prepared calls skip this handler."""
-        tool = self._open(call)
-        tasks = self._services.tasks
-        if tool.task is not None and tasks is not None and (task := tasks(call, tool, self._run)) is not None:
-            return await task
-        return await self._run(call, tool)
-
-    async def _run(self, call: Call, tool: Tool) -> bytes:
-        """Run a tool whose arguments are read."""
-        if self._services.attach_stream is not None:
-            self._services.attach_stream(call)
-        if len(call.params) > _MAX_KEPT_PARAMS:
-            if not call.revision.handshake:
-                call_binding(call)  # while the arguments are still available
-            # The arguments have been read, and the tool can take long.
-            call.params = b'{"_meta":%b}' % (bytes(params_of(call).meta) or b"{}")
-        timeout = self._timeout if tool.timeout is None else tool.timeout
-        if timeout:
-            value = await run_with_timeout(tool.run, call, call.arguments, timeout)
-        else:
-            value = await tool.run(call.arguments, call)
-        return tool.encode(value, call)
-
-    def _open(self, call: Call) -> Tool:
-        """Find the tool and decode its arguments.
-
-        Raises:
-            ProtocolError: The tool is unknown, headers differ from the arguments, or (older revisions) the arguments
-                are invalid.
-            ToolError: The arguments are invalid. The text tells the model what to fix.
-        """
-        params = read(_call_decoder, call)
-        tool = self._registry.tools.get(params.name)
-        call.name = params.name if tool is not None else params.name[:128]
-        if tool is None or not sees(call, tool):
-            call.name = call.name[:128]
-            raise ProtocolError(INVALID_PARAMS, f"Unknown tool: {call.name!r}")
-        check_scopes(
-            call, tool.scopes
-        )  # before the arguments are read, because an error about them would reveal the schema
-        if tool.requires and call.revision.handshake and not declares(call.client.capabilities, tool.requires):
-            raise ToolError(f"{REQUIRES_CAPABILITIES} {', '.join(tool.requires)}.")
-        if tool.visible is not None and not call.revision.handshake and tool.requires:
-            require_capabilities(call.client.capabilities, tool.requires)
-        take_rounds(call, params)
-        raw = bytes(params.arguments) or b"{}"
-        if raw == b"null":
-            raw = b"{}"
-        if self._services.attach_stream is not None and b'"client_id"' in raw:
-            raw = _take_client_id(tool, call, raw)
-        if tool.headers and call.revision.routing_headers and call.headers is not None:
-            check(tool.headers, call.headers, _object(raw))
-        if call.arguments is None:  # otherwise REST has already read them, to tell invalid arguments from a failed tool
-            call.arguments = self._arguments(tool, raw, call)
-        return tool
-
-    @staticmethod
-    def _arguments(tool: Tool, raw: bytes, call: Call) -> Any:
-        try:
-            return tool.read(raw)
-        except ArgumentError as exc:
-            text = str(exc)
-        if call.revision.argument_errors_in_result:
-            raise ToolError(text)
-        raise ProtocolError(INVALID_PARAMS, text)
 
 
 def _take_client_id(tool: Tool, call: Call, raw: bytes) -> bytes:
@@ -478,3 +373,13 @@ def _object(raw: bytes) -> dict[str, Any]:
         return _decode_object(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: arguments must be an object ({exc})") from exc
+
+
+def _session(call: Call) -> Session:
+    if call.session is None:
+        raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
+    return call.session
+
+
+def _not_found(uri: str) -> ProtocolError:
+    return ProtocolError(RESOURCE_NOT_FOUND, "Resource not found", {"uri": shorten(uri, MAX_URI)})
