@@ -35,9 +35,7 @@ def _is_alias(value: Any) -> bool:
 PLAIN = frozenset(
     (
         "Server.name", "Server.version", "Server.settings", "Server.registry", "Server.start", "Server.stop",
-        "Server.running", "SyncContext.request_id", "SyncContext.revision", "SyncContext.client",
-        "SyncContext.principal", "SyncContext.session", "SyncContext.headers", "SyncContext.state",
-        "SyncContext.lifespan", "SyncContext.cancelled", "SyncContext.hub", "SyncContext.once",
+        "Server.running", "SyncContext.session", "SyncContext.hub", "SyncContext.once",
         "SyncContext.close_stream", "SyncContext.notify", "Context.session", "Context.close_stream"
     )
 )  # fmt: skip

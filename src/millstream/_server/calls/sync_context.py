@@ -8,14 +8,12 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from millstream._protocol.content import Message
-from millstream._protocol.errors import Cancelled, no_attribute
-from millstream._protocol.jsonrpc import RequestId
-from millstream._protocol.metadata import ClientInfo, LogLevel
+from millstream._protocol.errors import Cancelled
+from millstream._protocol.metadata import LogLevel
 from millstream._protocol.notifications import Root, SampleResult
-from millstream._protocol.principal import Principal, Publisher
-from millstream._server.calls.call import ELSEWHERE
+from millstream._protocol.principal import Publisher
+from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
-from millstream._server.calls.sessions import Session
 from millstream._server.calls.threads import Jobs, run_carried, work
 from millstream._server.questions.questions import Question
 
@@ -123,72 +121,19 @@ class SampleOptions(TypedDict, total=False):
     key: str | None
 
 
-class SyncContext:
+class SyncContext(CallInfo):
     """The current call, for a `def` function: ``def order(isbn: str, ctx: SyncContext) -> str``."""
 
     __slots__ = ("_context", "_wait")
 
     def __init__(self, context: Context, waits: Waits) -> None:
+        super().__init__(context._call, context._home)
+        self.state = context.state
         self._context = context
         self._wait = waits.wait
 
-    if not TYPE_CHECKING:  # type checkers would accept any attribute name
-
-        def __getattr__(self, name: str) -> Any:
-            raise no_attribute(self, name, ELSEWHERE)
-
     @property
-    def request_id(self) -> RequestId:
-        """The JSON-RPC id of the request."""
-        return self._context.request_id
-
-    @property
-    def revision(self) -> str:
-        """The date of the protocol revision in use."""
-        return self._context.revision
-
-    @property
-    def client(self) -> ClientInfo:
-        """The client's declared capabilities, and its name and version for display."""
-        return self._context.client
-
-    @property
-    def principal(self) -> Principal | None:
-        """The authenticated caller, or None without authentication."""
-        return self._context.principal
-
-    @property
-    def session(self) -> Session | None:
-        """The handshake session, or None."""
-        return self._context.session
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """HTTP headers of the request, with lower-case names."""
-        return self._context.headers
-
-    @property
-    def meta(self) -> Mapping[str, Any]:
-        """The read-only `_meta` of the request: ``ctx.meta.get("com.example/trace")``."""
-        return self._context.meta
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Values of this call."""
-        return self._context.state
-
-    @property
-    def lifespan(self) -> Any:
-        """The value that the lifespan of the function's own server, or of its parent, yielded."""
-        return self._context.lifespan
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the caller cancelled the call. Check it between the steps of long work."""
-        return self._context.cancelled
-
-    @property
-    def hub(self) -> "SyncHub":
+    def hub(self) -> SyncHub:
         """The hub of this server, with blocking methods.
 
         Raises:
