@@ -126,6 +126,7 @@ class Dispatcher:
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients, from now on."""
         self.instructions = self.announcement.instructions = instructions
+        self.announcement.forget()
 
     def introduce(self, info: Mapping[str, Any]) -> None:
         """Set the server's name, version, and other information for clients, from now on."""
@@ -138,7 +139,7 @@ class Dispatcher:
         """Add handlers by method."""
         self._handlers.update(handlers)
 
-    async def call(self, call: Call, scope: str = "") -> bytes:
+    async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901  one frame for each call
         """Run one call and return its answer.
 
         Args:
@@ -149,12 +150,8 @@ class Dispatcher:
             The complete JSON-RPC response. Empty if the caller cancelled; send no answer then.
         """
         key = (scope, call.id)
-        if (
-            scope
-            and (self.by_id.setdefault(key, call) is not call or call.cancelled)
-            and not self._begin_in(call, scope)
-        ):
-            release_arguments(call, self.services.bodies)
+        if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):
+            self._forget(call, key)
             return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
         self.calls.add(call)
         call.services = self.services
@@ -188,8 +185,10 @@ class Dispatcher:
             self.calls.discard(call)
             if scope:
                 del self.by_id[key]
-            if call.weight or call.release is not None:
-                self._give_back(call)
+            if call.weight:
+                release_arguments(call, self.services.bodies)
+            if call.release is not None:
+                call.release()
             if observe is not None:
                 observe(call, perf_counter() - started, answer)
         if call.question_ids or call.tee is not None:
@@ -207,23 +206,12 @@ class Dispatcher:
 
     def abandon(self, call: Call, scope: str = "") -> None:
         """Forget a counted call that won't run because its task was cancelled before it began."""
-        self.by_id.pop((scope, call.id), None)
+        self._forget(call, (scope, call.id))
+
+    def _forget(self, call: Call, key: tuple[str, RequestId]) -> None:
+        if self.by_id.get(key) is call:
+            del self.by_id[key]
         release_arguments(call, self.services.bodies)
-
-    def _give_back(self, call: Call) -> None:
-        """Free the resources that the call held."""
-        if call.weight:
-            release_arguments(call, self.services.bodies)
-        if call.release is not None:
-            call.release()
-
-    def _begin_in(self, call: Call, scope: str) -> bool:
-        if not self.control.enter(call, scope):
-            return False
-        if call.cancelled:
-            del self.by_id[(scope, call.id)]
-            return False
-        return True
 
     def _failure(self, call: Call, exc: BaseException) -> bytes:
         """Return the answer for any error of a handler. A failing call is always answered and never ends the server.

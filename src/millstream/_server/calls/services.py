@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from millstream._config import Settings
-from millstream._protocol.errors import INSUFFICIENT_SCOPE, LocalError, ProtocolError
+from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.handshake import Handshake
 from millstream._protocol.jsonrpc import Envelope, notification_message
 from millstream._protocol.metadata import ClientInfo
@@ -214,10 +214,6 @@ def sign_in_required(needed: frozenset[str]) -> ProtocolError:
     return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
 
 
-async def _no_resource(uri: str, call: Any) -> Any:
-    raise LocalError("This server has no readable resources.")
-
-
 class Services:
     """The shared services of one running server."""
 
@@ -283,8 +279,8 @@ class Services:
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
         """Returns the user's lifespan value for a server, which can be a mounted one."""
 
-        self.read_resource: Callable[[str, Any], Awaitable[Any]] = _no_resource
-        """Reads a resource as part of a call."""
+        self.read_resource: Callable[[str, Any], Awaitable[Any]]
+        """Reads a resource as part of a call. Set by the handlers."""
 
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """Returns the dependency overrides of a server, set by tests."""

@@ -46,38 +46,24 @@ class SessionRecord(Struct, frozen=True, omit_defaults=True):
 NO_RECORD = SessionRecord()
 
 
-class Session:
+class Session(Struct, eq=False):
     """A handshake session, for one request. `record` is set for sessions bound to a connection."""
 
-    __slots__ = ("charged_bytes", "client", "current", "expires_at", "id", "issued_at", "owner", "record", "revision")
-
-    def __init__(
-        self,
-        id: str,
-        revision: Revision,
-        client: ClientInfo,
-        *,
-        record: SessionRecord | None = None,
-        owner: str = "",
-        current: bool = True,
-        issued_at: float = 0.0,
-        expires_at: float = math.inf,
-    ) -> None:
-        self.id: str = id
-        """At least 128 random bits, never shown to other principals."""
-        self.revision: Revision = revision
-        self.client: ClientInfo = client
-        self.record: SessionRecord | None = record
-        self.owner: str = owner
-        """The owner whose share of record memory the session uses."""
-        self.charged_bytes: int = 0
-        """Bytes of that share, see `ClientMemoryQuota`."""
-        self.current: bool = current
-        """Whether its streams can be resumed. False if they belong to an older store epoch."""
-        self.issued_at: float = issued_at
-        """Unix time, or 0 if a record can be older than the session's first request."""
-        self.expires_at: float = expires_at
-        """Unix time. A connection's session ends with the connection instead."""
+    id: str
+    """At least 128 random bits, never shown to other principals."""
+    revision: Revision
+    client: ClientInfo
+    record: SessionRecord | None = None
+    owner: str = ""
+    """The owner whose share of record memory the session uses."""
+    charged_bytes: int = 0
+    """Bytes of that share, see `ClientMemoryQuota`."""
+    current: bool = True
+    """Whether its streams can be resumed. False if they belong to an older store epoch."""
+    issued_at: float = 0.0
+    """Unix time, or 0 if a record can be older than the session's first request."""
+    expires_at: float = math.inf
+    """Unix time. A connection's session ends with the connection instead."""
 
 
 FULL = -32000

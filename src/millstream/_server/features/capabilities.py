@@ -25,25 +25,15 @@ class ServerDescription:
         # Configuration
         self._registry = registry
         self._info = info
-        self._instructions = instructions
+        self.instructions: str = instructions
+        """Instructions for the client's model. Call `forget` after a change."""
         # Prepared
         self._made: dict[tuple[str, str, bool], bytes] = {}
         self._cached_count = 0
         """Number of capabilities when the cache was filled."""
 
-    @property
-    def instructions(self) -> str:
-        """Instructions for the client's model."""
-        return self._instructions
-
-    @instructions.setter
-    def instructions(self, instructions: str) -> None:
-        if instructions != self._instructions:
-            self._instructions = instructions
-            self._made.clear()
-
     def forget(self) -> None:
-        """Clear the cache, because the value of a capability has changed."""
+        """Clear the cache, because the instructions or the value of a capability have changed."""
         self._made.clear()
 
     def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:

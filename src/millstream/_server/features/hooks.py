@@ -72,31 +72,25 @@ class Request:
         return read(self._arguments)
 
 
-class ListRequest:
+class ListRequest(Struct, eq=False):
     """A request for a page of a list: ``async def on_list(self, request: ListRequest, next: Next): ...``"""
 
-    __slots__ = ("context", "kind")
-
-    def __init__(self, kind: str, context: Context) -> None:
-        self.kind: str = kind
-        """tools, prompts, resources, or templates."""
-        self.context: Context = context
+    kind: str
+    """tools, prompts, resources, or templates."""
+    context: Context
 
 
-class MessageRequest:
+class MessageRequest(Struct, eq=False):
     """Any request, before its parameters are read.
 
     Example:
         ``async def on_message(self, request: MessageRequest, next: Next): ...``
     """
 
-    __slots__ = ("context", "method", "params")
-
-    def __init__(self, method: str, params: dict[str, Any], context: Context) -> None:
-        self.method: str = method
-        self.params: dict[str, Any] = params
-        """The parameters from the client. The server reads your changes."""
-        self.context: Context = context
+    method: str
+    params: dict[str, Any]
+    """The parameters from the client. The server reads your changes."""
+    context: Context
 
 
 class Middleware:

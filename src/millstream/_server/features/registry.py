@@ -2,8 +2,6 @@
 
 Every change, even at run time, clears the encoded lists and calls `on_change`. A list is encoded once per revision and
 page. A cursor names the last item of a page, so any worker can continue a listing.
-
-One page of a list, encoded. A cursor names the last item of a page, so any worker can continue a listing.
 """
 
 import base64
@@ -230,11 +228,7 @@ class Registry:
         self.disabled[kind][key] = getattr(self, kind).pop(key)
         if kind == "tools":
             self.fast.pop(key.encode(), None)
-        rest: dict[str, Any] = getattr(self, kind)
-        self._scopes[kind] = frozenset().union(*(item.scopes for item in rest.values()))
-        self.has_scopes = any(self._scopes.values())
-        conditional = tuple(name for name, item in rest.items() if item.visible is not None)
-        self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
+        self._recount(kind)
         self._touch(kind)
 
     def enable(self, kind: str, key: str) -> None:
@@ -273,11 +267,19 @@ class Registry:
             items[name] = item
             if kind == "tools" and (fast := PreparedCall.of(item)) is not None:
                 self.fast[name.encode()] = fast
+        self._recount(kind)
+        self._forget_pages(kind)
+
+    def _recount(self, kind: str) -> None:
+        """Collect the scopes and conditions of all items of a kind. `_offer` adds those of one item instead, so that
+        many registrations don't take time that grows with their square.
+        """
+        items: dict[str, Any] = getattr(self, kind)
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
         self.has_scopes = any(self._scopes.values())
         conditional = tuple(name for name, item in items.items() if item.visible is not None)
-        self.conditional = {**self.conditional, kind: conditional} if conditional else _without(self.conditional, kind)
-        self._forget_pages(kind)
+        others = {each: names for each, names in self.conditional.items() if each != kind}
+        self.conditional = {**others, kind: conditional} if conditional else others
 
     def _touch(self, kind: str) -> None:
         change = _KINDS[kind]
@@ -461,7 +463,3 @@ class Registry:
     def complete_from(self, reference: str, argument: str) -> Completer | None:
         """Return the completer of a prompt or template argument, or None."""
         return self.completers.get((reference, argument))
-
-
-def _without(conditional: dict[str, tuple[str, ...]], kind: str) -> dict[str, tuple[str, ...]]:
-    return {each: names for each, names in conditional.items() if each != kind} if kind in conditional else conditional

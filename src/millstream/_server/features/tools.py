@@ -403,50 +403,47 @@ for each would take a millisecond to create.
 """
 
 
-class PreparedCall:
+class PreparedCall(Struct, frozen=True, eq=False):
     """The decoder for calls of one tool."""
 
-    __slots__ = ("decode", "tool")
-
-    def __init__(self, tool: Tool, decode: Any) -> None:
-        self.tool = tool
-        self.decode = decode
-        """bytes -> struct with `id` and `params`. Raises msgspec.DecodeError for everything but the common case."""
+    tool: Tool
+    decode: Any
+    """bytes -> struct with `id` and `params`. Raises msgspec.DecodeError for everything but the common case."""
 
     @staticmethod
     def of(tool: Tool) -> "PreparedCall | None":
         """Return the fast path of a tool, or None if its calls need checks that a typed decoder can't do."""
         if not tool.plain:
             return None
-        arguments: Any = tool.struct
-        if arguments is None:  # a decoder alone can't read them
-            decode = _in_two_steps(tool)
-            return PreparedCall(tool, _without_task(decode) if tool.task is not None else decode)
-        fields: list[Any] = [
-            ("name", Literal[tool.name]),
-            ("meta", _Meta, msgspec.field(name="_meta")),
-        ]
-        if any(field.required for field in msgspec.structs.fields(arguments)):
-            fields.append(("arguments", arguments))
-        else:
-            fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
-        fields.append(("responses", dict[str, Raw] | UnsetType, msgspec.field(default=UNSET, name="inputResponses")))
-        fields.append(("state", UnsetType, msgspec.field(default=UNSET, name="requestState")))
-        params = msgspec.defstruct("Params", fields, gc=False)
-        envelope = msgspec.defstruct(
-            "Envelope",
-            [
-                ("jsonrpc", Literal["2.0"]),
-                ("id", int | str),
-                ("method", Literal["tools/call"]),
-                ("params", params),
-                ("result", UnsetType, UNSET),
-                ("error", UnsetType, UNSET),
-            ],
-            gc=False,
-        )
-        decode = msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode
-        return PreparedCall(tool, _without_task(decode) if tool.task is not None else decode)
+        decode = _in_two_steps(tool) if tool.struct is None else _in_one_step(tool.name, tool.struct)
+        return PreparedCall(tool, decode if tool.task is None else _without_task(decode))
+
+
+def _in_one_step(name: str, arguments: Any) -> Callable[[bytes], Any]:
+    fields: list[Any] = [
+        ("name", Literal[name]),
+        ("meta", _Meta, msgspec.field(name="_meta")),
+    ]
+    if any(field.required for field in msgspec.structs.fields(arguments)):
+        fields.append(("arguments", arguments))
+    else:
+        fields.append(("arguments", arguments, msgspec.field(default_factory=arguments)))
+    fields.append(("responses", dict[str, Raw] | UnsetType, msgspec.field(default=UNSET, name="inputResponses")))
+    fields.append(("state", UnsetType, msgspec.field(default=UNSET, name="requestState")))
+    params = msgspec.defstruct("Params", fields, gc=False)
+    envelope = msgspec.defstruct(
+        "Envelope",
+        [
+            ("jsonrpc", Literal["2.0"]),
+            ("id", int | str),
+            ("method", Literal["tools/call"]),
+            ("params", params),
+            ("result", UnsetType, UNSET),
+            ("error", UnsetType, UNSET),
+        ],
+        gc=False,
+    )
+    return msgspec.json.Decoder(envelope, dec_hook=dec_hook).decode
 
 
 def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -462,6 +459,7 @@ def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _in_two_steps(tool: Tool) -> Callable[[bytes], Any]:
+    """Return a decoder for arguments that a decoder alone can't read."""
     name, decode_arguments = tool.name, tool.decode
 
     def decode_both(body: bytes) -> Any:

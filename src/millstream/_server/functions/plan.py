@@ -307,10 +307,9 @@ def _caller(
     """Return the most direct closure that calls `function` with a decoded struct and the context."""
     names = list(signature.parameters)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
-    if filled:
-        return _keyword_invoker(function, [name for name in names if name not in keyword_only], keyword_only, context)
-    if keyword_only:
-        return _by_keyword(function, [name for name in names if name not in keyword_only], keyword_only, context)
+    if filled or keyword_only:
+        positional = [name for name in names if name not in keyword_only]
+        return _by_name(function, positional, keyword_only, context, filled=bool(filled))
     if context is None:
         return (lambda arguments, _: function(*astuple(arguments))) if names else (lambda _, __: function())
     at = names.index(context)
@@ -328,24 +327,13 @@ def _caller(
     return call
 
 
-def _by_keyword(
-    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
+def _by_name(
+    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None, *, filled: bool
 ) -> Invoker:
-    def call(arguments: Any, ctx: Any) -> Any:
-        values = [ctx if name == context else getattr(arguments, name) for name in positional]
-        named = {name: ctx if name == context else getattr(arguments, name) for name in keyword_only}
-        return function(*values, **named)
-
-    return call
-
-
-def _keyword_invoker(
-    function: Callable[..., Any], positional: list[str], keyword_only: list[str], context: str | None
-) -> Invoker:
-    def call(arguments: Any, given: CallInputs) -> Any:
-        values = dict(given.values)
+    def call(arguments: Any, given: Any) -> Any:
+        values = {**given.values} if filled else {}
         if context is not None:
-            values[context] = given.context
+            values[context] = given.context if filled else given
         listed = [values[name] if name in values else getattr(arguments, name) for name in positional]
         named = {name: values[name] if name in values else getattr(arguments, name) for name in keyword_only}
         return function(*listed, **named)

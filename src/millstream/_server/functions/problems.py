@@ -171,7 +171,8 @@ class _Comparison:
         if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
             value = _from_text(value, _SCALARS[kind])
         choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
-        if choices and not _is_one_of(value, choices):
+        alike = (value == each and isinstance(value, bool) == isinstance(each, bool) for each in choices)
+        if choices and not any(alike):
             listed_choices = ", ".join(map(_json, choices[:MAX_LISTED])) + (", …" if len(choices) > MAX_LISTED else "")
             yield Problem(path, f"must be one of {listed_choices}{got_text(value, path, node)}")
         elif choices or (node.get("pattern") == DECIMAL and _is_of(value, "number")):
@@ -291,10 +292,6 @@ def _is_of(value: Any, kinds: str | list[str]) -> bool:
     if kind == "integer":
         return "number" in kinds
     return "integer" in kinds and isinstance(value, float) and value.is_integer()
-
-
-def _is_one_of(value: Any, choices: list[Any]) -> bool:
-    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in choices)
 
 
 def _what(node: Schema) -> str:

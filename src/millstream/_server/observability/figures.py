@@ -7,6 +7,7 @@ The merged history of all workers, for charts. All functions are pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any, TypeVar, cast
 
 from msgspec import Struct
@@ -46,7 +47,7 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
     total = OperationTally(0, {})
     for tally, _ in points.values():
         total.add(tally)
-    rows = [_history_row(key, tally, first.bounds) for key, tally in sorted(operations.items())]
+    rest = operations.pop(REST, None)
     return {
         "seconds": seconds,
         "step": step,
@@ -56,8 +57,11 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> dict[str, An
         "all": _columns(times, {at: tally for at, (tally, _) in points.items()}, points, first.bounds),
         "chosen": _columns(times, chosen, points, first.bounds),
         "process": _gauges(times, points, step),
-        "operations": [row for row in rows if row["method"]],
-        "rest": next((row for row in rows if not row["method"]), None),
+        "operations": [
+            {"method": method, "name": name, **_figures(tally, first.bounds)}
+            for (method, name), tally in sorted(operations.items())
+        ],
+        "rest": None if rest is None else {"method": "", "name": "", **_figures(rest, first.bounds)},
     }
 
 
@@ -100,11 +104,6 @@ def _gauges(
 def _figures(tally: OperationTally, bounds: tuple[float, ...]) -> dict[str, Any]:
     counts = [tally.buckets.get(place, 0) for place in range(len(bounds) + 1)]
     return {"calls": sum(counts), "errors": tally.errors, **percentiles(bounds, counts)}
-
-
-def _history_row(key: tuple[str, str], tally: OperationTally, bounds: tuple[float, ...]) -> dict[str, Any]:
-    method, name = key if key != REST else ("", "")
-    return {"method": method, "name": name, **_figures(tally, bounds)}
 
 
 Key = TypeVar("Key")
@@ -183,14 +182,12 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
             "blocked": max(each.blocked for each in every),
         },
         "process": _merge_all((each.process for each in every), _sum),
-        "hub": _sum_of_all([each.hub for each in every]),
+        "hub": reduce(_sum, [each.hub for each in every]),
         "store": store,
-        "workers": [_worker(name, each) for name, each in sorted(workers.items(), key=_age)],
+        "workers": [
+            _worker(name, each) for name, each in sorted(workers.items(), key=lambda item: (item[1].since, item[0]))
+        ],
     }
-
-
-def _age(named: tuple[str, Figures]) -> tuple[float, str]:
-    return named[1].since, named[0]
 
 
 def _worker(name: str, figures: Figures) -> dict[str, Any]:
@@ -225,15 +222,13 @@ def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
     return OperationFigures(
         one.calls + other.calls,
         one.errors + other.errors,
-        _longer(one.grown, other.grown),
+        # An empty list counts as zeros.
+        [a + b for a, b in zip(one.grown, other.grown, strict=True)]
+        if one.grown and other.grown
+        else one.grown or other.grown,
         one.per_second + other.per_second,
         _sum(one.rate, other.rate),
     )
-
-
-def _longer(one: list[int], other: list[int]) -> list[int]:
-    """Return sums by bucket. An empty list counts as zeros."""
-    return [a + b for a, b in zip(one, other, strict=True)] if one and other else one or other
 
 
 def _row(key: tuple[str, str], operation: OperationFigures, bounds: Sequence[float]) -> dict[str, Any]:
@@ -274,13 +269,6 @@ def _sum(one: Any, other: Any) -> Any:
     if isinstance(one, dict):
         return _merge_all(cast("list[dict[str, Any]]", [one, other]), _sum)
     return one + other
-
-
-def _sum_of_all(several: Sequence[Any]) -> Any:
-    total: Any = None
-    for each in several:
-        total = _sum(total, each)
-    return total
 
 
 def _rows(values: Mapping[Labels, int]) -> list[dict[str, Any]]:
