@@ -170,7 +170,7 @@ class _Comparison:
         kind = node.get("type", "")
         if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
             value = _from_text(value, _SCALARS[kind])
-        choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
+        choices = _choices(node)
         alike = (value == each and isinstance(value, bool) == isinstance(each, bool) for each in choices)
         if choices and not any(alike):
             listed_choices = ", ".join(map(_json, choices[:MAX_LISTED])) + (", …" if len(choices) > MAX_LISTED else "")
@@ -227,7 +227,7 @@ class _Comparison:
                 return
         if len(alike) == 1:
             yield from self.problems(alike[0], value, path)
-        elif any("type" in each or "enum" in each for each in options):
+        elif any("type" in each or _choices(each) for each in options):
             kinds = " or ".join(dict.fromkeys(map(_what, options)))
             yield Problem(path, f"must be {kinds}{got_text(value, path, node, typed=not alike)}")
         else:
@@ -294,6 +294,11 @@ def _is_of(value: Any, kinds: str | list[str]) -> bool:
     return "integer" in kinds and isinstance(value, float) and value.is_integer()
 
 
+def _choices(node: Schema) -> list[Any]:
+    choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
+    return choices
+
+
 def _what(node: Schema) -> str:
     """Return the type that a schema asks for, in JSON terms."""
     known = FORMATS.get(node.get("contentEncoding") or node.get("format", ""))
@@ -301,8 +306,8 @@ def _what(node: Schema) -> str:
         return f"{known[1].partition(' such as')[0]}{'' if 'contentEncoding' in node else ' as text'}"
     if node.get("pattern") == DECIMAL:
         return "a decimal number as text"
-    if "enum" in node:
-        return " or ".join(map(_json, node["enum"][:MAX_LISTED]))
+    if choices := _choices(node):
+        return " or ".join(map(_json, choices[:MAX_LISTED]))
     kind = node.get("type", "object" if "$ref" in node else "any value")
     return words(kind if is_array(kind) else [kind])
 
@@ -374,10 +379,10 @@ def _kind(node: Any) -> str:
     """Return a property's type in a word or two."""
     if not is_object(node):
         return "any"
-    if "enum" in node:
-        return " | ".join(_json(choice) for choice in node["enum"])
-    if "anyOf" in node:
-        return " | ".join(_kind(part) for part in node["anyOf"])
+    if choices := _choices(node):
+        return " | ".join(map(_json, choices))
+    if parts := node.get("anyOf") or node.get("oneOf"):
+        return " | ".join(map(_kind, parts))
     kind = node.get("type", "object" if "$ref" in node else "any")
     if kind == "array" and is_object(node.get("items")):
         return f"array of {_kind(node['items'])}"

@@ -5,7 +5,6 @@ are refused before the client is asked. Constraints that a form can't express (`
 checked on the answer.
 """
 
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -13,9 +12,9 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
-from millstream._protocol.json_schema import Schema, drop_null, is_array, is_integral, is_object
+from millstream._protocol.json_schema import Schema, drop_null, is_integral, is_object
 from millstream._server.functions.engine import VALUE, Engine, engine_of_type
-from millstream._server.functions.problems import explain
+from millstream._server.functions.problems import Problem, explain, find_problems
 
 TEXTS = ("type", "title", "description", "default")
 KEYWORDS = {
@@ -152,7 +151,8 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
         for name, value in content.items()
     }
     if isinstance(answer, dict):
-        _check(content, schema)
+        if problems := list(find_problems(schema, content)):
+            raise _wrong_answer(problems, schema)
         return content
     form = form_of(answer)
     values = content if form.plain else {VALUE: content}
@@ -162,53 +162,12 @@ def parse_answer(content: dict[str, Any], answer: Any) -> Any:
         problems = form.engine.problems(error, values)
         if not form.plain:
             problems = [each._replace(path=each.path[1:]) for each in problems]
-        why = shorten(explain(problems, schema))
-        raise ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {why}") from error
+        raise _wrong_answer(problems, schema) from error
 
 
-JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "array": (list,),
-}  # fmt: skip
-
-
-def _check(content: dict[str, Any], schema: Schema) -> None:
-    """Validate an answer against a handwritten form."""
-    properties: dict[str, Schema] = schema.get("properties", {})
-    problems = [f"{name!r} is missing" for name in schema.get("required", []) if name not in content]
-    problems += [
-        f"{name!r} {problem}"
-        for name, value in content.items()
-        if name in properties and (problem := _misfit(value, properties[name]))
-    ]
-    if problems:
-        raise ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {'; '.join(problems)}")
-
-
-def _misfit(value: Any, node: Schema) -> str | None:
-    kind = node.get("type", "string")
-    if type(value) not in JSON_TYPES.get(kind, (str,)):
-        return f"is not of type {kind}"
-    choices = _allowed_values(node if kind != "array" else node.get("items", {}))
-    chosen: list[Any] = value if is_array(value) else [value]
-    if choices and any(one not in choices for one in chosen):
-        return f"is not one of {', '.join(map(str, choices))}"
-    size: Any = value if kind in ("integer", "number") else len(chosen if kind == "array" else str(value))
-    lower, upper = BOUNDS.get(kind, ("", ""))
-    if size < node.get(lower, size) or size > node.get(upper, size):
-        return "is out of bounds"
-    if "pattern" in node and not re.search(node["pattern"], str(value)):
-        return f"doesn't match {node['pattern']}"
-    return None
-
-
-BOUNDS = {
-    "string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"),
-    "integer": ("minimum", "maximum"), "number": ("minimum", "maximum"),
-}  # fmt: skip
-
-
-def _allowed_values(node: Schema) -> list[Any]:
-    return node.get("enum") or [choice["const"] for choice in _titled_choices(node)]
+def _wrong_answer(problems: list[Problem], schema: Schema) -> ProtocolError:
+    why = shorten(explain(problems, schema))
+    return ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {why}")
 
 
 def _titled_choices(node: Schema) -> list[Schema]:
