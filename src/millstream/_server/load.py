@@ -111,10 +111,8 @@ class Load:
         Raises:
             ProtocolError: The limit is reached, see `admit`.
         """
-        if size > LIGHT:
-            if not self._bodies.take(call.owner, size):
-                raise busy_error()
-            call.weight = size
+        if not self.takes(call, size):
+            raise busy_error()
 
     def full(self, owner: str) -> bool:
         """Return whether a caller is at its limit."""
@@ -139,10 +137,10 @@ class Load:
 
     def takes(self, call: Call, size: int) -> bool:
         """Count the bytes like `take`, but return False instead of raising."""
-        try:
-            self.take(call, size)
-        except ProtocolError:
-            return False
+        if size > LIGHT:
+            if not self._bodies.take(call.owner, size):
+                return False
+            call.weight = size
         return True
 
     def _owners(self) -> Iterator[str]:

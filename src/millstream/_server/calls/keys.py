@@ -94,7 +94,9 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
         return load_secrets(setting)
     if own is None:
         own = load_secrets("")
-        mine = _derive(own.values[0])
+        # The machine's secret in a form for a store: it's the same after a restart and doesn't reveal the secret, which
+        # other servers may use, too.
+        mine = b64encode(hmac.digest(own.values[0], _STORE_KEY.encode(), "sha256"))
     else:
         mine = own.values[0]
     kept = None
@@ -120,13 +122,6 @@ def state_directory(environ: Mapping[str, str] | None = None, platform: str = sy
     else:
         base, below = environ.get("HOME", ""), ".local/state"
     return Path(base, below, "millstream") if base else None
-
-
-def _derive(secret: bytes) -> bytes:
-    """Return the form of a machine's secret for a store. It's the same after a restart and doesn't reveal the secret,
-    which other servers may use, too.
-    """
-    return b64encode(hmac.digest(secret, _STORE_KEY.encode(), "sha256"))
 
 
 def _of_process(why: str) -> Secrets:

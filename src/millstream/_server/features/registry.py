@@ -6,7 +6,7 @@ page. A cursor names the last item of a page, so any worker can continue a listi
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import count
 from typing import Any, cast
 
@@ -27,47 +27,11 @@ _MEMBERS = {"tools": "tools", "resources": "resources", "templates": "resourceTe
 """Kind -> member of the list result."""
 
 
-def page_of(
-    kind: str,
-    items: Mapping[str, Any],
-    revision: Revision,
-    cursor: str | None,
-    *,
-    size: int,
-    ttl_ms: int,
-    private: bool,
-) -> bytes:
-    """Return the members of one page.
-
-    Args:
-        kind: The kind of items.
-        items: All items visible to the caller, by name.
-        revision: The client's revision.
-        cursor: The end of the last page.
-        size: Items per page.
-        ttl_ms: How long a client can cache the page.
-        private: Whether only the caller can cache it.
-
-    Raises:
-        ProtocolError: INVALID_PARAMS, for an unknown cursor.
-    """
-    names = list(items)
-    start = 0 if cursor is None else _start(kind, names, cursor)
-    shown = names[start : start + size]
-    describe = revisions.tool if kind == "tools" else revisions.project_item
-    result: dict[str, Any] = {_MEMBERS[kind]: [describe(items[name].describe(), revision) for name in shown]}
-    if start + size < len(names):
-        result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{shown[-1]}".encode()).decode()
-    if revision.result_type:
-        result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
-    return encode(result)[1:-1]
-
-
-def _start(kind: str, names: Iterable[str], cursor: str) -> int:
+def _start(kind: str, names: list[str], cursor: str) -> int:
     try:
         found, _, name = base64.b64decode(cursor, b"-_", validate=True).decode().partition(":")
         if found == kind:
-            return list(names).index(name) + 1
+            return names.index(name) + 1
     except (ValueError, binascii.Error):
         pass
     raise ProtocolError(INVALID_PARAMS, "Invalid cursor. List again from the start.")
@@ -435,8 +399,19 @@ class Registry:
             items = self.visible(kind, seen, hidden)
             if self.select_listed is not None:
                 items = dict(self.select_listed(kind, items))
-            ttl_ms, private = self.cache_hint(kind, self._list_ttl_ms, private=private)
-            made = page_of(kind, items, revision, cursor, size=self._page_size, ttl_ms=ttl_ms, private=private)
+            names = list(items)
+            start = 0 if cursor is None else _start(kind, names, cursor)
+            end = start + self._page_size
+            describe = revisions.tool if kind == "tools" else revisions.project_item
+            result: dict[str, Any] = {
+                _MEMBERS[kind]: [describe(items[name].describe(), revision) for name in names[start:end]]
+            }
+            if end < len(names):
+                result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{names[end - 1]}".encode()).decode()
+            if revision.result_type:
+                ttl_ms, private = self.cache_hint(kind, self._list_ttl_ms, private=private)
+                result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
+            made = encode(result)[1:-1]
             if cursor != "":
                 if len(self._pages) >= _MAX_PAGES:
                     self._pages.clear()

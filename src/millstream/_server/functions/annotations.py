@@ -80,7 +80,10 @@ def normalize(annotation: Any) -> Any:
         for meta in metadata:
             members = _distribute_bounds(members, meta)
         annotation = union_of(members)
-        metadata = tuple(_texts_of(each) if isinstance(each, Meta) else each for each in metadata)
+        metadata = tuple(
+            Meta(**{name: getattr(each, name) for name in _TEXTS}) if isinstance(each, Meta) else each
+            for each in metadata
+        )
     elif origin in COLLECTIONS:
         annotation = origin[*(part if part is ... else normalize(part) for part in get_args(annotation))]
     elif annotation is object:
@@ -95,10 +98,6 @@ def union_of(members: list[Any]) -> Any:
     """Return the union of types."""
     union: Any = Union
     return union[tuple(members)]
-
-
-def _texts_of(meta: Meta) -> Meta:
-    return Meta(**{name: getattr(meta, name) for name in _TEXTS})
 
 
 def _distribute_bounds(members: list[Any], meta: Any) -> list[Any]:

@@ -63,26 +63,8 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and value >= 0 and isfinite(value)
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _are_icons(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in cast("Sequence[Any]", value))
-
-
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list | tuple | set | frozenset) and all(map(_is_text, cast("Iterable[Any]", value)))
-
-
-def _are_scopes(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | frozenset) and all(
-        isinstance(each, str) and _SCOPE.fullmatch(each) for each in cast("Iterable[Any]", value)
-    )
 
 
 MAX_COST = 1_000_000
@@ -91,6 +73,7 @@ _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
 """RFC 6749 §3.3, scope-token."""
 _TEXT = (_is_text, "a string")
+_FLAG: tuple[Callable[[Any], bool], str] = (lambda value: type(value) is bool, "True or False")
 _JSON = (_is_json, "a dict with string keys and JSON-serializable values")
 _SCHEMA = (is_object, "a JSON Schema as a dict")
 MAX_TASK_TTL = 365 * 86400
@@ -100,7 +83,12 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "title": _TEXT,
     "description": _TEXT,
     "mime_type": _TEXT,
-    "icons": (_are_icons, "a list of Icon"),
+    "icons": (
+        lambda value: (
+            isinstance(value, list | tuple) and all(isinstance(each, Icon) for each in cast("Sequence[Any]", value))
+        ),
+        "a list of Icon",
+    ),
     "meta": _JSON,
     "requires": (
         lambda value: _is_json(value) and all(isinstance(each, Mapping) for each in value.values()),
@@ -115,21 +103,27 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: type(value) is int and 1 <= value <= MAX_SEATS,
         f"the maximum number of concurrent calls, a whole number from 1 to {MAX_SEATS}",
     ),
-    "scopes": (_are_scopes, "a list of scopes without blanks or quotes"),
+    "scopes": (
+        lambda value: _are_texts(value) and all(map(_SCOPE.fullmatch, value)),
+        "a list of scopes without blanks or quotes",
+    ),
     "annotations": (lambda value: isinstance(value, Struct) or _is_named(value), "an annotations object or a dict"),
-    "timeout": (_is_time, "a number of seconds, or 0 for no limit"),
-    "size": (_is_size, "a number of bytes"),
-    "thread": (lambda value: type(value) is bool, "True or False"),
-    "lenient": (lambda value: type(value) is bool, "True or False"),
+    "timeout": (
+        lambda value: type(value) in (int, float) and value >= 0 and isfinite(value),
+        "a number of seconds, or 0 for no limit",
+    ),
+    "size": (lambda value: type(value) is int and value >= 0, "a number of bytes"),
+    "thread": _FLAG,
+    "lenient": _FLAG,
     "task": (lambda value: value in ("allowed", "required"), "'allowed' or 'required'"),
     "task_ttl": (
         lambda value: type(value) in (int, float) and 0 < value <= MAX_TASK_TTL,
         f"a number of seconds up to {MAX_TASK_TTL:,}",
     ),
-    "task_retry": (lambda value: type(value) is bool, "True or False"),
-    "defer_task": (lambda value: type(value) is bool, "True or False"),
+    "task_retry": _FLAG,
+    "defer_task": _FLAG,
     "tags": (_are_texts, "a list of strings"),
-    "enabled": (lambda value: type(value) is bool, "True or False"),
+    "enabled": _FLAG,
     "visible": (
         lambda value: callable(value) and not inspect.iscoroutinefunction(value),
         "a plain function of the principal, not `async def`",

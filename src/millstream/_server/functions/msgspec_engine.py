@@ -169,29 +169,27 @@ def has_decimals(schema: Schema) -> bool:
     return repr(DECIMAL) in repr(schema)
 
 
-class MsgspecOutput:
-    """The output of a type that msgspec supports. Encoded values are decoded again as validation."""
+def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
+    """Return an encoder that decodes what it has written as validation."""
+    decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
+    # Values of such a class aren't decoded again, because it validates itself or decoding has side effects.
+    self_validating = annotation if hasattr(annotation, "__post_init__") else None
+    exact = has_decimals(schema)
 
-    def __init__(self, annotation: Any, schema: Schema) -> None:
-        self.schema = schema
-        self._decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
-        self._self_validating = annotation if hasattr(annotation, "__post_init__") else None
-        """The class whose values aren't decoded again, because it validates itself or decoding has side effects."""
-        self._exact = has_decimals(schema)
-
-    def encode(self, value: Any) -> bytes:
-        """See `Output`."""
+    def encode_checked(value: Any) -> bytes:
         data = encode(value)
-        if type(value) is not self._self_validating:
+        if type(value) is not self_validating:
             try:
-                self._decode(data)
+                decode(data)
             except (msgspec.ValidationError, ValueError) as error:
                 unwritable = b"null" in data and has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook))
                 raise output_error(f"{NO_NUMBER}: {error}" if unwritable else str(error)) from None
-        if self._exact and (b"NaN" in data or b"Infinity" in data):
-            for problem in find_problems(self.schema, msgspec.json.decode(data), steps=inf):
+        if exact and (b"NaN" in data or b"Infinity" in data):
+            for problem in find_problems(schema, msgspec.json.decode(data), steps=inf):
                 raise output_error(f"{subject(problem.path) if problem.path else ''}{problem.text}")
         return data
+
+    return encode_checked
 
 
 @once_per_type
@@ -202,7 +200,7 @@ def output_of(annotation: Any) -> Output | None:
         OutputError: msgspec doesn't support the type.
     """
     try:
-        schema = schema_of(annotation, hook=schema_hook, written=True)
-        return MsgspecOutput(annotation, drop_formats(schema, LOOSE)) if is_structured(schema) else None
+        schema = drop_formats(schema_of(annotation, hook=schema_hook, written=True), LOOSE)
+        return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error

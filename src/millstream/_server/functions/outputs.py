@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
 from pathlib import PurePath
-from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin
 
 import msgspec
+from msgspec import Struct
 
 from millstream._protocol.content import BLOCKS
 from millstream._protocol.errors import LocalError
@@ -19,20 +20,14 @@ _KEPT_TYPES = 512
 STRUCTURED_TYPES = frozenset(("object", "array", "integer", "number", "boolean", "null"))
 
 
-class Output(Protocol):
-    """The output of a tool: its schema, and an encoder for values that match it."""
+class Output(Struct, frozen=True, eq=False):
+    """The output of a tool."""
 
-    @property
-    def schema(self) -> Schema: ...
-
-    def encode(self, value: Any) -> bytes:
-        """Return the JSON of a value.
-
-        Raises:
-            LocalError: The value doesn't match the schema. The text names the field.
-            TypeError: The value isn't JSON-serializable.
-        """
-        ...
+    schema: Schema
+    encode: Callable[[Any], bytes]
+    """Returns the JSON of a value. Raises LocalError if the value doesn't match the schema, with the name of the field,
+    and TypeError if it isn't JSON-serializable.
+    """
 
 
 class OutputError(TypeError):

@@ -490,33 +490,23 @@ class _DataclassSchema:
         return schema
 
 
-class PydanticOutput:
-    """The output of a type that pydantic supports. Builtins in place of a model are validated and encoded as the
-    model.
-    """
-
-    def __init__(self, adapter: Any, schema: Schema) -> None:
-        self.schema = schema
-        self._validate = adapter.validate_python
-        self._dump = adapter.dump_json
-
-    def encode(self, value: Any) -> bytes:
-        """See `Output`."""
-        try:
-            made: Any = self._validate(value)
-            if isinstance(made, pydantic.BaseModel):
-                unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
-                if unset:  # `model_construct` validates nothing
-                    raise output_error(f"missing {list_names(unset)}")
-            data: bytes = self._dump(made, by_alias=True, warnings="error")
-        except pydantic.ValidationError as error:
-            problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
-            raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
-        except PydanticSerializationError as error:
-            raise output_error(str(error)) from None
-        if b"null" in data and has_no_number(pydantic_core.to_jsonable_python(made, inf_nan_mode="constants")):
-            raise output_error(NO_NUMBER)
-        return data
+def _encode_checked(adapter: Any, value: Any) -> bytes:
+    """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
+    try:
+        made: Any = adapter.validate_python(value)
+        if isinstance(made, pydantic.BaseModel):
+            unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
+            if unset:  # `model_construct` validates nothing
+                raise output_error(f"missing {list_names(unset)}")
+        data: bytes = adapter.dump_json(made, by_alias=True, warnings="error")
+    except pydantic.ValidationError as error:
+        problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
+        raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
+    except PydanticSerializationError as error:
+        raise output_error(str(error)) from None
+    if b"null" in data and has_no_number(pydantic_core.to_jsonable_python(made, inf_nan_mode="constants")):
+        raise output_error(NO_NUMBER)
+    return data
 
 
 @once_per_type
@@ -534,7 +524,7 @@ def output_of(annotation: Any) -> Output | None:
     except _UNREADABLE as error:
         raise OutputError(f"{type_text(annotation)} isn't supported") from error
     schema = drop_formats(_clean_schema(schema, schema.get("title", "")), LOOSE)
-    return PydanticOutput(adapter, schema) if is_structured(schema) else None
+    return Output(schema, partial(_encode_checked, adapter)) if is_structured(schema) else None
 
 
 def _adapter(annotation: Any) -> Any:

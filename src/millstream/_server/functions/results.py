@@ -41,21 +41,6 @@ class ToolResult(Struct, frozen=True):
     meta: dict[str, Any] | None = None
 
 
-class CheckedOutput:
-    """The output of a handwritten schema."""
-
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
-        self._check = SchemaCheck(schema, whole="the result", object_root=False)
-
-    def encode(self, value: Any) -> bytes:
-        """See `Output`."""
-        data = encode(value)
-        if not self._check.fits(written := msgspec.json.decode(data)):
-            raise output_error(self._check.reasons(written, len(data)))
-        return data
-
-
 def output_from_schema(schema: Schema) -> Output:
     """Return the output of a handwritten schema.
 
@@ -63,7 +48,15 @@ def output_from_schema(schema: Schema) -> Output:
         ValueError: The schema is invalid.
         ImportError: The extra for schema checks isn't installed.
     """
-    return CheckedOutput(schema)
+    check = SchemaCheck(schema, whole="the result", object_root=False)
+
+    def encode_checked(value: Any) -> bytes:
+        data = encode(value)
+        if not check.fits(written := msgspec.json.decode(data)):
+            raise output_error(check.reasons(written, len(data)))
+        return data
+
+    return Output(schema, encode_checked)
 
 
 def encode_result(value: Any, output: Output | None = None) -> bytes:

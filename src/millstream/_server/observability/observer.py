@@ -89,7 +89,9 @@ class Tracer:
             f"{_short(call.method)} {_short(name)}" if target is not None and name else _short(call.method),
             attributes,
             meta=members(meta),
-            headers=_trace_headers(call.headers),
+            headers={name.decode(): call.headers[name].decode("latin-1") for name in _HEADERS if name in call.headers}
+            if call.headers
+            else {},
         )
 
     def end(self, call: Call, outcome: str) -> tuple[str, str]:
@@ -104,12 +106,6 @@ class Tracer:
                 attributes["rpc.response.status_code"] = outcome
         self._spans.end(opened, attributes=attributes, failed=bool(outcome))
         return opened.trace_id, opened.span_id
-
-
-def _trace_headers(headers: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    if headers is None:
-        return {}
-    return {name.decode(): headers[name].decode("latin-1") for name in _HEADERS if name in headers}
 
 
 def _short(text: str) -> str:
@@ -198,7 +194,7 @@ class Observer:
             "Time from the first to the last message of sessions that are over.",
             ("transport", "mcp_protocol_version"),
         )
-        self._sessions = ActiveSessions(self._session_over)
+        self._sessions = ActiveSessions(lambda labels, seconds: self._session_durations.observe(seconds, labels))
         registry.read(
             "gauge",
             "mcp_server_sessions_active",
@@ -302,9 +298,6 @@ class Observer:
                 self._kinds.clear()
             self._kinds[key] = series, frame
         return series, frame
-
-    def _session_over(self, labels: Labels, seconds: float) -> None:
-        self._session_durations.observe(seconds, labels)
 
     # For the dashboard
 
