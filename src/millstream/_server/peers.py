@@ -3,8 +3,6 @@
 Data that must not be lost is in the store. A message announces it, or asks for work on a running call. Each message has
 a MAC with the server's secret, so access to the store isn't enough to forge one. A store that isn't shared has no other
 workers, and costs nothing here.
-
-Messages between workers that share a store, sent by `peers`.
 """
 
 import asyncio
@@ -21,13 +19,17 @@ from millstream._stores.base import Store
 from millstream._tasks import cancel_all
 
 
-class RecordUpdate(Struct, frozen=True, array_like=True, tag="record"):
+class PeerMessage(Struct, frozen=True, array_like=True):
+    """A message of one worker to another. Its tag is its name on the wire."""
+
+
+class RecordUpdate(PeerMessage, frozen=True, tag="record"):
     """A session has a new or changed record."""
 
     session: str
 
 
-class AnswerMessage(Struct, frozen=True, array_like=True, tag="answer"):
+class AnswerMessage(PeerMessage, frozen=True, tag="answer"):
     """A client answered a question of a call on the receiver."""
 
     session: str
@@ -36,7 +38,7 @@ class AnswerMessage(Struct, frozen=True, array_like=True, tag="answer"):
     error: bytes
 
 
-class CancelCall(Struct, frozen=True, array_like=True, tag="cancel"):
+class CancelCall(PeerMessage, frozen=True, tag="cancel"):
     """A client cancelled a call."""
 
     session: str
@@ -44,40 +46,40 @@ class CancelCall(Struct, frozen=True, array_like=True, tag="cancel"):
     """JSON, because an integer can have more than 64 bits."""
 
 
-class SessionEnd(Struct, frozen=True, array_like=True, tag="end"):
+class SessionEnd(PeerMessage, frozen=True, tag="end"):
     """A session was deleted."""
 
     session: str
 
 
-class StandaloneTakeover(Struct, frozen=True, array_like=True, tag="stream"):
+class StandaloneTakeover(PeerMessage, frozen=True, tag="stream"):
     """A session has a new stand-alone stream at the sender. The last announced one wins."""
 
     session: str
     id: int
 
 
-class ReplyTakeover(Struct, frozen=True, array_like=True, tag="follow"):
+class ReplyTakeover(PeerMessage, frozen=True, tag="follow"):
     """The sender reads the stream of a call from now on. The last announced reader wins."""
 
     log: str
     id: int
 
 
-class PostedMessage(Struct, frozen=True, array_like=True, tag="post"):
+class PostedMessage(PeerMessage, frozen=True, tag="post"):
     """A client sent a message for a connection on the receiver."""
 
     connection: str
     body: bytes
 
 
-class ResourceUpdate(Struct, frozen=True, array_like=True, tag="update"):
+class ResourceUpdate(PeerMessage, frozen=True, tag="update"):
     """A resource changed."""
 
     uri: str
 
 
-class ExtensionBroadcast(Struct, frozen=True, array_like=True, tag="broadcast"):
+class ExtensionBroadcast(PeerMessage, frozen=True, tag="broadcast"):
     """A notification of an extension for the sessions of every worker."""
 
     source: str
@@ -87,14 +89,14 @@ class ExtensionBroadcast(Struct, frozen=True, array_like=True, tag="broadcast"):
     message: bytes
 
 
-class ItemRemoval(Struct, frozen=True, array_like=True, tag="remove"):
+class ItemRemoval(PeerMessage, frozen=True, tag="remove"):
     """A registered item was removed."""
 
     kind: str
     key: str
 
 
-class ItemSwitch(Struct, frozen=True, array_like=True, tag="switch"):
+class ItemSwitch(PeerMessage, frozen=True, tag="switch"):
     """A registered item was enabled or disabled."""
 
     kind: str
@@ -104,33 +106,33 @@ class ItemSwitch(Struct, frozen=True, array_like=True, tag="switch"):
     """A stamp (see `Peers.stamp`). The last change wins."""
 
 
-class WorkerStart(Struct, frozen=True, array_like=True, tag="join"):
+class WorkerStart(PeerMessage, frozen=True, tag="join"):
     """The sender has just started. It has only the items that its program registers."""
 
 
-class LossNotice(Struct, frozen=True, array_like=True, tag="miss"):
+class LossNotice(PeerMessage, frozen=True, tag="miss"):
     """The sender may have missed messages of others."""
 
 
-class WorkerGreeting(Struct, frozen=True, array_like=True, tag="present"):
+class WorkerGreeting(PeerMessage, frozen=True, tag="present"):
     """The sender was running before a worker that has just started."""
 
 
-class StatsRequest(Struct, frozen=True, array_like=True, tag="ask"):
+class StatsRequest(PeerMessage, frozen=True, tag="ask"):
     """A request for the sender's dashboard."""
 
     number: int
     about: bytes
 
 
-class StatsReply(Struct, frozen=True, array_like=True, tag="tell"):
+class StatsReply(PeerMessage, frozen=True, tag="tell"):
     """The reply to a `StatsRequest`."""
 
     number: int
     answer: bytes
 
 
-class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
+class WakeCall(PeerMessage, frozen=True, tag="wake"):
     """A client's answers to the questions of a forwarded call, which waits on the receiver."""
 
     number: int
@@ -142,13 +144,13 @@ class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
     """JSON: answers by the keys of their questions."""
 
 
-class LeaveCall(Struct, frozen=True, array_like=True, tag="leave"):
+class LeaveCall(PeerMessage, frozen=True, tag="leave"):
     """The client that resumed a call cancelled it."""
 
     number: int
 
 
-class CallNews(Struct, frozen=True, array_like=True, tag="news"):
+class CallNews(PeerMessage, frozen=True, tag="news"):
     """A message about a resumed call, for the worker with its client's request."""
 
     number: int
@@ -158,10 +160,26 @@ class CallNews(Struct, frozen=True, array_like=True, tag="news"):
 
 
 Message = (
-    RecordUpdate | AnswerMessage | CancelCall | SessionEnd | StandaloneTakeover | ReplyTakeover | PostedMessage
-    | ResourceUpdate | ExtensionBroadcast | ItemRemoval | ItemSwitch | WorkerStart | LossNotice | WorkerGreeting
-    | StatsRequest | StatsReply | WakeCall | LeaveCall | CallNews
-)  # fmt: skip
+    RecordUpdate
+    | AnswerMessage
+    | CancelCall
+    | SessionEnd
+    | StandaloneTakeover
+    | ReplyTakeover
+    | PostedMessage
+    | ResourceUpdate
+    | ExtensionBroadcast
+    | ItemRemoval
+    | ItemSwitch
+    | WorkerStart
+    | LossNotice
+    | WorkerGreeting
+    | StatsRequest
+    | StatsReply
+    | WakeCall
+    | LeaveCall
+    | CallNews
+)
 
 
 LEEWAY = 60.0
