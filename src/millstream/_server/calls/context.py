@@ -219,9 +219,7 @@ class Context(CallInfo):
         Raises:
             ValueError: The conversation has a tool use without its result, or the reverse.
         """
-        question = Sample(
-            messages, max_tokens, system, temperature, stop_sequences, preferences, tools, tool_choice
-        )  # fmt: skip
+        question = Sample(messages, max_tokens, system, temperature, stop_sequences, preferences, tools, tool_choice)
         result: SampleResult = await self._ask_one(question, key)
         return result
 

@@ -2,12 +2,8 @@
 
 The composition root creates them for one event loop. Nothing here makes decisions about calls.
 
-Change notifications: one bus inside the server for both eras.
-
-Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher`.
-Changes are hints about state. Each kind is encoded once, and none are stored.
-
-Observation of messages that don't become calls.
+Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher` to
+the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, and none are stored.
 """
 
 import time
@@ -183,8 +179,7 @@ class ObserveMessage(Protocol):
             transport: The transport.
             session: The session, with client and revision.
             status: Empty for success, otherwise the JSON-RPC code, HTTP status, or problem type. It's a label, so the
-                number of
-                values is small.
+                number of values is small.
             target: The tool or channel.
             principal: The sender.
             address: The sender's address, of a publication.

@@ -4,7 +4,7 @@ Resources are closed in reverse order when the function is done, before its resu
 was cancelled, or stopped for a question. The error is raised at the ``yield``, as in `contextlib`, so a dependency can
 roll back. A dependency that swallows the error doesn't turn the failure into a success.
 
-Completers, ``f(value, arguments)``, and dependencies in their parameters.
+Completers, ``f(value, arguments)``, can have dependencies, too.
 """
 
 import asyncio

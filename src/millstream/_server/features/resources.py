@@ -1,7 +1,4 @@
-"""Resources and resource templates: their descriptions and contents.
-
-Prompts: their descriptions and results.
-"""
+"""Resources, resource templates, and prompts: their descriptions, contents, and messages."""
 
 import re
 from collections.abc import Callable, Mapping

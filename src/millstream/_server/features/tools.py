@@ -2,10 +2,9 @@
 
 A tool is built from an `ItemSource` and has no knowledge of functions. Everything is computed at registration.
 
-A decoder per tool for complete `tools/call` messages of the per-request era.
-
-The transport finds it by the `Mcp-Name` header. It accepts exactly the well-formed common case. For anything else the
-decoder fails, and `protocol.admission` returns the exact error.
+`PreparedCall` is a decoder for complete `tools/call` messages of the per-request era. The transport finds it by the
+`Mcp-Name` header. It accepts exactly the well-formed common case. For anything else the decoder fails, and
+`protocol.admission` returns the exact error.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
-"""`Depends`: parameters filled in by another function instead of the client.
+"""Python callables: whether they can be registered, their names, annotations, and context parameters, and `Depends`,
+which fills in a parameter by another function instead of the client.
 
 Dependencies are planned at registration, so mistakes are reported then. `features.dependency_resolver` resolves them
 per call.
-
-Python callables: whether they can be registered, and their names, annotations, and context parameters.
 """
 
 import contextlib

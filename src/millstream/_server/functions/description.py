@@ -1,11 +1,7 @@
-"""Descriptions of tools, resources, and prompts, and validation of decorator options.
+"""Descriptions of tools, resources, and prompts, from decorator options, docstrings, and `Field`.
 
-Docstrings for clients: the description of a function and of each parameter.
-
-`Field`: constraints and texts of a parameter or field, inside ``Annotated``.
-
-It's a `msgspec.Meta`, so it also works in dataclasses, Structs, and TypedDicts, and msgspec validates it while
-decoding.
+`Field` returns a `msgspec.Meta`, so it also works in dataclasses, Structs, and TypedDicts, and msgspec validates it
+while decoding.
 """
 
 import inspect

@@ -2,11 +2,9 @@
 
 It's msgspec if msgspec supports every type, and pydantic otherwise.
 
-Validation against handwritten schemas, with error messages for models.
-
-`jsonschema-rs` decides in time that grows with the value and not with the number of paths through the schema. Its list
-of errors has no such bound, so `problems` finds the reasons. Nothing is fetched. The library is an extra, loaded when
-such a schema is registered (docs/decisions/0008).
+`SchemaCheck` validates against a handwritten schema. `jsonschema-rs` decides in time that grows with the value and not
+with the number of paths through the schema. Its list of errors has no such bound, so `problems` finds the reasons.
+Nothing is fetched. The library is an extra, loaded when such a schema is registered (docs/decisions/0008).
 """
 
 from collections.abc import Callable

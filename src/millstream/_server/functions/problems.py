@@ -27,12 +27,23 @@ MAX_STEPS = 50_000
 """Maximum number of comparisons of a value's parts with a schema."""
 
 WORDS = {
-    "integer": "an integer", "string": "a string", "number": "a number", "boolean": "true or false", "null": "null",
-    "array": "an array", "object": "an object",
-}  # fmt: skip
+    "integer": "an integer",
+    "string": "a string",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+    "array": "an array",
+    "object": "an object",
+}
 KINDS: Mapping[type, str] = {
-    dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null",
-}  # fmt: skip
+    dict: "object",
+    list: "array",
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    type(None): "null",
+}
 FORMATS: Mapping[str, tuple[Any, str]] = {
     "date-time": (datetime, "a date and time such as 1999-12-31T12:00:00Z"),
     "date": (date, "a date such as 1999-12-31"),
@@ -55,9 +66,10 @@ _NUMERIC: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     ),
 }
 _SIZES = {
-    "string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"),
+    "string": ("minLength", "maxLength"),
+    "array": ("minItems", "maxItems"),
     "object": ("minProperties", "maxProperties"),
-}  # fmt: skip
+}
 _is_decimal = re.compile(DECIMAL[1:-1]).fullmatch
 SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
 """Names of values that are never repeated, because the text can end up in a log."""

@@ -211,9 +211,11 @@ class _LaxClosedArguments(_ClosedArguments):
 
 
 _BASES: Mapping[tuple[bool, bool], type[_Arguments]] = {
-    (False, True): _Arguments, (True, True): _ClosedArguments,
-    (False, False): _LaxArguments, (True, False): _LaxClosedArguments,
-}  # fmt: skip
+    (False, True): _Arguments,
+    (True, True): _ClosedArguments,
+    (False, False): _LaxArguments,
+    (True, False): _LaxClosedArguments,
+}
 """(refuse unknown arguments, strict plain types) -> base of the model."""
 
 
@@ -294,9 +296,17 @@ def _property(parameter: Parameter) -> Schema | None:
 
 
 _OF_FIELDS = (
-    "alias", "deprecated", "exclude", "frozen", "init", "init_var", "kw_only", "serialization_alias",
-    "validate_default", "validation_alias",
-)  # fmt: skip
+    "alias",
+    "deprecated",
+    "exclude",
+    "frozen",
+    "init",
+    "init_var",
+    "kw_only",
+    "serialization_alias",
+    "validate_default",
+    "validation_alias",
+)
 
 
 def _is_about_the_type(field: FieldInfo) -> bool:

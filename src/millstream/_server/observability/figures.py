@@ -1,9 +1,7 @@
-"""Measurements for the dashboard: one `Figures` per worker, merged into one page.
+"""Measurements for the dashboard: one `Figures` and one history per worker, merged into one page.
 
 Figures hold counts by bucket instead of percentiles, so those of several workers can be added up. `dashboard_values`
-computes percentiles and rates from the sum.
-
-The merged history of all workers, for charts. All functions are pure.
+computes percentiles and rates from the sum, and `history_values` the charts. All functions are pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,9 +70,7 @@ def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally
 
 def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
     """Return the sum of the gauges of two workers at the same time."""
-    return Gauges(
-        max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams
-    )  # fmt: skip
+    return Gauges(max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams)
 
 
 def _columns(

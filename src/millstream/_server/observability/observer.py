@@ -4,8 +4,6 @@ An `Observer` exists only if one of these is enabled. The dispatcher calls it af
 (`begin`) if spans are enabled. Labels are bounded: methods of the specification, registered tools, and ``_other``.
 Messages that aren't calls (`initialize`, notifications, refused messages) arrive through `message`.
 
-Spans of calls, with names and attributes by the OpenTelemetry conventions for MCP.
-
 A span lasts as long as the dispatcher works on its call and is the current span, so spans created by a tool become
 children. Arguments and results aren't recorded. `telemetry.spans` is loaded only if the program has imported
 OpenTelemetry or names a provider in the environment.
@@ -118,10 +116,13 @@ LATELY = 5.0
 
 _METHODS = frozenset(
     (
-        "response", "hub/publish", "hub/subscribe", "hub/unsubscribe",
+        "response",
+        "hub/publish",
+        "hub/subscribe",
+        "hub/unsubscribe",
         *(method for revision in ALL for method in (*revision.requests, *revision.notifications)),
     )
-)  # fmt: skip
+)
 """Methods with their own label. ``response`` is a client's answer to a question."""
 LISTEN = "subscriptions/listen"
 """This method isn't counted as a call, because its duration depends on the client."""
@@ -236,9 +237,16 @@ class Observer:
         else:
             client, principal = call.client, call.principal
             key = (
-                method, call.name, outcome, call.revision.date, client.name, client.version,
-                "" if session is None else session.id, "" if principal is None else principal.id, call.transport,
-            )  # fmt: skip
+                method,
+                call.name,
+                outcome,
+                call.revision.date,
+                client.name,
+                client.version,
+                "" if session is None else session.id,
+                "" if principal is None else principal.id,
+                call.transport,
+            )
         kind = self._kinds.get(key)
         series, frame = self._kind(key) if kind is None else kind
         series.counts[bisect_left(series.bounds, seconds)] += 1

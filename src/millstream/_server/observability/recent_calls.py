@@ -149,10 +149,23 @@ class RecentCalls:
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
         # A tuple is cheaper than a Struct, and few entries are ever read.
-        (self._failures if outcome else self._successes).append((
-            now, method, call.name, outcome, seconds * 1000, client, caller, call.transport, revision,
-            len(answer), arguments, error, incident,
-        ))  # fmt: skip
+        (self._failures if outcome else self._successes).append(
+            (
+                now,
+                method,
+                call.name,
+                outcome,
+                seconds * 1000,
+                client,
+                caller,
+                call.transport,
+                revision,
+                len(answer),
+                arguments,
+                error,
+                incident,
+            )
+        )
 
     def _count_error(self, error: str, outcome: str, name: str, now: float, incident: str) -> None:
         key = (_VARIABLE_PARTS.sub("…", error), outcome)
@@ -230,9 +243,20 @@ def _recent(kept: tuple[Any, ...]) -> RecentCall:
     at, method, name, outcome, ms, client, caller, transport, revision, size, arguments, error, incident = kept
     program = f"{client.name} {client.version}".strip()
     return RecentCall(
-        round(at, 3), _short(method), _short(name), _short(outcome), round(ms, 3), _short(program), _short(caller),
-        transport, revision, size, arguments, error, incident,
-    )  # fmt: skip
+        round(at, 3),
+        _short(method),
+        _short(name),
+        _short(outcome),
+        round(ms, 3),
+        _short(program),
+        _short(caller),
+        transport,
+        revision,
+        size,
+        arguments,
+        error,
+        incident,
+    )
 
 
 def _short(text: str) -> str:

@@ -3,11 +3,9 @@
 Each question has the capability that it needs, its parameters for a revision, and a decoder of its answer.
 `client_questions` sends them, as a request or in an `input_required` result.
 
-Conversations of sampling requests: validation, and conversion for a revision.
-
-https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints: tool uses and
-results must balance, and a message with results has no other content. The function that asks gets the error for a
-conversation that breaks these rules, and nothing is sent.
+The conversation of a sampling request is validated before it's sent: tool uses and results must balance, and a message
+with results has no other content. The function that asks gets the error for a conversation that breaks these rules
+(https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints).
 """
 
 from collections import Counter
