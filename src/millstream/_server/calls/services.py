@@ -2,8 +2,8 @@
 
 The composition root creates them for one event loop. Nothing here makes decisions about calls.
 
-Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher` to
-the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, and none are stored.
+Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher`
+to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, and none are stored.
 """
 
 import time
