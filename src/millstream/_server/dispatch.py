@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from msgspec import Struct
 
@@ -40,11 +40,9 @@ from millstream._server.features.capabilities import ServerDescription
 from millstream._server.features.registry import Registry
 from millstream._server.functions.outputs import NotJson
 from millstream._server.load import Load, release_arguments
+from millstream._server.notifications import Notifications
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._telemetry.logs import advise, shown_error, with_user_frames
-
-if TYPE_CHECKING:
-    from millstream._server.notifications import Notifications
 
 logger = logging.getLogger("millstream")
 
@@ -104,7 +102,6 @@ class Dispatcher:
         """Called for every finished call."""
         self.begin: Callable[[Call], None] | None = None
         """Called for every call that starts, if tracing is on."""
-        self._notifications: Notifications | None = None
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         # Process
@@ -122,6 +119,7 @@ class Dispatcher:
             max_calls=settings.max_calls,
             max_each=settings.max_calls_per_caller,
         )
+        self.notifications: Notifications = Notifications(registry, services, self.load)
 
     def instruct(self, instructions: str) -> None:
         """Set the instructions for clients, from now on."""
@@ -338,18 +336,9 @@ class Dispatcher:
             meta = {SERVER_KEY: revisions.implementation(self.info, call.revision, whole=False), **meta}
         return _wrap_envelope(call, encode({**result, "_meta": meta} if meta else result))
 
-    def stop_notifications(self) -> None:
-        """Cancel running notification handlers."""
-        if self._notifications is not None:
-            self._notifications.close()
-
     def hear(self, call: Call) -> None:
         """Run an extension's handler for a notification. There is no answer."""
-        if self._notifications is None:
-            from millstream._server.notifications import Notifications  # noqa: PLC0415  few servers have such handlers
-
-            self._notifications = Notifications(self.registry, self.services, self.load)
-        self._notifications.take(call, self.gate)
+        self.notifications.take(call, self.gate)
 
 
 def _task() -> asyncio.Task[Any] | None:

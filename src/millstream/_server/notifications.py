@@ -34,11 +34,12 @@ class Notifications:
             return
         task = asyncio.get_running_loop().create_task(self._run(call, gate))
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._end(done, owner))
 
-    def _end(self, task: asyncio.Task[None], owner: str) -> None:
-        self._tasks.discard(task)
-        self._share.leave(owner)
+        def end(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._share.leave(owner)
+
+        task.add_done_callback(end)
 
     async def _run(self, call: Call, gate: Callable[[Call], Awaitable[None] | None] | None) -> None:
         call.services = self._services

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from math import isfinite
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import msgspec
 
@@ -23,11 +23,10 @@ from millstream._protocol.rounds import Rounds, binding_hash, open_state
 from millstream._protocol.session_token import hash_principal
 from millstream._server.calls.call import DEFERRED, Call, CallInfo, CallProgress, params_of
 from millstream._server.calls.client_questions import ask_by_request, ask_by_round
+from millstream._server.calls.one_time_effects import once_stored
+from millstream._server.calls.session_state import SessionState
 from millstream._server.questions.questions import Elicit, ElicitUrl, Question, Roots, Sample
 from millstream._stores.rates import share_for
-
-if TYPE_CHECKING:
-    from millstream._server.calls.session_state import SessionState
 
 T = TypeVar("T")
 
@@ -57,7 +56,7 @@ class Context(CallInfo):
         return self._services.hub
 
     @property
-    def session_state(self) -> "SessionState | None":
+    def session_state(self) -> SessionState | None:
         """Values stored for this session, on every worker. None if `session` is None.
 
         Example:
@@ -66,8 +65,6 @@ class Context(CallInfo):
         session = self._call.session
         if session is None:
             return None
-        from millstream._server.calls.session_state import SessionState  # noqa: PLC0415  few functions keep something
-
         return SessionState(self._services.records, session)
 
     async def read_resource(self, uri: str) -> Any:
@@ -284,8 +281,6 @@ class Context(CallInfo):
         return cast("T", msgspec.json.decode(raw))
 
     async def _once_stored(self, slot: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
-        from millstream._server.calls.one_time_effects import once_stored  # noqa: PLC0415  few effects are stored
-
         share = share_for(self.principal.id if self.principal is not None else "")
         # The state is sealed again for every round, so it names the one that this call continues.
         name = f"once:{share}.{slot.removeprefix('once:')}:{sha256(self._call.state.encode()).hexdigest()}"

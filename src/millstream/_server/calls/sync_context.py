@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from millstream._protocol.content import Message
 from millstream._protocol.errors import Cancelled
@@ -14,11 +14,9 @@ from millstream._protocol.notifications import Root, SampleResult
 from millstream._protocol.principal import Publisher
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
+from millstream._server.calls.session_state import SyncSessionState
 from millstream._server.calls.threads import Jobs, run_carried, work
 from millstream._server.questions.questions import Question
-
-if TYPE_CHECKING:
-    from millstream._server.calls.session_state import SyncSessionState
 
 T = TypeVar("T")
 
@@ -142,14 +140,10 @@ class SyncContext(CallInfo):
         return SyncHub(cast("_Hub", self._context.hub), self._wait)
 
     @property
-    def session_state(self) -> "SyncSessionState | None":
+    def session_state(self) -> SyncSessionState | None:
         """Values stored for this session: ``ctx.session_state.get("cart", [])``. See `Context.session_state`."""
         state = self._context.session_state
-        if state is None:
-            return None
-        from millstream._server.calls.session_state import SyncSessionState  # noqa: PLC0415  see `Context`
-
-        return SyncSessionState(state, self._wait)
+        return None if state is None else SyncSessionState(state, self._wait)
 
     def read_resource(self, uri: str) -> Any:
         """Return the result of a resource of this server: ``ctx.read_resource("docs://a.md")``. See
