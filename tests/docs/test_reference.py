@@ -24,8 +24,7 @@ from millstream._protocol.jsonrpc import MAX_CONTAINERS, MAX_ID, MAX_LONG_NUMBER
 from millstream._protocol.metadata import MAX_CAPABILITIES
 from millstream._protocol.seal import MAX_TOKEN
 from millstream._server.call_log import MAX_MESSAGES
-from millstream._server.calls.client_memory_quota import MAX_HELD
-from millstream._server.calls.sessions import MAX_RECORD
+from millstream._server.calls.sessions import MAX_HELD, MAX_RECORD
 from millstream._server.features import completion_lookup
 from millstream._server.functions import arguments
 from millstream._server.functions.engine import MAX_BACKTRACKS

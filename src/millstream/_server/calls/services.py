@@ -23,7 +23,7 @@ from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.principal import Principal, Publisher, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._server.calls.keys import Secrets, load_secrets
-from millstream._server.calls.sessions import Session, SessionRecords
+from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords
 from millstream._server.calls.threads import Threads
 from millstream._server.peers import LEEWAY, Peers
 from millstream._server.questions.pending_questions import PendingQuestions
@@ -247,8 +247,6 @@ class Services:
         # Shared state
         self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
-        from millstream._server.calls.client_memory_quota import ClientMemoryQuota  # noqa: PLC0415  only a server that runs has one
-
         self.client_memory: ClientMemoryQuota = ClientMemoryQuota()
         """The memory that clients use as long as they're connected."""
         self.records: SessionRecords = SessionRecords(
