@@ -18,7 +18,6 @@ from millstream._config import Settings
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
 from millstream._server.calls.services import ServerChange
-from millstream._server.features.completion_lookup import check_argument
 from millstream._server.features.hooks import Hooks, hooks_of
 from millstream._server.features.registry import Completer, Registry
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
@@ -266,7 +265,7 @@ class Definition:
         Raises:
             ValueError: the prompt or template has no such argument.
         """
-        check_argument(self.registry, reference, argument)
+        self.registry.check_argument(reference, argument)
         self.registry.completers[(reference, argument)] = function
         self.registry.offer("completions")
         kind = "templates" if "{" in reference else "prompts"

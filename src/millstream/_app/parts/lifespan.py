@@ -8,7 +8,6 @@ from typing import Any
 from millstream._app.definition import Definition, on_each_worker
 from millstream._app.parts import OwnPart
 from millstream._parts import Host
-from millstream._server.features.completion_lookup import check_completers
 
 
 class LifespanPart(OwnPart):
@@ -35,7 +34,7 @@ class LifespanPart(OwnPart):
 
         await enter(self.definition)
         host.dispatcher.instruct(self.definition.instructions)
-        check_completers(self.definition.registry)
+        self.definition.registry.check_completers()
 
 
 class PathsPart(OwnPart):

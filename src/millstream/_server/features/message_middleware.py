@@ -14,7 +14,6 @@ from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._server.calls.call import Call
 from millstream._server.calls.context import shared_context
-from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.hooks import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import Registry
 
@@ -68,7 +67,7 @@ class MiddlewareChain:
             item = _completion_target(registry, params.get("ref"))
         elif method in _ABOUT_URI and isinstance(uri := params.get("uri"), str):
             # Find the item like the handler does: the first matching one that is visible to the caller.
-            item, _ = find_readable(registry, uri, lambda each: each.visible is None or each.visible(call.principal))
+            item, _ = registry.find_readable(uri, lambda each: each.visible is None or each.visible(call.principal))
         return (self._hooks,) if item is None else item.path or (self._hooks,)
 
     def _wrap_list_handler(self, handler: Handler) -> Handler:

@@ -74,6 +74,8 @@ _NONE = frozenset[str]()
 _MAPS = frozenset({"extensions", "experimental"})
 """Capabilities that are maps of others."""
 _NOUNS = {"tools": "tool", "resources": "resource", "templates": "resource", "prompts": "prompt"}
+MAX_URI = 8 * 1024
+"""Maximum number of characters of a URI that is compared with templates."""
 _MAX_PAGES = 1024
 """Maximum number of cached pages, for all callers."""
 _KINDS_WITH_ARGUMENTS = frozenset(("prompts", "templates"))
@@ -435,6 +437,43 @@ class Registry:
         items: dict[str, Any] = getattr(self, kind)
         return frozenset(name for name in self.conditional[kind] if not items[name].visible(principal))
 
-    def complete_from(self, reference: str, argument: str) -> Completer | None:
-        """Return the completer of a prompt or template argument, or None."""
-        return self.completers.get((reference, argument))
+    def find_readable(
+        self, uri: str, seen: Callable[[Resource | Template], bool] = lambda item: True
+    ) -> tuple[Resource | Template | None, Mapping[str, Any]]:
+        """Return the resource or template for a URI, if visible to the caller, and the values of the template's
+        variables.
+        """
+        resource = self.resources.get(uri)
+        if resource is not None and not seen(resource):
+            resource = None
+        if resource is None and len(uri) <= MAX_URI:
+            for template in self.templates.values():
+                variables = template.template.match(uri)
+                if variables is not None and seen(template):
+                    return template, variables
+            if self.find_resource is not None:
+                resource = self.find_resource(uri)
+        return resource, {}
+
+    def check_completers(self) -> None:
+        """Check that every completer has a target.
+
+        Raises:
+            ValueError: The prompt, template, or argument of a completer doesn't exist.
+        """
+        for reference, argument in self.completers:
+            if not self.check_argument(reference, argument):
+                raise ValueError(f"complete({reference!r}, {argument!r}): there is no such prompt or resource template")
+
+    def check_argument(self, reference: str, argument: str) -> bool:
+        """Check that a prompt or template, enabled or not, has an argument. Return False if it isn't registered yet.
+
+        Raises:
+            ValueError: The argument doesn't exist. The text lists the existing ones.
+        """
+        items = (self.prompts, self.templates, self.disabled["prompts"], self.disabled["templates"])
+        item: Prompt | Template | None = next((each[reference] for each in items if reference in each), None)
+        if item is not None and argument not in item.parameters:
+            known = ", ".join(map(repr, item.parameters)) or "none"
+            raise ValueError(f"complete({reference!r}, {argument!r}): there is no such argument. Use one of {known}")
+        return item is not None

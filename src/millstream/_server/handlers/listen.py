@@ -21,7 +21,6 @@ from millstream._protocol.notifications import (
 from millstream._server.calls.access import granted_scopes
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import UPDATED, ServerChange, Services, affected_uris
-from millstream._server.features.completion_lookup import find_readable
 from millstream._server.features.registry import Registry
 from millstream._server.handlers.tools import read, sees
 from millstream._server.load import release_arguments, too_many_streams
@@ -154,11 +153,11 @@ class Listen:
 
     def _is_seen(self, uri: str, call: Call) -> bool:
         """Return whether the caller can receive updates of a resource, which must be visible."""
-        readable, _ = find_readable(self._registry, uri)
+        readable, _ = self._registry.find_readable(uri)
         return readable is None or sees(call, readable)
 
     def _covers(self, scopes: frozenset[str], uri: str) -> bool:
-        readable, _ = find_readable(self._registry, uri)
+        readable, _ = self._registry.find_readable(uri)
         return readable is None or readable.scopes <= scopes
 
 

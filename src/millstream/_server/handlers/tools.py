@@ -44,9 +44,8 @@ from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Handler
 from millstream._server.features.capabilities import ServerDescription
-from millstream._server.features.completion_lookup import MAX_URI, find_readable
 from millstream._server.features.dependency_resolver import CompleterFunction
-from millstream._server.features.registry import Registry
+from millstream._server.features.registry import MAX_URI, Registry
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.tools import Tool, run_with_timeout
 from millstream._server.functions.arguments import ArgumentError
@@ -245,7 +244,7 @@ class Handlers:
         return source.unwrap(value)
 
     def _find_readable(self, uri: str, call: Call) -> tuple[Resource | Template, Any]:
-        found, variables = find_readable(self._registry, uri, partial(sees, call))
+        found, variables = self._registry.find_readable(uri, partial(sees, call))
         if found is None:
             raise _not_found(uri)
         check_scopes(call, found.scopes)
@@ -302,7 +301,7 @@ class Handlers:
         if members is not None:
             return members
         known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
-        completer = self._registry.complete_from(reference, params.argument.name)
+        completer = self._registry.completers.get((reference, params.argument.name))
         if completer is None:
             values = [each for each in item.choices(params.argument.name) if each.startswith(params.argument.value)]
         else:
