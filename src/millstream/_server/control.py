@@ -33,7 +33,7 @@ class Control:
         self.by_id: dict[tuple[str, RequestId], Call] = {}
         """(session or connection, request id) -> call."""
         peers.on(AnswerMessage, self._on_answer)
-        peers.on(CancelCall, self._on_cancel)
+        peers.on(CancelCall, lambda message, worker: self.cancel(message.session, _decode_id(message.id)))
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(self._look_at_my_name)
 
@@ -112,9 +112,6 @@ class Control:
 
     async def _look_at_my_name(self) -> None:
         self._questions.end_misnamed()
-
-    def _on_cancel(self, message: CancelCall, worker: str) -> None:
-        self.cancel(message.session, _decode_id(message.id))
 
     def _on_answer(self, message: AnswerMessage, worker: str) -> None:
         # The sending worker doesn't know which question this is.

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any, cast
 
@@ -352,20 +353,9 @@ def _task() -> asyncio.Task[Any] | None:
 async def _conclude(call: Call, answer: bytes) -> None:
     """Finish a call before it's answered: end open questions, and copy the answer to the client's stream."""
     if call.question_ids:
-        await call.services.questions.take_back(call.question_ids, _send_late(call))
+        await call.services.questions.take_back(call.question_ids, partial(call.send_to_caller, late=True))
     if call.tee is not None:
         await call.tee(_stream_answer(call, answer))
-
-
-def _send_late(call: Call) -> Callable[[bytes], Awaitable[None]]:
-    """Return a function that sends a notification after the call is over, but before its answer."""
-
-    async def send(message: bytes) -> None:
-        filters = call.services.notification_filters
-        if filters is None or (message := filters.filter_outgoing(message, call.principal)):
-            await call.open_reply_channel().send(message)
-
-    return send
 
 
 def _stream_answer(call: Call, answer: bytes) -> bytes:

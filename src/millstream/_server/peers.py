@@ -229,7 +229,7 @@ class Peers:
         self.shared: bool = store.shared
         """Whether there are other workers. If not, nothing is sent."""
         self._keys: list[bytes] = []
-        self._receivers: dict[type, list[Callable[[Any, str], None]]] = {}
+        self._receivers: dict[type, list[Callable[[Any, str], object]]] = {}
         self._own: set[type] = set()
         """Message types for which this worker's own messages are received, too."""
         self._interrupted: list[Callable[[], None]] = []
@@ -258,7 +258,7 @@ class Peers:
 
     # Received messages
 
-    def on(self, kind: type[M], receive: Callable[[M, str], None], *, own: bool = False) -> None:
+    def on(self, kind: type[M], receive: Callable[[M, str], object], *, own: bool = False) -> None:
         """Call `receive(message, worker)` in the event loop for every message of a type from another worker.
 
         Args:

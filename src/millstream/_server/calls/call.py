@@ -204,9 +204,11 @@ class Call(Struct, eq=False, kw_only=True):
             channel = self.reply_channel = self.open_reply(self)
         return channel
 
-    async def send_to_caller(self, message: bytes) -> None:
-        """Send a message about the call to its caller. After the answer, do nothing."""
-        if self.over:
+    async def send_to_caller(self, message: bytes, *, late: bool = False) -> None:
+        """Send a message about the call to its caller. When the call is over, send it only if it's `late`: after the
+        work, but before the answer.
+        """
+        if self.over and not late:
             return
         filters = self.services.notification_filters
         if filters is None or (message := filters.filter_outgoing(message, self.principal)):

@@ -34,46 +34,23 @@ class ArgumentError(ValueError):
     """Invalid arguments. The text is for a model."""
 
 
-def bind(plan: Plan, values: dict[str, Any]) -> Any:
-    """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
-
-    Raises:
-        msgspec.ValidationError: A text doesn't fit its parameter.
-    """
-    return plan.engine.convert(values, lax=True)
-
-
 def read_texts(plan: Plan, values: dict[str, Any]) -> Any:
-    """Return the result of `bind`, for callers that handle `ArgumentError`.
+    """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
 
     Raises:
         ArgumentError: A text doesn't fit its parameter.
     """
     try:
-        return bind(plan, values)
+        return plan.engine.convert(values, lax=True)
     except msgspec.ValidationError as error:
-        raise ArgumentError(_text_error(error, plan, values)) from error
+        few = len(values) <= MAX_LISTED
+        problems = plan.engine.problems(error, values, lax=True) if few else [engine_problem(error)]
+        raise _refusal(plan, problems) from error
 
 
-def _text_error(error: msgspec.ValidationError, plan: Plan, values: dict[str, Any]) -> str:
-    if len(values) > MAX_LISTED:
-        return _refusal(plan, explain([engine_problem(error)], plan.input_schema))
-    return _refusal(plan, explain(plan.engine.problems(error, values, lax=True), plan.input_schema))
-
-
-def _refusal(plan: Plan, why: str) -> str:
-    return f"Invalid arguments for {plan.kind} {plan.name!r}: {why}"
-
-
-def argument_error(error: Exception, plan: Plan, raw: bytes = b"") -> str:
-    """Return the message for a model: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``.
-
-    Args:
-        error: The error of `Plan.decode`.
-        plan: The function's plan.
-        raw: The arguments, to list all problems instead of the first.
-    """
-    return _refusal(plan, explain(_problems(error, plan, raw), plan.input_schema))
+def _refusal(plan: Plan, problems: list[Problem]) -> ArgumentError:
+    """Return the error for a model: ``Invalid arguments for tool 'add': 'a' must be an integer, got a string. …``."""
+    return ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(problems, plan.input_schema)}")
 
 
 def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
@@ -103,16 +80,14 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     except (msgspec.DecodeError, RecursionError) as error:
         arguments = _second_try(plan, raw)
         if arguments is None:
-            raise ArgumentError(argument_error(error, plan, raw)) from error
+            raise _refusal(plan, _problems(error, plan, raw)) from error
         return arguments
     except TypeError as error:  # an array or object in a set, if it isn't the function's own
-        if not (unhashable := _unhashable(plan, raw)):
+        if len(raw) > MAX_WALKED:
             raise
-        raise ArgumentError(_refusal(plan, explain(unhashable, plan.input_schema))) from error
-
-
-def _unhashable(plan: Plan, raw: bytes) -> list[Problem]:
-    return [] if len(raw) > MAX_WALKED else list(find_problems(plan.engine.input_schema, msgspec.json.decode(raw)))
+        if not (unhashable := list(find_problems(plan.engine.input_schema, msgspec.json.decode(raw)))):
+            raise
+        raise _refusal(plan, unhashable) from error
 
 
 def decode_of(plan: Plan) -> Callable[[Any], Any]:

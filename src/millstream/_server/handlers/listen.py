@@ -9,7 +9,7 @@ import msgspec
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.handshake import MAX_DISPLAYED
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import RequestId, notification_message
+from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY, ClientInfo
 from millstream._protocol.notifications import (
     NotificationParams,
@@ -116,9 +116,10 @@ class Listen:
         self._services.changes.check_room(call.owner, uris)
 
         def watcher(change: ServerChange, message: bytes) -> None:
-            own = lists.get(change.kind)
-            for each in [own] if own is not None else _updates(change, uris, mark):
-                pushes.push(each)
+            if change.kind in lists:
+                pushes.push(lists[change.kind])
+            for uri in affected_uris(change, uris):
+                pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
 
         stop = self._services.changes.watch(watcher)
         self._services.endings.add(over.set)
@@ -189,10 +190,3 @@ class _Pushes:
         for message in self._early:
             call.push_to_caller(message)
         self._early.clear()
-
-
-def _updates(change: ServerChange, uris: frozenset[str], mark: dict[str, RequestId]) -> list[bytes]:
-    return [
-        notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark))
-        for uri in affected_uris(change, uris)
-    ]

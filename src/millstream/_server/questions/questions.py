@@ -247,10 +247,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
         raise ProtocolError(INVALID_PARAMS, "Invalid answer: action must be accept, decline, or cancel")
     if isinstance(question, ElicitUrl):
         return None
-    return _parse_form(question, bytes(result.content))
-
-
-def _parse_form(question: Elicit, raw: bytes) -> Any:
+    raw = bytes(result.content)
     if too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content has more than {MAX_MEMBERS:,} members")
     try:
