@@ -7,6 +7,7 @@ creates it from a function, `source_from_schema` from a schema and a callable.
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import CodeType
 from typing import Any, ClassVar, Self
 
@@ -271,29 +272,22 @@ def _plain(plan: Plan, home: object, call_function: Invoker) -> Run:
 
 
 def _in_thread(plan: Plan, home: object, call_function: Invoker) -> Run:
-    wants_context = plan.context_parameter is not None
+    work = partial(_drain, call_function) if plan.is_generator else call_function
 
     async def run(arguments: Any, call: Call) -> Any:
         context = Context(call, home)
         waits = Waits(context, asyncio.get_running_loop())
-        work = _drain if plan.is_generator else _plainly
         try:
-            return await call.services.threads.run(
-                work, call_function, arguments, SyncContext(context, waits), wants_context, owner=call.owner
-            )
+            return await call.services.threads.run(work, arguments, SyncContext(context, waits), owner=call.owner)
         finally:
             waits.abandon()
 
     return run
 
 
-def _plainly(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
-    return function(arguments, context if wanted else None)
-
-
-def _drain(function: Callable[..., Any], arguments: Any, context: SyncContext, wanted: bool) -> Any:
+def _drain(function: Invoker, arguments: Any, context: SyncContext) -> Any:
     last: Any = None
-    for count, last in enumerate(function(arguments, context if wanted else None), 1):
+    for count, last in enumerate(function(arguments, context), 1):
         context.progress(count, message=as_text(last))
     return last
 

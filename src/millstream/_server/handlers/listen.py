@@ -110,7 +110,11 @@ class Listen:
             await call.send_to_caller(acknowledgement)
             return b""
         kinds = {kind for kind in ("tools", "prompts", "resources") if getattr(honoured, f"{kind}_list_changed")}
-        uris = frozenset(uri for uri in honoured.resource_subscriptions if self._is_seen(uri, call))
+        # Updates of a hidden resource would tell that it exists.
+        find = self._registry.find_readable
+        uris = frozenset(
+            uri for uri in honoured.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
+        )
         lists = {kind: notification_message(ServerChange(kind).method, NotificationParams(mark)) for kind in kinds}
         over = pushes.over
         self._services.changes.check_room(call.owner, uris)
@@ -144,22 +148,14 @@ class Listen:
         offers, scopes = self._registry.offers, granted_scopes(call)
         uris = wanted.resource_subscriptions if offers("resources") else []
         if scopes is not None and self._registry.scopes:
-            uris = [uri for uri in uris if self._covers(scopes, uri)]
+            find = self._registry.find_readable
+            uris = [uri for uri in uris if (item := find(uri)[0]) is None or item.scopes <= scopes]
         return SubscriptionFilter(
             wanted.tools_list_changed and offers("tools"),
             wanted.prompts_list_changed and offers("prompts"),
             wanted.resources_list_changed and offers("resources"),
             uris,
         )
-
-    def _is_seen(self, uri: str, call: Call) -> bool:
-        """Return whether the caller can receive updates of a resource, which must be visible."""
-        readable, _ = self._registry.find_readable(uri)
-        return readable is None or sees(call, readable)
-
-    def _covers(self, scopes: frozenset[str], uri: str) -> bool:
-        readable, _ = self._registry.find_readable(uri)
-        return readable is None or readable.scopes <= scopes
 
 
 class _Pushes:
