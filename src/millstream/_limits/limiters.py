@@ -1,15 +1,10 @@
 """Rate limits, quotas, and concurrency limits.
 
-The concurrency limits that apply to a tool call.
+A `Limiter` uses GCRA, the generic cell rate algorithm, which keeps one number for each key: the time at which the key's
+allowance is full again. An action is allowed while that time is close enough, which permits a burst, refills evenly,
+and gives the exact time to wait. With a `SharedLimiter`, the store decides, and each worker caches its decisions.
 
-Rate limiting with GCRA, the generic cell rate algorithm, which keeps one number for each key.
-
-The number is the time at which the key's allowance is full again. An action is allowed while that time is close enough,
-which permits a burst, refills evenly, and gives the exact time to wait.
-
-Quotas per calendar day or month, by the store's clock, in UTC.
-
-A rate limit shared by all workers: the store decides, and each worker caches its decisions.
+A `CalendarQuota` counts per calendar day or month, by the store's clock, in UTC.
 """
 
 import re
