@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -87,8 +86,7 @@ def test_secrets_in_arguments_are_hidden(given: Any, shown: str | None) -> None:
 def test_arguments_are_shown_as_received() -> None:
     recent = RecentCalls()
     body = b'{"id":1,"params":{"arguments":{"secret_token":"s3cret","count":3.0}}}'
-    prepared = SimpleNamespace(body=body, peer="")
-    recent.observe(make_call(method="tools/call", name="t", tool=object(), origin=prepared, outcome="-1"), 0.1, b"")
+    recent.observe(make_call(method="tools/call", name="t", tool=object(), body=body, outcome="-1"), 0.1, b"")
     recent.observe(call_with({"big": "x" * 10}, outcome="-1"), 0.1, b"")
     huge = b'{"arguments":{"x":"' + b"y" * MAX_READ + b'"}}'
     recent.observe(make_call(method="tools/call", name="t", params=huge, outcome="-1"), 0.1, b"")

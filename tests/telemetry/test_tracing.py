@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +90,7 @@ def test_trace_context_is_read_from_meta_and_from_headers() -> None:
     for given in (
         {"params": b'{"_meta":{"traceparent":"%b"}}' % TRACEPARENT},
         {"headers": {b"traceparent": TRACEPARENT}},
-        {"tool": object(), "origin": SimpleNamespace(body=b'{"params":{"_meta":{"traceparent":"%b"}}}' % TRACEPARENT)},
+        {"tool": object(), "body": b'{"params":{"_meta":{"traceparent":"%b"}}}' % TRACEPARENT},
     ):
         tracing, exporter = make_tracer()
         call = make_call(**given)

@@ -117,6 +117,8 @@ class Call(Struct, eq=False, kw_only=True):
     name: str = ""
     params: bytes = b""
     """The raw JSON of `params`. For a prepared call it's extracted on demand: use `raw_params` or `params_of`."""
+    body: bytes = b""
+    """The message of a prepared call."""
     tool: Any = None
     """The `Tool` of a prepared call, which is decoded, validated, and ready to run."""
     arguments: Any = None
@@ -138,7 +140,7 @@ class Call(Struct, eq=False, kw_only=True):
     principal: Principal | None = None
     headers: Mapping[bytes, bytes] | None = None
     origin: Origin | None = None
-    transport: str = ""
+    transport: str = "http"
     """The transport, for observers: http, sse, stdio, websocket, rest, or memory."""
     client_id: str = ""
     """The hub client whose stream also receives the call's messages, if the transport knows one."""
@@ -191,9 +193,8 @@ class Call(Struct, eq=False, kw_only=True):
 
     def raw_params(self) -> bytes:
         """Return the raw JSON of `params`, or empty bytes."""
-        if not self.params and self.tool is not None:
-            body: bytes = getattr(self.origin, "body", b"")
-            self.params = bytes(_decode_body(body).params) if body else b""
+        if not self.params and self.body:
+            self.params = bytes(_decode_body(self.body).params)
         return self.params
 
     def open_reply_channel(self) -> ReplyChannel:
@@ -271,11 +272,10 @@ _decode_meta_in = decoder(_MetaBody)
 
 def raw_meta(call: Call) -> bytes:
     """Return the `_meta` of a request as JSON, or empty bytes if it's missing or unreadable."""
-    if call.params or call.tool is None:
+    if call.params or not call.body:
         return bytes(params_of(call).meta)
-    body: bytes = getattr(call.origin, "body", b"")
     try:
-        return bytes(_decode_meta_in(body).params.meta) if body else b""
+        return bytes(_decode_meta_in(call.body).params.meta)
     except MALFORMED:
         return b""
 
