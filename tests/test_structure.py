@@ -22,6 +22,7 @@ LAYERS = [
     "_override",
     "_backoff",
     "_tasks",
+    "_oauth",
     "_protocol",
     "_config",
     "_env_file",

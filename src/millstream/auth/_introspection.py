@@ -1,12 +1,12 @@
 """Introspection as an auth method: tokens that only their issuer can verify (RFC 7662)."""
 
 import time
-from base64 import b64encode
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from millstream._http.client.fetch import FetchedDocument, OutboundError
+from millstream._oauth import basic_credentials
 from millstream._override import override
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._jose import TokenRules, judge
@@ -41,9 +41,7 @@ class IntrospectedMethod(AuthMethod):
         # Configuration
         self._rules = rules
         self._post = post
-        # RFC 6749 §2.3.1: form-encode both first.
-        pair = f"{quote(client, safe='')}:{quote(secret, safe='')}"
-        self._authorization = f"Basic {b64encode(pair.encode()).decode()}"
+        self._authorization = basic_credentials(client, secret)
         self._client_tokens = client_tokens
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""

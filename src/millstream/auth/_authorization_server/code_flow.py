@@ -12,22 +12,21 @@ URLs come from the operator or the upstream's metadata, so they may be on a priv
 import hmac
 import logging
 import re
-from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 from msgspec import Struct
 
-from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
+from millstream._http.client.fetch import OutboundError, check_url, fetch
 from millstream._http.client.pool import allow_any
+from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream.auth._authorization_server.login_methods import AuthorizationRedirect, Callback, SignInFailed
 from millstream.auth._authorization_server.records import new_secret
-from millstream.auth._discovery import Discovery
+from millstream.auth._discovery import Discovery, ask_issuer
 from millstream.auth._jose import ASYMMETRIC, FetchedKeys, TokenRules
 from millstream.auth._method import Unavailable
 from millstream.auth._tokens import TokenMethod
@@ -38,11 +37,6 @@ _MAX_TEXT = 256
 _ERROR = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 _decode = msgspec.json.Decoder(Any).decode
-
-
-async def get(url: str) -> FetchedDocument:
-    """GET a URL on any network."""
-    return await fetch(url, is_allowed=allow_any)
 
 
 async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, headers: Mapping[str, str]) -> Any:
@@ -57,16 +51,6 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     except (OutboundError, *MALFORMED) as exc:
         logger.error("A login request to %s failed: %s", url, exc)
         raise SignInFailed(f"{title} isn't responding as expected. Try again later.") from None
-
-
-def link(endpoint: str, asked: Mapping[str, str]) -> str:
-    """Append parameters to the query of a URL (RFC 6749 §3.1)."""
-    return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(asked)}"
-
-
-def challenge_of(verifier: str) -> str:
-    """Return the code challenge of a PKCE verifier (RFC 7636 §4.2)."""
-    return urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
 def code_of(query: Mapping[str, str], title: str) -> str:
@@ -132,8 +116,8 @@ class CodeFlow:
         self._also = dict(also or {})
         self._parameters = {**(parameters or {}), **self._also}
         # State
-        self._discovery = Discovery(issuer, get)
-        keys = FetchedKeys(self._discovery.keys_url, get)
+        self._discovery = Discovery(issuer, ask_issuer)
+        keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
         self._tokens = TokenMethod(TokenRules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
 
     async def prefetch(self) -> None:
@@ -158,10 +142,10 @@ class CodeFlow:
         kept = _FlowState(new_secret(), new_secret())
         asked = {
             "response_type": "code", "client_id": self._client_id, "redirect_uri": callback, "scope": scope,
-            "state": state, "nonce": kept.nonce, "code_challenge": challenge_of(kept.verifier),
+            "state": state, "nonce": kept.nonce, "code_challenge": s256(kept.verifier),
             "code_challenge_method": "S256", **({"prompt": prompt} if prompt else {}), **self._parameters,
         }  # fmt: skip
-        return AuthorizationRedirect(link(endpoint, asked), msgspec.json.encode(kept))
+        return AuthorizationRedirect(authorization_url(endpoint, asked), msgspec.json.encode(kept))
 
     async def metadata(self) -> dict[str, Any]:
         """Return the issuer's metadata.
@@ -221,9 +205,7 @@ class CodeFlow:
         if not self._client_secret:
             form["client_id"] = self._client_id
         elif not is_array(methods) or "client_secret_basic" in methods:
-            # RFC 6749 §2.3.1: form-encode both first.
-            pair = f"{quote(self._client_id, safe='')}:{quote(self._client_secret, safe='')}"
-            headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+            headers["authorization"] = basic_credentials(self._client_id, self._client_secret)
         else:
             form |= {"client_id": self._client_id, "client_secret": self._client_secret}
         found = await ask(self.endpoint(metadata, "token_endpoint"), self._title, form=form, headers=headers)

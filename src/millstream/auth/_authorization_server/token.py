@@ -7,12 +7,11 @@
 
 import hmac
 import re
-from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping
-from hashlib import sha256
 from typing import Any
 
 from millstream._http.message import HttpRequest, Response
+from millstream._oauth import s256
 from millstream.auth._authorization_server.answers import OAuthError, Parameters, form_of, reply
 from millstream.auth._authorization_server.authorize import Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
@@ -280,8 +279,7 @@ def check_verifier(form: Parameters, challenge: str) -> None:
     verifier = form.get("code_verifier")
     if not _VERIFIER.fullmatch(verifier):
         raise OAuthError("invalid_request", "Send a code_verifier of 43 to 128 characters.")
-    made = urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
-    if not hmac.compare_digest(made, challenge):
+    if not hmac.compare_digest(s256(verifier), challenge):
         raise OAuthError("invalid_grant", "code_verifier doesn't match the code_challenge.")
 
 

@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream._http.client.fetch import OutboundError, check_url
+from millstream._oauth import authorization_url, s256
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream.auth._authorization_server.clients import EMAIL, Allow, Allowlist
-from millstream.auth._authorization_server.code_flow import CodeFlow, ask, challenge_of, code_of, link, text
+from millstream.auth._authorization_server.code_flow import CodeFlow, ask, code_of, text
 from millstream.auth._authorization_server.login_methods import (
     AuthorizationRedirect,
     Callback,
@@ -62,9 +63,9 @@ class GitHubUpstream:
         verifier = new_secret()
         asked = {
             "client_id": self._client_id, "redirect_uri": callback, "scope": self._scope, "state": state,
-            "code_challenge": challenge_of(verifier), "code_challenge_method": "S256", "prompt": "select_account",
+            "code_challenge": s256(verifier), "code_challenge_method": "S256", "prompt": "select_account",
         }  # fmt: skip
-        return AuthorizationRedirect(link(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
+        return AuthorizationRedirect(authorization_url(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""

@@ -4,17 +4,16 @@ Authorization requests, and checks of their redirects.
 """
 
 import asyncio
-import base64
-import hashlib
 import html
 import logging
 import secrets
 import webbrowser
 from collections.abc import Awaitable, Callable, Mapping
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from msgspec import Struct
 
+from millstream._oauth import authorization_url, s256
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.endpoints import brief
@@ -36,20 +35,18 @@ class PendingAuthorization(Struct, frozen=True):
     @property
     def url(self) -> str:
         """The URL to open in the user's browser."""
-        endpoint = self.issuer.authorization_endpoint
-        digest = hashlib.sha256(self.verifier.encode()).digest()
         query = {
             "response_type": "code",
             "client_id": self.who.client_id,
             "redirect_uri": self.redirect_uri,
             "state": self.state,
-            "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            "code_challenge": s256(self.verifier),
             "code_challenge_method": "S256",
             "resource": self.target,
             **({"scope": self.scope} if self.scope else {}),
             **({"prompt": "consent"} if "offline_access" in self.scope.split() else {}),
         }
-        return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
+        return authorization_url(self.issuer.authorization_endpoint, query)
 
     def form(self, answer: Mapping[str, str]) -> dict[str, str]:
         """Return the token request for the parameters of the redirect.

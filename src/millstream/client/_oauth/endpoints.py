@@ -1,12 +1,11 @@
 """Requests to authorization servers: registration, tokens, and revocation (RFC 7591, 6749, and 7009)."""
 
-import base64
 from collections.abc import Mapping
-from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
 
+from millstream._oauth import basic_credentials
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata, Outbound, fetch, post_form, read_object
 from millstream.client._oauth.dpop import BoundKey
@@ -129,8 +128,7 @@ def authenticate(
     """
     method = method_of(issuer, who)
     if method == "client_secret_basic":
-        pair = f"{quote(who.client_id, safe='')}:{quote(who.client_secret, safe='')}"
-        return {**form}, {"Authorization": "Basic " + base64.b64encode(pair.encode()).decode()}
+        return {**form}, {"Authorization": basic_credentials(who.client_id, who.client_secret)}
     fields = {**form, **({"client_id": who.client_id} if who.client_id else {})}
     if method == "client_secret_post":
         fields["client_secret"] = who.client_secret

@@ -5,10 +5,8 @@
 import secrets
 import time
 import warnings
-from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import suppress
-from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +15,7 @@ from joserfc import jws
 from joserfc.errors import JoseError, SecurityWarning
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
+from millstream._oauth import s256
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata
 from millstream.client._oauth.store import ES256, Registration
@@ -104,13 +103,12 @@ class ProofKey:
             nonce: nonce that the server requires.
         """
         parts = urlsplit(url)
-        hashed = urlsafe_b64encode(sha256(token.encode()).digest()).rstrip(b"=").decode()
         claims = {
             "jti": secrets.token_urlsafe(16),
             "htm": method,
             "htu": f"{parts.scheme}://{parts.netloc}{parts.path or '/'}",
             "iat": int(time.time()),
-            **({"ath": hashed} if token else {}),
+            **({"ath": s256(token)} if token else {}),
             **({"nonce": nonce} if nonce else {}),
         }
         return _sign(self._header, claims, self._key)
