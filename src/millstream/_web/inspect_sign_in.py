@@ -40,7 +40,7 @@ _TIMEOUT = 30.0
 _REFRESH_MARGIN = 30.0
 _MAX_FORM = 16 * 1024
 _MAX_QUOTED = 400
-_STATE, _PENDING = b"inspect state", b"inspect pending"
+_STATE, _PENDING = b"inspect state", "inspect-pending"
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
 _NOT_OWN_PAGE = plain_problem(
     403, "This request must come from the inspector's own page. Reload the page and try again."
@@ -114,8 +114,7 @@ class SignIns:
             return plain_problem(502, _refusal_text(request, exc))
         await self._save(key, state)  # the client may be registered there by now
         pending = PendingSignIn(str(url), principal_id(request.principal), key, authorization, state.client)
-        sealed = self._vault.seal(_PENDING, pending, authorization.state.encode())
-        await self._vault.put_pending("inspect-pending", authorization.state, sealed, _PENDING_TTL)
+        await self._vault.put_pending(_PENDING, authorization.state, pending, _PENDING_TTL)
         return Response(encode({"url": authorization.url}), 200, _HEAD + cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
@@ -222,8 +221,7 @@ class SignIns:
 
     async def _take_pending(self, request: HttpRequest, state: str) -> PendingSignIn | None:
         """Return the pending sign-in of a state if this browser began it. Any attempt uses up the state."""
-        sealed = await self._vault.take_pending("inspect-pending", state)
-        pending = self._vault.open(_PENDING, sealed, PendingSignIn, state.encode())
+        pending = await self._vault.take_pending(_PENDING, state, PendingSignIn)
         if pending is None:
             return None
         key = _key(request, cookie_of(request, _COOKIE), parse(pending.url), pending.owner)

@@ -73,20 +73,22 @@ class Vault:
         taken = raw is not None and await self._services.store.kv.compare_and_set(key, raw, None, 1)
         return raw if taken else None
 
-    async def put_pending(self, kind: str, state: str, sealed: str, ttl: float) -> None:
-        """Store a pending login until `take_pending`. If one owner stores too many, only theirs are dropped.
+    async def put_pending(self, kind: str, state: str, login: Struct, ttl: float) -> None:
+        """Seal and store a pending login until `take_pending`. If one owner stores too many, only theirs are dropped.
 
         Args:
             kind: kind of the key in the store.
             state: see `new_state`.
-            sealed: the login, from `seal`.
+            login: the login.
             ttl: seconds until it expires.
         """
+        sealed = self.seal(kind.encode(), login, state.encode())
         await self.put(_pending_key(kind, state), sealed.encode(), ttl, lossy=True)
 
-    async def take_pending(self, kind: str, state: str) -> str:
-        """Remove and return a pending login, or an empty string."""
-        return (await self.take(_pending_key(kind, state)) or b"").decode("latin-1")
+    async def take_pending(self, kind: str, state: str, want: type[T]) -> T | None:
+        """Remove and return a pending login; None if there is none with this state."""
+        sealed = await self.take(_pending_key(kind, state))
+        return None if sealed is None else self.open(kind.encode(), sealed.decode("latin-1"), want, state.encode())
 
     async def delete(self, key: str) -> None:
         """Delete a value."""

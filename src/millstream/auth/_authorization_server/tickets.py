@@ -143,7 +143,7 @@ def name_of(browser: str) -> str:
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 _PENDING_SECONDS = 600.0
 _MAX_STATE_BYTES = 2048
-_PENDING_KIND = b"oauth pending login"
+_PENDING_KIND = "oauth-pending"
 _REDIRECT_RATE = Rate(200, 60)
 """Maximum redirects per address. Each stores a record."""
 
@@ -213,8 +213,7 @@ class PendingLogins:
                 f"state_data of {target.name} has {len(redirect.state_data)} bytes; the maximum is {_MAX_STATE_BYTES}."
             )
         pending = PendingLogin(name_of(browser), target.name, redirect.state_data, authorization, page)
-        sealed = self._vault.seal(_PENDING_KIND, pending)
-        await self._vault.put_pending("oauth-pending", state, sealed, _PENDING_SECONDS)
+        await self._vault.put_pending(_PENDING_KIND, state, pending, _PENDING_SECONDS)
         return pages.lead_on(redirect.url, target.label, cookie)
 
     def callback_handler(self, name: str, arrive: Arrive) -> Handler:
@@ -225,7 +224,7 @@ class PendingLogins:
                 given = Parameters(request.query)
             except OAuthError as exc:
                 return pages.wrong("This link doesn't work", str(exc), exc.status, up="../../")
-            pending = await self._take(given.get("state"))
+            pending = await self._vault.take_pending(_PENDING_KIND, given.get("state"), PendingLogin)
             if pending is None or pending.login != name or given.repeated:
                 return pages.wrong("Start again", TOO_OLD, 400, up="../../")
             if not same_browser(pending.browser, self._tickets.known_browser(request)):
@@ -236,7 +235,3 @@ class PendingLogins:
 
     def _callback(self, name: str) -> str:
         return f"{self._base}{CALLBACK}{name}"
-
-    async def _take(self, state: str) -> PendingLogin | None:
-        sealed = await self._vault.take_pending("oauth-pending", state)
-        return self._vault.open(_PENDING_KIND, sealed, PendingLogin)

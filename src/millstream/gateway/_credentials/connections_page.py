@@ -7,7 +7,6 @@ answer is used only for the user who began the login.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import parse_qs
 
 from msgspec import Struct
@@ -38,9 +37,7 @@ _ANSWER_SECONDS = 120.0
 _MAX_FORM = 4096
 _MAX_QUERY = 8192
 _MAX_ERROR_TEXT = 400
-_PENDING_KIND = b"gateway connection pending"
-_ANSWERED_KIND = b"gateway connection answered"
-T = TypeVar("T")
+_PENDING = "connection-pending"
 _LOGIN_RATE = Rate(60, 60)
 """Maximum logins per user and minute, because each one contacts other servers."""
 _MALFORMED_FORM = refusal(400, "The form is malformed. Reload the page.")
@@ -149,8 +146,7 @@ class ConnectionsPage:
         except ClientError as exc:
             return await self._page(request, _shorten(str(exc)), 502)
         pending = PendingConnection(name, owner, name_of(browser), base, authorization)
-        sealed = self._vault.seal(_PENDING_KIND, pending, authorization.state.encode())
-        await self._vault.put_pending("connection-pending", authorization.state, sealed, _LOGIN_SECONDS)
+        await self._vault.put_pending(_PENDING, authorization.state, pending, _LOGIN_SECONDS)
         return pages.lead_on(authorization.url, f"Continue to {connection.url.host}", cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
@@ -161,18 +157,19 @@ class ConnectionsPage:
             answer = {}
         state = answer.get("state", "")
         pending = (
-            await self._take(_PENDING_KIND, state, PendingConnection) if state and request.method == "GET" else None
+            await self._vault.take_pending(_PENDING, state, PendingConnection)
+            if state and request.method == "GET"
+            else None
         )
         if pending is None or not self._is_browser_of(request, pending):
             return pages.turned_back(request, PAGE, _LOGIN_OVER, 403)
         handle = f"{state.partition('.')[0]}.{new_secret()}"
-        sealed = self._vault.seal(_ANSWERED_KIND, AnsweredConnection(pending, answer), handle.encode())
-        await self._vault.put_pending("connection-pending", handle, sealed, _ANSWER_SECONDS)
+        await self._vault.put_pending(_PENDING, handle, AnsweredConnection(pending, answer), _ANSWER_SECONDS)
         return pages.continue_at(request, f"{PAGE}?finish={handle}")
 
     async def _finish(self, request: HttpRequest, handle: str) -> Response:
         """Create the connection, if the browser and the user are those that began the login."""
-        found = await self._take(_ANSWERED_KIND, handle, AnsweredConnection)
+        found = await self._vault.take_pending(_PENDING, handle, AnsweredConnection)
         principal = request.principal
         if found is None or principal is None:
             return await self._page(request, _LOGIN_OVER, 403)
@@ -206,12 +203,6 @@ class ConnectionsPage:
         return Response(encode(document), 200, JSON_HEAD + header_lines(cache_control="max-age=300"))
 
     # Helpers
-
-    async def _take(self, kind: bytes, secret: str, wanted: type[T]) -> T | None:
-        """Remove and return the value stored under a secret."""
-        return self._vault.open(
-            kind, await self._vault.take_pending("connection-pending", secret), wanted, secret.encode()
-        )
 
     def _is_browser_of(self, request: HttpRequest, pending: PendingConnection) -> bool:
         tickets = Tickets(self._vault, secure=pending.base.startswith("https://"))
