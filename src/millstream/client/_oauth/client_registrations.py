@@ -73,6 +73,12 @@ class ClientRegistrations:
         self._store.save(credentials)
         return found
 
+    def forget(self, issuer: str) -> None:
+        """Drop our registration at an issuer that issues no token."""
+        credentials = self._store.load()
+        if credentials.registrations.pop(issuer, None) is not None:
+            self._store.save(credentials)
+
     def _static_registration(self, issuer: IssuerMetadata) -> Registration | None:
         """Return the identity that needs no dynamic registration, or None."""
         if self.configured.client_id:

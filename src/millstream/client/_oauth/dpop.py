@@ -5,7 +5,7 @@ stolen token is useless without the key. Servers may require a nonce in the proo
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from millstream._http.client.url import Url
@@ -60,18 +60,6 @@ class Proofs:
         return True
 
 
-class BoundKey(NamedTuple):
-    """The key that a token is bound to, and the source of its proofs."""
-
-    proofs: Proofs
-    key: str
-    """The private key in PEM; empty for a bearer token."""
-
-    def proof(self, method: str, url: str, token: str = "") -> Mapping[str, str]:
-        """Return the proof header for one request."""
-        return self.proofs.headers(self.key, method, url, token)
-
-
 def key_for(
     issuer: IssuerMetadata,
     resource: ProtectedResource | None,
@@ -80,18 +68,20 @@ def key_for(
     proofs: Proofs,
     *,
     wanted: bool,
-) -> BoundKey:
-    """Return the key to bind a token to, if the issuer supports DPoP and the server accepts it or we require it. Reuse
-    the previous key if there is one.
+) -> str:
+    """Return the private key in PEM to bind a token to, or an empty string for a bearer token.
+
+    A token is bound if the issuer supports DPoP, and the server accepts it or we require it. Reuse the previous key if
+    there is one.
     """
     accepted = wanted or (
         resource is not None
         and (resource.dpop_bound_access_tokens_required or ES256 in resource.dpop_signing_alg_values_supported)
     )
     if ES256 not in issuer.dpop_signing_alg_values_supported or not (accepted or challenged_for_proofs(challenge)):
-        return BoundKey(proofs, "")
-    same = before is not None and before.issuer == issuer.issuer
-    return BoundKey(proofs, (before.proof_key if before is not None and same else "") or proofs.new())
+        return ""
+    known = before.proof_key if before is not None and before.issuer == issuer.issuer else ""
+    return known or proofs.new()
 
 
 def challenged_for_proofs(challenge: str) -> bool:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from millstream._oauth import basic_credentials
 from millstream.client._errors import AccessDenied
 from millstream.client._oauth.discovery import IssuerMetadata, Outbound, fetch, post_form, read_object
-from millstream.client._oauth.dpop import BoundKey
+from millstream.client._oauth.dpop import Proofs
 from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 
 _MAX_DETAIL = 200
@@ -23,14 +23,23 @@ class TokenResponse(Struct):
     scope: str = ""
     expires_in: float = 0
     token_type: str = ""
+    issued_token_type: str = ""
     error: str = ""
     error_description: str = ""
 
-    @property
-    def usable(self) -> bool:
-        """Whether the client supports this type of token (RFC 6749 §7.1), and the token fits in a header."""
+    def check(self, issuer: str, wanted: str = "token") -> None:
+        """Check that there's a token of a type that we support (RFC 6749 §7.1), and that it fits in a header.
+
+        Raises:
+            AccessDenied: there's no such token.
+        """
         token = self.access_token
-        return self.token_type.lower() in ("", "bearer", "dpop") and token.isascii() and token.isprintable()
+        if self.error or not token:
+            why = brief(self.error_description or self.error or "no reason given")
+            raise AccessDenied(f"{issuer} issued no {wanted}: {why}.", 401)
+        if self.token_type.lower() not in ("", "bearer", "dpop") or not (token.isascii() and token.isprintable()):
+            kind = brief(self.token_type) or "Bearer"
+            raise AccessDenied(f"{issuer} issued a token of type {kind}, which this client can't send.", 401)
 
 
 def brief(text: str) -> str:
@@ -88,18 +97,24 @@ def _registration_error(issuer: str, status: int) -> AccessDenied:
 
 
 async def ask_token(
-    issuer: IssuerMetadata, who: Registration, form: Mapping[str, str], outbound: Outbound, bound_key: BoundKey
+    issuer: IssuerMetadata,
+    who: Registration,
+    form: Mapping[str, str],
+    outbound: Outbound,
+    proofs: Proofs | None = None,
+    key: str = "",
 ) -> TokenResponse:
-    """Send a request to the token endpoint, with a proof of `bound_key` if there is one."""
+    """Send a request to the token endpoint, with a proof of `key`, a private key in PEM, if there is one."""
+    proofs = proofs or Proofs()
     where, response = issuer.token_endpoint, TokenResponse()
     for _ in range(2):
         fields, headers = authenticate(issuer, who, form)
-        reply = await post_form(where, fields, {**headers, **bound_key.proof("POST", where)}, outbound)
+        reply = await post_form(where, fields, {**headers, **proofs.headers(key, "POST", where)}, outbound)
         try:
             response = read_object(reply.body, TokenResponse)
         except (ValueError, RecursionError):
             return TokenResponse(error=f"status {reply.status}, with an unreadable response")
-        new = bound_key.proofs.learn(where, reply.header(b"dpop-nonce"))
+        new = proofs.learn(where, reply.header(b"dpop-nonce"))
         if response.error != "use_dpop_nonce" or not new:
             break
     return response

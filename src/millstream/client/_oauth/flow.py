@@ -8,6 +8,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from millstream.client._oauth.discovery import (
     read_challenges,
     refuse_local,
 )
-from millstream.client._oauth.dpop import SCHEME, BoundKey, Proofs, key_for, wants_nonce
-from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief, revoke
+from millstream.client._oauth.dpop import SCHEME, Proofs, key_for, wants_nonce
+from millstream.client._oauth.endpoints import TokenResponse, ask_token, revoke
 from millstream.client._oauth.identity import GrantSource
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 
@@ -196,9 +197,7 @@ class OAuth:
         """
         asked = read_challenges(challenge).parameters
         resource, issuer = await self._discover(url, asked)
-        before = self._tokens(url)
-        known = before if before is not None and before.issuer == issuer.issuer and status == 403 else None
-        wanted = _requested_scopes(self._scope, asked, resource, issuer, known, alone=self._as_itself)
+        wanted = self._scopes(status, asked, resource, issuer, self._tokens(url))
         return await self._authorization_request(issuer, _target(url, resource), wanted, self._redirect_uri)
 
     async def exchange_code(self, url: Url, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
@@ -207,20 +206,14 @@ class OAuth:
         Raises:
             AccessDenied: the parameters don't answer the request, or the user or the issuer declined.
         """
-        await self._request_tokens(
-            url, request.issuer, request.who, request.form(answer), request.scope, BoundKey(self._proofs, "")
-        )
+        await self._request_tokens(url, request.issuer, request.who, request.form(answer), request.scope)
 
     async def renew(self, url: Url) -> bool:
         """Renew the stored tokens without the user, and return whether that worked."""
-        tokens = self._tokens(url)
-        if tokens is None or not tokens.refresh_token:
-            return False
         try:
-            issuer = await find_issuer(tokens.issuer, self._outbound)
+            return await self.refresh(url)
         except ClientError:
             return False  # the token may be valid for a while
-        return issuer is not None and await self._renew(url, issuer, tokens, tokens.resource or str(url))
 
     async def refresh(self, url: Url) -> bool:
         """Renew the tokens like `renew`, but distinguish an ended grant from an outage.
@@ -237,15 +230,7 @@ class OAuth:
         issuer = await find_issuer(tokens.issuer, self._outbound)
         if issuer is None:
             raise AccessDenied(f"The metadata of {tokens.issuer} isn't available at the moment. Try again later.", 401)
-        response = await self._refresh_tokens(issuer, tokens, tokens.resource or str(url))
-        if response.error in _GRANT_ERRORS:
-            return False
-        if response.error or not response.access_token or not response.usable:
-            raise AccessDenied(
-                f"{issuer.issuer} issued no token: {brief(response.error or 'the response has no usable token')}.", 401
-            )
-        _store_tokens(self._store, url, response, tokens)
-        return True
+        return await self._refresh(url, issuer, tokens, tokens.resource or str(url))
 
     async def sign_out(self, url: Url) -> bool:
         """Delete the tokens for this server. Return whether the issuer has revoked them as well (RFC 7009)."""
@@ -268,21 +253,20 @@ class OAuth:
         asked = read_challenges(challenge).parameters
         resource, issuer = await self._discover(url, asked)
         target = _target(url, resource)
-        same = before is not None and before.issuer == issuer.issuer
-        renewable = same and status == 401
-        if before is not None and renewable and before.refresh_token and await self._renew(url, issuer, before, target):
-            return
-        known = before if same and status == 403 else None
-        wanted = _requested_scopes(self._scope, asked, resource, issuer, known, alone=self._as_itself)
-        bound_key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
+        if before is not None and before.issuer == issuer.issuer and status == 401 and before.refresh_token:
+            with suppress(ClientError):
+                if await self._refresh(url, issuer, before, target):
+                    return
+        wanted = self._scopes(status, asked, resource, issuer, before)
+        key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
         if self._identity is not None:
             form = await self._identity.grant(issuer, target, wanted, self._outbound)
-            await self._request_tokens(url, issuer, self._registrations.configured, form, wanted, bound_key)
+            await self._request_tokens(url, issuer, self._registrations.configured, form, wanted, key)
         elif self._as_itself:
             form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
-            await self._request_tokens(url, issuer, self._registrations.known_at(issuer), form, wanted, bound_key)
+            await self._request_tokens(url, issuer, self._registrations.known_at(issuer), form, wanted, key)
         else:
-            await self._authorize(url, issuer, target, wanted, bound_key)
+            await self._authorize(url, issuer, target, wanted, key)
 
     async def _request_tokens(
         self,
@@ -291,22 +275,14 @@ class OAuth:
         who: Registration,
         form: Mapping[str, str],
         wanted: str,
-        bound_key: BoundKey,
+        key: str = "",
     ) -> None:
-        response = await ask_token(issuer, who, form, self._outbound, bound_key)
+        response = await ask_token(issuer, who, form, self._outbound, self._proofs, key)
         if response.error or not response.access_token:
-            _forget(self._store, issuer.issuer)
-            why = brief(response.error_description or response.error or "no reason given")
-            raise AccessDenied(f"{issuer.issuer} issued no token: {why}.", 401)
-        if not response.usable:
-            kind = brief(response.token_type) or "Bearer"
-            raise AccessDenied(f"{issuer.issuer} issued a token of type {kind}, which this client can't send.", 401)
-        _store_tokens(
-            self._store,
-            url,
-            response,
-            Tokens("", issuer.issuer, "", wanted, proof_key=bound_key.key, resource=form.get("resource", "")),
-        )
+            self._registrations.forget(issuer.issuer)
+        response.check(issuer.issuer)
+        known = Tokens("", issuer.issuer, "", wanted, proof_key=key, resource=form.get("resource", ""))
+        _store_tokens(self._store, url, response, known)
 
     async def _discover(self, url: Url, asked: Mapping[str, str]) -> tuple[ProtectedResource | None, IssuerMetadata]:
         """Return the server's metadata, and the issuer that may receive our credentials."""
@@ -316,22 +292,36 @@ class OAuth:
         self._registrations.bind(url, issuer.issuer)
         return resource, issuer
 
-    async def _renew(self, url: Url, issuer: IssuerMetadata, tokens: Tokens, target: str) -> bool:
-        try:
-            response = await self._refresh_tokens(issuer, tokens, target)
-        except ClientError:
+    async def _refresh(self, url: Url, issuer: IssuerMetadata, tokens: Tokens, target: str) -> bool:
+        """See `refresh`."""
+        form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
+        who = self._registrations.known_at(issuer)
+        response = await ask_token(issuer, who, form, self._outbound, self._proofs, tokens.proof_key)
+        if response.error in _GRANT_ERRORS:
             return False
-        if response.error or not response.access_token or not response.usable:
-            return False
+        response.check(issuer.issuer)
         _store_tokens(self._store, url, response, tokens)
         return True
 
-    async def _refresh_tokens(self, issuer: IssuerMetadata, tokens: Tokens, target: str) -> TokenResponse:
-        form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
-        bound_key = BoundKey(self._proofs, tokens.proof_key)
-        return await ask_token(issuer, self._registrations.known_at(issuer), form, self._outbound, bound_key)
+    def _scopes(
+        self,
+        status: int,
+        asked: Mapping[str, str],
+        resource: ProtectedResource | None,
+        issuer: IssuerMetadata,
+        before: Tokens | None,
+    ) -> str:
+        """Return the scopes to request: the configured, challenged, or supported ones.
 
-    async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, bound_key: BoundKey) -> None:
+        If the server refused our token for its scopes, add those that it has.
+        """
+        lacking = status == 403 and before is not None and before.issuer == issuer.issuer
+        current = before.scope.split() if before is not None and lacking else []
+        named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
+        offline = ["offline_access"] if "offline_access" in issuer.scopes_supported and not self._as_itself else []
+        return " ".join(dict.fromkeys([*current, *(self._scope.split() or named), *offline]))
+
+    async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, key: str) -> None:
         """Send the user to the authorization server, and exchange the redirect for tokens."""
         loopback = Loopback() if self._visit is None else None
         redirect = self._redirect_uri if loopback is None else await loopback.open()
@@ -343,7 +333,7 @@ class OAuth:
         finally:
             if loopback is not None:
                 await loopback.close()
-        await self._request_tokens(url, issuer, request.who, request.form(answer), scope, bound_key)
+        await self._request_tokens(url, issuer, request.who, request.form(answer), scope, key)
 
     async def _authorization_request(
         self, issuer: IssuerMetadata, target: str, scope: str, redirect: str
@@ -383,23 +373,6 @@ async def _issuer_of(url: Url, resource: ProtectedResource | None, only: str, ou
     return found
 
 
-def _requested_scopes(
-    scope: str,
-    asked: Mapping[str, str],
-    resource: ProtectedResource | None,
-    issuer: IssuerMetadata,
-    before: Tokens | None,
-    *,
-    alone: bool,
-) -> str:
-    """Return the scopes to request: the configured, challenged, or supported ones, plus the current ones."""
-    named = asked.get("scope", "").split() or list(resource.scopes_supported if resource is not None else ())
-    current = before.scope.split() if before is not None else []
-    offline = "offline_access" in issuer.scopes_supported and not alone
-    wanted = [*current, *(scope.split() or named), *(["offline_access"] if offline else [])]
-    return " ".join(dict.fromkeys(wanted))
-
-
 def _store_tokens(store: TokenStore, url: Url, response: TokenResponse, known: Tokens) -> None:
     """Store tokens. `known`, from the request or the previous tokens, supplies what the response leaves out."""
     until = time.time() + response.expires_in if response.expires_in else 0
@@ -410,9 +383,3 @@ def _store_tokens(store: TokenStore, url: Url, response: TokenResponse, known: T
         response.access_token, known.issuer, refresh, scope, until, bound, known.resource
     )
     store.save(credentials)
-
-
-def _forget(store: TokenStore, issuer: str) -> None:
-    credentials = store.load()
-    if credentials.registrations.pop(issuer, None) is not None:
-        store.save(credentials)

@@ -14,13 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-from msgspec import Struct
-
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._errors import AccessDenied
-from millstream.client._oauth.discovery import IssuerMetadata, Outbound, find_issuer, post_form
-from millstream.client._oauth.endpoints import authenticate
+from millstream.client._oauth.discovery import IssuerMetadata, Outbound, find_issuer
+from millstream.client._oauth.endpoints import ask_token, brief
 from millstream.client._oauth.store import Registration
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -42,15 +39,6 @@ class GrantSource(Protocol):
             AccessDenied: there's no grant for this server.
         """
         ...
-
-
-class _ExchangeResponse(Struct):
-    """The response of the identity provider."""
-
-    access_token: str = ""
-    issued_token_type: str = ""
-    error: str = ""
-    error_description: str = ""
 
 
 @suggest_keywords
@@ -86,15 +74,10 @@ class IdentityProvider:
             "subject_token_type": _ID_TOKEN,
             **({"scope": scope} if scope else {}),
         }
-        fields, headers = authenticate(home, self._who, form)
-        reply = await post_form(home.token_endpoint, fields, headers, outbound)
-        try:
-            response = msgspec.json.decode(reply.body, type=_ExchangeResponse)
-        except (msgspec.MsgspecError, RecursionError):
-            response = _ExchangeResponse(error=f"status {reply.status}")
+        response = await ask_token(home, self._who, form, outbound)
         if response.error or not response.access_token or response.issued_token_type != _GRANT:
             reason = response.error_description or response.error or "the token has an unexpected type"
-            raise AccessDenied(f"{self._issuer} issued no grant for {issuer.issuer}: {reason}.", 401)
+            raise AccessDenied(f"{self._issuer} issued no grant for {issuer.issuer}: {brief(reason)}.", 401)
         return _bearer(response.access_token, "", scope)
 
 

@@ -14,8 +14,7 @@ from millstream._protocol.errors import LocalError, ProtocolError, ToolError
 from millstream._server.calls.services import Services
 from millstream.client._errors import AccessDenied, ConnectFailed
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer, parse_secure
-from millstream.client._oauth.dpop import BoundKey, Proofs
-from millstream.client._oauth.endpoints import TokenResponse, ask_token, brief
+from millstream.client._oauth.endpoints import TokenResponse, ask_token
 from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens
 from millstream.gateway._credentials.options import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
@@ -101,10 +100,8 @@ class _TokenCredentials(UpstreamCredentials):
 
     async def _ask(self, form: Mapping[str, str]) -> TokenResponse:
         issuer = await self._issuer()
-        response = await ask_token(issuer, self._registration, form, self._outbound, BoundKey(Proofs(), ""))
-        if response.error or not response.access_token or not response.usable:
-            reason = brief(response.error_description or response.error or "the response has no usable token")
-            raise AccessDenied(f"{issuer.issuer} issued no token for the upstream {self.upstream!r}: {reason}.", 401)
+        response = await ask_token(issuer, self._registration, form, self._outbound)
+        response.check(issuer.issuer, f"token for the upstream {self.upstream!r}")
         return response
 
     def _form(self, grant_type: str, **more: str) -> dict[str, str]:
