@@ -4,7 +4,7 @@ import pytest
 
 from millstream._limits.limiters import Rate
 from millstream.auth import _guard, _sign_in
-from millstream.auth._authorization_server import client_proof, documents, login_throttle, tickets, users
+from millstream.auth._authorization_server import client_proof, clients, login_throttle, tickets, users
 
 _DAY = 86_400
 
@@ -21,7 +21,7 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_BEFORE"):
             monkeypatch.setattr(login_throttle, name, Rate(getattr(login_throttle, name).count, _DAY))
         monkeypatch.setattr(_sign_in, "_SIGN_OUT_RATE", Rate(_sign_in._SIGN_OUT_RATE.count, _DAY))
-        monkeypatch.setattr(documents, "_LOOKUPS", Rate(documents._LOOKUPS.count, _DAY))
+        monkeypatch.setattr(clients, "_LOOKUPS", Rate(clients._LOOKUPS.count, _DAY))
         monkeypatch.setattr(tickets, "_REDIRECT_RATE", Rate(tickets._REDIRECT_RATE.count, _DAY))
 
 

@@ -137,7 +137,7 @@ class SignIns:
         except ClientError as exc:
             return _turned_back(request, f"{_short(str(exc))} Sign in again, or ask the operator of that server.", 403)
         await self._save(pending.key, state)
-        return continue_page(request, "/inspect", b"")
+        return continue_page(request, "/inspect")
 
     async def sign_out(self, request: HttpRequest, url: Url) -> Response:
         """Delete the tokens for a server. ``{"revoked": …}`` is whether their issuer has revoked them, too."""

@@ -109,7 +109,7 @@ def jwt(
     from millstream._http.client.fetch import check_url  # noqa: PLC0415
     from millstream.auth._discovery import ask_issuer  # noqa: PLC0415
     from millstream.auth._guard import rules_of, several  # noqa: PLC0415
-    from millstream.auth._jose import ASYMMETRIC, FetchedKeys, FixedKeys, read_keys, shared_secret  # noqa: PLC0415  # noqa: PLC0415
+    from millstream.auth._jose import ASYMMETRIC, FetchedKeys, FixedKeys, read_keys, shared_secret  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     if bool(jwks) == bool(secret):
@@ -122,12 +122,7 @@ def jwt(
     if secret:
         keys = FixedKeys([shared_secret(secret)])
     elif isinstance(jwks, str):
-        url = check_url(jwks).geturl()
-
-        async def where() -> str:
-            return url
-
-        keys = FetchedKeys(where, ask_issuer)
+        keys = FetchedKeys(check_url(jwks).geturl(), ask_issuer)
     else:
         keys = FixedKeys(read_keys(jwks))
     return TokenMethod(rules_of(issuer, audience, scopes, scope_includes), keys, algorithms=allowed, scopes=scopes)
@@ -163,14 +158,13 @@ def oidc(
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
-    from millstream.auth._discovery import Discovery, ask_issuer  # noqa: PLC0415
+    from millstream.auth._discovery import issuer_keys  # noqa: PLC0415
     from millstream.auth._guard import rules_of, several  # noqa: PLC0415
-    from millstream.auth._jose import ASYMMETRIC, FetchedKeys  # noqa: PLC0415
+    from millstream.auth._jose import ASYMMETRIC  # noqa: PLC0415
     from millstream.auth._tokens import TokenMethod  # noqa: PLC0415
 
     rules = rules_of(issuer, audience, scopes, scope_includes)
-    discovery = Discovery(issuer, ask_issuer)
-    keys = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
+    keys = issuer_keys(issuer)
     allowed = several("algorithms", algorithms) or ASYMMETRIC
     if client_secret and not client_id:
         raise ValueError("auth.oidc() requires client_id= with client_secret=")
@@ -178,7 +172,7 @@ def oidc(
         return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
     from millstream.auth._oidc_pages import OidcAtPages  # noqa: PLC0415
 
-    return OidcAtPages(rules, keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))
+    return OidcAtPages(rules=rules, keys=keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))
 
 
 @suggest_keywords

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.client.pool import allow_any
 from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream.auth._jose import Get
+from millstream.auth._jose import FetchedKeys, Get
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
 
@@ -108,6 +108,12 @@ class Discovery:
         except OutboundError as exc:
             raise Unavailable(str(exc)) from exc
         return url
+
+
+def issuer_keys(issuer: str) -> FetchedKeys:
+    """Return the keys that an issuer's metadata names."""
+    discovery = Discovery(issuer, ask_issuer)
+    return FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
 
 
 _MAX_BYTES = 512 * 1024

@@ -14,7 +14,7 @@ valid for a day.
 
 import logging
 from base64 import urlsafe_b64decode
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeGuard, cast
@@ -198,6 +198,14 @@ def verify(token: str, key: PublicKey, algorithm: str) -> dict[str, Any]:
         raise InvalidToken("The signature is wrong.") from exc
 
 
+def verify_any(token: str, keys: Iterable[PublicKey], algorithm: str) -> dict[str, Any] | None:
+    """Return the claims of a token that one of the keys has signed, else None."""
+    for key in keys:
+        with suppress(InvalidToken):
+            return verify(token, key, algorithm)
+    return None
+
+
 def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
     """Return the keys of a set (RFC 7517) that can verify signatures, without unsupported and weak keys.
 
@@ -346,19 +354,19 @@ class FetchedKeys:
 
     def __init__(
         self,
-        url: Callable[[], Awaitable[str]],
+        url: str | Callable[[], Awaitable[str]],
         get: Get,
         *,
         retry: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Create the set. `url` returns the URL of the keys; `retry` allows it to repeat a failed discovery at once."""
-        # Configuration
+        """Create the set. `url` is the URL of the keys, or returns it; `retry` lets it repeat a failed discovery at
+        once.
+        """
         self._url = url
         self._get = get
         self._retry = retry
         self._clock = clock
-        # State
         self._keys: list[PublicKey] = []
         self._raw: Mapping[str, Any] = {}
         self._last_fetch = float("-inf")
@@ -395,7 +403,7 @@ class FetchedKeys:
     async def _load(self) -> None:
         url = ""
         try:
-            url = await self._url()
+            url = self._url if isinstance(self._url, str) else await self._url()
             raw = _decode((await self._get(url)).body)
             keys = read_keys(raw)
         except Unavailable as exc:

@@ -7,6 +7,8 @@ sealed token, as if the user had entered it in the sign-in form.
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._override import override
 from millstream._server.calls.services import Services
@@ -25,42 +27,27 @@ NAME = "oidc"
 """Name in the redirect URI: ``…/sign-in/callback/oidc``."""
 
 
-class OidcAtPages:
+class OidcAtPages(Struct, frozen=True, kw_only=True):
     """The method before the server starts. Created by ``auth.oidc(…, client_id=…)``."""
 
-    def __init__(
-        self,
-        rules: TokenRules,
-        keys: Keys,
-        *,
-        algorithms: Collection[str],
-        scopes: Collection[str],
-        client: tuple[str, str],
-    ) -> None:
-        """Create the method. `client` is this server's client id and secret at the issuer; the secret may be empty."""
-        self._rules = rules
-        self._keys = keys
-        self._algorithms = algorithms
-        self._scopes = scopes
-        self._client = client
+    rules: TokenRules
+    keys: Keys
+    algorithms: Collection[str]
+    scopes: Collection[str]
+    client: tuple[str, str]
+    """This server's client id and secret at the issuer; the secret may be empty."""
 
     def bind(self, services: Services, name: str, known: Callable[[], Collection[str]]) -> "RunningOidc":
         """Return the method of a running server."""
-        return RunningOidc(
-            self._rules, self._keys, algorithms=self._algorithms, scopes=self._scopes, client=self._client,
-            services=services, known=known,
-        )  # fmt: skip
+        return RunningOidc(self, services, known)
 
 
 class RunningOidc(TokenMethod, PageMethod):
     """The method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages."""
 
-    def __init__(
-        self, rules: TokenRules, keys: Keys, *, algorithms: Collection[str], scopes: Collection[str],
-        client: tuple[str, str], services: Services, known: Callable[[], Collection[str]],
-    ) -> None:  # fmt: skip
-        super().__init__(rules, keys, algorithms=algorithms, scopes=scopes)
-        # Configuration
+    def __init__(self, config: OidcAtPages, services: Services, known: Callable[[], Collection[str]]) -> None:
+        rules = config.rules
+        super().__init__(rules, config.keys, algorithms=config.algorithms, scopes=config.scopes)
         self.name: str = NAME
         title = urlsplit(rules.issuer).netloc
         self.label: str = f"Continue with {title}"
@@ -75,8 +62,8 @@ class RunningOidc(TokenMethod, PageMethod):
         self._clock = vault.clock
         self._flow = CodeFlow(
             rules.issuer,
-            client_id=client[0],
-            client_secret=client[1],
+            client_id=config.client[0],
+            client_secret=config.client[1],
             title=title,
             also={"resource": rules.audience},  # RFC 8707
         )

@@ -146,19 +146,18 @@ def sign_in(
     )  # fmt: skip
 
 
-def continue_page(request: HttpRequest, page: str, head: bytes) -> Response:
+def continue_page(request: HttpRequest, page: str, head: bytes = b"", *, title: str = "You are signed in") -> Response:
     """Return the page that continues to the requested page after an external login.
 
     A redirect would still count as coming from the other site, and browsers would omit the cookie (`SameSite=Strict`).
     """
-    root, href = f"{request.root_path}/", request.root_path + page
-    title = "You are signed in"
+    href = request.root_path + page
     return render(
         "message.html",
         200,
         head,
         images=IMAGES,
-        root=root,
+        root=f"{request.root_path}/",
         title=title,
         leads_to=href,
         href=href,
@@ -167,27 +166,16 @@ def continue_page(request: HttpRequest, page: str, head: bytes) -> Response:
     )
 
 
-def continue_at(request: HttpRequest, page: str) -> Response:
-    """Return a page that continues to another one, so that a browser coming from another site sends its cookies."""
-    root, href = f"{request.root_path}/", request.root_path + page
-    return render(
-        "message.html", 200, images=IMAGES, root=root, title="One moment", leads_to=href, href=href, label="Continue",
-        primary=True,
-    )  # fmt: skip
-
-
 def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Response:
     """Return the page for a user who returns from another site without a session."""
-    root, href = f"{request.root_path}/", request.root_path + page
-    title = "You aren't signed in"
     return render(
         "message.html",
         status,
         images=IMAGES,
-        root=root,
-        title=title,
+        root=f"{request.root_path}/",
+        title="You aren't signed in",
         notice=notice,
-        href=href,
+        href=request.root_path + page,
         label="Go back",
         primary=True,
     )

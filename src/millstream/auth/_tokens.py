@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from millstream._override import override
 from millstream._protocol.principal import Principal
-from millstream.auth._jose import InvalidToken, PublicKey, TokenRules, judge, read_header, verify
+from millstream.auth._jose import InvalidToken, PublicKey, TokenRules, judge, read_header, verify_any
 from millstream.auth._method import AuthMethod, Identity
 
 TYPES = frozenset(("at+jwt", "jwt", ""))
@@ -59,22 +59,12 @@ class TokenMethod(AuthMethod):
         """Return the owner of a token."""
         try:
             header = read_header(credential)
-            if header.alg not in self._algorithms or header.typ not in self._types:
-                return None
-            for key in await self._keys.find(header.kid, header.alg):
-                claims = self._open(credential, key, header.alg)
-                if claims is not None:
-                    return judge(claims, self._rules, self._clock())
-        except InvalidToken:
-            pass
-        return None
-
-    @staticmethod
-    def _open(credential: str, key: PublicKey, algorithm: str) -> dict[str, object] | None:
-        try:
-            return verify(credential, key, algorithm)
         except InvalidToken:
             return None
+        if header.alg not in self._algorithms or header.typ not in self._types:
+            return None
+        claims = verify_any(credential, await self._keys.find(header.kid, header.alg), header.alg)
+        return None if claims is None else judge(claims, self._rules, self._clock())
 
     @override
     def holds(self, id: str) -> bool:

@@ -145,7 +145,7 @@ async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, m
 
 
 async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.auth._authorization_server.documents._LOOKUPS", Rate(2, 60))
+    monkeypatch.setattr("millstream.auth._authorization_server.clients._LOOKUPS", Rate(2, 60))
     desk = Desk(desk.services.store)
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
     ids = [(await desk.register(**about, jwks_uri=f"http://127.0.0.1:9/{number}"))["client_id"] for number in range(4)]
@@ -197,7 +197,7 @@ async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.Mo
         tried.append(key)
         return verify(token, key, algorithm)
 
-    monkeypatch.setattr("millstream.auth._authorization_server.client_proof.verify", count)
+    monkeypatch.setattr("millstream.auth._jose.verify", count)
     others = [{**ECKey.generate_key("P-256").as_dict(private=False), "kid": "a"} for _ in range(64)]
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt", "jwks": {"keys": others}}
     id = (await desk.register(**about))["client_id"]

@@ -210,7 +210,7 @@ async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
 async def test_tokens_revoked_during_a_lookup_are_refused(desk: Desk) -> None:
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
-    introspection = desk.running._introspection
+    introspection = desk.running._issued
     ask, asked = introspection.grant_of, 0
 
     async def slow(claims: Any) -> Any:

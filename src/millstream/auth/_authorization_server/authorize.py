@@ -253,7 +253,7 @@ class AuthorizationEndpoint:
 
     async def _read(self, request: HttpRequest) -> tuple[OAuthClient, AuthorizationRequest] | NotGranted | Response:
         try:
-            return await self._requests.read(Parameters(request.query), self._clients.lookups.by(request))
+            return await self._requests.read(Parameters(request.query), self._clients.lookups_by(request))
         except (NotAClient, OAuthError) as exc:
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
@@ -335,7 +335,7 @@ class AuthorizationEndpoint:
 
     async def _still_there(self, request: HttpRequest, authorization: AuthorizationRequest) -> OAuthClient | None:
         try:
-            client = await self._clients.find(authorization.client, self._clients.lookups.by(request))
+            client = await self._clients.find(authorization.client, self._clients.lookups_by(request))
         except Unavailable:
             return None
         return client if client is not None and named_by(client.redirect_uris, authorization.redirect_uri) else None

@@ -6,7 +6,7 @@ A client with a secret or keys must use them; its id alone isn't enough. A reque
 from base64 import b64decode
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import unquote_plus
 
 from millstream._http.client.fetch import fetch
@@ -27,11 +27,12 @@ from millstream.auth._jose import (
     FetchedKeys,
     InvalidToken,
     PublicKey,
+    is_time,
     read_header,
     read_keys,
     read_payload,
     select_keys,
-    verify,
+    verify_any,
 )
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import KeyedSemaphore
@@ -92,7 +93,7 @@ class ClientProof:
         if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
             raise OAuthError("invalid_request", "The Authorization header is repeated.")
         try:
-            return await self._client(header, form, self._clients.lookups.by(request), key)
+            return await self._client(header, form, self._clients.lookups_by(request), key)
         except OAuthError as exc:
             if exc.status == 401:
                 self._failures.report(key)
@@ -145,14 +146,12 @@ class ClientProof:
             raise _invalid_client("The assertion isn't from this client.")
         if client.source != "given" and (wait := self._proofs.take(address)) > 0:
             raise _slow("Too many assertions from your address.", self._proofs.header_lines(address, wait))
-        for key in await self._keys_of(client, header.kid, header.alg, may_fetch):
-            try:
-                claims = verify(assertion, key, header.alg)
-            except InvalidToken:
-                continue
-            await self._judge_assertion(claims, client)
-            return client
-        raise _invalid_client("The assertion's signature is wrong.")
+        keys = await self._keys_of(client, header.kid, header.alg, may_fetch)
+        claims = verify_any(assertion, keys, header.alg)
+        if claims is None:
+            raise _invalid_client("The assertion's signature is wrong.")
+        await self._judge_assertion(claims, client)
+        return client
 
     async def _judge_assertion(self, claims: dict[str, Any], client: OAuthClient) -> None:
         now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
@@ -161,10 +160,10 @@ class ClientProof:
             audience = audience[0]
         if claims.get("iss") != client.id or claims.get("sub") != client.id or audience not in self._audiences:
             raise _invalid_client("The assertion has another subject, issuer, or audience.")
-        if not _is_number(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
+        if not is_time(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
             raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
         begins = (claims.get("nbf"), claims.get("iat"))
-        if any(_is_number(each) and each > now + LEEWAY for each in begins):
+        if any(is_time(each) and each > now + LEEWAY for each in begins):
             raise _invalid_client("The assertion isn't valid yet.")
         if not isinstance(jti, str) or not jti:
             raise _invalid_client("The assertion has no jti, so it could be replayed.")
@@ -198,15 +197,8 @@ class ClientProof:
             others = [each for each in self._keys if each[1] != "given"]
             for each in others[: max(0, len(others) + 1 - _MAX_KEYS)]:
                 del self._keys[each]
-            keys = self._keys[place] = FetchedKeys(_always(client.keys_url), partial(fetch, is_allowed=judge))
+            keys = self._keys[place] = FetchedKeys(client.keys_url, partial(fetch, is_allowed=judge))
         return keys
-
-
-def _always(url: str) -> Callable[[], Any]:
-    async def where() -> str:
-        return url
-
-    return where
 
 
 def _slow(text: str, head: bytes) -> OAuthError:
@@ -236,7 +228,3 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
 def _unverified_subject(assertion: str) -> str:
     subject = read_payload(assertion).get("sub")
     return subject if isinstance(subject, str) else ""
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15

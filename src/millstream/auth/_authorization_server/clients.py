@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
+from millstream._http.hosts import is_loopback
 from millstream._http.message import HttpRequest, Response, peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._protocol.jsonrpc import MALFORMED, decoder
@@ -25,7 +26,7 @@ from millstream._server.functions.description import Names
 from millstream._stores.rates import share_for
 from millstream.auth._authorization_server.answers import OAuthError, reply
 from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.documents import Documents, Lookups, RedirectRefused, client_of, is_document
+from millstream.auth._authorization_server.documents import Documents, RedirectRefused, client_of, is_document
 from millstream.auth._authorization_server.login_methods import SignInFailed
 from millstream.auth._authorization_server.provider import RegistrationDenied
 from millstream.auth._authorization_server.records import OAuthClient, digest, new_secret
@@ -112,6 +113,8 @@ UNUSED = 86_400.0
 USED = 90 * 86_400.0
 """Seconds after its last use before a registration with a consent expires."""
 _MAX_ID = 2048
+_LOOKUPS = Rate(60, 60)
+"""Maximum fetches of documents and their key sets caused by one address."""
 
 
 class Clients:
@@ -119,7 +122,7 @@ class Clients:
 
     def __init__(self, config: IssuerConfig, vault: Vault, documents: Documents | None) -> None:
         """Create the lookup. `documents` is None if metadata documents aren't supported."""
-        self.lookups: Lookups = Lookups(here=not config.secure, pool=lambda: vault.pool)
+        self._lookups = Limiter("client-lookup", _LOOKUPS, pool=lambda: vault.pool)
         self._config = config
         self._vault = vault
         self._documents = documents
@@ -151,6 +154,14 @@ class Clients:
                 return found
         return None
 
+    def lookups_by(self, request: HttpRequest) -> Callable[[], bool]:
+        """Return a function that counts a fetch for a request, and returns whether it's allowed. At a development
+        server, only callers on this machine may cause one.
+        """
+        return lambda: (
+            (self._config.secure or is_loopback(request.peer)) and self._lookups.report(peer_network(request.peer)) <= 0
+        )
+
     async def add(self, client: OAuthClient) -> None:
         """Store a new registration. A flood of registrations displaces only unused ones."""
         await self._vault.put(f"oauth-new:{client.id}", client, UNUSED, lossy=True)
@@ -180,12 +191,6 @@ class RegistrationEndpoint:
 
     async def post(self, request: HttpRequest) -> Response:
         """Register a client."""
-        try:
-            return await self._register(request)
-        except OAuthError as exc:
-            return exc.response()
-
-    async def _register(self, request: HttpRequest) -> Response:
         key = peer_network(request.peer)
         wait = await self._limiter.charge(key)
         if wait > 0:

@@ -13,10 +13,6 @@ from typing import Any
 
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.client.pool import is_public
-from millstream._http.hosts import is_loopback
-from millstream._http.message import HttpRequest, peer_network
-from millstream._limits.limiters import Limiter, Rate
-from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream.auth._authorization_server.answers import check_redirect
@@ -30,8 +26,6 @@ _DEFAULT_CACHE_SECONDS = 300.0
 _MAX_CACHE_SECONDS = 86_400.0
 _MAX_CACHED = 512
 _MAX_CONCURRENT_FETCHES = 16
-_LOOKUPS = Rate(60, 60)
-"""Maximum fetches of documents and their key sets caused by one address."""
 TOO_MANY = "Too many client documents are being looked up. Try again in a minute."
 _NO_ACCESS = (
     "If the server has no access to the internet, its operator can set metadata_documents=False in auth.issuer(…). "
@@ -53,21 +47,6 @@ def judge_of(*, here: bool) -> Callable[[str], bool]:
     return (
         (lambda address: is_public(address) or ip_address(address.partition("%")[0]).is_loopback) if here else is_public
     )
-
-
-class Lookups:
-    """Rate limits for fetching documents."""
-
-    def __init__(self, *, here: bool, pool: Callable[[], StoreLimiter | None]) -> None:
-        """Create the limits. With `here`, only callers on this machine may cause a fetch."""
-        self._here = here
-        self._limiter = Limiter("client-lookup", _LOOKUPS, pool=pool)
-
-    def by(self, request: HttpRequest) -> Callable[[], bool]:
-        """Return a function that counts a fetch for this request and returns whether it's allowed."""
-        return lambda: (
-            not (self._here and not is_loopback(request.peer)) and self._limiter.report(peer_network(request.peer)) <= 0
-        )
 
 
 class Documents:

@@ -15,16 +15,15 @@ from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.login_methods import TrustedIdentityProvider
 from millstream.auth._authorization_server.records import OAuthClient, digest
 from millstream.auth._authorization_server.signing import Vault
-from millstream.auth._discovery import Discovery, ask_issuer
+from millstream.auth._discovery import issuer_keys
 from millstream.auth._jose import (
     ASYMMETRIC,
     LEEWAY,
-    FetchedKeys,
     InvalidToken,
     is_time,
     read_header,
     read_payload,
-    verify,
+    verify_any,
 )
 from millstream.auth._method import Unavailable, prefetch_all
 
@@ -53,14 +52,9 @@ class Identities:
     """Verifies grants."""
 
     def __init__(self, own: str, providers: Mapping[str, TrustedIdentityProvider], vault: Vault) -> None:
-        # Configuration
         self._own = own
         self._vault = vault
-        # State
-        self._keys: dict[str, FetchedKeys] = {}
-        for issuer in providers:
-            discovery = Discovery(issuer, ask_issuer)
-            self._keys[issuer] = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
+        self._keys = {issuer: issuer_keys(issuer) for issuer in providers}
 
     async def prefetch(self) -> None:
         """See `Prefetchable.prefetch`."""
@@ -105,12 +99,10 @@ class Identities:
         keys = self._keys.get(issuer) if isinstance(issuer, str) else None
         if keys is None:
             raise _invalid_grant("This server doesn't accept grants from this identity provider.")
-        for key in await keys.find(header.kid, header.alg):
-            try:
-                return cast("str", issuer), verify(assertion, key, header.alg)
-            except InvalidToken:
-                continue
-        raise _invalid_grant("The grant's signature is wrong.")
+        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
+        if claims is None:
+            raise _invalid_grant("The grant's signature is wrong.")
+        return cast("str", issuer), claims
 
     def _check(self, claims: Mapping[str, Any], client: OAuthClient) -> None:
         audience = claims.get("aud")

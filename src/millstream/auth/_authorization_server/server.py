@@ -19,6 +19,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
 from millstream.auth._authorization_server.clients import Clients, RegistrationEndpoint
@@ -44,7 +45,7 @@ from millstream.auth._authorization_server.page_login import PageLogin
 from millstream.auth._authorization_server.records import Grant
 from millstream.auth._authorization_server.signing import TokenSigner, Vault
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
-from millstream.auth._authorization_server.token import Introspection, Revocation, TokenEndpoint
+from millstream.auth._authorization_server.token import IssuedTokens, TokenEndpoint
 from millstream.auth._authorization_server.users import Accounts, UserFile
 from millstream.auth._jose import TokenRules, judge
 from millstream.auth._method import Identity, PageMethod, Prefetchable, Unavailable, prefetch_all
@@ -109,8 +110,7 @@ class RunningIssuer(PageMethod):
             config, proof, self.clients, self.grants, targets, self._accounts,
             identities=self._identities,
         )  # fmt: skip
-        self._introspection = Introspection(config, proof, self.grants, self.signing, self._accounts, self._clock)
-        self._revocation = Revocation(proof, self.grants, self._introspection)
+        self._issued = IssuedTokens(config, proof, self.grants, self.signing, self._accounts, self._clock)
         self._registration = RegistrationEndpoint(config, self.clients, vault)
         requests = AuthorizationRequests(config, self.clients, targets)
         throttle, tickets = LoginThrottle(self._accounts, vault), Tickets(vault, secure=config.secure)
@@ -166,7 +166,7 @@ class RunningIssuer(PageMethod):
     async def identify(self, credential: str) -> Identity | None:
         """Return the principal of one of our tokens."""
         try:
-            claims = await self._introspection.claims(credential)
+            claims = await self._issued.claims(credential)
             found = judge(claims, self._rules, self._clock()) if claims is not None else None
             if claims is None or found is None:
                 return None
@@ -179,10 +179,10 @@ class RunningIssuer(PageMethod):
         return found
 
     async def _grant_of(self, claims: Mapping[str, Any]) -> Grant | bool:
-        """See `Introspection.grant_of`. Repeats the check if a revocation was announced while it ran."""
+        """See `IssuedTokens.grant_of`. Repeats the check if a revocation was announced while it ran."""
         for _ in range(_TRIES):
             announcements = self._announcements
-            grant = await self._introspection.grant_of(claims)
+            grant = await self._issued.grant_of(claims)
             if announcements == self._announcements:
                 return grant
         raise Unavailable("Too many changes at the moment. Try again later.")
@@ -235,7 +235,7 @@ class RunningIssuer(PageMethod):
         issuer, _, named = revocation_id.partition(" ")
         if issuer != self._config.url:
             return False
-        return await self._introspection.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
+        return await self._issued.grant_of(msgspec.json.decode(named, type=dict[str, Any])) is False
 
     def _on_announcement(self, data: bytes) -> None:
         self._announcements += 1
@@ -282,8 +282,8 @@ class RunningIssuer(PageMethod):
         ends: dict[str, Mapping[str, Handler]] = {
             AUTHORIZE: {"GET": self._authorize.get, "POST": self._authorize.post},
             TOKEN: {"POST": self._token.post},
-            REVOKE: {"POST": self._revocation.revoke},
-            INTROSPECT: {"POST": self._introspection.introspect},
+            REVOKE: {"POST": self._issued.revoke},
+            INTROSPECT: {"POST": self._issued.introspect},
             KEYS: {"GET": self._keys},
         }
         if self._config.registration:
@@ -293,7 +293,7 @@ class RunningIssuer(PageMethod):
         found = {prefix + path: each for prefix in {"", self._config.path} for path, each in ends.items()}
         found |= {path: {"GET": self._metadata} for path in places(self._config)}
         return {
-            path: {method: _guard_store(handler) for method, handler in handlers.items()}
+            path: {method: _catch_errors(handler) for method, handler in handlers.items()}
             for path, handlers in found.items()
         }
 
@@ -310,12 +310,14 @@ class RunningIssuer(PageMethod):
         return Response(encode(await self.signing.public()), 200, _PUBLIC)
 
 
-def _guard_store(handler: Handler) -> Handler:
-    """Wrap a handler to respond with 503 when the store is unavailable or full."""
+def _catch_errors(handler: Handler) -> Handler:
+    """Wrap a handler to respond to its errors, such as a store that's unavailable or full."""
 
     async def answer(request: HttpRequest) -> Response | Sink | None:
         try:
             return await handler(request)
+        except OAuthError as exc:
+            return exc.response()
         except LocalError as exc:
             logger.error("%s %s failed: %s", request.method, request.path, exc)
             return plain_problem(503, "The server's store isn't available. Try again later.", b"retry-after: 5\r\n")

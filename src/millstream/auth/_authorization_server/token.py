@@ -23,11 +23,11 @@ from millstream.auth._authorization_server.login_methods import User
 from millstream.auth._authorization_server.records import ASSERTED, CLIENT, CODE, REFRESH, Grant, OAuthClient
 from millstream.auth._authorization_server.signing import TokenSigner
 from millstream.auth._authorization_server.users import Accounts
-from millstream.auth._jose import InvalidToken, read_header, verify
+from millstream.auth._jose import InvalidToken, read_header, verify_any
 
 
-class Introspection:
-    """The introspection endpoint, and the guard's check of our own tokens."""
+class IssuedTokens:
+    """The introspection and revocation endpoints, and the guard's check of our own tokens."""
 
     def __init__(
         self, config: IssuerConfig, proof: ClientProof, grants: Grants, signing: TokenSigner, accounts: Accounts,
@@ -52,19 +52,22 @@ class Introspection:
 
     async def introspect(self, request: HttpRequest) -> Response:
         """Return whether a token is active. Configured clients may query any token, others only their own."""
-        try:
-            form = form_of(request)
-            client = await self._proof.client(request, form)
-            if client.method == "none":
-                raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)
-            token = form.get("token")
-            if not token:
-                raise OAuthError("invalid_request", "token is missing.")
-            said = await self._claims_of(token)
-            known = said is not None and (client.source == "given" or said["client_id"] == client.id)
-            return reply({"active": True, **said} if known and said is not None else {"active": False})
-        except OAuthError as exc:
-            return exc.response()
+        client, token = await self._read(request)
+        if client.method == "none":
+            raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)
+        said = await self._claims_of(token)
+        if said is None or (client.source != "given" and said["client_id"] != client.id):
+            return reply({"active": False})
+        return reply({"active": True, **said})
+
+    async def _read(self, request: HttpRequest) -> tuple[OAuthClient, str]:
+        """Return the authenticated client of a request, and the token that it names."""
+        form = form_of(request)
+        client = await self._proof.client(request, form)
+        token = form.get("token")
+        if not token:
+            raise OAuthError("invalid_request", "token is missing.")
+        return client, token
 
     async def _claims_of(self, token: str) -> dict[str, Any] | None:
         found = await self._grants.find(token)
@@ -83,36 +86,17 @@ class Introspection:
         """Return the claims of one of our access tokens, expired or not; None for any other text."""
         try:
             header = read_header(token)
-            if header.alg != "ES256" or header.typ != "at+jwt":
-                return None
-            for key in await self._signing.find(header.kid, header.alg):
-                claims = verify(token, key, header.alg)
-                return claims if claims.get("iss") == self._config.url else None
-        except (InvalidToken, ValueError):
-            pass
-        return None
-
-
-class Revocation:
-    """The revocation endpoint."""
-
-    def __init__(self, proof: ClientProof, grants: Grants, introspection: Introspection) -> None:
-        self._proof = proof
-        self._grants = grants
-        self._introspection = introspection
+        except InvalidToken:
+            return None
+        if header.alg != "ES256" or header.typ != "at+jwt":
+            return None
+        claims = verify_any(token, await self._signing.find(header.kid, header.alg), header.alg)
+        return claims if claims is not None and claims.get("iss") == self._config.url else None
 
     async def revoke(self, request: HttpRequest) -> Response:
         """Revoke a token and its grant. Succeeds for unknown tokens, too."""
-        try:
-            form = form_of(request)
-            client = await self._proof.client(request, form)
-            token = form.get("token")
-            if not token:
-                raise OAuthError("invalid_request", "token is missing.")
-            await self._revoke(client, token)
-            return reply({})
-        except OAuthError as exc:
-            return exc.response()
+        await self._revoke(*await self._read(request))
+        return reply({})
 
     async def _revoke(self, client: OAuthClient, token: str) -> None:
         found = await self._grants.find(token)
@@ -121,7 +105,7 @@ class Revocation:
             if grant.client == client.id:
                 await self._grants.end(said.grant, grant.subject)
             return
-        claims = await self._introspection.claims(token)
+        claims = await self.claims(token)
         if claims is None or claims.get("client_id") != client.id:
             return
         if "grant_id" in claims:
@@ -157,24 +141,23 @@ class TokenEndpoint:
         }
 
     async def post(self, request: HttpRequest) -> Response:
-        """Return a token, or an error."""
+        """Return a token."""
+        form = form_of(request)
+        kind = form.get("grant_type")
+        if not kind:
+            raise OAuthError("invalid_request", "grant_type is missing.")
+        give = self._by_type.get(kind)
+        if give is None:
+            raise OAuthError("unsupported_grant_type", f"grant_type must be one of {', '.join(self._by_type)}.")
+        client = await self._proof.client(request, form)
+        if kind not in client.grant_types:
+            raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
         try:
-            form = form_of(request)
-            kind = form.get("grant_type")
-            if not kind:
-                raise OAuthError("invalid_request", "grant_type is missing.")
-            give = self._by_type.get(kind)
-            if give is None:
-                raise OAuthError("unsupported_grant_type", f"grant_type must be one of {', '.join(self._by_type)}.")
-            client = await self._proof.client(request, form)
-            if kind not in client.grant_types:
-                raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
             return reply(await give(client, form))
-        except OAuthError as exc:
-            # Log once per grant, so that repeated attempts don't fill the log.
-            if isinstance(exc, TokenReuse) and exc.ended:
+        except TokenReuse as exc:
+            if exc.ended:  # log once per grant, so that repeated attempts don't fill the log
                 self._grants.report_reuse(request.peer)
-            return exc.response()
+            raise
 
     async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:
         code = form.get("code")

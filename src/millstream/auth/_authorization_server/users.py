@@ -116,32 +116,6 @@ def _bytes_of(password: str) -> bytes:
     return password.encode("utf-8", "surrogatepass")
 
 
-class Checks:
-    """Checks passwords in threads, with limited concurrency."""
-
-    def __init__(self) -> None:
-        self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
-        self._waiting = 0
-
-    async def __call__(self, password: str, kept: str | None) -> bool:
-        """See `verify_password`.
-
-        Raises:
-            SignInFailed: too many checks are waiting.
-        """
-        if self._waiting >= _MAX_WAITING:
-            raise SignInFailed("Too many people are signing in at the moment. Try again in a minute.")
-        loop = asyncio.get_running_loop()
-        for each in [each for each in self._semaphores if each.is_closed()]:
-            del self._semaphores[each]
-        self._waiting += 1
-        try:
-            async with self._semaphores.setdefault(loop, asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)):
-                return await asyncio.to_thread(verify_password, password, kept)
-        finally:
-            self._waiting -= 1
-
-
 logger = logging.getLogger("millstream")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
@@ -173,7 +147,8 @@ class UserFile:
         self.path = path
         self.users: dict[str, StoredUser] = {}
         self._seen: Stamp | None = None
-        self._check = Checks()
+        self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._waiting = 0
         self._epoch = 0
 
     def load(self) -> None:
@@ -196,8 +171,26 @@ class UserFile:
         """Return the user with a name and password."""
         self.epoch()
         known = self.users.get(name.casefold())
-        right = await self._check(password, None if known is None else known.password)
+        right = await self._verify(password, None if known is None else known.password)
         return None if known is None or not right else self.find(known.name)
+
+    async def _verify(self, password: str, kept: str | None) -> bool:
+        """See `verify_password`. Runs in a thread, with limited concurrency.
+
+        Raises:
+            SignInFailed: too many checks are waiting.
+        """
+        if self._waiting >= _MAX_WAITING:
+            raise SignInFailed("Too many people are signing in at the moment. Try again in a minute.")
+        loop = asyncio.get_running_loop()
+        for each in [each for each in self._semaphores if each.is_closed()]:
+            del self._semaphores[each]
+        self._waiting += 1
+        try:
+            async with self._semaphores.setdefault(loop, asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)):
+                return await asyncio.to_thread(verify_password, password, kept)
+        finally:
+            self._waiting -= 1
 
     def find(self, subject: str) -> User | None:
         """Return the user with a name."""

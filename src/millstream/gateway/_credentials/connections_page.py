@@ -165,7 +165,7 @@ class ConnectionsPage:
             return pages.turned_back(request, PAGE, _LOGIN_OVER, 403)
         handle = f"{state.partition('.')[0]}.{new_secret()}"
         await self._vault.put_pending(_PENDING, handle, AnsweredConnection(pending, answer), _ANSWER_SECONDS)
-        return pages.continue_at(request, f"{PAGE}?finish={handle}")
+        return pages.continue_page(request, f"{PAGE}?finish={handle}", title="One moment")
 
     async def _finish(self, request: HttpRequest, handle: str) -> Response:
         """Create the connection, if the browser and the user are those that began the login."""
