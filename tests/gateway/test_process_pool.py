@@ -253,7 +253,7 @@ async def test_unanswered_calls_do_not_end_a_process_that_answers_a_ping(shell: 
         async with Client(upstream.target()) as client:
             (transport,) = pool.running
             hanging = [asyncio.create_task(client.call("hang", timeout=10 * WAIT)) for _ in range(4)]
-            await until(lambda: transport._duplex.waiting == len(hanging))
+            await until(lambda: transport.waiting == len(hanging))
             for each in hanging[1:]:
                 each.cancel()
             await asyncio.wait(hanging[1:])

@@ -32,7 +32,7 @@ from millstream._server.pool import Pool
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
-from millstream.client._transports.transport import Listener, Transport, TransportRequest
+from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse
 
 _logger = logging.getLogger("millstream.gateway.processes")
@@ -429,12 +429,7 @@ class ProcessTransport(StdioTransport):
     @property
     def was_calling(self) -> bool:
         """Whether it has served, and had unanswered requests when it ended."""
-        return self._has_served and self._duplex.waiting > 0
-
-    @property
-    def fault(self) -> ClientError | None:
-        """Error that ended the process; None while it runs."""
-        return self._duplex.fault
+        return self._has_served and self.waiting > 0
 
     def attach(self, key: str, owner: str, listener: Listener) -> None:
         """Assign the process to a client."""
@@ -479,7 +474,7 @@ class ProcessTransport(StdioTransport):
         try:
             if not self.writable.is_set():
                 await self._wait_until_writable()
-            return await self._duplex.exchange(request)
+            return await DuplexTransport.exchange(self, request)
         except asyncio.CancelledError:  # it took too long, or its caller was canceled
             self._unanswered_count += 1
             raise
@@ -488,14 +483,14 @@ class ProcessTransport(StdioTransport):
         """Return the seconds since it was last used; negative while in use."""
         if self.closing or self.exited.is_set() or not self.pid:
             return -1.0
-        if self._duplex.waiting or not self.writable.is_set() or self.relay.subscribed.is_set():
+        if self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set():
             return -1.0
         return now - self.last_used
 
     def retire(self) -> None:
         """Stop the process in the background. Its connection gets another one when used again."""
         self.closing = self.retired = True
-        self._duplex.end(SessionLost(f"The process of {self._processes.config.name} was stopped because it was idle."))
+        self.end(SessionLost(f"The process of {self._processes.config.name} was stopped because it was idle."))
         self._processes.pool.background.spawn(self.close())
 
     def check(self, now: float) -> None:
@@ -509,7 +504,7 @@ class ProcessTransport(StdioTransport):
             self._asked_at = now
             self._processes.pool.background.spawn(self._ping())
         elif now - self._asked_at > _PING_TIMEOUT:
-            self._duplex.end(ConnectionLost(f"The process of {self._processes.config.name} stopped responding."))
+            self.end(ConnectionLost(f"The process of {self._processes.config.name} stopped responding."))
             self._kill(signal.SIGKILL)
 
     async def _ping(self) -> None:

@@ -6,15 +6,15 @@ https://modelcontextprotocol.io/specification/2024-11-05/basic/transports#http-w
 import asyncio
 
 from millstream._http.client.connection import HttpReply
-from millstream._protocol.jsonrpc import Envelope
+from millstream._override import override
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, NotMcp
-from millstream.client._transports.transport import Duplex, EventReader, Listener, TransportRequest
+from millstream.client._transports.transport import DuplexTransport, EventReader, Listener
 
 
-class HttpSseTransport:
+class HttpSseTransport(DuplexTransport):
     """One event stream, which announces the address for POSTs."""
 
     name = "http+sse"
@@ -27,20 +27,15 @@ class HttpSseTransport:
         max_bytes: int,
         timeout: float,
     ) -> None:
+        super().__init__(listener, background)
         self._endpoint = endpoint
-        self._background = background
         self._max = max_bytes
         self._timeout = timeout
-        self._duplex = Duplex(self, listener, background, self._write)
         self._messages = ""
         """Path and query for POSTs."""
         self._revision: Revision | None = None
 
-    @property
-    def lost(self) -> bool:
-        """Whether the stream has ended."""
-        return self._duplex.fault is not None
-
+    @override
     async def open(self) -> None:
         """Open the stream and wait for the address.
 
@@ -68,7 +63,7 @@ class HttpSseTransport:
             raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
 
     async def _read(self, reply: HttpReply, named: asyncio.Future[None]) -> None:
-        reader = EventReader(self._max, self._duplex.skip)
+        reader = EventReader(self._max, self.skip)
         assert reply.stream is not None  # noqa: S101  checked in `open`
         reader.attach(reply.stream)
         try:
@@ -76,15 +71,15 @@ class HttpSseTransport:
                 if event.event == "endpoint" and not self._messages:
                     self._set_messages_target(event.data, named)
                 elif event.event == "message" and event.data:
-                    self._duplex.receive(event.data.encode())
-                if self._duplex.fault is not None:
+                    self.receive(event.data.encode())
+                if self.fault is not None:
                     break
         except ClientError as exc:
-            self._duplex.end(exc)
+            self.end(exc)
             if not named.done():
                 named.set_exception(exc)
         finally:
-            self._duplex.end(ConnectionLost("The server closed the event stream."))
+            self.end(ConnectionLost("The server closed the event stream."))
             reader.close()
             if not named.done():
                 named.set_exception(NotMcp(f"{self._endpoint.url} closes its event stream immediately."))
@@ -99,27 +94,21 @@ class HttpSseTransport:
         except ClientError as exc:
             if not named.done():
                 named.set_exception(exc)
-            self._duplex.end(exc)
+            self.end(exc)
             return
         self._messages = target.target
         if not named.done():
             named.set_result(None)
 
+    @override
     def set_revision(self, revision: Revision) -> None:
         """Send the version header from now on, if the revision has one."""
         self._revision = revision
 
-    async def exchange(self, request: TransportRequest) -> Envelope:
-        """Send a request and wait for the response."""
-        return await self._duplex.exchange(request)
-
-    async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or a response."""
-        await self._write(message)
-
+    @override
     async def _write(self, message: bytes) -> None:
-        if self._duplex.fault is not None:
-            raise self._duplex.fault
+        if self.fault is not None:
+            raise self.fault
         extra = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
         if self._revision is not None and self._revision.header:
             extra += f"MCP-Protocol-Version: {self._revision.date}\r\n"
@@ -129,7 +118,8 @@ class HttpSseTransport:
         if reply.status >= 300:
             raise ConnectionLost(f"The server rejected a message with status {reply.status}.")
 
+    @override
     async def close(self) -> None:
         """Close the stream, which ends the session."""
-        self._duplex.end(ConnectionLost("The client was closed."))
+        self.end(ConnectionLost("The client was closed."))
         await self._endpoint.close()

@@ -5,18 +5,17 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from millstream._protocol.jsonrpc import Envelope
-from millstream._protocol.revisions import Revision
+from millstream._override import override
 from millstream._tasks import Tasks
 from millstream._transports.connection import MemoryPipe
 from millstream.client._transports.in_process import RunningServer, ServerObject
-from millstream.client._transports.transport import Duplex, Listener, TransportRequest
+from millstream.client._transports.transport import DuplexTransport, Listener
 
 if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
 
 
-class MemoryTransport:
+class MemoryTransport(DuplexTransport):
     """Runs the server while the client is open."""
 
     name = "memory"
@@ -29,18 +28,13 @@ class MemoryTransport:
         *,
         pipe: "Callable[[Dispatcher], MemoryPipe]" = MemoryPipe,
     ) -> None:
+        super().__init__(listener, background)
         self._server = server
         self._new_pipe = pipe
-        self._background = background
-        self._duplex = Duplex(self, listener, background, self._write)
         self._running: AbstractAsyncContextManager[RunningServer] | None = None
         self._pipe: MemoryPipe | None = None
 
-    @property
-    def lost(self) -> bool:
-        """Whether the server has closed the connection."""
-        return self._duplex.fault is not None
-
+    @override
     async def open(self) -> None:
         """Start the server."""
         running = self._server.running()
@@ -51,28 +45,19 @@ class MemoryTransport:
 
     async def _read(self, pipe: MemoryPipe) -> None:
         while True:
-            self._duplex.receive(await pipe.receive())
+            self.receive(await pipe.receive())
 
-    def set_revision(self, revision: Revision) -> None:
-        """Do nothing: this transport doesn't depend on the revision."""
-
-    async def exchange(self, request: TransportRequest) -> Envelope:
-        """Send a request and wait for the response."""
-        return await self._duplex.exchange(request)
-
-    async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or a response."""
-        await self._write(message)
-
+    @override
     async def _write(self, message: bytes) -> None:
-        if self._duplex.fault is not None:
-            raise self._duplex.fault
+        if self.fault is not None:
+            raise self.fault
         assert self._pipe is not None  # noqa: S101  set in `open`
         self._pipe.send(message)
 
+    @override
     async def close(self) -> None:
         """Disconnect and stop the server."""
-        self._duplex.end()
+        self.end()
         if self._pipe is not None:
             await asyncio.sleep(0)  # let the server read the last message
             await self._pipe.close()

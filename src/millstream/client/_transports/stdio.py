@@ -23,10 +23,9 @@ from millstream._http.client.connection import too_large
 from millstream._override import override
 from millstream._protocol.errors import INVISIBLE
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
-from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
-from millstream.client._transports.transport import Duplex, Listener, TransportRequest
+from millstream.client._transports.transport import DuplexTransport, Listener, TransportRequest
 
 _START = re.compile(r"Failed to validate request: \d+\b")
 _REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")
@@ -147,7 +146,7 @@ class _Pipes(asyncio.SubprocessProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.show_rest()
         self._owner.output_ended.set()
-        self._owner.end()
+        self._owner.report_exit()
         if self._process is not None:
             self._process.close()
 
@@ -164,7 +163,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._owner.writable.set()
 
 
-class StdioTransport:
+class StdioTransport(DuplexTransport):
     """One process, started by `open` and ended by `close`."""
 
     name = "stdio"
@@ -178,13 +177,13 @@ class StdioTransport:
         *,
         show: Callable[[str], object] | None = None,
     ) -> None:
+        super().__init__(listener, background)
         # Configuration
         self._command = command
         self._max = max_bytes
         self._show = show
         # Process
         self._process: asyncio.SubprocessTransport | None = None
-        self._duplex = Duplex(self, listener, background, self._write)
         self._lines = LineSplitter(max_bytes, clip=True)
         self._stderr = b""
         self._partial_line = b""
@@ -198,15 +197,11 @@ class StdioTransport:
         self.writable.set()
 
     @property
-    def lost(self) -> bool:
-        """Whether the process has exited."""
-        return self._duplex.fault is not None
-
-    @property
     def last_stderr(self) -> str:
         """The last text that the process wrote to standard error."""
         return self._stderr.decode("utf-8", "replace").strip()
 
+    @override
     async def open(self) -> None:
         """Start the process.
 
@@ -232,15 +227,14 @@ class StdioTransport:
         except OSError as exc:
             raise ConnectFailed(f"{command.argv[0]} couldn't be started: {exc.strerror or exc}.") from exc
 
-    def set_revision(self, revision: Revision) -> None:
-        """Do nothing: this transport doesn't depend on the revision."""
-
+    @override
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         if not self.writable.is_set():
             await self._wait_until_writable()
-        return await self._duplex.exchange(request)
+        return await super().exchange(request)
 
+    @override
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response."""
         if not self.writable.is_set():
@@ -252,9 +246,10 @@ class StdioTransport:
         while not self.writable.is_set():
             await self.writable.wait()
 
+    @override
     async def _write(self, message: bytes) -> None:
-        if self._duplex.fault is not None:
-            raise self._duplex.fault
+        if self.fault is not None:
+            raise self.fault
         assert self._process is not None  # noqa: S101  set in `open`
         stdin = cast("asyncio.WriteTransport", self._process.get_pipe_transport(0))
         if stdin.is_closing():
@@ -262,7 +257,7 @@ class StdioTransport:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_OUTPUT_TIMEOUT):  # for the last output; a child may keep the pipe open
                     await self.output_ended.wait()
-            raise self.end()
+            raise self.report_exit()
         stdin.write(message + b"\n")
 
     # Events of the process
@@ -274,24 +269,24 @@ class StdioTransport:
     def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output."""
         for line in self._lines.feed(data):
-            if line is None or (type(line) is LineStart and not self._duplex.refuse(line, too_large(self._max))):
-                self._over(too_large(self._max))
+            if line is None or (type(line) is LineStart and not self.refuse(line, too_large(self._max))):
+                self.end(too_large(self._max))
             elif type(line) is LineStart:
                 self._has_served = True
             elif line[:1] == b"{" or (line[:1] == b"[" and line[1:].lstrip()[:1] == b"{"):  # not "[INFO] started"
                 self._has_served = True
-                self._duplex.receive(line)
+                self.receive(line)
             else:  # many programs print greetings, and some log here
-                self._duplex.skip("Not JSON", line)
+                self.skip("Not JSON", line)
                 self._noise += not self._has_served
                 if self._noise > _MAX_NOISE:
-                    self._over(
+                    self.end(
                         InvalidResponse(
                             "The server writes text to its standard output, which is reserved for messages. "
                             "Make it log to standard error."
                         )
                     )
-        if self._duplex.fault is not None:
+        if self.fault is not None:
             self._kill(signal.SIGTERM)
 
     def feed_stderr(self, data: bytes) -> None:
@@ -316,16 +311,16 @@ class StdioTransport:
 
     def handle_eof(self) -> None:
         """Wait for the exit code and last output, because the process is probably exiting."""
-        asyncio.get_running_loop().call_later(_OUTPUT_TIMEOUT, self.end)
+        asyncio.get_running_loop().call_later(_OUTPUT_TIMEOUT, self.report_exit)
 
-    def end(self) -> ClientError:
-        """End the connection and return its error."""
+    def report_exit(self) -> ClientError:
+        """End the connection, and return its error."""
         code = self._process.get_returncode() if self._process is not None else None
         ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
         last = _last_sentence(self.last_stderr)
         text = f"{ended}.{LAST_OUTPUT}{last[:_MAX_SHOWN]}" if last else f"{ended}."
         fault = ConnectionLost(text, remedy="" if self._has_served else self._hint(code, last))
-        self._duplex.end(fault)
+        self.end(fault)
         self.writable.set()
         return fault
 
@@ -342,14 +337,12 @@ class StdioTransport:
         self.exited.set()
         self.handle_eof()  # a process outside the group may keep the pipes open
 
-    def _over(self, fault: ClientError) -> None:
-        self._duplex.end(fault)
-
     # Shutdown: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown
 
+    @override
     async def close(self) -> None:
         """Close standard input, and terminate the process if it doesn't exit."""
-        self._duplex.end(ConnectionLost("The client was closed."))
+        self.end(ConnectionLost("The client was closed."))
         self.writable.set()
         process = self._process
         if process is None:

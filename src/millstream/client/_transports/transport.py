@@ -12,8 +12,8 @@ import contextlib
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -146,23 +146,44 @@ _CLIPPED_RESPONSE = re.compile(
 )
 """Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
 
-Write = Callable[[bytes], Coroutine[Any, Any, None]]
-"""Sends one message, waiting while the peer reads slowly."""
 
+class DuplexTransport:
+    """A connection that carries whole messages in both directions, and its pending requests."""
 
-class Duplex:
-    """The pending requests of one connection."""
+    name: str
 
-    def __init__(self, transport: Transport, listener: Listener, background: Tasks, write: Write) -> None:
-        self._transport = transport
+    def __init__(self, listener: Listener, background: Tasks) -> None:
         self._listener = listener
         self._background = background
-        self._write = write
         self._waiting: dict[int, asyncio.Future[Envelope]] = {}
         self._last_id = 0
         self.skip = SkipLog()
         self.fault: ClientError | None = None
         """Why the connection has ended."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self.fault is not None
+
+    async def open(self) -> None:
+        """Connect."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Disconnect."""
+        raise NotImplementedError
+
+    def set_revision(self, revision: Revision) -> None:
+        """Do nothing: most of these transports don't depend on the revision."""
+
+    async def send(self, message: bytes, method: str) -> None:
+        """Send a notification or a response."""
+        await self._write(message)
+
+    async def _write(self, message: bytes) -> None:
+        """Send one message, waiting while the peer reads slowly."""
+        raise NotImplementedError
 
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response. Notify the server if the caller is canceled."""
@@ -221,13 +242,13 @@ class Duplex:
     def deliver(self, message: Envelope, request_id: int = 0) -> None:
         """Receive one decoded message. `request_id` is the request it belongs to, if known."""
         try:
-            self._process(message, request_id)
+            self._dispatch(message, request_id)
         except ClientError as exc:
             self.end(exc)
 
-    def _process(self, message: Envelope, caused_by: int = 0) -> None:
+    def _dispatch(self, message: Envelope, caused_by: int = 0) -> None:
         if not message.is_answer:
-            self._listener.receive(message, self._transport, caused_by)
+            self._listener.receive(message, self, caused_by)
             return
         request_id = message.id
         if request_id is None and len(self._waiting) == 1:
@@ -254,7 +275,7 @@ class Duplex:
             if not waiter.done():
                 waiter.set_exception(self.fault)
         if first:
-            self._listener.on_interruption(self._transport, self.fault)
+            self._listener.on_interruption(self, self.fault)
 
 
 _MIN_WAIT = 0.1

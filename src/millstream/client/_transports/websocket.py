@@ -17,8 +17,6 @@ from millstream._http.client.pool import connect_error, tls_error
 from millstream._http.client.url import Url, parse, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
-from millstream._protocol.jsonrpc import Envelope
-from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import (
@@ -32,7 +30,7 @@ from millstream.client._errors import (
     TlsFailed,
     TooLarge,
 )
-from millstream.client._transports.transport import Duplex, Listener, TransportRequest
+from millstream.client._transports.transport import DuplexTransport, Listener
 
 _MESSAGE_TOO_BIG = 1009
 _CLOSE_TIMEOUT = 2.0
@@ -100,7 +98,7 @@ class _Socket(ClientConnection, asyncio.BufferedProtocol):
         super().connection_lost(exc)
 
 
-class WebSocketTransport:
+class WebSocketTransport(DuplexTransport):
     """One WebSocket."""
 
     name = "websocket"
@@ -118,6 +116,7 @@ class WebSocketTransport:
         inflow: Inflow,
         auth: Auth | None = None,
     ) -> None:
+        super().__init__(listener, background)
         self._url = url
         self._headers = headers
         self._auth = auth
@@ -125,15 +124,9 @@ class WebSocketTransport:
         self._inflow = inflow
         self._timeout = connect_timeout
         self._tls = tls
-        self._background = background
-        self._duplex = Duplex(self, listener, background, self._write)
         self._socket: _Socket | None = None
 
-    @property
-    def lost(self) -> bool:
-        """Whether the socket is closed."""
-        return self._duplex.fault is not None
-
+    @override
     async def open(self) -> None:
         """Connect. Retry once with new credentials if the server refuses the first ones.
 
@@ -194,43 +187,34 @@ class WebSocketTransport:
         most = max(MAX_FRAGMENTS, self._max // USUAL_FRAGMENT)
         now = asyncio.get_running_loop().time
         try:
-            while self._duplex.fault is None:
-                self._duplex.receive(await socket.receive(most))
+            while self.fault is None:
+                self.receive(await socket.receive(most))
                 if pause := self._inflow.lines.take(2, now()):  # as many as an event has
                     await asyncio.sleep(pause)
         except ConnectionClosed as exc:
             if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:
-                self._duplex.end(too_large(self._max))
+                self.end(too_large(self._max))
         finally:
             reason = f": {' '.join(socket.close_reason.split())}" if socket.close_reason else ""
-            self._duplex.end(socket.fault or ConnectionLost(f"The server closed the WebSocket{reason}."))
+            self.end(socket.fault or ConnectionLost(f"The server closed the WebSocket{reason}."))
         await socket.close()
 
-    def set_revision(self, revision: Revision) -> None:
-        """Do nothing: this transport doesn't depend on the revision."""
-
-    async def exchange(self, request: TransportRequest) -> Envelope:
-        """Send a request and wait for the response."""
-        return await self._duplex.exchange(request)
-
-    async def send(self, message: bytes, method: str) -> None:
-        """Send a notification or a response."""
-        await self._write(message)
-
+    @override
     async def _write(self, message: bytes) -> None:
-        if self._duplex.fault is not None:
-            raise self._duplex.fault
+        if self.fault is not None:
+            raise self.fault
         assert self._socket is not None  # noqa: S101  set in `open`
         try:
             await self._socket.send(message, text=True)
         except ConnectionClosed:
             await asyncio.sleep(0)  # let `_read` report the reason first
-            self._duplex.end(ConnectionLost("The server closed the WebSocket."))
+            self.end(ConnectionLost("The server closed the WebSocket."))
             await self._write(message)
 
+    @override
     async def close(self) -> None:
         """Close the socket."""
-        self._duplex.end(ConnectionLost("The client was closed."))
+        self.end(ConnectionLost("The client was closed."))
         socket = self._socket
         if socket is not None:
             try:

@@ -16,7 +16,7 @@ from millstream._protocol.jsonrpc import Envelope, encode
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks
 from millstream.client._errors import ConnectFailed, ConnectionLost
-from millstream.client._transports.transport import Duplex, Listener, TransportRequest
+from millstream.client._transports.transport import DuplexTransport, Listener, TransportRequest
 
 if TYPE_CHECKING:
     from millstream.gateway._programs.program import Program, ProgramRun
@@ -73,16 +73,15 @@ class _Output(ObjectSendStream[Any]):
         self._closed = True
 
 
-class ProgramTransport:
+class ProgramTransport(DuplexTransport):
     """One session of a program."""
 
     name = "memory"
 
     def __init__(self, program: "Program", caller: str, listener: Listener, background: Tasks) -> None:
+        super().__init__(listener, background)
         self._program = program
         self._caller = caller
-        self._background = background
-        self._duplex = Duplex(self, listener, background, self._write)
         self._run: ProgramRun
         self._entered = False
         self._revision: Revision | None = None
@@ -92,11 +91,7 @@ class ProgramTransport:
         self._tasks: set[asyncio.Task[Envelope]] = set()
         """Requests that need no session."""
 
-    @property
-    def lost(self) -> bool:
-        """Whether the session has ended."""
-        return self._duplex.fault is not None
-
+    @override
     async def open(self) -> None:
         """Start the program if necessary.
 
@@ -129,18 +124,20 @@ class ProgramTransport:
             logger.exception("A session of the program %s failed", self._program.name)
             fault = ConnectionLost(f"A session of the program failed: {type(exc).__name__}.")
         finally:
-            self._duplex.end(fault)
+            self.end(fault)
 
     def _deliver(self, message: Any) -> bool:
-        if self._duplex.fault is None:
+        if self.fault is None:
             envelope, caused_by = self._program.messages.read(message)
-            self._duplex.deliver(envelope, caused_by)
-        return self._duplex.fault is None
+            self.deliver(envelope, caused_by)
+        return self.fault is None
 
+    @override
     def set_revision(self, revision: Revision) -> None:
         """Store the revision."""
         self._revision = revision
 
+    @override
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
         if request.method == "server/discover" and self._program.handshake_only:
@@ -148,10 +145,10 @@ class ProgramTransport:
         revision = request.revision or self._revision
         single = self._run.server.single
         if single is None or revision is None or revision.handshake:
-            return await self._duplex.exchange(request)
-        if self._duplex.fault is not None:
-            raise self._duplex.fault
-        answer = single.answer(request.method, request.body, request.id, self._duplex.deliver)
+            return await super().exchange(request)
+        if self.fault is not None:
+            raise self.fault
+        answer = single.answer(request.method, request.body, request.id, self.deliver)
         task = asyncio.get_running_loop().create_task(answer, context=self._context_of_caller())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -163,14 +160,16 @@ class ProgramTransport:
                 raise
             raise ConnectionLost("The client was closed.") from None
 
+    @override
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response. Without a session, there's nothing to send it to."""
         if self._session is not None:
             await self._write(message)
 
+    @override
     async def _write(self, message: bytes) -> None:
-        if self._duplex.fault is not None:
-            raise self._duplex.fault
+        if self.fault is not None:
+            raise self.fault
         context = self._context_of_caller()
         if self._input is None:
             self._input, messages = create_memory_object_stream[tuple[Context, Any]](_MAX_QUEUED)
@@ -180,9 +179,10 @@ class ProgramTransport:
         except (BrokenResourceError, ClosedResourceError):
             raise ConnectionLost("The program ended the session.") from None
 
+    @override
     async def close(self) -> None:
         """End the session."""
-        self._duplex.end(ConnectionLost("The client was closed."))
+        self.end(ConnectionLost("The client was closed."))
         tasks: list[asyncio.Task[Any]] = list(self._tasks)
         for task in tasks:
             task.cancel()
