@@ -180,9 +180,9 @@ async def test_closing_during_reconnect_leaves_nothing(
         cut.set()
         if during == "a wait":
             await wait_until(lambda: client.conversation._watches._task)
-            assert requests.link is not None
+            assert requests.connection is not None
         else:
-            await wait_until(lambda: requests.link is None)
+            await wait_until(lambda: requests.connection is None)
 
 
 async def test_revoked_credentials_end_the_watch(short_backoff: None) -> None:

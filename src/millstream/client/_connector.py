@@ -159,14 +159,14 @@ class Connector:
             return await self._connect_with(self._streamable)
         except (NotMcp, InvalidResponse, ConnectionLost) as exc:
             try:
-                link = await self._connect_with(self._http_sse)
+                connection = await self._connect_with(self._http_sse)
             except AccessDenied:
                 raise
             except ClientError:
                 raise exc from None
             if self._pinned is None:
                 self.era.name = "http+sse"
-            return link
+            return connection
 
     # Transports
 

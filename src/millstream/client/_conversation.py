@@ -34,7 +34,7 @@ from millstream.client._negotiation import (
 )
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import Ask, Requests
-from millstream.client._results import Cache, Page, PaginatedList, read
+from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find
 from millstream.client._transports.transport import Transport
@@ -120,34 +120,36 @@ class Conversation:
             finally:
                 await self._background.close()
 
-    async def _restore(self, link: Connection) -> None:
+    async def _restore(self, connection: Connection) -> None:
         """Restore log level and subscriptions on a new handshake-era connection."""
-        await self._watches.restore(link)
-        agreement = link.negotiated
+        await self._watches.restore(connection)
+        agreement = connection.negotiated
         if agreement.revision.handshake and self.log_level and "logging" in agreement.capabilities:
-            await self.requests.send(link, Ask(method="logging/setLevel", params=encode({"level": self.log_level})))
+            await self.requests.send(
+                connection, Ask(method="logging/setLevel", params=encode({"level": self.log_level}))
+            )
 
     @property
-    def link(self) -> Connection:
+    def connection(self) -> Connection:
         """Return the connection, or the last one while a new one is being made.
 
         Raises:
             ClientError: the client hasn't connected yet.
         """
-        link = self.requests.link or self.requests.last
-        if link is None:
+        connection = self.requests.connection or self.requests.last
+        if connection is None:
             raise ClientError("The client isn't connected. Use `async with Client(…) as client:`.")
-        return link
+        return connection
 
     @property
     def negotiated(self) -> Negotiation:
         """Negotiated revision and capabilities."""
-        return self.link.negotiated
+        return self.connection.negotiated
 
     @property
     def transport(self) -> Transport:
         """Transport of the current connection."""
-        return self.link.transport
+        return self.connection.transport
 
     async def call(
         self,
@@ -202,9 +204,9 @@ class Conversation:
 
     async def notify_custom(self, method: str, params: Mapping[str, Any]) -> None:
         """Send a notification of an extension."""
-        link = await self.requests.connect()
-        body = msgspec.Raw(with_meta(encode(params), link.meta))
-        await self.requests.notify(link.transport, notification_message(method, body), method)
+        connection = await self.requests.connect()
+        body = msgspec.Raw(with_meta(encode(params), connection.meta))
+        await self.requests.notify(connection.transport, notification_message(method, body), method)
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """Return a subscription that isn't open yet."""
@@ -213,9 +215,15 @@ class Conversation:
     # Lists and cached results
 
     def list(
-        self, method: str, decode: Callable[[bytes], L], items: Callable[[L], "list[T]"], *, fresh: bool
+        self,
+        method: str,
+        decode: Callable[[bytes], L],
+        items: Callable[[L], "list[T]"],
+        *,
+        fresh: bool,
+        offered: Callable[[], bool] | None = None,
     ) -> PaginatedList[T]:
-        """Return a paginated list."""
+        """Return a paginated list. It's empty unless `offered`, or by default unless the server has the capability."""
 
         async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
             size = 0
@@ -225,18 +233,13 @@ class Conversation:
                 size = len(data)
                 return decode(data)
 
-            params = encode(PaginatedRequestParams(cursor))
-            if self.negotiated.revision.requests.get(method, "") not in self.negotiated.capabilities:
+            negotiated = self.negotiated
+            if not (offered() if offered else negotiated.revision.requests.get(method, "") in negotiated.capabilities):
                 return PaginatedResult(), [], 0  # the server would respond "method not found"
-            result = await self.ask_cached(
-                Ask(method=method, params=params, repeatable=True), decode_measured, fresh=fresh
-            )
+            ask = Ask(method=method, params=encode(PaginatedRequestParams(cursor)), repeatable=True)
+            result = await self.ask_cached(ask, decode_measured, fresh=fresh)
             return result, items(result), size
 
-        return self.paginate(page)
-
-    def paginate(self, page: Page[T]) -> PaginatedList[T]:
-        """Return a list that fetches its pages by a function, within the limits of the client."""
         return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 
     async def ask_cached(self, ask: Ask, decode: Callable[[bytes], Any], *, fresh: bool) -> Any:

@@ -18,8 +18,9 @@ from msgspec import Struct, field
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
+from millstream._protocol.notifications import PaginatedResult
 from millstream.client._conversation import Conversation
-from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse, NotSupported, ServerError
+from millstream.client._errors import ClientError, ConnectionLost, NotSupported, ServerError
 from millstream.client._requests import Ask, Requests
 from millstream.client._results import read
 from millstream.client._watches import is_temporary, retry_pause
@@ -32,7 +33,6 @@ _SILENCE_TIMEOUT = 75.0
 _MIN_PAUSE = 1.0
 """Minimum seconds between two polls, even if the server requests less."""
 _MAX_PAUSE = 3600.0
-_MAX_PAGES = 1000
 
 Mode = Literal["push", "poll"]
 
@@ -77,9 +77,8 @@ class Webhook(Struct, rename="camel"):
     delivery_status: dict[str, Any] | None = None
 
 
-class _List(Struct, rename="camel"):
+class _List(PaginatedResult, frozen=True, kw_only=True):
     events: list[EventDescription]
-    next_cursor: str | None = None
 
 
 class _Page(Struct, rename="camel"):
@@ -124,15 +123,9 @@ class ClientEvents:
             ServerError: the server has no events.
             ClientError: there was no response.
         """
-        found: list[EventDescription] = []
-        cursor: str | None = None
-        for _ in range(_MAX_PAGES):
-            page = await self.ask("events/list", {} if cursor is None else {"cursor": cursor}, _decode_list)
-            found += page.events
-            cursor = page.next_cursor
-            if cursor is None:
-                return found
-        raise InvalidResponse(f"The server's list of events has more than {_MAX_PAGES} pages.")
+        return await self._conversation.list(
+            "events/list", _decode_list, lambda result: result.events, fresh=True, offered=lambda: True
+        )
 
     def subscribe(
         self,
@@ -382,10 +375,10 @@ class EventSubscription:
         stream = next(requests.ids)
         events.streams[stream] = self
         try:
-            link = await requests.connect()
+            connection = await requests.connect()
             params = encode({**self._params, "cursor": self._received})
             ask = Ask(method="events/stream", params=params, id=stream, timeout=math.inf)
-            self._request = asyncio.create_task(requests.send(link, ask))
+            self._request = asyncio.create_task(requests.send(connection, ask))
             self._last_message = asyncio.get_running_loop().time()
             while not self._request.done():
                 silent = asyncio.get_running_loop().time() - self._last_message

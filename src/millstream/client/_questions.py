@@ -16,8 +16,15 @@ from millstream._protocol.content import Text
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.notifications import CreateMessageRequestParams, ElicitRequestParams, Root, SampleResult
+from millstream._protocol.notifications import (
+    CreateMessageRequestParams,
+    ElicitRequestParams,
+    InputRequest,
+    Root,
+    SampleResult,
+)
 from millstream._protocol.revisions import Revision
+from millstream.client._errors import InvalidResponse
 
 
 class Question(ElicitRequestParams, kw_only=True):
@@ -151,6 +158,25 @@ class Questions:
         "sampling/createMessage": _complete,
         "roots/list": _list_roots,
     }
+
+
+async def answer_all(
+    handler: QuestionHandler, questions: Mapping[str, InputRequest], sender: str, request_id: int = 0
+) -> dict[str, Any]:
+    """Return the answers to questions by key. `sender` sent them, for error messages.
+
+    Raises:
+        InvalidResponse: the client can't answer one.
+    """
+    answers: dict[str, Any] = {}
+    for key, question in questions.items():
+        try:
+            answers[key] = await handler.answer(question.method, bytes(question.params), request_id)
+        except ProtocolError as exc:
+            raise InvalidResponse(
+                f"{sender} sent a {question.method} request that this client can't answer: {exc.message}."
+            ) from exc
+    return answers
 
 
 async def _ask(handler: Callable[[Any], Any], question: Any) -> Any:

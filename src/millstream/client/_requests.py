@@ -11,14 +11,13 @@ from typing import Any
 from msgspec import Struct
 
 from millstream._backoff import retry_delay
-from millstream._protocol.errors import ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import InputRequiredResult
 from millstream.client._connector import Connector, failure
 from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTimeout, ServerError, SessionLost
 from millstream.client._negotiation import Connection, Options, request_body, with_meta
-from millstream.client._questions import QuestionHandler
+from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
 from millstream.client._transports.transport import Transport, TransportRequest
 
@@ -85,35 +84,35 @@ class Requests:
         """Hooks of extensions around each request."""
         # Connection
         self.ids: Iterator[int] = ids
-        self.link: Connection | None = None
+        self.connection: Connection | None = None
         self.last: Connection | None = None
         """The newest connection, even after it was lost."""
         self._lock = asyncio.Lock()
 
     async def connect(self) -> Connection:
         """Return the connection, reconnecting if the last one was lost."""
-        link = self.link
-        if link is not None and not link.transport.lost:
-            return link
-        return await self._renew(link)
+        connection = self.connection
+        if connection is not None and not connection.transport.lost:
+            return connection
+        return await self._renew(connection)
 
     async def _renew(self, old: Connection | None) -> Connection:
         """Return a connection other than `old`. The first of concurrent callers opens it."""
         async with self._lock:
-            if self.link is not None and self.link is not old:
-                return self.link
+            if self.connection is not None and self.connection is not old:
+                return self.connection
             reconnecting = self.last is not None
-            if self.link is not None:
-                ended, self.link = self.link, None
+            if self.connection is not None:
+                ended, self.connection = self.connection, None
                 self._incoming.on_interruption(
                     ended.transport, SessionLost("The next request reconnects, if possible.")
                 )
                 await ended.transport.close()
-            link = self.link = self.last = await self._open(_MAX_RESTARTS if reconnecting else 0)
+            connection = self.connection = self.last = await self._open(_MAX_RESTARTS if reconnecting else 0)
         if reconnecting and self.on_reconnect is not None:
             with contextlib.suppress(ServerError):
-                await self.on_reconnect(link)
-        return link
+                await self.on_reconnect(connection)
+        return connection
 
     async def _open(self, more: int) -> Connection:
         for attempt in range(more):
@@ -125,10 +124,10 @@ class Requests:
 
     async def close(self) -> None:
         """Close the session and the connection."""
-        link, self.link, self.last = self.link, None, None
+        connection, self.connection, self.last = self.connection, None, None
         self._incoming.deadlines.close()
-        if link is not None:
-            await link.transport.close()
+        if connection is not None:
+            await connection.transport.close()
 
     async def ask(self, ask: Ask) -> bytes:
         """Send a request and return the raw result, after any rounds of questions.
@@ -167,15 +166,9 @@ class Requests:
         """Return the members to add to the parameters of the next round."""
         members: dict[str, Any] = {}
         if required.input_requests:
-            answers: dict[str, Any] = {}
-            for key, question in required.input_requests.items():
-                try:
-                    answers[key] = await self._questions.answer(question.method, bytes(question.params), request_id)
-                except ProtocolError as exc:
-                    raise InvalidResponse(
-                        f"The server sent a {question.method} request that this client can't answer: {exc.message}."
-                    ) from exc
-            members["inputResponses"] = answers
+            members["inputResponses"] = await answer_all(
+                self._questions, required.input_requests, "The server", request_id
+            )
         else:
             await asyncio.sleep(retry_delay(rounds, _MIN_WAIT, _MAX_WAIT))
         if required.request_state is not None:
@@ -184,19 +177,19 @@ class Requests:
 
     async def _once(self, ask: Ask, extra: bytes) -> bytes:
         """Send one round. Retry it on a new connection if that's safe."""
-        link = self.link
-        if link is None or link.transport.lost:
-            link = await self.connect()
+        connection = self.connection
+        if connection is None or connection.transport.lost:
+            connection = await self.connect()
         try:
-            return await self.send(link, ask, extra)
+            return await self.send(connection, ask, extra)
         except SessionLost:
             # The server hasn't processed the request: https://modelcontextprotocol.io/specification/2025-11-25/basic
-            return await self.send(await self._renew(link), ask, extra)
+            return await self.send(await self._renew(connection), ask, extra)
         except ConnectionLost:
-            if not ask.repeatable or (link.negotiated.revision.handshake and not link.transport.lost):
+            if not ask.repeatable or (connection.negotiated.revision.handshake and not connection.transport.lost):
                 raise
-            link = await self._renew(link) if link.transport.lost else link
-            return await self.send(link, ask, extra)
+            connection = await self._renew(connection) if connection.transport.lost else connection
+            return await self.send(connection, ask, extra)
 
     async def notify(self, transport: Transport, message: bytes, method: str) -> None:
         """Send a notification.
@@ -214,13 +207,13 @@ class Requests:
         except TimeoutError as exc:
             raise RequestTimeout(f"The server didn't accept {method} within {self._timeout:g} seconds.") from exc
 
-    async def send(self, link: Connection, ask: Ask, extra: bytes = b"") -> bytes:
+    async def send(self, connection: Connection, ask: Ask, extra: bytes = b"") -> bytes:
         """Send one request on one connection."""
         request_id = ask.id or next(self.ids)
         params = ask.params
         if extra:
             params = params[:-1] + (b"" if params == b"{}" else b",") + extra + b"}"
-        meta = ask.meta or link.meta
+        meta = ask.meta or connection.meta
         if ask.progress is not None:
             meta = b'%b%b"progressToken":%d' % (meta, b"," if meta else b"", request_id)
         body = request_body(request_id, ask.method, with_meta(params, meta))
@@ -231,7 +224,7 @@ class Requests:
             seconds, self._options.max_call_seconds, ask.progress
         )
         try:
-            answer = await link.transport.exchange(request)
+            answer = await connection.transport.exchange(request)
         except asyncio.CancelledError as exc:
             if pending.end():
                 raise RequestTimeout(f"The server didn't answer {ask.method} within {seconds:g} seconds.") from exc

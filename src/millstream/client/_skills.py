@@ -1,15 +1,15 @@
 """Client side of skills: listing, checking, and reading them (``io.modelcontextprotocol/skills``)."""
 
 import logging
-from typing import Any
 
 from msgspec import Raw
 
 from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.content import ResourceContents
 from millstream._protocol.foreign import foreign_decoder
+from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, encode
-from millstream._protocol.notifications import CacheableResult, PaginatedRequestParams, PaginatedResult
+from millstream._protocol.notifications import CacheableResult, PaginatedResult
 from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
 from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch
@@ -35,26 +35,13 @@ _decode_skill = foreign_decoder(Skill)
 def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Skill]:
     """List the skills of a server without reading their files. The list is empty without the extension."""
 
-    async def page(cursor: str | None) -> tuple[PaginatedResult, list[Skill], int]:
-        if not _has_skills(conversation):
-            return PaginatedResult(), [], 0
-        size = 0
+    def valid(result: _Skills) -> list[Skill]:
+        return [skill for raw in result.skills if (skill := _valid(bytes(raw))) is not None]
 
-        def decode_measured(data: bytes) -> _Skills:
-            nonlocal size
-            size = len(data)
-            return _decode_list(data)
+    def offered() -> bool:
+        return SKILLS in members(conversation.negotiated.capabilities.get("extensions"))
 
-        ask = Ask(method="skills/list", params=encode(PaginatedRequestParams(cursor)), repeatable=True)
-        result: _Skills = await conversation.ask_cached(ask, decode_measured, fresh=fresh)
-        return result, [skill for raw in result.skills if (skill := _valid(bytes(raw))) is not None], size
-
-    return conversation.paginate(page)
-
-
-def _has_skills(conversation: Conversation) -> bool:
-    extensions: Any = conversation.negotiated.capabilities.get("extensions")
-    return isinstance(extensions, dict) and SKILLS in extensions
+    return conversation.list("skills/list", _decode_list, valid, fresh=fresh, offered=offered)
 
 
 def _valid(raw: bytes) -> Skill | None:

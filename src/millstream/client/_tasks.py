@@ -7,12 +7,14 @@ restarts of the server.
 import asyncio
 import inspect
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from millstream._protocol.errors import OVERLOADED, RATE_LIMITED, ProtocolError
+from millstream._backoff import retry_delay
+from millstream._protocol.errors import OVERLOADED, RATE_LIMITED
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import encode
@@ -23,11 +25,11 @@ from millstream.client._errors import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
-    InvalidResponse,
     NotSupported,
     RequestTimeout,
     ServerError,
 )
+from millstream.client._questions import answer_all
 from millstream.client._requests import Ask
 from millstream.client._results import Result, read, read_result
 from millstream.client._server_messages import OnProgress
@@ -36,6 +38,7 @@ _OUTAGE_TIMEOUT = 120.0
 """Maximum seconds to wait for a task without a response."""
 _MIN_PAUSE = 0.05
 _MAX_PAUSE = 60.0
+_MAX_RETRY_PAUSE = 5.0
 _DEFAULT_PAUSE = 1.0
 """Seconds between two polls, if the server doesn't specify an interval."""
 
@@ -187,36 +190,25 @@ class ClientTasks:
     async def _follow(self, task: str | Task, progress: OnProgress | None) -> Task:
         current = await self._get_again(task) if isinstance(task, str) else task
         answered: set[str] = set()
-        message, count = "", 0
+        message, reports = "", 0
         while not current.over:
             if current.status_message and current.status_message != message:
-                message, count = current.status_message, count + 1
-                if progress is not None and inspect.isawaitable(pending := progress(count, None, message)):
+                message, reports = current.status_message, reports + 1
+                if progress is not None and inspect.isawaitable(pending := progress(reports, None, message)):
                     await pending
             new = {key: question for key, question in current.input_requests.items() if key not in answered}
             if new:
                 answered.update(new)
-                await self.update(current.task_id, await self._answers(new))
+                await self.update(current.task_id, await answer_all(self._conversation.questions, new, "The task"))
             await asyncio.sleep(_pause(current))
             current = await self._get_again(current.task_id)
         return current
-
-    async def _answers(self, questions: Mapping[str, InputRequest]) -> dict[str, Any]:
-        answers: dict[str, Any] = {}
-        for key, each in questions.items():
-            try:
-                answers[key] = await self._conversation.questions.answer(each.method, bytes(each.params))
-            except ProtocolError as exc:
-                text = f"The task sent a {each.method} request that this client can't answer: {exc.message}."
-                raise InvalidResponse(text) from exc
-        return answers
 
     async def _get_again(self, task_id: str) -> Task:
         """Return a task, retrying while the server restarts."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _OUTAGE_TIMEOUT
-        pause = _MIN_PAUSE
-        while True:
+        for attempt in count():
             try:
                 return await self.get(task_id)
             except (ConnectionLost, ConnectFailed, RequestTimeout):
@@ -225,8 +217,8 @@ class ClientTasks:
             except ServerError as exc:
                 if exc.code not in _TEMPORARY_ERRORS or loop.time() >= until:
                     raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+            await asyncio.sleep(retry_delay(attempt, _MIN_PAUSE, _MAX_RETRY_PAUSE))
+        raise AssertionError
 
     async def _ask(
         self, method: str, task_id: str, params: Mapping[str, Any], timeout: float, *, repeatable: bool
@@ -248,15 +240,15 @@ class ClientTasks:
         Raises:
             NotSupported: the server has no tasks.
         """
-        link = await self._conversation.requests.connect()
+        connection = await self._conversation.requests.connect()
         if not self.supported:
             raise NotSupported("The server doesn't announce the tasks extension, or it uses an older revision.")
-        if self._meta[0] != link.meta:
-            meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % link.meta)
+        if self._meta[0] != connection.meta:
+            meta: dict[str, Any] = msgspec.json.decode(b"{%b}" % connection.meta)
             capabilities: dict[str, Any] = meta[CAPABILITIES_KEY]
             extensions: dict[str, Any] = {**members(capabilities.get("extensions")), TASKS: {}}
             declared: dict[str, Any] = {**meta, CAPABILITIES_KEY: {**capabilities, "extensions": extensions}}
-            self._meta = link.meta, encode(declared)[1:-1]
+            self._meta = connection.meta, encode(declared)[1:-1]
         return self._meta[1]
 
 

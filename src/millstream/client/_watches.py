@@ -74,10 +74,10 @@ class Changes:
         Raises:
             ClientError: the server refused.
         """
-        link = await self._requests.connect()
+        connection = await self._requests.connect()
         self._incoming.watchers.add(self._on_change)
         try:
-            if link.negotiated.revision.handshake:
+            if connection.negotiated.revision.handshake:
                 self._watches.add(self)
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.ask(ask)
@@ -100,11 +100,11 @@ class Changes:
             with contextlib.suppress(asyncio.CancelledError, ClientError):
                 await self._task
             return
-        link = self._requests.link
-        if link is not None and not link.transport.lost:
+        connection = self._requests.connection
+        if connection is not None and not connection.transport.lost:
             with contextlib.suppress(ClientError):
                 for ask in self._asks("resources/unsubscribe"):
-                    await self._requests.send(link, ask)
+                    await self._requests.send(connection, ask)
 
     def __aiter__(self) -> Self:
         return self
@@ -138,14 +138,16 @@ class Changes:
 
     # Handshake era
 
-    async def restore(self, link: Connection) -> None:
+    async def restore(self, connection: Connection) -> None:
         """Subscribe on a new connection."""
-        if self._task is None and not link.negotiated.revision.handshake:  # the server was replaced by a newer one
+        if (
+            self._task is None and not connection.negotiated.revision.handshake
+        ):  # the server was replaced by a newer one
             self._task = asyncio.create_task(self._keep_listening(asyncio.Event()))
         elif self._task is None:
             try:
                 for ask in self._asks("resources/subscribe"):
-                    await self._requests.send(link, ask)
+                    await self._requests.send(connection, ask)
             except ServerError as exc:
                 if is_temporary(exc):
                     raise
@@ -202,9 +204,9 @@ class Changes:
         self._subscription = subscription
         params = encode(SubscriptionsListenRequestParams(self._filter))
         try:
-            link = await self._requests.connect()
+            connection = await self._requests.connect()
             ask = Ask(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
-            await self._requests.send(link, ask)
+            await self._requests.send(connection, ask)
         finally:
             del self._incoming.acknowledgments[subscription]
 
@@ -234,7 +236,7 @@ class Watches:
         self._always = always
         """Whether an `on_change` callback watches as well."""
         self._open: set[Changes] = set()
-        self._restored_link: Connection | None = None
+        self._restored_connection: Connection | None = None
         """The connection with all subscriptions."""
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -259,17 +261,17 @@ class Watches:
         if not self._open and not self._always:
             self._incoming.subscribed.clear()
 
-    async def restore(self, link: Connection) -> None:
+    async def restore(self, connection: Connection) -> None:
         """Subscribe on a new connection, and report that changes may have been missed."""
         if self._always:
             self._incoming.subscribed.set()
         try:
             async with self._lock:
-                if self._restored_link is link:
+                if self._restored_connection is connection:
                     return
                 for changes in list(self._open):
-                    await changes.restore(link)
-                before, self._restored_link = self._restored_link, link
+                    await changes.restore(connection)
+                before, self._restored_connection = self._restored_connection, connection
             if before is not None and before.negotiated.revision.handshake:  # otherwise, each watch reports this
                 self._incoming.report_change(Change("again"))
         finally:
@@ -305,7 +307,7 @@ class Watches:
         last = self._requests.last
         if last is None or not last.negotiated.revision.handshake:
             return False
-        return self._requests.link is not last or last.transport.lost or self._restored_link is not last
+        return self._requests.connection is not last or last.transport.lost or self._restored_connection is not last
 
     def _keep(self) -> None:
         if self._broken and self._incoming.subscribed.is_set() and (self._task is None or self._task.done()):

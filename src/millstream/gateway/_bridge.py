@@ -229,7 +229,7 @@ async def _forward_plainly(call: "Call", upstream: Upstream, link: Link, ask: As
     link.calls += 1
     started = link.last_used = monotonic()
     try:
-        current = requests.link
+        current = requests.connection
         if current is None or current.transport.lost:
             result = await requests.ask(ask)
         else:
