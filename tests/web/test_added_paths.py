@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -358,6 +359,32 @@ async def test_private_folders_inside_public_ones_stay_private(lane: bool, tmp_p
             (await client.get(f"/site{path}")).status_code for path in ("/staff/plan", "//staff/plan", "/%2fstaff/plan")
         ]
         assert found == [401, 404, 404]
+
+
+async def test_blocked_routes_of_one_caller_leave_threads_for_others() -> None:
+    ada, ben = ({"authorization": f"Bearer {name}{KEY}"} for name in ("ada-", "ben-"))
+    mcp = Server("shop", auth=auth.keys(named_keys={"ada": f"ada-{KEY}", "ben": f"ben-{KEY}"}))
+    finish = threading.Event()
+
+    @mcp.route("/slow")
+    def slow(request: Request) -> Response:
+        finish.wait(WAIT)
+        return PlainTextResponse("done")
+
+    @mcp.route("/quick")
+    def quick(request: Request) -> Response:
+        return PlainTextResponse("hello")
+
+    async with asked(mcp, lane=True) as client:
+        assert [(await client.get("/quick", headers=each)).text for each in (ada, ben)] == ["hello"] * 2
+        slow_ones = [asyncio.create_task(client.get("/slow", headers=ada)) for _ in range(60)]
+        try:
+            refused = await next(asyncio.as_completed(slow_ones))
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert (await client.get("/quick", headers=ben)).text == "hello"
+        finally:
+            finish.set()
+            await asyncio.gather(*slow_ones)
 
 
 BLOCKING = """

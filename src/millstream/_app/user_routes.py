@@ -20,8 +20,9 @@ from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
 from millstream._http.asgi.hosted_application import Application, BrokenReply, HostedApplication
-from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
+from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal
 from millstream._parts import Route, RouteRegistry
+from millstream._protocol.principal import Principal
 from millstream._server.calls.threads import Threads
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
@@ -255,9 +256,11 @@ def _page(function: Callable[..., Any]) -> Application:
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         request: PageRequest = PageRequest(scope, receive, send)
-        if not awaited and _threads.full:
+        principal: Principal | None = request.state.principal
+        owner = peer_network(request.client.host if request.client else "") if principal is None else principal.id
+        if not awaited and not _threads.places.has_room(owner):
             raise HTTPException(503, "Too many requests are running. Try again later.", {"Retry-After": "1"})
-        response = await function(request) if awaited else await _threads.run(function, request)
+        response = await function(request) if awaited else await _threads.run(function, request, owner=owner)
         if not isinstance(response, PageResponse):
             raise TypeError(
                 f"{function.__name__} returned a {type(response).__name__}, but a route must return a response, "
