@@ -150,7 +150,7 @@ def test_metadata_is_fetched_from_the_specified_urls() -> None:
 async def test_metadata_fetches_are_cached_and_failures_paused() -> None:
     async with run_issuer() as issuer:
         clock = Clock()
-        discovery = Discovery(issuer.url, ask_issuer, clock=clock)
+        discovery = Discovery(issuer.url, clock=clock)
         saved, issuer.answers = issuer.answers, {}
         for _ in range(3):
             with pytest.raises(Unavailable):

@@ -73,7 +73,7 @@ async def test_opaque_tokens_work_by_introspection(provider: Identity) -> None:
 
 async def test_issuer_key_rotation_is_followed(provider: Identity) -> None:
     client, clock = provider.register(), Clock()
-    keys = FetchedKeys(Discovery(provider.url, ask_issuer).keys_url, ask_issuer, clock=clock)
+    keys = FetchedKeys(Discovery(provider.url).keys_url, ask_issuer, clock=clock)
     method = TokenMethod(TokenRules(provider.url, AUDIENCE), keys, algorithms=ASYMMETRIC)
     old = provider.token(client, AUDIENCE)
     assert await method.identify(old) is not None

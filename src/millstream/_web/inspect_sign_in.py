@@ -7,9 +7,7 @@ other server. They never appear in a page, a log, or one of our URLs.
 
 import asyncio
 import hmac
-import json
 import time
-from base64 import urlsafe_b64decode
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -25,7 +23,8 @@ from millstream._stores.changes import Claim
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._browser import cookie_of, is_own
-from millstream.auth._pages import continue_page, turned_back
+from millstream.auth._jose import InvalidToken, read_payload
+from millstream.auth._pages import continue_page, quote_foreign, turned_back
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
 from millstream.client._oauth.flow import OAuth
@@ -39,7 +38,6 @@ _TIMEOUT = 30.0
 """Maximum seconds for all requests of one sign-in step."""
 _REFRESH_MARGIN = 30.0
 _MAX_FORM = 16 * 1024
-_MAX_QUOTED = 400
 _STATE, _PENDING = b"inspect state", "inspect-pending"
 _HEAD = JSON_HEAD + b"cache-control: no-store\r\n"
 _NOT_OWN_PAGE = plain_problem(
@@ -133,9 +131,11 @@ class SignIns:
             async with asyncio.timeout(_TIMEOUT):
                 await _client(request, state).exchange_code(parse(pending.url), pending.authorization, answer)
         except TimeoutError:
-            return _turned_back(request, f"{_short(issuer)} took too long. Sign in again.", 504)
+            return _turned_back(request, f"{quote_foreign(issuer)} took too long. Sign in again.", 504)
         except ClientError as exc:
-            return _turned_back(request, f"{_short(str(exc))} Sign in again, or ask the operator of that server.", 403)
+            return _turned_back(
+                request, f"{quote_foreign(str(exc))} Sign in again, or ask the operator of that server.", 403
+            )
         await self._save(pending.key, state)
         return continue_page(request, "/inspect")
 
@@ -281,11 +281,10 @@ def _bearer(tokens: Tokens) -> str:
 def _display_name(token: str) -> str:
     """Return the user's name from a JWT (RFC 9068). Only for display, because the token isn't verified."""
     try:
-        payload = token.split(".")[1]
-        claims = json.loads(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        found = [claims.get(name) for name in ("name", "preferred_username", "email", "sub")]
-    except (IndexError, ValueError, AttributeError):
+        claims = read_payload(token)
+    except InvalidToken:
         return ""
+    found = [claims.get(name) for name in ("name", "preferred_username", "email", "sub")]
     return next((each for each in found if isinstance(each, str) and each.isprintable() and len(each) < 128), "")
 
 
@@ -293,13 +292,7 @@ def _refusal_text(request: HttpRequest, exc: ClientError) -> str:
     if isinstance(exc, AccessDenied) and exc.remedy:
         redirect = _base(request) + CALLBACK
         return f"{exc.message} Register a client there with the redirect URI {redirect}, and enter its id below."
-    return _short(str(exc))
-
-
-def _short(text: str) -> str:
-    """Shorten a text that may quote another server."""
-    plain = "".join(each if each.isprintable() else " " for each in text)
-    return plain if len(plain) <= _MAX_QUOTED else f"{plain[:_MAX_QUOTED]}…"
+    return quote_foreign(str(exc))
 
 
 def _turned_back(request: HttpRequest, text: str, status: int) -> Response:

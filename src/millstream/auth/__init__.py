@@ -14,7 +14,6 @@ from millstream.auth._issuer_args import client, identity_provider, login_provid
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from millstream._http.client.fetch import FetchedDocument
     from millstream._server.functions.description import Names
     from millstream.auth._authorization_server.clients import Allow
     from millstream.auth._authorization_server.config import IssuerOptions
@@ -36,7 +35,7 @@ __all__ = [
     "login_provider",
     "oidc",
     "users",
-]  # fmt: skip
+]
 
 
 @suggest_keywords
@@ -213,8 +212,7 @@ def introspection(
         ...     secret=os.environ["SHOP_SECRET"],
         ... )
     """
-    from millstream._http.client.fetch import check_url, fetch  # noqa: PLC0415
-    from millstream._http.client.pool import allow_any  # noqa: PLC0415
+    from millstream._http.client.fetch import check_url  # noqa: PLC0415
     from millstream.auth._guard import rules_of  # noqa: PLC0415
     from millstream.auth._introspection import IntrospectedMethod  # noqa: PLC0415
 
@@ -222,11 +220,8 @@ def introspection(
     if not (client and secret):
         raise ValueError("auth.introspection() requires client= and secret=, this server's credentials at the endpoint")
 
-    async def post(form: bytes, authorization: str) -> "FetchedDocument":
-        return await fetch(url, form=form, headers={"authorization": authorization}, is_allowed=allow_any)
-
     rules = rules_of(issuer, audience, scopes, scope_includes, believed=30.0)
-    return IntrospectedMethod(rules, post, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
+    return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)
 
 
 @suggest_keywords

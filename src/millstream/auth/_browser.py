@@ -1,5 +1,7 @@
 """Headers that only the browser sets: the origin of a request, and cookies."""
 
+from urllib.parse import urlsplit
+
 from millstream._http.hosts import is_own_origin
 from millstream._http.message import HttpRequest
 
@@ -28,6 +30,11 @@ def not_own(request: HttpRequest) -> str:
         f"{host[:200].decode('latin-1')!a}. A proxy in between has to pass on the name and port that the browser "
         "uses, in nginx with: proxy_set_header Host $http_host;"
     )
+
+
+def is_at(request: HttpRequest, base: str) -> bool:
+    """Return whether the browser uses the host of a callback, since cookies are bound to the host."""
+    return request.headers.get(b"host", b"").decode("latin-1").lower() == urlsplit(base).netloc.lower()
 
 
 def cookie_of(request: HttpRequest, name: str) -> str:

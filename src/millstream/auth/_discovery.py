@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from millstream._http.client.fetch import FetchedDocument, OutboundError, check_url, fetch
 from millstream._http.client.pool import allow_any
 from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream.auth._jose import FetchedKeys, Get
+from millstream.auth._jose import FetchedKeys
 from millstream.auth._method import Unavailable
 from millstream.auth._single_flight import SingleFlight
 
@@ -38,10 +38,9 @@ def places(issuer: str) -> list[str]:
 class Discovery:
     """The metadata of one issuer, fetched on first use and cached."""
 
-    def __init__(self, issuer: str, get: Get, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, issuer: str, *, clock: Callable[[], float] = monotonic) -> None:
         # Configuration
         self.issuer = issuer
-        self._get = get
         self._clock = clock
         # State
         self._flight = SingleFlight[None]()
@@ -73,7 +72,7 @@ class Discovery:
         said: list[str] = []
         for url in places(self.issuer):
             try:
-                found = _decode((await self._get(url)).body)
+                found = _decode((await ask_issuer(url)).body)
             except OutboundError as exc:
                 said.append(f"{url}: {str(exc).rstrip('.')}")
                 continue
@@ -112,7 +111,7 @@ class Discovery:
 
 def issuer_keys(issuer: str) -> FetchedKeys:
     """Return the keys that an issuer's metadata names."""
-    discovery = Discovery(issuer, ask_issuer)
+    discovery = Discovery(issuer)
     return FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
 
 

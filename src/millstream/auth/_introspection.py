@@ -1,11 +1,12 @@
 """Introspection as an auth method: tokens that only their issuer can verify (RFC 7662)."""
 
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Any
 from urllib.parse import urlencode
 
-from millstream._http.client.fetch import FetchedDocument, OutboundError
+from millstream._http.client.fetch import OutboundError, fetch
+from millstream._http.client.pool import allow_any
 from millstream._oauth import basic_credentials
 from millstream._override import override
 from millstream._protocol.jsonrpc import MALFORMED, decoder
@@ -15,9 +16,6 @@ from millstream.auth._single_flight import SingleFlight
 
 _MAX_REQUESTS = 64
 """Maximum concurrent requests to the endpoint."""
-
-Post = Callable[[bytes, str], Awaitable[FetchedDocument]]
-"""Sends an introspection request: ``post(form, authorization)``."""
 
 _decode = decoder(dict[str, Any])
 
@@ -30,7 +28,7 @@ class IntrospectedMethod(AuthMethod):
     def __init__(
         self,
         rules: TokenRules,
-        post: Post,
+        endpoint: str,
         *,
         client: str,
         secret: str,
@@ -40,8 +38,8 @@ class IntrospectedMethod(AuthMethod):
     ) -> None:
         # Configuration
         self._rules = rules
-        self._post = post
-        self._authorization = basic_credentials(client, secret)
+        self._endpoint = endpoint
+        self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens
         self._clock = clock
         self.resource = rules.audience if "://" in rules.audience else ""
@@ -61,7 +59,8 @@ class IntrospectedMethod(AuthMethod):
     async def _ask(self, credential: str) -> Identity | None:
         form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
         try:
-            claims = _decode((await self._post(form, self._authorization)).body)
+            reply = await fetch(self._endpoint, form=form, headers=self._headers, is_allowed=allow_any)
+            claims = _decode(reply.body)
         except (OutboundError, *MALFORMED) as exc:
             raise Unavailable("The issuer couldn't verify the token. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")

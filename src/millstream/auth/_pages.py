@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
 _PAGES = {
-    "/dashboard": "dashboard", "/gateway": "gateway", "/inspect": "inspector", "/docs": "docs", "/chat": "chat",
+    "/dashboard": "dashboard",
+    "/gateway": "gateway",
+    "/inspect": "inspector",
+    "/docs": "docs",
+    "/chat": "chat",
     "/connections": "connections",
-}  # fmt: skip
+}
+
+_MAX_QUOTED = 400
 
 
 class ConsentPage(Struct, frozen=True):
@@ -141,9 +147,17 @@ def sign_in(
     purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
     unknown = [urlsplit(each).netloc for each in offered.unknown]
     return render(
-        "sign_in.html", status, root=f"{request.root_path}/", offered=offered, page=page, notice=notice, typed=typed,
-        purpose=purpose, unknown=unknown, images=IMAGES,
-    )  # fmt: skip
+        "sign_in.html",
+        status,
+        root=f"{request.root_path}/",
+        offered=offered,
+        page=page,
+        notice=notice,
+        typed=typed,
+        purpose=purpose,
+        unknown=unknown,
+        images=IMAGES,
+    )
 
 
 def continue_page(request: HttpRequest, page: str, head: bytes = b"", *, title: str = "You are signed in") -> Response:
@@ -181,15 +195,25 @@ def turned_back(request: HttpRequest, page: str, notice: str, status: int) -> Re
     )
 
 
+def quote_foreign(text: str) -> str:
+    """Return a text that may quote another server, printable and shortened."""
+    plain = "".join(each if each.isprintable() else " " for each in text)
+    return plain if len(plain) <= _MAX_QUOTED else f"{plain[:_MAX_QUOTED]}…"
+
+
 @cache
 def _environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  loaded with the first page
 
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         auto_reload=False,
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -202,8 +226,15 @@ def _template(name: str | Path) -> "Template":
 IMAGES = "img-src 'self'; "
 """Image policy of the server's own pages, which may have an icon."""
 _DEFAULTS: Mapping[str, Any] = {
-    "root": "", "title": "", "text": "", "notice": "", "leads_to": "", "href": "", "label": "", "primary": False,
-}  # fmt: skip
+    "root": "",
+    "title": "",
+    "text": "",
+    "notice": "",
+    "leads_to": "",
+    "href": "",
+    "label": "",
+    "primary": False,
+}
 
 
 def render(

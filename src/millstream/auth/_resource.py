@@ -11,7 +11,6 @@ from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, 
 from millstream._protocol.jsonrpc import encode
 from millstream.auth._discovery import Discovery
 from millstream.auth._guard import METADATA_PATH
-from millstream.auth._jose import Get
 from millstream.auth._method import AuthMethod, Unavailable
 
 SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
@@ -21,22 +20,19 @@ _HEAD = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 class ResourceMetadata:
     """The metadata handlers of one server."""
 
-    def __init__(
-        self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]], get: Get
-    ) -> None:
+    def __init__(self, methods: Sequence[AuthMethod], name: str, known: Callable[[], Collection[str]]) -> None:
         """Prepare the handlers.
 
         Args:
             methods: auth methods; at least one has an issuer.
             name: display name of the server.
             known: returns all scopes that the server currently uses.
-            get: fetches the authorization server's metadata.
         """
         self._methods = [each for each in methods if each.issuers]
         self._name = name
         self._known = known
         self._resource = next((each.resource for each in self._methods if each.resource), "")
-        self._discovery = Discovery(self._methods[0].issuers[0], get)
+        self._discovery = Discovery(self._methods[0].issuers[0])
 
     def paths(self, endpoint: str) -> Mapping[str, Handler]:
         """Return the GET handlers by path: at the root, and with the internal and the external path of the MCP

@@ -52,8 +52,18 @@ _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
 class Conversation:
     """The state of one `Client`, which creates it."""
 
-    __slots__ = ("_background", "_cache", "_options", "_watches", "connector", "incoming", "log_level", "questions",
-                 "requests", "tool_headers")  # fmt: skip
+    __slots__ = (
+        "_background",
+        "_cache",
+        "_options",
+        "_watches",
+        "connector",
+        "incoming",
+        "log_level",
+        "questions",
+        "requests",
+        "tool_headers",
+    )
 
     def __init__(
         self,

@@ -74,8 +74,16 @@ class PendingRequest:
     """A request waiting for its response: its timeout and progress callback."""
 
     __slots__ = (
-        "_cancel_requests", "_expired", "_holds", "_latest", "_owner", "_seconds", "_task", "progress", "when",
-    )  # fmt: skip
+        "_cancel_requests",
+        "_expired",
+        "_holds",
+        "_latest",
+        "_owner",
+        "_seconds",
+        "_task",
+        "progress",
+        "when",
+    )
 
     def __init__(self, owner: Deadlines, when: float, seconds: float, latest: float, progress: Report | None) -> None:
         """Created by `Deadlines.begin`."""

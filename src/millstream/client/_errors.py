@@ -35,7 +35,7 @@ __all__ = [
     "TooMuchArriving",
     "ToolFailed",
     "UnknownVersion",
-]  # fmt: skip
+]
 
 
 class NotMcp(ClientError):

@@ -177,8 +177,11 @@ class ClientEvents:
         """
         delivery = {"mode": "webhook", "url": url, "secret": secret}
         params: dict[str, Any] = {
-            "name": name, "arguments": dict(arguments or {}), "delivery": delivery, "cursor": cursor,
-        }  # fmt: skip
+            "name": name,
+            "arguments": dict(arguments or {}),
+            "delivery": delivery,
+            "cursor": cursor,
+        }
         if ttl is not None:
             params["ttlMs"] = int(ttl * 1000)
         granted: Webhook = await self.ask("events/subscribe", params, _decode_webhook)

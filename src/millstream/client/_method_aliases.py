@@ -14,6 +14,9 @@ from millstream._protocol.notifications import (
 )
 from millstream.client._results import Result
 
+if TYPE_CHECKING:
+    from millstream.client._client import Client
+
 _ELSEWHERE = {
     "close": "Leave the block: `async with Client(…) as client:` closes it.",
     "connect": "Write `async with Client(…) as client:`.",
@@ -43,40 +46,31 @@ class ClientAliases:
         raise_on_error: bool = True,
     ) -> Result:
         """Call a tool; alias of `call`: ``await client.call_tool("add", {"a": 1})``."""
-        found: Result = await cast("Any", self).call(
-            name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error
-        )
-        return found
+        return await cast("Client", self).call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)
 
     async def list_tools(self) -> list[ToolDescription]:
         """Return all tools; see `tools`."""
-        found: list[ToolDescription] = await cast("Any", self).tools()
-        return found
+        return await cast("Client", self).tools()
 
     async def list_resources(self) -> list[ResourceDescription]:
         """Return all resources; see `resources`."""
-        found: list[ResourceDescription] = await cast("Any", self).resources()
-        return found
+        return await cast("Client", self).resources()
 
     async def list_resource_templates(self) -> list[TemplateDescription]:
         """Return all resource templates; see `templates`."""
-        found: list[TemplateDescription] = await cast("Any", self).templates()
-        return found
+        return await cast("Client", self).templates()
 
     async def list_prompts(self) -> list[PromptDescription]:
         """Return all prompts; see `prompts`."""
-        found: list[PromptDescription] = await cast("Any", self).prompts()
-        return found
+        return await cast("Client", self).prompts()
 
     async def read_resource(self, uri: str) -> list[ResourceContents]:
         """Read a resource; alias of `read`."""
-        found: list[ResourceContents] = await cast("Any", self).read(str(uri))
-        return found
+        return await cast("Client", self).read(str(uri))
 
     async def get_prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> GetPromptResult:
         """Return the messages of a prompt; alias of `prompt`."""
-        found: GetPromptResult = await cast("Any", self).prompt(name, arguments)
-        return found
+        return await cast("Client", self).prompt(name, arguments)
 
     def __enter__(self) -> NoReturn:
         """Reject a plain ``with``.

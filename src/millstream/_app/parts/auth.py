@@ -153,13 +153,10 @@ def _metadata(guard: "AuthGuard", definition: Definition) -> Mapping[str, Handle
     """Return the paths of the protected resource metadata; none without an authorization server."""
     if not any(each.issuers for each in guard.methods):
         return {}
-    from millstream.auth._discovery import ask_issuer  # noqa: PLC0415  only where tokens are taken
-    from millstream.auth._resource import ResourceMetadata  # noqa: PLC0415
+    from millstream.auth._resource import ResourceMetadata  # noqa: PLC0415  only where tokens are taken
 
     registry = definition.registry
-    return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes, ask_issuer).paths(
-        definition.settings.path
-    )
+    return ResourceMetadata(guard.methods, definition.title, lambda: registry.scopes).paths(definition.settings.path)
 
 
 def _style(name: str) -> Handler:

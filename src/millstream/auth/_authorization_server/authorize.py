@@ -208,9 +208,19 @@ class AuthorizationEndpoint:
     """The authorization endpoint."""
 
     def __init__(
-        self, config: IssuerConfig, vault: Vault, clients: Clients, requests: AuthorizationRequests, grants: Grants,
-        accounts: Accounts, *, throttle: LoginThrottle, tickets: Tickets, pending_logins: PendingLogins, server: str,
-    ) -> None:  # fmt: skip
+        self,
+        config: IssuerConfig,
+        vault: Vault,
+        clients: Clients,
+        requests: AuthorizationRequests,
+        grants: Grants,
+        accounts: Accounts,
+        *,
+        throttle: LoginThrottle,
+        tickets: Tickets,
+        pending_logins: PendingLogins,
+        server: str,
+    ) -> None:
         # Configuration
         self._config = config
         self._vault = vault
@@ -293,18 +303,34 @@ class AuthorizationEndpoint:
         return await self._vault.get(_agreed_key(user, client), dict[str, tuple[str, ...]]) or {}
 
     async def _page(
-        self, request: HttpRequest, client: OAuthClient, authorization: AuthorizationRequest, user: User | None, *,
-        said: str = "", name: str = "", status: int = 200, head: bytes = b"",
-    ) -> Response:  # fmt: skip
+        self,
+        request: HttpRequest,
+        client: OAuthClient,
+        authorization: AuthorizationRequest,
+        user: User | None,
+        *,
+        said: str = "",
+        name: str = "",
+        status: int = 200,
+        head: bytes = b"",
+    ) -> Response:
         browser, cookie = self._tickets.browser(request)
         scopes = (
             authorization.scopes if user is None else await self._accounts.grantable(user, client, authorization.scopes)
         )
         shown = pages.ConsentPage(
-            self._server, client, authorization, self._tickets.seal_request(browser, authorization),
-            pages.scope_descriptions(scopes, self._config.described), user, self._accounts.passwords is not None,
-            tuple(self._accounts.upstreams.values()), said, name, self._requests.elsewhere(authorization),
-        )  # fmt: skip
+            self._server,
+            client,
+            authorization,
+            self._tickets.seal_request(browser, authorization),
+            pages.scope_descriptions(scopes, self._config.described),
+            user,
+            self._accounts.passwords is not None,
+            tuple(self._accounts.upstreams.values()),
+            said,
+            name,
+            self._requests.elsewhere(authorization),
+        )
         return pages.consent(shown, status, cookie + head)
 
     # The user submits the form

@@ -195,16 +195,22 @@ class RegistrationEndpoint:
         wait = await self._limiter.charge(key)
         if wait > 0:
             raise OAuthError(
-                "temporarily_unavailable", "Too many registrations from your address. Try again later.", 429,
+                "temporarily_unavailable",
+                "Too many registrations from your address. Try again later.",
+                429,
                 self._limiter.header_lines(key, wait),
-            )  # fmt: skip
+            )
         said = read_metadata(request)
         secret = new_secret()
         try:
             client = client_of(
-                f"{share_for(key)}.mc_{new_secret()[:22]}", said, "registered",
-                methods=METHODS, default="client_secret_basic", secret_hash=digest(secret),
-            )  # fmt: skip
+                f"{share_for(key)}.mc_{new_secret()[:22]}",
+                said,
+                "registered",
+                methods=METHODS,
+                default="client_secret_basic",
+                secret_hash=digest(secret),
+            )
             await self._config.provider.check_registration(client)
         except RedirectRefused as exc:
             raise OAuthError("invalid_redirect_uri", str(exc)) from None

@@ -116,7 +116,7 @@ class CodeFlow:
         self._also = dict(also or {})
         self._parameters = {**(parameters or {}), **self._also}
         # State
-        self._discovery = Discovery(issuer, ask_issuer)
+        self._discovery = Discovery(issuer)
         keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
         self._tokens = TokenMethod(TokenRules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
 
@@ -141,10 +141,17 @@ class CodeFlow:
         endpoint = self.endpoint(await self.metadata(), "authorization_endpoint")
         kept = _FlowState(new_secret(), new_secret())
         asked = {
-            "response_type": "code", "client_id": self._client_id, "redirect_uri": callback, "scope": scope,
-            "state": state, "nonce": kept.nonce, "code_challenge": s256(kept.verifier),
-            "code_challenge_method": "S256", **({"prompt": prompt} if prompt else {}), **self._parameters,
-        }  # fmt: skip
+            "response_type": "code",
+            "client_id": self._client_id,
+            "redirect_uri": callback,
+            "scope": scope,
+            "state": state,
+            "nonce": kept.nonce,
+            "code_challenge": s256(kept.verifier),
+            "code_challenge_method": "S256",
+            **({"prompt": prompt} if prompt else {}),
+            **self._parameters,
+        }
         return AuthorizationRedirect(authorization_url(endpoint, asked), msgspec.json.encode(kept))
 
     async def metadata(self) -> dict[str, Any]:
@@ -198,8 +205,13 @@ class CodeFlow:
         self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str
     ) -> Mapping[str, Any]:
         """Return the token response for a code."""
-        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": callback, "code_verifier": verifier,
-                **self._also}  # fmt: skip
+        form = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": callback,
+            "code_verifier": verifier,
+            **self._also,
+        }
         headers: dict[str, str] = {}
         methods = metadata.get("token_endpoint_auth_methods_supported")
         if not self._client_secret:

@@ -105,9 +105,15 @@ class Grants:
         refreshable = client is not None and REFRESH in client.grant_types
         secret = new_secret() if refreshable else ""
         grant = Grant(
-            kept.authorization.client, kept.subject, kept.name, kept.login, kept.scopes, kept.authorization.resources,
-            digest(secret) if secret else "", kept.since,
-        )  # fmt: skip
+            kept.authorization.client,
+            kept.subject,
+            kept.name,
+            kept.login,
+            kept.scopes,
+            kept.authorization.resources,
+            digest(secret) if secret else "",
+            kept.since,
+        )
         ttl = REFRESH_SECONDS if secret else ACCESS_SECONDS * 2
         if not await self._vault.exchange(_grant_key(kept.grant), None, grant, ttl):
             raise TokenReuse("The code has already been used.", ended=True)
@@ -189,9 +195,15 @@ class Grants:
     # Access tokens
 
     async def access_token(
-        self, client: OAuthClient, subject: str, scopes: tuple[str, ...], resources: tuple[str, ...], *,
-        grant: str = "", more: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        client: OAuthClient,
+        subject: str,
+        scopes: tuple[str, ...],
+        resources: tuple[str, ...],
+        *,
+        grant: str = "",
+        more: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Create an access token, and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
         now = int(self._vault.clock())
         claims: dict[str, Any] = {name: value for name, value in (more or {}).items() if name not in _RESERVED}

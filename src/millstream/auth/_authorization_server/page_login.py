@@ -7,7 +7,6 @@ for each verdict.
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import EVERYTHING, Principal
@@ -18,6 +17,7 @@ from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._authorization_server.signing import pack, read
 from millstream.auth._authorization_server.tickets import PendingLogin, PendingLogins, Tickets
 from millstream.auth._authorization_server.users import LOCAL, Accounts
+from millstream.auth._browser import is_at
 from millstream.auth._jose import TokenRules, scopes_of
 from millstream.auth._method import Identity, NotAdmitted, PageLanding
 
@@ -26,9 +26,16 @@ class PageLogin:
     """The logins to the pages."""
 
     def __init__(
-        self, config: IssuerConfig, accounts: Accounts, rules: TokenRules, there: Callable[[], frozenset[str]], *,
-        throttle: LoginThrottle, tickets: Tickets, pending_logins: PendingLogins,
-    ) -> None:  # fmt: skip
+        self,
+        config: IssuerConfig,
+        accounts: Accounts,
+        rules: TokenRules,
+        there: Callable[[], frozenset[str]],
+        *,
+        throttle: LoginThrottle,
+        tickets: Tickets,
+        pending_logins: PendingLogins,
+    ) -> None:
         self._config = config
         self._accounts = accounts
         self._throttle = throttle
@@ -97,10 +104,10 @@ class PageLogin:
 
 
 def check_here(request: HttpRequest, base: str, page: str) -> None:
-    """Check that the browser uses the host of the callback, because cookies are bound to the host.
+    """Check that the browser uses the host of the callback.
 
     Raises:
         NotAdmitted: the browser uses another host, such as another name of this machine.
     """
-    if request.headers.get(b"host", b"").decode("latin-1").lower() != urlsplit(base).netloc.lower():
+    if not is_at(request, base):
         raise NotAdmitted(f"This login only works at {base}{page}. Open that address.", 400, wrong=False)

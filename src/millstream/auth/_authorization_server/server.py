@@ -107,18 +107,31 @@ class RunningIssuer(PageMethod):
         proof = ClientProof(config, self.clients, vault)
         self._identities = Identities(config.url, config.identities, vault)
         self._token = TokenEndpoint(
-            config, proof, self.clients, self.grants, targets, self._accounts,
+            config,
+            proof,
+            self.clients,
+            self.grants,
+            targets,
+            self._accounts,
             identities=self._identities,
-        )  # fmt: skip
+        )
         self._issued = IssuedTokens(config, proof, self.grants, self.signing, self._accounts, self._clock)
         self._registration = RegistrationEndpoint(config, self.clients, vault)
         requests = AuthorizationRequests(config, self.clients, targets)
         throttle, tickets = LoginThrottle(self._accounts, vault), Tickets(vault, secure=config.secure)
         self._pending_logins = PendingLogins(vault, tickets, config.base)
         self._authorize = AuthorizationEndpoint(
-            config, vault, self.clients, requests, self.grants, self._accounts, throttle=throttle, tickets=tickets,
-            pending_logins=self._pending_logins, server=name,
-        )  # fmt: skip
+            config,
+            vault,
+            self.clients,
+            requests,
+            self.grants,
+            self._accounts,
+            throttle=throttle,
+            tickets=tickets,
+            pending_logins=self._pending_logins,
+            server=name,
+        )
         self._page_login = PageLogin(
             config,
             self._accounts,

@@ -30,9 +30,14 @@ class IssuedTokens:
     """The introspection and revocation endpoints, and the guard's check of our own tokens."""
 
     def __init__(
-        self, config: IssuerConfig, proof: ClientProof, grants: Grants, signing: TokenSigner, accounts: Accounts,
+        self,
+        config: IssuerConfig,
+        proof: ClientProof,
+        grants: Grants,
+        signing: TokenSigner,
+        accounts: Accounts,
         clock: Callable[[], float],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._config = config
         self._proof = proof
         self._grants = grants
@@ -75,8 +80,13 @@ class IssuedTokens:
             said, grant = found
             if said.generation != grant.generation or self._accounts.user_of_grant(grant) is None:
                 return None
-            return {"client_id": grant.client, "sub": grant.subject, "scope": " ".join(grant.scopes),
-                    "iss": self._config.url, "token_type": "refresh_token"}  # fmt: skip
+            return {
+                "client_id": grant.client,
+                "sub": grant.subject,
+                "scope": " ".join(grant.scopes),
+                "iss": self._config.url,
+                "token_type": "refresh_token",
+            }
         claims = await self.claims(token)
         if claims is None or claims["exp"] <= self._clock() or await self.grant_of(claims) is False:
             return None
@@ -123,9 +133,16 @@ class TokenEndpoint:
     """The token endpoint."""
 
     def __init__(
-        self, config: IssuerConfig, proof: ClientProof, clients: Clients, grants: Grants, targets: Targets,
-        accounts: Accounts, *, identities: Identities,
-    ) -> None:  # fmt: skip
+        self,
+        config: IssuerConfig,
+        proof: ClientProof,
+        clients: Clients,
+        grants: Grants,
+        targets: Targets,
+        accounts: Accounts,
+        *,
+        identities: Identities,
+    ) -> None:
         self._config = config
         self._proof = proof
         self._clients = clients
@@ -233,9 +250,15 @@ class TokenEndpoint:
         return tuple(each for each in dict.fromkeys((*self._config.scopes, *wanted)) if each in most)
 
     async def _answer(
-        self, client: OAuthClient, id: str, grant: Grant, scopes: tuple[str, ...], resources: tuple[str, ...], *,
+        self,
+        client: OAuthClient,
+        id: str,
+        grant: Grant,
+        scopes: tuple[str, ...],
+        resources: tuple[str, ...],
+        *,
         refresh: str,
-    ) -> _Answer:  # fmt: skip
+    ) -> _Answer:
         user = self._accounts.user_of_grant(grant)
         more = dict(await self._config.provider.claims(user, client)) if user is not None else {}
         if grant.name:

@@ -62,17 +62,25 @@ class GitHubUpstream:
         """Return the redirect to GitHub."""
         verifier = new_secret()
         asked = {
-            "client_id": self._client_id, "redirect_uri": callback, "scope": self._scope, "state": state,
-            "code_challenge": s256(verifier), "code_challenge_method": "S256", "prompt": "select_account",
-        }  # fmt: skip
+            "client_id": self._client_id,
+            "redirect_uri": callback,
+            "scope": self._scope,
+            "state": state,
+            "code_challenge": s256(verifier),
+            "code_challenge_method": "S256",
+            "prompt": "select_account",
+        }
         return AuthorizationRedirect(authorization_url(f"{self._at}/login/oauth/authorize", asked), verifier.encode())
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""
         form = {
-            "client_id": self._client_id, "client_secret": self._client_secret, "redirect_uri": callback.url,
-            "code": code_of(callback.query, _TITLE), "code_verifier": callback.state_data.decode(),
-        }  # fmt: skip
+            "client_id": self._client_id,
+            "client_secret": self._client_secret,
+            "redirect_uri": callback.url,
+            "code": code_of(callback.query, _TITLE),
+            "code_verifier": callback.state_data.decode(),
+        }
         given = await ask(f"{self._at}/login/oauth/access_token", _TITLE, form=form, headers={})
         # GitHub returns errors with status 200, too.
         answer = members(given)
@@ -256,9 +264,15 @@ def upstream_of(
     if who == "github":
         return GitHubUpstream(at, client_id=client_id, client_secret=client_secret, allowlist=allowlist, name=name)
     return OpenIdUpstream(
-        check_url(at).geturl(), client_id=client_id, client_secret=client_secret, allowlist=allowlist, name=name,
-        title=title, names_of=known.names_of, parameters=known.parameters,
-    )  # fmt: skip
+        check_url(at).geturl(),
+        client_id=client_id,
+        client_secret=client_secret,
+        allowlist=allowlist,
+        name=name,
+        title=title,
+        names_of=known.names_of,
+        parameters=known.parameters,
+    )
 
 
 def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tuple[str, str]:

@@ -112,9 +112,16 @@ async def fetch(
     where = parse_secure(url)
     try:
         return await request(
-            method, where, {"Accept": "application/json", **(headers or {})}, body, max_body=_MAX_BODY,
-            seconds=_TOTAL_TIMEOUT, connect_seconds=_TIMEOUT, dial=outbound.dial, context=outbound.tls,
-        )  # fmt: skip
+            method,
+            where,
+            {"Accept": "application/json", **(headers or {})},
+            body,
+            max_body=_MAX_BODY,
+            seconds=_TOTAL_TIMEOUT,
+            connect_seconds=_TIMEOUT,
+            dial=outbound.dial,
+            context=outbound.tls,
+        )
     except TimeoutError as exc:
         raise ConnectFailed(f"{where.origin} didn't answer within {_TOTAL_TIMEOUT:g} seconds.") from exc
     except AddressRefused as exc:

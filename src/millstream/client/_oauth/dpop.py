@@ -51,6 +51,11 @@ class Proofs:
         nonce = self._nonces.get(f"{parts.scheme}://{parts.netloc}", "")
         return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
 
+    def authorize(self, tokens: Tokens, method: str, url: str) -> Mapping[str, str]:
+        """Return the headers that send a token, with a proof if it's bound to a key."""
+        proof = self.headers(tokens.proof_key, method, url, tokens.access_token)
+        return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
+
     def learn(self, url: Url | str, nonce: str) -> bool:
         """Store the nonce that a server requires from now on. Return whether the nonce is valid."""
         parts = urlsplit(str(url))

@@ -31,7 +31,7 @@ from millstream.client._oauth.discovery import (
     read_challenges,
     refuse_local,
 )
-from millstream.client._oauth.dpop import SCHEME, Proofs, key_for, wants_nonce
+from millstream.client._oauth.dpop import Proofs, key_for, wants_nonce
 from millstream.client._oauth.endpoints import TokenResponse, ask_token, revoke
 from millstream.client._oauth.identity import GrantSource
 from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
@@ -160,10 +160,7 @@ class OAuth:
                 if self._tokens(url) == tokens:  # a store may return a copy
                     await self.renew(url)
             tokens = self._tokens(url)
-        if tokens is None:
-            return {}
-        proof = self._proofs.headers(tokens.proof_key, method, url.origin + target, tokens.access_token)
-        return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
+        return {} if tokens is None else self._proofs.authorize(tokens, method, url.origin + target)
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """Store the nonce that a server requires in proofs."""

@@ -24,7 +24,7 @@ from millstream._server.calls.context import Context
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
 from millstream.client._oauth.browser_login import PendingAuthorization
 from millstream.client._oauth.discovery import Outbound, fetch
-from millstream.client._oauth.dpop import SCHEME, Proofs, wants_nonce
+from millstream.client._oauth.dpop import Proofs, wants_nonce
 from millstream.client._oauth.flow import OAuth
 from millstream.client._oauth.store import MemoryTokenStore, Registration, StoredCredentials, Tokens
 from millstream.gateway._credentials.options import PerUserOAuth
@@ -223,9 +223,7 @@ class PersonalCredentials(UpstreamCredentials):
                 f"The upstream {self.upstream!r} isn't connected for this user. Connect it at /connections.",
                 401,
             )
-        tokens = grant.tokens
-        proof = self._proofs.headers(tokens.proof_key, method, url, tokens.access_token)
-        return {"Authorization": f"{SCHEME if proof else 'Bearer'} {tokens.access_token}", **proof}
+        return self._proofs.authorize(grant.tokens, method, url)
 
     @override
     async def replace_refused(self, caller: LinkCaller, status: int, sent: Mapping[str, str]) -> bool:

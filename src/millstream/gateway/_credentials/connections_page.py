@@ -20,7 +20,7 @@ from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._authorization_server.tickets import Tickets, name_of, same_browser
-from millstream.auth._browser import is_own, not_own
+from millstream.auth._browser import is_at, is_own, not_own
 from millstream.client._errors import ClientError
 from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
 from millstream.gateway._credentials.accounts import (
@@ -36,7 +36,6 @@ _LOGIN_SECONDS = 600.0
 _ANSWER_SECONDS = 120.0
 _MAX_FORM = 4096
 _MAX_QUERY = 8192
-_MAX_ERROR_TEXT = 400
 _PENDING = "connection-pending"
 _LOGIN_RATE = Rate(60, 60)
 """Maximum logins per user and minute, because each one contacts other servers."""
@@ -133,7 +132,7 @@ class ConnectionsPage:
         if self._login_limiter.take(owner) > 0:
             return await self._page(request, "Too many attempts. Wait a minute, then try again.", 429)
         base = self._base(request, connection)
-        if not same_host(request, base):
+        if not is_at(request, base):
             return await self._page(
                 request, f"Open {base}{PAGE} to connect: the login only works at that address.", 400
             )
@@ -144,7 +143,7 @@ class ConnectionsPage:
         except TimeoutError:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
-            return await self._page(request, _shorten(str(exc)), 502)
+            return await self._page(request, pages.quote_foreign(str(exc)), 502)
         pending = PendingConnection(name, owner, name_of(browser), base, authorization)
         await self._vault.put_pending(_PENDING, authorization.state, pending, _LOGIN_SECONDS)
         return pages.lead_on(authorization.url, f"Continue to {connection.url.host}", cookie)
@@ -184,7 +183,9 @@ class ConnectionsPage:
                 request, f"{pending.upstream} isn't connected: the login timed out. Try again.", 504
             )
         except ClientError as exc:
-            return await self._page(request, f"{pending.upstream} isn't connected. {_shorten(str(exc))}", 403)
+            return await self._page(
+                request, f"{pending.upstream} isn't connected. {pages.quote_foreign(str(exc))}", 403
+            )
         return self._redirect_to_page(request)
 
     async def describe(self, request: HttpRequest) -> Response:
@@ -242,19 +243,5 @@ class ConnectionsPage:
         return Response(b"", 303, header_lines(location=f"{request.root_path}{PAGE}", cache_control="no-store"))
 
 
-def same_host(request: HttpRequest, base: str) -> bool:
-    """Return whether the browser is on the host of the redirect, since its cookies are valid only there."""
-    return (
-        request.headers.get(b"host", b"").decode("latin-1").lower()
-        == base.partition("://")[2].partition("/")[0].lower()
-    )
-
-
 def _name(claim: object) -> str:
     return claim if isinstance(claim, str) and claim.isprintable() and len(claim) < 128 else ""
-
-
-def _shorten(text: str) -> str:
-    """Return a message that may quote other servers, shortened and printable."""
-    plain = "".join(each if each.isprintable() else " " for each in text)
-    return plain if len(plain) <= _MAX_ERROR_TEXT else f"{plain[:_MAX_ERROR_TEXT]}…"
