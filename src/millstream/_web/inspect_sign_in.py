@@ -85,7 +85,6 @@ class SignIns:
 
     def __init__(self, services: Services) -> None:
         self._vault = Vault(services)
-        self._kv = services.store.kv
 
     # Requests of the page
 
@@ -145,7 +144,7 @@ class SignIns:
             return _NOT_OWN_PAGE
         key = _key(request, cookie_of(request, _COOKIE), url)
         state = await self._load(key)
-        await self._vault.delete(_state_key(key))
+        await self._vault.kv.delete(_state_key(key))
         revoked = state is not None and await _revoke(request, state, url)
         return Response(encode({"revoked": revoked}), 200, _HEAD)
 
@@ -180,7 +179,7 @@ class SignIns:
         """Return renewed tokens. Many refresh tokens are valid only once, so one worker at a time uses them."""
         key = _key(request, cookie_of(request, _COOKIE), url)
         async with self._lock(key):
-            sealed = await self._vault.raw(_state_key(key))
+            sealed = await self._vault.kv.get(_state_key(key))
             state = self._open(key, sealed)
             if state is None or state.credentials.tokens.get(str(url)) != old:
                 return None if state is None else state.credentials.tokens.get(str(url))
@@ -198,7 +197,7 @@ class SignIns:
             return None
 
     def _lock(self, key: str) -> AbstractAsyncContextManager[None]:
-        return Claim(self._kv, f"inspect-turn:{key}", 2 * _TIMEOUT).hold()
+        return Claim(self._vault.kv, f"inspect-turn:{key}", 2 * _TIMEOUT).hold()
 
     # Stored state
 
@@ -208,7 +207,7 @@ class SignIns:
         return await self._load(_key(request, browser, url)) if browser and is_own(request) else None
 
     async def _load(self, key: str) -> SignInState | None:
-        return self._open(key, await self._vault.raw(_state_key(key)))
+        return self._open(key, await self._vault.kv.get(_state_key(key)))
 
     def _open(self, key: str, sealed: bytes | None) -> SignInState | None:
         return None if sealed is None else self._vault.open(_STATE, sealed.decode("latin-1"), SignInState, key.encode())

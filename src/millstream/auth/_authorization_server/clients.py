@@ -170,7 +170,7 @@ class Clients:
         """Extend a registration that a user has approved, or that refreshes a token."""
         if client.source == "registered":
             await self._vault.put(f"oauth-client:{client.id}", client, USED)
-            await self._vault.delete(f"oauth-new:{client.id}")
+            await self._vault.kv.delete(f"oauth-new:{client.id}")
 
 
 RATE = Rate(100, 3600)

@@ -80,7 +80,7 @@ class Grants:
 
     async def peek(self, code: str) -> tuple[Code, bytes] | None:
         """Return a code's record and its stored bytes; None for an unknown code."""
-        raw = await self._vault.raw(_code_key(code))
+        raw = await self._vault.kv.get(_code_key(code))
         kept = read(raw, Code)
         return None if raw is None or kept is None else (kept, raw)
 
@@ -145,7 +145,7 @@ class Grants:
             OAuthError: the token was replaced and its grace period is over, or the grant was revoked.
         """
         for _ in range(_TRIES):
-            raw, now = await self._vault.raw(_grant_key(said.grant)), self._vault.clock()
+            raw, now = await self._vault.kv.get(_grant_key(said.grant)), self._vault.clock()
             grant = read(raw, Grant)
             if raw is None or grant is None:
                 break
@@ -167,7 +167,7 @@ class Grants:
     # Revocation
 
     async def _handle_reuse(self, id: str, subject: str, text: str) -> TokenReuse:
-        raw = await self._vault.raw(_grant_key(id))
+        raw = await self._vault.kv.get(_grant_key(id))
         there = raw is not None and read(raw, Grant) is not None
         ended = there and await self._vault.exchange(_grant_key(id), raw, TOMBSTONE, _USED_SECONDS)
         await self.end(id, subject)
@@ -181,16 +181,16 @@ class Grants:
         """Revoke a grant. Its tokens become invalid on all workers within a second."""
         # A tombstone makes a concurrent redemption of the code fail.
         await self._vault.put(_grant_key(id), TOMBSTONE, _USED_SECONDS)
-        await self._vault.tell(ENDED, f"{id} {subject}".encode())
+        await self._vault.bus.publish(ENDED, f"{id} {subject}".encode())
 
     async def revoke_token(self, jti: str, subject: str, until: float) -> None:
         """Revoke an access token without a grant."""
         await self._vault.put(f"oauth-revoked:{jti}", TOMBSTONE, max(1.0, until - self._vault.clock() + 120))
-        await self._vault.tell(ENDED, f"- {subject}".encode())
+        await self._vault.bus.publish(ENDED, f"- {subject}".encode())
 
     async def is_revoked(self, jti: str) -> bool:
         """Return whether an access token without a grant was revoked."""
-        return await self._vault.raw(f"oauth-revoked:{jti}") is not None
+        return await self._vault.kv.get(f"oauth-revoked:{jti}") is not None
 
     # Access tokens
 

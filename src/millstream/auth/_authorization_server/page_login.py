@@ -9,21 +9,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from millstream._http.message import HttpRequest, Response
+from millstream._override import override
 from millstream._protocol.principal import EVERYTHING, Principal
+from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.login_methods import Callback, SignInFailed, User
 from millstream.auth._authorization_server.login_throttle import SLOW, WRONG, LoginThrottle
 from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._authorization_server.signing import pack, read
-from millstream.auth._authorization_server.tickets import PendingLogin, PendingLogins, Tickets
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
 from millstream.auth._authorization_server.users import LOCAL, Accounts
 from millstream.auth._browser import is_at
 from millstream.auth._jose import TokenRules, scopes_of
-from millstream.auth._method import Identity, NotAdmitted, PageLanding
+from millstream.auth._method import Identity, NotAdmitted, PageMethod
 
 
-class PageLogin:
-    """The logins to the pages."""
+class PageLogin(PageMethod):
+    """An authorization server whose users sign in to the pages."""
+
+    recalls = True
 
     def __init__(
         self,
@@ -36,6 +40,8 @@ class PageLogin:
         tickets: Tickets,
         pending_logins: PendingLogins,
     ) -> None:
+        self.by_password: bool = config.passwords is not None
+        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
         self._config = config
         self._accounts = accounts
         self._throttle = throttle
@@ -47,6 +53,7 @@ class PageLogin:
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
 
+    @override
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
         device = self._tickets.device(request, name)
@@ -56,6 +63,7 @@ class PageLogin:
         kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
         return kept, self._tickets.keep_device(name)
 
+    @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
         upstream = self._accounts.upstreams.get(login)
@@ -67,10 +75,11 @@ class PageLogin:
         except SignInFailed as exc:
             raise NotAdmitted(str(exc), 503, wrong=False) from None
 
-    async def handle_callback(
-        self, request: HttpRequest, pending: PendingLogin, callback: Callback, landing: PageLanding
-    ) -> Response:
+    async def _finish_login(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
+        landing = self.landing
+        if landing is None:
+            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
         try:
             user = await self._accounts.upstreams[pending.login].finish(callback)
         except SignInFailed as exc:
@@ -79,7 +88,7 @@ class PageLogin:
         grant = Grant(self._pages.id, who.subject, who.name, pending.login, who.scopes, (), since=who.since)
         return landing.complete(request, pending.page, pack(grant))
 
-    async def recall(self, kept: bytes) -> tuple[Identity, Grant] | None:
+    async def _open_cookie(self, kept: bytes) -> tuple[Identity, Grant] | None:
         """Return the identity and the grant in a cookie's content; None if the user may no longer sign in."""
         grant = read(kept, Grant)
         user = self._accounts.user_of_grant(grant) if grant is not None else None

@@ -18,7 +18,6 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
-from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
 from millstream.auth._authorization_server.client_proof import ClientProof
@@ -44,11 +43,11 @@ from millstream.auth._authorization_server.metadata import (
 from millstream.auth._authorization_server.page_login import PageLogin
 from millstream.auth._authorization_server.records import Grant
 from millstream.auth._authorization_server.signing import TokenSigner, Vault
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets
+from millstream.auth._authorization_server.tickets import PendingLogin, PendingLogins, Tickets
 from millstream.auth._authorization_server.token import IssuedTokens, TokenEndpoint
 from millstream.auth._authorization_server.users import Accounts, UserFile
 from millstream.auth._jose import TokenRules, judge
-from millstream.auth._method import Identity, PageMethod, Prefetchable, Unavailable, prefetch_all
+from millstream.auth._method import Identity, Prefetchable, Unavailable, prefetch_all
 
 logger = logging.getLogger("millstream")
 
@@ -78,70 +77,53 @@ class Issuer:
         return RunningIssuer(self.config, services, name, known)
 
 
-class RunningIssuer(PageMethod):
+class RunningIssuer(PageLogin):
     """A running authorization server, in one event loop."""
-
-    recalls = True
 
     def __init__(
         self, config: IssuerConfig, services: Services, name: str, known: Callable[[], Collection[str]]
     ) -> None:
-        vault = Vault(services)
-        # Configuration
+        vault, accounts = Vault(services), Accounts(config)
         self.resource: str = config.audience or config.base + services.settings.path.rstrip("/")
+        targets = Targets(config, self.resource, lambda: frozenset(known()))
+        throttle, tickets = LoginThrottle(accounts, vault), Tickets(vault, secure=config.secure)
+        pending_logins = PendingLogins(vault, tickets, config.base)
+        super().__init__(
+            config,
+            accounts,
+            TokenRules(config.url, self.resource, config.implied),
+            targets.scopes,
+            throttle=throttle,
+            tickets=tickets,
+            pending_logins=pending_logins,
+        )
         self.issuers: tuple[str, ...] = (config.url,)
         self.scopes: tuple[str, ...] = config.scopes
-        self.by_password: bool = config.passwords is not None
-        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
-        self._config = config
         self._clock = vault.clock
         self._vault = vault
         self._known = known
-        self._rules = TokenRules(config.url, self.resource, config.implied)
-        # Parts
         self.signing: TokenSigner = TokenSigner(vault)
         self.clients: Clients = Clients(config, vault, Documents(vault.clock, here=not config.secure))
         self.grants: Grants = Grants(config, vault, self.signing, self.clients)
-        self._accounts = Accounts(config)
-        targets = Targets(config, self.resource, lambda: frozenset(known()))
         proof = ClientProof(config, self.clients, vault)
         self._identities = Identities(config.url, config.identities, vault)
         self._token = TokenEndpoint(
-            config,
-            proof,
-            self.clients,
-            self.grants,
-            targets,
-            self._accounts,
-            identities=self._identities,
+            config, proof, self.clients, self.grants, targets, accounts, identities=self._identities
         )
-        self._issued = IssuedTokens(config, proof, self.grants, self.signing, self._accounts, self._clock)
+        self._issued = IssuedTokens(config, proof, self.grants, self.signing, accounts, self._clock)
         self._registration = RegistrationEndpoint(config, self.clients, vault)
-        requests = AuthorizationRequests(config, self.clients, targets)
-        throttle, tickets = LoginThrottle(self._accounts, vault), Tickets(vault, secure=config.secure)
-        self._pending_logins = PendingLogins(vault, tickets, config.base)
         self._authorize = AuthorizationEndpoint(
             config,
             vault,
             self.clients,
-            requests,
+            AuthorizationRequests(config, self.clients, targets),
             self.grants,
-            self._accounts,
+            accounts,
             throttle=throttle,
             tickets=tickets,
-            pending_logins=self._pending_logins,
+            pending_logins=pending_logins,
             server=name,
         )
-        self._page_login = PageLogin(
-            config,
-            self._accounts,
-            self._rules,
-            targets.scopes,
-            throttle=throttle,
-            tickets=tickets,
-            pending_logins=self._pending_logins,
-        )
-        # State
         self._revoked_since_epoch: set[str] = set()
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""
         self._revoked_last_epoch: set[str] = set()
@@ -150,7 +132,7 @@ class RunningIssuer(PageMethod):
         self._changes = 0
         self._announcements = 0
         """Number of announced revocations."""
-        self._stop = vault.hear(ENDED, self._on_announcement, self._on_gap)
+        self._stop = vault.bus.subscribe(ENDED, self._on_announcement, interrupted=self._on_gap)
 
     @override
     async def prefetch(self) -> None:
@@ -260,27 +242,15 @@ class RunningIssuer(PageMethod):
 
     # PageMethod
 
-    @override
-    async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
-        """See `PageMethod.admit`."""
-        return await self._page_login.admit(request, name, password)
-
-    @override
-    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.redirect_to_login`."""
-        return await self._page_login.redirect_to_login(request, login, page)
-
     async def _handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         if pending.authorization is not None:
             return await self._authorize.handle_callback(request, pending, pending.authorization, callback)
-        if self.landing is None:
-            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
-        return await self._page_login.handle_callback(request, pending, callback, self.landing)
+        return await self._finish_login(request, pending, callback)
 
     @override
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
-        found = await self._page_login.recall(kept)
+        found = await self._open_cookie(kept)
         if found is None:
             return None
         identity, grant = found

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._server.calls.services import Services
+from millstream._stores.base import Bus, Map
 from millstream._stores.rates import share_for
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._jose import (
@@ -45,6 +46,8 @@ class Vault:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.kv: Map = services.store.kv
+        self.bus: Bus = services.store.bus
         self.clock: Callable[[], float] = services.clock
         self.pool: StoreLimiter | None = None
         """Limiter shared between workers; None with a single worker."""
@@ -53,24 +56,20 @@ class Vault:
 
     async def get(self, key: str, kind: type[T]) -> T | None:
         """Return a value; None if it's missing or malformed."""
-        return read(await self.raw(key), kind)
-
-    async def raw(self, key: str) -> bytes | None:
-        """Return a value's stored bytes."""
-        return await self._services.store.kv.get(key)
+        return read(await self.kv.get(key), kind)
 
     async def put(self, key: str, value: Any, ttl: float, *, lossy: bool = False) -> None:
         """Store a value for `ttl` seconds."""
-        await self._services.store.kv.put(key, pack(value), ttl, lossy=lossy)
+        await self.kv.put(key, pack(value), ttl, lossy=lossy)
 
     async def exchange(self, key: str, before: bytes | None, value: Any, ttl: float, *, lossy: bool = False) -> bool:
         """Replace a value if it still equals `before`; return whether it did."""
-        return await self._services.store.kv.compare_and_set(key, before, pack(value), ttl, lossy=lossy)
+        return await self.kv.compare_and_set(key, before, pack(value), ttl, lossy=lossy)
 
     async def take(self, key: str) -> bytes | None:
         """Remove a value and return its stored bytes. Only one of several concurrent callers gets it."""
-        raw = await self.raw(key)
-        taken = raw is not None and await self._services.store.kv.compare_and_set(key, raw, None, 1)
+        raw = await self.kv.get(key)
+        taken = raw is not None and await self.kv.compare_and_set(key, raw, None, 1)
         return raw if taken else None
 
     async def put_pending(self, kind: str, state: str, login: Struct, ttl: float) -> None:
@@ -90,10 +89,6 @@ class Vault:
         sealed = await self.take(_pending_key(kind, state))
         return None if sealed is None else self.open(kind.encode(), sealed.decode("latin-1"), want, state.encode())
 
-    async def delete(self, key: str) -> None:
-        """Delete a value."""
-        await self._services.store.kv.delete(key)
-
     def seal(self, kind: bytes, value: Any, bound: bytes = b"") -> str:
         """Encode a value as text that only this server can create and read."""
         return self._services.ring.seal(kind, pack(value), self._services.nonce(), bound)
@@ -101,16 +96,6 @@ class Vault:
     def open(self, kind: bytes, text: str, want: type[T], bound: bytes = b"") -> T | None:
         """Decode a value that `seal` encoded with the same `kind` and `bound`; return None for any other text."""
         return read(self._services.ring.open(kind, text, bound), want)
-
-    async def tell(self, topic: str, data: bytes) -> None:
-        """Publish a message to all workers."""
-        await self._services.store.bus.publish(topic, data)
-
-    def hear(self, topic: str, receive: Callable[[bytes], None], missed: Callable[[], None]) -> Callable[[], None]:
-        """Call `receive` with messages from all workers, and `missed` when some may be lost. Return a function that
-        unsubscribes.
-        """
-        return self._services.store.bus.subscribe(topic, receive, interrupted=missed)
 
 
 def new_state(owner: str) -> str:
@@ -214,7 +199,7 @@ class TokenSigner:
 
     async def _load(self) -> None:
         for _ in range(_TRIES):
-            raw, now = await self._vault.raw(_KEY), self._vault.clock()
+            raw, now = await self._vault.kv.get(_KEY), self._vault.clock()
             kept = self._vault.open(_KIND, raw.decode("latin-1"), tuple[SigningKey, ...]) if raw else None
             if raw and not kept:
                 logger.warning(

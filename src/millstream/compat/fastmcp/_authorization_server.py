@@ -128,8 +128,10 @@ class RunningProvider(VerifierMethod):
         self._ended: set[str] = set()
         """Principals with a token revoked since the last `epoch`; `_UNKNOWN` if the owner isn't known."""
         self._just_ended: set[str] = set()
-        self._stop = vault.hear(
-            _REVOKED, lambda data: self._ended.add(data.decode("utf-8", "replace")), lambda: self._ended.add(_UNKNOWN)
+        self._stop = vault.bus.subscribe(
+            _REVOKED,
+            lambda data: self._ended.add(data.decode("utf-8", "replace")),
+            interrupted=lambda: self._ended.add(_UNKNOWN),
         )
 
     @override
@@ -294,7 +296,7 @@ class RunningProvider(VerifierMethod):
             await self._provider.revoke_token(found)
             subject = getattr(found, "subject", None)
             # A provider may revoke related tokens, too, and a refresh token may not name its owner.
-            await self._vault.tell(_REVOKED, str(subject or (client.id if accessed else _UNKNOWN)).encode())
+            await self._vault.bus.publish(_REVOKED, str(subject or (client.id if accessed else _UNKNOWN)).encode())
         return reply({})
 
     async def _register(self, request: HttpRequest) -> Response:
