@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.client.url import Url, parse
 from millstream._protocol.errors import closest_name
@@ -55,20 +56,21 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
     Raises:
         TargetError: the target doesn't name exactly one server.
     """
+    base = Command((), env, cwd)
     if isinstance(target, Path):
-        return _file(target, "", env, cwd)
+        return _file(target, "", base)
     if isinstance(target, str):
-        return _text(target.strip(), env, cwd)
+        return _text(target.strip(), base)
     if isinstance(target, Mapping):
-        return _from_configuration(target, "", "the configuration", env, cwd)
+        return _from_configuration(target, "", "the configuration", base)
     if isinstance(target, Sequence):
-        return _command(target, env, cwd)
+        return _command(target, base)
     if isinstance(target, TransportFactory) or hasattr(target, "running"):
         return target
     raise TargetError(f"{type(target).__name__} isn't a server. Use a URL, a command, a script, or a Server.")
 
 
-def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
+def _text(text: str, base: Command) -> Place:
     if not text:
         raise TargetError("There is no server to connect to: the target is empty.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
@@ -76,7 +78,7 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
     source, name = _split(text)
     path = Path(source)
     if path.suffix in _FILES and (not re.search(r"\s", text) or path.is_file()):
-        return _file(path, name, env, cwd)
+        return _file(path, name, base)
     if not re.search(r"\s", text) and not shutil.which(text):
         _check_no_file(text)
     if re.fullmatch(r"(localhost|[\w.-]+\.[a-z]{2,}|\d+(\.\d+){3})(:\d+)?(/\S*)?", text) and not shutil.which(text):
@@ -85,7 +87,7 @@ def _text(text: str, env: Mapping[str, str], cwd: str | None) -> Place:
         words = shlex.split(text, posix=os.name != "nt")
     except ValueError as exc:
         raise TargetError(f"The command {text!r} can't be parsed: {exc}.") from exc
-    return _command(words, env, cwd)
+    return _command(words, base)
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -115,13 +117,13 @@ def _missing_file(path: Path) -> TargetError:
     return TargetError(f"There is no file {path}. {hint}")
 
 
-def _command(words: Sequence[str], env: Mapping[str, str], cwd: str | None) -> Command:
+def _command(words: Sequence[str], base: Command) -> Command:
     if not words:
         raise TargetError("A command needs a program and its arguments.")
-    return Command(tuple(words), env, cwd)
+    return replace(base, argv=tuple(words))
 
 
-def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Place:
+def _file(path: Path, name: str, base: Command) -> Place:
     if not path.is_file():
         raise _missing_file(path)
     if path.suffix in _CONFIGURATION:
@@ -129,21 +131,20 @@ def _file(path: Path, name: str, env: Mapping[str, str], cwd: str | None) -> Pla
             given: Any = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as exc:
             raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
-        return _from_configuration(given, name, str(path), env, cwd)
+        return _from_configuration(given, name, str(path), base)
     if path.suffix == ".py":
         text = path.read_text("utf-8", "replace")
         if is_run_by_us(text):
             # Its `__main__` block may serve HTTP, or nothing.
             chosen = f"{path}:{name}" if name else str(path)
-            return Command(
-                (sys.executable, "-P", "-c", _RUN_CODE, "run", chosen, "--transport", "stdio"), env, cwd, ours=True
-            )
+            argv = (sys.executable, "-P", "-c", _RUN_CODE, "run", chosen, "--transport", "stdio")
+            return replace(base, argv=argv, ours=True)
         if name:
             raise TargetError(f"{path} doesn't import millstream, so it has no servers to choose from.")
-        return Command((sys.executable, str(path)), env, cwd, advice=_hint(path, text))
+        return replace(base, argv=(sys.executable, str(path)), advice=_hint(path, text))
     if path.suffix in _SCRIPTS:
-        return Command((_SCRIPTS[path.suffix], str(path)), env, cwd)
-    return Command((str(path),), env, cwd)
+        return replace(base, argv=(_SCRIPTS[path.suffix], str(path)))
+    return replace(base, argv=(str(path),))
 
 
 def is_run_by_us(text: str) -> bool:
@@ -177,7 +178,7 @@ def servers(configuration: Any, source: str = "The configuration") -> dict[str, 
     return dict(cast("Mapping[str, Any]", found))
 
 
-def _from_configuration(given: Any, name: str, source: str, env: Mapping[str, str], cwd: str | None) -> Place:
+def _from_configuration(given: Any, name: str, source: str, base: Command) -> Place:
     entries = servers(given, source)
     if not name:
         if len(entries) > 1:
@@ -189,10 +190,10 @@ def _from_configuration(given: Any, name: str, source: str, env: Mapping[str, st
         name = next(iter(entries))
     if name not in entries:
         raise TargetError(f"{source} has no server {name!r}. It has: {', '.join(entries)}.")
-    return _entry(entries[name], name, source, env, cwd)
+    return _entry(entries[name], name, source, base)
 
 
-def _entry(entry: Any, name: str, source: str, env: Mapping[str, str], cwd: str | None) -> Place:
+def _entry(entry: Any, name: str, source: str, base: Command) -> Place:
     """Resolve one server of a configuration, in the format of desktop applications."""
     if not isinstance(entry, Mapping):
         raise TargetError(f'The server {name!r} of {source} must be an object: {{"url": …}} or {{"command": …}}.')
@@ -209,7 +210,7 @@ def _entry(entry: Any, name: str, source: str, env: Mapping[str, str], cwd: str 
         )
     words = [command, *map(str, cast("list[object]", arguments))]
     where = fields.get("cwd")
-    return Command(tuple(words), _texts(fields.get("env"), name) | dict(env), str(where) if where else cwd)
+    return Command(tuple(words), _texts(fields.get("env"), name) | dict(base.env), str(where) if where else base.cwd)
 
 
 def _texts(given: Any, name: str) -> dict[str, str]:

@@ -136,11 +136,12 @@ class ClientProof:
         assertion = form.get("client_assertion")
         try:
             header = read_header(assertion)
-            claimed = _unverified_subject(assertion)
+            subject = read_payload(assertion).get("sub")
         except InvalidToken as exc:
             raise _invalid_client(f"The assertion is malformed. {exc}") from None
         if header.typ not in _TYPES:
             raise _invalid_client("The assertion is a JWT of another type.")
+        claimed = subject if isinstance(subject, str) else ""
         client = await self._find(form.get("client_id") or claimed, may_fetch)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _invalid_client("The assertion isn't from this client.")
@@ -223,8 +224,3 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
     if not mark or form.get("client_id") not in ("", name):
         raise _invalid_client("The Authorization header and client_id in the form name different clients.", "Basic")
     return name, secret
-
-
-def _unverified_subject(assertion: str) -> str:
-    subject = read_payload(assertion).get("sub")
-    return subject if isinstance(subject, str) else ""

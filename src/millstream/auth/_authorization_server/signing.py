@@ -51,7 +51,7 @@ class Vault:
         self.clock: Callable[[], float] = services.clock
         self.pool: StoreLimiter | None = None
         """Limiter shared between workers; None with a single worker."""
-        self.refused: Callable[[str], None] = _ignore_refusal
+        self.refused: Callable[[str], None] = lambda address: None
         """Called with the address after each failed password or client authentication."""
 
     async def get(self, key: str, kind: type[T]) -> T | None:
@@ -105,10 +105,6 @@ def new_state(owner: str) -> str:
 
 def _pending_key(kind: str, state: str) -> str:
     return f"{kind}:{state.partition('.')[0][:_MAX_SHARE]}.{digest(state)}"
-
-
-def _ignore_refusal(address: str) -> None:
-    pass
 
 
 def pack(value: Any) -> bytes:
