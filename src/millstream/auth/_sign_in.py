@@ -197,7 +197,7 @@ class SignIn:
         if found is None:
             return None
         principal = found.principal
-        principal = replace(principal, until=min(principal.expires_at, self._clock() + left))
+        principal = replace(principal, expires_at=min(principal.expires_at, self._clock() + left))
         verdicts.keep(known, Verdict(principal, self._guard.clock() + min(left, found.seconds)))
         self._out.note_use(principal.id, principal.expires_at)
         return principal
