@@ -2,7 +2,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ async def test_new_sessions_wait_until_a_stopping_program_has_stopped() -> None:
     stopping, may_stop = asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[dict[str, bool]]:
+    async def lifespan(_: Any) -> AsyncGenerator[dict[str, bool]]:
         state = {"open": True}
         yield state
         state["open"] = False

@@ -11,6 +11,7 @@ from pydantic_core.core_schema import CoreSchema, is_instance_schema
 from starlette.requests import Request
 from typing_extensions import TypeVar
 
+from millstream._app.definition import Definition
 from millstream._protocol.content import Message
 from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.json_schema import is_array
@@ -78,18 +79,19 @@ class RequestContext(Struct, frozen=True):
 class ServerSession:
     """The client of a call. Its methods work until the call ends."""
 
-    def __init__(self, engine: EngineContext, call: Call, emit: Callable[[ServerChange], None]) -> None:
-        self._engine = engine
-        self._call = call
-        self._emit = emit
+    def __init__(self, definition: Definition, call: Call) -> None:
+        self.engine: EngineContext = EngineContext(call, definition)
+        """The call in Millstream's own interface."""
+        self.call: Call = call
+        self._emit = definition.emit
 
     @property
     def client_params(self) -> types.Wire:
         """The client's `initialize` parameters."""
-        client = self._engine.client
+        client = self.engine.client
         return types.Wire.model_validate(
             {
-                "protocolVersion": self._engine.revision,
+                "protocolVersion": self.engine.revision,
                 "capabilities": client.capabilities,
                 "clientInfo": types.Implementation(name=client.name, version=client.version),
             }
@@ -97,13 +99,13 @@ class ServerSession:
 
     def check_client_capability(self, capability: types.ClientCapabilities) -> bool:
         """Return whether the client declared a capability."""
-        return declares(self._engine.client.capabilities, to_wire(capability))
+        return declares(self.engine.client.capabilities, to_wire(capability))
 
     async def send_log_message(
         self, level: types.LoggingLevel, data: Any, logger: str | None = None, related_request_id: Any = None
     ) -> None:
         """Send a log message."""
-        await self._engine.log(level, data, logger)
+        await self.engine.log(level, data, logger)
 
     async def send_progress_notification(
         self,
@@ -114,7 +116,7 @@ class ServerSession:
         related_request_id: Any = None,
     ) -> None:
         """Report progress of the call. Always uses the request's own token."""
-        await self._engine.progress(progress, total, message)
+        await self.engine.progress(progress, total, message)
 
     async def send_tool_list_changed(self) -> None:
         """Notify clients that the list of tools has changed."""
@@ -134,9 +136,9 @@ class ServerSession:
 
     async def send_elicit_complete(self, elicitation_id: str, related_request_id: Any = None) -> None:
         """Notify the client that the user has completed a URL elicitation (2025-11-25)."""
-        if self._call.revision.elicitation_ids:
+        if self.call.revision.elicitation_ids:
             params = {"elicitationId": elicitation_id}
-            await self._call.send_to_caller(notification_message("notifications/elicitation/complete", params))
+            await self.call.send_to_caller(notification_message("notifications/elicitation/complete", params))
 
     async def elicit_form(
         self,
@@ -145,7 +147,7 @@ class ServerSession:
         related_request_id: Any = None,
     ) -> types.ElicitResult:
         """Ask the user to fill in a form."""
-        action, content = await _ask(self._engine.elicit(message, requestedSchema))
+        action, content = await _ask(self.engine.elicit(message, requestedSchema))
         return types.ElicitResult(action=action, content=content)
 
     elicit = elicit_form
@@ -154,7 +156,7 @@ class ServerSession:
         self, message: str, url: str, elicitation_id: str = "", related_request_id: Any = None
     ) -> types.ElicitResult:
         """Ask the user to open a URL."""
-        action, _ = await _ask(self._engine.elicit_url(message, url, id=elicitation_id))
+        action, _ = await _ask(self.engine.elicit_url(message, url, id=elicitation_id))
         return types.ElicitResult(action=action)
 
     async def create_message(
@@ -171,7 +173,7 @@ class ServerSession:
         **ignored: Any,
     ) -> types.CreateMessageResult:
         """Have the client's model continue a conversation."""
-        result = await self._engine.sample(
+        result = await self.engine.sample(
             [msgspec.convert(to_wire(each), Message) for each in messages],
             max_tokens=max_tokens,
             system=system_prompt,
@@ -186,7 +188,7 @@ class ServerSession:
 
     async def list_roots(self) -> types.ListRootsResult:
         """Return the folders that the user opened in the client."""
-        roots = await self._engine.roots()
+        roots = await self.engine.roots()
         return types.ListRootsResult.model_validate({"roots": msgspec.to_builtins(roots)})
 
 
@@ -203,8 +205,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     def __init__(self, fastmcp: Any = None, call: Call | None = None) -> None:
         self._fastmcp = fastmcp
-        self._call = call
-        self._engine_context = None if call is None else EngineContext(call, fastmcp.engine.definition)
+        self._session = None if call is None else ServerSession(fastmcp.engine.definition, call)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
@@ -213,9 +214,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     @property
     def _engine(self) -> EngineContext:
-        if self._engine_context is None:
-            raise ValueError("Context is not available outside of a request")
-        return self._engine_context
+        return self.session.engine
 
     @property
     def fastmcp(self) -> Any:
@@ -239,8 +238,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     @property
     def _meta(self) -> Meta | None:
-        call = self._call
-        assert call is not None  # noqa: S101  `_engine` raised before
+        call = self.session.call
         found: dict[str, Any] = value_of(params_of(call).meta) or {}
         if call.token is not None:
             found["progressToken"] = call.token
@@ -261,15 +259,16 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     @property
     def session(self) -> ServerSession:
         """The client."""
-        engine, call = self._engine, self._call
-        assert call is not None  # noqa: S101  `_engine` raised before
-        return ServerSession(engine, call, self.fastmcp.engine.definition.emit)
+        if self._session is None:
+            raise ValueError("Context is not available outside of a request")
+        return self._session
 
     async def run_in_thread(self, function: Callable[[], Any]) -> Any:
         """Run a plain function in a worker thread of the server."""
-        if self._call is None:
+        if self._session is None:
             return await asyncio.to_thread(function)
-        return await self._call.services.threads.run(function, owner=self._call.owner)
+        call = self._session.call
+        return await call.services.threads.run(function, owner=call.owner)
 
     # Notifications
 
@@ -277,9 +276,9 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         self, level: types.LoggingLevel, message: Any, *, logger_name: str | None = None, extra: Any = None
     ) -> None:
         """Send a log message. With `extra`, send an object with `message` and the members of `extra`."""
-        if self._engine_context is not None:
+        if self._session is not None:
             data = message if extra is None else {"message": message, **extra}
-            await self._engine_context.log(level, data, logger_name)
+            await self._engine.log(level, data, logger_name)
 
     async def debug(self, message: Any, **extra: Any) -> None:
         """Send a log message at level debug."""
@@ -299,8 +298,8 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
     async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress, if the client requested it."""
-        if self._engine_context is not None:
-            await self._engine_context.progress(progress, total, message)
+        if self._session is not None:
+            await self._engine.progress(progress, total, message)
 
     async def close_sse_stream(self) -> None:
         """Close the call's connection. The call continues, and the client reconnects for its result."""

@@ -270,9 +270,7 @@ async def _low_level(server: Any, serve: Any) -> AsyncGenerator[ProgramServer]:
             single = SingleExchange(server, state)
         except (ImportError, AttributeError):  # sessions support this era as well
             single = None
-        yield ProgramServer(
-            lambda input, output: serve(server, input, output, lifespan_state=state, init_options=options), single
-        )
+        yield ProgramServer(partial(serve, server, lifespan_state=state, init_options=options), single)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ Conversion of messages to the MCP SDK's types, which all libraries of this packa
 import asyncio
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -119,7 +119,8 @@ class SingleExchange:
         if isinstance(route, self._rejection):
             return Envelope(request_id, "", b"", error=encode_error(route))
         connection = self._connection(route.protocol_version, route.client_info, route.client_capabilities)
-        context = _DispatchContext(self._transport, request_id, params, deliver, self._refusal)
+        token = params.get("_meta", {}).get("progressToken")
+        context = _DispatchContext(self._transport, request_id, token, deliver, self._refusal)
         try:
             result = await self._serve(
                 self._server, context, method, params, connection=connection, lifespan_state=self._state
@@ -131,35 +132,33 @@ class SingleExchange:
         return Envelope(request_id, "", b"", encode_members(result))
 
 
-class _DispatchContext:
+class _DispatchContext(msgspec.Struct):
     """One request as the SDK's handlers see it: `mcp.shared.dispatcher.DispatchContext`."""
 
-    can_send_request = False
-    message_metadata = None
-
-    def __init__(
-        self, transport: Any, request_id: int, params: Mapping[str, Any], deliver: Deliver, refusal: Any
-    ) -> None:
-        self.transport: Any = transport
-        self.request_id: int = request_id
-        self._token: Any = params.get("_meta", {}).get("progressToken")
-        self._deliver = deliver
-        self._refusal = refusal
-        self.cancel_requested: asyncio.Event = asyncio.Event()
-        """Never set: canceling a request cancels its task."""
-        self.closed: bool = False
+    transport: Any
+    request_id: int
+    token: Any
+    """Progress token of the request; None without one."""
+    deliver: Deliver
+    refusal: Any
+    """Raised when a handler asks the client."""
+    cancel_requested: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    """Never set: canceling a request cancels its task."""
+    closed: bool = False
+    can_send_request: ClassVar[bool] = False
+    message_metadata: ClassVar[None] = None
 
     async def send_raw_request(self, method: str, params: Any, opts: Any = None) -> dict[str, Any]:
-        raise self._refusal(method)
+        raise self.refusal(method)
 
     async def notify(self, method: str, params: Mapping[str, Any] | None, opts: Any = None) -> None:
         if not self.closed:
             data = b"" if params is None else encode_members(params)
-            self._deliver(Envelope(None, method, data), self.request_id)
+            self.deliver(Envelope(None, method, data), self.request_id)
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        if self._token is None:
+        if self.token is None:
             return
-        members = {"progressToken": self._token, "progress": progress, "total": total, "message": message}
+        members = {"progressToken": self.token, "progress": progress, "total": total, "message": message}
         present = {name: value for name, value in members.items() if value is not None}
         await self.notify("notifications/progress", present)
