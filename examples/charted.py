@@ -4,12 +4,14 @@
 from typing import Any
 
 from millstream import Server, ToolResult
+from millstream.extensions.apps import Apps
 
 mcp = Server("bookshop")
-mcp.app("charts", border=True)
+apps = mcp.extend(Apps())
+apps.add("charts", border=True)
 
 
-@mcp.tool(ui="ui://charts/sales")
+@apps.tool("ui://charts/sales")
 def sales(year: int) -> ToolResult:
     """Return how many books were sold in each month of a year."""
     months: list[dict[str, Any]] = [{"name": "Jan", "copies": 12}, {"name": "Feb", "copies": 30}]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from millstream import Client, Principal, Server
 from millstream.extensions.events import Events
 
-mcp = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", recent_events_tool=True)])
+mcp = Server("shop", serve="hub")
+events = mcp.extend(Events(draft="SEP-3415", recent_events_tool=True))
 
 
-@mcp.event("order.paid")
+@events.event("order.paid")
 @dataclass
 class OrderPaid:
     """A customer paid an order."""
@@ -26,7 +27,7 @@ class OrderPaid:
 @mcp.tool
 async def pay(order: str, customer: str, total: float) -> str:
     """Pay an order."""
-    await mcp.events.publish(OrderPaid(order, customer, total))
+    await events.publish(OrderPaid(order, customer, total))
     return f"Paid {order}"
 
 
@@ -54,14 +55,14 @@ def is_own(event: Refunded, wanted: AtLeast, principal: Principal | None) -> boo
     return principal is not None and event.customer == principal.subject and event.total >= wanted.total
 
 
-mcp.event("order.refunded", arguments=AtLeast, match=is_own, scopes=["orders"])(Refunded)
+events.event("order.refunded", arguments=AtLeast, match=is_own, scopes=["orders"])(Refunded)
 # endregion
 
 
 # region: client
 async def wait_for_payment(url: str, customer: str) -> str:
-    async with Client(url) as client, client.events.subscribe("order.paid", {"customer": customer}) as events:
-        async for event in events:
+    async with Client(url) as client, client.events.subscribe("order.paid", {"customer": customer}) as payments:
+        async for event in payments:
             return f"{event.data['order']} at {event.timestamp}"
     return "The server ended the subscription."
 

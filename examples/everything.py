@@ -24,6 +24,7 @@ from millstream import (
     Text,
     ToolError,
 )
+from millstream.extensions.skills import Skills
 
 mcp = Server("everything", version="1.0.0", instructions="Fixtures for the MCP conformance suite.")
 
@@ -473,8 +474,10 @@ async def test_input_required_result_prompt(ctx: Context) -> str:
 
 # Skills
 
+skills = mcp.extend(Skills())
 
-@mcp.skill(
+
+@skills.skill(
     files={"references/FORMS.md": "# Forms\n\nFill in every field.\n", "scripts/fill.py": "print('filled')\n"},
     frontmatter={"license": "Apache-2.0", "metadata": {"version": "2.1.0"}},
 )
@@ -483,7 +486,7 @@ def pdf_processing() -> str:
     return "# PDF processing\n\nRead `references/FORMS.md` first.\n"
 
 
-@mcp.skill(prefix="support/billing", dynamic=True)
+@skills.skill(prefix="support/billing", dynamic=True)
 async def refunds() -> str:
     """Process refund requests of customers."""
     return "# Refunds\n\nAsk for the receipt.\n"

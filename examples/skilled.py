@@ -2,9 +2,11 @@
 
 # region: server
 from millstream import Client, Server
+from millstream.extensions.skills import Skills
 
 mcp = Server("bookshop")
-mcp.skills("skills")
+skills = mcp.extend(Skills())
+skills.add("skills")
 
 
 @mcp.tool
@@ -13,7 +15,7 @@ def find_order(number: int) -> str:
     return f"Order {number}: Dune, 12.50"
 
 
-@mcp.skill
+@skills.skill
 def gift_wrapping() -> str:
     """Wrap a book as a gift. Use it when an order is a present."""
     return "Ask for the name on the card. Add 3.00 to the order."

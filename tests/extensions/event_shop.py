@@ -88,11 +88,18 @@ def make_shop(
         settings=settings,
         authorize_channel=authorize_channel,
     )
-    shop.event("order.paid")(OrderPaid)
-    shop.event("order.refunded", arguments=AtLeast, match=is_own)(Refunded)
-    shop.event("order.noted", arguments=Above)(Noted)
-    shop.event("audit.noted", scopes=["audit"])(Audited)
+    events.event("order.paid")(OrderPaid)
+    events.event("order.refunded", arguments=AtLeast, match=is_own)(Refunded)
+    events.event("order.noted", arguments=Above)(Noted)
+    events.event("audit.noted", scopes=["audit"])(Audited)
     return shop
+
+
+def events_of(shop: Server) -> Events:
+    """Return the events extension of a shop."""
+    events = shop.extension(Events)
+    assert events is not None
+    return events
 
 
 class RpcError(Exception):
@@ -160,6 +167,7 @@ class World:
 
     def __init__(self, shop: Server, http: httpx2.AsyncClient, port: int) -> None:
         self.shop = shop
+        self.events: Events = events_of(shop)
         self.port = port
         self._http = http
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import http_peer
-from extensions.event_shop import ADA, OrderPaid, make_shop
+from extensions.event_shop import ADA, OrderPaid, events_of, make_shop
 from patience import WAIT
 from processes import ROOT, kill_with_parent
 
@@ -61,10 +61,10 @@ async def test_events_become_channel_messages() -> None:
             opened = (await claude.read())["result"]
             assert opened["capabilities"]["experimental"] == {"claude/channel": {}}
             assert "shop" in opened["instructions"]
-            await shop.events.publish(OrderPaid("1"))  # published before the session is ready
+            await events_of(shop).publish(OrderPaid("1"))  # published before the session is ready
             await claude.send({"method": "notifications/initialized"})
-            await shop.events.publish(OrderPaid("2", "bob"))
-            await shop.events.publish(OrderPaid("3"), id="evt_3")
+            await events_of(shop).publish(OrderPaid("2", "bob"))
+            await events_of(shop).publish(OrderPaid("3"), id="evt_3")
             first, second = await claude.read(), await claude.read()
             assert first["method"] == second["method"] == "notifications/claude/channel"
             assert [json.loads(each["params"]["content"])["order"] for each in (first, second)] == ["1", "3"]

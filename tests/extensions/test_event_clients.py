@@ -5,7 +5,7 @@ import pytest
 
 import http_peer
 from cases import for_each
-from extensions.event_shop import OrderPaid
+from extensions.event_shop import OrderPaid, events_of
 from millstream import Client, Server
 from millstream.client import NotSupported, ServerError
 from millstream.extensions.events import Events
@@ -15,7 +15,7 @@ from processes import ROOT
 
 def _shop() -> Server:
     shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", poll_pause=0.0)])
-    shop.event("order.paid")(OrderPaid)
+    events_of(shop).event("order.paid")(OrderPaid)
     return shop
 
 
@@ -30,12 +30,12 @@ async def test_client_iterates_over_events(revision: str, transport: str) -> Non
             assert listed.payload_schema["required"] == ["order"]
             async with client.events.subscribe("order.paid", {"customer": "ada"}) as events:
                 for order, customer in (("1", "ada"), ("2", "bob"), ("3", "ada")):
-                    await shop.events.publish(OrderPaid(order, customer))
+                    await events_of(shop).publish(OrderPaid(order, customer))
                 first = await anext(events)
                 assert (first.data["order"], first.name) == ("1", "order.paid")
                 assert (await anext(events)).data["order"] == "3"
                 cursor = events.cursor
-            await shop.events.publish(OrderPaid("4"))
+            await events_of(shop).publish(OrderPaid("4"))
             async with client.events.subscribe("order.paid", cursor=cursor) as events:
                 assert (await anext(events)).data["order"] == "4"
                 assert events.gaps == 0
@@ -56,12 +56,12 @@ async def test_broken_stream_resumes_after_the_last_event() -> None:
     async with http_peer.serve(shop) as served, asyncio.timeout(WAIT):
         url = f"http://127.0.0.1:{served.port}/mcp"
         async with Client(url) as client, client.events.subscribe("order.paid") as events:
-            await shop.events.publish(OrderPaid("1"))
+            await events_of(shop).publish(OrderPaid("1"))
             assert (await anext(events)).data["order"] == "1"
             for connection in list(served.state.connections):
                 connection.transport.abort()
-            await shop.events.publish(OrderPaid("2"))
-            await shop.events.publish(OrderPaid("3"))
+            await events_of(shop).publish(OrderPaid("2"))
+            await events_of(shop).publish(OrderPaid("3"))
             assert [(await anext(events)).data["order"] for _ in range(2)] == ["2", "3"]
         await shop.stop()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from extensions.event_shop import ADA, META, OrderPaid, RpcError, make_shop
+from extensions.event_shop import ADA, META, OrderPaid, RpcError, events_of, make_shop
 from extensions.receiver import Receiver, run_receiver
 from fleet import Worker, real_fleet
 from millstream import Server
@@ -71,9 +71,9 @@ async def test_webhooks_deliver_events_from_other_workers(tmp_path: Path, backin
         await subscribe(one, receiver)
         for number in range(1, 11):
             publisher = (two, one)[number % 2]
-            await publisher.server.events.publish(OrderPaid(str(number)), id=f"evt_{number}")
+            await events_of(publisher.server).publish(OrderPaid(str(number)), id=f"evt_{number}")
         await receiver.wait_until(lambda: len({each.id for each in receiver.messages}) == 10)
-        await two.server.events.publish(OrderPaid("end"), id="evt_end")
+        await events_of(two.server).publish(OrderPaid("end"), id="evt_end")
         await receiver.wait_until(lambda: receiver.messages[-1].id == "evt_end" and len(receiver.messages) >= 12)
         sent = [each.id for each in receiver.messages]
         assert sorted(sent) == sorted([*(f"evt_{number}" for number in range(1, 11)), "evt_3", "evt_end"])
@@ -82,9 +82,11 @@ async def test_webhooks_deliver_events_from_other_workers(tmp_path: Path, backin
 async def test_events_with_equal_ids_from_two_workers_are_delivered_once(tmp_path: Path, backing: Backing) -> None:
     async with _run_two_workers(tmp_path, backing) as (receiver, one, two):
         await subscribe(one, receiver)
-        await asyncio.gather(*(each.server.events.publish(OrderPaid("1"), id="evt_1") for each in (one, two, one, two)))
+        await asyncio.gather(
+            *(events_of(each.server).publish(OrderPaid("1"), id="evt_1") for each in (one, two, one, two))
+        )
         await receiver.wait_for_messages(1)
-        await one.server.events.publish(OrderPaid("2"), id="evt_2")
+        await events_of(one.server).publish(OrderPaid("2"), id="evt_2")
         await receiver.wait_for_messages(2)
         assert [each.id for each in receiver.messages] == ["evt_1", "evt_2"]
 
@@ -96,11 +98,11 @@ async def test_another_worker_continues_the_deliveries_of_a_killed_worker(
         monkeypatch.setattr(f"millstream.extensions.events.{module}.LEASE", 5.0)
     async with _run_two_workers(tmp_path, backing) as (receiver, one, two):
         await subscribe(two, receiver)
-        await one.server.events.publish(OrderPaid("1"), id="evt_1")
+        await events_of(one.server).publish(OrderPaid("1"), id="evt_1")
         await receiver.wait_until(lambda: len(receiver.messages) == 1)
         one.runtime.dispatcher.stopping = True
         await backing.kill(one.store.real)
         for number in range(2, 6):
-            await two.server.events.publish(OrderPaid(str(number)), id=f"evt_{number}")
+            await events_of(two.server).publish(OrderPaid(str(number)), id=f"evt_{number}")
         wanted = {f"evt_{number}" for number in range(1, 6)}
         await receiver.wait_until(lambda: {each.id for each in receiver.messages} == wanted)

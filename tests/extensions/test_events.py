@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from extensions.event_shop import ADA, BOB, Audited, OrderPaid, Refunded, RpcError, make_shop, run_shop
+from extensions.event_shop import ADA, BOB, Audited, OrderPaid, Refunded, RpcError, events_of, make_shop, run_shop
 from millstream import Client, Server
 from millstream.extensions.events import Events
 from patience import WAIT
@@ -45,7 +45,7 @@ async def test_polls_return_each_event_once() -> None:
         first = await client.request("events/poll", name="order.paid")
         assert (first["events"], first["truncated"], first["hasMore"]) == ([], False, False)
         for number in range(5):
-            await world.shop.events.publish(OrderPaid(str(number)))
+            await world.events.publish(OrderPaid(str(number)))
         await world.shop.hub.publish("order.paid", {"order": 7})  # doesn't match the payload
         await world.shop.hub.publish("order.paid", {"order": "hub"}, id="upstream-1")
         seen: list[dict[str, Any]] = []
@@ -69,8 +69,8 @@ async def test_arguments_filter_events() -> None:
         ada, bob = world.client(ADA), world.client(BOB)
         start = (await ada.request("events/poll", name="order.paid"))["cursor"]
         for customer, total in (("ada", 5.0), ("bob", 6.0), ("ada", 7.0)):
-            await world.shop.events.publish(OrderPaid("1", customer, total))
-            await world.shop.events.publish(Refunded("1", customer, total))
+            await world.events.publish(OrderPaid("1", customer, total))
+            await world.events.publish(Refunded("1", customer, total))
         chosen = {"name": "order.paid", "arguments": {"customer": "ada", "total": 7}, "cursor": start}
         assert [each["data"]["total"] for each in (await bob.request("events/poll", **chosen))["events"]] == [7]
         own = {"name": "order.refunded", "arguments": {"total": 6.5}, "cursor": start}
@@ -88,7 +88,7 @@ async def test_arguments_filter_events() -> None:
 async def test_expired_cursor_truncates_the_events() -> None:
     async with run_shop(make_shop(webhooks=False)) as world:
         client = world.client()
-        await world.shop.events.publish(OrderPaid("1"))
+        await world.events.publish(OrderPaid("1"))
         for lost in ("0123456789ab.1", "nonsense"):
             page = await client.request("events/poll", name="order.paid", cursor=lost)
             assert page["truncated"]
@@ -96,7 +96,7 @@ async def test_expired_cursor_truncates_the_events() -> None:
             assert not (await client.request("events/poll", name="order.paid", cursor=page["cursor"]))["truncated"]
         late = await client.request("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
         assert (late["events"], late["truncated"]) == ([], False)
-        await world.shop.events.publish(OrderPaid("2"))
+        await world.events.publish(OrderPaid("2"))
         old = await client.request("events/poll", name="order.paid", cursor=page["cursor"], maxAgeMs=0)
         assert (old["events"], old["truncated"]) == ([], True)
 
@@ -106,10 +106,10 @@ async def test_stream_delivers_published_events() -> None:
         client = world.client()
         start = (await client.request("events/poll", name="order.paid"))["cursor"]
         before = world.shop.hub.stats().subscribers
-        await world.shop.events.publish(OrderPaid("1"))
+        await world.events.publish(OrderPaid("1"))
         async with client.stream(name="order.paid", cursor=start) as messages:
             active, first = await anext(messages), await anext(messages)
-            await world.shop.events.publish(OrderPaid("2"))
+            await world.events.publish(OrderPaid("2"))
             second = await anext(messages)
             while second["method"] == "notifications/events/heartbeat":
                 second = await anext(messages)
@@ -149,15 +149,16 @@ async def test_stopping_server_ends_streams_with_a_result() -> None:
 
 
 async def test_handshake_clients_can_read_events() -> None:
-    mcp = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415", recent_events_tool=True)])
-    mcp.event("order.paid")(OrderPaid)
+    mcp = Server("shop", serve="hub")
+    events = mcp.extend(Events(draft="SEP-3415", recent_events_tool=True))
+    events.event("order.paid")(OrderPaid)
     async with Client(mcp, revision="2025-11-25") as client:
         assert client.capabilities["events"] == {}
         (listed,) = (await client.request("events/list"))["events"]
         assert listed["delivery"] == ["poll"]
         start = (await client.request("events/poll", {"name": "order.paid"}))["cursor"]
         for order in ("1", "2", "3"):
-            await mcp.events.publish(OrderPaid(order), id=f"evt_{order}")
+            await events.publish(OrderPaid(order), id=f"evt_{order}")
         page = await client.request("events/poll", {"name": "order.paid", "cursor": start})
         assert [each["eventId"] for each in page["events"]] == ["evt_1", "evt_2", "evt_3"]
         newest = (await client.call("get_recent_events", limit=2)).data["events"]
@@ -168,8 +169,8 @@ async def test_handshake_clients_can_read_events() -> None:
 
 async def test_recent_events_contain_only_visible_events() -> None:
     async with run_shop(make_shop(recent_events_tool=True)) as world:
-        await world.shop.events.publish(Refunded("1", "ada", 1.0))
-        await world.shop.events.publish("audit.noted", {"what": "1"})
+        await world.events.publish(Refunded("1", "ada", 1.0))
+        await world.events.publish("audit.noted", {"what": "1"})
         for key, names in ((ADA, ["audit.noted", "order.refunded"]), (BOB, [])):
             result = await world.client(key).request("tools/call", name="get_recent_events", arguments={})
             assert sorted(each["name"] for each in result["structuredContent"]["events"]) == names
@@ -185,11 +186,11 @@ async def test_hub_does_not_reveal_hidden_events() -> None:
             ada = {"authorization": f"Bearer {ADA}"}
             async with http.stream("GET", url, params={"channel": "audit.noted"}, headers=ada) as allowed:
                 assert allowed.status_code == 200
-            await world.shop.events.publish(Audited("old"))
+            await world.events.publish(Audited("old"))
             async with http.stream("GET", url, params={"channel": ">", "history": "5"}, headers=bob) as everything:
-                await world.shop.events.publish(Audited("new"))
-                await world.shop.events.publish(Refunded("1", "ada", 1.0))
-                await world.shop.events.publish(OrderPaid("7"))
+                await world.events.publish(Audited("new"))
+                await world.events.publish(Refunded("1", "ada", 1.0))
+                await world.events.publish(OrderPaid("7"))
                 async with asyncio.timeout(WAIT):
                     first = await anext(line async for line in everything.aiter_lines() if line.startswith("data: {"))
     assert json.loads(first.removeprefix("data: "))["order"] == "7"
@@ -205,20 +206,22 @@ async def test_any_integer_is_accepted_as_an_age() -> None:
 async def test_events_require_the_name_of_the_draft() -> None:
     with pytest.raises(ValueError, match="SEP-3415"):
         Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    plain = Server("plain")
-    with pytest.raises(Exception, match="has no events"):
-        plain.event("order.paid")
+    events = Events(draft="SEP-3415")
+    events.event("order.paid")(OrderPaid)
+    with pytest.raises(Exception, match="has no server"):
+        await events.publish(OrderPaid("1"))
     with pytest.raises(Exception, match="add it to serve="):
         await Server("plain", extensions=[Events(draft="SEP-3415")]).start()
     shop = make_shop()
-    for mistake in (lambda: shop.event("order.paid")(OrderPaid), lambda: shop.event("x")(OrderPaid)):
+    events = events_of(shop)
+    for mistake in (lambda: events.event("order.paid")(OrderPaid), lambda: events.event("x")(OrderPaid)):
         with pytest.raises(ValueError, match="already"):
             mistake()
     with pytest.raises(TypeError, match="must be an object"):
-        shop.event("count")(int)
+        events.event("count")(int)
     async with run_shop(shop):
         for event, data in (("order.paid", {"order": 1}), ("nothing", {}), (object(), None)):
             with pytest.raises(Exception, match=r"doesn't match|No event"):
-                await shop.events.publish(event, data)
+                await events.publish(event, data)
         with pytest.raises(Exception, match="more than the limit"):
-            await shop.events.publish(OrderPaid("x" * 300_000))
+            await events.publish(OrderPaid("x" * 300_000))

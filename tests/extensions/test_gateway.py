@@ -10,6 +10,8 @@ from millstream import Client, ProtocolError, Server
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE
 from millstream.client import ServerError
 from millstream.extensions import MessageRequest, Next
+from millstream.extensions.apps import Apps
+from millstream.extensions.skills import Skills
 from millstream.gateway import UpstreamPolicy
 from millstream.middleware import Middleware
 from millstream.testing import connect
@@ -72,7 +74,7 @@ async def test_ambiguous_prefixed_or_restricted_extensions_are_not_forwarded() -
 async def test_skills_of_an_unprefixed_upstream_are_unchanged() -> None:
     shop = Server("shop")
 
-    @shop.skill(files={"a.md": "text"})
+    @shop.extend(Skills()).skill(files={"a.md": "text"})
     def wrapping() -> str:
         """Wrap a gift."""
         return "Wrap it."
@@ -88,13 +90,14 @@ async def test_skills_of_an_unprefixed_upstream_are_unchanged() -> None:
 def _make_skill_server(name: str, word: str) -> Server:
     """Return an upstream with two skills, the second of which has a file."""
     server = Server(name)
+    skills = server.extend(Skills())
 
-    @server.skill
+    @skills.skill
     def secret() -> str:
         """Keep a secret."""
         return f"{word}: hush."
 
-    @server.skill(files={"a.md": word})
+    @skills.skill(files={"a.md": word})
     def wrapping() -> str:
         """Wrap a gift."""
         return f"{word}: wrap it."
@@ -152,7 +155,7 @@ class _BrokenSkills(Middleware):
 async def test_skills_of_failing_upstreams_are_skipped() -> None:
     broken = Server("broken", middleware=[_BrokenSkills()])
 
-    @broken.skill
+    @broken.extend(Skills()).skill
     def lost() -> str:
         """Wrap nothing."""
         return "Somewhere."
@@ -165,9 +168,10 @@ async def test_skills_of_failing_upstreams_are_skipped() -> None:
 async def test_tools_of_a_prefixed_upstream_refer_to_its_views(tmp_path: Path) -> None:
     shop = Server("shop")
     (tmp_path / "table.html").write_text("<!doctype html>", "utf-8")
-    shop.app(str(tmp_path / "table.html"), uri="ui://orders/table")
+    apps = shop.extend(Apps())
+    apps.add(str(tmp_path / "table.html"), uri="ui://orders/table")
 
-    @shop.tool(ui="ui://orders/table")
+    @apps.tool("ui://orders/table")
     def orders() -> str:
         """List the orders."""
         return "none"

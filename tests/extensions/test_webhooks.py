@@ -19,7 +19,19 @@ from msgspec import Struct
 from auth.issuing.test_sign_in_end_to_end import Person
 from auth_world import run_guarded
 from cases import for_each
-from extensions.event_shop import ADA, BOB, OrderPaid, Refunded, RpcError, SepClient, World, key_of, make_shop, run_shop
+from extensions.event_shop import (
+    ADA,
+    BOB,
+    OrderPaid,
+    Refunded,
+    RpcError,
+    SepClient,
+    World,
+    events_of,
+    key_of,
+    make_shop,
+    run_shop,
+)
 from extensions.receiver import Message, Receiver, new_secret, run_receiver
 from issuing_world import KnownUsers
 from millstream import Client, Server, Settings, auth
@@ -82,9 +94,9 @@ async def test_deliveries_are_signed(tmp_path: Path) -> None:
         (challenge,) = receiver.challenges
         assert challenge.headers["x-mcp-subscription-id"] == granted["id"]
         assert challenge.id.startswith("msg_verification_")
-        published = await world.shop.events.publish(OrderPaid("1"))
-        await world.shop.events.publish(OrderPaid("2", "bob"))
-        await world.shop.events.publish(OrderPaid("3"))
+        published = await world.events.publish(OrderPaid("1"))
+        await world.events.publish(OrderPaid("2", "bob"))
+        await world.events.publish(OrderPaid("3"))
         first, second = await receiver.wait_for_messages(2)
         assert {first.data["data"]["order"], second.data["data"]["order"]} == {"1", "3"}
         sent = next(each for each in (first, second) if each.data["data"]["order"] == "1")
@@ -130,11 +142,11 @@ async def test_failed_deliveries_are_repeated_with_the_same_id(tmp_path: Path) -
         receiver.answer = answer
         await client.subscribe(receiver.url(), receiver.secret())
         for order in (*statuses, "last"):
-            await world.shop.events.publish(OrderPaid(order), id=f"evt_{order}")
+            await world.events.publish(OrderPaid(order), id=f"evt_{order}")
         await receiver.wait_for_messages(4 + 1 + 1 + 5 + 1)
         counts = {order: sum(each.id == f"evt_{order}" for each in receiver.messages) for order in (*statuses, "last")}
         assert counts == {"fails": 4, "gone": 1, "large": 1, "dead": 5, "last": 1}
-        await world.shop.events.publish(OrderPaid("after"))  # 410 ends the delivery, not the subscription
+        await world.events.publish(OrderPaid("after"))  # 410 ends the delivery, not the subscription
         await receiver.wait_until(lambda: receiver.messages[-1].data["data"]["order"] == "after")
 
 
@@ -144,9 +156,9 @@ async def test_cursor_does_not_pass_undelivered_events(tmp_path: Path) -> None:
         receiver.answer = lambda message: stuck.pop() if message.data["data"]["order"] == "1" and stuck else 200
         client = world.client()
         granted = await client.subscribe(receiver.url(), receiver.secret())
-        await world.shop.events.publish(OrderPaid("1"))
+        await world.events.publish(OrderPaid("1"))
         await receiver.wait_for_messages(1)
-        await world.shop.events.publish(OrderPaid("2"))
+        await world.events.publish(OrderPaid("2"))
         await receiver.wait_for_messages(3)
         by_order = {each.data["data"]["order"]: each.data["cursor"] for each in receiver.messages}
         replayed = await client.request("events/poll", name="order.paid", cursor=by_order["2"])
@@ -158,13 +170,13 @@ async def test_old_and_new_secret_both_sign_after_a_rotation(tmp_path: Path) -> 
     async with run_delivery(tmp_path) as (world, receiver):
         client, old = world.client(), receiver.secret()
         first = await client.subscribe(receiver.url(), old)
-        await world.shop.events.publish(OrderPaid("1"))
+        await world.events.publish(OrderPaid("1"))
         await receiver.wait_for_messages(1)
         new = receiver.secret()
         second = await client.subscribe(receiver.url(), new)
         assert second["id"] == first["id"]
         assert second["deliveryStatus"]["active"] is True
-        await world.shop.events.publish(OrderPaid("2"))
+        await world.events.publish(OrderPaid("2"))
         await receiver.wait_until(
             lambda: any(each.signed_with(new) and each.signed_with(old) for each in receiver.messages[1:])
         )
@@ -183,7 +195,7 @@ async def test_unsubscribed_endpoints_receive_nothing(tmp_path: Path) -> None:
         await _expect_error(client.request("events/unsubscribe", name="order.paid", delivery=delivery), -32023)
         ids = {each.headers["x-mcp-subscription-id"] for each in receiver.challenges}
         for number in range(3):
-            await world.shop.events.publish(OrderPaid(str(number)))
+            await world.events.publish(OrderPaid(str(number)))
         await receiver.wait_for_messages(3)
         assert len({each.headers["x-mcp-subscription-id"] for each in receiver.messages} & ids) == 1
 
@@ -196,9 +208,9 @@ async def test_endpoints_must_confirm_subscriptions(tmp_path: Path) -> None:
         receiver.echoes = True
         for url, reason in (("https://localhost:1/", "connection_refused"), ("https://127.0.0.1:1/", "")):
             await _expect_error(client.subscribe(url, secret), -32027, reason)
-        await world.shop.events.publish(OrderPaid("1"))
+        await world.events.publish(OrderPaid("1"))
         await client.subscribe(receiver.url(), secret)
-        await world.shop.events.publish(OrderPaid("2"))
+        await world.events.publish(OrderPaid("2"))
         (only,) = await receiver.wait_for_messages(1)
         assert only.data["data"]["order"] == "2"
 
@@ -213,7 +225,7 @@ async def test_private_addresses_and_redirects_are_refused(tmp_path: Path) -> No
     async with run_delivery(tmp_path) as (world, receiver):
         await world.client().subscribe(receiver.url(), receiver.secret())
         receiver.answer = lambda message: receiver.url("/elsewhere")
-        await world.shop.events.publish(OrderPaid("1"))
+        await world.events.publish(OrderPaid("1"))
         assert len({each.id for each in await receiver.wait_for_messages(5)}) == 1
 
 
@@ -260,10 +272,10 @@ async def test_subscription_can_start_with_past_events(tmp_path: Path) -> None:
         client = world.client()
         start = (await client.request("events/poll", name="order.paid"))["cursor"]
         for number in range(3):
-            await world.shop.events.publish(OrderPaid(str(number)))
+            await world.events.publish(OrderPaid(str(number)))
         granted = await client.subscribe(receiver.url(), receiver.secret(), cursor=start)
         assert granted["truncated"] is False
-        await world.shop.events.publish(OrderPaid("3"))
+        await world.events.publish(OrderPaid("3"))
         await receiver.wait_for_messages(4)
         assert sorted(each.data["data"]["order"] for each in receiver.messages) == ["0", "1", "2", "3"]
         late = await client.subscribe(receiver.url("/late"), receiver.secret(), cursor="gone.7")
@@ -278,7 +290,7 @@ async def test_match_functions_receive_the_subscriber(tmp_path: Path) -> None:
             granted = await world.client(key).subscribe(receiver.url(), receiver.secret(), name="order.refunded")
             ids[granted["id"]] = customer
         for number, customer in enumerate(("ada", "bob", "eve", "ada")):
-            await world.shop.events.publish(Refunded(str(number), customer, 1.0))
+            await world.events.publish(Refunded(str(number), customer, 1.0))
         await receiver.wait_for_messages(3)
         for each in receiver.messages:
             assert each.data["data"]["customer"] == ids[each.headers["x-mcp-subscription-id"]]
@@ -295,14 +307,14 @@ async def test_pending_deliveries_continue_after_a_restart(tmp_path: Path) -> No
         }
         async with run_shop(make_shop(**options)) as world:
             await world.client().subscribe(receiver.url(), receiver.secret())
-            await world.shop.events.publish(OrderPaid("taken"))
+            await world.events.publish(OrderPaid("taken"))
             await receiver.wait_for_messages(1)
-            await world.shop.events.publish(OrderPaid("owed"))
+            await world.events.publish(OrderPaid("owed"))
             await receiver.wait_for_messages(2)
         up.set()
         shop = make_shop(**options, retry_delay=tiny_delay)
         async with run_shop(shop) as world:
-            await world.shop.events.publish(OrderPaid("new"))
+            await world.events.publish(OrderPaid("new"))
             orders = [each.data["data"]["order"] for each in await receiver.wait_for_messages(4)]
     assert orders[:2] == ["taken", "owed"]
     assert sorted(orders[2:]) == ["new", "owed"]
@@ -319,7 +331,7 @@ async def test_expired_subscriptions_receive_nothing(tmp_path: Path, monkeypatch
             return [each.data["eventId"] for each in receiver.messages if each.headers["x-mcp-subscription-id"] == id]
 
         async def publish() -> str:
-            published = await world.shop.events.publish(OrderPaid("1"))
+            published = await world.events.publish(OrderPaid("1"))
             await receiver.wait_until(lambda: published.id in received(lasting["id"]))
             return published.id
 
@@ -335,7 +347,7 @@ async def test_too_many_pending_events_become_a_gap(tmp_path: Path) -> None:
         receiver.answer = lambda message: 200 if "type" in message.data else 503
         await world.client().subscribe(receiver.url(), receiver.secret())
         for number in range(105):
-            await world.shop.events.publish(OrderPaid(str(number)))
+            await world.events.publish(OrderPaid(str(number)))
         await receiver.wait_until(lambda: any("type" in each.data for each in receiver.messages))
         (gap,) = [each for each in receiver.messages if "type" in each.data]
         assert gap.data["type"] == "gap"
@@ -352,11 +364,11 @@ async def test_subscriptions_without_access_are_terminated(tmp_path: Path) -> No
             "store": f"sqlite:///{tmp_path}/s.db",
         }
         shop = make_shop(**options)
-        shop.event("note")(Note)
+        events_of(shop).event("note")(Note)
         async with run_shop(shop) as world:
             await world.client(BOB).subscribe(receiver.url(), receiver.secret(), name="note")
         shop = make_shop(**options)
-        shop.event("note", scopes=["audit"])(Note)
+        events_of(shop).event("note", scopes=["audit"])(Note)
         async with run_shop(shop) as world:
             (message,) = await receiver.wait_for_messages(1)
             assert message.data["type"] == "terminated"
@@ -373,7 +385,7 @@ async def test_revoked_keys_end_their_webhooks(tmp_path: Path) -> None:
         events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls)
         settings = Settings(key="0123456789abcdef" * 4)
         shop = Server("shop", serve="hub", auth=auth.keys(file=file.path), extensions=[events], settings=settings)
-        shop.event("order.paid")(OrderPaid)
+        events_of(shop).event("order.paid")(OrderPaid)
         async with run_shop(shop) as world:
             ended = await world.client(stolen).subscribe(receiver.url("/stolen"), receiver.secret(), ttlMs=None)
             assert datetime.fromisoformat(ended["refreshBefore"]).timestamp() <= end
@@ -381,7 +393,7 @@ async def test_revoked_keys_end_their_webhooks(tmp_path: Path) -> None:
             file.revoke("stolen")
             (message,) = await receiver.wait_for_messages(1)
             assert (message.data["type"], message.headers["x-mcp-subscription-id"]) == ("terminated", ended["id"])
-            await shop.events.publish(OrderPaid("1"))
+            await events_of(shop).publish(OrderPaid("1"))
             _, delivered = await receiver.wait_for_messages(2)
             assert delivered.headers["x-mcp-subscription-id"] != ended["id"]
 
@@ -398,9 +410,9 @@ async def test_slow_endpoints_do_not_block_other_principals(tmp_path: Path, monk
             for number in range(32):
                 await world.client(BOB).subscribe(url, secret, name="order.noted", arguments={"above": number})
         await world.client().subscribe(receiver.url(), receiver.secret())
-        await world.shop.events.publish("order.noted", {"order": "1"})
+        await world.events.publish("order.noted", {"order": "1"})
         await slow[0].wait_for_messages(1)
-        await world.shop.events.publish(OrderPaid("1"), id="evt_1")
+        await world.events.publish(OrderPaid("1"), id="evt_1")
         (message,) = await receiver.wait_for_messages(1)
         assert message.id == "evt_1"
         for each in slow:
@@ -425,8 +437,8 @@ async def test_hanging_endpoints_lose_only_events_of_their_own_principal(
         paid = await world.client().subscribe(receiver.url(), receiver.secrets[0])
         for number in range(25):
             for each in range(10):
-                await shop.events.publish("order.noted", {"order": f"{number}.{each}"})
-            await shop.events.publish(OrderPaid(str(number)))
+                await events_of(shop).publish("order.noted", {"order": f"{number}.{each}"})
+            await events_of(shop).publish(OrderPaid(str(number)))
             await receiver.wait_for_messages(11 * (number + 1))  # 25,000 deliveries are due to the other principal
         assert Counter(each.headers["x-mcp-subscription-id"] for each in receiver.messages) == {
             noted["id"]: 250,
@@ -448,10 +460,10 @@ async def test_pending_deliveries_are_limited_per_principal(tmp_path: Path, monk
             )
         await world.client().subscribe(receiver.url(), receiver.secret(), name="order.noted")
         for number in range(10):
-            await world.shop.events.publish("order.noted", {"order": str(number)})
+            await world.events.publish("order.noted", {"order": str(number)})
             await receiver.wait_for_messages(number + 1)
         hanging.replies.set()
-        await world.shop.events.publish("order.noted", {"order": "last"}, id="evt_last")
+        await world.events.publish("order.noted", {"order": "last"}, id="evt_last")
         await hanging.wait_until(lambda: sum(each.id == "evt_last" for each in hanging.messages) == 4)
         kinds = Counter(each.data.get("type", "event") for each in hanging.messages)
         assert kinds["gap"] == 4
@@ -469,9 +481,9 @@ async def test_endpoints_on_the_host_of_a_hanging_one_get_their_events(
                 receiver.url(), receiver.secret(), name="order.noted", arguments={"above": number}
             )
         await world.client().subscribe(receiver.url(), receiver.secret())
-        await world.shop.events.publish("order.noted", {"order": "1"})
+        await world.events.publish("order.noted", {"order": "1"})
         await receiver.wait_for_messages(1)
-        await world.shop.events.publish(OrderPaid("1"), id="evt_1")
+        await world.events.publish(OrderPaid("1"), id="evt_1")
         await receiver.wait_until(lambda: receiver.messages[-1].id == "evt_1")
         receiver.replies.set()
 
@@ -490,12 +502,12 @@ async def test_hanging_endpoints_are_suspended_until_they_respond(
         await client.subscribe(receiver.url(), receiver.secret())
         monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 0.3)
         hanging.replies.clear()
-        await world.shop.events.publish(OrderPaid("0"))
+        await world.events.publish(OrderPaid("0"))
         async with asyncio.timeout(WAIT):
             while not await is_timed_out():
                 pass
         for number in range(1, 21):
-            await world.shop.events.publish(OrderPaid(str(number)))
+            await world.events.publish(OrderPaid(str(number)))
         await receiver.wait_for_messages(21)
         assert len({each.id for each in hanging.messages}) < 10  # the first one again, and more on a slow machine
         hanging.replies.set()
@@ -511,7 +523,7 @@ async def test_revoked_tokens_end_their_webhooks(tmp_path: Path, granted: bool) 
         batch = auth.client("batch", secret="s" * 40, scopes=["shop:use"])
         issuer = auth.issuer(url, users=KnownUsers(), clients=[batch])
         shop = Server("shop", serve="hub", auth=issuer, extensions=[events], settings=Settings())
-        shop.event("order.paid")(OrderPaid)
+        events_of(shop).event("order.paid")(OrderPaid)
         async with run_guarded(shop, port=port), httpx2.AsyncClient(timeout=WAIT, trust_env=False) as http:
             token, form = await (_sign_in(url) if granted else _own_token(http, url))
             client = SepClient(http, f"{url}/mcp", token)
@@ -544,7 +556,7 @@ async def _own_token(http: httpx2.AsyncClient, url: str) -> tuple[str, dict[str,
 async def test_webhooks_require_a_principal_that_the_hub_admits(tmp_path: Path) -> None:
     async with run_receiver(tmp_path) as receiver:
         open_shop = Server("shop", serve="hub", extensions=[Events(draft="SEP-3415")])
-        open_shop.event("order.paid")(OrderPaid)
+        events_of(open_shop).event("order.paid")(OrderPaid)
         async with Client(open_shop) as client:
             with pytest.raises(ServerError) as refused:
                 await client.events.webhook("order.paid", receiver.url(), receiver.secret())
@@ -565,7 +577,7 @@ async def test_client_manages_webhooks(tmp_path: Path) -> None:
             assert granted.delivery_status is None
             again = await events.webhook("order.paid", url, receiver.secrets[0], chosen)
             assert (again.id, (again.delivery_status or {})["active"]) == (granted.id, True)
-            await world.shop.events.publish(OrderPaid("1"))
+            await world.events.publish(OrderPaid("1"))
             (message,) = await receiver.wait_for_messages(1)
             assert message.headers["x-mcp-subscription-id"] == granted.id
             await events.remove_webhook("order.paid", url, chosen)
@@ -580,13 +592,13 @@ def _program(folder: Path, receiver: Receiver) -> Path:
         f"""
 import os, ssl, sys
 sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
-from extensions.event_shop import OrderPaid, make_shop
+from extensions.event_shop import OrderPaid, events_of, make_shop
 tls = ssl.create_default_context(cafile={str(folder / "c.pem")!r})
 mcp = make_shop(private_callbacks=True, tls=tls)
 
 @mcp.tool
 async def pay(order: str) -> int:
-    await mcp.events.publish(OrderPaid(order), id=order)
+    await events_of(mcp).publish(OrderPaid(order), id=order)
     return os.getpid()
 
 @mcp.tool
@@ -664,7 +676,7 @@ async def test_ten_thousand_subscriptions_receive_an_event(tmp_path: Path) -> No
             for number in range(100):
                 await client.subscribe(url, secret, name="order.noted", arguments={"above": number}, ttlMs=None)
         assert len(receiver.challenges) == len(names)
-        await world.shop.events.publish("order.noted", {"order": "1"})
+        await world.events.publish("order.noted", {"order": "1"})
         async with asyncio.timeout(20 * WAIT):
             while len(receiver.messages) < 10_000:
                 await receiver.wait_for_messages(min(len(receiver.messages) + 500, 10_000))

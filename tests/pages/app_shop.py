@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from millstream import Server, ToolAnnotations
+from millstream.extensions.apps import Apps
 
 mcp = Server("apps", serve="web")
+apps = mcp.extend(Apps())
 DECLARED = os.environ["DECLARED"]
 HTML = (Path(__file__).parent / "app.html").read_text("utf-8")
 OFFICIAL = (Path(__file__).parent / "official_app.html").read_text("utf-8")
@@ -42,7 +44,7 @@ async def table() -> str:
     return replaced
 
 
-@mcp.tool(ui="ui://shop/official", annotations=ToolAnnotations(read_only_hint=True))
+@apps.tool("ui://shop/official", annotations=ToolAnnotations(read_only_hint=True))
 async def official(count: int = 3) -> dict[str, list[str]]:
     """List the books in stock, for an app of the official library."""
     return await stock(count)

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from millstream import Context, Server, ToolError
 from millstream.extensions.events import Events
+from millstream.extensions.skills import Skills
 
-mcp = Server("extended", serve="all", extensions=[Events(draft="SEP-3415", poll_pause=0.2)])
-mcp.skills(str(Path(__file__).parents[2] / "examples" / "skills"))
+mcp = Server("extended", serve="all")
+events = mcp.extend(Events(draft="SEP-3415", poll_pause=0.2))
+skills = mcp.extend(Skills())
+skills.add(str(Path(__file__).parents[2] / "examples" / "skills"))
 printed = asyncio.Event()
 
 
@@ -17,7 +20,7 @@ class Approval:
     approved: bool
 
 
-@mcp.event("order.paid")
+@events.event("order.paid")
 @dataclass
 class OrderPaid:
     """A customer paid an order."""
@@ -26,7 +29,7 @@ class OrderPaid:
     customer: str
 
 
-@mcp.skill(dynamic=True)
+@skills.skill(dynamic=True)
 def opening_hours() -> str:
     """Say when the shop is open."""
     return "Nine to *five*."
@@ -35,7 +38,7 @@ def opening_hours() -> str:
 @mcp.tool
 async def pay(order: str, customer: str = "ada") -> str:
     """Pay an order."""
-    await mcp.events.publish(OrderPaid(order, customer))
+    await events.publish(OrderPaid(order, customer))
     return f"Paid {order}"
 
 

@@ -21,7 +21,7 @@ from millstream._app.method_aliases import ServerAliases
 from millstream._app.part_table import choose_parts
 from millstream._app.runtimes import Runtimes
 from millstream._config import Settings
-from millstream._protocol.errors import LocalError, suggest_keywords
+from millstream._protocol.errors import suggest_keywords
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.dependency_resolver import completer_of
 from millstream._server.features.registry import Registry
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.extensions import Extension
-    from millstream.extensions.apps import AppOptions, Apps
-    from millstream.extensions.events import EventOptions, Events
-    from millstream.extensions.skills import SkillOptions, Skills
     from millstream.gateway._upstream import UpstreamOptions
     from millstream.hub._subscriber import Authorize
 
@@ -58,7 +55,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound="Callable[[str, dict[str, str]], Sequence[str] | Awaitable[Sequence[str]]]")
 P = TypeVar("P", bound="Page")
 E = TypeVar("E", bound="Extension")
-D = TypeVar("D", bound=type[Any])
 Kind = Literal["tool", "resource", "prompt"]
 Transport = Literal["http", "stdio", "sse", "streamable-http"]
 Lifespan = Callable[["Server"], AbstractAsyncContextManager[Any]]
@@ -145,8 +141,8 @@ class Server(ServerAliases):
         for each in added:
             self._plug_in(each)
 
-    def extend(self, extension: "Extension") -> None:
-        """Add an MCP extension before the server runs: ``mcp.extend(Stock())``, like ``Server(extensions=[…])``.
+    def extend(self, extension: E) -> E:
+        """Add an MCP extension before the server runs, and return it: ``stock = mcp.extend(Stock())``.
 
         Its hooks around tools, resources, and prompts apply to those that are registered afterwards.
 
@@ -161,6 +157,7 @@ class Server(ServerAliases):
         if has_hooks(extension):
             self.definition.add_middleware(extension)
         self._plug_in(extension)
+        return extension
 
     def extension(self, kind: "type[E]") -> "E | None":
         """Return the extension of a class, or None: ``mcp.extension(Stock)``."""
@@ -171,7 +168,7 @@ class Server(ServerAliases):
 
         self._extensions.append(extension)
         self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
-        extension.register(self)
+        extension.bind_server(self)
 
     @property
     def name(self) -> str:
@@ -211,8 +208,6 @@ class Server(ServerAliases):
         """
         if self.settings.lenient_arguments:
             options.setdefault("lenient", True)
-        if options.get("ui") or options.get("visibility"):
-            return _decorate(function, lambda each: self._add_with_view(each, options))
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
@@ -236,17 +231,6 @@ class Server(ServerAliases):
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
         """Register a function as a prompt: ``@mcp.prompt``. Options: see `server.features.prompts.PromptOptions`."""
         return _decorate(function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options)))
-
-    def event(self, name: str, **options: "Unpack[EventOptions]") -> "Callable[[D], D]":
-        """Declare an event that clients can subscribe to, over the class of its payload: ``@mcp.event("order.paid")``.
-
-        Keyword options: see `millstream.extensions.events.EventOptions`. The server needs the events extension.
-
-        Raises:
-            LocalError: the server has no events.
-            ValueError: there is an event of that name.
-        """
-        return self.events.event(name, **options)
 
     def complete(self, reference: str, argument: str) -> Callable[[C], C]:
         """Register a completer, ``@mcp.complete("review", argument="tone")``, for ``def f(value, arguments) ->
@@ -401,80 +385,6 @@ class Server(ServerAliases):
 
         offer(self.definition, uri, fspath(folder), options)
 
-    def skills(self, folder: str | PathLike[str], *, prefix: str = "") -> None:
-        """Offer the skills of a folder: every directory in it that has a `SKILL.md`, or the folder itself.
-
-        Changes of the files are noticed. Nothing outside of the folder is read, also not through a symbolic link, and
-        nothing whose name begins with a dot. A skill has up to 512 files and 16 MiB.
-
-        Args:
-            folder: relative to the current directory.
-            prefix: what the URIs begin with, after ``skill://``.
-
-        Raises:
-            ValueError: there is no such folder, no skill in it, or one that can't be served; the text says why.
-            MissingExtra: ruamel.yaml isn't installed: the extra ``skills``.
-
-        Example:
-            ``mcp.skills("skills/")``
-        """
-        self._skills().add_folder(fspath(folder), prefix)
-
-    @overload
-    def skill(self, function: F, /) -> F: ...
-    @overload
-    def skill(self, /, **options: "Unpack[SkillOptions]") -> Callable[[F], F]: ...
-    def skill(self, function: Any = None, /, **options: "Unpack[SkillOptions]") -> Any:
-        """Offer a skill whose instructions a function returns: ``@mcp.skill``, or ``@mcp.skill(name="refunds")``.
-
-        Keyword options: see `millstream.extensions.skills.SkillOptions`.
-        """
-        return _decorate(function, lambda each: self._skills().add_function(each, **options))
-
-    def app(self, source: str | PathLike[str], *, uri: str = "", **options: "Unpack[AppOptions]") -> None:
-        """Offer HTML views for results of tools, in hosts with the apps extension.
-
-        A folder's ``table.html`` has the URI ``ui://FOLDER/table``. A view is one file: a host's sandbox loads nothing
-        else, unless `resources` allows it. It's read at each request, so a change shows at once.
-
-        Args:
-            source: a ``.html`` file, or a folder of them, relative to the current directory.
-            uri: of the file; of a folder, what the URIs of its files begin with.
-            options: see `millstream.extensions.apps.AppOptions`.
-
-        Raises:
-            ValueError: there is no such file or folder, or an option is wrong; the text says what.
-
-        Example:
-            ``mcp.app("orders/")``, then ``@mcp.tool(ui="ui://orders/table")``
-        """
-        self._apps().add(fspath(source), uri, options)
-
-    def _add_with_view(self, function: Callable[..., Any], options: ToolOptions) -> None:
-        rest: ToolOptions = {**options}
-        uri, visibility = rest.pop("ui", None), rest.pop("visibility", None)
-        if not uri:
-            raise ValueError("visibility= is for tools with a view: add ui=")
-        tool = str(rest.get("name") or getattr(function, "__name__", ""))
-        rest["meta"] = {**self._apps().link(tool, uri, visibility), **(rest.get("meta") or {})}
-        self._add("tools", tool_of(function, home=self.definition, **rest))
-
-    def _apps(self) -> "Apps":
-        from millstream.extensions.apps import Apps  # noqa: PLC0415  few servers have views
-
-        return self._ensure_extension(Apps)
-
-    def _skills(self) -> "Skills":
-        from millstream.extensions.skills import Skills  # noqa: PLC0415  few servers have skills
-
-        return self._ensure_extension(Skills)
-
-    def _ensure_extension(self, kind: "type[E]") -> "E":
-        found = self.extension(kind)
-        if found is None:
-            self.extend(found := kind())
-        return found
-
     # Composition
 
     @classmethod
@@ -577,23 +487,6 @@ class Server(ServerAliases):
     async def stop(self) -> None:
         """Stop the server in this event loop, if it's running."""
         await self.runtimes.stop()
-
-    @property
-    def events(self) -> "Events":
-        """The events extension of the server: ``await mcp.events.publish(OrderPaid(order="7"))``.
-
-        Raises:
-            LocalError: the server has no events.
-        """
-        from millstream.extensions.events import Events  # noqa: PLC0415  few servers have events
-
-        extension = self.extension(Events)
-        if extension is not None:
-            return extension
-        raise LocalError(
-            f'{self.name!r} has no events. Write Server({self.name!r}, serve="hub", '
-            'extensions=[Events(draft="SEP-3415")]), with Events from millstream.extensions.events.'
-        )
 
     @property
     def hub(self) -> HubAccess:

@@ -10,7 +10,7 @@ from millstream._protocol.errors import CustomResult
 from millstream._protocol.notification_filters import NotificationMessage
 from millstream._server.calls.access import scopes_of
 from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
-from millstream._server.features.tools import TaskRules
+from millstream._server.features.tools import TaskRules, ToolOptions
 from millstream._stores.changes import Claim, read_again
 from millstream._stores.health import LogOnce
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
@@ -53,6 +53,7 @@ __all__ = [
     "Seats",
     "ServerHost",
     "TaskRules",
+    "ToolOptions",
     "method",
     "notification",
     "read_again",

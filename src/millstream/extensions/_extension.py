@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from msgspec import Struct
 
+from millstream._protocol.errors import LocalError
 from millstream._protocol.notification_filters import NotificationMessage
 from millstream._server.features.hooks import Middleware
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
@@ -97,6 +98,7 @@ class Extension(Middleware):
     """Dates of the revisions that have the extension; all by default."""
     experimental: bool = False
     """Whether to announce and declare the extension under ``experimental``, too, for older peers."""
+    _server: "Server | None" = None
 
     # On both sides
 
@@ -111,8 +113,24 @@ class Extension(Middleware):
 
     # On a server
 
+    @property
+    def server(self) -> "Server":
+        """The server that the extension was added to, for decorators: ``self.server.tool(**options)(function)``.
+
+        Raises:
+            LocalError: the extension wasn't added to a server.
+        """
+        if self._server is None:
+            raise LocalError(f"The extension has no server. Write: mcp.extend({type(self).__name__}(…))")
+        return self._server
+
     def register(self, server: "Server") -> None:
         """Register tools, resources, prompts, and routes. Called once, when the extension is added to a server."""
+
+    def bind_server(self, server: "Server") -> None:
+        """Set `server`, and call `register`. Called by the server; don't override it."""
+        self._server = server
+        self.register(server)
 
     def unmet(self, server: "Server") -> str:
         """Return the reason why the server's configuration doesn't suit this extension, or "". Called at each start."""

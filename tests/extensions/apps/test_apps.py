@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 @for_each("revision", list(BY_DATE)[2:])
 async def test_views_are_resources_with_their_metadata(folder: Path, revision: str) -> None:
     server = Server("shop")
-    server.app(
+    server.extend(Apps()).add(
         folder, connect=["https://api.example.com"], resources=["https://*.example.com"],
         frames=["https://a.example"],
         base_uris=["https://b.example:8443"], permissions=["camera", "clipboard-write"],
@@ -55,14 +55,15 @@ async def test_views_are_resources_with_their_metadata(folder: Path, revision: s
 
 async def test_tools_are_linked_to_their_views(folder: Path) -> None:
     server = Server("shop")
-    server.app(folder / "table.html", uri="ui://shop/orders")
+    apps = server.extend(Apps())
+    apps.add(folder / "table.html", uri="ui://shop/orders")
 
-    @server.tool(ui="ui://shop/orders", meta={"com.example/x": 1})
+    @apps.tool("ui://shop/orders", meta={"com.example/x": 1})
     def orders() -> list[int]:
         """Return the orders."""
         return [1]
 
-    @server.tool(ui="ui://shop/orders", visibility=["app"])
+    @apps.tool("ui://shop/orders", visibility=["app"])
     def refresh() -> list[int]:
         """Return the orders again."""
         return [2]
@@ -77,12 +78,12 @@ async def test_tools_are_linked_to_their_views(folder: Path) -> None:
 async def test_tools_with_missing_views_prevent_the_start() -> None:
     server = Server("shop")
 
-    @server.tool(ui="ui://shop/none")
+    @server.extend(Apps()).tool("ui://shop/none")
     def orders() -> list[int]:
         """Return the orders."""
         return [1]
 
-    with pytest.raises(Exception, match=r"the tool 'orders' has ui='ui://shop/none'"):
+    with pytest.raises(Exception, match=r"the tool 'orders' shows 'ui://shop/none'"):
         async with server.running():
             raise AssertionError
 
@@ -96,7 +97,7 @@ async def test_tools_with_missing_views_prevent_the_start() -> None:
 
 
 def test_invalid_options_are_refused_with_a_hint(folder: Path) -> None:
-    server = Server("shop")
+    apps = Server("shop").extend(Apps())
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"connect": ["api.example.com"]}, "write origins such as"),
         ({"resources": ["https://a.example; script-src *"]}, "write origins such as"),
@@ -105,21 +106,19 @@ def test_invalid_options_are_refused_with_a_hint(folder: Path) -> None:
     ]
     for options, text in mistakes:
         with pytest.raises(ValueError, match=text):
-            server.app(folder / "table.html", **options)
+            apps.add(folder / "table.html", **options)
     with pytest.raises(TypeError, match="app has no option 'scripts'"):
-        server.app(folder, scripts=[])  # type: ignore[call-arg]
+        apps.add(folder, scripts=[])  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="There is no file or folder"):
-        server.app(folder / "none.html")
+        apps.add(folder / "none.html")
     (folder / "bad.html").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"bad\.html isn't UTF-8"):
-        server.app(folder / "bad.html")
+        apps.add(folder / "bad.html")
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match=r"contains no \.html file"):
-        server.app(folder / "empty")
-    with pytest.raises(ValueError, match="visibility= is for tools with a view"):
-        server.tool(visibility=["app"])(lambda: 1)
+        apps.add(folder / "empty")
     with pytest.raises(ValueError, match=r"use \['model'\]"):
-        server.tool(name="x", ui="ui://a/b", visibility=["user"])(lambda: 1)  # type: ignore[list-item]
+        apps.tool("ui://a/b", name="x", visibility=["user"])(lambda: 1)  # type: ignore[list-item]
 
 
 async def test_documented_example_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from millstream._frontmatter import FrontmatterError, read_frontmatter
 from millstream._protocol.revisions import BY_DATE
 from millstream._protocol.skills import Skill
 from millstream.client import ServerError, SkillMismatch
-from millstream.extensions.skills import _folder
+from millstream.extensions.skills import Skills, _folder
 from millstream.extensions.skills._folder import SkillFolder
 from millstream.testing import connect
 from processes import ROOT
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 def served(folder: Path, **more: Any) -> Server:
     """Return a server with the skills of the folder."""
     server = Server("shop", **more)
-    server.skills(folder)
+    server.extend(Skills()).add(folder)
     return server
 
 
@@ -198,14 +198,15 @@ def test_frontmatter_is_bounded() -> None:
 
 async def test_functions_define_skills() -> None:
     server = Server("shop")
+    skills = server.extend(Skills())
     reads = [0]
 
-    @server.skill(files={"a/b.md": "b", "c.bin": b"\xff"}, frontmatter={"license": "MIT"})
+    @skills.skill(files={"a/b.md": "b", "c.bin": b"\xff"}, frontmatter={"license": "MIT"})
     def gift_wrapping() -> str:
         """Wrap: it's "a gift"."""
         return "Ask for the name."
 
-    @server.skill(prefix="live", dynamic=True)
+    @skills.skill(prefix="live", dynamic=True)
     async def stock() -> str:
         """The current stock."""
         reads[0] += 1
@@ -224,18 +225,18 @@ async def test_functions_define_skills() -> None:
 
 
 def test_invalid_skill_functions_are_refused() -> None:
-    server = Server("shop")
+    skills = Server("shop").extend(Skills())
     with pytest.raises(ValueError, match="no description"):
-        server.skill(lambda: "text", name="x")  # type: ignore[call-overload]
+        skills.skill(lambda: "text", name="x")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="function of a skill"):
-        server.skill(description="x")(abs)
+        skills.skill(description="x")(abs)
     with pytest.raises(ValueError, match=r"has a file '\.\./a'"):
-        server.skill(name="x", description="x", files={"../a": ""})(lambda: "text")
+        skills.skill(name="x", description="x", files={"../a": ""})(lambda: "text")
     with pytest.raises(TypeError, match="must return text"):
-        server.skill(name="x", description="x")(lambda: 7)
-    server.skill(name="x", description="x")(lambda: "text")
+        skills.skill(name="x", description="x")(lambda: 7)
+    skills.skill(name="x", description="x")(lambda: "text")
     with pytest.raises(ValueError, match=r"There is already a skill skill://x/SKILL\.md"):
-        server.skill(name="x", description="x")(lambda: "text")
+        skills.skill(name="x", description="x")(lambda: "text")
 
 
 class _MismatchedServer:

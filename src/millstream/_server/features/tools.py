@@ -9,7 +9,7 @@ A tool is built from an `ItemSource` and has no knowledge of functions. Everythi
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any, Literal, Self, Unpack, cast
 
@@ -68,10 +68,6 @@ class ToolOptions(Labels, total=False):
     """Maximum number of concurrent calls, over all callers."""
     lenient: bool
     """Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments."""
-    ui: str | None
-    """The URI of the view that shows the result, in hosts with the apps extension: ``ui://orders/table``."""
-    visibility: Sequence[Literal["model", "app"]] | None
-    """Who can call a tool with a view: ``["app"]`` for the view only. By default, both can."""
     task: Literal["allowed", "required"] | None
     """Whether calls become tasks for clients that declare the tasks extension. Calls of other clients are plain calls,
     or with ``required`` refused.

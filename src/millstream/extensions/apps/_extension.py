@@ -5,16 +5,18 @@ https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream.extensions import Extension
+from millstream.extensions import Extension, ToolOptions
 
 if TYPE_CHECKING:
     from millstream import Server
 
+F = TypeVar("F", bound=Callable[..., Any])
 MIME_TYPE = "text/html;profile=mcp-app"
 MAX_BYTES = 8 * 1024 * 1024
 """Maximum size of a view."""
@@ -37,7 +39,7 @@ Permission = Literal["camera", "microphone", "geolocation", "clipboard-write"]
 
 
 class AppOptions(TypedDict, total=False):
-    """Options of ``mcp.app``."""
+    """Options of `Apps.add`."""
 
     connect: Sequence[str]
     """Origins that the view can send requests to, such as ``https://api.example.com``; none by default."""
@@ -58,20 +60,18 @@ class AppOptions(TypedDict, total=False):
 
 
 class Apps(Extension):
-    """Views of a server. `Server.app` adds it: ``mcp.app("orders/")``."""
+    """Views of a server, and the tools whose results they show.
+
+    Example:
+        ``apps = mcp.extend(Apps())``, then ``apps.add("orders/")`` and ``@apps.tool("ui://orders/table")``.
+    """
 
     name = "io.modelcontextprotocol/ui"
     settings: Mapping[str, Any] | None = {}
 
     def __init__(self) -> None:
-        self._server: Server
         self._tool_of_view: dict[str, str] = {}
         """URI of a view -> a tool that is linked to it."""
-
-    @override
-    def register(self, server: "Server") -> None:
-        """Store the server that serves the views as resources."""
-        self._server = server
 
     @override
     def unmet(self, server: "Server") -> str:
@@ -82,14 +82,22 @@ class Apps(Extension):
                 template.template.match(uri) is not None for template in registry.templates.values()
             )
             if not exists:
-                return f"the tool {tool!r} has ui={uri!r}, but there is no such resource. Add it with mcp.app(…)"
+                return f"the tool {tool!r} shows {uri!r}, but there is no such resource. Add it with apps.add(…)"
         return ""
 
-    def add(self, source: str, uri: str, options: AppOptions) -> None:
-        """Serve a view, or all views of a folder.
+    def add(self, source: str | PathLike[str], *, uri: str = "", **options: Unpack[AppOptions]) -> None:
+        """Serve HTML views for results of tools: ``apps.add("orders/")``.
+
+        A folder's ``table.html`` has the URI ``ui://FOLDER/table``. A view is one file, because a host's sandbox loads
+        nothing else unless `resources` allows it. It's read at each request, so a change shows at once.
+
+        Args:
+            source: An ``.html`` file of at most 8 MiB, or a folder of them, relative to the current directory.
+            uri: The URI of the file. For a folder, the beginning of the URIs of its files.
+            options: See `AppOptions`.
 
         Raises:
-            ValueError: the file or folder doesn't exist, or the URI or an option is invalid.
+            ValueError: The file or folder doesn't exist, or the URI or an option is invalid.
         """
         path = Path(source)
         meta = metadata_of(options)
@@ -97,7 +105,7 @@ class Apps(Extension):
             base = uri.rstrip("/") or f"ui://{_check_name(path.resolve().name)}"
             files = sorted(each for each in path.glob("*.html") if each.is_file())
             if not files:
-                raise ValueError(f"{source!r} contains no .html file. Add one for each view")
+                raise ValueError(f"{str(source)!r} contains no .html file. Add one for each view")
             for each in files:
                 self._serve(each, f"{base}/{_check_name(each.stem)}", meta, options)
         elif path.is_file():
@@ -108,27 +116,42 @@ class Apps(Extension):
                 options,
             )
         else:
-            raise ValueError(f"There is no file or folder {source!r} in {Path.cwd()}")
+            raise ValueError(f"There is no file or folder {str(source)!r} in {Path.cwd()}")
 
     def _serve(self, file: Path, uri: str, meta: dict[str, Any], options: AppOptions) -> None:
         check_uri(uri)
         path = file.resolve()
         read_view(path)
         labels: dict[str, Any] = {key: value for key, value in options.items() if key in ("title", "description")}
-        self._server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(_make_reader(path))
+        self.server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(_make_reader(path))
 
-    def link(self, tool: str, uri: str, visibility: Sequence[str] | None) -> dict[str, Any]:
-        """Return the `_meta` of a tool with a view.
+    def tool(
+        self, uri: str, *, visibility: Sequence[Literal["model", "app"]] | None = None, **options: Unpack[ToolOptions]
+    ) -> Callable[[F], F]:
+        """Register a function as a tool whose result a view shows: ``@apps.tool("ui://orders/table")``.
+
+        Clients without the apps extension see the tool without the view.
+
+        Args:
+            uri: The URI of the view.
+            visibility: Who can call the tool: ``["app"]`` for the view only. By default, both can.
+            options: Options of ``@mcp.tool``.
 
         Raises:
-            ValueError: the URI or the visibility is invalid.
+            ValueError: The URI or the visibility is invalid.
         """
         check_uri(uri)
         ui: dict[str, Any] = {"resourceUri": uri}
         if visibility is not None:
             ui["visibility"] = check_visibility(visibility)
-        self._tool_of_view[uri] = tool
-        return {"ui": ui, "ui/resourceUri": uri}  # hosts of 2025 read the second one
+        # Hosts of 2025 read the second member.
+        options["meta"] = {"ui": ui, "ui/resourceUri": uri, **(options.get("meta") or {})}
+
+        def register(function: F) -> F:
+            self._tool_of_view[uri] = str(options.get("name") or getattr(function, "__name__", ""))
+            return self.server.tool(**options)(function)
+
+        return register
 
 
 def check_visibility(visibility: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 Example:
     ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``, and
-    ``@mcp.event("order.paid")`` over the class of the payload.
+    ``@events.event("order.paid")`` over the class of the payload.
 """
 
 from millstream.extensions.events._catalog import MAX_BODY, EventType

@@ -296,7 +296,7 @@ class EventCatalog:
         if kind is None:
             description = repr(event) if isinstance(event, str) else f"the class {type(event).__name__}"
             raise LocalError(
-                f'No event is declared for {description}. Declare it with @mcp.event("order.paid") on a class.'
+                f'No event is declared for {description}. Declare it with @events.event("order.paid") on a class.'
             )
         return kind
 

@@ -140,7 +140,7 @@ MAX_TTL = 24 * 3600.0
 
 
 class EventOptions(TypedDict, total=False):
-    """Options of ``@mcp.event``."""
+    """Options of `Events.event`."""
 
     arguments: Any
     """Class of the subscriptions' arguments. By default, every field of the payload is a filter."""
@@ -213,7 +213,6 @@ class Events(Extension):
         self._private_callbacks = private_callbacks
         self._tls = tls
         self._retry_delay = retry_delay
-        self._server: Server | None = None
         self._host: ServerHost | None = None
         self._event_methods: EventMethods | None = None
         self._webhook_methods: WebhookMethods | None = None
@@ -222,7 +221,7 @@ class Events(Extension):
     # Declarations
 
     def event(self, name: str, **options: Unpack[EventOptions]) -> Callable[[P], P]:
-        """Declare an event type: ``@mcp.event("order.paid")`` on the class of its payload. Return the class.
+        """Declare an event type: ``@events.event("order.paid")`` on the class of its payload. Return the class.
 
         Each message on the hub channel with this name that matches the payload is an event of this type.
 
@@ -235,7 +234,7 @@ class Events(Extension):
             TypeError: a class isn't an object, or has no JSON schema.
         """
         if callable(name):
-            raise TypeError('event requires a name: @mcp.event("order.paid")')
+            raise TypeError('event requires a name: @events.event("order.paid")')
 
         def declare(payload: P) -> P:
             self.catalog.add(
@@ -253,7 +252,7 @@ class Events(Extension):
         return declare
 
     async def publish(self, event: Any, data: Any = None, *, id: str | None = None) -> PublishResult:
-        """Publish an event: ``await mcp.events.publish(OrderPaid(order="7"))``.
+        """Publish an event: ``await events.publish(OrderPaid(order="7"))``.
 
         Args:
             event: an instance of a payload class, or the name of an event.
@@ -265,18 +264,13 @@ class Events(Extension):
         """
         kind = self.catalog.find(event)
         written = kind.encode(data if isinstance(event, str) else event)
-        if self._server is None:
-            raise LocalError(
-                "The extension has no server. Add it to one before you publish: Server(…, extensions=[events])"
-            )
-        return await self._server.hub.publish(kind.name, written.decode(), id=id)
+        return await self.server.hub.publish(kind.name, written.decode(), id=id)
 
     # The server
 
     @override
     def register(self, server: "Server") -> None:
         """Add the tool if `recent_events_tool` is set."""
-        self._server = server
         if self._recent_events_tool:
             server.tool(tool_of(self.catalog, lambda: self._running_host.hub))
 

@@ -1,6 +1,6 @@
 """Skills (``io.modelcontextprotocol/skills``): instructions for models, as folders or in code.
 
-``mcp.skills("skills/")`` serves folders with a `SKILL.md`, ``@mcp.skill`` defines a skill by a function, and
+``skills.add("skills/")`` serves folders with a `SKILL.md`, ``@skills.skill`` defines a skill by a function, and
 ``await client.skills()`` lists the skills of a server.
 """
 

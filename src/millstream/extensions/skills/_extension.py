@@ -2,9 +2,9 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from collections.abc import Callable, Collection, Mapping
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 from urllib.parse import unquote
 
 from msgspec import Struct
@@ -35,13 +35,16 @@ class _Uri(Struct):
 
 
 class Skills(Extension):
-    """The skills of a server. `Server.skills` and `Server.skill` add this extension: ``mcp.skills("skills/")``."""
+    """The skills of a server.
+
+    Example:
+        ``skills = mcp.extend(Skills())``, then ``skills.add("skills/")`` or ``@skills.skill`` on a function.
+    """
 
     name = SKILLS
     settings: Mapping[str, Any] | None = {"directoryRead": True}
 
     def __init__(self) -> None:
-        self._server: Server
         self._folders: list[SkillFolder] = []
         self._functions: dict[str, FunctionSkill] = {}
         """URI of the `SKILL.md` -> skill."""
@@ -51,7 +54,6 @@ class Skills(Extension):
     @override
     def register(self, server: "Server") -> None:
         """Serve all files through one resource template."""
-        self._server = server
         server.resource(_TEMPLATE, name="skills", description="Files of the skills of this server.")(
             self._read_resource
         )
@@ -65,44 +67,63 @@ class Skills(Extension):
 
     # Registration
 
-    def add_folder(self, folder: str, prefix: str = "") -> None:
-        """Serve the skills of a folder.
+    def add(self, folder: str | PathLike[str], *, prefix: str = "") -> None:
+        """Offer the skills of a folder: every directory in it with a `SKILL.md`, or the folder itself.
+
+        Changes to the files show within a second. Hidden files, and files outside of the folder, even through symbolic
+        links, aren't read. A skill has at most 512 files and 16 MiB.
+
+        Args:
+            folder: Path of the folder, relative to the current directory.
+            prefix: Beginning of the URIs, after ``skill://``.
 
         Raises:
-            ValueError: the folder doesn't exist, contains no skill, or contains an invalid one.
-        """
-        skills = SkillFolder(folder, prefix)
-        self._check_free(skills.snapshot().skills)
-        self._folders.append(skills)
-        for skill in skills.snapshot().skills.values():
-            self._list(skill, partial(self._read_resource, unquote(skill.uri.removeprefix("skill://"))))
+            ValueError: The folder doesn't exist, contains no skill, or contains an invalid one.
+            MissingExtra: ruamel.yaml isn't installed. It's in the extra ``skills``.
 
-    def add_function(self, function: F, **options: Unpack[SkillOptions]) -> F:
-        """Serve the skill defined by a function. Return the function.
+        Example:
+            ``skills.add("skills/")``
+        """
+        added = SkillFolder(fspath(folder), prefix)
+        self._add(added.snapshot().skills.values())
+        self._folders.append(added)
+
+    @overload
+    def skill(self, function: F, /) -> F: ...
+    @overload
+    def skill(self, /, **options: Unpack[SkillOptions]) -> Callable[[F], F]: ...
+    def skill(self, function: Any = None, /, **options: Unpack[SkillOptions]) -> Any:
+        """Offer a skill whose instructions a function returns: ``@skills.skill``, or ``@skills.skill(name="refunds")``.
+
+        Keyword options: see `SkillOptions`.
 
         Raises:
-            ValueError: the skill is invalid.
-            TypeError: the function takes arguments, or doesn't return text.
+            ValueError: The skill is invalid, or there is one with its URI.
+            TypeError: The function takes arguments, or doesn't return text.
         """
-        skill = skill_of(function, options)
-        self._check_free((skill.skill.uri,))
-        self._functions[skill.skill.uri] = skill
-        self._list(skill.skill, partial(self._read_resource, unquote(skill.skill.uri.removeprefix("skill://"))))
-        return function
 
-    def _check_free(self, uris: Iterable[str]) -> None:
-        for uri in uris:
-            if self._find(uri) is not None:
-                raise SkillError(f"There is already a skill {uri}. Give one of them a prefix")
+        def register(function: F) -> F:
+            added = skill_of(function, options)
+            self._add([added.skill])
+            self._functions[added.skill.uri] = added
+            return function
 
-    def _list(self, skill: Skill, read: Callable[[], Any]) -> None:
-        """List each `SKILL.md` as a resource, for clients without the skills extension."""
+        return register if function is None else register(function)
+
+    def _add(self, skills: Collection[Skill]) -> None:
+        for skill in skills:
+            if self._find(skill.uri) is not None:
+                raise SkillError(f"There is already a skill {skill.uri}. Give one of them a prefix")
+        for skill in skills:
+            self._list(skill)
+
+    def _list(self, skill: Skill) -> None:
+        """List a `SKILL.md` as a resource, for clients without the skills extension."""
 
         async def read_skill() -> EmbeddedResource | None:
-            found: EmbeddedResource | None = await read()
-            return found
+            return await self._read_resource(unquote(skill.uri.removeprefix("skill://")))
 
-        self._server.resource(
+        self.server.resource(
             skill.uri, name=skill.name, description=skill.description, mime_type=media_type(SKILL_FILE)
         )(read_skill)
 

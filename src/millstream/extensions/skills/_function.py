@@ -17,7 +17,7 @@ _FILE = re.compile(r"(?!\.)[^/\\\x00]+(?:/(?!\.)[^/\\\x00]+)*")
 
 
 class SkillOptions(TypedDict, total=False):
-    """Options of ``@mcp.skill``."""
+    """Options of `Skills.skill`."""
 
     name: str
     """Name; by default the function's, with hyphens."""
@@ -51,7 +51,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         TypeError: the function takes arguments, or doesn't return text.
     """
     if not callable(function):
-        raise TypeError("@mcp.skill decorates a function that returns the instructions")
+        raise TypeError("@skills.skill decorates a function that returns the instructions")
     if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
         raise TypeError(f"{function.__name__}: the function of a skill can't have parameters")
     name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()

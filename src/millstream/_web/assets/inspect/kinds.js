@@ -367,9 +367,9 @@ export const KINDS = {
     extension: SKILLS,
     load: loadSkills,
     show: skillCard,
-    none: "Offer a folder with mcp.skills.",
+    none: "Offer a folder with the extension Skills.",
     first: "A skill is a folder of instructions for models. This offers some:",
-    example: 'mcp.skills("skills")'
+    example: 'from millstream.extensions.skills import Skills\n\nskills = mcp.extend(Skills())\nskills.add("skills")'
   },
   events: {
     title: "Events",
@@ -377,7 +377,7 @@ export const KINDS = {
     extension: EVENTS,
     load: loadEvents,
     show: eventCard,
-    none: "Declare a class with @mcp.event.",
+    none: "Declare a class with @events.event.",
     first: "",
     example: ""
   },
