@@ -19,6 +19,7 @@ MODULES = (
     "millstream.agent",
     "millstream.middleware",
     "millstream.extensions",
+    "millstream.protocol",
     "millstream.auth",
     "millstream.hub",
     "millstream.testing",

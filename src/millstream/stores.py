@@ -1,4 +1,4 @@
-"""Write your own store: a `Backend` with a `Log`, a `Map`, and `charge`.
+"""Write your own store: a `Backend` with a `Log`, a `Map`, and `charge`. Or share what a `Map` holds: see `Claim`.
 
 The docstrings of these three are the contract. `UsageCounter` implements `charge` for a process that holds all data
 itself. A package registers its store as an entry point in the group ``millstream.stores``. The entry
@@ -23,6 +23,7 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
+from millstream._stores.changes import Claim, read_again
 from millstream._stores.rates import (
     MARK_BYTES,
     Charge,
@@ -45,6 +46,7 @@ __all__ = [
     "Charge",
     "ChargeResult",
     "ChargeResults",
+    "Claim",
     "ConcurrencySlot",
     "Entry",
     "Gap",
@@ -63,4 +65,5 @@ __all__ = [
     "UsageCounter",
     "expire",
     "owner_for",
+    "read_again",
 ]

@@ -6,7 +6,7 @@ import pytest
 
 import millstream
 from cases import for_each
-from millstream import Context, Server, SyncContext, agent, auth, client, hub, middleware, testing
+from millstream import Context, Server, SyncContext, agent, auth, client, hub, middleware, protocol, testing
 
 pytestmark = pytest.mark.check
 
@@ -17,7 +17,7 @@ EXAMPLE = re.compile(r"``[^`]*[(=:@.][^`]*``|^ *>>> ", re.MULTILINE)
 def public() -> dict[str, Any]:
     """Yield public names, and the methods of a server and a context."""
     names: dict[str, Any] = {}
-    for module in (millstream, agent, auth, client, hub, middleware, testing):
+    for module in (millstream, agent, auth, client, hub, middleware, protocol, testing):
         names |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
     for holder in (Context, SyncContext, Server):
         for name, member in inspect.getmembers(holder):
@@ -27,8 +27,11 @@ def public() -> dict[str, Any]:
 
 
 def _is_alias(value: Any) -> bool:
-    return getattr(value, "_is_protocol", False) or (
-        type(value).__module__ in ("typing", "collections.abc", "types") and not inspect.isfunction(value)
+    return (
+        isinstance(value, str | int | tuple)
+        or inspect.isbuiltin(value)
+        or getattr(value, "_is_protocol", False)
+        or (type(value).__module__ in ("typing", "collections.abc", "types") and not inspect.isfunction(value))
     )
 
 

@@ -50,7 +50,12 @@ MAX_SHOWN = 200
 
 
 def shorten(text: str, most: int = MAX_SHOWN) -> str:
-    """Return the beginning of a peer's text for an error message, or all of it if it's short."""
+    """Return the beginning of a peer's text for an error message: ``f"There is no book {shorten(isbn)!r}."``.
+
+    Args:
+        text: Text of any length.
+        most: Maximum number of characters to keep. A longer text ends with an ellipsis.
+    """
     return text if len(text) <= most else f"{text[:most]}…"
 
 

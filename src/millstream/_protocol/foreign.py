@@ -109,6 +109,8 @@ def _structs(annotation: Any) -> _Kinds:
 def repair_schema(schema: Any) -> Any:
     """Return a JSON Schema without keywords that no reader can use, such as ``"required": null``; None for no schema.
 
+    Use it for schemas of other servers before you pass them on: ``repair_schema(tool.input_schema)``.
+
     ``true`` and ``false`` as the schema of a property become objects, because some clients accept only these.
     """
     if isinstance(schema, bool):

@@ -120,11 +120,15 @@ RequestId = int | str
 encode = msgspec.json.Encoder().encode
 """Return the compact JSON of builtins, Structs, and dataclasses."""
 MALFORMED = (ValueError, RecursionError)
-"""What a decoder raises. msgspec's errors and UnicodeDecodeError are ValueErrors."""
+"""Errors that a decoder raises: ``except MALFORMED``. msgspec's errors and UnicodeDecodeError are ValueErrors."""
 
 
 def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
-    """Return a function that decodes JSON. It raises `MALFORMED`."""
+    """Return a function that decodes JSON into a type: ``read = decoder(Order)``, then ``read(body)``.
+
+    The function raises one of `MALFORMED` for text that isn't JSON or doesn't match the type. Create it once, and limit
+    the size of the text before you decode it.
+    """
     return msgspec.json.Decoder(kind).decode
 
 

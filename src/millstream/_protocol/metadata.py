@@ -22,6 +22,7 @@ SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 ORIGIN_KEY = "millstream.gateway/upstream"
 """Member of `_meta` of what a gateway lists and reads: the names of its upstream and of those behind it."""
 SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
+"""Member of `_meta` of notifications on a stream: the id of the request that opened it."""
 
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
 LOG_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")

@@ -202,7 +202,7 @@ class Description(Wire, frozen=True, kw_only=True):
 
 
 class ToolDescription(Description, frozen=True, kw_only=True):
-    """One tool of `tools/list`."""
+    """One tool of `tools/list`: ``for tool in await client.tools(): print(tool.name)``."""
 
     input_schema: Json
     output_schema: Json | None = None
@@ -210,7 +210,7 @@ class ToolDescription(Description, frozen=True, kw_only=True):
 
 
 class ResourceDescription(Description, frozen=True, kw_only=True):
-    """One resource of `resources/list`."""
+    """One resource of `resources/list`: ``for each in await client.resources(): print(each.uri)``."""
 
     uri: str
     mime_type: str | None = None
@@ -219,7 +219,7 @@ class ResourceDescription(Description, frozen=True, kw_only=True):
 
 
 class TemplateDescription(Description, frozen=True, kw_only=True):
-    """One template of `resources/templates/list`."""
+    """One template of `resources/templates/list`: ``[each.uri_template for each in await client.templates()]``."""
 
     uri_template: str
     mime_type: str | None = None
@@ -236,7 +236,7 @@ class PromptArgument(Wire, frozen=True):
 
 
 class PromptDescription(Description, frozen=True, kw_only=True):
-    """One prompt of `prompts/list`."""
+    """One prompt of `prompts/list`: ``for each in await client.prompts(): print(each.name)``."""
 
     arguments: tuple[PromptArgument, ...] = ()
 
@@ -454,7 +454,7 @@ class ElicitResult(Params):
 
 
 class CreateMessageRequestParams(Params):
-    """`sampling/createMessage`."""
+    """A server's request to the client's model: ``async def sample(params: CreateMessageRequestParams) -> str``."""
 
     messages: list[Message]
     max_tokens: int

@@ -11,12 +11,14 @@ from typing import Any, Literal
 from msgspec import Struct
 
 SKILLS = "io.modelcontextprotocol/skills"
+"""The identifier of the skills extension."""
 SKILL_FILE = "SKILL.md"
+"""The name of the file with a skill's instructions."""
 DIRECTORY = "inode/directory"
 """The media type of a directory."""
-MAX_FILES = 512
+MAX_SKILL_FILES = 512
 """Number of files in one skill that every host accepts."""
-MAX_BYTES = 16 * 1024 * 1024
+MAX_SKILL_BYTES = 16 * 1024 * 1024
 """Total size of one skill's files that every host accepts."""
 _NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _MAX_NAME = 64
@@ -68,12 +70,15 @@ class Skill(Struct, frozen=True):
 
 
 def digest_of(data: bytes) -> str:
-    """Return the digest of a file, as written in a manifest."""
+    """Return the digest of a file, as written in a manifest: ``digest_of(path.read_bytes())``."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def name_problem(name: object) -> str:
-    """Return why a skill's name is invalid, or an empty string. See https://agentskills.io/specification."""
+    """Return why a skill's name is invalid, or an empty string: ``if problem := name_problem(folder.name)``.
+
+    See https://agentskills.io/specification.
+    """
     if isinstance(name, str) and len(name) <= _MAX_NAME and _NAME.fullmatch(name):
         return ""
     return (

@@ -17,18 +17,17 @@ from msgspec.structs import replace
 
 from millstream._http.client.url import Url, parse
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, plain_problem
-from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, principal_id
-from millstream._stores.changes import Claim
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._authorization_server.signing import Vault, new_state
 from millstream.auth._browser import cookie_of, is_own
 from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth._pages import continue_page, quote_foreign, turned_back
-from millstream.client._errors import AccessDenied, ClientError
+from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, StoredCredentials
 from millstream.client._oauth.browser_login import PendingAuthorization, answer_of
-from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryTokenStore, Registration, StoredCredentials, Tokens
+from millstream.client._oauth.store import Registration, Tokens
+from millstream.protocol import encode
+from millstream.stores import Claim
 
 CALLBACK = "/inspect/callback"
 _COOKIE = "millstream-inspect"

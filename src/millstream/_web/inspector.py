@@ -12,11 +12,11 @@ from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._http.message import JSON_HEAD, HttpRequest, Response, Sink, header_lines, refusal
-from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import Services, expiry_of
 from millstream._transports.open_streams import OpenStreams
 from millstream._web.inspect_sign_in import SignIns
-from millstream.client._errors import ClientError, TargetError
+from millstream.client import ClientError, TargetError
+from millstream.protocol import encode
 
 PREFIX = "/inspect/via/"
 SIGN_IN = "/inspect/sign-in/"

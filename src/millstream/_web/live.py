@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from millstream._config import Settings
+from millstream import Settings
 from millstream._http.message import (
     JSON_HEAD,
     STREAM_HEAD,
@@ -32,12 +32,12 @@ from millstream._http.message import (
 )
 from millstream._override import override
 from millstream._protocol import sse
-from millstream._protocol.jsonrpc import encode
 from millstream._server.calls.services import expiry_of
 from millstream._telemetry.audit import newest
 from millstream._telemetry.logs import JsonLines
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, InvalidName, LimitExceeded
+from millstream.protocol import encode
 
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard

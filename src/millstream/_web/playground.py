@@ -17,26 +17,34 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 from msgspec import Struct
 
+from millstream import Principal, ProtocolError
 from millstream._http.message import JSON_HEAD, HttpRequest, Response
 from millstream._http.websocket.socket import TRY_AGAIN_LATER, Socket
-from millstream._protocol.errors import ProtocolError
-from millstream._protocol.jsonrpc import check_text, encode
-from millstream._protocol.principal import Principal
+from millstream._protocol.jsonrpc import check_text
 from millstream._server.dispatch import Dispatcher
 from millstream._tasks import Tasks
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._transports.websocket.dialect import SocketPeer
-from millstream.agent._configuration import Configuration
-from millstream.agent._events import AgentError, ConfigurationError, Event, Limits, ModelAuthError, ToolEnd, ToolStart
-from millstream.agent._language_model import LanguageModel
-from millstream.agent._servers import Approval, ServerConfig
-from millstream.client._errors import ClientError
-from millstream.client._questions import ElicitAnswer, Question
+from millstream.agent import (
+    Agent,
+    AgentError,
+    Approval,
+    Configuration,
+    ConfigurationError,
+    Event,
+    LanguageModel,
+    Limits,
+    ModelAuthError,
+    ServerConfig,
+    ToolEnd,
+    ToolStart,
+)
+from millstream.client import ClientError, ElicitAnswer, Question
 from millstream.client._transports.memory import MemoryTransport
 from millstream.client._transports.transport import Listener
+from millstream.protocol import encode
 
 if TYPE_CHECKING:
-    from millstream.agent._agent import Agent
     from millstream.auth._guard import AuthGuard
 
 logger = logging.getLogger("millstream")
@@ -299,9 +307,7 @@ class PlaygroundConversation:
             self._start_times.clear()
             self._send({"type": "idle"})
 
-    async def _connect_agent(self) -> "Agent":
-        from millstream.agent._agent import Agent  # noqa: PLC0415  loaded by the first conversation
-
+    async def _connect_agent(self) -> Agent:
         agent = Agent(
             self._model(),
             [self._server],

@@ -17,9 +17,8 @@ from functools import partial
 from itertools import count
 from typing import Any, Literal, Self
 
-from millstream._protocol.content import Text
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, ProtocolError, suggest_keywords
-from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
+from millstream import ProtocolError, SampleResult, Text
+from millstream._protocol.errors import suggest_keywords
 from millstream.agent._context import (
     Part,
     chat_messages,
@@ -60,8 +59,8 @@ from millstream.agent._servers import (
     resolve_servers,
 )
 from millstream.agent._tools import CallOutcome, Toolbox, ToolCaller, fit
-from millstream.client._client import Client
-from millstream.client._questions import ElicitAnswer, Question, Roots
+from millstream.client import Client, ElicitAnswer, Question, Roots
+from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams
 
 _REJECTED = -1
 """Error code of a refusal by the user (MCP 2025-11-25, client/sampling#error-handling)."""

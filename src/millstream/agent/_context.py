@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct
 
-from millstream._protocol.content import (
+from millstream import (
     Audio,
     EmbeddedResource,
     Image,
@@ -23,12 +23,11 @@ from millstream._protocol.content import (
     ToolResultBlock,
     ToolUse,
 )
-from millstream._protocol.notifications import PromptDescription
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
 from millstream.agent._servers import ConnectedServer
-from millstream.client._errors import ClientError, ServerError
-from millstream.client._results import Result
+from millstream.client import ClientError, Result, ServerError
+from millstream.protocol import PromptDescription
 
 Part = dict[str, Any]
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from millstream._protocol.json_schema import is_object
 from millstream.agent._events import (
     ConfigurationError,
     ModelAuthError,
@@ -24,6 +23,7 @@ from millstream.agent._events import (
     ModelUnreachable,
 )
 from millstream.agent._model import Message, ModelRequest, ModelResponse, ToolCall
+from millstream.protocol import is_object
 
 if TYPE_CHECKING:
     from pydantic_ai import exceptions as failures

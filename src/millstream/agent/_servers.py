@@ -14,12 +14,9 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from millstream._protocol.content import ToolAnnotations
+from millstream import ToolAnnotations
 from millstream.agent._events import ConfigurationError
-from millstream.client._client import Client
-from millstream.client._negotiation import Options
-from millstream.client._questions import ElicitAnswer, Question
-from millstream.client._targets import Target, servers
+from millstream.client import Client, ElicitAnswer, Options, Question, Target, mcp_servers
 
 
 class Approval(Struct, frozen=True, kw_only=True):
@@ -130,7 +127,7 @@ def resolve_servers(given: Servers) -> list[ServerConfig]:
     if not isinstance(given, Mapping):
         return [each if isinstance(each, ServerConfig) else ServerConfig(each) for each in given]
     if "mcpServers" in given:
-        return [ServerConfig({"mcpServers": {name: entry}}, name) for name, entry in servers(given).items()]
+        return [ServerConfig({"mcpServers": {name: entry}}, name) for name, entry in mcp_servers(given).items()]
     return [
         each if isinstance(each, ServerConfig) else ServerConfig(cast("Target", each), name)
         for name, each in given.items()

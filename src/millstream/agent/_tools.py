@@ -14,16 +14,21 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._protocol.foreign import repair_schema
-from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, encode
-from millstream._protocol.metadata import ORIGIN_KEY
-from millstream._protocol.notifications import ToolDescription
 from millstream.agent._context import Part, cut, show_result
 from millstream.agent._events import Emit, Limits, Outcome, ToolEnd, ToolProgress, ToolStart
 from millstream.agent._model import ToolCall
 from millstream.agent._servers import Approval, ConnectedServer, Person, needs_approval
-from millstream.client._errors import ClientError
+from millstream.client import ClientError
+from millstream.protocol import (
+    MALFORMED,
+    ORIGIN_KEY,
+    ToolDescription,
+    encode,
+    is_array,
+    is_object,
+    members,
+    repair_schema,
+)
 
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST = 64

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from millstream.client._oauth.flow import OAuth
     from millstream.client._oauth.identity import IdentityProvider, WorkloadIdentity
     from millstream.client._oauth.store import FileTokenStore, MemoryTokenStore, StoredCredentials, TokenStore
-    from millstream.client._questions import Question
+    from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
+    from millstream.client._targets import Target, mcp_servers
 
 _HOMES = {
     "AccessDenied": "_errors",
@@ -44,6 +45,7 @@ _HOMES = {
     "ClientError": "_errors",
     "ConnectFailed": "_errors",
     "ConnectionLost": "_errors",
+    "ElicitAnswer": "_questions",
     "EventSubscription": "_events",
     "ServerError": "_errors",
     "FileTokenStore": "_oauth.store",
@@ -57,10 +59,12 @@ _HOMES = {
     "Options": "_negotiation",
     "Question": "_questions",
     "Result": "_results",
+    "Roots": "_questions",
     "ServerEvent": "_events",
     "SessionLost": "_errors",
     "SkillMismatch": "_errors",
     "StoredCredentials": "_oauth.store",
+    "Target": "_targets",
     "TargetError": "_errors",
     "TlsFailed": "_errors",
     "TokenStore": "_oauth.store",
@@ -68,6 +72,7 @@ _HOMES = {
     "ToolFailed": "_errors",
     "UnknownVersion": "_errors",
     "WorkloadIdentity": "_oauth.identity",
+    "mcp_servers": "_targets",
 }
 """Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""
 
@@ -78,6 +83,7 @@ __all__ = [
     "ClientError",
     "ConnectFailed",
     "ConnectionLost",
+    "ElicitAnswer",
     "EventSubscription",
     "FileTokenStore",
     "IdentityProvider",
@@ -90,11 +96,13 @@ __all__ = [
     "Question",
     "RequestTimeout",
     "Result",
+    "Roots",
     "ServerError",
     "ServerEvent",
     "SessionLost",
     "SkillMismatch",
     "StoredCredentials",
+    "Target",
     "TargetError",
     "TlsFailed",
     "TokenStore",
@@ -103,6 +111,7 @@ __all__ = [
     "ToolFailed",
     "UnknownVersion",
     "WorkloadIdentity",
+    "mcp_servers",
 ]
 
 

@@ -10,7 +10,15 @@ from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, encode
 from millstream._protocol.notifications import CacheableResult, PaginatedResult
-from millstream._protocol.skills import MAX_BYTES, MAX_FILES, SKILL_FILE, SKILLS, Skill, mismatch, name_problem
+from millstream._protocol.skills import (
+    MAX_SKILL_BYTES,
+    MAX_SKILL_FILES,
+    SKILL_FILE,
+    SKILLS,
+    Skill,
+    mismatch,
+    name_problem,
+)
 from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch
 from millstream.client._requests import Ask
@@ -72,8 +80,8 @@ def problem_of(skill: Skill) -> str:
         return "its manifest lacks SKILL.md, or lists a file twice"
     if not all(uri.startswith(f"{skill.root}/") for uri in uris):
         return "its manifest lists a file outside of its directory"
-    if len(uris) > MAX_FILES or sum(each.size for each in skill.resources) > MAX_BYTES:
-        return f"it has more than {MAX_FILES} files, or more than {MAX_BYTES:,} bytes"
+    if len(uris) > MAX_SKILL_FILES or sum(each.size for each in skill.resources) > MAX_SKILL_BYTES:
+        return f"it has more than {MAX_SKILL_FILES} files, or more than {MAX_SKILL_BYTES:,} bytes"
     return ""
 
 
@@ -119,8 +127,8 @@ def check_file(skill: Skill, uri: str, data: bytes) -> None:
     if not isinstance(skill.resources, str):
         entry = skill.entry(uri)
         problem = f"{uri} isn't in its manifest" if entry is None else mismatch(entry, data)
-    elif len(data) > MAX_BYTES:
-        problem = f"{uri} has more than {MAX_BYTES:,} bytes"
+    elif len(data) > MAX_SKILL_BYTES:
+        problem = f"{uri} has more than {MAX_SKILL_BYTES:,} bytes"
     if not problem and uri == skill.uri:
         problem = _frontmatter_problem(skill, data)
     if problem:

@@ -166,11 +166,15 @@ def _hint(path: Path, text: str) -> str:
     return f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
 
 
-def servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:
-    """Return the entries of `mcpServers`, by name.
+def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:
+    """Return the entries of `mcpServers`, by name: ``mcp_servers(json.loads(text), "mcp.json")``.
+
+    Args:
+        configuration: The configuration that applications share, as a mapping. Its entries aren't checked.
+        source: What errors call the configuration.
 
     Raises:
-        TargetError: there are no entries.
+        TargetError: There are no entries.
     """
     found = cast("dict[str, Any]", configuration).get("mcpServers") if isinstance(configuration, Mapping) else None
     if not isinstance(found, Mapping) or not found:
@@ -179,7 +183,7 @@ def servers(configuration: Any, source: str = "The configuration") -> dict[str, 
 
 
 def _from_configuration(given: Any, name: str, source: str, base: Command) -> Place:
-    entries = servers(given, source)
+    entries = mcp_servers(given, source)
     if not name:
         if len(entries) > 1:
             first = next(iter(entries))

@@ -6,12 +6,13 @@ Example:
     ``Server("shop", extensions=[Stock()])`` and ``Client(url, extensions=[Stock()])``
 """
 
-from millstream._protocol.errors import CustomResult
+from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.notification_filters import NotificationMessage
+from millstream._protocol.principal import Share
+from millstream._protocol.rounds import RoundState
 from millstream._server.calls.access import scopes_of
 from millstream._server.features.hooks import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
-from millstream._stores.changes import Claim, read_again
 from millstream._stores.health import LogOnce
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._context import CallContext, JsonType, ReplyStream
@@ -30,7 +31,6 @@ from millstream.extensions._saved_calls import (
 __all__ = [
     "CallContext",
     "CallRun",
-    "Claim",
     "ClientHost",
     "CustomResult",
     "Extension",
@@ -38,6 +38,7 @@ __all__ = [
     "LimitReached",
     "ListRequest",
     "ListenSubscription",
+    "LocalError",
     "LogOnce",
     "MessageRequest",
     "Next",
@@ -47,15 +48,16 @@ __all__ = [
     "PendingCall",
     "ReplyStream",
     "Request",
+    "RoundState",
     "RunOutcome",
     "SavedCall",
     "SeatLimit",
     "Seats",
     "ServerHost",
+    "Share",
     "TaskRules",
     "ToolOptions",
     "method",
     "notification",
-    "read_again",
     "scopes_of",
 ]

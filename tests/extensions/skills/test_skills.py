@@ -174,11 +174,11 @@ def test_skill_size_and_file_count_are_limited(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ValueError, match=r"contains no skill"):
         served(tmp_path / "empty")
     write(tmp_path, "skills/many/SKILL.md", TEXT.format(name="many"))
-    monkeypatch.setattr(_folder, "MAX_BYTES", 200)
+    monkeypatch.setattr(_folder, "MAX_SKILL_BYTES", 200)
     write(tmp_path, "skills/many/large", "x" * 200)
     with pytest.raises(ValueError, match="more than 200 bytes"):
         served(tmp_path / "skills")
-    monkeypatch.setattr(_folder, "MAX_FILES", 1)
+    monkeypatch.setattr(_folder, "MAX_SKILL_FILES", 1)
     with pytest.raises(ValueError, match="it has 2 files"):
         served(tmp_path / "skills")
 

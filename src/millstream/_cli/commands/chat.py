@@ -43,8 +43,7 @@ from millstream.agent._language_model import LanguageModel
 from millstream.agent._servers import ServerConfig
 from millstream.client._errors import ClientError, TargetError
 from millstream.client._negotiation import Options
-from millstream.client._targets import Remote, find
-from millstream.client._targets import servers as entries_of
+from millstream.client._targets import Remote, find, mcp_servers
 
 
 def chat(  # noqa: PLR0913  the options of the command
@@ -213,7 +212,7 @@ def _places(
     places: list[ServerConfig] = []
     for text in servers:
         if text.endswith(".json") and Path(text).is_file():
-            entries = entries_of(_read_json(text), text)
+            entries = mcp_servers(_read_json(text), text)
             places += [reach({"mcpServers": {name: entry}}, name, headers={}) for name, entry in entries.items()]
         else:
             key = configuration.headers_for(text) if "://" in text else {}

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from millstream._override import override
-from millstream._protocol.errors import LocalError
-from millstream.extensions import Extension, ToolOptions
+from millstream.extensions import Extension, LocalError, ToolOptions
 
 if TYPE_CHECKING:
     from millstream import Server

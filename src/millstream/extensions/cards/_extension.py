@@ -15,9 +15,8 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream._override import override
-from millstream._protocol.jsonrpc import encode
-from millstream._protocol.revisions import ALL, FIRST, REGISTRY_SCHEMA
 from millstream.extensions import Extension, ServerHost
+from millstream.protocol import REGISTRY_SCHEMA, REVISIONS, encode
 
 CARD_TYPE = "application/mcp-server-card+json"
 CATALOG_TYPE = "application/ai-catalog+json"
@@ -92,7 +91,7 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
     remote: dict[str, Any] = {
         "type": "streamable-http",
         "url": identity.url,
-        "supportedProtocolVersions": [revision.date for revision in ALL if revision is not FIRST],
+        "supportedProtocolVersions": REVISIONS[1:],
     }
     if needs_key:
         remote["headers"] = [_KEY_HEADER]

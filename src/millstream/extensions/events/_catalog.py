@@ -15,12 +15,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._protocol.errors import INVALID_PARAMS, LocalError, ProtocolError, shorten
-from millstream._protocol.json_schema import Schema, is_object
-from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.principal import Principal
-from millstream.extensions import JsonType, scopes_of
+from millstream import Principal, ProtocolError
+from millstream.extensions import JsonType, LocalError, scopes_of
 from millstream.hub import check_channel
+from millstream.protocol import INVALID_PARAMS, MALFORMED, decoder, shorten
 
 NOT_FOUND = -32023
 FORBIDDEN = -32024
@@ -120,10 +118,10 @@ class EventType:
         self.scopes: frozenset[str] = scopes
         self.description: str = description or _summary(payload)
         self._type = JsonType(payload)
-        self.payload_schema: Schema = _object_schema(self._type, name, "payload")
+        self.payload_schema: dict[str, Any] = _object_schema(self._type, name, "payload")
         self._fields = frozenset(self.payload_schema.get("properties", {}))
         self._arguments = None if arguments is None else JsonType(arguments)
-        self.input_schema: Schema = (
+        self.input_schema: dict[str, Any] = (
             _filters_of(self.payload_schema)
             if self._arguments is None
             else _object_schema(self._arguments, name, "arguments")
@@ -234,7 +232,7 @@ def _summary(payload: Any) -> str:
     return "" if text.startswith(f"{getattr(payload, '__name__', '')}(") else text.strip().partition("\n\n")[0]
 
 
-def _object_schema(declared: JsonType, name: str, what: str) -> Schema:
+def _object_schema(declared: JsonType, name: str, what: str) -> dict[str, Any]:
     schema = declared.schema
     if schema.get("type") != "object":
         raise TypeError(
@@ -243,13 +241,13 @@ def _object_schema(declared: JsonType, name: str, what: str) -> Schema:
     return schema
 
 
-def _filters_of(payload: Schema) -> Schema:
+def _filters_of(payload: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of arguments where each field of the payload is an optional filter."""
     properties = {
-        name: {key: value for key, value in each.items() if key != "default"} if is_object(each) else each
+        name: each if isinstance(each, bool) else {key: value for key, value in each.items() if key != "default"}
         for name, each in payload.get("properties", {}).items()
     }
-    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema
 
 

@@ -17,10 +17,8 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from millstream._protocol.errors import LocalError, ProtocolError
-from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.principal import Principal, Share
-from millstream.extensions import LogOnce
+from millstream import Principal, ProtocolError
+from millstream.extensions import LocalError, LogOnce, Share
 from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, Arguments, EventType, sees
 from millstream.extensions.events._event_methods import occurrence
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page, split_cursor
@@ -35,6 +33,7 @@ from millstream.extensions.events._subscriptions import (
 from millstream.extensions.events._webhook import AttemptResult, WebhookSender, read_secret, read_url
 from millstream.extensions.http_post import Url
 from millstream.hub import Hub
+from millstream.protocol import MALFORMED, decoder
 from millstream.stores import Entry, StoreFull
 
 ATTEMPTS = 5

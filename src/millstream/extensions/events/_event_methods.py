@@ -7,9 +7,7 @@ from typing import Any
 
 from msgspec import Raw, Struct, field
 
-from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, ProtocolError
-from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.principal import Principal
+from millstream import Principal, ProtocolError
 from millstream.extensions.events._catalog import (
     Arguments,
     EventCatalog,
@@ -21,6 +19,7 @@ from millstream.extensions.events._catalog import (
 )
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
 from millstream.hub import Forbidden, Hub, LimitExceeded
+from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, decoder
 
 MAX_EVENTS = 100
 """Maximum events of one page."""

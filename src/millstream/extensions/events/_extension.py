@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_
 
 import msgspec
 
-from millstream import Context, ToolError
+from millstream import Context, ProtocolError, ToolError
 from millstream._override import override
-from millstream._protocol.errors import LocalError, ProtocolError
-from millstream._protocol.metadata import SUBSCRIPTION_KEY
-from millstream._protocol.revisions import PER_REQUEST
-from millstream.extensions import CallContext, Extension, ServerHost
+from millstream.extensions import CallContext, Extension, LocalError, ServerHost
 from millstream.extensions.events._catalog import EventCatalog, EventType, Match, sees
 from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
 from millstream.extensions.events._event_methods import (
@@ -32,6 +29,7 @@ from millstream.extensions.events._subscriptions import SubscriptionStore
 from millstream.extensions.events._webhook import MIN_TTL, SubscribeParams, WebhookMethods, WebhookSender
 from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import Hub, PublishResult
+from millstream.protocol import PER_REQUEST, SUBSCRIPTION_KEY
 
 if TYPE_CHECKING:
     from millstream import Server

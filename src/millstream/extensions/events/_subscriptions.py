@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from millstream._protocol.principal import Principal
-from millstream.extensions import Claim, ServerHost, read_again
+from millstream import Principal
+from millstream.extensions import ServerHost
 from millstream.extensions.events._catalog import limit_error
-from millstream.stores import Entry, StoreFull
+from millstream.stores import Claim, Entry, StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0
 LEASE = 15.0

@@ -21,8 +21,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 from msgspec.structs import replace
 
-from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.principal import Principal, Share
+from millstream import Principal
+from millstream.extensions import Share
 from millstream.extensions.events._catalog import (
     Arguments,
     EventCatalog,
@@ -46,6 +46,7 @@ from millstream.extensions.events._subscriptions import (
 )
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 from millstream.hub import Hub
+from millstream.protocol import MALFORMED, decoder
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  only the prefix
 TIMEOUT = 5.0

@@ -4,8 +4,8 @@
 ``await client.skills()`` lists the skills of a server.
 """
 
-from millstream._protocol.skills import Skill, SkillResource
 from millstream.extensions.skills._extension import Skills
 from millstream.extensions.skills._function import SkillOptions
+from millstream.protocol import Skill, SkillResource
 
 __all__ = ["Skill", "SkillOptions", "SkillResource", "Skills"]

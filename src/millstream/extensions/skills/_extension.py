@@ -9,13 +9,12 @@ from urllib.parse import unquote
 
 from msgspec import Struct
 
+from millstream import EmbeddedResource, ProtocolError, ResourceContents
 from millstream._override import override
-from millstream._protocol.content import EmbeddedResource, ResourceContents
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, shorten
-from millstream._protocol.skills import DIRECTORY, SKILL_FILE, SKILLS, Skill
 from millstream.extensions import Extension, method
 from millstream.extensions.skills._folder import SkillError, SkillFolder, media_type
 from millstream.extensions.skills._function import FunctionSkill, SkillOptions, media_type_of, skill_of
+from millstream.protocol import DIRECTORY, INVALID_PARAMS, SKILL_FILE, SKILLS, Skill, shorten
 
 if TYPE_CHECKING:
     from millstream import Server

@@ -17,9 +17,9 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from millstream._frontmatter import FrontmatterError, read_frontmatter
-from millstream._protocol.skills import (
-    MAX_BYTES,
-    MAX_FILES,
+from millstream.protocol import (
+    MAX_SKILL_BYTES,
+    MAX_SKILL_FILES,
     SKILL_FILE,
     Skill,
     SkillResource,
@@ -103,8 +103,8 @@ class SkillFolder:
         if resolved is None:
             return None
         with suppress(OSError), resolved.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
-            return (data, media_type(resolved.name)) if len(data) <= MAX_BYTES else None
+            data = opened.read(MAX_SKILL_BYTES + 1)
+            return (data, media_type(resolved.name)) if len(data) <= MAX_SKILL_BYTES else None
         return None
 
     # Listing
@@ -153,8 +153,8 @@ class SkillFolder:
         return found if not any(each.startswith(".") for each in below.parts) and found.is_file() else None
 
     def _skill(self, root: Path, paths: list[Path], before: Snapshot, files: dict[str, File]) -> Skill:
-        if len(paths) > MAX_FILES:
-            raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_FILES}")
+        if len(paths) > MAX_SKILL_FILES:
+            raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_SKILL_FILES}")
         below = root.relative_to(self._root).as_posix()
         # A folder that is a skill itself has its own name.
         path = self._prefix + (self._root.name if below == "." else below)
@@ -163,7 +163,7 @@ class SkillFolder:
         total = 0
         for file_path in paths:
             uri = f"{base}/{quote(file_path.relative_to(root).as_posix())}"
-            file = files.get(uri) or self._digest(file_path, before.files.get(uri), MAX_BYTES - total)
+            file = files.get(uri) or self._digest(file_path, before.files.get(uri), MAX_SKILL_BYTES - total)
             files[uri] = file
             total += file.size
             resources.append(SkillResource(uri, file.digest, file.size))
@@ -179,11 +179,11 @@ class SkillFolder:
         if before is not None and before.stamp == stamp:
             return before
         if stat.st_size > max_bytes:
-            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, the most that hosts accept")
+            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
         with resolved.open("rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise SkillError(f"its files have more than {MAX_BYTES:,} bytes, the most that hosts accept")
+            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
         return File(path, digest_of(data), len(data), stamp)
 
     def _frontmatter(self, path: Path, name: str) -> dict[str, object]:
@@ -191,7 +191,7 @@ class SkillFolder:
         if resolved is None:
             raise SkillError(f"{SKILL_FILE} no longer exists")
         try:
-            frontmatter = read_frontmatter(resolved.read_bytes()[: MAX_BYTES + 1].decode())
+            frontmatter = read_frontmatter(resolved.read_bytes()[: MAX_SKILL_BYTES + 1].decode())
         except UnicodeDecodeError as exc:
             raise SkillError(f"{SKILL_FILE} isn't UTF-8") from exc
         check_frontmatter(frontmatter, name)

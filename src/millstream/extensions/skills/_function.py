@@ -8,9 +8,8 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from millstream._protocol.jsonrpc import encode
-from millstream._protocol.skills import SKILL_FILE, Skill, SkillResource, digest_of
 from millstream.extensions.skills._folder import SkillError, check_frontmatter, media_type
+from millstream.protocol import SKILL_FILE, Skill, SkillResource, digest_of, encode
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,.'/()-]*")
 _FILE = re.compile(r"(?!\.)[^/\\\x00]+(?:/(?!\.)[^/\\\x00]+)*")

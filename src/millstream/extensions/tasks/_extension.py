@@ -11,12 +11,10 @@ from msgspec import Raw, Struct
 
 from millstream import Context, Principal, ProtocolError
 from millstream._override import override
-from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, LocalError
-from millstream._protocol.metadata import TASKS
-from millstream._protocol.revisions import PER_REQUEST
-from millstream.extensions import CustomResult, Extension, ListenSubscription, PendingCall, ServerHost
+from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
 from millstream.extensions.tasks._records import CHANGE_TOPIC, TaskRecord, TaskRecords, name_of
 from millstream.extensions.tasks._runner import TaskRunner
+from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS
 
 logger = logging.getLogger("millstream")
 

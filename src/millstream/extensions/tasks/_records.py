@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream import Principal
-from millstream._protocol.rounds import RoundState
-from millstream.extensions import SavedCall, ServerHost, read_again
+from millstream.extensions import RoundState, SavedCall, ServerHost
+from millstream.stores import read_again
 
 WORKING = "working"
 INPUT_REQUIRED = "input_required"

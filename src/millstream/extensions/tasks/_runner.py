@@ -14,11 +14,10 @@ from typing import Any
 import msgspec
 
 from millstream import ProtocolError
-from millstream._protocol.errors import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, LocalError
-from millstream._protocol.jsonrpc import encode
 from millstream.extensions import (
     CallRun,
     LimitReached,
+    LocalError,
     LogOnce,
     PendingCall,
     RunOutcome,
@@ -40,6 +39,7 @@ from millstream.extensions.tasks._records import (
     new_id,
     status_text,
 )
+from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, encode
 from millstream.stores import StoreFull
 
 logger = logging.getLogger("millstream")

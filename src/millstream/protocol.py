@@ -1,0 +1,84 @@
+"""Facts of the protocol, for extensions and other programs that send messages themselves: codes, dates, and names.
+
+Error codes are for `millstream.ProtocolError`. `encode` and `decoder` write and read JSON the way this package does.
+
+Example:
+    >>> raise ProtocolError(INVALID_PARAMS, f"There is no book {shorten(params.isbn)!r}.")
+"""
+
+from millstream._protocol.errors import (
+    INSUFFICIENT_SCOPE,
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    OVERLOADED,
+    RATE_LIMITED,
+    shorten,
+)
+from millstream._protocol.foreign import repair_schema
+from millstream._protocol.json_schema import is_array, is_object, members
+from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
+from millstream._protocol.metadata import ORIGIN_KEY, SUBSCRIPTION_KEY, TASKS
+from millstream._protocol.notifications import (
+    CreateMessageRequestParams,
+    PromptDescription,
+    ResourceDescription,
+    TemplateDescription,
+    ToolDescription,
+)
+from millstream._protocol.revisions import ALL, REGISTRY_SCHEMA
+from millstream._protocol.skills import (
+    DIRECTORY,
+    MAX_SKILL_BYTES,
+    MAX_SKILL_FILES,
+    SKILL_FILE,
+    SKILLS,
+    Skill,
+    SkillResource,
+    digest_of,
+    name_problem,
+)
+
+__all__ = [
+    "DIRECTORY",
+    "INSUFFICIENT_SCOPE",
+    "INTERNAL_ERROR",
+    "INVALID_PARAMS",
+    "INVALID_REQUEST",
+    "MALFORMED",
+    "MAX_SKILL_BYTES",
+    "MAX_SKILL_FILES",
+    "METHOD_NOT_FOUND",
+    "ORIGIN_KEY",
+    "OVERLOADED",
+    "PER_REQUEST",
+    "RATE_LIMITED",
+    "REGISTRY_SCHEMA",
+    "REVISIONS",
+    "SKILLS",
+    "SKILL_FILE",
+    "SUBSCRIPTION_KEY",
+    "TASKS",
+    "CreateMessageRequestParams",
+    "PromptDescription",
+    "ResourceDescription",
+    "Skill",
+    "SkillResource",
+    "TemplateDescription",
+    "ToolDescription",
+    "decoder",
+    "digest_of",
+    "encode",
+    "is_array",
+    "is_object",
+    "members",
+    "name_problem",
+    "repair_schema",
+    "shorten",
+]
+
+REVISIONS: tuple[str, ...] = tuple(each.date for each in ALL)
+"""Dates of the supported revisions, oldest first. The first one has HTTP+SSE, and the others Streamable HTTP."""
+PER_REQUEST: tuple[str, ...] = tuple(each.date for each in ALL if not each.handshake)
+"""Dates of the revisions without sessions, in which each request stands alone, oldest first."""
