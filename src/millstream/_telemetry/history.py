@@ -57,9 +57,11 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
     def with_(self, other: "Gauges") -> "Gauges":
         """Return the gauges of two consecutive slots together."""
         return Gauges(
-            max(self.lag, other.lag), self.cpu + other.cpu, max(self.memory, other.memory),
+            max(self.lag, other.lag),
+            self.cpu + other.cpu,
+            max(self.memory, other.memory),
             max(self.streams, other.streams),
-        )  # fmt: skip
+        )
 
 
 class HistorySlot(Struct, array_like=True):

@@ -173,9 +173,16 @@ class MessageLog:
     def add(self, message: AccessRecord) -> None:
         """Queue one message."""
         key = (
-            message.method, message.target, message.status, message.revision, message.client, message.client_version,
-            message.session, message.principal, message.transport,
-        )  # fmt: skip
+            message.method,
+            message.target,
+            message.status,
+            message.revision,
+            message.client,
+            message.client_version,
+            message.session,
+            message.principal,
+            message.transport,
+        )
         frame = None if message.trace_id else self._frames.get(key)
         if frame is None:
             frame = self.frame(message)

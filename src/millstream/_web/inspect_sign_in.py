@@ -240,9 +240,13 @@ def _client(request: HttpRequest, state: SignInState, scope: str = "") -> OAuth:
     store.save(state.credentials)
     registration = state.client
     client = OAuth(
-        store=store, client_id=registration.client_id, client_secret=registration.client_secret, scope=scope,
-        name="Millstream inspector", redirect_uri=_base(request) + CALLBACK,
-    )  # fmt: skip
+        store=store,
+        client_id=registration.client_id,
+        client_secret=registration.client_secret,
+        scope=scope,
+        name="Millstream inspector",
+        redirect_uri=_base(request) + CALLBACK,
+    )
     return client.for_issuer(state.issuer) if state.issuer else client
 
 

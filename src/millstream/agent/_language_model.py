@@ -153,9 +153,12 @@ class LanguageModel:
         key = self._key or _NO_KEY
         if self._azure_version:
             self._client = AsyncAzureOpenAI(
-                azure_endpoint=self.url, api_version=self._azure_version, api_key=key,
-                max_retries=0, timeout=self._timeout,
-            )  # fmt: skip
+                azure_endpoint=self.url,
+                api_version=self._azure_version,
+                api_key=key,
+                max_retries=0,
+                timeout=self._timeout,
+            )
         else:
             # The agent does its own retries, and reports each pause.
             self._client = AsyncOpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=self._timeout)

@@ -91,9 +91,14 @@ class PendingCall:
         if bytes(params.meta):
             members.append(b'"_meta":%b' % bytes(params.meta))
         return SavedCall(
-            self._tool.name, b"{%b}" % b",".join(members), call.revision.date, call.client, call.principal,
-            call.transport, call.owner,
-        )  # fmt: skip
+            self._tool.name,
+            b"{%b}" % b",".join(members),
+            call.revision.date,
+            call.client,
+            call.principal,
+            call.transport,
+            call.owner,
+        )
 
     def keep_seats(self) -> Callable[[], object]:
         """Keep the seats of this call after it ends. Return a function that releases them."""

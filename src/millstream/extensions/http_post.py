@@ -74,9 +74,15 @@ async def post(
     """
     try:
         reply = await request(
-            "POST", url, headers, body, dial=guard_dial(judge, owner), context=tls, max_body=max_bytes,
+            "POST",
+            url,
+            headers,
+            body,
+            dial=guard_dial(judge, owner),
+            context=tls,
+            max_body=max_bytes,
             seconds=seconds,
-        )  # fmt: skip
+        )
     except TlsFailed:
         raise PostFailed("tls_error") from None
     except TimeoutError:

@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
-from millstream.extensions import LocalError, LogOnce, Share
+from millstream.extensions import LocalError, LogOnce, ServerHost, Share
 from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, Arguments, EventType, sees
 from millstream.extensions.events._event_methods import occurrence
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page, split_cursor
@@ -32,7 +32,6 @@ from millstream.extensions.events._subscriptions import (
 )
 from millstream.extensions.events._webhook import AttemptResult, WebhookSender, read_secret, read_url
 from millstream.extensions.http_post import Url
-from millstream.hub import Hub
 from millstream.protocol import MALFORMED, decoder
 from millstream.stores import Entry, StoreFull
 
@@ -70,10 +69,24 @@ class Target:
     """A subscription on the worker that delivers to it."""
 
     __slots__ = (
-        "after", "arguments", "gap", "has_unsaved_events", "has_unsaved_status", "host", "is_removed", "keys",
-        "pending", "principal", "probe", "record", "status", "status_saved_at", "timeouts", "undelivered_offsets",
+        "after",
+        "arguments",
+        "gap",
+        "has_unsaved_events",
+        "has_unsaved_status",
+        "host",
+        "is_removed",
+        "keys",
+        "pending",
+        "principal",
+        "probe",
+        "record",
+        "status",
+        "status_saved_at",
+        "timeouts",
+        "undelivered_offsets",
         "url",
-    )  # fmt: skip
+    )
 
     def __init__(self, record: WebhookSubscription, arguments: Arguments, after: int) -> None:
         self.arguments: Arguments = arguments
@@ -128,9 +141,19 @@ class OutgoingMessage:
     """
 
     __slots__ = (
-        "attempts", "content", "due", "first_attempt_at", "id", "is_replay", "is_running", "is_stored", "job",
-        "offset", "target", "timer",
-    )  # fmt: skip
+        "attempts",
+        "content",
+        "due",
+        "first_attempt_at",
+        "id",
+        "is_replay",
+        "is_running",
+        "is_stored",
+        "job",
+        "offset",
+        "target",
+        "timer",
+    )
 
     def __init__(
         self, job: "EventDelivery", target: Target, content: Notice | dict[str, Any], *, is_replay: bool = False
@@ -280,9 +303,14 @@ class Outbox:
                 answer = AttemptResult(413, "http_4xx")
             else:
                 answer = await self._sender.send(
-                    target.url, body, message_id=message.id, subscription=target.record.id,
-                    keys=target.signing_keys(now), now=now, owner=target.principal.id,
-                )  # fmt: skip
+                    target.url,
+                    body,
+                    message_id=message.id,
+                    subscription=target.record.id,
+                    keys=target.signing_keys(now),
+                    now=now,
+                    owner=target.principal.id,
+                )
         finally:
             message.is_running = False
         message.job.settle(message, answer)
@@ -307,32 +335,17 @@ class EventDelivery:
 
     Args:
         kind: the event type.
-        hub: the hub of the events.
+        host: the running server.
         subscriptions: the store of subscriptions.
         outbox: sends the deliveries.
-        shared: whether other workers may have the lease.
-        has_credential: returns whether a principal may still have a valid credential.
-        is_revoked: see `ServerHost.is_revoked`.
     """
 
-    def __init__(
-        self,
-        kind: EventType,
-        hub: Hub,
-        subscriptions: SubscriptionStore,
-        outbox: Outbox,
-        *,
-        shared: bool,
-        has_credential: Callable[[Principal], bool],
-        is_revoked: Callable[[str], Awaitable[bool]],
-    ) -> None:
+    def __init__(self, kind: EventType, host: ServerHost, subscriptions: SubscriptionStore, outbox: Outbox) -> None:
         self.kind = kind
-        self.hub = hub
-        self._has_credential = has_credential
-        self._is_revoked = is_revoked
+        self.hub = host.hub
+        self._host = host
         self._recheck_tokens = False
         """Whether tokens may have been revoked."""
-        self._shared = shared
         self._subscriptions = subscriptions
         self._outbox = outbox
         self._log = LogOnce(
@@ -380,7 +393,7 @@ class EventDelivery:
     # With the lease
 
     def _has_lease_expired(self) -> bool:
-        return self._shared and asyncio.get_running_loop().time() >= self._leased_until
+        return self._host.shared and asyncio.get_running_loop().time() >= self._leased_until
 
     async def _renew(self) -> bool:
         until = asyncio.get_running_loop().time() + LEASE
@@ -492,7 +505,7 @@ class EventDelivery:
             self._targets[id].update(record)
         else:
             target = await self._add_target(record)
-            if target is not None and record.credential and await self._is_revoked(record.credential):
+            if target is not None and record.credential and await self._host.is_revoked(record.credential):
                 await self._terminate(target)
 
     async def _add_target(self, record: WebhookSubscription) -> Target | None:
@@ -508,7 +521,7 @@ class EventDelivery:
             return None
         self._targets[record.id] = target
         visible = sees(self.kind, record.scopes) or "*" in record.scopes
-        if not visible or not self._has_credential(target.principal):
+        if not visible or not self._host.has_credential(target.principal):
             await self._terminate(target)
             return None
         target.status = await self._subscriptions.status(record.id)
@@ -747,7 +760,7 @@ class EventDelivery:
             if record.expires <= now:
                 self._changed_ids.add(record.id)
                 self._change_event.set()
-            elif record.credential in revoked or not self._has_credential(target.principal):
+            elif record.credential in revoked or not self._host.has_credential(target.principal):
                 await self._terminate(target)
             elif record.since and not target.has_unsaved_events and offset >= split_cursor(record.since)[1]:
                 await self._clear_initial_cursor(target)
@@ -763,7 +776,7 @@ class EventDelivery:
         self._recheck_tokens = False
         credentials = {target.record.credential for target in self._targets.values()} - {""}
         try:
-            return {each for each in credentials if await self._is_revoked(each)}
+            return {each for each in credentials if await self._host.is_revoked(each)}
         except BaseException:
             self._recheck_tokens = True
             raise

@@ -1,13 +1,14 @@
 """`events/list`, `events/poll`, and `events/stream`, independent of the transport."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
 from msgspec import Raw, Struct, field
 
 from millstream import Principal, ProtocolError
+from millstream.extensions import CallContext, ServerHost
 from millstream.extensions.events._catalog import (
     Arguments,
     EventCatalog,
@@ -19,7 +20,7 @@ from millstream.extensions.events._catalog import (
 )
 from millstream.extensions.events._feed import Feed, Notice, open_feed, position, read_page
 from millstream.hub import Forbidden, Hub, LimitExceeded
-from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, decoder
+from millstream.protocol import INTERNAL_ERROR, MALFORMED, OVERLOADED, PER_REQUEST, SUBSCRIPTION_KEY, decoder
 
 MAX_EVENTS = 100
 """Maximum events of one page."""
@@ -30,14 +31,6 @@ _MAX_AGE_MS = 10**15
 """Limit for ages, longer than any history, because JSON integers can exceed the range of floats."""
 
 _decode_data = decoder(dict[str, Any])
-
-
-class Caller(Struct, frozen=True):
-    """The caller of a method."""
-
-    principal: Principal | None = None
-    scopes: frozenset[str] | None = frozenset()
-    """None for a caller without restrictions."""
 
 
 class ListParams(Struct):
@@ -96,8 +89,9 @@ def occurrence(name: str, notice: Notice, cursor: str | None) -> dict[str, Any]:
     return written if cursor is None else {**written, "cursor": cursor}
 
 
-def _with_values(written: dict[str, Any]) -> dict[str, Any]:
-    return {**written, "data": _decode_data(written["data"])}
+def read_occurrence(name: str, notice: Notice) -> dict[str, Any]:
+    """Return an event in the wire format, with decoded data."""
+    return {**occurrence(name, notice, None), "data": _decode_data(notice.data)}
 
 
 class EventMethods:
@@ -105,131 +99,106 @@ class EventMethods:
 
     Args:
         catalog: the event types.
-        hub: the hub of the events.
-        clock: Unix time.
+        host: the running server.
         modes: delivery modes of every event type.
         pause: seconds between two polls of a client.
     """
 
-    def __init__(
-        self, catalog: EventCatalog, hub: Hub, clock: Callable[[], float], modes: list[str], *, pause: float
-    ) -> None:
+    def __init__(self, catalog: EventCatalog, host: ServerHost, modes: list[str], *, pause: float) -> None:
         self._catalog = catalog
-        self._hub = hub
-        self._clock = clock
+        self._hub = host.hub
+        self._clock = host.now
         self._modes = modes
         self._pause = pause
 
-    def list_types(self, params: ListParams, caller: Caller, *, streams: bool = True) -> dict[str, Any]:
+    async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
         """Return one page of the event types visible to the caller, with the available delivery modes.
-
-        Args:
-            params: params of the request.
-            caller: the caller. Webhooks require a principal.
-            streams: whether the revision has `events/stream`.
 
         Raises:
             ProtocolError: INVALID_PARAMS for an invalid cursor.
         """
-        kinds = sorted((kind for kind in self._catalog if sees(kind, caller.scopes)), key=lambda each: each.name)
+        kinds = sorted((kind for kind in self._catalog if sees(kind, ctx.scopes)), key=lambda each: each.name)
         after = params.cursor or ""
         if after and self._catalog.get(after) is None:
             raise invalid("unknown cursor")
         rest = [kind for kind in kinds if kind.name > after]
         page = rest[:PAGE_SIZE]
-        unusable = {"webhook" if caller.principal is None else "", "" if streams else "push"}
+        unusable = {"webhook" if ctx.principal is None else "", "" if ctx.revision in PER_REQUEST else "push"}
         modes = [mode for mode in self._modes if mode not in unusable]
         result: dict[str, Any] = {"events": [kind.describe(modes) for kind in page]}
         return {**result, "nextCursor": page[-1].name} if len(rest) > PAGE_SIZE else result
 
-    async def poll(self, params: ReadParams, caller: Caller) -> dict[str, Any]:
+    async def poll(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
         """Return the events after a cursor, or without one, only the current cursor.
 
         Raises:
             ProtocolError: the caller lacks permission, or the request is invalid.
         """
-        kind = self._catalog.visible(params.name, caller.scopes)
-        reader = self._reader(kind, params, caller)
+        kind, reader = self._open(params, ctx)
         limit = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
-        check_admission(self._hub, kind.name, caller.principal)
         page = await read_page(self._hub, kind.name, params.cursor or "", most=limit, accepts=reader.accepts)
         return {
-            "events": [_with_values(reader.occurrence(each, None)) for each in page.events],
+            "events": [read_occurrence(kind.name, each) for each in page.events],
             "cursor": page.cursor,
             "truncated": page.gap or reader.has_skipped,
             "hasMore": page.more,
             "nextPollMs": int(self._pause * 1000),
         }
 
-    def open_stream(self, params: ReadParams, caller: Caller) -> "EventStream":
-        """Return the stream of one subscription.
+    async def stream(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
+        """Send notifications until the client disconnects, and then an empty result.
 
         Raises:
             ProtocolError: the caller lacks permission, or the request is invalid.
         """
-        kind = self._catalog.visible(params.name, caller.scopes)
-        reader = self._reader(kind, params, caller)
-        check_admission(self._hub, kind.name, caller.principal)
+        kind, reader = self._open(params, ctx)
+        mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
         feed, replay = open_feed(self._hub, kind.name, params.cursor or "")
-        return EventStream(self._hub, reader, feed, replay)
+        try:
+            async with ctx.stream() as reply:
+                leaving = asyncio.create_task(reply.wait_closed())
+                leaving.add_done_callback(lambda _: feed.close())
+                try:
+                    async for method, notification in _notifications(self._hub, reader, feed):
+                        await reply.send(method, {**notification, **mark})
+                finally:
+                    leaving.cancel()
+        finally:
+            feed.close()
+            replay.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await replay
+        return mark
 
-    def _reader(self, kind: EventType, params: ReadParams, caller: Caller) -> Reader:
-        return Reader(
-            kind,
-            kind.read_arguments(params.arguments),
-            caller.principal,
-            oldest_time(params.max_age_ms, params.cursor, self._clock()),
-        )
+    def _open(self, params: ReadParams, ctx: CallContext) -> tuple[EventType, Reader]:
+        kind = self._catalog.visible(params.name, ctx.scopes)
+        oldest = oldest_time(params.max_age_ms, params.cursor, self._clock())
+        reader = Reader(kind, kind.read_arguments(params.arguments), ctx.principal, oldest)
+        check_admission(self._hub, kind.name, ctx.principal)
+        return kind, reader
 
 
-class EventStream:
-    """The notifications of one stream.
-
-    Example:
-        ``async for method, params in stream: await reply.send(method, params)``, and then ``await stream.close()``.
-    """
-
-    __slots__ = ("_feed", "_hub", "_reader", "_replay")
-
-    def __init__(self, hub: Hub, reader: Reader, feed: Feed, replay: asyncio.Task[Any]) -> None:
-        self._hub = hub
-        self._reader = reader
-        self._feed = feed
-        self._replay = replay
-
-    def end(self) -> None:
-        """Stop reading events from the hub, which ends the iteration."""
-        self._feed.close()
-
-    async def close(self) -> None:
-        """End the stream and release its resources."""
-        self._feed.close()
-        self._replay.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await self._replay
-
-    async def __aiter__(self) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
-        """Yield the method and params of each notification until the hub or `end` ends the stream."""
-        hub, reader = self._hub, self._reader
-        active = gap = False
-        while (notice := await self._feed.take()) is not None:
-            if notice.kind == "cut":
-                text = "The stream fell behind. Open it again with the last cursor."
-                yield f"{PREFIX}error", {"error": {"code": INTERNAL_ERROR, "message": text}}
-            if notice.kind == "gap":
-                gap = True
-            if notice.kind in ("gap", "cut"):
-                continue
-            counts = notice.kind == "event" and reader.accepts(notice)
-            truncated, cursor = gap or reader.has_skipped, position(hub, notice.offset)
-            if truncated or not active:
-                start = position(hub, notice.offset - 1) if counts else cursor
-                yield f"{PREFIX}active", {"cursor": start, "truncated": truncated}
-                active, gap, reader.has_skipped = True, False, False
-            elif notice.kind == "place":
-                yield f"{PREFIX}heartbeat", {"cursor": cursor}
-            if counts:
-                yield f"{PREFIX}event", reader.occurrence(notice, cursor)
+async def _notifications(hub: Hub, reader: Reader, feed: Feed) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+    """Yield the method and params of each notification until the hub or the caller closes the feed."""
+    active = gap = False
+    while (notice := await feed.take()) is not None:
+        if notice.kind == "cut":
+            text = "The stream fell behind. Open it again with the last cursor."
+            yield f"{PREFIX}error", {"error": {"code": INTERNAL_ERROR, "message": text}}
+        if notice.kind == "gap":
+            gap = True
+        if notice.kind in ("gap", "cut"):
+            continue
+        counts = notice.kind == "event" and reader.accepts(notice)
+        truncated, cursor = gap or reader.has_skipped, position(hub, notice.offset)
+        if truncated or not active:
+            start = position(hub, notice.offset - 1) if counts else cursor
+            yield f"{PREFIX}active", {"cursor": start, "truncated": truncated}
+            active, gap, reader.has_skipped = True, False, False
+        elif notice.kind == "place":
+            yield f"{PREFIX}heartbeat", {"cursor": cursor}
+        if counts:
+            yield f"{PREFIX}event", reader.occurrence(notice, cursor)
 
 
 def oldest_time(max_age_ms: int | None, cursor: str | None, now: float) -> float:

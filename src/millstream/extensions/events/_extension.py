@@ -3,33 +3,27 @@
 The tool `get_recent_events`, for clients that an event wakes up without its data.
 """
 
-import asyncio
 import ssl
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
-import msgspec
-
-from millstream import Context, ProtocolError, ToolError
+from millstream import Context, Principal, ProtocolError, ToolError
 from millstream._override import override
-from millstream.extensions import CallContext, Extension, LocalError, ServerHost
+from millstream.extensions import Extension, ServerHost, scopes_of
 from millstream.extensions.events._catalog import EventCatalog, EventType, Match, sees
 from millstream.extensions.events._delivery import EventDelivery, Outbox, retry_delay
 from millstream.extensions.events._event_methods import (
-    Caller,
     EventMethods,
-    ListParams,
     Reader,
-    ReadParams,
     check_admission,
-    occurrence,
+    read_occurrence,
 )
 from millstream.extensions.events._feed import Notice
 from millstream.extensions.events._subscriptions import SubscriptionStore
-from millstream.extensions.events._webhook import MIN_TTL, SubscribeParams, WebhookMethods, WebhookSender
+from millstream.extensions.events._webhook import MIN_TTL, WebhookMethods, WebhookSender
 from millstream.extensions.http_post import allow_any, is_public
 from millstream.hub import Hub, PublishResult
-from millstream.protocol import PER_REQUEST, SUBSCRIPTION_KEY
+from millstream.protocol import PER_REQUEST, encode
 
 if TYPE_CHECKING:
     from millstream import Server
@@ -39,57 +33,16 @@ MAX_EVENTS = 50
 _MAX_SCANNED = 200
 """Maximum events of one channel to search."""
 
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
-_encode = msgspec.json.Encoder().encode
 
-
-async def recent_events(
-    catalog: EventCatalog,
-    hub: Hub,
-    caller: Caller,
-    *,
-    name: str = "",
-    event_id: str = "",
-    arguments: dict[str, Any] | None = None,
-    limit: int = 5,
-) -> list[dict[str, Any]]:
-    """Return the latest events that a caller may see, newest first.
-
-    Args:
-        catalog: the event types.
-        hub: the hub of the events.
-        caller: the caller.
-        name: only events of this type.
-        event_id: only the event with this id.
-        arguments: arguments of the subscription; requires `name`.
-        limit: maximum number of events, from 1 to `MAX_EVENTS`.
-
-    Raises:
-        ToolError: the arguments are invalid.
-    """
-    if arguments and not name:
-        raise ToolError("arguments require event_name, because they belong to one event type.")
-    kinds = [kind for kind in catalog if sees(kind, caller.scopes) and name in ("", kind.name)]
-    if name and not kinds:
-        raise ToolError(f"There is no event {name[:200]!r}.")
-    found: list[tuple[float, dict[str, Any]]] = []
-    for kind in kinds:
-        found += [
-            (notice.at, _describe(kind, notice))
-            for notice in await _newest_events(kind, hub, caller, arguments or {})
-            if event_id in ("", notice.id)
-        ]
-    found.sort(key=lambda each: each[0], reverse=True)
-    return [described for _, described in found[: min(max(1, limit), MAX_EVENTS)]]
-
-
-async def _newest_events(kind: EventType, hub: Hub, caller: Caller, arguments: dict[str, Any]) -> list[Notice]:
+async def _newest_events(
+    kind: EventType, hub: Hub, principal: Principal | None, arguments: dict[str, Any]
+) -> list[Notice]:
     try:
-        check_admission(hub, kind.name, caller.principal)
+        check_admission(hub, kind.name, principal)
     except ProtocolError:
         return []
     try:
-        reader = Reader(kind, kind.read_arguments(_encode(arguments)), caller.principal)
+        reader = Reader(kind, kind.read_arguments(encode(arguments)), principal)
     except ProtocolError as error:
         raise ToolError(str(error)) from error
     events = await hub.history(kind.name, _MAX_SCANNED)
@@ -97,11 +50,7 @@ async def _newest_events(kind: EventType, hub: Hub, caller: Caller, arguments: d
     return [notice for notice in notices if reader.accepts(notice)]
 
 
-def _describe(kind: EventType, notice: Notice) -> dict[str, Any]:
-    return {**occurrence(kind.name, notice, None), "data": _decode(notice.data)}
-
-
-def tool_of(catalog: EventCatalog, hub_of: Any) -> Any:
+def tool_of(catalog: EventCatalog, hub_of: Callable[[], Hub]) -> Callable[..., Any]:
     """Return the function of the tool. ``hub_of()`` returns the hub of the running server."""
 
     async def get_recent_events(
@@ -121,13 +70,20 @@ def tool_of(catalog: EventCatalog, hub_of: Any) -> Any:
             arguments: the arguments of your subscription, to see only what it receives; needs event_name.
             limit: how many events, 1 to 50.
         """
-        principal = ctx.principal
-        scopes = frozenset[str]() if principal is None else principal.scopes
-        caller = Caller(principal, None if "*" in scopes else scopes)
-        found = await recent_events(
-            catalog, hub_of(), caller, name=event_name, event_id=event_id, arguments=arguments, limit=limit
-        )
-        return {"events": found}
+        if arguments and not event_name:
+            raise ToolError("arguments require event_name, because they belong to one event type.")
+        scopes = scopes_of(ctx.principal)
+        kinds = [kind for kind in catalog if sees(kind, scopes) and event_name in ("", kind.name)]
+        if event_name and not kinds:
+            raise ToolError(f"There is no event {event_name[:200]!r}.")
+        found = [
+            (notice.at, read_occurrence(kind.name, notice))
+            for kind in kinds
+            for notice in await _newest_events(kind, hub_of(), ctx.principal, arguments or {})
+            if event_id in ("", notice.id)
+        ]
+        found.sort(key=lambda each: each[0], reverse=True)
+        return {"events": [described for _, described in found[: min(max(1, limit), MAX_EVENTS)]]}
 
     return get_recent_events
 
@@ -211,9 +167,7 @@ class Events(Extension):
         self._private_callbacks = private_callbacks
         self._tls = tls
         self._retry_delay = retry_delay
-        self._host: ServerHost | None = None
-        self._event_methods: EventMethods | None = None
-        self._webhook_methods: WebhookMethods | None = None
+        self._hub: Hub
         self._outbox: Outbox | None = None
 
     # Declarations
@@ -270,52 +224,30 @@ class Events(Extension):
     def register(self, server: "Server") -> None:
         """Add the tool if `recent_events_tool` is set."""
         if self._recent_events_tool:
-            server.tool(tool_of(self.catalog, lambda: self._running_host.hub))
-
-    @property
-    def _running_host(self) -> ServerHost:
-        if self._host is None:
-            raise LocalError("The server isn't running.")
-        return self._host
+            server.tool(tool_of(self.catalog, lambda: self._hub))
 
     @override
     async def open(self, host: ServerHost) -> None:
         """Register the methods and start the deliveries."""
-        hub, clock = host.hub, host.now
-        self._host = host
-        hub.admission.restrict(self.catalog.allows_channel)
+        self._hub = host.hub
+        self._hub.admission.restrict(self.catalog.allows_channel)
         modes = ["poll", "push"]
         if self._webhooks:
             modes.insert(0, "webhook")
-        self._event_methods = EventMethods(self.catalog, hub, clock, modes, pause=self._poll_pause)
+        methods = EventMethods(self.catalog, host, modes, pause=self._poll_pause)
         host.capability({}, name="events", member="")  # for clients of an earlier draft
-        host.method("events/list", self.list_types)
-        host.method("events/poll", self.poll)
-        host.method("events/stream", self.stream, revisions=PER_REQUEST)
+        host.method("events/list", methods.list_types)
+        host.method("events/poll", methods.poll)
+        host.method("events/stream", methods.stream, revisions=PER_REQUEST)
         if not self._webhooks:
             return
-        judge = allow_any if self._private_callbacks else is_public
-        sender = WebhookSender(judge=judge, tls=self._tls)
+        sender = WebhookSender(judge=allow_any if self._private_callbacks else is_public, tls=self._tls)
         subscriptions = SubscriptionStore(host, **self._limits)
-        self._webhook_methods = WebhookMethods(
-            self.catalog,
-            hub,
-            subscriptions,
-            sender,
-            max_ttl=self._max_ttl,
-            clock=clock,
-            revocation_id=host.revocation_id,
-        )
-        host.method("events/subscribe", self.subscribe)
-        host.method("events/unsubscribe", self.unsubscribe)
-        self._outbox = outbox = Outbox(sender, clock, self._retry_delay)
-        jobs = [
-            EventDelivery(
-                kind, hub, subscriptions, outbox, shared=host.shared, has_credential=host.has_credential,
-                is_revoked=host.is_revoked,
-            )
-            for kind in self.catalog
-        ]  # fmt: skip
+        webhooks = WebhookMethods(self.catalog, host, subscriptions, sender, max_ttl=self._max_ttl)
+        host.method("events/subscribe", webhooks.subscribe)
+        host.method("events/unsubscribe", webhooks.unsubscribe)
+        self._outbox = outbox = Outbox(sender, host.now, self._retry_delay)
+        jobs = [EventDelivery(kind, host, subscriptions, outbox) for kind in self.catalog]
         for job in jobs:
             host.on_revocation(job.recheck)
         outbox.open(jobs)
@@ -326,46 +258,4 @@ class Events(Extension):
         """Stop the deliveries."""
         if self._outbox is not None:
             await self._outbox.close()
-        self._host = self._event_methods = self._webhook_methods = self._outbox = None
-
-    async def list_types(self, params: ListParams, ctx: CallContext) -> dict[str, Any]:
-        """Answer `events/list`."""
-        assert self._event_methods is not None  # noqa: S101  set by `open`
-        return self._event_methods.list_types(params, _caller(ctx), streams=ctx.revision in PER_REQUEST)
-
-    async def poll(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
-        """Answer `events/poll`."""
-        assert self._event_methods is not None  # noqa: S101  as above
-        return await self._event_methods.poll(params, _caller(ctx))
-
-    async def stream(self, params: ReadParams, ctx: CallContext) -> dict[str, Any]:
-        """Answer `events/stream`: send notifications until the client disconnects, and then an empty result."""
-        assert self._event_methods is not None  # noqa: S101  as above
-        mark = {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
-        stream = self._event_methods.open_stream(params, _caller(ctx))
-        try:
-            async with ctx.stream() as reply:
-                leaving = asyncio.create_task(reply.wait_closed())
-                leaving.add_done_callback(lambda _: stream.end())
-                try:
-                    async for method, notification in stream:
-                        await reply.send(method, {**notification, **mark})
-                finally:
-                    leaving.cancel()
-        finally:
-            await stream.close()
-        return mark
-
-    async def subscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
-        """Answer `events/subscribe`."""
-        assert self._webhook_methods is not None  # noqa: S101  as above
-        return await self._webhook_methods.subscribe(params, _caller(ctx))
-
-    async def unsubscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
-        """Answer `events/unsubscribe`."""
-        assert self._webhook_methods is not None  # noqa: S101  as above
-        return await self._webhook_methods.unsubscribe(params, _caller(ctx))
-
-
-def _caller(ctx: CallContext) -> Caller:
-    return Caller(ctx.principal, ctx.scopes)
+        self._outbox = None

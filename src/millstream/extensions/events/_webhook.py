@@ -12,7 +12,7 @@ import secrets
 import ssl
 from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from msgspec.structs import replace
 
 from millstream import Principal
-from millstream.extensions import Share
+from millstream.extensions import CallContext, ServerHost, Share
 from millstream.extensions.events._catalog import (
     Arguments,
     EventCatalog,
@@ -35,7 +35,7 @@ from millstream.extensions.events._catalog import (
     unknown_subscription,
     unsupported_error,
 )
-from millstream.extensions.events._event_methods import Caller, Reader, check_admission, oldest_time
+from millstream.extensions.events._event_methods import Reader, check_admission, oldest_time
 from millstream.extensions.events._feed import position, read_page, split_cursor
 from millstream.extensions.events._subscriptions import (
     Status,
@@ -45,7 +45,6 @@ from millstream.extensions.events._subscriptions import (
     subscription_id,
 )
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
-from millstream.hub import Hub
 from millstream.protocol import MALFORMED, decoder
 
 SECRET_PREFIX = "whsec_"  # noqa: S105  only the prefix
@@ -208,46 +207,41 @@ class WebhookMethods:
 
     Args:
         catalog: the event types.
-        hub: the hub of the events.
+        host: the running server.
         subscriptions: the store of subscriptions.
         sender: sends the challenges.
         max_ttl: maximum lifetime of a subscription, in seconds.
-        clock: Unix time.
-        revocation_id: see `ServerHost.revocation_id`.
     """
 
     def __init__(
         self,
         catalog: EventCatalog,
-        hub: Hub,
+        host: ServerHost,
         subscriptions: SubscriptionStore,
         sender: WebhookSender,
         *,
         max_ttl: float,
-        clock: Callable[[], float],
-        revocation_id: Callable[[Principal], str],
     ) -> None:
         self._catalog = catalog
-        self._hub = hub
-        self._clock = clock
+        self._hub = host.hub
+        self._host = host
         self._subscriptions = subscriptions
         self._sender = sender
         self._max_ttl = max_ttl
-        self._revocation_id = revocation_id
         self._verifications = Share(_MAX_VERIFICATIONS)
         self._recent_verifications: dict[str, deque[tuple[float, str]]] = {}
         """Host -> times and principals of its recent challenges."""
 
-    async def subscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
+    async def subscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
         """Create a subscription, or refresh the existing one with the same key.
 
         Raises:
             ProtocolError: the caller lacks permission, the request is invalid, or a limit or the endpoint prevents it.
         """
-        principal, kind, arguments, id = self._key(params, caller)
+        principal, kind, arguments, id = self._key(params, ctx)
         url, secret = params.delivery.url, params.delivery.secret
         read_secret(secret)
-        now = self._clock()
+        now = self._host.now()
         expires = min(now + self._choose_ttl(params.ttl_ms), principal.expires_at)
         oldest = oldest_time(params.max_age_ms, params.cursor, now)
         check_admission(self._hub, kind.name, principal)
@@ -263,9 +257,20 @@ class WebhookMethods:
                 await self._subscriptions.discount(principal, id)
             raise
         fresh = WebhookSubscription(
-            id, kind.name, arguments.canonical, url, secret, expires, principal.subject, principal.issuer,
-            principal.client, principal.scopes, since, oldest, credential=self._revocation_id(principal),
-        )  # fmt: skip
+            id,
+            kind.name,
+            arguments.canonical,
+            url,
+            secret,
+            expires,
+            principal.subject,
+            principal.issuer,
+            principal.client,
+            principal.scopes,
+            since,
+            oldest,
+            credential=self._host.revocation_id(principal),
+        )
         existing = await self._write(fresh, now)
         await self._subscriptions.announce_change(kind.name, id)
         granted: dict[str, Any] = {"id": id, "refreshBefore": timestamp(expires)}
@@ -279,13 +284,13 @@ class WebhookMethods:
             "deliveryStatus": _describe_status(status),
         }
 
-    async def unsubscribe(self, params: SubscribeParams, caller: Caller) -> dict[str, Any]:
+    async def unsubscribe(self, params: SubscribeParams, ctx: CallContext) -> dict[str, Any]:
         """End a subscription.
 
         Raises:
             ProtocolError: NOT_FOUND; there is no subscription with this key.
         """
-        principal, kind, _, id = self._key(params, caller)
+        principal, kind, _, id = self._key(params, ctx)
         found = await self._subscriptions.delete(kind.name, id)
         await self._subscriptions.discount(principal, id)
         await self._subscriptions.announce_change(kind.name, id)
@@ -293,11 +298,11 @@ class WebhookMethods:
             raise unknown_subscription()
         return {}
 
-    def _key(self, params: SubscribeParams, caller: Caller) -> tuple[Principal, EventType, Arguments, str]:
-        principal = caller.principal
+    def _key(self, params: SubscribeParams, ctx: CallContext) -> tuple[Principal, EventType, Arguments, str]:
+        principal = ctx.principal
         if principal is None:
             raise forbidden_error("Webhooks require an authenticated caller")
-        kind = self._catalog.visible(params.name, caller.scopes)
+        kind = self._catalog.visible(params.name, ctx.scopes)
         if params.delivery.mode != "webhook":
             raise unsupported_error("deliveryMode", params.delivery.mode[:50])
         read_url(params.delivery.url)
@@ -383,7 +388,7 @@ class WebhookMethods:
                 message_id=f"msg_verification_{secrets.token_hex(12)}",
                 subscription=id,
                 keys=(read_secret(secret),),
-                now=self._clock(),
+                now=self._host.now(),
                 owner=owner,
             )
         finally:

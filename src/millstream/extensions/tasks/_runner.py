@@ -65,9 +65,17 @@ class _Run:
     """A task on this worker."""
 
     __slots__ = (
-        "call", "lease_lost", "name", "record", "release_seats", "saved_call", "seats", "status_message", "status_task",
+        "call",
+        "lease_lost",
+        "name",
+        "record",
+        "release_seats",
+        "saved_call",
+        "seats",
+        "status_message",
+        "status_task",
         "task",
-    )  # fmt: skip
+    )
 
     def __init__(self, name: str, record: TaskRecord, saved_call: SavedCall, seats: Seats | None) -> None:
         self.name = name
@@ -531,9 +539,15 @@ def _fail(record: TaskRecord, code: int, message: str, data: Any = None) -> Task
     if data is not None:
         error["data"] = data
     return msgspec.structs.replace(
-        record, status=FAILED, message=message[:500], worker="", state=None, requests={}, responses={},
+        record,
+        status=FAILED,
+        message=message[:500],
+        worker="",
+        state=None,
+        requests={},
+        responses={},
         payload=encode(error),
-    )  # fmt: skip
+    )
 
 
 def _fail_if_owned(run: _Run, code: int, message: str, data: Any = None) -> Callable[[TaskRecord], TaskRecord | None]:
