@@ -102,10 +102,9 @@ class _Lost(Struct, frozen=True, array_like=True, tag="lost"):
 
 
 _Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _Lost
+_News = _Woken | _Notification | _Outcome
 _encode_news = msgspec.msgpack.encode
-_decode_news: "Callable[[bytes], _Woken | _Notification | _Outcome]" = msgspec.msgpack.Decoder(
-    _Woken | _Notification | _Outcome
-).decode
+_decode_news: Callable[[bytes], _News] = msgspec.msgpack.Decoder(_News).decode
 
 
 class _OpenQuestion(Struct):
@@ -502,7 +501,7 @@ class ParkedCalls:
     async def _follow_for(self, parked: ParkedCall, number: int, worker: str) -> None:
         """Send a resumed call's messages to the worker with its client's request."""
 
-        async def send(message: _Woken | _Notification | _Outcome) -> None:
+        async def send(message: _News) -> None:
             body = _encode_news(message)
             for at in range(0, len(body), _MAX_MESSAGE):
                 news = CallNews(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
