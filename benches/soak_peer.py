@@ -10,7 +10,7 @@ from typing import Any
 
 from benches.wire import COMMON, INITIALIZE, INITIALIZED, META
 
-_METRICS = {"tasks": "hub_event_loop_tasks", "fds": "process_open_fds"}
+_METRICS = {"tasks": "millstream_event_loop_tasks", "fds": "process_open_fds"}
 
 
 class Wrong(Exception):

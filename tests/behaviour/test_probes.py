@@ -60,17 +60,17 @@ async def test_health_shows_figures_and_their_limits() -> None:
             "name": "shop",
             "version": "2",
             "revisions": [revision.date for revision in ALL],
-            "serves": ["mcp", "hub", "metrics", "rest", "web"],
+            "features": ["mcp", "hub", "metrics", "rest", "web"],
             "streams": 0,
             "streams_by_transport": {},
             "calls": 0,
-            "questions": 0,
+            "pending_inputs": 0,
             "subscribers": 0,
             "sessions": 0,
             "session_records": 0,
-            "limits": {"connections": 8, "streams": 6, "calls": 5, "questions": 7, "subscribers": 8},
+            "limits": {"connections": 8, "streams": 6, "calls": 5, "pending_inputs": 7, "subscribers": 8},
             "store": {"kind": "memory", "up": True},
-            "loop_lag_ms": 12.5,
+            "event_loop_lag_ms": 12.5,
         }
 
 
@@ -109,14 +109,14 @@ async def test_unreachable_store_degrades_health_only() -> None:
     server.runtimes.bind = Bind(loopback=True)
     async with server.running() as runtime:
         assert (await ask(server, "GET", "/readyz")).status == 200
-        assert b'hub_backend_up{kind="memory"} 1.0\n' in (await ask(server, "GET", "/metrics")).body
+        assert b'millstream_backend_up{kind="memory"} 1.0\n' in (await ask(server, "GET", "/metrics")).body
         fail(runtime)
         ready, health, live = [await ask(server, "GET", path) for path in ("/readyz", "/health", "/livez")]
         assert (ready.status, health.status, live.status) == (200, 200, 200)
         told = json.loads(health.body)
         assert (told["status"], told["store"]) == ("degraded", {"kind": "memory", "up": False})
         assert b"10.1.2.3" not in ready.body + health.body
-        assert b'hub_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
+        assert b'millstream_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
 
 
 async def test_only_readers_of_the_dashboard_see_details() -> None:

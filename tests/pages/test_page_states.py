@@ -136,7 +136,7 @@ VERDICTS = """async () => {
   const { drawHealth } = await import("./assets/dashboard/health.js");
   const snapshot = {
     at_seconds: 1, uptime_seconds: 1, calls: 0, per_second: [0], sessions: [], connections: [], workers: [{since: 0}],
-    loop_lag_ms: {blocked: 0}, process: {}, store: {kind: "redis", up: true},
+    event_loop_lag_ms: {blocked: 0}, process: {}, store: {kind: "redis", up: true},
   };
   const drawn = (changes, past) => {
     drawHealth({...snapshot, ...changes}, past);
@@ -150,7 +150,7 @@ VERDICTS = """async () => {
   };
   const failing = {total: {calls: 20, errors: 20}};
   return [drawn({}, null), drawn({}, {total: {calls: 20, errors: 1}}),
-    drawn({loop_lag_ms: {blocked: 6000}, store: {kind: "redis", up: false}}, failing)];
+    drawn({event_loop_lag_ms: {blocked: 6000}, store: {kind: "redis", up: false}}, failing)];
 }"""
 
 
@@ -165,7 +165,7 @@ def test_phones_show_errors_without_layout_shift(crowd: str, open_page: OpenPage
 
 LOOP = """async () => {
   const { reasons } = await import("./assets/dashboard/health.js");
-  const judged = (blocked) => reasons({at_seconds: 1, loop_lag_ms: {worst: blocked, blocked}, process: {}}, null);
+  const judged = (blocked) => reasons({at_seconds: 1, event_loop_lag_ms: {worst: blocked, blocked}, process: {}}, null);
   return [0, 999, 1_000, 5_999, 6_000].map((stood) => judged(stood).map(([look]) => look).join());
 }"""
 

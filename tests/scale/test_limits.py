@@ -121,14 +121,14 @@ async def test_workers_use_their_share_during_a_store_outage(caplog: pytest.LogC
             assert await count(workers, "plain", 60) == 40
             assert await count(workers, "waits", 0) == 0
         assert sum("each worker enforces its own share" in record.message for record in caplog.records) == 4
-        assert b"\nhub_limits_alone 1.0\n" in await metrics(workers[0])
-        assert b'hub_rate_limited_total{policy="calls"} 5.0\n' in await metrics(workers[0])
+        assert b"\nmillstream_rate_limits_degraded 1.0\n" in await metrics(workers[0])
+        assert b'millstream_rate_limited_total{policy="calls"} 5.0\n' in await metrics(workers[0])
         for worker in workers:
             worker.store.down = False
             worker.runtime.host.open_pool._until = 0.0  # type: ignore[union-attr]
         assert await count(workers, "plain", 4) == 4  # one call of each worker finds that the store is back
         assert await count(workers, "plain", 60) == 32
-        assert b"\nhub_limits_alone 0.0\n" in await metrics(workers[0])
+        assert b"\nmillstream_rate_limits_degraded 0.0\n" in await metrics(workers[0])
 
 
 async def metrics(worker: Worker) -> bytes:

@@ -68,7 +68,7 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
                      connections={kind: 1})  # fmt: skip
     page = dashboard_values({"a": one, "b": other}, "a", store={"up": True})
     assert page["hub"] == {"subscribers": 5, "channels": {"news": 3, "chat": 2}, "cut": {"slow": 1}}
-    assert page["loop_lag_ms"] == {"last": 4.0, "worst": 9.0, "blocked": 300.0}
+    assert page["event_loop_lag_ms"] == {"last": 4.0, "worst": 9.0, "blocked": 300.0}
     assert page["process"] == {"resident_bytes": 42, "max_descriptors": 5}
     assert page["connections"] == [{"transport": "http", "revision": "", "count": 3}]
     assert page["store"] == {"up": True}

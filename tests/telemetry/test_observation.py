@@ -120,7 +120,7 @@ async def test_each_call_is_one_log_line() -> None:
         "worker": "w",
     }
     assert other["method"] == "notifications/initialized"
-    assert b"hub_log_lines_lost_total 0.0\n" in render(observer.registry)
+    assert b"millstream_log_lines_lost_total 0.0\n" in render(observer.registry)
 
 
 async def test_log_and_span_share_trace_ids() -> None:
@@ -142,7 +142,7 @@ def test_disabled_observers_are_not_called() -> None:
     observer = Observer(())
     assert observer.begin is None
     observer.close()
-    assert b"hub_log_lines_lost_total" not in render(observer.registry)
+    assert b"millstream_log_lines_lost_total" not in render(observer.registry)
 
 
 def test_spans_end_without_a_log() -> None:
@@ -222,7 +222,7 @@ def test_snapshots_match_the_metrics() -> None:
     assert list(rows(shown, "methods")) == ["tools/list"]
     assert shown["connections"] == [{"transport": "sse", "revision": FIRST.date, "count": 1}]
     assert (shown["hub"], shown["store"]) == ({"streams": 3}, {"ok": True})
-    assert set(shown["loop_lag_ms"]) == {"last", "worst", "blocked"}
+    assert set(shown["event_loop_lag_ms"]) == {"last", "worst", "blocked"}
     assert shown["process"]["resident_bytes"] is not None
     json.dumps(shown)
 
@@ -283,13 +283,13 @@ def test_current_calls_are_collected_only_while_watched() -> None:
 async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
-    assert page(observer)["loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "blocked": 0.0}
+    assert page(observer)["event_loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "blocked": 0.0}
     task = asyncio.create_task(observer.run())
     for _ in range(5):
         await asyncio.sleep(0)
     task.cancel()
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
-    assert b"hub_event_loop_lag_seconds_count 0.0\n" not in render(observer.registry)
+    assert b"millstream_event_loop_lag_seconds_count 0.0\n" not in render(observer.registry)
 
 
 async def test_every_call_of_a_running_server_is_observed() -> None:

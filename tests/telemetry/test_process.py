@@ -31,8 +31,8 @@ async def test_lag_is_the_excess_sleep_time() -> None:
     assert lag.last == pytest.approx(0.004)
     assert lag.worst == pytest.approx(0.3)
     text = render(registry)
-    assert b"hub_event_loop_lag_seconds_count 4.0\n" in text
-    assert b'hub_event_loop_lag_seconds_bucket{le="0.2"} 3.0\n' in text
+    assert b"millstream_event_loop_lag_seconds_count 4.0\n" in text
+    assert b'millstream_event_loop_lag_seconds_bucket{le="0.2"} 3.0\n' in text
 
 
 async def lag_with(*late: float) -> tuple[LoopLag, list[float]]:

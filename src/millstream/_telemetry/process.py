@@ -86,7 +86,7 @@ class LoopLag:
         self._clock = clock
         self._sleep = sleep
         self._histogram = registry.histogram(
-            "hub_event_loop_lag_seconds", "Delay of the event loop's timers.", bounds=LAG_BOUNDS
+            "millstream_event_loop_lag_seconds", "Delay of the event loop's timers.", bounds=LAG_BOUNDS
         ).of()
         self._samples: deque[tuple[float, float]] = deque(maxlen=_MAX_SAMPLES)
         """Wake-up times of the event loop, and their delays."""
@@ -132,7 +132,7 @@ class ProcessFigures:
         self._clock = clock
         self._last_read = clock()
         self._cpu = time.process_time()
-        registry.read("gauge", "hub_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
+        registry.read("gauge", "millstream_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
 
     def now(self) -> dict[str, float | None]:
         """Return the figures for a page. `cpu_percent` is relative to one core and to the time since the last call."""

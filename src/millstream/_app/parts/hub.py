@@ -86,7 +86,7 @@ def _measure(metrics: "Metrics", hub: Hub) -> None:
     read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): stats().delivered})
     read(
         "counter",
-        "hub_events_dropped_total",
+        "hub_subscribers_disconnected_total",
         "Subscribers that were disconnected.",
         lambda: _by(stats().disconnected),
         ("reason",),

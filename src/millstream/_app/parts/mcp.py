@@ -53,11 +53,17 @@ class LimitsPart(OwnPart):
         host.on_change(begin)
         if host.metrics is not None:
             read = host.metrics.read
-            read("counter", "hub_rate_limited_total", "Calls refused by a limit.", self._refusal_counts, ("policy",))
+            read(
+                "counter",
+                "millstream_rate_limited_total",
+                "Calls refused by a limit.",
+                self._refusal_counts,
+                ("policy",),
+            )
             why = "The store is unavailable, so this worker enforces its share of the limits alone."
             read(
                 "gauge",
-                "hub_limits_alone",
+                "millstream_rate_limits_degraded",
                 why,
                 lambda: {(): int(host.open_pool is not None and host.open_pool.away)},
                 merge="max",

@@ -216,7 +216,7 @@ class MetricsPart(OwnPart):
         health = host.store_health
         host.metrics = metrics = Metrics()
         metrics.read(
-            "gauge", "hub_backend_up", "The store responds.", lambda: {(health.kind,): int(health.up)}, ("kind",),
+            "gauge", "millstream_backend_up", "The store responds.", lambda: {(health.kind,): int(health.up)}, ("kind",),
             merge="min",
         )  # fmt: skip
         if parent_address() is None:
@@ -305,21 +305,21 @@ class ProbesPart(OwnPart):
             "name": definition.name,
             "version": definition.version,
             "revisions": [revision.date for revision in ALL],
-            "serves": ["mcp", *sorted(definition.parts)],
+            "features": ["mcp", *sorted(definition.parts)],
             "uptime_seconds": round(sweep.clock() - sweep.started, 3),
             "streams": len(host.streams),
             "streams_by_transport": host.streams.by_transport(),
             "calls": len(host.dispatcher.calls),
-            "questions": len(services.questions),
+            "pending_inputs": len(services.questions),
             "session_records": len(services.records.known),
             "store": {"kind": host.store_health.kind, "up": host.store_health.up},
-            "loop_lag_ms": round(sweep.lag * 1000, 3),
+            "event_loop_lag_ms": round(sweep.lag * 1000, 3),
             "memory_bytes": resident_bytes(),
             "limits": {
                 "connections": settings.max_connections,
                 "streams": settings.max_streams,
                 "calls": settings.max_calls,
-                "questions": settings.max_questions,
+                "pending_inputs": settings.max_questions,
                 **host.limits,
             },
             **{name: figure for name, read in host.reports.items() if (figure := read()) is not None},

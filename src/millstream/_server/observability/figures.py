@@ -172,7 +172,7 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         "methods": [row for row in rows if row["method"] != "tools/call"],
         "sessions": _rows(_merge_all((each.sessions for each in every), _sum)),
         "connections": _rows(_merge_all((each.connections for each in every), _sum)),
-        "loop_lag_ms": {
+        "event_loop_lag_ms": {
             "last": max(each.lag[0] for each in every),
             "worst": max(each.lag[1] for each in every),
             "blocked": max(each.blocked for each in every),

@@ -208,7 +208,7 @@ class Observer:
         if log is not None:
             registry.read(
                 "counter",
-                "hub_log_lines_lost_total",
+                "millstream_log_lines_lost_total",
                 "Lines of the access log that its stream didn't accept.",
                 lambda: {(): log.lost},
             )
