@@ -22,6 +22,7 @@ LAYERS = [
     "_override",
     "_backoff",
     "_tasks",
+    "_recent",
     "_oauth",
     "_protocol",
     "protocol",

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
+from millstream._recent import Recent
 from millstream._stores.base import Store
 from millstream._tasks import cancel_all
 
@@ -239,7 +240,7 @@ class Peers:
         self._stamp = 0
         self._mute = False
         """Whether the last message to all workers failed and was logged."""
-        self._processed: dict[tuple[str, int], None] = {}
+        self._processed: Recent[tuple[str, int], None] = Recent(_MAX_SEEN)
         """Direct messages, and messages whose order matters. Each is processed once, although a repaired store can
         repeat it.
         """
@@ -367,9 +368,7 @@ class Peers:
         mark = (letter.sender, letter.stamp)
         if mark in self._processed:
             return False
-        if len(self._processed) >= _MAX_SEEN:
-            del self._processed[next(iter(self._processed))]
-        self._processed[mark] = None
+        self._processed.keep(mark, None)
         return True
 
     # Sent messages

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from millstream._recent import Recent
 from millstream._telemetry.logs import escape, redact_text
 
 MAX_KEPT = 256 * 1024
@@ -163,8 +164,8 @@ class MessageLog:
         """Number of lines that the stream didn't accept."""
         self._pending: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._texts: dict[str, str] = {}
-        self._frames: dict[tuple[str, ...], Frame] = {}
+        self._texts: Recent[str, str] = Recent(MAX_CACHED)
+        self._frames: Recent[tuple[str, ...], Frame] = Recent(MAX_CACHED)
         self._from = self._until = 0.0
         """The current millisecond."""
         self._stamp = ""
@@ -187,9 +188,7 @@ class MessageLog:
         if frame is None:
             frame = self.frame(message)
             if not message.trace_id and sum(map(len, key)) <= MAX_KIND:
-                if len(self._frames) >= MAX_CACHED:
-                    self._frames.clear()
-                self._frames[key] = frame
+                self._frames.keep(key, frame)
         self.write(frame, message.at, message.seconds, message.size)
 
     def write(self, frame: Frame, at: float, seconds: float, size: int) -> None:
@@ -278,9 +277,7 @@ class MessageLog:
         if len(clean) > MAX_TEXT:
             clean = f"{clean[:MAX_TEXT]}…"
         if len(text) <= MAX_TEXT:
-            if len(self._texts) >= MAX_CACHED:
-                self._texts.clear()
-            self._texts[text] = clean
+            self._texts.keep(text, clean)
         return clean
 
 

@@ -22,6 +22,7 @@ from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import COMMENT, retry
+from millstream._recent import Recent
 from millstream._server.calls.call import NOBODY, Call
 from millstream._server.calls.services import principal_id
 from millstream._server.load import RequestOwner
@@ -116,7 +117,7 @@ class OpenStreams:
         """Number of streams per transport and revision."""
         self.lines: dict[str, TakeoverListener] = {}
         """Log name -> the reply channel of a running call, which leaves when another connection resumes the stream."""
-        self._unended: dict[str, Callable[[], Awaitable[None]]] = {}
+        self._unended: Recent[str, Callable[[], Awaitable[None]]] = Recent(_MAX_UNENDED)
         """Log name -> a function that writes the log's end, which the store hasn't accepted yet."""
 
     def __len__(self) -> int:
@@ -225,9 +226,7 @@ class OpenStreams:
 
     def end_later(self, log: str, end: Callable[[], Awaitable[None]]) -> None:
         """Write the end of a call's log once the store accepts it. Above the limit, the oldest ends are dropped."""
-        if len(self._unended) >= _MAX_UNENDED:
-            del self._unended[next(iter(self._unended))]
-        self._unended[log] = end
+        self._unended.keep(log, end)
 
     async def touch(self, log: Log, ttl: float) -> None:
         """Extend the logs of running calls, so a call that ends later can still be resumed. Write pending ends of

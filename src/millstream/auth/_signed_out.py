@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from millstream._protocol.errors import LocalError
+from millstream._recent import Recent
 from millstream._stores.base import Store
 
 logger = logging.getLogger("millstream")
@@ -28,11 +29,11 @@ class SignedOut:
         """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `verdict_key`."""
         self._store = store
         self._verdicts = verdicts
-        self._digests: dict[str, None] = {}
+        self._digests: Recent[str, None] = Recent(_MAX_ENTRIES)
         """Digests of signed-out cookies; the oldest are dropped first."""
-        self._to_close: dict[tuple[str, float], None] = {}
+        self._to_close: Recent[tuple[str, float], None] = Recent(_MAX_ENTRIES)
         """Owners and expiries of streams to close; the oldest are dropped first."""
-        self._in_use: dict[tuple[str, int], float] = {}
+        self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_ENTRIES)
         """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
         self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._on_gap)
         """Unsubscribes from announcements."""
@@ -70,25 +71,26 @@ class SignedOut:
 
     def note_use(self, id: str, until: float) -> None:
         """Record that a cookie is in use on this worker; see `add` for the arguments."""
-        _note(self._in_use, (id, round(until)), until)
+        self._in_use.keep((id, round(until)), until)
 
     def end(self, opened: Callable[[str, float], None]) -> None:
         """Call `opened` once with the owner and expiry of each signed-out cookie, to close its streams."""
-        found, self._to_close = list(self._to_close), {}
+        found = list(self._to_close)
+        self._to_close.clear()
         for owner, until in found:
             opened(owner, until)
 
     def _on_announcement(self, data: bytes) -> None:
         name, until, id = data.decode("utf-8", "replace").split(" ", 2)
-        _note(self._digests, name)
-        _note(self._to_close, (id, float(until)))
+        self._digests.keep(name, None)
+        self._to_close.keep((id, float(until)), None)
         if (known := _key(name)) in self._verdicts:
             del self._verdicts[known]
 
     def _on_gap(self) -> None:
         """Handle possibly missed announcements: close all streams opened with cookies, and query the store again."""
         for (id, _), until in self._in_use.items():
-            _note(self._to_close, (id, until))
+            self._to_close.keep((id, until), None)
         self._in_use.clear()
         for each in [each for each in self._verdicts if each.startswith(_MARK)]:
             del self._verdicts[each]
@@ -107,10 +109,3 @@ def _key(digest: str) -> bytes:
 def _digest(cookie: str) -> str:
     # A sealed value has only one valid encoding.
     return sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _note(kept: dict[Any, Any], what: Any, about: Any = None) -> None:
-    kept.pop(what, None)
-    while len(kept) >= _MAX_ENTRIES:
-        del kept[next(iter(kept))]
-    kept[what] = about

@@ -11,7 +11,6 @@ Paginated lists, read as a whole or page by page.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from functools import lru_cache
 from importlib import import_module
@@ -25,6 +24,7 @@ from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.notifications import CallToolResult, PaginatedResult
+from millstream._recent import Recent
 from millstream.client._errors import InvalidResponse, ToolFailed
 from millstream.client._server_messages import Change
 
@@ -43,7 +43,7 @@ class Cache:
     """A least-recently-used cache of results."""
 
     def __init__(self) -> None:
-        self._entries: OrderedDict[tuple[str, bytes], tuple[float, Any]] = OrderedDict()
+        self._entries: Recent[tuple[str, bytes], tuple[float, Any]] = Recent(_MAX_ENTRIES)
 
     def get(self, method: str, params: bytes) -> Any:
         """Return the cached result, or None if it's missing or stale."""
@@ -54,17 +54,13 @@ class Cache:
         if until <= time.monotonic():
             del self._entries[method, params]
             return None
-        self._entries.move_to_end((method, params))
+        self._entries.keep((method, params), found)
         return result
 
     def put(self, method: str, params: bytes, result: Any, ttl_ms: int) -> None:
         """Cache a result for `ttl_ms` milliseconds."""
-        if ttl_ms <= 0:
-            return
-        self._entries[method, params] = (time.monotonic() + min(ttl_ms, _MAX_TTL_MS) / 1000, result)
-        self._entries.move_to_end((method, params))
-        while len(self._entries) > _MAX_ENTRIES:
-            self._entries.popitem(last=False)
+        if ttl_ms > 0:
+            self._entries.keep((method, params), (time.monotonic() + min(ttl_ms, _MAX_TTL_MS) / 1000, result))
 
     def invalidate(self, change: Change, subscription: Any) -> None:
         """Drop the results that a change affects."""

@@ -13,7 +13,7 @@ import logging
 import math
 import signal
 import sys
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Collection
 from pathlib import Path
 from secrets import token_hex
@@ -28,6 +28,7 @@ from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.principal import Share
+from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
@@ -140,7 +141,7 @@ class UpstreamProcesses:
         self.log: ErrorLog = ErrorLog(config.name)
         self._spares: deque[ProcessTransport] = deque()
         self._refill_task: asyncio.Task[None] | None = None
-        self._crashes: OrderedDict[str, _Crashes] = OrderedDict()
+        self._crashes: Recent[str, _Crashes] = Recent(_MAX_KEYS)
         self._last_crash: ProcessTransport | None = None
         """Last process that crashed."""
         self._waiting = 0
@@ -250,10 +251,8 @@ class UpstreamProcesses:
             return
         self._counts["crashed"] += 1
         self._last_crash = transport
-        crashes = self._crashes.setdefault(transport.key, _Crashes())
-        self._crashes.move_to_end(transport.key)
-        while len(self._crashes) > _MAX_KEYS:
-            self._crashes.popitem(last=False)
+        crashes = self._crashes.get(transport.key) or _Crashes()
+        self._crashes.keep(transport.key, crashes)
         longest = _LONGEST_DELAY_AFTER_CALL if transport.was_calling else _LONGEST_DELAY
         crashes.add(monotonic(), transport.started_at, longest)
         _logger.warning("%s: process %d exited with code %s", self.config.name, transport.pid, transport.exit_code)

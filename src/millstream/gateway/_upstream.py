@@ -21,6 +21,7 @@ from millstream._protocol.metadata import TASKS
 from millstream._protocol.notifications import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.uri_template import UriTemplate
+from millstream._recent import Recent
 from millstream._stores.base import Store
 from millstream.client._connector import NO_HANDSHAKE, Era
 from millstream.client._conversation import Conversation
@@ -335,7 +336,7 @@ class Upstream:
         """Set when the lists have to be fetched again."""
         self._announced_kinds: set[str] = set()
         """Kinds of lists that the upstream said have changed."""
-        self._warnings: set[str] = set()
+        self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were logged, because each refresh finds the same."""
 
     async def open(self, pool: ProcessPool) -> None:
@@ -662,9 +663,7 @@ class Upstream:
     def warn(self, text: str) -> None:
         """Log a warning once."""
         if text not in self._warnings:
-            if len(self._warnings) >= _MAX_WARNINGS:
-                self._warnings.clear()
-            self._warnings.add(text)
+            self._warnings.keep(text, None)
             logger.warning("%s: %s", self.config.name, text)
 
     def refresh(self) -> None:

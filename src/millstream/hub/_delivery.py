@@ -24,6 +24,7 @@ from heapq import nlargest
 from millstream._http.hosts import is_loopback
 from millstream._http.message import OutputStream, peer_network
 from millstream._protocol.principal import Principal, Share
+from millstream._recent import Recent
 from millstream._stores.base import Entry, Gap, Store
 from millstream._stores.tail import Tail
 from millstream._tasks import cancel_all
@@ -38,7 +39,7 @@ from millstream.hub._subscriber import Encode, PatternIndex, Subscription
 FanOut = list[tuple[Encode, list[OutputStream]]]
 
 _MAX_PLANS = 4096
-"""Maximum number of cached plans. When it's exceeded, the cache is cleared, because plans are cheap to rebuild."""
+"""Maximum number of cached plans."""
 
 
 class Audience:
@@ -55,7 +56,7 @@ class Audience:
         self._by_outlet: dict[OutputStream, tuple[Subscription, ...]] = {}
         self._exact: dict[str, dict[Subscription, None]] = {}
         self._wild = PatternIndex()
-        self._plans: dict[str, FanOut] = {}
+        self._plans: Recent[str, FanOut] = Recent(_MAX_PLANS)
 
     def __len__(self) -> int:
         return len(self._subscriptions)
@@ -154,9 +155,11 @@ class Audience:
         """Return the outlets for publications on a channel. The caller must not change it."""
         plan = self._plans.get(channel)
         if plan is None:
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.clear()
-            plan = self._plans[channel] = self._make_plan(channel)
+            subscribers = self._exact.get(channel, {}).copy()
+            for each in self._wild.find(channel):
+                if each not in subscribers and each.matches(channel):
+                    subscribers[each] = None
+            self._plans.keep(channel, plan := _group(subscribers))
         return plan
 
     def everyone(self) -> FanOut:
@@ -166,13 +169,6 @@ class Audience:
     def on(self, outlet: OutputStream) -> tuple[Subscription, ...]:
         """Return the subscribers that share an outlet, in order of arrival."""
         return self._by_outlet.get(outlet, ())
-
-    def _make_plan(self, channel: str) -> FanOut:
-        subscribers = self._exact.get(channel, {}).copy()
-        for each in self._wild.find(channel):
-            if each not in subscribers and each.matches(channel):
-                subscribers[each] = None
-        return _group(subscribers)
 
     def _forget_plans(self, subscription: Subscription) -> None:
         if subscription.has_wildcard:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._recent import Recent
 from millstream._stores.base import read_offset
 from millstream.hub._channels import InvalidName
 
@@ -200,21 +201,19 @@ class EventIds:
     """The newest events with publisher-assigned ids, as read from the journal by one worker."""
 
     def __init__(self) -> None:
-        self._events: dict[str, tuple[KnownEvent, ...]] = {}
-        self._repeated_offsets: dict[int, None] = {}
+        self._events: Recent[str, tuple[KnownEvent, ...]] = Recent(MAX_IDS)
+        self._repeated_offsets: Recent[int, None] = Recent(MAX_IDS)
 
     def add(self, id: str, event: KnownEvent) -> bool:
         """Add an event. Return False if it repeats an earlier one."""
-        earlier = self._events.pop(id, ())
+        earlier = self._events.get(id, ())
         same = next((each for each in earlier if each.channel == event.channel), event)
         first, second = (same, event) if same.offset <= event.offset else (event, same)
         repeats = second is not first and second.offset != first.offset and second.at - first.at < DEDUPLICATION_WINDOW
         if repeats:
-            self._repeated_offsets[second.offset] = None
-            _trim(self._repeated_offsets)
+            self._repeated_offsets.keep(second.offset, None)
         others = tuple(each for each in earlier if each is not same)[-_MAX_CHANNELS + 1 :]
-        self._events[id] = (*others, first if repeats else second)
-        _trim(self._events)
+        self._events.keep(id, (*others, first if repeats else second))
         return not (repeats and second is event)
 
     def find(self, id: str) -> tuple[KnownEvent, ...]:
@@ -229,8 +228,3 @@ class EventIds:
         """Drop all ids, because their offsets have become invalid."""
         self._events.clear()
         self._repeated_offsets.clear()
-
-
-def _trim(known: dict[Any, Any]) -> None:
-    if len(known) > MAX_IDS:
-        del known[next(iter(known))]

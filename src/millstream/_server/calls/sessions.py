@@ -19,6 +19,7 @@ from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolErr
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
+from millstream._recent import Recent
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
 from millstream._stores.base import OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
 from millstream._stores.changes import read_again
@@ -114,9 +115,9 @@ class SessionRecords:
         # Knowledge about sessions
         self.known: set[str] = set()
         """Sessions that have or had a record."""
-        self._absent: dict[str, None] = {}
+        self._absent: Recent[str, None] = Recent(_MAX_ABSENT)
         """Older sessions without a record in the store, oldest lookup first."""
-        self._cache: dict[str, SessionRecord] = {}
+        self._cache: Recent[str, SessionRecord] = Recent(_CACHED)
         """Decoded records, if each read of the store takes a network round trip."""
         self._since = 0.0
         """Start of the period in which no record can be unknown, by the clock."""
@@ -213,14 +214,10 @@ class SessionRecords:
         if raw is not None:
             self._note(session_id)
             if self._store.shared and len(raw) <= _CACHED_BYTES:
-                if len(self._cache) >= _CACHED:
-                    self._cache.clear()
-                self._cache[session_id] = record
+                self._cache.keep(session_id, record)
             return
         self.known.discard(session_id)
-        if len(self._absent) >= _MAX_ABSENT:
-            del self._absent[next(iter(self._absent))]
-        self._absent[session_id] = None
+        self._absent.keep(session_id, None)
 
     async def change(self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]) -> None:
         """Change a session's record, safely with concurrent changes. A deleted session isn't changed.

@@ -18,6 +18,7 @@ from millstream._protocol.jsonrpc import encode
 from millstream._protocol.notifications import NOTIFICATIONS, CompleteRequestParams, Completion
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
+from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.features.dependency_resolver import CompleterFunction
 from millstream._server.features.resources import Prompt, Resource, Template
@@ -106,7 +107,7 @@ class Registry:
         # Caches
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
-        self._pages: dict[tuple[str, str, str, frozenset[str] | None, frozenset[str]], bytes] = {}
+        self._pages: Recent[tuple[str, str, str, frozenset[str] | None, frozenset[str]], bytes] = Recent(_MAX_PAGES)
         """(kind, revision, cursor, relevant scopes of the caller, items hidden from the caller) -> members of the
         result.
         """
@@ -256,7 +257,8 @@ class Registry:
         self.on_change(change)
 
     def _forget_pages(self, kind: str) -> None:
-        self._pages = {page: made for page, made in self._pages.items() if page[0] != kind}
+        for page in [each for each in self._pages if each[0] == kind]:
+            del self._pages[page]
 
     def set_hints(self, hints: Mapping[str, tuple[int, bool]]) -> bool:
         """Limit how lists and `server/discover` can be cached. Return whether the limits have changed.
@@ -415,9 +417,7 @@ class Registry:
                 result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
             made = encode(result)[1:-1]
             if cursor != "":
-                if len(self._pages) >= _MAX_PAGES:
-                    self._pages.clear()
-                self._pages[key] = made
+                self._pages.keep(key, made)
         return made
 
     def distinct(self, kind: str, granted: frozenset[str] | None) -> frozenset[str] | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream._protocol.json_schema import members
 from millstream._protocol.revisions import ALL, BY_DATE
+from millstream._recent import Recent
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.observability.figures import Figures, OperationFigures
 from millstream._telemetry.logs import redact_text
@@ -170,7 +171,7 @@ class Observer:
         self._since = wall()
         self._last_read: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
         """Time and call counts of the last read."""
-        self._kinds: dict[Labels, tuple[Series, Frame | None]] = {}
+        self._kinds: Recent[Labels, tuple[Series, Frame | None]] = Recent(MAX_CACHED)
         """(method, name, outcome, revision) and other log fields -> their series, and the constant part of their log
         lines.
         """
@@ -302,9 +303,7 @@ class Observer:
         series = self._durations.of(clean)
         frame = None if log is None or self._tracing is not None else log.frame(_record(key))
         if clean == labels and labels in self._durations.series and sum(map(len, key)) <= MAX_KIND:
-            if len(self._kinds) >= MAX_CACHED:
-                self._kinds.clear()
-            self._kinds[key] = series, frame
+            self._kinds.keep(key, (series, frame))
         return series, frame
 
     # For the dashboard

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._recent import Recent
 from millstream._server.calls.call import Call, RawParams, value_of
 from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
@@ -114,7 +115,7 @@ class RecentCalls:
         self._successes: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=MAX_FAILURES)
         """Failed calls, kept separately, so other calls don't displace them."""
-        self._errors: dict[tuple[str, str], ErrorCount] = {}
+        self._errors: Recent[tuple[str, str], ErrorCount] = Recent(MAX_ERRORS)
         """(message, outcome) -> count, most recent last."""
         self._clients: dict[tuple[str, str], ClientCalls] = {}
         self._last_read = -WATCH_SECONDS
@@ -169,12 +170,8 @@ class RecentCalls:
 
     def _count_error(self, error: str, outcome: str, name: str, now: float, incident: str) -> None:
         key = (_VARIABLE_PARTS.sub("…", error), outcome)
-        found = self._errors.pop(key, None)
-        if found is None:
-            found = ErrorCount(key[0], outcome, 0, now, now, error, [])
-            if len(self._errors) >= MAX_ERRORS:
-                del self._errors[next(iter(self._errors))]
-        self._errors[key] = found
+        found = self._errors.get(key) or ErrorCount(key[0], outcome, 0, now, now, error, [])
+        self._errors.keep(key, found)
         found.count += 1
         found.last, found.example, found.incident = now, error, incident
         if len(found.tools) < MAX_ERROR_TOOLS and (short := _short(name)) not in found.tools:

@@ -13,13 +13,13 @@ leader that acknowledges a message has applied all messages before it.
 
 import asyncio
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from millstream._recent import Recent
 from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.memory.log import kind_of
 from millstream._stores.nats.link import (
@@ -101,9 +101,9 @@ class NatsLog:
         self._link = link
         self._namespace = link.address.namespace
         self._listeners = LogListeners(link, self._note)
-        self._seen: OrderedDict[str, int] = OrderedDict()
+        self._seen: Recent[str, int] = Recent(_MAX_NEWEST)
         """The newest sequence known to this worker, by the view's subject."""
-        self._views: OrderedDict[tuple[str, str], _ViewCache] = OrderedDict()
+        self._views: Recent[tuple[str, str], _ViewCache] = Recent(_MAX_VIEWS)
         self._homes: dict[str, set[str]] = {}
         """Kinds of the streams that feed an index, by the kind of the index."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -163,10 +163,7 @@ class NatsLog:
     def _note(self, subject: str, seq: int) -> None:
         """Remember the newest sequence of a view."""
         if seq > self._seen.get(subject, 0):
-            self._seen[subject] = seq
-            self._seen.move_to_end(subject)
-            if len(self._seen) > _MAX_NEWEST:
-                self._seen.popitem(last=False)
+            self._seen.keep(subject, seq)
 
     async def _begin(self, view: View) -> _ViewCache:
         """Delete what remains of an expired stream. Return this worker's cached state of the view."""
@@ -178,9 +175,7 @@ class NatsLog:
             if last is not None and last.seq > (await self._floor(view)).seq and not await self._lives(view, last):
                 await self._drop(view, last.seq)
             known = self._views.setdefault(key, _ViewCache(0.0))
-        self._views.move_to_end(key)
-        while len(self._views) > _MAX_VIEWS:
-            self._views.popitem(last=False)
+        self._views.keep(key, known)
         return known
 
     async def _is_sealed(self, view: View) -> bool:

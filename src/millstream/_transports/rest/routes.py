@@ -42,6 +42,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder, encode, require_json
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
+from millstream._recent import Recent
 from millstream._server.calls.access import scopes_of
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Dispatcher, Outcome
@@ -114,7 +115,9 @@ class RestRoutes:
         self._note = dispatcher.services.note
         self._mcp = {"endpoint": settings.path.lstrip("/"), "events": events}
         # Prepared
-        self._described: dict[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = {}
+        self._described: Recent[tuple[str, frozenset[str] | None, frozenset[str]], tuple[bytes, _OpenApiReply]] = (
+            Recent(_MAX_DESCRIBED)
+        )
         """(mount point, relevant scopes) -> the encoded list of tools, and the OpenAPI document. The registry returns
         the same list object until the tools change.
         """
@@ -232,8 +235,6 @@ class RestRoutes:
         key = (root, registry.distinct("tools", scopes), hidden)
         made_from, found = self._described.get(key, (b"", None))
         if found is None or made_from is not page:
-            if len(self._described) >= _MAX_DESCRIBED:
-                self._described.clear()
             body = openapi.document(
                 registry.visible("tools", scopes, hidden).values(),
                 self._dispatcher.info,
@@ -242,7 +243,7 @@ class RestRoutes:
                 mcp=self._mcp,
             )
             found = _OpenApiReply.of(body)
-            self._described[key] = (page, found)
+            self._described.keep(key, (page, found))
         known = request.headers.get(b"if-none-match", b"")
         return found.unchanged if found.tag in known else found.whole
 

@@ -34,6 +34,7 @@ from millstream._protocol.session_token import (
     encode,
     hash_principal,
 )
+from millstream._recent import Recent
 from millstream._server.calls import call as calls
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
@@ -54,7 +55,7 @@ class HttpSessions:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._recorded = services.records.known
-        self._remembered: dict[bytes, tuple[Session, bytes, int]] = {}
+        self._remembered: Recent[bytes, tuple[Session, bytes, int]] = Recent(_REMEMBERED)
         """Header value -> session, principal hash, expiry."""
         self._ended: dict[str, tuple[float, int]] = {}
         """`Call.owner` -> start of its current period, and number of sessions ended in it."""
@@ -161,9 +162,7 @@ class HttpSessions:
 
     def _remember(self, value: bytes, known: tuple[Session, bytes, int]) -> None:
         """Cache a session without a record, or one that this worker knows."""
-        if len(self._remembered) >= _REMEMBERED:
-            self._remembered.clear()
-        self._remembered[value] = known
+        self._remembered.keep(value, known)
 
     async def end(self, session: Session, owner: str) -> bool:
         """Write the tombstone of a session. Return False if the caller has ended too many.

@@ -6,7 +6,6 @@ Documents are cached according to their Cache-Control; failures aren't cached.
 """
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any
@@ -15,6 +14,7 @@ from millstream._http.client.fetch import FetchedDocument, OutboundError, check_
 from millstream._http.client.pool import is_public
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder
+from millstream._recent import Recent
 from millstream.auth._authorization_server.answers import check_redirect
 from millstream.auth._authorization_server.records import ASSERTED, CODE, REFRESH, OAuthClient
 from millstream.auth._jose import public_set
@@ -57,7 +57,7 @@ class Documents:
         self._clock = clock
         self._judge = judge_of(here=here)
         # State
-        self._cache: OrderedDict[str, tuple[float, OAuthClient]] = OrderedDict()
+        self._cache: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
         """URL -> expiry and client; the oldest are dropped first."""
         self._flight = SingleFlight[OAuthClient]()
 
@@ -82,11 +82,10 @@ class Documents:
             raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
         client = read_document(url, answer)
         age = _age_of(answer)
-        self._cache.pop(url, None)
         if age > 0:
-            while len(self._cache) >= _MAX_CACHED:
-                self._cache.popitem(last=False)
-            self._cache[url] = (self._clock() + age, client)
+            self._cache.keep(url, (self._clock() + age, client))
+        else:
+            self._cache.pop(url, None)
         return client
 
 

@@ -5,7 +5,6 @@ once a minute, and after each revocation, that the grant of a token is still val
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
+from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream.auth._authorization_server.answers import OAuthError
 from millstream.auth._authorization_server.authorize import AuthorizationEndpoint, AuthorizationRequests, Targets
@@ -127,7 +127,7 @@ class RunningIssuer(PageLogin):
         self._revoked_since_epoch: set[str] = set()
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""
         self._revoked_last_epoch: set[str] = set()
-        self._recent_grants: OrderedDict[str, Grant | None] = OrderedDict()
+        self._recent_grants: Recent[str, Grant | None] = Recent(_MAX_RECENT_GRANTS)
         """Principal id -> the most recently used grant; None for clients that act for themselves."""
         self._changes = 0
         self._announcements = 0
@@ -183,13 +183,11 @@ class RunningIssuer(PageLogin):
         raise Unavailable("Too many changes at the moment. Try again later.")
 
     def _remember_grant(self, id: str, grant: Grant | None) -> None:
-        before = self._recent_grants.pop(id, None)
+        before = self._recent_grants.get(id)
         if before is not None and self._accounts.user_of_grant(before) is None:
             # The password has changed, so close earlier streams, even if the user has already signed in again.
             self._revoked_since_epoch.add(id)
-        while len(self._recent_grants) >= _MAX_RECENT_GRANTS:
-            self._recent_grants.popitem(last=False)
-        self._recent_grants[id] = grant
+        self._recent_grants.keep(id, grant)
 
     @override
     def holds(self, id: str) -> bool:

@@ -15,6 +15,7 @@ from millstream._protocol.errors import ProtocolError
 from millstream._protocol.jsonrpc import Envelope, encode, notification_message, read, read_result
 from millstream._protocol.param_headers import encode_value
 from millstream._protocol.revisions import Revision
+from millstream._recent import Recent
 from millstream._tasks import Tasks
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
@@ -57,7 +58,7 @@ class StreamableTransport:
         # Session
         self._revision: Revision | None = None
         self._session = ""
-        self._heads: dict[tuple[str, Revision | None, str], str] = {}
+        self._heads: Recent[tuple[str, Revision | None, str], str] = Recent(_MAX_HEADS)
         """Method, revision, and session -> header lines."""
         self._readers: dict[int, EventReader] = {}
         """Open streams of calls, by request id."""
@@ -115,9 +116,7 @@ class StreamableTransport:
         if head is None:
             about = self._about(revision) if request.method != "initialize" else ""
             head = f"{_ACCEPT}{about}Mcp-Method: {request.method}\r\n"
-            if len(self._heads) >= _MAX_HEADS:
-                self._heads.clear()
-            self._heads[key] = head
+            self._heads.keep(key, head)
         if request.name:
             head += f"Mcp-Name: {_header_value(request.name)}\r\n"
         return head + lines(request.params) if request.params else head

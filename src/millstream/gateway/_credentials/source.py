@@ -5,7 +5,6 @@ a caller's credentials never appear on another caller's connection.
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +15,7 @@ from millstream._http.client.pool import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._protocol.errors import LocalError
+from millstream._recent import Recent
 from millstream.client._endpoint import Auth, check_headers
 from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.discovery import Outbound, read_challenges
@@ -73,7 +73,7 @@ class UpstreamCredentials:
         self.on_change: Callable[[str], None] = lambda link_key: None
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
         # State
-        self._callers: OrderedDict[str, LinkCaller] = OrderedDict()
+        self._callers: Recent[str, LinkCaller] = Recent(_MAX_CALLERS)
 
     # Used by calls
 
@@ -88,10 +88,8 @@ class UpstreamCredentials:
         key = f"{owner}\n{_digest(headers)}" if headers else owner
         existing = self._callers.get(key)
         if existing is None:
-            self._callers[key] = caller
+            self._callers.keep(key, caller)
             caller.headers = headers
-            if len(self._callers) > _MAX_CALLERS:
-                self._callers.popitem(last=False)
         elif caller.until > existing.until or caller.token != existing.token:
             existing.token, existing.until = caller.token, caller.until
         return key

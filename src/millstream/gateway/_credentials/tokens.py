@@ -7,13 +7,13 @@ its own task, because a canceled caller would otherwise lose the new refresh tok
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._stores.changes import Claim
 from millstream.client._errors import ClientError, ConnectFailed
@@ -103,11 +103,11 @@ class SharedTokens:
         self._on_interruption = on_interruption
         self._discard = discard
         # State
-        self._cache: OrderedDict[str, StoredGrant] = OrderedDict()
+        self._cache: Recent[str, StoredGrant] = Recent(_MAX_CACHED)
         self._change_count = 0
         """Counter of possible changes in the store."""
         self._renewals: dict[str, asyncio.Task[StoredGrant | None]] = {}
-        self._renewal_times: OrderedDict[str, float] = OrderedDict()
+        self._renewal_times: Recent[str, float] = Recent(_MAX_CACHED)
         """Name -> time of this worker's last renewal after a refusal."""
         self._stop = services.store.bus.subscribe(self._topic, self._on_message, interrupted=self._forget_all)
 
@@ -153,11 +153,10 @@ class SharedTokens:
         return raw, found
 
     def _remember(self, name: str, grant: StoredGrant | None) -> None:
-        self._cache.pop(name, None)
-        if grant is not None:
-            self._cache[name] = grant
-            if len(self._cache) > _MAX_CACHED:
-                self._cache.popitem(last=False)
+        if grant is None:
+            self._cache.pop(name, None)
+        else:
+            self._cache.keep(name, grant)
 
     def _seal(self, name: str, grant: StoredGrant) -> bytes:
         services = self._services
@@ -216,10 +215,7 @@ class SharedTokens:
         last = self._renewal_times.get(name)
         if last is not None and time.monotonic() - last < _MIN_RENEWAL_INTERVAL:
             return False
-        self._renewal_times.pop(name, None)
-        self._renewal_times[name] = time.monotonic()
-        if len(self._renewal_times) > _MAX_CACHED:
-            self._renewal_times.popitem(last=False)
+        self._renewal_times.keep(name, time.monotonic())
         fresh = await self._renewal(name, found, renew)
         return fresh is not None and fresh.token != refused
 

@@ -4,7 +4,6 @@ Adapters that run the server objects of each library through its public interfac
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import Context, copy_context
@@ -17,6 +16,7 @@ from weakref import WeakKeyDictionary
 from msgspec import Struct
 
 from millstream._protocol.principal import Principal
+from millstream._recent import Recent
 from millstream.gateway._programs.classes import ProgramError, UnsupportedVersion, library_of
 from millstream.gateway._programs.http import HttpSide
 from millstream.gateway._programs.single_exchange import Messages, SingleExchange
@@ -117,7 +117,7 @@ class Program:
         self.handshake_only: bool = handshake_only
         self.messages: Messages = Messages()
         self._open = open
-        self._users: OrderedDict[str, Any] = OrderedDict()
+        self._users: Recent[str, Any] = Recent(MAX_USERS)
         self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = WeakKeyDictionary()
 
     @property
@@ -132,10 +132,7 @@ class Program:
             caller: see `caller_of`.
             user: user object of the library.
         """
-        self._users[caller] = user
-        self._users.move_to_end(caller)
-        if len(self._users) > MAX_USERS:
-            self._users.popitem(last=False)
+        self._users.keep(caller, user)
 
     def user_of(self, caller: str) -> Any:
         """Return what `remember` stored last; None for an unknown caller."""
