@@ -23,6 +23,7 @@ LAYERS = [
     "_backoff",
     "_tasks",
     "_recent",
+    "_files",
     "_oauth",
     "_protocol",
     "protocol",

@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import Progress, print_text
+from millstream._files import write_private
 from millstream.client._client import Client
-from millstream.client._oauth.store import write_private
 from millstream.client._results import Result
 from millstream.client._tasks import Task
 

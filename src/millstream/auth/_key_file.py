@@ -19,10 +19,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from millstream._files import Stamp, stamp_of, write_private
 from millstream._protocol.errors import LocalError
-
-Stamp = tuple[int, int, int]
-"""Modification time, size, and inode. A different stamp means that the file was written."""
 
 
 def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
@@ -49,15 +47,6 @@ def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
     return raw, (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-def stamp_of(path: Path) -> Stamp | None:
-    """Return the current stamp of a file; None if it's missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
 @contextlib.contextmanager
 def lock(path: Path) -> Generator[None, None, None]:
     """Hold an exclusive lock on a file; without effect on Windows."""
@@ -76,21 +65,6 @@ def lock(path: Path) -> Generator[None, None, None]:
         yield
     finally:
         os.close(handle)
-
-
-def replace_file(path: Path, body: bytes) -> None:
-    """Replace a file atomically."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 PREFIX = "ms_"
@@ -285,5 +259,5 @@ class KeyFile:
                 self.load()
             keys = change(self.keys)
             body = msgspec.json.format(msgspec.json.encode(_Keys(keys)), indent=2)
-            replace_file(self.path, body + b"\n")
+            write_private(self.path, body + b"\n")
             self.keys = keys

@@ -7,6 +7,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
+from millstream._files import stamp_of
 from millstream._http.client.body import ArrivingBytes
 from millstream._parts import Host
 from millstream._protocol.json_schema import members
@@ -558,11 +559,11 @@ class GatewayPart:
 
 def _refresh_on_change(upstream: Upstream, file: AcceptedFile) -> Callable[[float], None]:
     """Return a function that refreshes an upstream when the file of accepted definitions has changed."""
-    last = file.stamp
+    last = stamp_of(file.path)
 
     def check(now: float) -> None:
         nonlocal last
-        if (stamp := file.stamp) != last:
+        if (stamp := stamp_of(file.path)) != last:
             last = stamp
             upstream.refresh()
 

@@ -6,7 +6,6 @@ For items that aren't in it, the store keeps the digest of the first definition.
 next check.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._files import stamp_of, write_private
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import MALFORMED, decoder
 from millstream._stores.base import Map, StoreFull
@@ -70,22 +70,13 @@ class AcceptedFile:
         self._stamp: object = None
         self._definitions: dict[str, AcceptedDefinitions] = {}
 
-    @property
-    def stamp(self) -> object:
-        """Return a value that changes when the file does."""
-        try:
-            stat = self.path.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
     def of(self, upstream: str) -> AcceptedDefinitions:
         """Return the accepted definitions of an upstream.
 
         Raises:
             LocalError: the file is malformed or can't be read.
         """
-        stamp = self.stamp
+        stamp = stamp_of(self.path)
         if stamp != self._stamp:
             try:
                 data = self.path.read_bytes() if stamp is not None else b"{}"
@@ -109,10 +100,8 @@ class AcceptedFile:
             else:
                 accepted[name] = definition
         text = msgspec.json.format(msgspec.json.encode(self._definitions, order="sorted"), indent=2) + b"\n"
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=self.path.name, delete=False) as new:
-            new.write(text)
-        Path(new.name).replace(self.path)
-        self._stamp = self.stamp
+        write_private(self.path, text)
+        self._stamp = stamp_of(self.path)
 
 
 class Pins:
@@ -133,7 +122,7 @@ class Pins:
     @property
     def is_volatile(self) -> bool:
         """Whether the accepted first definitions are lost when this process ends."""
-        lasts = not isinstance(self._kv, MemoryMap) or (self.file is not None and self.file.stamp is not None)
+        lasts = not isinstance(self._kv, MemoryMap) or (self.file is not None and stamp_of(self.file.path) is not None)
         return self._accepts_new and not lasts
 
     async def split(self, catalog: Catalog) -> tuple[Catalog, list[QuarantinedItem]]:

@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from msgspec import Struct
 
 from millstream import _jsonc as jsonc
 from millstream._app.server_process.errors import CommandError
+from millstream._files import PRIVATE, write_private
 from millstream._jsonc import JsonSyntaxError
 from millstream._protocol.json_schema import value_at
 
@@ -177,18 +177,8 @@ def replace(path: Path, text: str, *, like: Path | None = None) -> None:
     """
     target = Path(os.path.realpath(path))
     model = target if target.exists() else like
-    mode = model.stat().st_mode & 0o7777 if model is not None and model.exists() else 0o600
-    descriptor, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).chmod(mode)
-        Path(draft).replace(target)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    mode = model.stat().st_mode & 0o7777 if model is not None and model.exists() else PRIVATE
+    write_private(target, text.encode(), mode=mode)
 
 
 def _mark(name: str) -> str:

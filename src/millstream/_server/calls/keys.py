@@ -13,11 +13,11 @@ import stat
 import sys
 from base64 import b64encode
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
 
+from millstream._files import write_private
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 
@@ -143,7 +143,7 @@ def _read_or_create(path: Path) -> str:
     try:
         return _read(path)
     except FileNotFoundError:
-        _create(path)
+        write_private(path, secrets.token_urlsafe(32).encode() + b"\n", overwrite=False)
         return _read(path)
 
 
@@ -165,20 +165,3 @@ def _check_access(path: Path, info: os.stat_result) -> None:
             f"The key file {path} is accessible to other users (mode {mode:04o}, must be 0600). If another user "
             f"may have read it, delete it; the next start creates another one. Otherwise: chmod 600 {path}"
         )
-
-
-def _create(path: Path) -> None:
-    """Create the key file atomically. If several processes try, one wins and the others use its file."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{KEY_FILE}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_urlsafe(32).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # Unlike a rename, a link doesn't replace an existing file.
-        with suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()

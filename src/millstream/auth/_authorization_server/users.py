@@ -23,11 +23,12 @@ from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
+from millstream._files import Stamp, stamp_of, write_private
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.login_methods import Selective, SignInFailed, UpstreamLogin, User
 from millstream.auth._authorization_server.records import Grant, OAuthClient
-from millstream.auth._key_file import Stamp, check_scopes, lock, read_file, replace_file, stamp_of
+from millstream.auth._key_file import check_scopes, lock, read_file
 
 LOCAL = ""
 """Login method of users who have a password on this server."""
@@ -269,7 +270,7 @@ class UserFile:
             users = dict(self.users)
             change(users)
             body = msgspec.json.format(msgspec.json.encode(_Users(tuple(users.values()))), indent=2)
-            replace_file(self.path, body + b"\n")
+            write_private(self.path, body + b"\n")
             self.users = users
 
 

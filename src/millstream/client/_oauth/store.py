@@ -2,12 +2,13 @@
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 from msgspec import Struct
+
+from millstream._files import write_private
 
 PRIVATE_KEY_JWT = "private_key_jwt"
 """Client authentication method for signatures (`signing`)."""
@@ -109,20 +110,3 @@ class FileTokenStore:
             self._unsaved = credentials
         else:
             self._unsaved = None
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file atomically by one that only you can read. Create its folder if necessary.
-
-    Raises:
-        OSError: the file can't be written.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
