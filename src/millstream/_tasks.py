@@ -1,4 +1,4 @@
-"""Tasks tasks that end with their owner."""
+"""Tasks that end with their owner."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -35,6 +35,11 @@ class Tasks:
         """Cancel all tasks and wait for them to end."""
         self._closed = True
         await cancel_all(*self._tasks)
+
+
+def has_failed(task: asyncio.Future[Any]) -> bool:
+    """Return whether a task ended without a result. Its error counts as retrieved, so asyncio doesn't log it."""
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 async def cancel_all(*tasks: asyncio.Future[Any] | None) -> None:

@@ -49,7 +49,7 @@ async def test_failed_publish_raises_for_the_publisher() -> None:
 async def test_reading_resumes_after_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("millstream._stores.tail.PAUSE", 0)
+    monkeypatch.setattr("millstream._stores.health.PAUSE", 0)
     memory = MemoryStore()
     store, log = unreliable("log", memory)
     async with open_hub(store) as hub, open_hub(memory) as other:

@@ -9,7 +9,7 @@ import pytest
 
 from cases import for_each
 from millstream._protocol.errors import LocalError
-from millstream._stores import tail
+from millstream._stores import health, tail
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.memory.store import MemoryStore
 from millstream._stores.tail import Tail
@@ -232,7 +232,7 @@ async def test_followers_receive_one_page_at_a_time(monkeypatch: pytest.MonkeyPa
 
 
 async def test_failing_reads_are_retried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(tail, "PAUSE", 0)
+    monkeypatch.setattr(health, "PAUSE", 0)
     store = Parts()
     reader = Reader(store)
     read, failures = store.read, 0

@@ -6,7 +6,8 @@ are logged once when they begin and once when they end, because an outage may la
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,8 @@ from millstream._stores.base import Store
 FRESH_SECONDS = 1.0
 BOUND_SECONDS = 0.5
 """Timeout of a health check. Many probes give up after one second."""
+PAUSE = 1.0
+"""Seconds before a retry after a store failure."""
 _KEY = "health"
 """A key that is never written. Any answer means that the store is up."""
 
@@ -94,3 +97,32 @@ class LogOnce:
             self._logger.warning("%s: %s", self._what, why)
         self.lasts = True
         return True
+
+
+async def run_on(
+    event: asyncio.Event,
+    work: Callable[[], Awaitable[None]],
+    outage: LogOnce,
+    *,
+    every: float | None = None,
+    pause: float | None = None,
+) -> None:
+    """Do work each time an event is set, until cancelled. While the store fails, repeat it.
+
+    Args:
+        event: is set to request the work.
+        work: the work.
+        outage: logs store errors.
+        every: seconds after which the work is done without a request.
+        pause: seconds before a retry, `PAUSE` by default.
+    """
+    while True:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(every):
+                await event.wait()
+        event.clear()
+        with outage:
+            await work()
+        if outage.lasts:
+            await asyncio.sleep(PAUSE if pause is None else pause)
+            event.set()

@@ -14,11 +14,18 @@ from typing import Protocol
 from msgspec import Struct
 
 KINDS_WITH_SHARES = frozenset(
-    (
-        "session", "once", "task", "taskcall", "result", "oauth-new", "oauth-pending", "connection-pending",
+    {
+        "session",
+        "once",
+        "task",
+        "taskcall",
+        "result",
+        "oauth-new",
+        "oauth-pending",
+        "connection-pending",
         "inspect-pending",
-    )
-)  # fmt: skip
+    }
+)
 """Kinds of values with shares. A key has its share between the colon and the first dot."""
 PART = 2
 """The divisor of a kind's space that gives the maximum for one share."""

@@ -8,10 +8,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Backend, Entry, Index, Log, Map, Position
-from millstream._stores.health import LogOnce
+from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ConcurrencySlot, Decision
-from millstream._stores.tail import PAUSE
 from millstream._stores.workers import DirectBus, Leases, LogBus, SoleWorker
 from millstream._tasks import cancel_all
 
@@ -148,8 +147,7 @@ class BackendStore:
         self.members: MapMembers = MapMembers(backend, self.workers)
         self.rates: BackendRates = BackendRates(backend, self.workers)
         self._tasks: list[asyncio.Task[None]] = []
-        self._rejoin_task: asyncio.Task[None] | None = None
-        self._rejoins = False
+        self._rejoin_needed = asyncio.Event()
         self._stop_watching: Callable[[], None] = lambda: None
 
     @property
@@ -182,7 +180,15 @@ class BackendStore:
             await self.backend.close()
             raise
         self._stop_watching = self.backend.watch(self._on_epoch)
-        self._tasks = [asyncio.create_task(self._leases.run()), asyncio.create_task(self._keep())]
+        rejoining = LogOnce(
+            _logger, "Members can't rejoin their groups; retrying", "Members have rejoined their groups."
+        )
+        keeping = LogOnce(_logger, "Members can't be renewed; retrying", "Members can be renewed again.")
+        self._tasks = [
+            asyncio.create_task(self._leases.run()),
+            asyncio.create_task(run_on(self._rejoin_needed, self.members.rejoin, rejoining)),
+            asyncio.create_task(run_on(asyncio.Event(), self.members.keep, keeping, every=_KEEP_EVERY)),
+        ]
 
     def abandon(self) -> None:
         """Stop renewing the lease and reading messages, as if the process were killed."""
@@ -197,7 +203,7 @@ class BackendStore:
         self._stop_watching()
         if self._leases is not None and self._messages is not None:
             opened, self._tasks = self._tasks, []
-            await cancel_all(*opened, self._rejoin_task)
+            await cancel_all(*opened)
             await self._messages.end()
             if opened:
                 await self._leases.exit()
@@ -214,23 +220,4 @@ class BackendStore:
         """Handle a new epoch of the store or a new name of this worker."""
         if self._messages is not None:
             self._messages.interrupt()
-        self._rejoins = True
-        if self._rejoin_task is None or self._rejoin_task.done():
-            self._rejoin_task = asyncio.create_task(self._rejoin())
-
-    async def _rejoin(self) -> None:
-        trouble = LogOnce(_logger, "Members can't rejoin their groups; retrying", "Members have rejoined their groups.")
-        while self._rejoins:
-            self._rejoins = False
-            with trouble:
-                await self.members.rejoin()
-            if trouble.lasts:
-                self._rejoins = True
-                await asyncio.sleep(PAUSE)
-
-    async def _keep(self) -> None:
-        trouble = LogOnce(_logger, "Members can't be renewed; retrying", "Members can be renewed again.")
-        while True:
-            await asyncio.sleep(_KEEP_EVERY)
-            with trouble:
-                await self.members.keep()
+        self._rejoin_needed.set()

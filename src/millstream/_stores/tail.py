@@ -11,10 +11,8 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 
 from millstream._stores.base import Entry, Gap, Log, Position
-from millstream._stores.health import LogOnce
+from millstream._stores.health import LogOnce, run_on
 
-PAUSE = 1.0
-"""Seconds before a retry after a store failure."""
 PATIENCE = 1.0
 """Seconds to wait for an entry to be pushed before reading it."""
 _PAGE = 500
@@ -51,9 +49,21 @@ class Tail:
     """
 
     __slots__ = (
-        "_drain", "_in_step", "_listens", "_lock", "_log", "_log_once", "_lost", "_news", "_pushed_offset", "_stream",
-        "_take", "_waiting", "position", "stop",
-    )  # fmt: skip
+        "_drain",
+        "_in_step",
+        "_listens",
+        "_lock",
+        "_log",
+        "_log_once",
+        "_lost",
+        "_news",
+        "_pushed_offset",
+        "_stream",
+        "_take",
+        "_waiting",
+        "position",
+        "stop",
+    )
 
     def __init__(
         self,
@@ -125,14 +135,7 @@ class Tail:
         """Deliver entries until cancelled. Retry after store failures."""
         if not self._listens:
             self._news.set()
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            with self._log_once:
-                await self.catch_up()
-            if self._log_once.lasts:
-                await asyncio.sleep(PAUSE)
-                self._news.set()
+        await run_on(self._news, self.catch_up, self._log_once)
 
     async def reach(self, at: Position) -> None:
         """Wait until entries up to a position, which this process appended, were delivered.

@@ -21,9 +21,9 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.changes import read_again
-from millstream._stores.health import LogOnce
+from millstream._stores.health import PAUSE, LogOnce, run_on
 from millstream._stores.memory.topics import Topics, Watchers
-from millstream._stores.tail import PAUSE, Tail
+from millstream._stores.tail import Tail
 
 
 class ParentAddress(Struct, frozen=True):
@@ -219,16 +219,8 @@ class Leases:
 
     async def run(self) -> None:
         """Renew the lease until cancelled."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.lease / 3):
-                    await self._hurry.wait()
-            self._hurry.clear()
-            with self._log_once:
-                await self.renew()
-            if self._log_once.lasts:
-                await asyncio.sleep(min(PAUSE, self.lease / 3))
-                self._hurry.set()
+        third = self.lease / 3
+        await run_on(self._hurry, self.renew, self._log_once, every=third, pause=min(PAUSE, third))
 
     async def renew(self) -> None:
         """Renew the lease. A worker whose lease is over gets a new name.

@@ -25,6 +25,7 @@ from millstream._server.calls.call import Call, handshake_call, notification_cal
 from millstream._server.calls.services import SESSION_OVER, Broadcast, ServerChange, affected_uris, encode_change
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
+from millstream._tasks import has_failed
 from millstream._transports.streamable.batch import is_batch, read_batch, refuse_batch, settle_task
 
 Write = Callable[[bytes], bool]
@@ -327,8 +328,7 @@ def _call_when_done(tasks: Collection[asyncio.Task[None]], then: Callable[[], No
 async def _reap(tasks: Collection[asyncio.Task[None]]) -> None:
     done, _ = await asyncio.wait(tasks)  # unlike `gather`, this can stop while one task still runs
     for task in done:
-        if not task.cancelled():
-            task.exception()  # no caller is left to receive it
+        has_failed(task)  # no caller is left to receive its error
 
 
 _MAX_WAITING = 10_000

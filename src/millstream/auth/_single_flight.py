@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from millstream._tasks import has_failed
 from millstream.auth._method import Unavailable
 
 PATIENCE = 10.0
@@ -74,5 +75,4 @@ class SingleFlight(Generic[T]):
 
     def _settle(self, loop: asyncio.AbstractEventLoop, key: str, task: "asyncio.Task[T]") -> None:
         del self._tasks[loop, key]
-        if not task.cancelled():
-            task.exception()  # prevents a warning when no caller is left
+        has_failed(task)  # otherwise, asyncio logs an error if no caller is left

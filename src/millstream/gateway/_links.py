@@ -11,7 +11,7 @@ from time import monotonic
 from msgspec import Struct
 
 from millstream._server.pool import Pool
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, has_failed
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.gateway._relay import Relays
@@ -132,7 +132,7 @@ class Links:
                 self._take_place(owner)
                 link = self._open[key] = self.connect(key, owner)
                 link.open_task = asyncio.get_running_loop().create_task(self._start(link))
-                link.open_task.add_done_callback(_retrieve_exception)
+                link.open_task.add_done_callback(has_failed)
             opening = link.open_task
             if opening is None:
                 return link
@@ -212,17 +212,11 @@ class Links:
             await self._close_tasks.settle(None)
 
 
-def _retrieve_exception(task: asyncio.Task[None]) -> None:
-    """Retrieve the exception of a failed connection, which asyncio would log if its callers have left."""
-    if not task.cancelled():
-        task.exception()
-
-
 async def _close(link: Link) -> None:
     opening = link.open_task
     if opening is not None:
         opening.cancel()
         await asyncio.wait([opening])
-        if opening.cancelled() or opening.exception() is not None:
+        if has_failed(opening):
             return  # `Conversation.start` has closed it
     await link.conversation.close()

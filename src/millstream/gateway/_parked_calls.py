@@ -25,7 +25,7 @@ from millstream._server.calls.call import Call
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
-from millstream._tasks import Tasks, cancel_all
+from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client._errors import ClientError, RequestTimeout, ServerError
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
 from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
@@ -160,8 +160,7 @@ class ParkedCall(Recipient):
 
     def _on_task_done(self, task: asyncio.Task[bytes]) -> None:
         self._change.set()
-        if not task.cancelled():
-            task.exception()  # otherwise asyncio logs that it was never retrieved
+        has_failed(task)  # otherwise, asyncio logs its error
 
     # Messages from the upstream
 

@@ -28,6 +28,8 @@ from millstream.hub._channels import (
 from millstream.hub._delivery import Audience
 from millstream.hub._subscriber import Authorize
 
+_logger = logging.getLogger("millstream.hub")
+
 SubscribeRule = Callable[[Principal | None, str], bool]
 """``rule(principal, channel)`` returns whether a peer may receive a channel without filtering. It must not block or
 raise."""
@@ -140,24 +142,20 @@ class AccessRules:
             raise Forbidden(action, channel)
 
 
-_logger = logging.getLogger("millstream.hub")
+def deny_on_errors(authorize: Authorize) -> Authorize:
+    """Wrap a hub's authorization hook, so that access is denied if it raises."""
+    logged: set[type[Exception]] = set()
+    """Types of logged errors. Each is logged once, because peers control how often the hook runs."""
 
-
-class SafeAuthorize:
-    """The authorization hook of one hub. It's an `Authorize` itself."""
-
-    def __init__(self, authorize: Authorize) -> None:
-        self._authorize = authorize
-        self._logged: set[type[Exception]] = set()
-        """Types of logged errors. Each is logged once, because peers control how often the hook runs."""
-
-    def __call__(self, principal: Principal | None, action: str, channel: str) -> bool:
+    def check(principal: Principal | None, action: str, channel: str) -> bool:
         try:
-            return self._authorize(principal, action, channel.removeprefix(PRESENCE))
+            return authorize(principal, action, channel.removeprefix(PRESENCE))
         except Exception as exc:
-            if type(exc) not in self._logged:
-                self._logged.add(type(exc))
+            if type(exc) not in logged:
+                logged.add(type(exc))
                 _logger.exception(
                     "The authorization hook failed, so access was denied. Later failures of this kind aren't logged."
                 )
             return False
+
+    return check

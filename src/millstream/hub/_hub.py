@@ -17,7 +17,7 @@ from millstream._protocol.principal import Principal
 from millstream._stores.base import CoAppend, Position, Store
 from millstream._stores.health import LogOnce
 from millstream._tasks import cancel_all
-from millstream.hub._admission import AccessRules, SafeAuthorize, check_target
+from millstream.hub._admission import AccessRules, check_target, deny_on_errors
 from millstream.hub._channels import (
     CLIENT,
     PRESENCE,
@@ -101,13 +101,14 @@ class Hub:
         # configuration
         self.limits = limits
         self._clock = clock = clock or store.time
-        self._authorize = SafeAuthorize(authorize) if authorize is not None else None
         # process
         self._store = store
         self._journal = Journal(store, limits, clock)
         self._reader = JournalReader(store, self._journal)
         self._audience = Audience(limits)
-        self.admission: AccessRules = AccessRules(self._audience, limits, self._authorize)
+        self.admission: AccessRules = AccessRules(
+            self._audience, limits, deny_on_errors(authorize) if authorize is not None else None
+        )
         """Access checks that transports run before they respond."""
         self._presence_changes = PresenceChanges(store)
         self._mailboxes = Mailboxes(store, self._journal, limits)
@@ -269,9 +270,15 @@ class Hub:
         """
         mailbox = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
-            (CLIENT + mailbox,), outlet, encode, self._presence_events.leave,
-            mailbox=mailbox, principal=principal, address=address, transport=transport,
-        )  # fmt: skip
+            (CLIENT + mailbox,),
+            outlet,
+            encode,
+            self._presence_events.leave,
+            mailbox=mailbox,
+            principal=principal,
+            address=address,
+            transport=transport,
+        )
         return await self._presence_events.start(subscription, last_event_id, 0)
 
     def listen(self, pattern: str, *, name: str = "") -> AsyncGenerator[Event, None]:
@@ -320,9 +327,15 @@ class Hub:
         """Return the statistics of this worker's hub."""
         delivery = self._delivery
         return HubStats(
-            len(self._audience), self._audience.counts(), self._published, delivery.delivered, dict(delivery.cut),
-            delivery.gaps, self._audience.transports(), dict(self._presence_events.replays),
-        )  # fmt: skip
+            len(self._audience),
+            self._audience.counts(),
+            self._published,
+            delivery.delivered,
+            dict(delivery.cut),
+            delivery.gaps,
+            self._audience.transports(),
+            dict(self._presence_events.replays),
+        )
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
         """Return the slowest subscribers, each with its subscriptions. Iterates over all subscribers."""

@@ -6,13 +6,13 @@ saved by compare-and-set after each event, so a worker that lost its lease can't
 
 import asyncio
 import hashlib
-import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from logging import getLogger
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Gap, Position, Store, read_offset
+from millstream._stores.changes import Claim
 from millstream._stores.health import LogOnce
 from millstream.hub._channels import InvalidName, check_pattern, matches
 from millstream.hub._event import Event, unpack
@@ -42,8 +42,8 @@ class EventListener:
         self._shared = bool(name)
         self._is_open = is_open
         digest = hashlib.sha256(name.encode()).hexdigest()[:32]
-        self._lease_key, self._position_key = f"listener:lease.{digest}", f"listener:position.{digest}"
-        self._me = secrets.token_hex(8).encode()
+        self._claim = Claim(store.kv, f"listener:lease.{digest}", _LEASE)
+        self._position_key = f"listener:position.{digest}"
         # Process
         self._holds = not name
         """Whether this listener may read: always without a name, or else while it has the lease."""
@@ -83,7 +83,7 @@ class EventListener:
                 renewing.cancel()
                 await asyncio.gather(renewing, return_exceptions=True)
                 with suppress(LocalError, OSError):
-                    await self._store.kv.compare_and_set(self._lease_key, self._me, None, 1.0)
+                    await self._claim.leave()
 
     async def _read(self) -> Sequence[Entry]:
         if self._shared:
@@ -118,18 +118,15 @@ class EventListener:
 
     async def _renew(self) -> None:
         """Keep the lease, or take it once it's free."""
-        kv, lease = self._store.kv, _LEASE
         while True:
             holds = False
             with suppress(LocalError, OSError):
-                async with asyncio.timeout(lease / 3):
-                    holds = await kv.compare_and_set(self._lease_key, self._me, self._me, lease) or (
-                        await kv.compare_and_set(self._lease_key, None, self._me, lease)
-                    )
+                async with asyncio.timeout(_LEASE / 3):
+                    holds = await self._claim.keep()
             if holds and not self._holds:
                 self._wakeup.set()
             self._holds = holds
-            await asyncio.sleep(lease / 3)
+            await asyncio.sleep(_LEASE / 3)
 
     async def _wait(self) -> None:
         if self._outage.lasts:

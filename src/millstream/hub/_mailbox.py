@@ -19,8 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from millstream._stores.base import Map, Store
-from millstream._stores.health import LogOnce
-from millstream._stores.tail import PAUSE
+from millstream._stores.health import LogOnce, run_on
 from millstream.hub._channels import CLIENT, HubLimits
 from millstream.hub._event import parse_offset, position_id
 from millstream.hub._journal import Journal
@@ -129,13 +128,7 @@ class Mailboxes:
             "The hub can't save the mailbox positions of clients; retrying",
             "The hub can save the mailbox positions of clients again.",
         )
-        while True:
-            await self.save_needed.wait()
-            with outage:
-                await self.save()
-            if self._unsaved_offsets:
-                await asyncio.sleep(PAUSE)
-                self.save_needed.set()
+        await run_on(self.save_needed, self.save, outage)
 
     async def _save_offset(self, client_id: str, offset: int) -> None:
         place = position_id(self._journal.epoch, offset).encode()

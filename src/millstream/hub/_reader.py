@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 
 from millstream._stores.base import Entry, Gap, Position, Store
+from millstream._tasks import has_failed
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import KnownEvent, unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
@@ -100,14 +101,13 @@ class SharedReads(Generic[T]):
         self, key: Hashable, pending: _PendingRead[T], final: Callable[[T], bool], done: asyncio.Task[T]
     ) -> None:
         self._tasks.discard(done)
-        failed = done.cancelled() or done.exception() is not None
+        failed = has_failed(done)
         if self._pending.get(key) is not pending:
             return  # a later read replaced it, or events were lost since it began
         del self._pending[key]
-        if failed or not final(done.result()):
+        if failed or not final(value := done.result()):
             return
         self._drop(key)
-        value = done.result()
         size = self._size(value)
         while self._cached and self.bytes + size > MAX_CACHE_BYTES:
             self._drop(next(iter(self._cached)))
@@ -292,7 +292,7 @@ class JournalReader:
         """
         journal = self._journal
         if not journal.ids.find(id) and journal.recent_floor:
-            if self._id_search is None or self._id_search[0] != journal.epoch or _has_failed(self._id_search[1]):
+            if self._id_search is None or self._id_search[0] != journal.epoch or has_failed(self._id_search[1]):
                 self._id_search = journal.epoch, asyncio.create_task(self._index_journal(journal.epoch))
             await asyncio.shield(self._id_search[1])
         return max((each.offset for each in journal.ids.find(id) if wants(each.channel)), default=None)
@@ -353,10 +353,6 @@ class HistoryCursor:
 
 def _offset(entry: Entry) -> int:
     return entry.position.offset
-
-
-def _has_failed(task: asyncio.Task[None]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _page_size(page: Page) -> int:

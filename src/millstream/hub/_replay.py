@@ -47,10 +47,28 @@ class CatchUp:
     """The replay for one subscriber."""
 
     __slots__ = (
-        "_backlog", "_catch_up", "_changes_after", "_cursors", "_epoch", "_gap_sent", "_journal", "_last_dropped",
-        "_last_written", "_others", "_page", "_pending_changes", "_position", "_presence_changes", "_reader",
-        "_replays", "_subscription", "_unread", "_wanted_channels", "_wants_presence", "wrote",
-    )  # fmt: skip
+        "_backlog",
+        "_catch_up",
+        "_changes_after",
+        "_cursors",
+        "_epoch",
+        "_gap_sent",
+        "_journal",
+        "_last_dropped",
+        "_last_written",
+        "_others",
+        "_page",
+        "_pending_changes",
+        "_position",
+        "_presence_changes",
+        "_reader",
+        "_replays",
+        "_subscription",
+        "_unread",
+        "_wanted_channels",
+        "_wants_presence",
+        "wrote",
+    )
 
     def __init__(
         self,

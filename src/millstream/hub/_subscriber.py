@@ -37,7 +37,6 @@ class Subscription:
         "authorize",
         "channels",
         "encode",
-        "has_wildcard",
         "joined",
         "last_change",
         "mailbox",
@@ -47,7 +46,8 @@ class Subscription:
         "principal",
         "since",
         "transport",
-    )  # fmt: skip
+        "has_wildcard",
+    )
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
 from millstream._stores.memory.topics import Watchers
 from millstream._stores.nats.address import NatsAddress
+from millstream._tasks import has_failed
 
 OLDEST = 2, 12
 """The oldest supported server version, the first with atomic batches."""
@@ -191,7 +192,7 @@ class NatsLink:
         if self._recover_task is not None:
             self._recover_task.cancel()
         self._recover_task = asyncio.create_task(self._recover())
-        self._recover_task.add_done_callback(_retrieve)
+        self._recover_task.add_done_callback(has_failed)
 
     async def _recover(self) -> None:
         with suppress(LocalError):
@@ -301,8 +302,8 @@ class NatsLink:
             task = self._streams.get(name)
             if task is None:
                 task = self._streams[name] = asyncio.create_task(self._create(name, config))
-                task.add_done_callback(_retrieve)
-            if task.done() and not task.cancelled() and task.exception() is None:
+                task.add_done_callback(has_failed)
+            if task.done() and not has_failed(task):
                 return
             try:
                 await asyncio.shield(task)
@@ -320,9 +321,14 @@ class NatsLink:
             # A re-created stream must not reuse sequences of the deleted one.
             first = time.time_ns() // 1000
             whole = {
-                "name": name, "retention": "limits", "storage": "file", "num_replicas": self.address.replicas,
-                "first_seq": first, "duplicate_window": 60 * 10**9, **config,
-            }  # fmt: skip
+                "name": name,
+                "retention": "limits",
+                "storage": "file",
+                "num_replicas": self.address.replicas,
+                "first_seq": first,
+                "duplicate_window": 60 * 10**9,
+                **config,
+            }
             for left in reversed(range(_TRIES)):
                 try:
                     await self.api(f"STREAM.CREATE.{name}", whole)
@@ -492,12 +498,6 @@ def parse_time(text: str) -> float:
 def _parse_headers(raw: bytes) -> dict[str, str]:
     lines = raw.decode().split("\r\n")[1:]
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Consume an error that no caller awaits."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _text(error: BaseException | None) -> str:

@@ -97,10 +97,18 @@ class _Consumer:
             self._epoch, self._seq = self._link.epoch, last.seq if last is not None else 0
         self._number = 0
         config: dict[str, Any] = {
-            "deliver_subject": inbox, "ack_policy": "none", "max_deliver": 1, "filter_subject": self._subject,
-            "flow_control": True, "idle_heartbeat": int(_HEARTBEAT * 1e9), "mem_storage": True, "num_replicas": 1,
-            "inactive_threshold": int(30e9), "deliver_policy": "by_start_sequence", "opt_start_seq": self._seq + 1,
-        }  # fmt: skip
+            "deliver_subject": inbox,
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "filter_subject": self._subject,
+            "flow_control": True,
+            "idle_heartbeat": int(_HEARTBEAT * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": int(30e9),
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self._seq + 1,
+        }
         body = {"stream_name": self._stream, "config": config}
         made = await self._link.api(f"CONSUMER.CREATE.{self._stream}", body)
         return str(made["name"])

@@ -15,7 +15,7 @@ import msgspec
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
-from millstream._stores.health import LogOnce
+from millstream._stores.health import LogOnce, run_on
 from millstream._stores.nats.address import NatsAddress
 from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, token
 from millstream._stores.nats.log import NatsLog
@@ -245,7 +245,9 @@ class NatsBackend:
 
     async def open(self) -> None:
         await self._link.open()
-        self._sweep_task = asyncio.create_task(self._sweep())
+        outage = LogOnce(_logger, "Expired streams can't be dropped; retrying", "Expired streams are dropped again.")
+        sweeps = run_on(asyncio.Event(), self._sweep, outage, every=_SWEEP_SECONDS, pause=_SWEEP_SECONDS)
+        self._sweep_task = asyncio.create_task(sweeps)
 
     async def close(self) -> None:
         task, self._sweep_task = self._sweep_task, None
@@ -264,15 +266,11 @@ class NatsBackend:
         await self._limits.release(worker, seats)
 
     async def _sweep(self) -> None:
-        trouble = LogOnce(_logger, "Expired streams can't be dropped; retrying", "Expired streams are dropped again.")
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            with trouble:
-                try:
-                    await self.log.sweep()
-                    await self._limits.sweep()
-                except JetStreamError as exc:
-                    raise LocalError(f"NATS rejected a request: {exc}.") from exc
+        try:
+            await self.log.sweep()
+            await self._limits.sweep()
+        except JetStreamError as exc:
+            raise LocalError(f"NATS rejected a request: {exc}.") from exc
 
 
 class NatsStore(BackendStore):

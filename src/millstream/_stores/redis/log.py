@@ -23,14 +23,15 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from millstream._protocol.errors import LocalError
 from millstream._stores.base import EPHEMERAL, PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable
+from millstream._stores.health import LogOnce
 from millstream._stores.memory.topics import Topics, Watchers
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.redis.client import Argument, RedisClient
 from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.redis.scripts import script
 from millstream._stores.tail import consecutive
+from millstream._tasks import has_failed
 
 _READ_PAGE = 64
 _BLOCK = 2000
@@ -108,32 +109,24 @@ class StreamReader:
                     await self._changed.wait()
                     continue
             # The read may wait on a former primary, or may have ended by itself.
-            self._cancel_reading()
-
-    def _cancel_reading(self) -> None:
-        if self._read_task is not None:
-            self._read_task.cancel()
+            if self._read_task is not None:
+                self._read_task.cancel()
 
     async def run(self) -> None:
         """Read until cancelled."""
+        outage = LogOnce(_logger, "The store can't be read; retrying", "The store can be read again.")
         failures = 0
         try:
             while True:
                 self._read_task = asyncio.create_task(self._read())
                 await asyncio.wait([self._read_task])
-                failure = None if self._read_task.cancelled() else self._read_task.exception()
-                if failure is None:
-                    if failures:
-                        _logger.warning("The store can be read again.")
-                    failures = 0
-                    continue
-                if not isinstance(failure, OSError | LocalError):
-                    raise failure
-                self._pending_streams = frozenset()
-                failures += 1
-                if failures == 1:
-                    _logger.warning("The store can't be read; retrying: %s", failure)
-                await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
+                with outage:
+                    if not self._read_task.cancelled():
+                        self._read_task.result()
+                failures = failures + 1 if outage.lasts else 0
+                if failures:
+                    self._pending_streams = frozenset()
+                    await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
         finally:
             reading, self._read_task = self._read_task, None
             while reading is not None and not reading.done():
@@ -329,9 +322,9 @@ class RedisLog:
     def _arrange(self, stream: str) -> asyncio.Task[None]:
         """Return a task that finishes once new entries of a stream arrive here."""
         task = self._start_tasks.get(stream)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        if task is None or has_failed(task):
             task = self._start_tasks[stream] = asyncio.create_task(self._read_along(stream))
-            task.add_done_callback(_retrieve)
+            task.add_done_callback(has_failed)
         return task
 
     async def _read_along(self, stream: str) -> None:
@@ -372,12 +365,6 @@ class RedisLog:
             self._listeners.notify(stream, Entry(position, fields[b"d"]))
 
         return take
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Consume the error, which only waiters need."""
-    if not task.cancelled():
-        task.exception()
 
 
 MAX_VALUE = 32 * 1024 * 1024

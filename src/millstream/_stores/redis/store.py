@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from millstream._protocol.errors import LocalError
+from millstream._stores.health import LogOnce, run_on
 from millstream._stores.memory.topics import Watchers
 from millstream._stores.rates import Charge, ChargeResult, ChargeResults, ConcurrencySlot, Quota, RateCharge
 from millstream._stores.redis.address import RedisAddress
@@ -55,8 +56,7 @@ class RedisBackend:
         state.renewed = self._on_new_run
         self._epochs = Watchers()
         self._hurries = asyncio.Event()
-        self._again = False
-        self._restore_task: asyncio.Task[None] | None = None
+        self._new_run = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -84,13 +84,15 @@ class RedisBackend:
             await self._client.close()
             raise
         self._reader.follow(self._wake_key, "0-0", _ignore)
-        self._tasks = [asyncio.create_task(each) for each in (self._reader.run(), self._run())]
+        outage = LogOnce(_logger, "The new epoch can't be applied; retrying", "The new epoch has been applied.")
+        restoring = run_on(self._new_run, self._restore, outage, pause=_PAUSE)
+        self._tasks = [asyncio.create_task(each) for each in (self._reader.run(), self._run(), restoring)]
 
     async def close(self) -> None:
         if self._client.closed:
             return
-        await cancel_all(*self._tasks, self._restore_task)
-        self._tasks, self._restore_task = [], None
+        await cancel_all(*self._tasks)
+        self._tasks = []
         await self._client.close()
         self._reader.forget_all()
         self.log.end_all()
@@ -159,20 +161,12 @@ class RedisBackend:
 
     def _on_new_run(self) -> None:
         _logger.warning("Redis may have lost data, because the primary or its run id changed. Readers get a gap.")
-        self._again = True
-        if self._restore_task is None or self._restore_task.done():
-            self._restore_task = asyncio.create_task(self._restore())
+        self._new_run.set()
 
     async def _restore(self) -> None:
         """Apply the new epoch, then notify all subscribers."""
-        while self._again:
-            self._again = False
-            try:
-                await self.log.look_again()
-                await self._reader.cover(self._wake_key)
-            except LocalError:
-                self._again = True
-                await asyncio.sleep(_PAUSE)
+        await self.log.look_again()
+        await self._reader.cover(self._wake_key)
         self.log.interrupt()
         self._epochs.notify()
 

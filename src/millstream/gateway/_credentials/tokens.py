@@ -16,6 +16,7 @@ from msgspec import Struct
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._stores.changes import Claim
+from millstream._tasks import has_failed
 from millstream.client._errors import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
 
@@ -232,8 +233,7 @@ class SharedTokens:
     def _forget(self, name: str, done: asyncio.Task[Any]) -> None:
         if self._renewals.get(name) is done:
             del self._renewals[name]
-        if not done.cancelled():
-            done.exception()  # its callers may have been canceled
+        has_failed(done)  # its callers may have been canceled
 
     async def _renew(self, name: str, old: StoredGrant | None, renew: Renew) -> StoredGrant | None:
         try:
