@@ -6,6 +6,7 @@ from typing import Final
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
 from millstream._stores.memory.store import MemoryStore
+from millstream._stores.store import BackendStore
 from millstream._stores.workers import parent_address
 
 
@@ -28,8 +29,6 @@ def open_store(url: str) -> Store:
 def _installed_factory(scheme: str) -> Callable[[str, str], Store] | None:
     """Return the factory that another package registers as a `millstream.stores` entry point."""
     from importlib.metadata import entry_points  # noqa: PLC0415  most programs use a store of ours
-
-    from millstream._stores.store import BackendStore  # noqa: PLC0415  as above
 
     for point in entry_points(group="millstream.stores", name=scheme):
         make = point.load()

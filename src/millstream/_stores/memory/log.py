@@ -201,14 +201,14 @@ class StreamKind:
                 raise Gap(self._epoch, entries[start].position, entries[-1].position)
             start = bisect_right(entries, after.offset, start, key=_offset)
         page = entries[start : start + limit]
-        return page if held.size <= max_bytes else _within(page, max_bytes)
+        return page if held.size <= max_bytes else within(page, max_bytes)
 
     def newest(self, stream: str, limit: int, max_bytes: int) -> Sequence[Entry]:
         held = self._present(stream, self._clock())
         if held is None:
             return []
         page = held.entries[max(held.head, len(held.entries) - limit) :]
-        return page if held.size <= max_bytes else _within(reversed(page), max_bytes)[::-1]
+        return page if held.size <= max_bytes else within(reversed(page), max_bytes)[::-1]
 
     def touch(self, stream: str, ttl: float) -> bool:
         now = self._clock()
@@ -427,7 +427,7 @@ def _offset(entry: Entry) -> int:
     return entry.position.offset
 
 
-def _within(entries: Iterable[Entry], max_bytes: int) -> list[Entry]:
+def within(entries: Iterable[Entry], max_bytes: int) -> list[Entry]:
     """Return the first entries, up to the one that reaches `max_bytes`."""
     found: list[Entry] = []
     for entry in entries:

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from millstream._recent import Recent
 from millstream._stores.base import PAGE_BYTES, Entry, Gap, Index, Position, StoreFull, StoreUnavailable, StreamSealed
-from millstream._stores.memory.log import kind_of
+from millstream._stores.memory.log import kind_of, within
 from millstream._stores.nats.link import (
     TOO_LARGE,
     WRONG_LAST,
@@ -32,6 +32,7 @@ from millstream._stores.nats.link import (
     token,
 )
 from millstream._stores.nats.log_listeners import LogListeners
+from millstream._tasks import Tasks, has_failed
 
 ROOM = 512 * 1024 * 1024
 """Maximum bytes of one kind on each node."""
@@ -106,13 +107,13 @@ class NatsLog:
         self._views: Recent[tuple[str, str], _ViewCache] = Recent(_MAX_VIEWS)
         self._homes: dict[str, set[str]] = {}
         """Kinds of the streams that feed an index, by the kind of the index."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._trims = Tasks()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop listening and trimming, and clear the caches."""
         self._listeners.close()
-        for task in list(self._tasks):
-            task.cancel()
+        trims, self._trims = self._trims, Tasks()
+        await trims.close()
         self._views.clear()
         self._seen.clear()
         self._homes.clear()
@@ -173,7 +174,7 @@ class NatsLog:
             await self._ensure(view.kind)
             last = await self._link.last(view.stream, view.subject)
             if last is not None and last.seq > (await self._floor(view)).seq and not await self._lives(view, last):
-                await self._drop(view, last.seq)
+                await self._raise_floor(view, Floor(last.seq))
             known = self._views.setdefault(key, _ViewCache(0.0))
         self._views.keep(key, known)
         return known
@@ -185,7 +186,7 @@ class NatsLog:
             return False
         if end.seq > (await self._floor(view)).seq and await self._lives(view, end):
             return True
-        await self._drop(view, end.seq)
+        await self._raise_floor(view, Floor(end.seq))
         await self._link.purge(view.stream, f"{view.subject.removesuffix('.*')}.end", before=end.seq + 1)
         return False
 
@@ -195,14 +196,7 @@ class NatsLog:
         known.appended += 1
         if known.appended >= max(_TRIM_EVERY, most // _PART):
             known.appended = 0
-            task = asyncio.create_task(self._trim(view, most))
-            self._tasks.add(task)
-            task.add_done_callback(self._on_trim_done)
-
-    def _on_trim_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # retried after further appends
+            self._trims.spawn(self._trim(view, most)).add_done_callback(has_failed)  # retried after further appends
 
     async def _trim(self, view: View, most: int) -> None:
         """Raise the floor of a view to just below its newest entries."""
@@ -261,9 +255,6 @@ class NatsLog:
             if both:
                 await link.purge(view.stream, subject, before=both + 1)
 
-    async def _drop(self, view: View, upto: int) -> None:
-        await self._raise_floor(view, Floor(upto, 0))
-
     # Reading
 
     async def read(
@@ -295,24 +286,20 @@ class NatsLog:
                 raise await self._gap(view, floor, last)
             if expected == after.offset:
                 found = found[1:]
-        return self._entries(found, limit, max_bytes)
+        return within(map(self._entry, found[:limit]), max_bytes)
 
     async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
         view, last, floor = await self._look(stream)
         if last is None:
             return []
         if limit == 1:
-            return self._entries([last], 1, max_bytes)
+            return [self._entry(last)]
         begin = await self._begin_of_newest(view, floor.seq + 1, last.seq, limit)
         found: list[StreamMessage] = []
         while not found or found[-1].seq < last.seq:
             found += await self._read(view, found[-1].seq + 1 if found else begin, last.seq, limit, max_bytes)
             del found[:-limit]
-        kept = len(found)
-        while kept and max_bytes > 0:
-            kept -= 1
-            max_bytes -= len(found[kept].data)
-        return self._entries(found[kept:], limit, 2**62)
+        return within(map(self._entry, reversed(found)), max_bytes)[::-1]
 
     async def _begin_of_newest(self, view: View, low: int, last: int, limit: int) -> int:
         """Return a sequence with at least `limit` messages from there on, and not many more."""
@@ -343,14 +330,8 @@ class NatsLog:
                 raise StoreUnavailable("No replica of the NATS store has caught up.")
             await asyncio.sleep(_LAG)
 
-    def _entries(self, found: list[StreamMessage], limit: int, max_bytes: int) -> list[Entry]:
-        entries: list[Entry] = []
-        for message in found[:limit]:
-            entries.append(Entry(Position(self._link.epoch, message.seq), message.data))
-            max_bytes -= len(message.data)
-            if max_bytes <= 0:
-                break
-        return entries
+    def _entry(self, message: StreamMessage) -> Entry:
+        return Entry(Position(self._link.epoch, message.seq), message.data)
 
     async def _gap(self, view: View, floor: Floor, last: StreamMessage) -> Gap:
         epoch = self._link.epoch
@@ -415,7 +396,7 @@ class NatsLog:
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)
         if last is not None:
-            await self._drop(view, last.seq)
+            await self._raise_floor(view, Floor(last.seq))
             if not view.index:
                 await self._is_sealed(view)
 
@@ -448,7 +429,7 @@ class NatsLog:
         if await self._lives(view, last):  # another worker has appended, or touched it
             self._views.setdefault(key, _ViewCache(now + _LOOK_AGAIN, known.appended))
         else:
-            await self._drop(view, last.seq)
+            await self._raise_floor(view, Floor(last.seq))
             await self._is_sealed(view)
 
     # Names

@@ -216,6 +216,8 @@ class NatsBackend:
         self.log = NatsLog(self._link)
         self.kv = NatsMap(self._link)
         self._limits = NatsLimits(self._link, self.kv)
+        self.charge = self._limits.charge
+        self.release = self._limits.release
         self._sweep_task: asyncio.Task[None] | None = None
 
     @property
@@ -252,18 +254,12 @@ class NatsBackend:
     async def close(self) -> None:
         task, self._sweep_task = self._sweep_task, None
         await cancel_all(task)
-        self.log.close()
+        await self.log.close()
         self.kv.close()
         await self._link.close()
 
     async def bind(self, worker: str) -> None:
         """Do nothing, because NATS doesn't report ended connections."""
-
-    async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
-        return await self._limits.charge(worker, charges, dead)
-
-    async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
-        await self._limits.release(worker, seats)
 
     async def _sweep(self) -> None:
         try:

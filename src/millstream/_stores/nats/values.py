@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable
 from millstream._stores.memory.log import ITEM_BYTES, kind_of
 from millstream._stores.nats.link import (
@@ -36,12 +38,11 @@ _AT_ONCE = 64
 _PAUSE = 0.002
 
 
-class _Size:
+class _Size(Struct):
     """The last known size of a kind or share, plus the bytes that this worker has added since."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.at = -math.inf
+    bytes: int = 0
+    at: float = -math.inf
 
 
 class NatsMap:

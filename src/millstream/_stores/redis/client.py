@@ -102,17 +102,13 @@ class RedisClient:
         self._queue: deque[_Request] = deque()
         self._write_task: asyncio.Task[None] | None = None
         self._broken = False
-        self._doubt = ""
+        self.degraded_reason = ""
+        """Why a server may lose data although it answers, or an empty string."""
         self._watch_task: asyncio.Task[None] | None = None
 
     @property
     def closed(self) -> bool:
         return self._redis is None
-
-    @property
-    def degraded_reason(self) -> str:
-        """Why a server may lose data although it answers, or an empty string."""
-        return self._doubt
 
     async def open(self) -> None:
         """Connect and check that the servers are usable. Wait for servers that are still starting.
@@ -183,10 +179,6 @@ class RedisClient:
     async def ask(self, key: str, *command: Argument, again: bool = True) -> Any:
         """Send a plain command, whose first key is `key`. Arguments and errors are those of `run`."""
         return await self._put(key, command, b"", again=again, confirm=False)
-
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of several keys, in one round trip."""
-        return list(await asyncio.gather(*(self.ask(key, "GET", key) for key in keys)))
 
     async def scan(self, pattern: str, page: int) -> list[str]:
         """Return the keys on all servers that match a pattern."""
@@ -367,10 +359,11 @@ class RedisClient:
             infos = await self._infos()
         except (*_BROKEN, RedisError):
             return  # The next command reports it.
-        before, self._doubt = self._doubt, next(filter(None, (evicts(info, "Redis") for info in infos)), "")
-        if self._doubt and not before:
-            _logger.error("%s", self._doubt)
-        elif before and not self._doubt:
+        before = self.degraded_reason
+        self.degraded_reason = next(filter(None, (evicts(info, "Redis") for info in infos)), "")
+        if self.degraded_reason and not before:
+            _logger.error("%s", self.degraded_reason)
+        elif before and not self.degraded_reason:
             _logger.warning("Redis no longer evicts data.")
 
 

@@ -386,10 +386,7 @@ class RedisMap:
         return found
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        if not keys:
-            return []
-        names = [self._keys.value(key) for key in keys]
-        return await self._client.get_many(names)
+        return list(await asyncio.gather(*map(self.get, keys)))
 
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         await self._set(key, ("any", b""), value, ttl, lossy)

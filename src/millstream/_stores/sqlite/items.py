@@ -9,19 +9,18 @@ Each kind of stream has its own space. A full kind drops the oldest entries of i
 above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.
 """
 
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from millstream._stores.base import Entry, Gap, Index, OwnerQuotaExceeded, Position, StoreFull, StreamSealed
-from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of
+from millstream._stores.base import Entry, Gap, Index, Position, OwnerQuotaExceeded, StoreFull, StreamSealed
+from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of, within
 from millstream._stores.memory.store import RESERVED_PART
 from millstream._stores.rates import MARK_BYTES, PART, owner_for
 from millstream._stores.sqlite.file import Database
 
 _SWEEP = 10.0
-"""Seconds between scans for expired values."""
+"""Seconds between scans for expired values and streams."""
 
 
 class Items:
@@ -152,9 +151,6 @@ class Items:
             self._forget(key)
 
 
-"""Seconds between scans for expired streams."""
-
-
 class Streams:
     """The streams of one file."""
 
@@ -207,7 +203,7 @@ class Streams:
             "SELECT offset, data FROM entries WHERE stream=? AND offset>? ORDER BY offset LIMIT ?",
             (number, -1 if after is None else after.offset, limit),
         )
-        return _page(epoch, rows, max_bytes)
+        return within((Entry(Position(epoch, offset), data) for offset, data in rows), max_bytes)
 
     def newest(self, stream: str, limit: int, max_bytes: int) -> Sequence[Entry]:
         """See `Log.newest`."""
@@ -216,7 +212,8 @@ class Streams:
             " ORDER BY offset DESC LIMIT ?",
             (stream, self._clock(), limit),
         )
-        return _page(self._file.epoch, rows, max_bytes)[::-1]
+        epoch = self._file.epoch
+        return within((Entry(Position(epoch, offset), data) for offset, data in rows), max_bytes)[::-1]
 
     def touch(self, stream: str, ttl: float) -> bool:
         """See `Log.touch`."""
@@ -312,14 +309,3 @@ class Streams:
     def _sweep(self, now: float) -> None:
         for row in self._file.run("SELECT id, kind, size FROM streams WHERE until<=?", (now,)).fetchall():
             self._forget(*row)
-
-
-def _page(epoch: str, rows: sqlite3.Cursor, max_bytes: int) -> list[Entry]:
-    """Return entries up to the one that reaches `max_bytes`."""
-    found: list[Entry] = []
-    for offset, data in rows:
-        found.append(Entry(Position(epoch, offset), data))
-        max_bytes -= len(data)
-        if max_bytes <= 0:
-            break
-    return found
