@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from millstream._limits.hashed_keys import hash_key
 from millstream._limits.store_limiter import StoreLimiter
-from millstream._stores.rates import ChargeResult, Quota, RateCharge, pace_wait
+from millstream._recent import Recent
+from millstream._stores.rates import ChargeResult, RateCharge, Quota, drop_paces, pace_wait
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -104,7 +105,7 @@ class Limiter:
         if wait <= 0:
             now, whole_at = self.clock(), self.whole_at
             if key not in whole_at and len(whole_at) >= self._max_keys:
-                self._forget(now)
+                drop_paces(whole_at, self._max_keys, now)
             whole_at[key] = max(now, whole_at.get(key, now)) + self.each * cost
         return wait
 
@@ -152,14 +153,6 @@ class Limiter:
     def header_lines(self, key: str, wait: float) -> bytes:
         """Return header lines with a caller's limit and the time to wait."""
         return rate_lines(self.name, self.rate, self.count_remaining(key), wait)
-
-    def _forget(self, now: float) -> None:
-        """Remove keys with a full allowance, and the older half of the rest."""
-        kept = {key: at for key, at in self.whole_at.items() if at > now}
-        if len(kept) >= self._max_keys:
-            kept = dict(list(kept.items())[len(kept) // 2 :])
-        self.whole_at.clear()
-        self.whole_at.update(kept)
 
 
 def rate_lines(name: str, rate: Rate, remaining: int, wait: float) -> bytes:
@@ -263,7 +256,7 @@ class SharedLimiter:
         self._clock = clock
         self.workers = 1
         """Number of workers that share the rate, as last reported by the store."""
-        self._known: dict[str, _KnownPace] = {}
+        self._known: Recent[str, _KnownPace] = Recent(_MAX_KEYS)
         self._alone: Limiter | None = None
 
     def wait(self, key: str, cost: float = 1.0) -> float:
@@ -306,9 +299,7 @@ class SharedLimiter:
         now = self._clock()
         known = self._known.get(key)
         if known is None:
-            if len(self._known) >= _MAX_KEYS:
-                self._known = dict(list(self._known.items())[_MAX_KEYS // 2 :])
-            known = self._known[key] = _KnownPace()
+            self._known.keep(key, known := _KnownPace())
         known.asked_at, known.remaining = now, taken.remaining
         if advanced:
             known.fetching = -_LOST

@@ -84,11 +84,7 @@ class MapMembers:
             outcome = await self._change(key, add)
             if outcome:
                 self._keys[key] = self._keys.get(key, 0) + 1
-            position = None
-            if outcome == "announce":
-                position = await self._append(told)
-                await self._change(key, lambda record: _announcement(record, member, me))
-            return present, position
+            return present, await self._announce(key, member, told) if outcome == "announce" else None
 
     async def leave(self, group: str, member: str, told: CoAppend) -> Position | None:
         self._held.pop((group, member), None)
@@ -114,11 +110,7 @@ class MapMembers:
             outcome = await self._change(key, remove)
             if outcome:
                 self._release(key)
-            if outcome != "announce":
-                return None
-            position = await self._append(told)
-            await self._change(key, lambda record: _announcement(record, member, me))
-            return position
+            return await self._announce(key, member, told) if outcome == "announce" else None
 
     async def present(self, group: str) -> list[tuple[str, bytes]]:
         await self._workers.read()
@@ -202,8 +194,21 @@ class MapMembers:
                 break
         return outcome
 
-    async def _append(self, told: CoAppend) -> Position:
-        return await self._backend.log.append(told.stream, told.data, ttl=told.ttl, max_entries=told.max_entries)
+    async def _announce(self, key: str, member: str, told: CoAppend) -> Position:
+        log, me = self._backend.log, self._workers.me
+        position = await log.append(told.stream, told.data, ttl=told.ttl, max_entries=told.max_entries)
+
+        def finish(record: Record) -> str:
+            held = record.get(member)
+            if held is None or held.announcer != me:
+                return ""
+            held.announcer = ""
+            if not held.workers:
+                del record[member]
+            return "announced"
+
+        await self._change(key, finish)
+        return position
 
     def _is_gone(self, worker: str) -> bool:
         return worker in self._workers.dead
@@ -224,16 +229,6 @@ class MapMembers:
             self._keys[key] = left
         else:
             self._keys.pop(key, None)
-
-
-def _announcement(record: Record, member: str, me: str) -> str:
-    held = record.get(member)
-    if held is None or held.announcer != me:
-        return ""
-    held.announcer = ""
-    if not held.workers:
-        del record[member]
-    return "announced"
 
 
 def _key(group: str, member: str) -> str:

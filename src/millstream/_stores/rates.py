@@ -6,7 +6,8 @@ in which clients can create any number. Stores see opaque keys, not clients.
 """
 
 from base64 import urlsafe_b64encode
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Protocol
@@ -31,6 +32,8 @@ PART = 2
 """The divisor of a kind's space that gives the maximum for one share."""
 MARK_BYTES = 16
 """A value up to this size, such as a tombstone, is a mark."""
+_RESERVED_PART = 16
+"""The divisor of a kind's space that gives the part reserved for marks, in stores that this program keeps itself."""
 _SLACK = 1e-6
 """Tolerance for rounding errors of sums."""
 
@@ -40,6 +43,13 @@ def owner_for(key: str) -> str:
     kind, _, rest = key.partition(":")
     share, dot, _ = rest.partition(".")
     return share if dot and kind in KINDS_WITH_SHARES else ""
+
+
+def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[str, int]:
+    """Return the space in bytes that a value may use, by share. The empty share is all of the key's kind."""
+    reserved, share = len(value) <= MARK_BYTES or lossy, owner_for(key)
+    rooms = {"": max_bytes if reserved else max_bytes - max_bytes // _RESERVED_PART}
+    return {share: max_bytes // PART, **rooms} if share and (lossy or not reserved) else rooms
 
 
 @lru_cache(maxsize=4096)
@@ -116,6 +126,32 @@ def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float)
     """Return the seconds until a pace has room for a cost, or 0. It's fully recovered at `full_at`."""
     missing = full_at - now - seconds + seconds / count * min(cost, count)
     return missing if missing > _SLACK else 0.0
+
+
+def drop_paces(
+    full_at: dict[str, float], maximum: int, now: float, kind_of: Callable[[str], str] = lambda key: ""
+) -> str | None:
+    """Drop fully recovered paces, then the older half of the most frequent kind if there are still too many.
+
+    Many paces of one kind, such as proofs, thus don't displace those of other kinds.
+
+    Args:
+        full_at: time at which each pace is fully recovered, by key, in order of first use.
+        maximum: number of paces below which unrecovered ones stay.
+        now: the time.
+        kind_of: returns the kind of a key.
+
+    Returns:
+        The kind of which unrecovered paces were dropped.
+    """
+    for key in [key for key, at in full_at.items() if at <= now]:
+        del full_at[key]
+    if len(full_at) < maximum:
+        return None
+    kind, count = Counter(map(kind_of, full_at)).most_common(1)[0]
+    for key in [key for key in full_at if kind_of(key) == kind][: (count + 1) // 2]:
+        del full_at[key]
+    return kind
 
 
 def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResult, float]:

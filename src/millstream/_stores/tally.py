@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 
 from millstream._stores.base import Map
+from millstream._stores.memory.log import kind_of
 from millstream._stores.rates import (
     Charge,
     ChargeResult,
@@ -17,6 +18,7 @@ from millstream._stores.rates import (
     check_pace,
     check_quota,
     check_seat,
+    drop_paces,
     quota_key,
     refuse_all,
 )
@@ -45,7 +47,8 @@ class UsageCounter:
         """See `Backend.charge`."""
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
-            used = await self._used_amounts(quotas)
+            values = await self._values.get_many(list(map(quota_key, quotas))) if quotas else []
+            used = {quota.key: float(value or 0) for quota, value in zip(quotas, values, strict=True)}
             now, wall = self._clock(), time.time()
             found: list[ChargeResult] = []
             full_at: dict[str, float] = {}
@@ -67,7 +70,7 @@ class UsageCounter:
                     if quota.until > wall:
                         value = b"%.6f" % (used[quota.key] + quota.cost)
                         await self._values.put(quota_key(quota), value, quota.until - wall, lossy=True)
-        forgot = [self._forgot[kind] for kind in map(_kind_of, charges) if kind in self._forgot] if self._forgot else []
+        forgot = [self._forgot[kind] for charge in charges if (kind := kind_of(charge.key)) in self._forgot]
         return ChargeResults(refused or found, self._clock() - max(forgot) if forgot else None)
 
     async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
@@ -75,12 +78,6 @@ class UsageCounter:
         for seat in seats:
             if seat.key in self._seats:
                 self._keep(seat.key, self._seats[seat.key] - {(worker, seat.holder)})
-
-    async def _used_amounts(self, quotas: Sequence[Quota]) -> dict[str, float]:
-        if not quotas:
-            return {}
-        values = await self._values.get_many(list(map(quota_key, quotas)))
-        return {quota.key: float(value or 0) for quota, value in zip(quotas, values, strict=True)}
 
     def _holders(self, key: str, dead: Collection[str]) -> set[tuple[str, str]]:
         held = self._seats.get(key, set())
@@ -92,7 +89,9 @@ class UsageCounter:
     def _take_paces(self, full_at: Mapping[str, float], now: float) -> None:
         for key, at in full_at.items():
             if key not in self._paces and len(self._paces) >= MAX_PACES:
-                self._forget(now)
+                kind = drop_paces(self._paces, MAX_PACES, now, kind_of)
+                if kind is not None:
+                    self._forgot[kind] = now
             self._paces[key] = at
 
     def _keep(self, key: str, held: set[tuple[str, str]]) -> None:
@@ -100,26 +99,3 @@ class UsageCounter:
             self._seats[key] = held
         else:
             del self._seats[key]
-
-    def _forget(self, now: float) -> None:
-        """Drop fully recovered paces, then the older half of the most frequent kind.
-
-        Many paces of one kind, such as proofs, thus don't displace those of other kinds.
-        """
-        kept = {key: at for key, at in self._paces.items() if at > now}
-        if len(kept) >= MAX_PACES:
-            kinds = Counter(map(_kind, kept))
-            kind, count = kinds.most_common(1)[0]
-            for key in [key for key in kept if _kind(key) == kind][: (count + 1) // 2]:
-                del kept[key]
-            self._forgot[kind] = now
-        self._paces = kept
-
-
-def _kind(key: str) -> str:
-    kind, mark, _ = key.partition(":")
-    return kind if mark else ""  # names of limits are digests
-
-
-def _kind_of(charge: Charge) -> str:
-    return _kind(charge.key)

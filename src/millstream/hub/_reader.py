@@ -178,11 +178,6 @@ class JournalReader:
         self.slots = asyncio.Semaphore(MAX_READERS)
         """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
-    @property
-    def cached_bytes(self) -> int:
-        """Bytes of cached pages."""
-        return self._pages.bytes
-
     def forget(self) -> None:
         """Drop cached pages, because new events reuse the offsets of lost ones."""
         self._pages.forget()

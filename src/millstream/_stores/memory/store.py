@@ -15,12 +15,9 @@ from collections.abc import Callable, Sequence
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, kind_of
 from millstream._stores.memory.topics import never
-from millstream._stores.rates import MARK_BYTES, PART, owner_for
+from millstream._stores.rates import rooms_for, owner_for
 from millstream._stores.store import BackendStore
 from millstream._stores.tally import UsageCounter
-
-RESERVED_PART = 16
-"""The divisor of the space reserved for values of at most `MARK_BYTES`."""
 
 
 class ValueKind:
@@ -131,10 +128,7 @@ class MemoryMap:
     def _make_room(self, kind: ValueKind, key: str, value: bytes, now: float, lossy: bool) -> None:
         if kind.growth(key, value) <= 0:
             return
-        reserved = len(value) <= MARK_BYTES or lossy
-        rooms = {"": self.max_bytes if reserved else self.max_bytes - self.max_bytes // RESERVED_PART}
-        if (share := owner_for(key)) and (lossy or not reserved):
-            rooms = {share: self.max_bytes // PART, **rooms}
+        rooms = rooms_for(key, value, self.max_bytes, lossy=lossy)
 
         def is_full(share: str) -> bool:
             return (kind.shares[share] if share else kind.size) + kind.growth(key, value) > rooms[share]

@@ -329,8 +329,14 @@ class RedisLog:
 
     async def _read_along(self, stream: str) -> None:
         key, last = self._keys.stream(stream), await self._last(stream)
+
+        def take(id: str, fields: Fields) -> None:
+            # Use the epoch of the append, which may differ from the one that this worker has.
+            position = Position(fields[b"e"].decode(), int(id.partition("-")[0]))
+            self._listeners.notify(stream, Entry(position, fields[b"d"]))
+
         if stream in self._listeners:
-            self._reader.follow(key, f"{last}-0", self._taker(stream))
+            self._reader.follow(key, f"{last}-0", take)
             await self._reader.cover(key)
 
     async def _last(self, stream: str) -> int:
@@ -357,14 +363,6 @@ class RedisLog:
         for task in self._start_tasks.values():
             task.cancel()
         self._start_tasks.clear()
-
-    def _taker(self, stream: str) -> Callable[[str, Fields], None]:
-        def take(id: str, fields: Fields) -> None:
-            # Use the epoch of the append, which may differ from the one that this worker has.
-            position = Position(fields[b"e"].decode(), int(id.partition("-")[0]))
-            self._listeners.notify(stream, Entry(position, fields[b"d"]))
-
-        return take
 
 
 MAX_VALUE = 32 * 1024 * 1024

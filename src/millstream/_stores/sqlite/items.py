@@ -15,8 +15,7 @@ from contextlib import suppress
 
 from millstream._stores.base import Entry, Gap, Index, Position, OwnerQuotaExceeded, StoreFull, StreamSealed
 from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of, within
-from millstream._stores.memory.store import RESERVED_PART
-from millstream._stores.rates import MARK_BYTES, PART, owner_for
+from millstream._stores.rates import rooms_for, owner_for
 from millstream._stores.sqlite.file import Database
 
 _SWEEP = 10.0
@@ -70,7 +69,7 @@ class Items:
         kind, share, size = kind_of(key), owner_for(key), len(value) + len(key) + ITEM_BYTES
         growth = size - (0 if old is None else old[0])
         if growth > 0:
-            self._check(key, kind, share, growth, len(value), now, lossy=lossy)
+            self._check(key, value, growth, now, lossy=lossy)
         self._place += lossy
         self._file.run(
             "INSERT OR REPLACE INTO items VALUES (?,?,?,?,?,?,?)",
@@ -102,17 +101,14 @@ class Items:
         )
         return [key for (key,) in rows]
 
-    def _check(self, key: str, kind: str, share: str, growth: int, length: int, now: float, *, lossy: bool) -> None:
+    def _check(self, key: str, value: bytes, growth: int, now: float, *, lossy: bool) -> None:
         """Make room for a value, or raise `StoreFull`."""
-        reserved = length <= MARK_BYTES or lossy
-        rooms = {"": self._max_bytes if reserved else self._max_bytes - self._max_bytes // RESERVED_PART}
-        if share and (lossy or not reserved):
-            rooms = {share: self._max_bytes // PART, **rooms}
-        for part, room in rooms.items():
+        kind = kind_of(key)
+        for part, room in rooms_for(key, value, self._max_bytes, lossy=lossy).items():
             if self._get_usage(kind, part) + growth <= room:
                 continue
             self._sweep(now)
-            if lossy and length + len(key) + ITEM_BYTES <= room:
+            if lossy and len(value) + len(key) + ITEM_BYTES <= room:
                 self._evict(key, kind, part, self._get_usage(kind, part) + growth - room)
             if self._get_usage(kind, part) + growth > room:
                 text = f"The store is full: this {'share' if part else 'kind'} of values has {room} bytes."
