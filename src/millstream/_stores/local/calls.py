@@ -2,11 +2,12 @@
 
 Each method of `Log`, `Map`, and `StoreSession` has one request type, a struct with the method's parameters. A reply
 repeats the id of its request, and its value is decoded as the method's return type. A frame is four bytes of length and
-a MessagePack array of all messages that one side sends in one iteration of its event loop. This module does no I/O.
+a MessagePack array of all messages that one side sends in one iteration of its event loop.
 
 Private folders for parents' sockets, and the cleanup of folders left by killed parents.
 """
 
+import asyncio
 import errno
 import inspect
 import os
@@ -18,12 +19,13 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct as Format
-from typing import Any, Final, Protocol, Union, get_type_hints
+from typing import Any, Final, Protocol, Union, cast, get_type_hints
 from zlib import crc32
 
 import msgspec
 from msgspec import Struct, defstruct
 
+from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import (
     Entry,
@@ -276,6 +278,46 @@ class Frames:
             start = end
         del rest[:start]
         return found
+
+
+class FrameConnection(asyncio.Protocol):
+    """A connection that sends all messages of one event loop iteration in one frame."""
+
+    def __init__(self, max_frame: int) -> None:
+        self._max_frame = max_frame
+        self._loop: asyncio.AbstractEventLoop
+        self._transport: asyncio.Transport | None = None
+        self._frames = Frames(max_frame)
+        self._out = Frame()
+        self._flushes = False
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
+        self._frames = Frames(self._max_frame)
+        self._out = Frame()
+
+    def abort(self) -> None:
+        """Abort the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _write(self, message: Struct) -> None:
+        """Send a message at the end of this event loop iteration, if there's a connection."""
+        if self._transport is None:
+            return
+        self._out.add(message)
+        if len(self._out) >= FLUSH:
+            self._flush()
+        elif not self._flushes:
+            self._flushes = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushes = False
+        if self._transport is not None and len(self._out):
+            self._transport.write(self._out.take())
 
 
 def read_requests(content: bytes) -> list[Any]:

@@ -18,21 +18,17 @@ from pathlib import Path
 from types import coroutine
 from typing import Any, cast
 
-from msgspec import Struct
-
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Store
 from millstream._stores.local.calls import (
     BY_REQUEST,
-    FLUSH,
     HELLO,
     MAX_FRAME,
     VERSION,
     DropNotice,
     EntryPush,
-    Frame,
-    Frames,
+    FrameConnection,
     Greeting,
     StoreFailure,
     StoreReply,
@@ -56,23 +52,19 @@ AT_ONCE = 500
 """Maximum calls of one worker that run before other workers get a turn."""
 
 
-class WorkerConnection(asyncio.Protocol):
+class WorkerConnection(FrameConnection):
     """The connection of one worker. It implements `StoreSession`."""
 
     def __init__(self, server: "LocalServer") -> None:
+        super().__init__(MAX_FRAME)
         # Configuration
         self._server = server
-        self._loop = asyncio.get_running_loop()
         # Process
         self.backend: Backend | None = None
         """The store that the worker opened."""
         self.worker = ""
         """The worker's name, under which it has its lease."""
         # Connection
-        self._transport: asyncio.Transport | None = None
-        self._frames = Frames(MAX_FRAME)
-        self._out = Frame()
-        self._flushes = False
         self._paused = False
         self._dropped = False
         self._waiting: deque[Any] = deque()
@@ -83,8 +75,8 @@ class WorkerConnection(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
-        self._transport.set_write_buffer_limits(PAUSE_BYTES)
+        super().connection_made(transport)
+        cast("asyncio.Transport", transport).set_write_buffer_limits(PAUSE_BYTES)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -94,11 +86,6 @@ class WorkerConnection(asyncio.Protocol):
             stop()
         self._listens.clear()
         self._server.forget(self, self.backend)
-
-    def abort(self) -> None:
-        """Abort the connection."""
-        if self._transport is not None:
-            self._transport.abort()
 
     @override
     def pause_writing(self) -> None:
@@ -166,22 +153,6 @@ class WorkerConnection(asyncio.Protocol):
         self._tasks.discard(task)
         if self._waiting:
             self._work()
-
-    def _write(self, message: Struct) -> None:
-        """Send a message at the end of this event loop iteration."""
-        if self._transport is None:
-            return
-        self._out.add(message)
-        if len(self._out) >= FLUSH:
-            self._flush()
-        elif not self._flushes:
-            self._flushes = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushes = False
-        if self._transport is not None and len(self._out):
-            self._transport.write(self._out.take())
 
     # `StoreSession`
 

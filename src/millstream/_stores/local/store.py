@@ -9,17 +9,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from millstream._override import override
 from millstream._stores.base import Entry, Log, Map, StoreUnavailable
 from millstream._stores.local.calls import (
-    FLUSH,
     HELLO,
     VERSION,
     EntryPush,
-    Frame,
-    Frames,
+    FrameConnection,
     Greeting,
     RawStoreReply,
     StoreCall,
@@ -44,7 +42,7 @@ _GONE = (
 )
 
 
-class ParentConnection(asyncio.Protocol):
+class ParentConnection(FrameConnection):
     """The connection to the parent, one at a time."""
 
     def __init__(
@@ -55,6 +53,7 @@ class ParentConnection(asyncio.Protocol):
         pushed: Callable[[EntryPush], None],
         dropped: Callable[[], None],
     ) -> None:
+        super().__init__(2**32)
         # Configuration
         self._address = address
         self._url = url
@@ -66,10 +65,6 @@ class ParentConnection(asyncio.Protocol):
         self._reconnecting: asyncio.Task[None] | None = None
         self._next = 0
         # Connection
-        self._transport: asyncio.Transport | None = None
-        self._frames = Frames(2**32)
-        self._out = Frame()
-        self._flushes = False
         self._waiting: dict[int, tuple[StoreCall, asyncio.Future[Any]]] = {}
         self._received = False
         """Whether anything was received since the last check."""
@@ -103,11 +98,11 @@ class ParentConnection(asyncio.Protocol):
             self._transport.close()
             await self._ended
 
+    @override
     def abort(self) -> None:
         """Drop the connection, as if the process were killed, and don't reconnect."""
         self._open = False
-        if self._transport is not None:
-            self._transport.abort()
+        super().abort()
 
     async def call(self, call: StoreCall, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method in the parent.
@@ -133,14 +128,9 @@ class ParentConnection(asyncio.Protocol):
             raise StoreUnavailable(_GONE)
         loop = asyncio.get_running_loop()
         number = self._next = self._next + 1
-        self._out.add(call.request(number, *args, **kwargs))
+        self._write(call.request(number, *args, **kwargs))
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting[number] = (call, future)
-        if len(self._out) >= FLUSH:
-            self._flush()
-        elif not self._flushes:
-            self._flushes = True
-            loop.call_soon(self._flush)
         if self._watch is None:
             self._received = False
             self._watch = loop.call_later(PATIENCE, self._look)
@@ -181,9 +171,7 @@ class ParentConnection(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
-        self._frames = Frames(2**32)
-        self._out = Frame()
+        super().connection_made(transport)
         self._ended = asyncio.get_running_loop().create_future()
 
     @override
@@ -215,11 +203,6 @@ class ParentConnection(asyncio.Protocol):
             future.set_exception(answer.error())
         else:
             future.set_result(call.read_reply(answer.value))
-
-    def _flush(self) -> None:
-        self._flushes = False
-        if self._transport is not None and len(self._out):
-            self._transport.write(self._out.take())
 
     def _look(self) -> None:
         """Fail pending calls if the parent has stalled."""
