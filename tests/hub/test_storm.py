@@ -125,7 +125,7 @@ async def test_oversized_pages_are_not_cached() -> None:
         await fill(hub, 2_600, size=12_000)
         outlets = await come_back(hub, [place(hub, number) for number in (5, 6, 600)])
         assert [len(outlet.data) for outlet in outlets] == [1_298, 1_298, 1_001]
-        assert 0 < hub._reader._pages.bytes <= 16 * 1024 * 1024
+        assert 0 < hub._delivery.reader._pages.bytes <= 16 * 1024 * 1024
 
 
 async def test_leaving_during_a_shared_read_does_not_affect_others() -> None:

@@ -274,28 +274,18 @@ class Delivery:
     change_tail: Tail
     """The reader of presence changes."""
 
-    def __init__(
-        self,
-        store: Store,
-        journal: Journal,
-        reader: JournalReader,
-        presence_changes: PresenceChanges,
-        mailboxes: Mailboxes,
-        audience: Audience,
-        *,
-        limits: HubLimits,
-    ) -> None:
+    def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
         self._store = store
-        self._journal = journal
-        self._reader = reader
-        self._presence_changes = presence_changes
-        self._mailboxes = mailboxes
-        self._audience = audience
         self._max_buffered = limits.max_buffered
         # process
+        self.journal: Journal = Journal(store, limits, clock)
+        self.reader: JournalReader = JournalReader(store, self.journal)
+        self.presence_changes: PresenceChanges = PresenceChanges(store)
+        self.mailboxes: Mailboxes = Mailboxes(store, self.journal, limits)
+        self.audience: Audience = Audience(limits)
         self._tasks: list[asyncio.Task[None]] = []
-        self.backlog = UnreadBacklog(limits.max_unread, audience.outlets, partial(self._end, reason=SLOW))
+        self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, partial(self._end, reason=SLOW))
         self.delivered = 0
         self.gaps = 0
         self.cut: dict[str, int] = {}
@@ -304,8 +294,8 @@ class Delivery:
         """Start listening at the end of both streams."""
         self.event_tail = Tail(self._store.log, JOURNAL, None, self._deliver_entries, self._on_gap)
         self.change_tail = Tail(self._store.log, STREAM, None, self._deliver_changes, self._on_changes_lost)
-        self.event_tail.position = await self._journal.open()
-        self.change_tail.position = await self._presence_changes.open(self._journal.epoch)
+        self.event_tail.position = await self.journal.open()
+        self.change_tail.position = await self.presence_changes.open(self.journal.epoch)
         await self.catch_up()
         self._tasks = [asyncio.create_task(tail.run()) for tail in (self.event_tail, self.change_tail)]
 
@@ -321,29 +311,29 @@ class Delivery:
         await self.change_tail.catch_up()
 
     def _deliver_entries(self, entries: Sequence[Entry]) -> None:
-        take, write = self._journal.add, self._write
+        take, write = self.journal.add, self._write
         for entry in entries:
             event = take(entry)
             if event is None:
                 continue
             write(event, event.channel)
             if event.channel.startswith(CLIENT):
-                self._mailboxes.mark_delivered(event.channel.removeprefix(CLIENT))
+                self.mailboxes.mark_delivered(event.channel.removeprefix(CLIENT))
 
     def _deliver_changes(self, entries: Sequence[Entry]) -> None:
-        journal = self._journal
+        journal = self.journal
         for entry in entries:
-            event = self._presence_changes.add(entry, journal.epoch, journal.offset)
+            event = self.presence_changes.add(entry, journal.epoch, journal.offset)
             self._write(event, event.channel)
 
     def _on_gap(self, loss: Gap) -> None:
-        self._journal.reset(loss)
-        self._reader.forget()
-        self._presence_changes.forget(self._journal.offset)  # their positions in the journal are invalid now
+        self.journal.reset(loss)
+        self.reader.forget()
+        self.presence_changes.forget(self.journal.offset)  # their positions in the journal are invalid now
         self._send_gap("journal")
 
     def _on_changes_lost(self, loss: Gap) -> None:
-        self._presence_changes.forget(self._journal.offset)
+        self.presence_changes.forget(self.journal.offset)
         self._send_gap("presence stream")
 
     def _send_gap(self, stream: str) -> None:
@@ -360,9 +350,9 @@ class Delivery:
 
     def position_event(self) -> Event:
         """Return an event with this worker's position, so subscribers can resume before their first event."""
-        journal = self._journal
+        journal = self.journal
         return Event(
-            "", None, None, self._presence_changes.resume_id(journal.current_id(), journal.offset), journal.offset
+            "", None, None, self.presence_changes.resume_id(journal.current_id(), journal.offset), journal.offset
         )
 
     def _write(self, event: Event, channel: str | None) -> None:
@@ -370,7 +360,7 @@ class Delivery:
         limit = self._max_buffered
         written = 0
         slow: list[OutputStream] = []
-        for encode, outlets in self._audience.everyone() if channel is None else self._audience.plan(channel):
+        for encode, outlets in self.audience.everyone() if channel is None else self.audience.plan(channel):
             chunk = encode(event)
             if not chunk:
                 continue
@@ -385,7 +375,7 @@ class Delivery:
         self.backlog.add(written)
 
     def _end(self, outlet: OutputStream, reason: str) -> None:
-        subscriptions = self._audience.on(outlet)
+        subscriptions = self.audience.on(outlet)
         if subscriptions:
             self.cut[reason] = self.cut.get(reason, 0) + 1
             subscriptions[0].write(cut(reason))

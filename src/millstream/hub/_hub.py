@@ -28,7 +28,7 @@ from millstream.hub._channels import (
     owned_id,
     owner_of,
 )
-from millstream.hub._delivery import Audience, Delivery
+from millstream.hub._delivery import Delivery
 from millstream.hub._event import (
     DEDUPLICATION_WINDOW,
     Event,
@@ -39,12 +39,9 @@ from millstream.hub._event import (
     encode_data,
     position_id,
 )
-from millstream.hub._journal import Journal
 from millstream.hub._listener import EventListener
-from millstream.hub._mailbox import Mailboxes
 from millstream.hub._presence import Member, Presence, PresenceChanges
 from millstream.hub._presence_events import PresenceEvents
-from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
 _REFRESHES_PER_READ = 6
@@ -103,28 +100,14 @@ class Hub:
         self._clock = clock = clock or store.time
         # process
         self._store = store
-        self._journal = Journal(store, limits, clock)
-        self._reader = JournalReader(store, self._journal)
-        self._audience = Audience(limits)
+        self._delivery = delivery = Delivery(store, limits, clock)
+        self._journal, self._audience = delivery.journal, delivery.audience
         self.admission: AccessRules = AccessRules(
             self._audience, limits, deny_on_errors(authorize) if authorize is not None else None
         )
         """Access checks that transports run before they respond."""
-        self._presence_changes = PresenceChanges(store)
-        self._mailboxes = Mailboxes(store, self._journal, limits)
-        self._delivery = Delivery(
-            store, self._journal, self._reader, self._presence_changes, self._mailboxes, self._audience, limits=limits
-        )
         self._presence = Presence(store, self._presence_entry, self._wait_for_delivery)
-        self._presence_events = PresenceEvents(
-            self._audience,
-            self._mailboxes,
-            self._presence,
-            self._journal,
-            self._reader,
-            self._presence_changes,
-            delivery=self._delivery,
-        )
+        self._presence_events = PresenceEvents(delivery, self._presence)
         self._tasks: list[asyncio.Task[None]] = []
         self._published = 0
         self._pending_publications: dict[tuple[str, str], asyncio.Future[None]] = {}
@@ -133,7 +116,7 @@ class Hub:
     async def open(self) -> None:
         """Find the end of the journal and start listening. The store must be open."""
         await self._delivery.open()
-        jobs = (self._presence_events.run_departures, self._mailboxes.run_saves, self._run_refreshes)
+        jobs = (self._presence_events.run_departures, self._delivery.mailboxes.run_saves, self._run_refreshes)
         self._tasks = [asyncio.create_task(job()) for job in jobs]
 
     async def close(self) -> None:
@@ -146,9 +129,9 @@ class Hub:
         for subscription in self._audience.all():
             subscription.close()
         self._presence_events.forget()
-        await self._mailboxes.save()
+        await self._delivery.mailboxes.save()
         await self._presence.leave_all()
-        self._reader.close()
+        self._delivery.reader.close()
 
     # Publishing
 
@@ -389,7 +372,7 @@ class Hub:
         position = (await self._journal.append(StoredEvent(channel, encoded, event, id, now))).position
         event_id = position_id(position.epoch, position.offset)  # the journal can be at another epoch
         if not subscribers and channel.startswith(CLIENT):
-            await self._mailboxes.record_undelivered(channel.removeprefix(CLIENT), event_id, now)
+            await self._delivery.mailboxes.record_undelivered(channel.removeprefix(CLIENT), event_id, now)
         await self._delivery.event_tail.reach(position)
         await self._count_publication()
         return PublishResult(id or event_id, subscribers)
@@ -397,7 +380,7 @@ class Hub:
     def _presence_entry(self, channel: str, event: str, member: Member) -> CoAppend:
         """Return the log entry for a presence event."""
         offset = str(self._journal.offset)
-        return self._presence_changes.entry_for(
+        return PresenceChanges.entry_for(
             StoredEvent(PRESENCE + channel, encode_data(member), event, offset, self._clock())
         )
 

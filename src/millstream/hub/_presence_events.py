@@ -7,11 +7,8 @@ from collections import deque
 from millstream._limits.limiters import Limiter
 from millstream._stores.health import LogOnce
 from millstream.hub._channels import is_pattern
-from millstream.hub._delivery import Audience, Delivery
-from millstream.hub._journal import Journal
-from millstream.hub._mailbox import Mailboxes
-from millstream.hub._presence import Member, Presence, PresenceChanges
-from millstream.hub._reader import JournalReader
+from millstream.hub._delivery import Delivery
+from millstream.hub._presence import Member, Presence
 from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Subscription
 
@@ -21,24 +18,11 @@ _logger = logging.getLogger("millstream.hub")
 class PresenceEvents:
     """The presence events of this worker's subscribers."""
 
-    def __init__(
-        self,
-        audience: Audience,
-        mailboxes: Mailboxes,
-        presence: Presence,
-        journal: Journal,
-        reader: JournalReader,
-        presence_changes: PresenceChanges,
-        *,
-        delivery: Delivery,
-    ) -> None:
-        self._audience = audience
-        self._mailboxes = mailboxes
-        self._presence = presence
-        self._journal = journal
-        self._reader = reader
-        self._presence_changes = presence_changes
+    def __init__(self, delivery: Delivery, presence: Presence) -> None:
         self._delivery = delivery
+        self._audience = delivery.audience
+        self._mailboxes = delivery.mailboxes
+        self._presence = presence
         self._replay_limiter = Limiter("replays", REPLAYS, clock=lambda: asyncio.get_running_loop().time())
         self.replays = {"full": 0, "gap": 0}
         """Number of returning subscribers that received everything they missed, or a `gap`."""
@@ -60,17 +44,7 @@ class PresenceEvents:
         outlet = subscription.outlet
         outlet.on_close(subscription.handle_close)
         others = [each for each in self._audience.on(outlet) if each.joined]
-        delivery = self._delivery
-        replay = CatchUp(
-            self._journal,
-            self._reader,
-            self._presence_changes,
-            subscription,
-            backlog=delivery.backlog,
-            catch_up=delivery.catch_up,
-            replays=self._replay_limiter,
-            others=others,
-        )
+        replay = CatchUp(self._delivery, subscription, replays=self._replay_limiter, others=others)
         if last_event_id:
             await replay.resume(last_event_id)
         elif subscription.mailbox:

@@ -13,7 +13,7 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, repeat
 
@@ -23,11 +23,10 @@ from millstream._http.message import peer_network
 from millstream._limits.limiters import Limiter, Rate
 from millstream._stores.base import Entry, Gap
 from millstream.hub._channels import CLIENT, PRESENCE, is_pattern
-from millstream.hub._delivery import UnreadBacklog
+from millstream.hub._delivery import Delivery
 from millstream.hub._event import Event, gap, parse_position, position_id, unpack, unpack_channel
-from millstream.hub._journal import Journal
-from millstream.hub._presence import PresenceChange, PresenceChanges
-from millstream.hub._reader import HistoryCursor, HistoryIndex, JournalReader
+from millstream.hub._presence import PresenceChange
+from millstream.hub._reader import HistoryCursor, HistoryIndex
 from millstream.hub._subscriber import Subscription
 
 _CHUNK = 64 * 1024
@@ -72,21 +71,17 @@ class CatchUp:
 
     def __init__(
         self,
-        journal: Journal,
-        reader: JournalReader,
-        presence_changes: PresenceChanges,
+        delivery: Delivery,
         subscription: Subscription,
         *,
-        backlog: UnreadBacklog,
-        catch_up: Callable[[], Awaitable[None]],
         replays: Limiter,
-        others: Sequence[Subscription] = (),
+        others: Sequence[Subscription],
     ) -> None:
-        self._journal = journal
-        self._reader = reader
-        self._backlog = backlog
-        self._presence_changes = presence_changes
-        self._catch_up = catch_up
+        self._journal = journal = delivery.journal
+        self._reader = delivery.reader
+        self._backlog = delivery.backlog
+        self._presence_changes = delivery.presence_changes
+        self._catch_up = delivery.catch_up
         self._replays = replays
         self._subscription = subscription
         self._others = others
@@ -96,7 +91,7 @@ class CatchUp:
         self._last_written = 0
         """The offset of the last written event."""
         self._wants_presence = any(channel.startswith(PRESENCE) for channel in subscription.channels)
-        subscription.last_change = presence_changes.last.number
+        subscription.last_change = self._presence_changes.last.number
         self._changes_after: tuple[int, int | None] = 0, subscription.last_change
         """The journal offset and number of the last presence change that the subscriber received."""
         self._epoch = journal.epoch
