@@ -19,6 +19,7 @@ from millstream._limits.limiters import CalendarQuota, Limiter, Rate, SharedLimi
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
+from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import Gate
 from millstream._server.features.registry import Registry
@@ -59,7 +60,7 @@ class Throttle:
         """Policy -> number of refused calls."""
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool, rate) -> its limiter."""
-        self._held = Counter[str]()
+        self._held = Share()
         """Name of a limit -> slots held by calls of this worker."""
         self._holders = count()
 
@@ -203,9 +204,7 @@ class Throttle:
     def _take_alone(self, paces: Sequence[_Pace], charges: Sequence[tuple[str, Charge]]) -> None:
         """Enforce this worker's share while the store is unavailable. Quotas need the store."""
         for policy, charge in charges:
-            if isinstance(charge, ConcurrencySlot) and self._held[charge.key] >= max(
-                1, charge.count // self._pool.workers
-            ):
+            if isinstance(charge, ConcurrencySlot) and self._held.count(charge.key) >= max(1, charge.count // self._pool.workers):
                 raise self._full(policy, charge)
         alone = [_Pace(limiter.alone(), key, price) for limiter, key, price in paces]
         self._refuse_early(alone)
@@ -213,13 +212,11 @@ class Throttle:
 
     def _hold(self, call: Call, seats: Sequence[ConcurrencySlot]) -> None:
         for seat in seats:
-            self._held[seat.key] += 1
+            self._held.take(seat.key)
 
         def release() -> None:
             for seat in seats:
-                self._held[seat.key] -= 1
-                if self._held[seat.key] <= 0:
-                    del self._held[seat.key]
+                self._held.leave(seat.key)
             self._pool.leave(seats)
 
         call.release = release

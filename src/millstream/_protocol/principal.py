@@ -3,6 +3,7 @@
 What several owners share (a table, a queue, a number of bytes), so that no owner can use it up for the others.
 """
 
+import sys
 from collections.abc import Collection
 from hashlib import sha256
 from math import inf
@@ -67,7 +68,8 @@ class Share:
     everything. A share counts for one process.
 
     Args:
-        maximum: what all owners may hold together: a number of entries, or of bytes.
+        maximum: what all owners may hold together: a number of entries, or of bytes. Without it, owners are only
+            counted.
         each: what one owner may hold; half of `maximum` by default.
 
     Example:
@@ -78,7 +80,7 @@ class Share:
                 raise ToolError(f"You follow {watches.count(call.owner)} resources. Unsubscribe from one first.")
     """
 
-    def __init__(self, maximum: int, *, each: int | None = None) -> None:
+    def __init__(self, maximum: int = sys.maxsize, *, each: int | None = None) -> None:
         self.maximum: int = maximum
         self.each: int = max(1, maximum // 2) if each is None else each
         self.used: int = 0
@@ -93,6 +95,10 @@ class Share:
     def count(self, owner: str) -> int:
         """Return the amount an owner holds."""
         return self._held.get(owner, 0)
+
+    def counts(self) -> dict[str, int]:
+        """Return the amount of each owner that holds something."""
+        return dict(self._held)
 
     def has_room(self, owner: str, amount: int = 1) -> bool:
         """Return whether `take` would succeed."""

@@ -50,8 +50,8 @@ class Audience:
         self._share = Share(limits.max_connections or sys.maxsize)
         self._subscriptions: dict[Subscription, str | None] = {}
         """Subscription -> the owner whose share it uses; None for the server's own above the cap."""
-        self._by_address: dict[str, int] = {}
-        self._by_channel: dict[str, int] = {}
+        self._by_address = Share()
+        self._by_channel = Share()
         self._by_transport: Counter[str] = Counter()
         self._by_outlet: dict[OutputStream, tuple[Subscription, ...]] = {}
         self._exact: dict[str, dict[Subscription, None]] = {}
@@ -67,7 +67,7 @@ class Audience:
 
     def counts(self) -> dict[str, int]:
         """Return the number of subscribers per channel and pattern."""
-        return dict(self._by_channel)
+        return self._by_channel.counts()
 
     def transports(self) -> dict[str, int]:
         """Return the number of subscribers per transport, including 0 for transports used earlier."""
@@ -96,12 +96,12 @@ class Audience:
         if limits.max_connections and len(self._subscriptions) >= limits.max_connections:
             raise LimitExceeded("connections", limits.max_connections)
         cap = limits.max_connections_per_address
-        if cap and address and self._by_address.get(peer_network(address), 0) >= cap:
+        if cap and address and self._by_address.count(peer_network(address)) >= cap:
             raise LimitExceeded("address", cap)
         if not self._share.has_room(_owner(address, principal)):
             raise LimitExceeded("yours", self._share.each)
         cap = limits.max_subscribers_per_channel
-        if cap and any(self._by_channel.get(channel, 0) >= cap for channel in channels):
+        if cap and any(self._by_channel.count(channel) >= cap for channel in channels):
             raise LimitExceeded("channel", cap)
 
     def enter(self, subscription: Subscription) -> None:
@@ -111,9 +111,9 @@ class Audience:
         self._by_transport[subscription.transport] += 1
         self._by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
         if subscription.address:
-            _count(self._by_address, peer_network(subscription.address), 1)
+            self._by_address.take(peer_network(subscription.address))
         for channel in subscription.channels:
-            _count(self._by_channel, channel, 1)
+            self._by_channel.take(channel)
 
     def join(self, subscription: Subscription) -> None:
         """Deliver future events to a subscriber."""
@@ -138,9 +138,9 @@ class Audience:
         if others:
             self._by_outlet[outlet] = others
         if subscription.address:
-            _count(self._by_address, peer_network(subscription.address), -1)
+            self._by_address.leave(peer_network(subscription.address))
         for channel in subscription.channels:
-            _count(self._by_channel, channel, -1)
+            self._by_channel.leave(channel)
             subscribers = self._exact.get(channel)
             if subscribers is not None:
                 subscribers.pop(subscription, None)
@@ -190,12 +190,6 @@ def _group(subscriptions: Iterable[Subscription]) -> FanOut:
     for each in subscriptions:
         groups.setdefault(each.encode, {})[each.outlet] = None
     return [(encode, list(outlets)) for encode, outlets in groups.items()]
-
-
-def _count(counts: dict[str, int], name: str, by: int) -> None:
-    counts[name] = counts.get(name, 0) + by
-    if not counts[name]:
-        del counts[name]
 
 
 _COUNTS_PER_LIMIT = 4

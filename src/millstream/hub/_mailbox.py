@@ -18,6 +18,7 @@ from itertools import islice
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.principal import Share
 from millstream._stores.base import Map, Store
 from millstream._stores.health import LogOnce, run_on
 from millstream.hub._channels import CLIENT, HubLimits
@@ -52,7 +53,8 @@ class Mailboxes:
         self._kv: Map = store.kv
         self._journal = journal
         self._limits = limits
-        self._online: dict[str, int] = {}
+        self._online = Share()
+        """Connections of each client that have caught up."""
         self._unsaved_offsets: dict[str, int] = {}
         """Offsets of clients that aren't saved yet."""
         self.save_needed = asyncio.Event()
@@ -60,7 +62,7 @@ class Mailboxes:
 
     async def read_offset(self, client_id: str) -> int:
         """Return the offset of the last message that was written to the client."""
-        if client_id in self._online:
+        if self._online.count(client_id):
             return self._journal.offset
         unsaved = self._unsaved_offsets.get(client_id)
         if unsaved is not None:
@@ -92,20 +94,19 @@ class Mailboxes:
 
     def client_arrived(self, client_id: str, *, served: bool) -> None:
         """Record a connection that has caught up. `served` says whether messages were written to it."""
-        self._online[client_id] = self._online.get(client_id, 0) + 1
+        self._online.take(client_id)
         if served:
             self._mark_unsaved(client_id)
 
     def client_left(self, client_id: str) -> None:
         """Record the end of a connection that had caught up."""
-        self._online[client_id] -= 1
-        if not self._online[client_id]:
-            del self._online[client_id]
+        self._online.leave(client_id)
+        if not self._online.count(client_id):
             self._mark_unsaved(client_id)
 
     def mark_delivered(self, client_id: str) -> None:
         """Record that a message was written to the client's connections on this worker."""
-        if client_id in self._online:
+        if self._online.count(client_id):
             self._mark_unsaved(client_id)
 
     def _mark_unsaved(self, client_id: str) -> None:
@@ -132,7 +133,7 @@ class Mailboxes:
 
     async def _save_offset(self, client_id: str, offset: int) -> None:
         place = position_id(self._journal.epoch, offset).encode()
-        if client_id in self._online:  # it just received a message, so it has a history
+        if self._online.count(client_id):  # it just received a message, so it has a history
             await self._kv.put(_OFFSET_KEY + client_id, place, self._limits.mailbox_age * _TTL_FACTOR, lossy=True)
             return
         record = await self._kv.get(_UNDELIVERED_KEY + client_id)
