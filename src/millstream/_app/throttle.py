@@ -14,8 +14,15 @@ from typing import Any, NamedTuple
 
 from millstream._config import Settings
 from millstream._http.message import peer_network
-from millstream._limits.hashed_keys import hash_key
-from millstream._limits.limiters import CalendarQuota, Limiter, Rate, SharedLimiter, concurrency_limits, rate_lines
+from millstream._limits.limiters import (
+    CalendarQuota,
+    Limiter,
+    Rate,
+    SharedLimiter,
+    concurrency_limits,
+    hash_key,
+    rate_lines,
+)
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response
-from millstream._limits.hashed_keys import hash_key
-from millstream._limits.limiters import concurrency_limits
+from millstream._limits.limiters import concurrency_limits, hash_key
 from millstream._parts import Host, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
