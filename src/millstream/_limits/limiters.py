@@ -1,10 +1,9 @@
 """Rate limits, quotas, and concurrency limits.
 
-A `Limiter` uses GCRA, the generic cell rate algorithm, which keeps one number for each key: the time at which the key's
-allowance is full again. An action is allowed while that time is close enough, which permits a burst, refills evenly,
-and gives the exact time to wait. With a `SharedLimiter`, the store decides, and each worker caches its decisions.
-
-A `CalendarQuota` counts per calendar day or month, by the store's clock, in UTC.
+A rate uses GCRA, the generic cell rate algorithm, which keeps one number for each key: the time at which its allowance
+is full again. An action is allowed while that time is close enough, which permits a burst, refills evenly, and gives
+the exact time to wait. If workers share a store, it decides, and each worker caches its decisions. A quota counts per
+calendar day or month, by the store's clock, in UTC.
 """
 
 import re

@@ -1,6 +1,6 @@
 """The implementation of `Store`, built on the log and map of any backend.
 
-In-memory storage of ephemeral kinds (`base.EPHEMERAL`), for a store whose data outlive its workers.
+A store whose data outlive its workers may keep ephemeral kinds (`base.EPHEMERAL`) in memory: `SplitMap`, `SplitLog`.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 One record, the roster, contains the leases of all workers. Each worker renews its own lease by compare-and-set, which
 also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox log.
 
-The parent's address, passed as text to workers, and the role of this process.
+A worker gets the address of its parent process, which may keep the store, as text.
 """
 
 import asyncio

@@ -2,8 +2,6 @@
 
 The hub checks every subscription. Transports check before they respond, while they can still refuse.
 
-The authorization hook, with error handling.
-
 Only callers that can subscribe to a channel can see its presence, so ``$presence.X`` is checked as ``X``. A hook that
 raises denies access and doesn't affect other subscriptions.
 """

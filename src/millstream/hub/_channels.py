@@ -1,9 +1,8 @@
-"""Channel names: segments separated by dots. In subscriptions, ``*`` matches one segment and ``>`` the rest.
+"""Channel names, and the hub's limits and errors.
 
-The rules are those of NATS subjects. Names that start with ``$`` are reserved for the hub. As in MQTT, a leading
-wildcard doesn't match them, so a subscription to everything doesn't include messages for a single client.
-
-Limits of the hub, and errors that name the limit.
+A name has segments separated by dots. In subscriptions, ``*`` matches one segment and ``>`` the rest, as in NATS.
+Names that start with ``$`` are reserved for the hub. As in MQTT, a leading wildcard doesn't match them, so a
+subscription to everything doesn't include messages for a single client.
 
 The errors of a publication are also tool errors, so a tool that publishes its caller's input doesn't need to catch
 them: the caller receives the text.

@@ -1,16 +1,11 @@
 """Delivery from the journal to the outlets of this worker.
 
 Each event is encoded once per kind of outlet, and a plain loop writes the same bytes to all outlets of that kind. A
-subscriber that falls too far behind gets a final event with the reason and can resume. Others are unaffected.
+channel's outlets by encoder are its plan, which is built on demand and contains each outlet once.
 
-The subscribers of each channel, and a delivery plan per channel, built on demand.
-
-A plan lists the outlets of a channel, grouped by encoder. It contains each outlet once.
-
-A bound on the bytes that all subscribers of a worker haven't read yet.
-
-Each outlet has its own bound, but there can be thousands. If they exceed the common bound, the slowest outlets are cut
-and can resume.
+A subscriber that falls too far behind gets a final event with the reason and can resume. Others are unaffected. Each
+outlet has its own bound, but there can be thousands, so the bytes that all of them haven't read are bounded, too: above
+that, the slowest outlets are cut.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
 """Events, as stored and as delivered, and their ids.
 
 A subscriber resumes from the publisher's id, or from ``<epoch>.<offset>``, a position in the journal. The suffix
-``-<number>`` is the number of the last presence change after that position.
-
-Publisher-assigned event ids, for resuming and for deduplication.
+``-<number>`` is the number of the last presence change after that position. Publisher-assigned ids also identify
+repeated events.
 """
 
 from typing import Any

@@ -4,10 +4,9 @@ Each channel is a member group in the store. A worker registers its connected cl
 worker dies, the others report its clients as departed unless another worker has registered them. The store operation
 that changes the group also appends the presence event, so each change is reported once.
 
-Presence changes as events, in a separate stream, so they can't displace published events from the journal.
-
-The two streams are numbered separately. Each change records the journal position at its delivery, so a subscriber that
-resumes from a journal event gets the later changes.
+Changes are events in a separate stream, so they can't displace published events from the journal. The two streams are
+numbered separately. Each change records the journal position at its delivery, so a subscriber that resumes from a
+journal event gets the later changes.
 """
 
 import asyncio

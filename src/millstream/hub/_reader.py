@@ -1,12 +1,9 @@
 """Reads of the journal and histories for subscribers that catch up.
 
-A subscriber that waits for its connection keeps offsets but no events. When the connection has space, it reads the page
-again, often from the cache. Up to `MAX_READERS` subscribers keep pages at the same time.
-
-Reads of the store that are shared by subscribers that need the same data within seconds.
-
-After a restart, thousands of subscribers reconnect at once, and most missed the same events. The cache is bounded in
-bytes and time. A subscriber that waits for its connection keeps no cached data and reads the page again.
+After a restart, thousands of subscribers reconnect at once, and most missed the same events, so reads are shared and
+cached, bounded in bytes and time. A subscriber that waits for its connection keeps offsets but no events. When the
+connection has space, it reads the page again, often from the cache. Up to `MAX_READERS` subscribers keep pages at the
+same time.
 """
 
 import asyncio

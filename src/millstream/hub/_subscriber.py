@@ -1,9 +1,8 @@
-"""A subscriber: an outlet for bytes, its channels, and its identity.
+"""A subscriber: an outlet for bytes, its channels, and its identity. An index finds subscribers by pattern.
 
 A subscriber has no queue and no task: the outlet is the bounded queue, and the hub checks its unread bytes. Several
-subscriptions can share an outlet, which gets each event once.
-
-An index of subscribers by pattern: a tree of segments. Lookup time doesn't depend on the number of patterns.
+subscriptions can share an outlet, which gets each event once. The index is a tree of segments, so its lookup time
+doesn't depend on the number of patterns.
 """
 
 from collections.abc import Callable, Iterator

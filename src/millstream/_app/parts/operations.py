@@ -17,6 +17,7 @@ import asyncio
 import logging
 import time
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ from millstream._server.calls.services import ObserveMessage
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
 from millstream._stores.base import Store
+from millstream._stores.changes import read_again
 from millstream._stores.workers import parent_address
 from millstream._telemetry import exposition
 from millstream._telemetry.audit import AuditEntry, AuditLog, stamp
@@ -194,8 +196,8 @@ class MachineMetrics:
     async def _fold(self, name: str, data: bytes) -> None:
         """Add the figures of an exited worker to the common record."""
         kv = self._store.kv
-        while True:
-            old = await kv.get(_ENDED)
+        for attempt in count():
+            old = await read_again(kv, _ENDED, attempt)
             ended = EndedProcesses([], []) if old is None else _decode(old)
             if await kv.compare_and_set(_ENDED, old, _encode(ended.add(name, data)), _TTL):
                 break

@@ -4,7 +4,7 @@ Each method of `Log`, `Map`, and `StoreSession` has one request type, a struct w
 repeats the id of its request, and its value is decoded as the method's return type. A frame is four bytes of length and
 a MessagePack array of all messages that one side sends in one iteration of its event loop.
 
-Private folders for parents' sockets, and the cleanup of folders left by killed parents.
+The parent's socket is in a private folder. Folders left by killed parents are removed.
 """
 
 import asyncio

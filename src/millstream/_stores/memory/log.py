@@ -1,9 +1,7 @@
-"""The event log of the in-memory store. Streams are lists, bounded in bytes including overhead.
+"""The event log of the in-memory store, and the expiry of its streams and values.
 
-Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams, whose readers get
-`Gap`.
-
-Expiry of values and streams in memory.
+Streams are lists, bounded in bytes including overhead. Each kind of stream has its own space. A full kind drops the
+oldest entries of its largest streams, whose readers get `Gap`.
 """
 
 from bisect import bisect_right

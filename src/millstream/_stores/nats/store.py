@@ -1,7 +1,6 @@
 """The store on NATS JetStream.
 
-Paces, quotas, and seats in NATS. Paces and seats are in-memory messages that change in one atomic batch. Quotas are
-values of the durable map.
+Paces and seats are in-memory messages that change in one atomic batch. Quotas are values of the durable map.
 """
 
 import asyncio
@@ -9,12 +8,14 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from itertools import count
 from typing import Any
 
 import msgspec
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import StoreUnavailable
+from millstream._stores.changes import read_again
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.nats.address import NatsAddress
 from millstream._stores.nats.link import WRONG_LAST, JetStreamError, NatsLink, token
@@ -121,10 +122,13 @@ class NatsLimits:
         return False
 
     async def _undo(self, quota: Quota) -> None:
-        while (value := await self._values.get(quota_key(quota))) is not None:
+        key = quota_key(quota)
+        for attempt in count():
+            if (value := await read_again(self._values, key, attempt)) is None:
+                return
             left = b"%.6f" % max(0.0, float(value) - quota.cost)
             ttl = max(1.0, quota.until - self._link.time())
-            if await self._values.compare_and_set(quota_key(quota), value, left, ttl, lossy=True):
+            if await self._values.compare_and_set(key, value, left, ttl, lossy=True):
                 return
 
     async def _write(self, written: Sequence[tuple[str, bytes, int, float]]) -> bool:

@@ -1,17 +1,9 @@
 """The log and the map in Redis, and the connection that follows streams.
 
-A `Log` in Redis streams. An entry's id is its offset. Offsets are consecutive.
-
-In a Cluster, all streams are in one slot, because one connection reads every stream that has listeners.
-
-The blocking read: one connection that waits on every stream that this worker follows.
-
-It always continues after the last entry it read, so a broken connection loses nothing. Entries lost in Redis leave a
-hole in the offsets, which the listener detects.
-
-The state of one Redis connection: epoch, store time, and pending attempts. No I/O.
-
-A `Map` in Redis strings.
+A stream of the log is a Redis stream, and an entry's id is its offset. Offsets are consecutive. One connection waits
+on every stream that this worker follows. It continues after the last entry it read, so a broken connection loses
+nothing. Entries lost in Redis leave a hole in the offsets, which the listener detects. In a Cluster, all streams are in
+one slot, because one connection reads all of them. The values of the map are Redis strings.
 """
 
 import asyncio

@@ -1,11 +1,7 @@
-"""The database file: opening, checks, and transactions. Runs in the writer's thread.
+"""The database file: its URL, opening, checks, transactions, and errors with advice. Runs in the writer's thread.
 
 One process owns the file through SQLite's exclusive lock, which ends with the process. A damaged or foreign file is
 never overwritten.
-
-Translation of SQLite and system errors to errors with cause and advice.
-
-Parsing of ``sqlite:///relative.db`` and ``sqlite:////absolute.db`` URLs, with their durability option.
 """
 
 import os

@@ -1,9 +1,7 @@
-"""Values by key as rows. Runs in the writer's thread, inside a transaction.
+"""Values, streams, and their entries as rows. Runs in the writer's thread, inside a transaction.
 
 Each kind of value has its own space. A full kind rejects writes, unless its values are lossy: then it drops the oldest.
 Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
-
-Streams and their entries as rows. Runs in the writer's thread, inside a transaction.
 
 Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream begins
 above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.

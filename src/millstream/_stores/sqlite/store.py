@@ -1,8 +1,7 @@
 """The store in a SQLite file. Every change is committed before it's acknowledged.
 
 One process owns the file, and its workers send it their requests. Kinds that describe running workers stay in memory.
-
-The writer thread, which runs all SQL. Waiting jobs share a transaction and return after its commit.
+All SQL runs in one thread. Waiting jobs share a transaction and return after its commit.
 """
 
 import asyncio
