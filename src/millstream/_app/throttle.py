@@ -240,10 +240,9 @@ class Throttle:
 
     def _of_tool(self, tool: Tool) -> Limiter | SharedLimiter:
         key = (tool.name, tool.limit)
-        found = self._tools.get(key)
-        if found is None:
-            found = self._tools[key] = self._limiter(f"tool:{_ODD.sub('_', tool.name)}", Rate.of(tool.limit))
-        return found
+        if key not in self._tools:
+            self._tools[key] = self._limiter(f"tool:{_ODD.sub('_', tool.name)}", Rate.of(tool.limit))
+        return self._tools[key]
 
     def _refusal(self, policy: str, rate: Rate, left: int, wait: float) -> ProtocolError:
         """Return the refusal of a caller over its rate limit."""

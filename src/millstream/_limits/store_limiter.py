@@ -47,13 +47,12 @@ class StoreLimiter:
         try:
             async with asyncio.timeout(self._patience):
                 decision = await self._rates.take(charges)
-        except (LocalError, OSError) as exc:  # includes TimeoutError
+        except BaseException as exc:  # the store may have charged nevertheless
+            self.leave([charge for charge in charges if isinstance(charge, ConcurrencySlot)])
+            if not isinstance(exc, LocalError | OSError):  # includes TimeoutError
+                raise
             self._lose(exc)
-            self.leave([charge for charge in charges if isinstance(charge, ConcurrencySlot)])
             return None
-        except BaseException:
-            self.leave([charge for charge in charges if isinstance(charge, ConcurrencySlot)])
-            raise
         finally:
             self._trying = False
         if self.away:
@@ -74,11 +73,10 @@ class StoreLimiter:
         try:
             async with asyncio.timeout(self._patience):
                 await self._rates.leave(seats)
-        except (LocalError, OSError):
+        except BaseException as exc:
             self.leave(seats)
-        except BaseException:
-            self.leave(seats)
-            raise
+            if not isinstance(exc, LocalError | OSError):
+                raise
 
     def report(self, charge: Charge, refused: Callable[[float], None]) -> None:
         """Report a completed action to the store. `refused` receives the seconds to wait if it exceeded the limit."""
