@@ -211,7 +211,9 @@ class Throttle:
     def _take_alone(self, paces: Sequence[_Pace], charges: Sequence[tuple[str, Charge]]) -> None:
         """Enforce this worker's share while the store is unavailable. Quotas need the store."""
         for policy, charge in charges:
-            if isinstance(charge, ConcurrencySlot) and self._held.count(charge.key) >= max(1, charge.count // self._pool.workers):
+            if isinstance(charge, ConcurrencySlot) and self._held.count(charge.key) >= max(
+                1, charge.count // self._pool.workers
+            ):
                 raise self._full(policy, charge)
         alone = [_Pace(limiter.alone(), key, price) for limiter, key, price in paces]
         self._refuse_early(alone)

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from millstream._limits.store_limiter import StoreLimiter
 from millstream._recent import Recent
-from millstream._stores.rates import ChargeResult, RateCharge, Quota, drop_paces, pace_wait
+from millstream._stores.rates import ChargeResult, Quota, RateCharge, drop_paces, pace_wait
 
 
 @lru_cache(maxsize=4096)

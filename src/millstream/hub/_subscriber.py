@@ -36,6 +36,7 @@ class Subscription:
         "authorize",
         "channels",
         "encode",
+        "has_wildcard",
         "joined",
         "last_change",
         "mailbox",
@@ -45,7 +46,6 @@ class Subscription:
         "principal",
         "since",
         "transport",
-        "has_wildcard",
     )
 
     def __init__(

@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from millstream._stores.base import Entry, Gap, Index, Position, OwnerQuotaExceeded, StoreFull, StreamSealed
+from millstream._stores.base import Entry, Gap, Index, OwnerQuotaExceeded, Position, StoreFull, StreamSealed
 from millstream._stores.memory.log import ITEM_BYTES, STREAM_BYTES, kind_of, within
-from millstream._stores.rates import rooms_for, owner_for
+from millstream._stores.rates import owner_for, rooms_for
 from millstream._stores.sqlite.file import Database
 
 _SWEEP = 10.0
