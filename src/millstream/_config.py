@@ -144,8 +144,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     ask_timeout: Seconds = 600.0
     """The time limit for the user's answer to a question."""
     max_calls: Size = 10_000
-    max_calls_per_caller: Cap = 0
-    """Maximum calls per principal, or per address without one. 0 means half of `max_calls`."""
+    """Maximum concurrent calls, half of them per principal, or per address without one."""
     max_call_bytes: Size = 128 * 1024 * 1024
     """Maximum bytes of the requests of all running calls, half of it per caller. Small requests aren't counted."""
     max_threads: Size = 40
@@ -153,9 +152,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     max_subscriptions: Size = 1_000
     """Maximum resource URIs that a session or listen stream can watch."""
     max_questions: Size = 1_000
-    """Maximum number of open questions to clients."""
-    max_questions_per_principal: Size = 500
-    """Maximum open questions per principal, or per address without one."""
+    """Maximum open questions to clients, half of them per principal, or per address without one."""
     max_processes: Size = 128
     """Maximum upstream processes per worker."""
     max_tasks: Size = 5_000

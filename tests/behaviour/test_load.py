@@ -176,12 +176,12 @@ async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
 
 @for_each("way", ["asgi", "lane"])
 async def test_full_server_answers_pings(way: str) -> None:
-    mcp, release, _ = make_holding_server(max_calls=2, max_calls_per_caller=2)
+    mcp, release, _ = make_holding_server(max_calls=1)
     async with run_wire(mcp, way) as wire:
         headers, batches = await wire.initialize(), await wire.initialize("2025-03-26")
         calls = wire.runtime.dispatcher.calls
         held: list[Any] = []
-        for number in range(2):
+        for number in range(1):
             if wire.running is None:
                 held.append(asyncio.create_task(wire.post(request("tools/call", HELD, number), headers)))
             else:
@@ -189,7 +189,7 @@ async def test_full_server_answers_pings(way: str) -> None:
                 body = json.dumps(request("tools/call", HELD, number)).encode()
                 await peer.send(encode_request("POST", "/mcp", encode_headers(headers), body))
                 held.append(peer)
-        await wire.until(lambda: len(calls) == 2)
+        await wire.until(lambda: len(calls) == 1)
         refused = await wire.post(request("tools/list", id=3), headers)
         answered = await wire.post(request("ping", id=4), headers)
         assert (refused.status, answered.status, answered.message["result"]) == (503, 200, {})
@@ -240,7 +240,7 @@ async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
-    mcp, _, _ = make_holding_server(max_questions=4, max_questions_per_principal=2)
+    mcp, _, _ = make_holding_server(max_questions=4)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         open_questions = wire.runtime.services.questions._open

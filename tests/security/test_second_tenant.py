@@ -141,7 +141,7 @@ async def parked_calls(stack: AsyncExitStack) -> Shared:
     async def ask(ctx: Context, note: str) -> str:
         return str((await ctx.elicit("Well?", FORM))["x"])
 
-    mcp = make_server(max_questions=6, max_questions_per_principal=3)
+    mcp = make_server(max_questions=6)
     mcp.upstream("there", there, prefix="", revision=HANDSHAKE, start_timeout=WAIT, timeout=WAIT)
     running = await run(stack, mcp)
 
@@ -205,7 +205,7 @@ async def call_bytes(stack: AsyncExitStack) -> Shared:
 
 async def questions(stack: AsyncExitStack) -> Shared:
     """Questions to handshake clients."""
-    mcp, asked = make_server(max_questions=6, max_questions_per_principal=3), list[str]()
+    mcp, asked = make_server(max_questions=6), list[str]()
 
     @mcp.tool
     async def ask(ctx: Context, wait: bool) -> str:

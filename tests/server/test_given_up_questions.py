@@ -15,7 +15,7 @@ from millstream._server.questions.pending_questions import PendingQuestions
 
 async def test_call_cancelled_twice_withdraws_its_question() -> None:
     workers: Any = SimpleNamespace(me="0123456789ab")
-    questions = PendingQuestions(max_open=9, max_per_owner=9, timeout=60, workers=workers)
+    questions = PendingQuestions(max_open=18, timeout=60, workers=workers)
     sent: list[bytes] = []
 
     async def send(message: bytes) -> None:
@@ -43,7 +43,7 @@ class OpenQuestion:
 
     def __init__(self, timeout: float = 60) -> None:
         workers: Any = SimpleNamespace(me="0123456789ab")
-        self.questions = PendingQuestions(max_open=9, max_per_owner=9, timeout=timeout, workers=workers)
+        self.questions = PendingQuestions(max_open=18, timeout=timeout, workers=workers)
         self.ids: set[str] = set()
         self.sent: list[Any] = []
         self.goes = asyncio.Event()

@@ -112,13 +112,11 @@ class Dispatcher:
         self.control: Control = Control(services.questions, services.peers)
         self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id
         """(scope, request id) -> call, for calls that a later message can cancel."""
-        settings = services.settings
         self.load: Load = Load(
             self.calls,
             services.endings,
             services.bodies,
-            max_calls=settings.max_calls,
-            max_each=settings.max_calls_per_caller,
+            max_calls=services.settings.max_calls,
         )
         self.notifications: Notifications = Notifications(registry, services, self.load)
 

@@ -64,11 +64,10 @@ class Load:
         bodies: Share,
         *,
         max_calls: int,
-        max_each: int,
     ) -> None:
         # Configuration
         self.max_calls: int = max_calls
-        self.max_each: int = max_each or max(1, max_calls // 2)
+        self.max_each: int = max(1, max_calls // 2)
         """Maximum calls in flight per caller. With fewer in total, no count per caller is needed."""
         # Process
         self._calls = calls

@@ -256,8 +256,7 @@ class ParkedCalls:
         """Create an empty table. Questions have the same bounds as those for handshake clients."""
         self._services = services
         self._calls: dict[str, ParkedCall] = {}
-        settings = services.settings
-        self._share = Share(settings.max_questions, each=settings.max_questions_per_principal)
+        self._share = Share(services.settings.max_questions)
         self._bytes = Share(MAX_BYTES)
         self._running: set[ParkedCall] = set()
         self._numbers = count(1)

@@ -254,7 +254,6 @@ class Services:
         )
         self.questions: PendingQuestions = PendingQuestions(
             max_open=settings.max_questions,
-            max_per_owner=settings.max_questions_per_principal,
             timeout=settings.ask_timeout,
             workers=store.workers,
         )

@@ -50,8 +50,8 @@ class _PendingQuestion(NamedTuple):
 class PendingQuestions:
     """Requests to clients without an answer. Their number is bounded, and each ends with its call at the latest."""
 
-    def __init__(self, *, max_open: int, max_per_owner: int, timeout: float, workers: Workers) -> None:
-        self._share = Share(max_open, each=max_per_owner)
+    def __init__(self, *, max_open: int, timeout: float, workers: Workers) -> None:
+        self._share = Share(max_open)
         self._open: dict[str, _PendingQuestion] = {}
         self._cancellations = Tasks()
         """Cancellations being sent to clients."""
