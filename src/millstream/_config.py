@@ -142,7 +142,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """A call that is silent for this long is answered as an event stream, if the caller accepts one."""
     heartbeat: Seconds = 15.0
     ask_timeout: Seconds = 600.0
-    """The time limit for the user's answer to a question."""
+    """The time limit for the user's answer to a question, and for the next round of a multi-round request."""
     max_calls: Size = 10_000
     """Maximum concurrent calls, half of them per principal, or per address without one."""
     max_call_bytes: Size = 128 * 1024 * 1024
@@ -174,9 +174,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     stream_buffer: Size = 1024 * 1024
     """Maximum unread bytes of a stream before it's closed."""
     session_ttl: Seconds = 24 * 3600.0
-    record_ttl: Seconds = 24 * 3600.0
-    state_ttl: Seconds = 600.0
-    """How long a multi-round request can be continued."""
+    """How long a session id is valid, and how long an unused record of it is kept."""
     list_ttl_ms: Cap = 60_000
     gzip_streams: Switch = False
     """Compress the hub's event streams with gzip, one member per event, for clients that accept it. Proxies can delay

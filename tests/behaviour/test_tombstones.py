@@ -32,7 +32,7 @@ async def delete(wire: Wire, headers: dict[str, str]) -> int:
 
 async def test_tombstones_last_until_the_session_would_end() -> None:
     clock = Clock()
-    async with run_wire(make_shop(session_ttl=1_000.0, record_ttl=10.0), "asgi") as wire:
+    async with run_wire(make_shop(session_ttl=1_000.0), "asgi") as wire:
         rule_time(wire, clock)
         headers = await wire.initialize()
         clock.now += 500.0

@@ -250,7 +250,7 @@ class Services:
         self.client_memory: ClientMemoryQuota = ClientMemoryQuota()
         """The memory that clients use as long as they're connected."""
         self.records: SessionRecords = SessionRecords(
-            store, settings.record_ttl, self.peers, self.clock, self.client_memory.resize
+            store, settings.session_ttl, self.peers, self.clock, self.client_memory.resize
         )
         self.questions: PendingQuestions = PendingQuestions(
             max_open=settings.max_questions,

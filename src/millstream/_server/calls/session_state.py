@@ -17,7 +17,7 @@ MAX_STATE = 64 * 1024
 class SessionState:
     """Named values of one session. A value must be JSON-serializable and is returned as decoded JSON.
 
-    The values are deleted when the session ends, or after `record_ttl` without changes.
+    The values are deleted when the session ends, or after `session_ttl` without changes.
     """
 
     __slots__ = ("_records", "_session")

@@ -102,7 +102,7 @@ class HttpSessions:
     def _affords(self, owner: str, size: int, now: float) -> bool:
         """Return whether capabilities of this size can be stored, and count them."""
         since, kept = self._kept
-        if now - since > self._services.settings.record_ttl:
+        if now - since > self._services.settings.session_ttl:
             self._kept = (now, kept := Share(_CAPABILITIES_ROOM))
         return kept.take(owner, size)
 
