@@ -138,8 +138,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """0 means no timeout unless the tool has its own."""
     call_cap: Seconds = 3600.0
     """The time limit of a call, even if heartbeats keep it alive."""
-    silence: Seconds = 5.0
-    """A call that is silent for this long is answered as an event stream, if the caller accepts one."""
     heartbeat: Seconds = 15.0
     ask_timeout: Seconds = 600.0
     """The time limit for the user's answer to a question, and for the next round of a multi-round request."""
@@ -167,8 +165,6 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Seconds that clients should wait between polls of a task."""
     max_rounds: Size = 64
     """Maximum question rounds of a 2026-07-28 call."""
-    max_deletes: Size = 10_000
-    """Maximum session tombstones per principal, or per address without one."""
     stream_age: Seconds = 24 * 3600.0
     """Maximum age of an open stream. Clients then reconnect."""
     stream_buffer: Size = 1024 * 1024

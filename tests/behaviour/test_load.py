@@ -264,8 +264,9 @@ async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
         await asyncio.wait([again])
 
 
-async def test_ended_sessions_of_one_address_leave_room_for_others() -> None:
-    async with run_wire(make_shop(max_deletes=1), "asgi") as wire:
+async def test_ended_sessions_of_one_address_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._transports.streamable.sessions.MAX_DELETES", 1)
+    async with run_wire(make_shop(), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]
         assert (await wire.ask("DELETE", "/mcp", sessions[0])).status == 204
         assert (await wire.ask("DELETE", "/mcp", sessions[1])).status == 503

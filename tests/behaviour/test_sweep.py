@@ -41,7 +41,7 @@ def call(tool: str) -> bytes:
 @pytest.mark.server
 async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) -> None:
     port = free_port()
-    settings = {"MILLSTREAM_SILENCE": "1", "MILLSTREAM_HEARTBEAT": "1", "MILLSTREAM_DRAIN_TIMEOUT": "0.1"}
+    settings = {"MILLSTREAM_HEARTBEAT": "1", "MILLSTREAM_DRAIN_TIMEOUT": "0.1"}
     with patch.dict(os.environ, settings), run_server(run_command(SERVER, port), port, tmp_path / "log"):
         _, stalled = await asyncio.open_connection("127.0.0.1", port, limit=1)
         stalled.write(call("floods"))
@@ -114,7 +114,8 @@ async def test_automatic_progress_only_increases() -> None:
 
 async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sweeps, "TICK", 0)
-    mcp, ticks, beats, go_on = Server("broken", settings=Settings(heartbeat=0, silence=0)), [0], [0], asyncio.Event()
+    monkeypatch.setattr(sweeps, "SILENCE", 0)
+    mcp, ticks, beats, go_on = Server("broken", settings=Settings(heartbeat=0)), [0], [0], asyncio.Event()
 
     @mcp.tool
     async def waits() -> str:

@@ -71,8 +71,9 @@ async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
         assert held(wire) == before
 
 
-async def test_tombstones_are_capped_with_503() -> None:
-    async with run_wire(make_shop(max_deletes=20), "asgi") as wire:
+async def test_tombstones_are_capped_with_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._transports.streamable.sessions.MAX_DELETES", 20)
+    async with run_wire(make_shop(), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(25)]
         statuses = [(await wire.ask("DELETE", "/mcp", headers)).status for headers in sessions]
         assert statuses == [204] * 20 + [503] * 5

@@ -21,6 +21,8 @@ TICK = 1.0
 STALL = 1.0
 """Minimum delay of a tick, in seconds, for a warning. The warning appears at most once in `QUIET` seconds."""
 QUIET = 60.0
+SILENCE = 5.0
+"""Seconds of silence after which a call is answered as an event stream, if the caller accepts one."""
 
 
 class Sweep:
@@ -124,12 +126,13 @@ class Sweep:
             _attempt(self._look_at, call, now)
 
     def _look_at(self, call: Call, now: float) -> None:
-        settings = self._dispatcher.services.settings
         if not call.started:
             call.started = now
-        elif now - call.started > settings.call_cap and not (call.long_lived or call.method == "subscriptions/listen"):
+        elif now - call.started > self._dispatcher.services.settings.call_cap and not (
+            call.long_lived or call.method == "subscriptions/listen"
+        ):
             call.expire()
-        elif now - call.started >= settings.silence and call.reply_channel is None:
+        elif now - call.started >= SILENCE and call.reply_channel is None:
             self.run_in_background(call, call.open_reply_channel().keep_alive())
 
     def report_progress(self) -> None:

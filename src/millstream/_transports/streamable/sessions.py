@@ -45,6 +45,8 @@ from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing
 from millstream._transports.streamable.reply_channel import PostReplyChannel
 
 _REMEMBERED = 256
+MAX_DELETES = 10_000
+"""Maximum session tombstones per principal, or per address without one."""
 _CAPABILITIES_ROOM = 16 * 1024 * 1024
 """Maximum bytes of capabilities to store within the lifetime of a record; half of it per caller."""
 
@@ -174,7 +176,7 @@ class HttpSessions:
         since, count = self._ended.get(owner, (now, 0))
         if now - since > self._services.settings.session_ttl:
             since, count = now, 0
-        if count >= self._services.settings.max_deletes:
+        if count >= MAX_DELETES:
             return False
         left = session.expires_at + self._services.leeway - now
         await self._services.records.bury(session, max(1.0, left))
