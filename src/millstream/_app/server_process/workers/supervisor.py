@@ -23,26 +23,34 @@ import signal
 import socket
 import sys
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import msgspec
 
-from millstream._app.server_process.errors import CommandError
+from millstream._app.server_process.errors import CommandError, report
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import passed_sockets
 from millstream._app.server_process.panel import show
-from millstream._app.server_process.runner import INTERRUPTED
-from millstream._app.server_process.workers.slot import Hello, Ready, open_sockets
-from millstream._app.server_process.workers.worker_pool import Slot, WorkerPool, tell_failure
-from millstream._app.server_process.workers.worker_process import NotStarted, WorkerProcess, own_command
+from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS
+from millstream._app.server_process.workers.slot import Hello, WorkerState, WorkerStates, open_sockets
+from millstream._app.server_process.workers.worker_process import (
+    KILLED,
+    READY,
+    BackOff,
+    NotStarted,
+    WorkerProcess,
+    how,
+    own_command,
+)
 from millstream._stores import open_store
 from millstream._stores.local.server import run_local_server
+from millstream._tasks import Tasks
 
 logger = logging.getLogger("millstream")
 
@@ -145,15 +153,31 @@ def _is_foreign(folder: Path) -> bool:
 
 
 STARTS = 5
-"""Maximum processes started for one slot, if all are killed, before giving up."""
+"""Maximum processes started in a row for one slot, if all are killed, before giving up."""
 OVERTAKEN = 5.0
 """Seconds that a start may still take when the next restart is requested: a hanging program must not block its fixed
 version, and frequent requests must not keep a good one from getting ready.
 """
+GRACE = 5.0
+"""Seconds after a worker's own timeout before it's killed."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """The slot of one worker: its sockets, and the search for a replacement."""
+
+    number: int
+    listeners: Sequence[socket.socket]
+    own: bool
+    """Whether no other process accepts from them."""
+    restarts: int = 0
+    back_off: BackOff = field(default_factory=lambda: BackOff(time.monotonic))
+    mending: asyncio.Task[WorkerProcess] | None = None
+    """Task that starts a replacement."""
 
 
 class Supervisor:
-    """One run of several workers."""
+    """One run of several workers: it starts their processes, replaces those that die, and restarts them."""
 
     def __init__(
         self,
@@ -177,17 +201,27 @@ class Supervisor:
             changes: yields whenever the program has changed.
             told: called once when the workers serve.
         """
-        # Configuration
         self._command = command
         self._slots = slots
-        self._host = host
-        self._run = run
-        self._changes = changes
-        self._told = told
+        self._hello = Hello(
+            worker=0,
+            workers=len(slots),
+            host=host,
+            port=slots[0].listeners[0].getsockname()[1],
+            listeners=[],
+            run=run,
+            key=secrets.token_urlsafe(32),
+        )
+        """Common part of the workers' roles."""
         self._store = store
-        # State
-        self._crew: WorkerPool
-        self._chores: list[asyncio.Task[Any]] = []
+        self._changes = changes
+        # Python treats compiled code as fresh if the file has the recorded size and modification second.
+        self._environment = {} if changes is None else {"PYTHONDONTWRITEBYTECODE": "1"}
+        self._told = told
+        self._children: dict[WorkerProcess, Slot] = {}
+        """All processes that haven't ended, including those that are exiting."""
+        self._tasks = Tasks()
+        self._stopping = False
 
     async def run(self) -> None:
         """Serve until stopped.
@@ -206,77 +240,32 @@ class Supervisor:
                     why=str(exc),
                     fix="Set TMPDIR to a folder that this program may write to.",
                 ) from exc
-            self._crew = self._make_crew(store)
-            start, stop = asyncio.create_task(self._start(orders)), asyncio.create_task(orders.stop.wait())
-            self._chores += [start, stop]
+            self._hello = msgspec.structs.replace(self._hello, store=store)
+            serving = self._tasks.spawn(self._serve(orders))
+            stop = self._tasks.spawn(orders.stop.wait())
             try:
-                await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
-                if start.done():
-                    start.result()
-                await stop
+                await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
+                if serving.done():
+                    serving.result()  # a worker can't start
             finally:
-                await self._end(orders)
+                serving.cancel()
+                await self._end(orders.force)
             if orders.force.is_set():
                 sys.exit(INTERRUPTED)
 
-    def _make_crew(self, store: str) -> WorkerPool:
-        hello = Hello(
-            worker=0,
-            workers=len(self._slots),
-            host=self._host,
-            port=self._slots[0].listeners[0].getsockname()[1],
-            listeners=[],
-            run=self._run,
-            key=secrets.token_urlsafe(32),
-            store=store,
-        )
-        # Python treats compiled code as fresh if the file has the recorded size and modification second.
-        environment = {"PYTHONDONTWRITEBYTECODE": "1"} if self._changes is not None else {}
-        return WorkerPool(self._command, self._slots, hello, environment=environment)
-
-    async def _start(self, orders: ParentSignals) -> None:
+    async def _serve(self, orders: ParentSignals) -> None:
+        """Start the workers, and restart them on request."""
         first, *others = self._slots
         # Watch from before the first worker imports the program.
         changes = None if self._changes is None else self._changes()
         try:
-            ready = await self._begin(first)
-            await asyncio.gather(*[self._begin(slot) for slot in others])
+            ready = await (await self._start(first)).ready()
+            await asyncio.gather(*[self._start(slot) for slot in others])
         except NotStarted as exc:
             raise exc.error from None
-        self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._crew.children]))
-        self._chores.append(asyncio.create_task(self._keep_restarting(orders)))
+        self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changes is not None:
-            self._chores.append(asyncio.create_task(self._watch(changes, orders)))
-
-    async def _begin(self, slot: Slot) -> Ready:
-        """Start a worker for the first time. If another process kills it, which isn't the program's fault, start
-        another one.
-
-        Raises:
-            NotStarted: it can't start, or was killed repeatedly.
-        """
-        for left in reversed(range(STARTS)):
-            try:
-                return await self._crew.begin(slot).ready()
-            except NotStarted as exc:
-                if not (exc.killed and left):
-                    raise
-                logger.error("%s; starting another", exc.error.what.rstrip("."))
-            await asyncio.sleep(slot.back_off.record_death())
-        raise AssertionError
-
-    async def _end(self, orders: ParentSignals) -> None:
-        for chore in self._chores:
-            chore.cancel()
-        await self._crew.end(orders.force, [each for slot in self._slots for each in slot.listeners])
-        await asyncio.gather(*self._chores, return_exceptions=True)
-
-    async def _watch(self, changes: AsyncIterator[None], orders: ParentSignals) -> None:
-        async for _ in changes:
-            logger.info("The program has changed")
-            orders.restart.set()
-
-    async def _keep_restarting(self, orders: ParentSignals) -> None:
+            self._tasks.spawn(_restart_after(changes, orders))
         while True:
             await orders.restart.wait()
             orders.restart.clear()
@@ -287,69 +276,233 @@ class Supervisor:
 
         They stop together, because clients of a worker that stops alone reconnect to those that are about to stop.
         """
-        crew = self._crew
         new: list[WorkerProcess] = []
-        tries = Counter[int]()
-        while slot := self._without_successor(new):  # one that was ready may have died since
-            tries[slot.number] += 1
-            crew.stop_mending(slot)
-            try:
-                if tries[slot.number] > STARTS:
-                    raise _given_up(slot)
-                await self._start_replacement(slot, new, orders)
-            except NotStarted as exc:
-                if exc.killed:  # not the program's fault
-                    logger.error("%s; starting another", exc.error.what.rstrip("."))
-                    continue
-                tell_failure(exc.error)
-                logger.error("The restart failed. The current workers keep serving.")
-                crew.leave(new)
-                crew.fill()
-                return
+        try:
+            while empty := self._empty_slots(new):  # one that was ready may have died since
+                slot = empty[0]
+                if len(new) >= STARTS * len(self._slots):
+                    what = f"Each new process for worker {slot.number} was killed before all were ready."
+                    raise NotStarted(CommandError(what, why=KILLED))
+                if slot.mending is not None:
+                    slot.mending.cancel()
+                new.append(await self._start_before_next(slot, orders))
+        except NotStarted as exc:
+            tell_failure(exc.error)
+            logger.error("The restart failed. The current workers keep serving.")
+            self._leave(new)
+            self._fill()
+            return
         # Includes replacements of workers that died.
-        old = [child for child in crew.serving_workers() if child not in new]
-        crew.leave(old)
-        crew.fill()  # a new one may have died in the meantime
+        old = [child for child in self._serving_workers() if child not in new]
+        self._leave(old)
+        self._fill()  # a new one may have died in the meantime
         await asyncio.gather(*[child.left.wait() for child in old])
-        pids = [str(child.pid) for child in crew.serving_workers()]
+        pids = [str(child.pid) for child in self._serving_workers()]
         logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
 
-    def _without_successor(self, new: Sequence[WorkerProcess]) -> Slot | None:
-        """Return the first slot without a serving process among the `new`."""
-        crew = self._crew
-        there = {crew.children[child].number for child in crew.serving_workers() if child in new}
-        return next((slot for slot in self._slots if slot.number not in there), None)
-
-    async def _start_replacement(self, slot: Slot, new: list[WorkerProcess], orders: ParentSignals) -> None:
-        """Start a replacement, one of the `new`, unless a newer request arrives before it's ready.
+    async def _start_before_next(self, slot: Slot, orders: ParentSignals) -> WorkerProcess:
+        """Start a worker, unless the next restart is requested before it's ready.
 
         Raises:
             NotStarted: it can't start, or was given up.
         """
-        new.append(child := self._crew.begin(slot))
-        ready = asyncio.create_task(child.ready())
+        starting = asyncio.create_task(self._start(slot))
         overtaken = asyncio.create_task(_some_time_after(orders.restart))
         try:
-            await asyncio.wait((ready, overtaken), return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
+            await asyncio.wait((starting, overtaken), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
                 what = f"Worker {slot.number} didn't become ready before the next restart, and was stopped."
                 raise NotStarted(CommandError(what, why="Your program is still starting, or it hangs."))
-            ready.result()
+            return starting.result()
         finally:
-            ready.cancel()
+            starting.cancel()
             overtaken.cancel()
 
+    async def _start(self, slot: Slot, *, why: str = "") -> WorkerProcess:
+        """Start processes until one is ready, waiting longer each time.
 
-def _given_up(slot: Slot) -> NotStarted:
-    what = f"Each new process for worker {slot.number} was killed before all were ready."
-    return NotStarted(
-        CommandError(what, why="They were killed by another process, or by the kernel for lack of memory.")
-    )
+        Args:
+            slot: slot of the worker.
+            why: what ended the process that it replaces. Only then is a program that can't start tried again.
+
+        Raises:
+            NotStarted: the first process can't start, or all were killed by other processes.
+        """
+        mending, starts = bool(why), 0
+        while True:
+            if why:
+                await self._wait_after_death(slot, why)
+            child: WorkerProcess | None = None
+            try:
+                starts += 1
+                child = self._spawn(slot)
+                await child.ready()
+            except NotStarted as exc:
+                if not mending and (self._stopping or not exc.killed or starts == STARTS):
+                    raise
+                why = exc.error.what.rstrip(".")
+                if mending:
+                    tell_failure(exc.error)
+            except asyncio.CancelledError:
+                if child is not None:
+                    self._leave([child])
+                raise
+            else:
+                if mending:
+                    logger.info("%s is ready", child)
+                return child
+
+    async def _wait_after_death(self, slot: Slot, why: str) -> None:
+        seconds = slot.back_off.record_death()
+        logger.error("%s; starting another%s", why, f" in {seconds:g} s" if seconds else "")
+        if seconds and slot.own and not self._serving_workers():
+            # Refuse connections, including waiting ones. The next worker makes the socket listen again.
+            for listener in slot.listeners:
+                # A socket that is shut down twice hands out connections that are shut down.
+                if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    listener.shutdown(socket.SHUT_RD)
+        await asyncio.sleep(seconds)
+
+    def _spawn(self, slot: Slot) -> WorkerProcess:
+        """Start a process. If it serves and then dies, it's replaced automatically.
+
+        Raises:
+            NotStarted: the system can't start another process.
+        """
+        numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self._slots}
+        mine = numbers.pop(slot.number)
+        others = numbers if slot.own else {}  # with a shared socket, no takeover is needed
+        hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=mine, others=others)
+        try:
+            child = WorkerProcess(self._command, hello, environment=self._environment)
+        except OSError as exc:
+            raise NotStarted(CommandError(f"Worker {slot.number} couldn't be started.", why=str(exc))) from exc
+        self._children[child] = slot
+        self._tasks.spawn(self._look_after(child))
+        return child
+
+    def _serving_workers(self) -> list[WorkerProcess]:
+        """Return the processes that serve and should continue."""
+        return [child for child in self._children if child.state == READY and not child.leaves]
+
+    def _empty_slots(self, among: Iterable[WorkerProcess]) -> list[Slot]:
+        """Return the slots without a serving process among some."""
+        served = [self._children[child] for child in self._serving_workers() if child in among]
+        return [slot for slot in self._slots if slot not in served]
+
+    def _leave(self, children: Sequence[WorkerProcess]) -> None:
+        """Stop processes that have been replaced."""
+        for child in children:
+            child.drain(replaced=True)
+            self._tasks.spawn(_see_out(child))
+
+    def _fill(self) -> None:
+        """Start replacements in all slots without a serving process."""
+        for slot in self._empty_slots(self._children):
+            self._mend(slot, f"Worker {slot.number} is missing")
+
+    async def _end(self, force: asyncio.Event) -> None:
+        """Stop all processes: gracefully, or by force once `force` is set, or by the kernel.
+
+        The sockets are closed when no process accepts any more, so that connections are refused instead of waiting.
+        """
+        self._stopping = True
+        for slot in self._slots:
+            if slot.mending is not None:
+                slot.mending.cancel()
+        children = list(self._children)
+        for child in children:
+            child.drain(replaced=False)
+        closing = self._tasks.spawn(_close(children, self._slots))
+        everyone, forced = asyncio.gather(*[child.ended for child in children]), self._tasks.spawn(force.wait())
+        patience = max((child.patience for child in children), default=0.0) + GRACE
+        await asyncio.wait((everyone, forced), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if forced.done():
+            for child in children:
+                child.force()
+            await asyncio.wait((everyone,), timeout=LAST_SECONDS)
+        for child in children:
+            if not child.ended.done():
+                _kill(child)
+        await everyone
+        await closing
+        await self._tasks.close()
+
+    async def _look_after(self, child: WorkerProcess) -> None:
+        """Supervise a process from start to end, and replace it as soon as it accepts no more connections."""
+        slot = self._children[child]
+        with suppress(NotStarted):  # reported by `_start`
+            await child.ready()
+            slot.back_off.serves()
+            self._tell()
+            if child.watchdog:
+                self._tasks.spawn(_watch(child))
+            await child.left.wait()
+            self._tell()
+            self._mend(slot, f"{child} {how(child.ended.result()) if child.ended.done() else 'was stopped'}")
+        await child.ended
+        del self._children[child]
+        self._tell()
+
+    def _mend(self, slot: Slot, why: str) -> None:
+        """Start a replacement for a slot, unless there's already a process or a replacement."""
+        looking = slot.mending is not None and not slot.mending.done()
+        taken = any(place is slot and not child.leaves for child, place in self._children.items())
+        if not (self._stopping or looking or taken):
+            slot.restarts += 1
+            slot.mending = self._tasks.spawn(self._start(slot, why=why))
+
+    def _tell(self) -> None:
+        """Send all workers the state of all."""
+        order = sorted(self._children.items(), key=lambda each: (each[1].number, each[0].pid))
+        seats = [WorkerState(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
+        for child in self._children:
+            child.tell(WorkerStates(seats))
+
+
+async def _restart_after(changes: AsyncIterator[None], orders: ParentSignals) -> None:
+    async for _ in changes:
+        logger.info("The program has changed")
+        orders.restart.set()
 
 
 async def _some_time_after(event: asyncio.Event) -> None:
     await event.wait()
     await asyncio.sleep(OVERTAKEN)
+
+
+async def _watch(child: WorkerProcess) -> None:
+    if await child.stands_still():
+        logger.error("%s has been unresponsive for %g s and will be killed", child, child.watchdog)
+        child.signal(signal.SIGKILL)
+
+
+async def _see_out(child: WorkerProcess) -> None:
+    """Kill a process that doesn't end in time."""
+    done, _ = await asyncio.wait((child.ended,), timeout=child.patience + GRACE)
+    if not done:
+        _kill(child)
+
+
+async def _close(children: Sequence[WorkerProcess], slots: Sequence[Slot]) -> None:
+    await asyncio.gather(*[child.left.wait() for child in children])
+    for slot in slots:
+        for each in slot.listeners:
+            each.close()
+
+
+def _kill(child: WorkerProcess) -> None:
+    logger.error("%s didn't stop in time and will be killed", child)
+    child.signal(signal.SIGKILL)
+
+
+def tell_failure(error: CommandError) -> None:
+    """Report why a worker didn't start: as usual on a terminal, and in one line to a log."""
+    if sys.stderr.isatty():
+        report(error)
+    else:
+        parts = {"why": error.why, "fix": error.fix, "detail": error.detail}
+        logger.error("%s", error.what, extra={name: text for name, text in parts.items() if text})
 
 
 def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[Slot]:

@@ -95,6 +95,9 @@ _BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SI
 """Signals of a person, or of the kernel for lack of memory. Other signals are the program's own fault."""
 
 
+KILLED = "Another process killed it, or the kernel for lack of memory."
+
+
 class NotStarted(Exception):
     """A worker has ended before it served, with or without an error message."""
 
@@ -114,7 +117,6 @@ class WorkerProcess:
         hello: Hello,
         *,
         environment: Mapping[str, str],
-        on_left: "Callable[[WorkerProcess], None]",
     ) -> None:
         """Start the process.
 
@@ -122,7 +124,6 @@ class WorkerProcess:
             command: program that becomes a worker through what it inherits.
             hello: its role.
             environment: environment variables in addition to the parent's.
-            on_left: called when it accepts no more connections.
         """
         self._loop = asyncio.get_running_loop()
         self.hello = hello
@@ -138,7 +139,6 @@ class WorkerProcess:
         self.watchdog = 0.0
         self.heard = 0.0
         """Time of the last heartbeat of its event loop."""
-        self._on_left = on_left
         self._failed: StartFailure | None = None
         ours, theirs = socket.socketpair()
         with theirs:
@@ -179,19 +179,18 @@ class WorkerProcess:
             elif isinstance(message, StartFailure):
                 self._failed = message
             else:
-                self.state = LEAVING
+                self.state, self.leaves = LEAVING, True
                 self.left.set()
-                self._on_left(self)
 
     def _end(self, status: int) -> None:
         self._hear()  # its last messages
         self._loop.remove_reader(self._line.end.fileno())
         self._line.end.close()
-        self.state = GONE
+        self.state, self.leaves = GONE, True
         self.left.set()
         if not self._ready.done():
             killed = self._failed is None and -status in _BY_OTHERS
-            self._ready.set_exception(NotStarted(self._why(status), killed=killed))
+            self._ready.set_exception(NotStarted(self._why(status, killed=killed), killed=killed))
             self._ready.exception()  # avoids a warning if there's no waiter
         self.ended.set_result(status)
 
@@ -203,13 +202,13 @@ class WorkerProcess:
         """
         return await asyncio.shield(self._ready)
 
-    def _why(self, status: int) -> CommandError:
+    def _why(self, status: int, *, killed: bool) -> CommandError:
         if self._failed is not None:
             failed = self._failed
             return CommandError(failed.what, why=failed.why, fix=failed.fix, detail=failed.detail)
         return CommandError(
             f"Worker {self.hello.worker} {how(status)} before it served.",
-            why="A worker runs your program up to run(). See its output above.",
+            why=KILLED if killed else "A worker runs your program up to run(). See its output above.",
         )
 
     async def stands_still(self) -> bool:
