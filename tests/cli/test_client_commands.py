@@ -302,6 +302,16 @@ def test_doctor_names_the_setting_that_separates_callers_of_a_command() -> None:
         assert any("per_principal" in step["remedy"] for step in steps) is expected
 
 
+@pytest.mark.server
+def test_doctor_takes_the_file_of_a_gateway(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    command = [sys.executable, "-m", "millstream", "run", SHOP, "--transport", "stdio"]
+    file.write_text(f'name = "front"\n\n[upstreams.shop]\ncommand = {json.dumps(command)}\n', "utf-8")
+    found = {step["name"]: step["found"] for step in as_json("doctor", str(file))["steps"]}
+    assert found["protocol"].startswith("front uses ")
+    assert not found["offers"].startswith("0 tools")
+
+
 async def test_doctor_certificate_check_has_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")

@@ -60,7 +60,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (
         ["list", "gateway.toml"],
         3,
-        "gateway.toml isn't a program. Use a .py, .js, or .json file, a command, or a running server's URL.",
+        "gateway.toml has no upstreams.",
     ),
     (["list", "x" * 5000], 3, "There is no program"),
     (["list", "plain.py:mcp"], 3, "plain.py doesn't import millstream, so it has no servers to choose from."),

@@ -2,6 +2,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -197,6 +198,15 @@ async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCapture
                 while not runtime.host.degraded_reasons():  # noqa: ASYNC110  no event says so
                     await asyncio.sleep(0.01)
             assert reason in caplog.text
+
+
+async def test_missing_documents_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mcp, file = Server("front"), tmp_path / "missing.json"
+    mcp.upstream("shop", openapi=OpenApi(document=str(file), base_url="http://127.0.0.1:9"), start_timeout=0.1)
+    async with mcp.running() as runtime, asyncio.timeout(WAIT):
+        while not runtime.host.degraded_reasons():  # noqa: ASYNC110  no event says so
+            await asyncio.sleep(0.01)
+    assert f"The document {file} can't be read: No such file or directory. Check its path." in caplog.text
 
 
 async def test_upstreams_that_refuse_access_say_what_to_set(caplog: pytest.LogCaptureFixture) -> None:

@@ -26,7 +26,7 @@ _IMPORTS_SDK_ONE = re.compile(r"^\s*(?:from|import)\s+mcp\.server\.fastmcp\b", r
 _RUN_CODE = "from millstream._cli import main; main()"
 _SCRIPTS = {".js": "node", ".mjs": "node", ".cjs": "node"}
 _CONFIGURATION = (".json",)
-_FILES = (".py", *_SCRIPTS, *_CONFIGURATION)
+_FILES = (".py", ".toml", *_SCRIPTS, *_CONFIGURATION)
 
 
 class Remote(Struct, frozen=True):
@@ -48,8 +48,8 @@ def find(target: Target, *, env: Mapping[str, str], cwd: str | None) -> Place:
     """Resolve a target to the address of its server.
 
     Args:
-        target: a URL; a command as a string or list; a `.py` or `.js` file; a `.json` file with `mcpServers`, followed
-            by ``#name`` if it has several; such a configuration as a dict; or a server object.
+        target: a URL; a command as a string or list; a `.py` or `.js` file; a ``gateway.toml``; a `.json` file with
+            `mcpServers`, followed by ``#name`` if it has several; such a configuration as a dict; or a server object.
         env: environment variables for a command.
         cwd: working directory of a command.
 
@@ -132,9 +132,9 @@ def _file(path: Path, name: str, base: Command) -> Place:
         except (OSError, ValueError) as exc:
             raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
         return _from_configuration(given, name, str(path), base)
-    if path.suffix == ".py":
+    if path.suffix in (".py", ".toml"):
         text = path.read_text("utf-8", "replace")
-        if is_run_by_us(text):
+        if path.suffix == ".toml" or is_run_by_us(text):
             # Its `__main__` block may serve HTTP, or nothing.
             chosen = f"{path}:{name}" if name else str(path)
             argv = (sys.executable, "-P", "-c", _RUN_CODE, "run", chosen, "--transport", "stdio")

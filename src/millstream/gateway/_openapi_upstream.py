@@ -382,7 +382,10 @@ class ApiUpstream(Upstream):
                 origin = parse(document)
                 data = await self._fetch(origin)
             else:
-                data = await asyncio.to_thread(Path(document).read_bytes)
+                try:
+                    data = await asyncio.to_thread(Path(document).read_bytes)
+                except OSError as exc:
+                    raise ApiError(f"The document {document} can't be read: {exc.strerror}. Check its path.") from exc
             if len(data) > self.config.max_catalog_bytes:
                 raise ApiError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
             digest = sha256(data).digest()

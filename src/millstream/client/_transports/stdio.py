@@ -8,6 +8,7 @@ Prints the standard error of servers that the client starts, so that tracebacks 
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -213,7 +214,10 @@ class StdioTransport(DuplexTransport):
         environment = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ} | dict(command.env)
         program = shutil.which(command.argv[0], path=environment.get("PATH"))
         if program is None:
-            raise TargetError(f"There is no program {command.argv[0]!r}. Check its name, and that it is on the PATH.")
+            fix = "Check its name, and that it is on the PATH."
+            if len(words := command.argv[0].split()) > 1:
+                fix += f' Separate its arguments: "command": {json.dumps(words[0])}, "args": {json.dumps(words[1:])}'
+            raise TargetError(f"There is no program {command.argv[0]!r}. {fix}")
         loop = asyncio.get_running_loop()
         try:
             await loop.subprocess_exec(
