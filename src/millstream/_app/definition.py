@@ -181,11 +181,13 @@ class Definition:
     def limited(self) -> bool:
         """Whether there are any rate limits."""
         settings = self.settings
-        given = (
-            settings.limit_requests, settings.limit_calls, settings.limit_address, settings.limit_quota,
-            settings.limit_concurrency,
-        )  # fmt: skip
-        return any(given) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
+        return bool(
+            settings.limit_requests
+            or settings.limit_calls
+            or settings.limit_address
+            or settings.limit_quota
+            or settings.limit_concurrency
+        ) or any(tool.limit or tool.concurrency for tool in self.registry.tools.values())
 
     def describe(self) -> dict[str, Any]:
         """Return name, version, and information in the form of the newest revision."""
@@ -304,11 +306,7 @@ class Definition:
         Raises:
             LocalError: the server is running, or is mounted on another one.
         """
-        if self._runs():
-            raise LocalError(f"The server is already running. Add the upstream {config.name!r} before it runs")
-        if self._mounted_on:
-            parent, _ = self._mounted_on[0]
-            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add the upstream {config.name!r} there")
+        self._check_addable(f"the upstream {config.name!r}")
         self.upstreams.append(config)
 
     def check_extensible(self, name: str, *, hooks: bool) -> None:
@@ -317,16 +315,18 @@ class Definition:
         Raises:
             LocalError: the server is running, is mounted on another one, or already has middleware and items.
         """
-        if self._runs():
-            raise LocalError(f"The server is already running. Add the extension {name!r} before it runs")
-        if self._mounted_on:
-            parent, _ = self._mounted_on[0]
-            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add the extension {name!r} there")
+        self._check_addable(f"the extension {name!r}")
         if hooks and self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
             raise LocalError(
                 f"The extension {name!r} has hooks, but comes after the items that they wrap. Add it when the "
                 f"server is created: Server({self.name!r}, extensions=[…])"
             )
+
+    def _check_addable(self, what: str) -> None:
+        if self._runs():
+            raise LocalError(f"The server is already running. Add {what} before it runs")
+        for parent, _ in self._mounted_on:
+            raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add {what} there")
 
     def add_middleware(self, middleware: object) -> None:
         """Add hooks inside the existing ones, around items that are registered from now on."""

@@ -9,7 +9,6 @@ from millstream._config import Settings
 if TYPE_CHECKING:
     from millstream._parts import Part
     from millstream._server.features.registry import Registry
-    from millstream.extensions import Extension
     from millstream.gateway._upstream import UpstreamConfig
 
 
@@ -29,44 +28,12 @@ class PartCriteria(Protocol):
     def mounts(self) -> bool: ...
 
 
-def _always(definition: PartCriteria) -> bool:
-    return True
-
-
-def _signs_in(definition: PartCriteria) -> bool:
-    return definition.protected or definition.mounts()
-
-
-def _audits(definition: PartCriteria) -> bool:
-    return bool(definition.settings.audit_log)
-
-
-def _searches(definition: PartCriteria) -> bool:
-    return definition.settings.tool_search
-
-
-def _stores_alone(definition: PartCriteria) -> bool:
-    return definition.store.startswith(("memory:", "sqlite:"))
-
-
-def _has_upstreams(definition: PartCriteria) -> bool:
-    return bool(definition.upstreams)
-
-
-def _has_tasks(definition: PartCriteria) -> bool:
-    return bool(definition.upstreams) or any(tool.task is not None for tool in definition.registry.tools.values())
-
-
-def _has_card(definition: PartCriteria) -> bool:
-    return bool(definition.settings.card_url)
-
-
 class PartEntry(NamedTuple):
     """A built-in part."""
 
     place: str
     """Module and class; the class is called with the definition of the server."""
-    when: Callable[[PartCriteria], bool] | None = _always
+    when: Callable[[PartCriteria], bool] | None = lambda it: True
     """Whether a server with this definition has it; None for parts that ``serve=`` names."""
     brings: Collection[str] = ()
     """Further parts that ``serve=`` adds with it."""
@@ -76,24 +43,30 @@ class PartEntry(NamedTuple):
 
 TABLE: dict[str, PartEntry] = {
     "metrics": PartEntry("millstream._app.parts.operations:MetricsPart", None),
-    "auth": PartEntry("millstream._app.parts.auth:AuthPart", _signs_in),
-    "search": PartEntry("millstream.gateway._search:SearchPart", _searches),  # its gate must precede that of the limits
+    "auth": PartEntry("millstream._app.parts.auth:AuthPart", lambda it: it.protected or it.mounts()),
+    # Its gate must precede that of the limits.
+    "search": PartEntry("millstream.gateway._search:SearchPart", lambda it: it.settings.tool_search),
     "limits": PartEntry("millstream._app.parts.mcp:LimitsPart"),
     "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
     "lifespan": PartEntry("millstream._app.parts.lifespan:LifespanPart"),
     "tasks": PartEntry(
-        "millstream.extensions.tasks:TasksExtension", _has_tasks, extension=True
+        "millstream.extensions.tasks:TasksExtension",
+        lambda it: bool(it.upstreams) or any(tool.task is not None for tool in it.registry.tools.values()),
+        extension=True,
     ),  # before the tools of upstreams are there
-    "gateway": PartEntry("millstream.gateway._part:GatewayPart", _has_upstreams),
+    "gateway": PartEntry("millstream.gateway._part:GatewayPart", lambda it: bool(it.upstreams)),
     "observation": PartEntry("millstream._app.parts.mcp:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts.mcp:McpPart"),
     "probes": PartEntry("millstream._app.parts.operations:ProbesPart"),
     "rest": PartEntry("millstream._app.parts.mcp:RestPart", None),
     "web": PartEntry("millstream._app.parts.web:WebPart", None, ("hub", "rest", "metrics")),
-    "cards": PartEntry("millstream.extensions.cards:Cards", _has_card, extension=True),
+    "cards": PartEntry("millstream.extensions.cards:Cards", lambda it: bool(it.settings.card_url), extension=True),
     "paths": PartEntry("millstream._app.parts.lifespan:PathsPart"),
-    "siblings": PartEntry("millstream._app.parts.siblings:SiblingsPart", _stores_alone),
-    "audit": PartEntry("millstream._app.parts.operations:AuditPart", _audits),
+    "siblings": PartEntry(
+        "millstream._app.parts.siblings:SiblingsPart",
+        lambda it: it.store.startswith(("memory:", "sqlite:")),
+    ),
+    "audit": PartEntry("millstream._app.parts.operations:AuditPart", lambda it: bool(it.settings.audit_log)),
 }
 """Name -> part. Parts open in this order, after those they need."""
 SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)
@@ -122,11 +95,10 @@ def make_parts(definition: PartCriteria) -> "list[Part]":
         if name in definition.parts if entry.when is None else entry.when(definition):
             module, _, kind = entry.place.partition(":")
             part = getattr(import_module(module), kind)
-            made.append(_part_of(part()) if entry.extension else part(definition))
+            if entry.extension:
+                from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  few servers have some
+
+                made.append(ExtensionPart(part()))
+            else:
+                made.append(part(definition))
     return [*made, *definition.extra_parts]
-
-
-def _part_of(extension: "Extension") -> "Part":
-    from millstream.extensions._part import ExtensionPart  # noqa: PLC0415  few servers have some
-
-    return ExtensionPart(extension)

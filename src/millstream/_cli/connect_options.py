@@ -55,7 +55,7 @@ Target = Annotated[
     str,
     Parameter(
         name="SERVER",
-        help="A URL, a command in quotes, a .py, .js, or gateway.toml file, or a .json file with mcpServers: FILE#NAME.",
+        help="A URL, a command in quotes, a .py, .js, or gateway.toml file, or .json with mcpServers: FILE#NAME.",
     ),
 ]
 Header = Annotated[

@@ -8,7 +8,8 @@ argument ``client_id``, or ``_meta.clientId``; the first one found is used, or e
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from millstream._http.message import HttpRequest
 from millstream._parts import PUBLISH, Host, Route
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import error_message
+from millstream._protocol.jsonrpc import RequestId, error_message
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream.hub import Hub, HubLimits
 from millstream.hub._channels import EventTooLarge, InvalidName, check_client_id
@@ -43,7 +44,7 @@ class HubPart(OwnPart):
         await hub.open()
         host.stack.push_async_callback(hub.close)
         host.hub = host.services.hub = hub
-        host.services.attach_stream = ClientStreams(hub).attach
+        host.services.attach_stream = partial(_attach_stream, hub)
         host.runs_while_idle = True
         host.report("subscribers", lambda: hub.stats().subscribers, limit=hub.limits.max_connections)
         if host.metrics is not None:
@@ -100,71 +101,58 @@ def _by(counts: Mapping[str, int]) -> dict[tuple[str, ...], float]:
     return {(name,): int(count) for name, count in counts.items()}
 
 
-class ClientStreams:
-    """Attaches clients' streams to calls that request it."""
+def _attach_stream(hub: Hub, call: Call) -> None:
+    """Mirror a call to its client's stream, if its arguments contain ``stream: true``.
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-
-    def attach(self, call: Call) -> None:
-        """Mirror a call to its client's stream, if its arguments contain ``stream: true``.
-
-        Raises:
-            ProtocolError: INVALID_PARAMS for an invalid client id, with its location.
-        """
-        if getattr(call.arguments, "stream", False) is not True:
-            return
-        place, client_id = self._client_id(call)
-        try:
-            check_client_id(client_id)
-        except InvalidName as exc:
-            raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
-        call.tee = _Mirror(self._hub, client_id, call).send
-        root = call.origin.root_path if isinstance(call.origin, HttpRequest) else ""
-        url = f"{root}/mcp/sse/{quote(client_id, safe='')}"
-        call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
-
-    @staticmethod
-    def _client_id(call: Call) -> tuple[str, str]:
-        """Return the location and value of the caller's client id, creating one if there's none."""
-        header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
-        argument = getattr(call.arguments, "client_id", "")
-        meta = members(value_of(params_of(call).meta)).get("clientId")
-        given = (
-            ("X-Client-Id", header),
-            ("client_id", call.client_id or (argument if isinstance(argument, str) else "")),
-            ("_meta.clientId", meta if isinstance(meta, str) else ""),
-        )
-        return next((each for each in given if each[1]), ("", secrets.token_hex(16)))
+    Raises:
+        ProtocolError: INVALID_PARAMS for an invalid client id, with its location.
+    """
+    if getattr(call.arguments, "stream", False) is not True:
+        return
+    place, client_id = _client_id(call)
+    try:
+        check_client_id(client_id)
+    except InvalidName as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
+    call.tee = _mirror(hub, client_id, call.principal, call.id)
+    root = call.origin.root_path if isinstance(call.origin, HttpRequest) else ""
+    url = f"{root}/mcp/sse/{quote(client_id, safe='')}"
+    call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
 
 
-class _Mirror:
-    """Sends a call's messages to a client's stream, as far as the hub accepts them; the caller's own response has
-    priority.
+def _client_id(call: Call) -> tuple[str, str]:
+    """Return the location and value of the caller's client id, creating one if there's none."""
+    header = (call.headers or {}).get(HEADER, b"").decode("utf-8", "replace").strip()
+    argument = getattr(call.arguments, "client_id", "")
+    meta = members(value_of(params_of(call).meta)).get("clientId")
+    given = (
+        ("X-Client-Id", header),
+        ("client_id", call.client_id or (argument if isinstance(argument, str) else "")),
+        ("_meta.clientId", meta if isinstance(meta, str) else ""),
+    )
+    return next((each for each in given if each[1]), ("", secrets.token_hex(16)))
+
+
+def _mirror(
+    hub: Hub, client_id: str, principal: "Principal | None", request_id: RequestId | None
+) -> Callable[[bytes], Awaitable[None]]:
+    """Return a function that sends a call's messages to a client's stream, as far as the hub accepts them; the caller's
+    own response has priority.
+
+    It doesn't hold the call itself, to avoid a reference cycle.
     """
 
-    def __init__(self, hub: Hub, client_id: str, call: Call) -> None:
-        # Not the call itself, to avoid a reference cycle.
-        self._hub = hub
-        self._client_id = client_id
-        self._principal = call.principal
-        self._request_id = call.id
-
-    async def send(self, message: bytes) -> None:
+    async def send(message: bytes) -> None:
         if not message:
             return
         try:
-            too_large = await self._send(message)
-            if too_large:
-                text = f"The result is only in the response: {too_large}"
-                await self._send(error_message(self._request_id, INTERNAL_ERROR, text))
+            try:
+                await hub.send(client_id, message.decode(), principal=principal)
+            except EventTooLarge as exc:
+                text = f"The result is only in the response: {exc}"
+                error = error_message(request_id, INTERNAL_ERROR, text)
+                await hub.send(client_id, error.decode(), principal=principal)
         except LocalError:
-            logger.exception("A message could not be sent to the stream of %s", self._client_id)
+            logger.exception("A message could not be sent to the stream of %s", client_id)
 
-    async def _send(self, message: bytes) -> str:
-        """Send a message, and return the reason if it's too large."""
-        try:
-            await self._hub.send(self._client_id, message.decode(), principal=self._principal)
-        except EventTooLarge as exc:
-            return str(exc)
-        return ""
+    return send

@@ -4,8 +4,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import AbstractContextManager
-from typing import Protocol
 
 from millstream._app.local_only import Bind
 from millstream._app.runtime import Runtime
@@ -29,27 +27,6 @@ Accept = Callable[[socket.socket], Awaitable[Callable[[], None]]]
 """Accepts from one more socket; returns a function that stops it."""
 
 
-class Stops(Protocol):
-    """A source of stop requests: signals, or the parent of a worker."""
-
-    forced: bool
-    """True after a request to stop without draining."""
-
-    def handle(self) -> AbstractContextManager[None]:
-        """Listen for requests inside the block."""
-        ...
-
-
-class ServeCallbacks(Protocol):
-    """Callbacks for the steps of a server's life. Each runs once, in the loop."""
-
-    def on_listen(self, accept: Accept) -> None:
-        """Run when the server listens; `accept` makes it accept from one more socket."""
-
-    def on_drain(self) -> None:
-        """Run when it stops accepting new connections."""
-
-
 class HttpServer:
     """The server of one process: starts the application, listens, and drains when stopped."""
 
@@ -58,8 +35,9 @@ class HttpServer:
         application: ServerApplication,
         *,
         loopback: bool,
-        callbacks: ServeCallbacks | None = None,
-        stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
+        on_listen: Callable[[Accept], None] | None = None,
+        on_drain: Callable[[], None] | None = None,
+        stops: Callable[[Runtimes, Callable[[DrainTimes], None]], StopSignals] = StopSignals,
         seats: Collection[object] = (),
         certificate: Certificate | None = None,
     ) -> None:
@@ -67,7 +45,8 @@ class HttpServer:
         self._application = application
         self._certificate = certificate
         self._runtimes = application.runtimes
-        self._callbacks = callbacks
+        self._on_listen = on_listen
+        self._on_drain = on_drain
         self._stops = stops
         # State
         self._state = ServerState()
@@ -113,8 +92,8 @@ class HttpServer:
                 server.close()
             return server.close
 
-        if self._callbacks is not None:
-            self._callbacks.on_listen(accept)
+        if self._on_listen is not None:
+            self._on_listen(accept)
         await self._over.wait()
         await self._shut_down(listener)
 
@@ -138,8 +117,8 @@ class HttpServer:
         drainer.announce()
         await listener.accept_backlog()
         listener.close()
-        if self._callbacks is not None:
-            self._callbacks.on_drain()
+        if self._on_drain is not None:
+            self._on_drain()
         until = clock() + self._runtimes.definition.settings.drain_timeout
         await self._drain(runtime, drainer, until)
         drainer.abort_closed()
@@ -175,8 +154,9 @@ def serve(
     host: str,
     *,
     listeners: list[socket.socket],
-    callbacks: ServeCallbacks | None = None,
-    stops: Callable[[Runtimes, Callable[[DrainTimes], None]], Stops] = StopSignals,
+    on_listen: Callable[[Accept], None],
+    on_drain: Callable[[], None] | None = None,
+    stops: Callable[[Runtimes, Callable[[DrainTimes], None]], StopSignals] = StopSignals,
     seats: Collection[object] = (),
 ) -> None:
     """Serve over HTTP until stopped.
@@ -185,7 +165,8 @@ def serve(
         application: the server.
         host: address that it listens on; decides whether loopback Origins are allowed.
         listeners: bound sockets.
-        callbacks: run when the server listens, and when it stops accepting connections.
+        on_listen: called when the server listens, with a function that makes it accept from one more socket.
+        on_drain: called when it stops accepting connections.
         stops: source of stop requests.
         seats: state of the workers of this address, for `/health`.
 
@@ -196,9 +177,14 @@ def serve(
 
     async def main() -> None:
         server = HttpServer(
-            application, loopback=is_loopback(host), callbacks=callbacks, stops=stops, seats=seats,
+            application,
+            loopback=is_loopback(host),
+            on_listen=on_listen,
+            on_drain=on_drain,
+            stops=stops,
+            seats=seats,
             certificate=certificate,
-        )  # fmt: skip
+        )
         await server.serve(listeners)
 
     run(main(), _loop_factory())
@@ -209,13 +195,13 @@ async def serve_here(
     host: str,
     *,
     listeners: list[socket.socket],
-    callbacks: ServeCallbacks,
+    on_listen: Callable[[Accept], None],
 ) -> None:
     """Serve over HTTP in the running loop, until stopped or until the task is canceled, which drains, too."""
     server = HttpServer(
         application,
         loopback=is_loopback(host),
-        callbacks=callbacks,
+        on_listen=on_listen,
         certificate=_certificate(application),
     )
     serving = asyncio.create_task(server.serve(listeners))

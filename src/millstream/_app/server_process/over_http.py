@@ -5,11 +5,10 @@ import socket
 import sys
 from collections.abc import Callable
 
-from millstream._app.definition import Definition
 from millstream._app.runtimes import ServerApplication
 from millstream._app.server_process.errors import CommandError, check_key, report, set_up_logs
 from millstream._app.server_process.facts import Facts, facts
-from millstream._app.server_process.http_server import Accept, serve, serve_here
+from millstream._app.server_process.http_server import serve, serve_here
 from millstream._app.server_process.listen_sockets import check_public, chosen_address, listen, passed_sockets
 from millstream._app.server_process.panel import show
 from millstream._app.server_process.workers.slot import begin_run, claim
@@ -73,8 +72,9 @@ def serve_with_panel(
         CommandError: the address or the key for session ids can't be used.
     """
     host, port, listeners = _bind_sockets(application, host, port, descriptor)
-    panel = _Panel(application.runtimes.definition, host, port, told)
-    serve(application, host, listeners=listeners, callbacks=panel)
+    definition = application.runtimes.definition
+    # A gateway knows only when it listens what its upstreams offer.
+    serve(application, host, listeners=listeners, on_listen=lambda _: told(facts(definition, host=host, port=port)))
 
 
 async def serve_here_with_panel(application: ServerApplication, host: str, port: int) -> None:
@@ -83,11 +83,13 @@ async def serve_here_with_panel(application: ServerApplication, host: str, port:
     Raises:
         CommandError: the address or the key for session ids can't be used.
     """
+    definition = application.runtimes.definition
     if not logging.getLogger().handlers:
-        set_up_logs(application.runtimes.definition.settings)
+        set_up_logs(definition.settings)
     host, port, listeners = _bind_sockets(application, host, port, None)
-    panel = _Panel(application.runtimes.definition, host, port, show)
-    await serve_here(application, host, listeners=listeners, callbacks=panel)
+    await serve_here(
+        application, host, listeners=listeners, on_listen=lambda _: show(facts(definition, host=host, port=port))
+    )
 
 
 def _bind_sockets(
@@ -107,20 +109,3 @@ def _bind_sockets(
             each.close()
         raise
     return host, port, listeners
-
-
-class _Panel:
-    """The panel of a server without workers."""
-
-    def __init__(self, definition: Definition, host: str, port: int, told: Callable[[Facts], None]) -> None:
-        self._definition = definition
-        self._host = host
-        self._port = port
-        self._told = told
-
-    def on_listen(self, accept: Accept) -> None:
-        """Show the panel. A gateway knows only now what its upstreams offer."""
-        self._told(facts(self._definition, host=self._host, port=self._port))
-
-    def on_drain(self) -> None:
-        """Do nothing, because the signals have been reported."""

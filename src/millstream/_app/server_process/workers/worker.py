@@ -140,7 +140,8 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
                 application,
                 hello.host,
                 listeners=listeners,
-                callbacks=line,
+                on_listen=line.on_listen,
+                on_drain=line.on_drain,
                 stops=partial(WorkerStops, place, stand_in),
                 seats=place.seats,
             )
