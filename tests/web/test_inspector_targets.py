@@ -185,7 +185,7 @@ async def test_remote_access_is_refused_despite_credentials() -> None:
 
 def test_inspect_option_enables_the_pages() -> None:
     mcp = Server("ours", serve="hub")
-    configure(mcp, serve="", store="", settings={"inspect": ("http://a.example/mcp",)}, more=frozenset({"web"}))
+    configure(mcp, serve="", store="", settings={"inspect": ("http://a.example/mcp",)}, web=True)
     assert mcp.settings.inspect == ("http://a.example/mcp",)
     assert mcp.definition.parts == {"hub", "web", "rest", "metrics"}
 

@@ -164,9 +164,13 @@ class Runtime:
             for register in host.http:
                 register()
             self.routes = Routes(
-                host.routes, guard=host.guard, here_only=here_only,
-                gates=host.request_gates, sockets=bool(host.sockets), mcp_path=settings.path,
-            )  # fmt: skip
+                host.routes,
+                guard=host.guard,
+                here_only=here_only,
+                gates=host.request_gates,
+                sockets=bool(host.sockets),
+                mcp_path=settings.path,
+            )
         return self.routes
 
     @property

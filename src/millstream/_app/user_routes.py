@@ -31,11 +31,28 @@ logger = logging.getLogger("millstream")
 
 _TAKEN = frozenset(
     (
-        "/sse", "/messages/", "/messages", "/message", "/health", "/livez", "/readyz", "/events", "/publish", "/ws",
-        "/openapi.json", "/docs", "/connect", "/dashboard", "/chat", "/inspect", "/metrics", "/sign-in",
-        "/sign-out", "/mcp",
+        "/sse",
+        "/messages/",
+        "/messages",
+        "/message",
+        "/health",
+        "/livez",
+        "/readyz",
+        "/events",
+        "/publish",
+        "/ws",
+        "/openapi.json",
+        "/docs",
+        "/connect",
+        "/dashboard",
+        "/chat",
+        "/inspect",
+        "/metrics",
+        "/sign-in",
+        "/sign-out",
+        "/mcp",
     )
-)  # fmt: skip
+)
 """Paths that Millstream serves itself, or would with another part or setting."""
 _TAKEN_BELOW = (
     "/mcp/",

@@ -18,8 +18,17 @@ from millstream._override import override
 from millstream.gateway._programs.classes import UnsupportedVersion, library_of
 
 _PACKAGES = ("mcp", "mcp.server")
-_FASTMCP = ("", ".exceptions", ".prompts", ".prompts.base", ".resources", ".server", ".tools", ".utilities",
-            ".utilities.types")  # fmt: skip
+_FASTMCP = (
+    "",
+    ".exceptions",
+    ".prompts",
+    ".prompts.base",
+    ".resources",
+    ".server",
+    ".tools",
+    ".utilities",
+    ".utilities.types",
+)
 _SOURCES = dict.fromkeys((f"mcp.server.fastmcp{each}" for each in _FASTMCP), "millstream.compat.fastmcp") | {
     "mcp.types": "millstream.compat.types",
     "mcp.server.auth.settings": "millstream.compat.fastmcp",

@@ -41,11 +41,25 @@ def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str
 
 
 _OTHER_NAMES = {
-    "add": "install", "ask": "chat", "check": "doctor", "create": "init", "debug": "dev", "get": "read",
-    "inspect": "dev", "inspector": "dev", "invoke": "call", "ls": "list", "new": "init",
-    "prompts": "list", "proxy": "run", "resources": "list", "serve": "run", "start": "run", "test": "doctor",
+    "add": "install",
+    "ask": "chat",
+    "check": "doctor",
+    "create": "init",
+    "debug": "dev",
+    "get": "read",
+    "inspect": "dev",
+    "inspector": "dev",
+    "invoke": "call",
+    "ls": "list",
+    "new": "init",
+    "prompts": "list",
+    "proxy": "run",
+    "resources": "list",
+    "serve": "run",
+    "start": "run",
+    "test": "doctor",
     "tools": "list",
-}  # fmt: skip
+}
 """Command of other programs -> ours."""
 _OTHER_SUBCOMMANDS = {
     "keys": {"create": "add", "delete": "revoke", "generate": "add", "new": "add", "remove": "revoke", "rm": "revoke"},

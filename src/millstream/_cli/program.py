@@ -8,31 +8,12 @@ from cyclopts import App, Group, Parameter
 
 from millstream._cli.help import COMMANDS
 
-MODULES = {
-    "run": "run",
-    "dev": "dev",
-    "gateway": "gateway",
-    "init": "init",
-    "install": "install",
-    "publish": "publish",
+MODULES = {name: name for group in COMMANDS.values() for name in group if name != "help"} | {
     "list": "offers",
     "call": "offers",
     "read": "offers",
     "prompt": "offers",
-    "tasks": "tasks",
-    "watch": "watch",
-    "channel": "channel",
-    "chat": "chat",
     "info": "ping",
-    "ping": "ping",
-    "doctor": "doctor",
-    "tokens": "tokens",
-    "record": "record",
-    "keys": "keys",
-    "users": "users",
-    "audit": "audit",
-    "completion": "completion",
-    "version": "version",
 }
 """Command -> its module, in `millstream._cli.commands`."""
 OPTIONS = Group("Options")

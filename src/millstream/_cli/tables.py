@@ -38,6 +38,14 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()  # a program may wait for this line
 
 
+def report(text: str, result: dict[str, str], *, json: bool) -> None:
+    """Print a result as JSON, or say on standard error what was done."""
+    if json:
+        print_json(result)
+    else:
+        print(text, file=sys.stderr)
+
+
 def safe_json(text: str) -> str:
     """Return JSON for standard output. On a terminal, escape characters that control it, or that it doesn't show."""
     return escape(text) if sys.stdout.isatty() else text

@@ -65,9 +65,14 @@ class HubPart(OwnPart):
             return hooked or (principal is not None and principal.has((PUBLISH,)))
 
         socket = WebSocketRoute(
-            host.dispatcher, hub, host.policy, host.streams, guard=guard, may_publish=may_publish,
+            host.dispatcher,
+            hub,
+            host.policy,
+            host.streams,
+            guard=guard,
+            may_publish=may_publish,
             gates=host.request_gates,
-        )  # fmt: skip
+        )
         host.sockets["/ws"] = socket
         host.on_drain(socket.close)
         handlers = HubRoutes(hub, host.streams, gzip=settings.gzip_streams, note=host.services.note)

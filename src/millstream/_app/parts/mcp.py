@@ -57,7 +57,9 @@ class LimitsPart(OwnPart):
                 "counter",
                 "millstream_rate_limited_total",
                 "Calls refused by a limit.",
-                self._refusal_counts,
+                lambda: (
+                    {(policy,): count for policy, count in self._throttle.refused.items()} if self._throttle else {}
+                ),
                 ("policy",),
             )
             why = "The store is unavailable, so this worker enforces its share of the limits alone."
@@ -68,11 +70,6 @@ class LimitsPart(OwnPart):
                 lambda: {(): int(host.open_pool is not None and host.open_pool.away)},
                 merge="max",
             )
-
-    def _refusal_counts(self) -> dict[tuple[str, ...], float]:
-        if self._throttle is None:
-            return {}
-        return {(policy,): count for policy, count in self._throttle.refused.items()}
 
 
 class McpPart(OwnPart):

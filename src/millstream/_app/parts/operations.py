@@ -101,9 +101,16 @@ class AuditPart(OwnPart):
         """Return an observer of messages that writes publications, which aren't calls, and passes everything on."""
 
         def note(
-            method: str, transport: str, session: Session | None = None, status: str = "", *, target: str = "",
-            principal: Principal | None = None, address: str = "", opening: Handshake | None = None,
-        ) -> None:  # fmt: skip
+            method: str,
+            transport: str,
+            session: Session | None = None,
+            status: str = "",
+            *,
+            target: str = "",
+            principal: Principal | None = None,
+            address: str = "",
+            opening: Handshake | None = None,
+        ) -> None:
             if method == "hub/publish":
                 self._write(method, target, status or "ok", address, principal, transport=transport)
             observe(
@@ -116,14 +123,26 @@ class AuditPart(OwnPart):
         self._write("sign-in", "", "refused", address)
 
     def _write(
-        self, method: str, target: str, outcome: str, address: str, principal: Principal | None = None, *,
-        transport: str = "", session: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        method: str,
+        target: str,
+        outcome: str,
+        address: str,
+        principal: Principal | None = None,
+        *,
+        transport: str = "",
+        session: str = "",
+    ) -> None:
         entry = AuditEntry(
-            stamp(time.time()), method, target, outcome,
+            stamp(time.time()),
+            method,
+            target,
+            outcome,
             *(("", "", "") if principal is None else (principal.subject, principal.issuer, principal.client)),
-            address, transport, session,
-        )  # fmt: skip
+            address,
+            transport,
+            session,
+        )
         try:
             self._log.write(entry)
             self._failed = False
@@ -218,9 +237,13 @@ class MetricsPart(OwnPart):
         health = host.store_health
         host.metrics = metrics = Metrics()
         metrics.read(
-            "gauge", "millstream_backend_up", "The store responds.", lambda: {(health.kind,): int(health.up)}, ("kind",),
+            "gauge",
+            "millstream_backend_up",
+            "The store responds.",
+            lambda: {(health.kind,): int(health.up)},
+            ("kind",),
             merge="min",
-        )  # fmt: skip
+        )
         if parent_address() is None:
 
             async def render() -> bytes:

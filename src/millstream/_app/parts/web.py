@@ -412,11 +412,9 @@ def store_figures(health: StoreHealth, store: Store) -> dict[str, Any]:
     reach, and knows its size.
     """
     figures: dict[str, Any] = {"kind": health.kind, "up": health.up}
-    return figures | _fullness(store) if isinstance(store, MemoryStore) else figures
-
-
-def _fullness(store: MemoryStore) -> dict[str, Any]:
-    return {
+    if not isinstance(store, MemoryStore):
+        return figures
+    return figures | {
         "values": {
             "bytes": max((kind.size for kind in store.kv.kinds.values()), default=0),
             "max_bytes": store.kv.max_bytes,

@@ -97,8 +97,29 @@ INTERRUPTED = 128 + signal.SIGINT
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+@contextlib.contextmanager
+def receive_signals(
+    receive: Callable[[int, FrameType | None], None], numbers: Collection[int] = _SIGNALS
+) -> Generator[None, None, None]:
+    """Call a function for signals inside the block; only possible in the main thread."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for every background job of a script, but sending it
+        # to one means it should end.
+        hangup = getattr(signal, "SIGHUP", None)
+        heard = [each for each in numbers if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, receive) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class StopSignals:
     """Handles signals for the task that creates it."""
+
+    _numbers: Collection[int] = _SIGNALS
 
     def __init__(self, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
         """Create it; `handle` installs the handlers.
@@ -122,23 +143,13 @@ class StopSignals:
         Raises:
             SystemExit: a second signal stopped it without draining.
         """
-        main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, self._receive) for number in (self._signals() if main else ())}
-        try:
-            yield
-        except asyncio.CancelledError:
-            if not self.forced:
-                raise
-            sys.exit(INTERRUPTED)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _signals(self) -> Collection[int]:
-        # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for every background job of a script, but sending it
-        # to one means it should end.
-        hangup = getattr(signal, "SIGHUP", None)
-        return [each for each in _SIGNALS if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
+        with receive_signals(self._receive, self._numbers):
+            try:
+                yield
+            except asyncio.CancelledError:
+                if not self.forced:
+                    raise
+                sys.exit(INTERRUPTED)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self._stopping:

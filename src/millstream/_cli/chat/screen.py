@@ -160,10 +160,11 @@ class Steps:
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._number = 0
+        self.note, self.fail, self.pause = screen.note, screen.fail, screen.pause
 
     def tell(self, what: str) -> None:
         """Print the next step."""
-        self._screen.pause()
+        self.pause()
         self._number += 1
         sys.stderr.write(f"[debug {self._number:>2}] {safe(brief(what))}\n")
         sys.stderr.flush()
@@ -180,18 +181,6 @@ class Steps:
             self.tell(describe(event))
         if not isinstance(event, ToolStart | ToolEnd | SamplingResult | ModelRetry):  # the step has the same content
             self._screen.show(event)
-
-    def note(self, text: str) -> None:
-        """See `Screen`."""
-        self._screen.note(text)
-
-    def fail(self, text: str) -> None:
-        """See `Screen`."""
-        self._screen.fail(text)
-
-    def pause(self) -> None:
-        """See `Screen`."""
-        self._screen.pause()
 
 
 _STEPS: dict[type[Any], Callable[[Any], str]] = {

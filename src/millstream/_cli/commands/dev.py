@@ -80,13 +80,9 @@ def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] 
             target,
             "127.0.0.1",
             port,
-            descriptor=None,
-            workers=1,
             reload=True,
             told=beside.on_ready,
-            serve="",
-            store="",
-            more=frozenset({"web"}),
+            web=True,
             settings={"inspect": tuple(inspect) if inspect else None, "show_errors": True},
         )
     except CommandError as exc:

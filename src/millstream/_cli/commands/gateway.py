@@ -89,12 +89,9 @@ def serve(  # noqa: PLR0913  the options of the command
         str(file),
         host,
         port,
-        descriptor=None,
         workers=workers,
-        reload=False,
         serve=serve,
         store=store,
-        more=frozenset(),
         settings={
             "auth_keys": auth_keys,
             "public_without_auth": public_without_auth or None,

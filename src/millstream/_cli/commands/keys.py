@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.options import Json, finite
-from millstream._cli.tables import print_json, print_rows
+from millstream._cli.tables import print_json, print_rows, report
 from millstream._config import PREFIX
 from millstream._protocol.errors import LocalError
 from millstream.auth._key_file import KeyFile, StoredKey
@@ -98,8 +98,10 @@ def list_keys(*, file: File = None, json: Json = False) -> None:
     with convert_errors():
         key_file.load()
     if json:
-        found = [{"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
-                 for each in key_file.keys]  # fmt: skip
+        found = [
+            {"name": each.name, "scopes": each.scopes, "created": each.created, "expires": each.expires}
+            for each in key_file.keys
+        ]
         print_json({"keys": found})
         return
     rows = [[each.name, " ".join(each.scopes) or "no scopes", day(each.created), _end(each)] for each in key_file.keys]
@@ -117,10 +119,7 @@ def revoke(name: Name, /, *, file: File = None, json: Json = False) -> None:
     key_file = _file(file)
     with convert_errors():
         key_file.revoke(name)
-    if json:
-        print_json({"revoked": name})
-        return
-    print(f"Revoked {name}.", file=sys.stderr)
+    report(f"Revoked {name}.", {"revoked": name}, json=json)
 
 
 @keys.command

@@ -117,8 +117,7 @@ def call(
 
     - `millstream call https://example.com/mcp report year=2026 --task`
     """
-    bare = [word for word in arguments if "=" not in word]
-    given = pairs([word for word in arguments if "=" in word], "=", _USAGE)
+    bare, given = _split(arguments)
     values = _object(input)
 
     async def work(client: Client) -> int:
@@ -222,8 +221,7 @@ def prompt(
 
     - `millstream prompt shop.py pitch title=Emma`
     """
-    bare = [word for word in arguments if "=" not in word]
-    given = pairs([word for word in arguments if "=" in word], "=", _USAGE)
+    bare, given = _split(arguments)
 
     async def work(client: Client) -> None:
         if bare:
@@ -243,6 +241,12 @@ def prompt(
                 print_text(f"{message.role}: {describe(block)}")
 
     with_client(target, options, work)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments without names, and the others."""
+    named = [word for word in arguments if "=" in word]
+    return [word for word in arguments if word not in named], pairs(named, "=", _USAGE)
 
 
 def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> UsageError:

@@ -6,7 +6,7 @@ Stdio servers usually start without this module and the command-line library, to
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from enum import StrEnum
-from typing import Annotated, Any, TypedDict, Unpack, cast
+from typing import Annotated, Any, cast
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
@@ -49,17 +49,6 @@ Inspect = Annotated[
     list[str] | None,
     Parameter(name="--inspect", metavar="URL", help="HTTP: allow /inspect to reach this server. Repeat it."),
 ]
-
-
-class RunOptions(TypedDict):
-    """Options that override a server's settings."""
-
-    serve: str
-    store: str
-    more: frozenset[str]
-    """Parts to serve in addition to those of the program or of `serve`."""
-    settings: Mapping[str, object]
-    """Settings by name; None leaves a setting unchanged."""
 
 
 def run(  # noqa: PLR0913  the options of the command
@@ -199,7 +188,7 @@ def run(  # noqa: PLR0913  the options of the command
             reload=reload,
             serve=serve,
             store=store,
-            more=frozenset({"web"} if inspect else ()),
+            web=bool(inspect),
             settings={
                 "sessions": False if no_sessions else None,
                 "json_only": json or None,
@@ -234,19 +223,35 @@ def _check_not_empty(secured: Mapping[str, str | None]) -> None:
             )
 
 
-def serve_http(
+def serve_http(  # noqa: PLR0913  the options of commands
     target: str,
     host: str | None,
     port: int | None,
     /,
     *,
-    descriptor: int | None,
-    workers: int,
-    reload: bool,
+    descriptor: int | None = None,
+    workers: int = 1,
+    reload: bool = False,
     told: Callable[[Facts], None] = show,
-    **options: Unpack[RunOptions],
+    serve: str = "",
+    store: str = "",
+    web: bool = False,
+    settings: Mapping[str, object],
 ) -> None:
     """Serve until stopped, as a single process, the supervisor of workers, or a worker.
+
+    Args:
+        target: the server.
+        host: address to listen on.
+        port: port to listen on.
+        descriptor: descriptor of a socket to listen on instead.
+        workers: number of processes.
+        reload: whether to restart when a file changes.
+        told: called when it serves.
+        serve: parts to serve, instead of those of the program.
+        store: URL of the store.
+        web: whether to serve the pages, too.
+        settings: settings by name; None leaves a setting unchanged.
 
     Raises:
         CommandError: the server can't be found, or the address or an option is invalid.
@@ -255,7 +260,7 @@ def serve_http(
     place = claim()
     if place is None and is_supervisor(workers, reload=reload):
         check_target(target)
-        set_up_logs(_settings(), str(options["settings"].get("log_level") or ""))
+        set_up_logs(_settings(), str(settings.get("log_level") or ""))
         watched = folder_of(target) if reload else None
         supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
         return
@@ -263,7 +268,7 @@ def serve_http(
         if place is not None and reload:
             ignore_compiled(folder_of(target))
         server = load(target)
-        configure(server, **options)
+        configure(server, serve=serve, store=store, web=web, settings=settings)
         set_up_logs(server.settings)
     if place is not None:
         serve_worker(place, server)
@@ -271,9 +276,7 @@ def serve_http(
         serve_with_panel(server, host, port, descriptor=descriptor, told=told)
 
 
-def configure(
-    server: Server, *, serve: str, store: str, settings: Mapping[str, object], more: frozenset[str] = frozenset()
-) -> None:
+def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, object], web: bool = False) -> None:
     """Override the program's settings with the options.
 
     Raises:
@@ -289,8 +292,8 @@ def configure(
         raise CommandError(str(exc), fix="Correct the option, or leave it out.") from exc
     try:
         server.definition.configure(serve=serve)
-        if not server.definition.parts >= more:
-            server.definition.configure(serve=server.definition.parts | more)
+        if web and "web" not in server.definition.parts:
+            server.definition.configure(serve=server.definition.parts | {"web"})
     except ValueError as exc:
         raise CommandError(str(exc), fix="Use --serve all, or a list such as --serve hub,rest") from exc
 

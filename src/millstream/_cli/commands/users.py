@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from millstream._app.server_process.errors import CommandError
 from millstream._cli.commands.keys import convert_errors, day
 from millstream._cli.options import Json
-from millstream._cli.tables import ask_password, print_json, print_rows
+from millstream._cli.tables import ask_password, print_json, print_rows, report
 
 if TYPE_CHECKING:
     from millstream.auth._authorization_server.users import UserFile
@@ -63,14 +63,7 @@ def add(
     """
     with convert_errors():
         _people(file).add(name, _password(), tuple(scope or ()), time.time())
-    _report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
-
-
-def _report(text: str, result: dict[str, str], *, json: bool) -> None:
-    if json:
-        print_json(result)
-    else:
-        print(text, file=sys.stderr)
+    report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
 
 @users.command(name="list")
@@ -102,7 +95,7 @@ def remove(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -> 
     """
     with convert_errors():
         _people(file).remove(name)
-    _report(f"Removed {name}.", {"removed": name}, json=json)
+    report(f"Removed {name}.", {"removed": name}, json=json)
 
 
 @users.command
@@ -115,4 +108,4 @@ def password(name: Name, /, *, file: File = Path(DEFAULT), json: Json = False) -
     """
     with convert_errors():
         _people(file).set_password(name, _password(), time.time())
-    _report(f"{name} has a new password.", {"changed": name}, json=json)
+    report(f"{name} has a new password.", {"changed": name}, json=json)

@@ -84,16 +84,25 @@ _GOOSE_SECONDS = 300
 
 def _goose_command(name: str, launch: Launch) -> dict[str, Any]:
     return {
-        "name": name, "type": "stdio", "enabled": True, "cmd": launch.command, "args": list(launch.args),
-        "envs": dict(launch.env), "timeout": _GOOSE_SECONDS,
-    }  # fmt: skip
+        "name": name,
+        "type": "stdio",
+        "enabled": True,
+        "cmd": launch.command,
+        "args": list(launch.args),
+        "envs": dict(launch.env),
+        "timeout": _GOOSE_SECONDS,
+    }
 
 
 def _goose_url(name: str, launch: Launch) -> dict[str, Any]:
     return {
-        "name": name, "type": "streamable_http", "enabled": True, "uri": launch.url, "headers": dict(launch.headers),
+        "name": name,
+        "type": "streamable_http",
+        "enabled": True,
+        "uri": launch.url,
+        "headers": dict(launch.headers),
         "timeout": _GOOSE_SECONDS,
-    }  # fmt: skip
+    }
 
 
 def _in_toml(under: str, name: str, entry: dict[str, Any]) -> str:

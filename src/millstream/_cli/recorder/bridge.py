@@ -290,9 +290,14 @@ async def tap(command: Command, writer: Writer) -> int:
     try:
         # Pass on all variables, because the client chose them for the server.
         process = await asyncio.create_subprocess_exec(
-            program, *command.argv[1:], cwd=command.cwd, env={**os.environ, **command.env},
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            program,
+            *command.argv[1:],
+            cwd=command.cwd,
+            env={**os.environ, **command.env},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
     except OSError as exc:
         raise TargetError(f"{command.argv[0]} can't be started: {exc.strerror}.") from exc
     inward = asyncio.create_task(_from_client(process, writer))

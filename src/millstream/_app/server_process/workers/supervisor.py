@@ -15,16 +15,14 @@ Serving with several workers, from the command line or from ``Server.run(workers
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +35,7 @@ from millstream._app.server_process.errors import CommandError, report
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import passed_sockets
 from millstream._app.server_process.panel import show
-from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS
+from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, receive_signals
 from millstream._app.server_process.workers.slot import Hello, WorkerState, WorkerStates, open_sockets
 from millstream._app.server_process.workers.worker_process import (
     KILLED,
@@ -54,8 +52,6 @@ from millstream._tasks import Tasks
 
 logger = logging.getLogger("millstream")
 
-_STOP = [signal.SIGINT, signal.SIGTERM]
-
 
 class ParentSignals:
     """Events that signals set."""
@@ -67,23 +63,8 @@ class ParentSignals:
         self._loop = asyncio.get_running_loop()
         self._had_terminal = _has_terminal()
 
-    @contextlib.contextmanager
-    def handle(self) -> "Generator[ParentSignals, None, None]":
-        """Handle signals inside the block; only possible in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        # `nohup` ignores SIGHUP on purpose.
-        hears_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-        numbers = [*_STOP, signal.SIGHUP] if hears_hangup else _STOP
-        before = {number: signal.signal(number, self._receive) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         self._loop.call_soon_threadsafe(self._take, number)
 
     def _take(self, number: int) -> None:
@@ -231,7 +212,8 @@ class Supervisor:
             SystemExit: a second signal stopped it without draining.
         """
         async with AsyncExitStack() as stack:
-            orders = stack.enter_context(ParentSignals().handle())
+            orders = ParentSignals()
+            stack.enter_context(receive_signals(orders.receive))
             try:
                 store = await stack.enter_async_context(self._store())
             except OSError as exc:

@@ -184,6 +184,8 @@ class _ParentReports:
 class WorkerStops(StopSignals):
     """Stops a worker on a message of its parent, the parent's exit, or SIGTERM."""
 
+    _numbers = (signal.SIGTERM,)
+
     def __init__(
         self, place: WorkerSlot, stand_in: SocketTakeover, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]
     ) -> None:
@@ -211,10 +213,6 @@ class WorkerStops(StopSignals):
                 yield
         finally:
             self._loop.remove_reader(end.fileno())
-
-    @override
-    def _signals(self) -> Collection[int]:
-        return (signal.SIGTERM,)
 
     @override
     def _receive(self, number: int, frame: FrameType | None) -> None:
