@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
+from millstream._backoff import retry_delay
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
     INTERNAL_ERROR,
@@ -108,10 +109,15 @@ _NEEDS_EXTENSION = f"{REQUIRES_CAPABILITIES} extensions".encode()
 """Part of the error of a Millstream tool that needs tasks, in the handshake era. Others name the extension."""
 _CONNECTION_META = frozenset(
     {
-        VERSION_KEY, CAPABILITIES_KEY, CLIENT_KEY, LOG_LEVEL_KEY, SUBSCRIPTION_KEY, "progressToken",
+        VERSION_KEY,
+        CAPABILITIES_KEY,
+        CLIENT_KEY,
+        LOG_LEVEL_KEY,
+        SUBSCRIPTION_KEY,
+        "progressToken",
         "io.modelcontextprotocol/related-task",
     }
-)  # fmt: skip
+)
 """`_meta` members that belong to the client's own connection."""
 
 _decode_meta = decoder(dict[str, Raw])
@@ -194,13 +200,15 @@ def forward(
         ProtocolError: the upstream's own error, or for methods other than ``tools/call``, the lack of a response.
         ToolError: there was no response, or the upstream requires a capability that the client lacks.
     """
-    if upstream.credentials is None:
-        link = upstream.plain_link
-        if link is not None and _is_plain(call) and not (method == "tools/call" and upstream.has_tasks):
-            ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
-            return _forward_plainly(call, upstream, link, ask)
-        return _forward(call, upstream, method, params, name, headers)
-    return _forward_with_credentials(call, upstream, method, params, name, headers)
+    if (
+        upstream.credentials is None
+        and (link := upstream.plain_link) is not None
+        and _is_plain(call)
+        and not (method == "tools/call" and upstream.has_tasks)
+    ):
+        ask = Ask(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
+        return _forward_plainly(call, upstream, link, ask)
+    return _forward(call, upstream, method, params, name, headers)
 
 
 def _is_plain(call: "Call") -> bool:
@@ -285,27 +293,20 @@ def _forwarded_meta(raw: bytes, call: "Call", upstream: Upstream) -> bytes:
     return encode(members)[1:-1]
 
 
-async def _forward_with_credentials(
-    call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
-) -> bytes:
-    """Forward a call whose user may have to connect an account first, or to grant more scopes."""
-    credentials = upstream.credentials
-    assert credentials is not None  # noqa: S101  checked by `forward`
-    await credentials.prepare(call)
-    try:
-        return await _forward(call, upstream, method, params, name, headers)
-    except AccessDenied as exc:
-        if not await credentials.recover(call, exc):
-            raise no_response_error(call, upstream, exc) from None
-    try:
-        return await _forward(call, upstream, method, params, name, headers)
-    except AccessDenied as exc:
-        raise no_response_error(call, upstream, exc) from None
-
-
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
-    call: "Call", upstream: Upstream, method: str, params: bytes, name: str, headers: Mapping[str, str]
+    call: "Call",
+    upstream: Upstream,
+    method: str,
+    params: bytes,
+    name: str,
+    headers: Mapping[str, str],
+    *,
+    recovered: bool = False,
 ) -> bytes:
+    """Forward a call. If it's denied, its user may connect an account or grant more scopes, once."""
+    credentials, denied = upstream.credentials, None
+    if credentials is not None and not recovered:
+        await credentials.prepare(call)
     level, requested_level = await _find_log_level(call)
     forwarding = _ForwardedCall(call, upstream, method, name, level=level)
     link, relay, previous, breaker = None, forwarding.relay, forwarding.previous, upstream.breaker
@@ -341,10 +342,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         ):
             raise forwarding.convert_error(exc) from None
     except AccessDenied as exc:
-        answered = True
-        if upstream.credentials is not None:
-            raise
-        raise no_response_error(call, upstream, exc) from None
+        answered, denied = True, exc
     except ClientError as exc:
         upstream.record_failure(exc, call, method, name)
         raise no_response_error(call, upstream, exc) from None
@@ -353,7 +351,11 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             link.calls -= 1
         if answered:
             breaker.succeed(perf_counter() - started, call, method, name)
-    return await _forward(call, upstream, method, params, name, headers)
+    if denied is not None:
+        if recovered or credentials is None or not await credentials.recover(call, denied):
+            raise no_response_error(call, upstream, denied)
+        recovered = True
+    return await _forward(call, upstream, method, params, name, headers, recovered=recovered)
 
 
 def _try_other_era(
@@ -593,7 +595,7 @@ class _ForwardedCall:
             elif loop.time() > latest:
                 raise RequestTimeout("The upstream postponed its response for too long.")
             else:
-                await asyncio.sleep(min(_FIRST_WAIT * 2.0**number, _LONGEST_WAIT))
+                await asyncio.sleep(retry_delay(number, _FIRST_WAIT, _LONGEST_WAIT))
             if required.request_state is not None:
                 members["requestState"] = required.request_state
             extra = encode(members)[1:-1]
@@ -607,7 +609,7 @@ class _ForwardedCall:
 
     async def _return_questions(self) -> bytes:
         """Forward a call in rounds, returning the upstream's questions as the result."""
-        call, extra = self._call, b""
+        call = self._call
         members: dict[str, Any] = {}
         if isinstance(self.previous, _SavedRounds):
             before = self.previous.rounds
@@ -618,13 +620,10 @@ class _ForwardedCall:
                 members["requestState"] = before.state
         elif call.responses and not call.state:
             members["inputResponses"] = dict(call.responses)
-        if members:
-            extra = encode(members)[1:-1]
-        result = await self._send(self.relay, extra)
-        required = _input_required(result)
-        if required is None:
-            return result
-        raise self.pass_on(required)
+        result = await self._send(self.relay, encode(members)[1:-1])
+        if (required := _input_required(result)) is not None:
+            raise self.pass_on(required)
+        return result
 
     # Tasks of upstreams
 

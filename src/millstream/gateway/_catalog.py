@@ -124,17 +124,16 @@ _decode_catalog = decoder(Catalog)
 class StoredCatalog:
     """The copy of one upstream's catalog in the store, shared by all workers of a server."""
 
-    def __init__(self, store: Store, server: str, name: str, target: Any) -> None:
+    def __init__(self, store: Store, server: str, name: str, address: str) -> None:
         """Create it without reading anything; see `load`.
 
         Args:
             store: store for the copy.
             server: name of the gateway.
             name: name of the upstream.
-            target: address of the upstream; each target has its own copy.
+            address: address of the upstream; each one has its own copy.
         """
         self._kv = store.kv
-        address = "" if hasattr(target, "running") else repr(target)
         self._key = f"catalog:{hashlib.sha256(encode([server, name, address])).hexdigest()[:32]}"
         self.shared: bool = store.shared
         """Whether other workers use the same copy."""

@@ -56,7 +56,7 @@ from millstream.gateway._openapi import (
     without_properties,
 )
 from millstream.gateway._processes import ProcessPool
-from millstream.gateway._upstream import Upstream, UpstreamConfig, retry_delay
+from millstream.gateway._upstream import Upstream, UpstreamConfig, reconnect_delay
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -333,7 +333,7 @@ class ApiUpstream(Upstream):
             except (ApiError, ClientError, OSError) as exc:
                 self._degrade(ApiError(str(exc) or type(exc).__name__))  # the API itself may be reachable
                 failures += 1
-                wait = retry_delay(failures)
+                wait = reconnect_delay(failures)
             self._refresh_event.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -346,7 +346,7 @@ class ApiUpstream(Upstream):
         while (error := await self._find_fault()) is not None:
             self._degrade(error)
             failures += 1
-            await asyncio.sleep(retry_delay(failures))
+            await asyncio.sleep(reconnect_delay(failures))
         if self.breaker.is_open:
             self.breaker.is_open = False
             self._refresh_event.set()

@@ -151,10 +151,7 @@ class GatewayPart:
 
     def _announce(self, host: Host) -> None:
         """Announce this gateway to others, unless all upstreams are in this process."""
-        targets = [
-            (each.name, "" if hasattr(each.target, "running") else repr(each.target))
-            for each in self.definition.upstreams
-        ]
+        targets = [(each.name, each.address) for each in self.definition.upstreams]
         self._announcement["id"] = identity(host.services.secrets.values[0], self.definition.name, targets)
         if any(target for _, target in targets):
             host.capability(CAPABILITY, self._announcement, member="experimental")

@@ -5,18 +5,21 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct, structs
 
+from millstream._backoff import retry_delay
 from millstream._http.client.body import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.json_schema import members
+from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.metadata import TASKS
 from millstream._protocol.notifications import SubscriptionFilter
 from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
@@ -38,6 +41,7 @@ from millstream.client._errors import (
 from millstream.client._negotiation import Options
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
+from millstream.client._transports.in_process import RunningServer, TransportFactory
 from millstream.client._transports.stdio import Command
 from millstream.gateway import _catalog as catalog
 from millstream.gateway._breaker import Breaker
@@ -66,10 +70,7 @@ from millstream.gateway._results import Redactor
 from millstream.gateway._watches import ResourceWatches
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from millstream._server.calls.call import Call
-    from millstream.client._transports.in_process import RunningServer, ServerObject
     from millstream.gateway._credentials.source import UpstreamCredentials
 
 logger = logging.getLogger("millstream.gateway")
@@ -84,9 +85,6 @@ _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _OTHER_CONNECTIONS = 28
 """HTTP connections for lists, subscriptions, and polls of tasks, in addition to those of calls."""
-_FIRST_WAIT = 0.5
-_LONGEST_WAIT = 60.0
-_MAX_DOUBLINGS = 8
 _MAX_WARNINGS = 1000
 _WEB_SCHEMES = frozenset({"data", "http", "https", "mailto"})
 """Schemes of links that clients open themselves."""
@@ -149,6 +147,11 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         """Mapping between its names and those on this server."""
         return Names(self.name if self.prefix is None else self.prefix)
 
+    @property
+    def address(self) -> str:
+        """The target as a text that is the same in all workers; empty for a server object of this process."""
+        return "" if hasattr(self.target, "running") else repr(self.target)
+
     def check(self) -> None:
         """Check the configuration.
 
@@ -176,7 +179,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             check_api(self)
         elif library_of(self.target):
             upstream_of(self.target)
-        elif not hasattr(self.target, "running"):
+        else:
             try:
                 find(self.target, env=self.env, cwd=self.cwd)
             except TargetError as exc:
@@ -213,9 +216,8 @@ class UpstreamOptions(TypedDict, total=False):
 _NO_RULES = ItemRules()
 
 
-def retry_delay(failures: int) -> float:
-    """Return the seconds before the next attempt to reach an upstream, with jitter."""
-    return min(_FIRST_WAIT * 2.0 ** min(failures, _MAX_DOUBLINGS), _LONGEST_WAIT) * random.uniform(0.75, 1)  # noqa: S311
+reconnect_delay = partial(retry_delay, first=0.5, most=60.0)
+"""Returns the seconds before the next attempt to reach an upstream, by the number of failures."""
 
 
 def refresh_pause(seconds: float) -> float:
@@ -226,31 +228,19 @@ def refresh_pause(seconds: float) -> float:
     return min(max(4 * seconds, 1.0), _MIN_REFRESH)
 
 
-class _Uris:
-    """URIs, and those that templates match. Malformed templates match nothing."""
-
-    def __init__(self, uris: Collection[str], templates: Iterable[str]) -> None:
-        self._uris = uris
-        self._templates: list[UriTemplate] = []
-        for each in templates:
-            with contextlib.suppress(ValueError, RecursionError):
-                self._templates.append(UriTemplate(each))
-
-    def has(self, *uris: str) -> bool:
-        """Return whether one of several spellings is among them."""
-        return any(uri in self._uris or any(each.match(uri) is not None for each in self._templates) for uri in uris)
+def _uri_matcher(uris: Collection[str], templates: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that finds a URI among others, and those that templates match."""
+    patterns: list[UriTemplate] = []
+    for each in templates:
+        with contextlib.suppress(*MALFORMED):  # a malformed template matches nothing
+            patterns.append(UriTemplate(each))
+    return lambda uri: uri in uris or any(each.match(uri) is not None for each in patterns)
 
 
-class _SharedProgram:
+class _SharedServer(Struct, frozen=True):
     """A server object that outlives the connections to it."""
 
-    def __init__(self, running: "RunningServer") -> None:
-        self._running = running
-
-    @asynccontextmanager
-    async def running(self) -> "AsyncGenerator[RunningServer]":
-        """Yield the running server; leaving the block doesn't stop it."""
-        yield self._running
+    running: "Callable[[], AbstractAsyncContextManager[RunningServer]]"
 
 
 class Upstream:
@@ -281,8 +271,6 @@ class Upstream:
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
-    _quarantined_uris = _Uris((), ())
-    _listed_uris = _Uris((), ())
     _task: asyncio.Task[None] | None = None
     _check_task: asyncio.Task[None] | None = None
 
@@ -311,10 +299,12 @@ class Upstream:
         self.policy: Policy | None = None if config.policy is None else Policy(config.policy, config.names)
         self.parked_calls: ParkedCalls = parked_calls
         self._on_change = on_change
-        self._stored_catalog = StoredCatalog(store, server, config.name, config.target)
+        self._stored_catalog = StoredCatalog(store, server, config.name, config.address)
         self._created_at = monotonic()
         self.breaker: Breaker = Breaker()
         self.catalog: Catalog = Catalog()
+        self._is_listed = _uri_matcher((), ())
+        self._is_quarantined = _uri_matcher((), ())
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self._era = Era()
@@ -345,18 +335,21 @@ class Upstream:
         Args:
             pool: runs the processes of a command.
         """
-        config, target = self.config, self._target
+        config = self.config
         self.links.places.several = pool.places.several
-        target = None if hasattr(target, "running") else find(target, env=config.env, cwd=config.cwd)
-        self._uses_http = isinstance(target, Remote) and target.url.scheme in ("http", "https")
-        self._is_websocket = isinstance(target, Remote) and not self._uses_http
-        self.processes = pool.add(config, target) if isinstance(target, Command) else None
-        if hasattr(self._target, "running"):
-            program = cast("ServerObject", self._target)
-            running: AbstractAsyncContextManager[RunningServer] = program.running()
-            self._target = _SharedProgram(await self._stack.enter_async_context(running))
-        elif isinstance(self._target, Program):
-            self._stack.push_async_callback(self._target.settle)
+        match find(self._target, env=config.env, cwd=config.cwd):
+            case Remote() as remote:
+                self._uses_http = remote.url.scheme in ("http", "https")
+                self._is_websocket = not self._uses_http
+            case Command() as command:
+                self.processes = pool.add(config, command)
+            case Program() as program:
+                self._stack.push_async_callback(program.settle)
+            case TransportFactory():
+                pass
+            case server:
+                running = await self._stack.enter_async_context(server.running())
+                self._target = _SharedServer(lambda: nullcontext(running))
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -509,7 +502,7 @@ class Upstream:
         relays = Relays(
             config.name,
             self._limit_abilities(ALL_ABILITIES) if everything else key.capabilities,
-            in_process=isinstance(self._target, _SharedProgram),
+            in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,
         )
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
@@ -578,7 +571,7 @@ class Upstream:
                 else:
                     self._degrade(exc)
                 failures += 1
-            await asyncio.sleep(retry_delay(failures))
+            await asyncio.sleep(reconnect_delay(failures))
 
     async def _find_lister(self) -> LinkKey:
         """Return the key of the connection that reads the lists: a shared one, or that of a connected user."""
@@ -638,9 +631,9 @@ class Upstream:
                 )
             self.quarantined = quarantined
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
-            self._quarantined_uris = _Uris({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
+            self._is_quarantined = _uri_matcher({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
         before, self.catalog = self.catalog, found
-        self._listed_uris = _Uris(found.resources, found.templates)
+        self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in catalog.METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
@@ -652,11 +645,11 @@ class Upstream:
 
     def is_quarantined(self, uri: str) -> bool:
         """Return whether a resource or its template is quarantined, in any spelling of the URI."""
-        return bool(self.quarantined) and self._quarantined_uris.has(uri, *uri_forms(uri))
+        return bool(self.quarantined) and any(map(self._is_quarantined, (uri, *uri_forms(uri))))
 
     def link_uri(self, uri: str) -> str:
         """Return a URI in a result as clients of the gateway read it. Links to the web aren't the upstream's."""
-        if uri.partition(":")[0].lower() in _WEB_SCHEMES and not self._listed_uris.has(uri):
+        if uri.partition(":")[0].lower() in _WEB_SCHEMES and not self._is_listed(uri):
             return uri
         return self.names.uri(uri) if "resources" in self.catalog.capabilities else uri
 
