@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from msgspec import Raw, Struct, structs
 
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import EmbeddedResource, ResourceContents
-from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError
+from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError, ToolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
@@ -134,9 +134,8 @@ class UpstreamTool(_UpstreamItem, Tool):
         if not is_object(schema):
             schema = {"type": "object"}
         headers = find_annotations(schema)
-        source = ItemSource(
-            name, self._run, raw_object, schema=_with_properties(schema), headers=headers, decode=raw_object
-        )
+        shown = schema if is_object(schema.get("properties", {})) else {**schema, "properties": {}}
+        source = ItemSource(name, self._run, raw_object, schema=shown, headers=headers, decode=raw_object)
         super().__init__(source, task=_TASK_RULES)
         self.upstream: Upstream = upstream
         self.own_name: str = own_name
@@ -400,10 +399,5 @@ async def _complete(upstream: Upstream, ref: dict[str, str], params: CompleteReq
     return members
 
 
-def _with_properties(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema with an object for `properties`, regardless of the upstream."""
-    return schema if isinstance(schema.get("properties", {}), dict) else {**schema, "properties": {}}
-
-
-def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> Exception:
-    return cast("Exception", no_response_error(call, upstream, InvalidResponse(f"The result is malformed: {exc}.")))
+def _malformed_error(call: Call, upstream: Upstream, exc: Exception) -> ToolError | ProtocolError:
+    return no_response_error(call, upstream, InvalidResponse(f"The result is malformed: {exc}."))

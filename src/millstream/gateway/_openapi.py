@@ -6,6 +6,7 @@ components become references to ``$defs``.
 
 import logging
 import re
+import secrets
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,7 +15,7 @@ from importlib import import_module
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 from msgspec import Struct
@@ -509,13 +510,15 @@ async def call_operation(
     if headers:
         remaining = {name: each for name, each in parts["header"].items() if name.lower() not in headers}
         parts["header"] = {**remaining, **headers}
-    options: dict[str, Any] = {"params": parts["query"] or None, "headers": parts["header"] or None}
+    content: bytes | None = None
     body = next(iter(parts["body"].values()), parts["field"] or None)
     if body is not None:
-        options |= _body(operation, body, parts["header"])
+        content, parts["header"]["content-type"] = _body(operation, body)
     path = _path(operation, parts["path"])
     try:
-        response = await send(operation.method, path, **options)
+        response = await send(
+            operation.method, path, params=parts["query"] or None, headers=parts["header"] or None, content=content
+        )
     except Exception as error:
         is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
         if isinstance(error, ToolError) or not is_http_error:
@@ -530,26 +533,36 @@ async def call_operation(
     return response
 
 
-def _body(operation: Operation, body: Any, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of a request, as options of an HTTP client."""
+def _body(operation: Operation, body: Any) -> tuple[bytes, str]:
+    """Return the body of a request, and its media type."""
     plain = operation.media.partition(";")[0].strip()
-    if plain in (FORM, MULTIPART) and is_object(body):
-        fields: dict[str, Any] = {}
-        for name, value in body.items():
-            fields |= _pairs(operation.arguments[name], value) if name in operation.arguments else {name: value}
-        return {"data": fields} if plain == FORM else {"files": _parts(fields)}
-    if operation.media == JSON:
-        return {"json": body}
-    written = body if plain == TEXT and isinstance(body, str) else encode(body)
-    return {"content": written, "headers": {**headers, "content-type": operation.media}}
+    if plain not in (FORM, MULTIPART) or not is_object(body):
+        return body.encode() if plain == TEXT and isinstance(body, str) else encode(body), operation.media
+    fields: dict[str, Any] = {}
+    for name, value in body.items():
+        fields |= _pairs(operation.arguments[name], value) if name in operation.arguments else {name: value}
+    return (encode_form(fields).encode(), FORM) if plain == FORM else _encode_multipart(fields)
 
 
-def _parts(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the parts of a multipart body. An empty list is one part, since the body needs at least one."""
+def encode_form(fields: Mapping[str, Any]) -> str:
+    """Return a query or form."""
     pairs = [
-        (name, each) for name, value in fields.items() for each in (value if is_array(value) and value else [value])
+        (name, "" if each is None else _as_text(each))
+        for name, value in fields.items()
+        for each in (value if is_array(value) else (value,))
     ]
-    return [(name, (None, each if isinstance(each, str) else encode(each))) for name, each in pairs]
+    return urlencode(pairs, quote_via=quote)
+
+
+def _encode_multipart(fields: Mapping[str, Any]) -> tuple[bytes, str]:
+    boundary = secrets.token_hex(16)
+    parts: list[str] = []
+    for name, value in fields.items():
+        escaped = name.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+        for each in value if is_array(value) and value else (value,):  # a body needs at least one part
+            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{escaped}"'
+            parts.append(f"{head}\r\n\r\n{_as_text(each)}\r\n")
+    return f"{''.join(parts)}--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
 def _encode_argument(argument: Argument, value: Any, given: Collection[Argument]) -> dict[str, Any]:
@@ -824,6 +837,3 @@ def check_api(config: Any) -> None:
 def is_application(document: Any) -> bool:
     """Return whether a document is an application that generates one, such as FastAPI's."""
     return callable(getattr(document, "openapi", None))
-
-
-__all__ = ["OpenApi", "Operation", "RouteKind", "RouteMap", "register"]

@@ -9,15 +9,13 @@ import contextlib
 import logging
 import random
 import re
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import translate
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, cast
-from urllib.parse import quote, urlencode
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -28,7 +26,6 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
 from millstream._protocol.errors import ToolError
-from millstream._protocol.json_schema import is_array
 from millstream._protocol.jsonrpc import encode, exceeds_limits
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
@@ -49,6 +46,7 @@ from millstream.gateway._openapi import (
     Send,
     call_operation,
     client_of_app,
+    encode_form,
     has_dot_segment,
     is_application,
     result_of,
@@ -98,65 +96,6 @@ class ApiResponse:
         return msgspec.json.decode(self.content)
 
 
-class ApiClient:
-    """Sends requests below one base URL.
-
-    Args:
-        base: base URL of the API.
-        endpoint: sends requests to its origin.
-        seconds: timeout for a request and its response.
-        owner: see `Ask.owner`.
-    """
-
-    def __init__(self, base: Url, endpoint: Endpoint, seconds: float, owner: str) -> None:
-        self._owner = owner
-        self._path = base.target.partition("?")[0].rstrip("/")
-        self._endpoint = endpoint
-        self._seconds = seconds
-
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        headers: Mapping[str, Any] | None = None,
-        json: Any = None,
-        data: Mapping[str, Any] | None = None,
-        files: Sequence[tuple[str, tuple[None, bytes | str]]] | None = None,
-        content: bytes | str | None = None,
-    ) -> ApiResponse:
-        """Send a request to a path below the base URL; the arguments are those of httpx.
-
-        Raises:
-            ToolError: the path or a header can't be sent, or the response is a stream.
-            ClientError: there was no response.
-        """
-        if has_dot_segment(path):
-            raise ToolError("An argument would change the path.")
-        target = self._path + path + (f"?{_encode_form(params)}" if params else "")
-        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
-        body = b"" if content is None else content.encode() if isinstance(content, str) else content
-        if json is not None:
-            body, fields["content-type"] = encode(json), "application/json"
-        elif data is not None:
-            body, fields["content-type"] = _encode_form(data).encode(), "application/x-www-form-urlencoded"
-        elif files is not None:
-            body, fields["content-type"] = _encode_multipart(files)
-        extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        try:
-            async with asyncio.timeout(self._seconds):
-                reply = await self._endpoint.send(
-                    method, extra, body, repeatable=method in ("GET", "HEAD"), target=target, owner=self._owner
-                )
-        except TimeoutError as exc:
-            raise RequestTimeout(f"The API didn't respond within {self._seconds:g} seconds.") from exc
-        if reply.stream is not None:
-            reply.stream.close()
-            raise ToolError("The API responded with a stream, which a tool can't return.")
-        return ApiResponse(reply.status, reply.headers, reply.body)
-
-
 def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
     result: dict[str, str] = {}
     for name, value in headers.items():
@@ -165,31 +104,6 @@ def _text_headers(headers: Mapping[str, Any]) -> dict[str, str]:
             raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
         result[name.lower()] = text
     return result
-
-
-def _encode_form(values: Mapping[str, Any]) -> str:
-    pairs = [
-        (name, _form_value(each))
-        for name, value in values.items()
-        for each in (cast("Sequence[Any]", value) if is_array(value) else (value,))
-    ]
-    return urlencode(pairs, quote_via=quote)
-
-
-def _form_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else "" if value is None else encode(value).decode()
-
-
-def _encode_multipart(parts: Sequence[tuple[str, tuple[None, bytes | str]]]) -> tuple[bytes, str]:
-    boundary = secrets.token_hex(16)
-    chunks: list[bytes] = []
-    for name, (_, value) in parts:
-        escaped = name.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{escaped}"\r\n\r\n'
-        chunks += [head.encode(), value.encode() if isinstance(value, str) else value, b"\r\n"]
-    return b"".join([*chunks, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
 
 
 class ApiUpstream(Upstream):
@@ -286,8 +200,7 @@ class ApiUpstream(Upstream):
             await credentials.prepare(call)
             auth = credentials.auth(credentials.link_key(call))
         endpoint = self._endpoint(self._base, self.config.headers, auth, self.config.max_bytes)
-        client = ApiClient(self._base, endpoint, self.config.timeout, call.owner)
-        send = partial(self._send, client.request, call, name)
+        send = partial(self._send, partial(self._exchange, endpoint, call.owner), call, name)
         try:
             return await call_operation(send, operation, arguments)
         except AccessDenied as exc:
@@ -316,6 +229,41 @@ class ApiUpstream(Upstream):
             raise no_response_error(call, self, exc) from None
         breaker.succeed(monotonic() - started, call, call.method, name)
         return response
+
+    async def _exchange(
+        self,
+        endpoint: Endpoint,
+        owner: str,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None,
+        headers: Mapping[str, Any] | None,
+        content: bytes | None,
+    ) -> ApiResponse:
+        """Send a request to a path below the base URL.
+
+        Raises:
+            ToolError: the path or a header can't be sent, or the response is a stream.
+            ClientError: there was no response.
+        """
+        if has_dot_segment(path):
+            raise ToolError("An argument would change the path.")
+        base = endpoint.url.target.partition("?")[0].rstrip("/")
+        target = base + path + (f"?{encode_form(params)}" if params else "")
+        fields = {"accept": "application/json, */*;q=0.5", **_text_headers(headers or {})}
+        extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                reply = await endpoint.send(
+                    method, extra, content or b"", repeatable=method in ("GET", "HEAD"), target=target, owner=owner
+                )
+        except TimeoutError as exc:
+            raise RequestTimeout(f"The API didn't respond within {self.config.timeout:g} seconds.") from exc
+        if reply.stream is not None:
+            reply.stream.close()
+            raise ToolError("The API responded with a stream, which a tool can't return.")
+        return ApiResponse(reply.status, reply.headers, reply.body)
 
     def _forwarded_headers(self, call: Call) -> dict[str, str]:
         headers = call.headers or {}

@@ -4,8 +4,8 @@ from msgspec import Raw, Struct, field
 
 from millstream._protocol.errors import ToolError
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import MALFORMED, decoder
-from millstream._protocol.notifications import InputRequest
+from millstream._protocol.jsonrpc import MALFORMED
+from millstream._protocol.notifications import EmptyResult, InputRequest
 from millstream.client._errors import InvalidResponse, ServerError
 
 _SHORTEST_PAUSE = 0.05
@@ -64,11 +64,7 @@ class UpstreamTask(Struct, rename="camel"):
         )
 
 
-class _Kind(Struct):
-    result_type: str = field(default="", name="resultType")
-
-
-_decode_kind = decoder(_Kind)
+_decode_type = foreign_decoder(EmptyResult)
 _decode_task = foreign_decoder(UpstreamTask)
 
 
@@ -81,11 +77,9 @@ def read_created_task(result: bytes) -> UpstreamTask | None:
     if _TASK_MARKER not in result:
         return None
     try:
-        if _decode_kind(result).result_type != "task":
-            return None
+        return read_task(result) if _decode_type(result).result_type == "task" else None
     except MALFORMED:
         return None
-    return read_task(result)
 
 
 def read_task(result: bytes) -> UpstreamTask:
