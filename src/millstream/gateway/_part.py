@@ -127,7 +127,7 @@ class GatewayPart:
             )
             upstream.gateway, upstream.arriving = self._announcement["id"], arriving
             self._set_up_policy(upstream, host)
-            await self._set_up_credentials(upstream, host)
+            self._set_up_credentials(upstream, host)
             host.stack.push_async_callback(upstream.close)
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
@@ -167,19 +167,15 @@ class GatewayPart:
             self._announcement["upstreams"] = found
             self._host.dispatcher.announcement.forget()
 
-    async def _set_up_credentials(self, upstream: Upstream, host: Host) -> None:
+    def _set_up_credentials(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
         if (config.auth is None and not config.forward_headers) or upstream.is_application:
             return
         from millstream.gateway._credentials.factory import open_credentials  # noqa: PLC0415  many upstreams need none
 
-        credentials = open_credentials(
-            config.name, upstream.address, config.auth, config.forward_headers, config.headers, host
-        )
-        if credentials is not None:
-            upstream.credentials = credentials
-            credentials.on_change = upstream.end_links_of
-            host.stack.push_async_callback(credentials.close)
+        credentials = upstream.credentials = open_credentials(config, upstream.address, host)
+        credentials.on_change = upstream.end_links_of
+        host.stack.push_async_callback(credentials.close)
 
     def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
         config = upstream.config
@@ -261,15 +257,16 @@ class GatewayPart:
         read = host.metrics.read
         label = ("upstream",)
         read("gauge", "gateway_up", "Whether an upstream can be reached.", up_states, label, merge="min")
-        read("counter", "gateway_calls_total", "Calls sent to an upstream.", lambda: figures("calls"), label)
-        text = "Calls sent to an upstream that got no usable response."
-        read("counter", "gateway_unanswered_total", text, lambda: figures("unanswered"), label)
-        text = "Calls not sent, because earlier ones have failed."
-        read("counter", "gateway_refused_total", text, lambda: figures("refused"), label)
-        read("gauge", "gateway_links", "Open connections.", lambda: figures("links"), label)
+        for name, text in (
+            ("calls", "Calls sent to an upstream."),
+            ("unanswered", "Calls sent to an upstream that got no usable response."),
+            ("refused", "Calls not sent, because earlier ones have failed."),
+        ):
+            read("counter", f"gateway_{name}_total", text, partial(figures, name), label)
+        read("gauge", "gateway_links", "Open connections.", partial(figures, "links"), label)
         for share in ("p50_ms", "p99_ms"):
             text = f"{share[:3]} of the response times of recent calls."
-            read("gauge", f"gateway_{share}", text, lambda share=share: figures(share), label, merge="max")  # type: ignore[misc]
+            read("gauge", f"gateway_{share}", text, partial(figures, share), label, merge="max")
 
     def _end_idle_links(self, now: float) -> None:
         for upstream in self.upstreams.values():
@@ -300,9 +297,8 @@ class GatewayPart:
         changed = set(announced)
         self._warn_of_names(upstream, [name for kind, name in wanted if kind == "tools"])
         for kind in METHODS:
-            if self._replace_items(
-                upstream, kind, {name: item for (each, name), item in wanted.items() if each == kind}
-            ):
+            of_kind = {name: item for (each, name), item in wanted.items() if each == kind}
+            if self._replace_items(upstream, kind, of_kind):
                 changed.add(_CHANGE_OF[kind])
         self._announce_capabilities(upstream.catalog)
         self._merge_hints()
@@ -447,9 +443,8 @@ class GatewayPart:
 
         This prevents an upstream from receiving calls that are meant for another one.
         """
-        names = upstream.names
         for other in self.upstreams.values():
-            if len(other.names.prefix) > len(names.prefix) and (
+            if len(other.names.prefix) > len(upstream.names.prefix) and (
                 other.names.has(name) if METHODS[kind][2] == "name" else other.names.original_uri(name) is not None
             ):
                 return other
@@ -485,9 +480,8 @@ class GatewayPart:
         """Find the upstream of an unlisted URI, because results may link to it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
-            if own_uri is None or "resources" not in upstream.catalog.capabilities:
-                continue
-            if self._hides(upstream, uri):
+            listed = "resources" in upstream.catalog.capabilities
+            if own_uri is None or not listed or self._hides(upstream, uri):
                 continue
             rules = None if upstream.policy is None else upstream.policy.rules_of(uri)
             if upstream.policy is None or rules is not None:
@@ -531,16 +525,16 @@ class GatewayPart:
 
     def _own_uri(self, upstream: Upstream, uri: str) -> str:
         """Return the upstream's own URI of a resource, if it can be watched there."""
-        if not members(upstream.catalog.capabilities.get("resources")).get("subscribe") or (
-            uri in self._host.registry.resources and ("resources", uri) not in self._items
+        is_own = uri in self._host.registry.resources and ("resources", uri) not in self._items
+        policy, credentials = upstream.policy, upstream.credentials
+        if (
+            is_own
+            or not members(upstream.catalog.capabilities.get("resources")).get("subscribe")
+            or (policy is not None and policy.rules_of(uri) is None)
+            or self._claimant(upstream, "resources", uri) is not None
+            or (credentials is not None and credentials.personal)  # it would be watched with another user's account
         ):
             return ""
-        if upstream.policy is not None and upstream.policy.rules_of(uri) is None:
-            return ""
-        if self._claimant(upstream, "resources", uri) is not None:
-            return ""
-        if upstream.credentials is not None and upstream.credentials.personal:
-            return ""  # it would be watched with another user's account
         return upstream.names.original_uri(uri) or ""
 
     def _unregister_all(self) -> None:

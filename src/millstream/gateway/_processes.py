@@ -30,7 +30,7 @@ from millstream._protocol.notification_filters import NotificationFilters
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, cancel_all
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
@@ -112,6 +112,13 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
     """Longest remaining restart delay of all keys, in seconds; 0 if there's none."""
     last_error: str
     """Reason of the last crash; empty if there was none."""
+
+
+class _Crashes(Struct):
+    """The crashes of one key."""
+
+    count: int = 0
+    retry_at: float = 0.0
 
 
 class ProcessTarget:
@@ -251,10 +258,12 @@ class UpstreamProcesses:
             return
         self._counts["crashed"] += 1
         self._last_crash = transport
-        crashes = self._crashes.get(transport.key) or _Crashes()
+        crashes, now = self._crashes.get(transport.key, _Crashes()), monotonic()
         self._crashes.keep(transport.key, crashes)
-        longest = _LONGEST_DELAY_AFTER_CALL if transport.was_calling else _LONGEST_DELAY
-        crashes.add(monotonic(), transport.started_at, longest)
+        crashes.count = max(0, crashes.count - int((now - transport.started_at) / _UPTIME_PER_CRASH)) + 1
+        if crashes.count > 1:  # the first restart is immediate
+            longest = _LONGEST_DELAY_AFTER_CALL if transport.was_calling else _LONGEST_DELAY
+            crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
         _logger.warning("%s: process %d exited with code %s", self.config.name, transport.pid, transport.exit_code)
 
     def forget(self, transport: "ProcessTransport") -> None:
@@ -270,7 +279,7 @@ class UpstreamProcesses:
     def _delay(self, key: str) -> float:
         """Return the seconds until a process may start for a key."""
         crashes = self._crashes.get(key)
-        return 0.0 if crashes is None else max(0.0, crashes.until - monotonic())
+        return 0.0 if crashes is None else max(0.0, crashes.retry_at - monotonic())
 
     @property
     def _last_error(self) -> str:
@@ -304,9 +313,7 @@ class UpstreamProcesses:
     async def close(self) -> None:
         """Stop all processes, and start no more."""
         self._closed = True
-        if self._refill_task is not None:
-            self._refill_task.cancel()
-            await asyncio.wait([self._refill_task])
+        await cancel_all(self._refill_task)
         await asyncio.gather(*(transport.close() for transport in list(self.running)))
         self.pool.remove(self)
 
@@ -382,9 +389,12 @@ class ProcessTransport(StdioTransport):
         name, value = processes.pool.watchdog.mark
         command = structs.replace(processes.command, env={**processes.command.env, name: value})
         super().__init__(
-            command, self.relay, processes.pool.background, processes.config.max_bytes,
+            command,
+            self.relay,
+            processes.pool.background,
+            processes.config.max_bytes,
             show=lambda line: processes.log.write(line, self.pid, self.owner),
-        )  # fmt: skip
+        )
         self._processes = processes
         self.key: str = ""
         self.owner: str = ""
@@ -527,33 +537,24 @@ class ProcessTransport(StdioTransport):
         before = self.relay.count
         super().feed_stdout(data)
         self.last_used = now = monotonic()
-        wait = max(
-            self._output.take(data.count(b"\n"), now),
-            self._messages.take(self.relay.count - before, now),
+        self._pause(
+            1, max(self._output.take(data.count(b"\n"), now), self._messages.take(self.relay.count - before, now))
         )
-        if wait:
-            self._pause(1, wait)
 
     @override
     def feed_stderr(self, data: bytes) -> None:
         """Process a chunk of standard error."""
         super().feed_stderr(data)
-        wait = self._errors.take(len(data), monotonic())
-        if wait:
-            self._pause(2, wait)
+        self._pause(2, self._errors.take(len(data), monotonic()))
 
     def _pause(self, fd: int, seconds: float) -> None:
         """Stop reading a pipe for a while, so that the process blocks."""
-        pipe = None if self._process is None else cast("asyncio.ReadTransport", self._process.get_pipe_transport(fd))
-        if pipe is None or pipe.is_closing():
+        if not seconds or self._process is None:
             return
-        pipe.pause_reading()
-
-        def resume() -> None:
-            if not pipe.is_closing():
-                pipe.resume_reading()
-
-        asyncio.get_running_loop().call_later(seconds, resume)
+        pipe = cast("asyncio.ReadTransport", self._process.get_pipe_transport(fd))
+        if not pipe.is_closing():
+            pipe.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, pipe.resume_reading)
 
     @override
     def process_ended(self) -> None:
@@ -590,19 +591,6 @@ class ListenerRelay:
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         if self._listener is not None:
             self._listener.on_interruption(transport, fault)
-
-
-class _Crashes:
-    """The restart delay of one key."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.until = 0.0
-
-    def add(self, now: float, started_at: float, longest: float) -> None:
-        """Record a crash. The first restart is immediate; after that the delay doubles, with jitter."""
-        self.count = max(0, self.count - int((now - started_at) / _UPTIME_PER_CRASH)) + 1
-        self.until = now + (retry_delay(self.count - 2, _FIRST_DELAY, longest) if self.count > 1 else 0.0)
 
 
 class ErrorLog:

@@ -1,7 +1,7 @@
 """Creates the credentials of an upstream from its options."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from millstream._http.client.body import TargetError
 from millstream._http.client.url import Url, parse
@@ -10,55 +10,46 @@ from millstream._protocol.errors import LocalError
 from millstream.gateway._credentials.options import (
     BearerToken,
     ClientCredentials,
-    Credentials,
     PerUserOAuth,
     StaticHeaders,
     TokenExchange,
 )
 from millstream.gateway._credentials.source import FixedCredentials, UpstreamCredentials, check_forwarded
 
+if TYPE_CHECKING:
+    from millstream.gateway._upstream import UpstreamConfig
 
-def open_credentials(
-    name: str,
-    target: Any,
-    auth: Credentials | None,
-    forward_headers: Sequence[str],
-    headers: Mapping[str, str],
-    host: Host,
-) -> UpstreamCredentials | None:
-    """Return the credentials of an upstream; None if it has none and forwards no headers.
+
+def open_credentials(config: "UpstreamConfig", target: Any, host: Host) -> UpstreamCredentials:
+    """Return the credentials of an upstream that has some, or forwards headers.
 
     Args:
-        name: name of the upstream.
+        config: configuration of the upstream.
         target: URL of the upstream.
-        auth: the operator's options.
-        forward_headers: names of the caller's headers to pass on.
-        headers: fixed headers of the upstream.
         host: the running server, whose sign-in is open.
 
     Raises:
         LocalError: the options are invalid; the message says why.
     """
-    if auth is None and not forward_headers:
-        return None
+    name, auth = config.name, config.auth
     url = _url_of(target)
     if url is None:
         option = "auth" if auth is not None else "forward_headers"
         raise LocalError(
             f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…"
         )
-    configured = dict(headers)
+    configured = dict(config.headers)
     if isinstance(auth, StaticHeaders):
         configured |= dict.fromkeys(auth.headers, "")
     elif auth is not None:
-        if any(each.lower() == "authorization" for each in headers):
+        if any(each.lower() == "authorization" for each in config.headers):
             raise LocalError(f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them.")
         configured["authorization"] = ""
-    forward = check_forwarded(name, forward_headers, configured)
-    return _make(name, forward, url, auth, host)
+    return _make(config, check_forwarded(name, config.forward_headers, configured), url, host)
 
 
-def _make(name: str, forward: Sequence[str], url: Url, auth: Credentials | None, host: Host) -> UpstreamCredentials:
+def _make(config: "UpstreamConfig", forward: Sequence[str], url: Url, host: Host) -> UpstreamCredentials:
+    name, auth = config.name, config.auth
     match auth:
         case None:
             return UpstreamCredentials(name, forward)
