@@ -36,6 +36,7 @@ from millstream.client._errors import AccessDenied, ClientError, RequestTimeout
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials.options import StaticHeaders
+from millstream.gateway._credentials.source import UpstreamCredentials
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
 from millstream.gateway._openapi import (
     Argument,
@@ -116,7 +117,7 @@ class ApiUpstream(Upstream):
         self.openapi: OpenApi = openapi if isinstance(openapi, OpenApi) else OpenApi(document=openapi)
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
-        self._forward = {name.lower().encode(): name.lower() for name in config.forward_headers}
+        self._forwarder = UpstreamCredentials(config.name, [name.lower() for name in config.forward_headers])
         static_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
         names = (*config.forward_headers, *config.headers, *static_headers)
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
@@ -185,7 +186,7 @@ class ApiUpstream(Upstream):
         """
         if self._client is not None:
             send = partial(self._send, self._client.request, call, name)
-            return await call_operation(send, operation, arguments, self._forwarded_headers(call))
+            return await call_operation(send, operation, arguments, self._forwarder.forwarded_headers(call))
         if not await self._places.acquire(call.owner):
             raise no_response_error(call, self, InUse(self._places, call.owner))
         try:
@@ -264,10 +265,6 @@ class ApiUpstream(Upstream):
             reply.stream.close()
             raise ToolError("The API responded with a stream, which a tool can't return.")
         return ApiResponse(reply.status, reply.headers, reply.body)
-
-    def _forwarded_headers(self, call: Call) -> dict[str, str]:
-        headers = call.headers or {}
-        return {text: headers[name].decode("latin-1") for name, text in self._forward.items() if name in headers}
 
     # The document
 
@@ -389,9 +386,13 @@ class ApiUpstream(Upstream):
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = ConnectionPool(
-                url, max_connections=MAX_HTTP_CALLS, max_body=max_body, connect_timeout=self.config.connect_timeout,
-                tls=tls() if url.secure else None, inflow=Inflow(self.arriving, self.config.name),
-            )  # fmt: skip
+                url,
+                max_connections=MAX_HTTP_CALLS,
+                max_body=max_body,
+                connect_timeout=self.config.connect_timeout,
+                tls=tls() if url.secure else None,
+                inflow=Inflow(self.arriving, self.config.name),
+            )
         return pool
 
     def _tools(self, document: Document) -> tuple[dict[str, Operation], dict[str, Description]]:

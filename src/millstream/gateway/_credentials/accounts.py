@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from msgspec import Struct, structs
 
 from millstream._http.client.url import Url, parse
@@ -21,6 +20,7 @@ from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
 from millstream._server.calls.context import Context
+from millstream.auth._authorization_server.signing import Vault
 from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
 from millstream.client._oauth.browser_login import PendingAuthorization
 from millstream.client._oauth.discovery import Outbound, fetch
@@ -90,6 +90,7 @@ class PersonalCredentials(UpstreamCredentials):
         self.url: Url = parse("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
         self.options: PerUserOAuth = options
         self._services = host.services
+        self._vault = Vault(host.services)
         secret = options.client_secret
         self._secret = "" if secret is None else secret.read(f"the upstream {upstream!r}")
         self._outbound: Outbound = outbound_for(url, private_addresses=options.private_addresses)
@@ -160,17 +161,12 @@ class PersonalCredentials(UpstreamCredentials):
         return LinkAuth(self, self.caller(link_key) or LinkCaller({}, link_key.partition("\n")[0]))
 
     async def _listers(self) -> list[str]:
-        raw = await self._services.store.kv.get(f"connection-lister:{self._id}")
-        try:
-            return [] if raw is None else msgspec.msgpack.decode(raw, type=list[str])
-        except msgspec.MsgspecError:
-            return []
+        return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
 
     async def _save_lister(self, owner: str) -> None:
         """Store who connected last, because the lists are read with one of these connections."""
         owners = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
-        packed = msgspec.msgpack.encode(owners)
-        await self._services.store.kv.put(f"connection-lister:{self._id}", packed, _CONNECTION_SECONDS)
+        await self._vault.put(f"connection-lister:{self._id}", owners, _CONNECTION_SECONDS)
         self._user_change.set()
 
     # Calls
@@ -205,10 +201,7 @@ class PersonalCredentials(UpstreamCredentials):
             return await super().recover(call, denied)  # the user can't grant more than the operator requests
         owner, _ = self._identify(call)
         demand = Demand(denied.status, denied.challenge[:_MAX_CHALLENGE])
-        kv = self._services.store.kv
-        await kv.put(
-            f"connection-wanted:{self._id}:{owner}", msgspec.msgpack.encode(demand), _DEMAND_SECONDS, lossy=True
-        )
+        await self._vault.put(f"connection-wanted:{self._id}:{owner}", demand, _DEMAND_SECONDS, lossy=True)
         reason = "requires more permissions for this" if lacks_scope else "no longer accepts your connection"
         await self._ask(call, owner, await self._tokens.load(owner), f"The server {self.upstream!r} {reason}.")
         return True
@@ -321,8 +314,9 @@ class PersonalCredentials(UpstreamCredentials):
         demand = await self._demand(owner)
         async with asyncio.timeout(ISSUER_TIMEOUT):
             request = await oauth.ask(self.url, demand.status, demand.challenge)
-        if store.load().registrations != registrations:
-            await self._save_registrations(key, store.load().registrations)
+        if (found := store.load().registrations) != registrations:
+            sealed = self._vault.seal(_CLIENT_KIND, found, key.encode())
+            await self._services.store.kv.put(key, sealed.encode(), _REGISTRATION_SECONDS)
         return request
 
     async def finish(self, owner: str, base: str, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
@@ -362,12 +356,9 @@ class PersonalCredentials(UpstreamCredentials):
 
     async def _demand(self, owner: str) -> Demand:
         """Return the last challenge for this user, or the one for an unauthenticated client."""
-        raw = await self._services.store.kv.get(f"connection-wanted:{self._id}:{owner}")
-        if raw is not None:
-            try:
-                return msgspec.msgpack.decode(raw, type=Demand)
-            except msgspec.MsgspecError:
-                pass
+        demand = await self._vault.get(f"connection-wanted:{self._id}:{owner}", Demand)
+        if demand is not None:
+            return demand
         headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         try:
             reply = await fetch("POST", str(self.url), headers=headers, body=_PROBE)
@@ -418,17 +409,8 @@ class PersonalCredentials(UpstreamCredentials):
         return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
 
     async def _registrations(self, key: str) -> dict[str, Registration]:
-        raw = await self._services.store.kv.get(key)
-        decrypted = None if raw is None else self._services.ring.open(_CLIENT_KIND, raw.decode("latin-1"), key.encode())
-        try:
-            return {} if decrypted is None else msgspec.msgpack.decode(decrypted, type=dict[str, Registration])
-        except msgspec.MsgspecError:
-            return {}
-
-    async def _save_registrations(self, key: str, registrations: Mapping[str, Registration]) -> None:
-        packed = msgspec.msgpack.encode(registrations)
-        sealed = self._services.ring.seal(_CLIENT_KIND, packed, self._services.nonce(), key.encode())
-        await self._services.store.kv.put(key, sealed.encode(), _REGISTRATION_SECONDS)
+        raw = await self._services.store.kv.get(key) or b""
+        return self._vault.open(_CLIENT_KIND, raw.decode("latin-1"), dict[str, Registration], key.encode()) or {}
 
 
 def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> StoredGrant:

@@ -83,7 +83,7 @@ class UpstreamCredentials:
         Raises:
             ToolError: the upstream needs to identify the caller, who hasn't signed in.
         """
-        headers = self._forwarded_headers(call)
+        headers = self.forwarded_headers(call)
         owner, caller = self._identify(call)
         key = f"{owner}\n{_digest(headers)}" if headers else owner
         existing = self._callers.get(key)
@@ -155,7 +155,8 @@ class UpstreamCredentials:
         """Store a nonce for proofs. See `Auth.learn_nonce`."""
         return False
 
-    def _forwarded_headers(self, call: "Call") -> dict[str, str]:
+    def forwarded_headers(self, call: "Call") -> dict[str, str]:
+        """Return the headers of a call to forward."""
         headers = call.headers
         if not self._forward or not headers:
             return {}

@@ -17,6 +17,7 @@ from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._stores.changes import Claim
 from millstream._tasks import has_failed
+from millstream.auth._authorization_server.signing import Vault
 from millstream.client._errors import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
 
@@ -96,6 +97,7 @@ class SharedTokens:
             discard: called with a renewed grant that was removed during its renewal.
         """
         self._services = services
+        self._vault = Vault(services)
         self._prefix = prefix
         self._topic = f"{_TOPIC}:{prefix}"
         self._ttl = ttl
@@ -103,7 +105,6 @@ class SharedTokens:
         self._on_change = on_change
         self._on_interruption = on_interruption
         self._discard = discard
-        # State
         self._cache: Recent[str, StoredGrant] = Recent(_MAX_CACHED)
         self._change_count = 0
         """Counter of possible changes in the store."""
@@ -144,11 +145,7 @@ class SharedTokens:
     async def _read(self, name: str) -> tuple[bytes | None, StoredGrant | None]:
         key, change_count = self._key(name), self._change_count
         raw = await self._services.store.kv.get(key)
-        decrypted = None if raw is None else self._services.ring.open(_KIND, raw.decode("latin-1"), key.encode())
-        try:
-            found = None if decrypted is None else msgspec.msgpack.decode(decrypted, type=StoredGrant)
-        except msgspec.MsgspecError:
-            found = None
+        found = None if raw is None else self._vault.open(_KIND, raw.decode("latin-1"), StoredGrant, key.encode())
         if change_count == self._change_count:  # else it may have been removed since
             self._remember(name, found)
         return raw, found
@@ -160,9 +157,7 @@ class SharedTokens:
             self._cache.keep(name, grant)
 
     def _seal(self, name: str, grant: StoredGrant) -> bytes:
-        services = self._services
-        packed = msgspec.msgpack.encode(grant)
-        return services.ring.seal(_KIND, packed, services.nonce(), self._key(name).encode()).encode()
+        return self._vault.seal(_KIND, grant, self._key(name).encode()).encode()
 
     def _lifetime(self, grant: StoredGrant) -> float:
         until = grant.tokens.expires_at
