@@ -160,6 +160,42 @@ for line in sys.stdin:
 """
 
 
+CHANGING = """
+import json, sys
+def send(**message): print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
+era, subscription, names = sys.argv[1], None, ["early"]
+for line in sys.stdin:
+    message = json.loads(line)
+    method, about = message.get("method"), {"_meta": {"io.modelcontextprotocol/subscriptionId": subscription}}
+    result = {"resultType": "complete", "capabilities": {"tools": {"listChanged": True}}}
+    if method == ("server/discover" if era > "2026" else "initialize"):
+        result |= {"supportedVersions": [era], "protocolVersion": era, "serverInfo": {"name": "s"}}
+    elif method == "subscriptions/listen":
+        about["_meta"] = {"io.modelcontextprotocol/subscriptionId": (subscription := message["id"])}
+        send(method="notifications/subscriptions/acknowledged", params=about)
+        continue
+    elif method == "tools/list":
+        result["tools"] = [{"name": name, "inputSchema": {"type": "object"}} for name in names]
+        if len(names) == 1:
+            names.append("late")
+            if subscription or era < "2026":
+                send(method="notifications/tools/list_changed", params=about if subscription else {})
+    else:
+        result = None
+    if "id" in message:
+        answer = {"result": result} if result else {"error": {"code": -32601, "message": "no"}}
+        send(id=message["id"], **answer)
+"""
+
+
+async def test_change_during_the_first_listing_is_not_missed() -> None:
+    for era in ("2025-11-25", "2026-07-28"):
+        mcp = make_gateway([sys.executable, "-c", CHANGING, era], refresh_seconds=3600)
+        async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client, client.watch() as changes:
+            while len(await client.tools(fresh=True)) < 2:
+                await anext(changes)
+
+
 async def test_unusable_descriptions_are_dropped() -> None:
     async with Client(make_gateway([sys.executable, "-c", ODD]), timeout=WAIT) as client:
         tool, bare = (await client.request("tools/list"))["tools"]

@@ -26,6 +26,7 @@ from millstream._protocol.revisions import BY_DATE, NEWEST_HANDSHAKE, Revision
 from millstream._protocol.uri_template import UriTemplate
 from millstream._recent import Recent
 from millstream._stores.base import Store
+from millstream._tasks import cancel_all
 from millstream.client._connector import NO_HANDSHAKE, Era
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
@@ -85,6 +86,8 @@ _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _OTHER_CONNECTIONS = 28
 """HTTP connections for lists, subscriptions, and polls of tasks, in addition to those of calls."""
+_SUBSCRIBE_SECONDS = 1.0
+"""Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_WARNINGS = 1000
 _WEB_SCHEMES = frozenset({"data", "http", "https", "mailto"})
 """Schemes of links that clients open themselves."""
@@ -356,10 +359,7 @@ class Upstream:
 
     async def close(self) -> None:
         """Close all connections."""
-        for task in (self._task, self._check_task):
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])
+        await cancel_all(self._task, self._check_task)
         await self._stack.aclose()
 
     @property
@@ -549,11 +549,17 @@ class Upstream:
                 self.lister = await self._find_lister()
                 link = await self.links.open(self.lister)
                 link.calls += 1  # it's in use even while idle
+                subscribed = asyncio.Event()
+                watching = asyncio.get_running_loop().create_task(self._watch(link.conversation, subscribed))
                 try:
+                    with contextlib.suppress(TimeoutError):  # before the lists, so that no change is missed
+                        async with asyncio.timeout(_SUBSCRIBE_SECONDS):
+                            await subscribed.wait()
                     await self._list(link.conversation)
                     failures = 0
                     await self._keep_fresh(link.conversation)
                 finally:
+                    await cancel_all(watching)
                     link.calls -= 1
             except (ClientError, OSError) as exc:
                 if self._lister_left:
@@ -669,27 +675,22 @@ class Upstream:
 
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""
-        watching = asyncio.get_running_loop().create_task(self._watch(conversation))
-        try:
-            while self.lister.handshake is self._in_sessions:
-                seconds = max(self.catalog.fresh_seconds or self.config.refresh_seconds, _MIN_REFRESH)
-                try:
-                    async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  jitter
-                        await self._refresh_event.wait()
-                except TimeoutError:
-                    if await self._load_if_fresh(seconds):
-                        continue
-                self._refresh_event.clear()
-                if self.lister.handshake is not self._in_sessions:
-                    break
-                began = monotonic()
-                await self._list(conversation)
-                # An upstream that changes constantly must not be listed constantly.
-                await asyncio.sleep(refresh_pause(monotonic() - began))
-            self.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
+        while self.lister.handshake is self._in_sessions:
+            seconds = max(self.catalog.fresh_seconds or self.config.refresh_seconds, _MIN_REFRESH)
+            try:
+                async with asyncio.timeout(seconds * random.uniform(1, 1.2)):  # noqa: S311  jitter
+                    await self._refresh_event.wait()
+            except TimeoutError:
+                if await self._load_if_fresh(seconds):
+                    continue
+            self._refresh_event.clear()
+            if self.lister.handshake is not self._in_sessions:
+                break
+            began = monotonic()
+            await self._list(conversation)
+            # An upstream that changes constantly must not be listed constantly.
+            await asyncio.sleep(refresh_pause(monotonic() - began))
+        self.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
 
     async def _load_if_fresh(self, seconds: float) -> bool:
         """Use the stored copy if another worker has just refreshed it. Return whether it's fresh."""
@@ -699,10 +700,11 @@ class Upstream:
         await self._offer(found)
         return True
 
-    async def _watch(self, conversation: Conversation) -> None:
+    async def _watch(self, conversation: Conversation, subscribed: asyncio.Event) -> None:
         wanted = SubscriptionFilter(True, True, True, [])
         try:
             async with conversation.watch(wanted) as changes:
+                subscribed.set()
                 async for change in changes:
                     if change.kind in _LISTS:
                         self._announced_kinds.add(change.kind)
@@ -712,6 +714,8 @@ class Upstream:
         except ClientError as exc:
             logger.debug("%s: the subscription ended: %s", self.config.name, exc)
             self._refresh_event.set()
+        finally:
+            subscribed.set()
 
     # State
 
