@@ -191,24 +191,37 @@ for line in sys.stdin:
         tool = {"name": "go", "inputSchema": {"type": "object"}}
         answer = {"result": {"resultType": "complete", "tools": [tool]}}
     elif method == "tools/call":
-        text = {"type": "text", "text": "No server-initiated requests here."}
+        text = {"type": "text", "text": sys.argv[1]}
         answer = {"result": {"resultType": "complete", "content": [text], "isError": True}}
     print(json.dumps({"jsonrpc": "2.0", "id": message.get("id"), **answer}), flush=True)
 """
 
 
+SDK_ERROR = (
+    "Error executing tool go: Cannot send 'elicitation/create': this transport context has no back-channel for "
+    "server-initiated requests."
+)
+
+
 async def test_process_without_handshake_keeps_its_era() -> None:
     mcp = Server("front")
-    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK], prefix="", start_timeout=WAIT, timeout=WAIT)
+    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK, SDK_ERROR], prefix="", start_timeout=WAIT, timeout=WAIT)
     async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
         assert "Call again." in (await client.call("go", raise_on_error=False)).text
         for _ in range(2):
-            assert "here" in (await client.call("go", raise_on_error=False)).text
+            assert (await client.call("go", raise_on_error=False)).text == SDK_ERROR
+
+
+async def test_error_about_requests_to_clients_does_not_change_the_era() -> None:
+    mcp, text = Server("front"), "There is no page about server-initiated requests."
+    mcp.upstream("mute", [sys.executable, "-c", CANNOT_ASK, text], prefix="", start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
+        assert (await client.call("go", raise_on_error=False)).text == text
 
 
 async def test_process_that_may_not_ask_keeps_its_era() -> None:
     mcp, policy = Server("front"), UpstreamPolicy(questions=())
-    command = [sys.executable, "-c", CANNOT_ASK]
+    command = [sys.executable, "-c", CANNOT_ASK, SDK_ERROR]
     mcp.upstream("mute", command, prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
     async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
         for _ in range(2):
@@ -241,6 +254,6 @@ async def test_error_that_quotes_its_caller_does_not_change_the_era() -> None:
     mcp = Server("front")
     mcp.upstream("quotes", [sys.executable, "-c", QUOTES], prefix="", start_timeout=WAIT, timeout=WAIT)
     async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
-        for word in ("server-initiated requests", "book"):
+        for word in (SDK_ERROR, "book"):
             found = await client.call("find", word=word, raise_on_error=False)
             assert found.text == f"2026-07-28: there is no {word}"

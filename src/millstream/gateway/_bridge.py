@@ -103,8 +103,10 @@ _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
 _MAX_PLAIN_METAS = 256
 _INPUT_REQUIRED = b'"input_required"'
-_CANNOT_ASK = b"server-initiated requests"
-"""Part of the error of the official Python SDK 2.x, and of fastmcp 4, if a tool asks in the per-request era."""
+_CANNOT_ASK = b"': this transport context has no back-channel for server-initiated requests."
+"""Error of the official Python SDK 2.x, and of fastmcp 4, if a tool asks in the per-request era. It begins with the
+method. Tools that only write about such requests don't use this sentence.
+"""
 _NEEDS_EXTENSION = f"{REQUIRES_CAPABILITIES} extensions".encode()
 """Part of the error of a Millstream tool that needs tasks, in the handshake era. Others name the extension."""
 _CONNECTION_META = frozenset(

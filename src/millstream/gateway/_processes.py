@@ -85,8 +85,8 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
     """Seconds after which an idle connection or process is closed."""
     memory_limit: int | None = None
     """Maximum bytes of memory per process of a command, on Linux only."""
-    max_bytes: int = 64 * 1024 * 1024
-    """Maximum bytes of one message from the upstream."""
+    max_bytes: int = 16 * 1024 * 1024
+    """Maximum bytes of one message from the upstream. While a large one is decoded, other calls wait."""
 
 
 class ProcessReport(Struct, frozen=True, kw_only=True):
