@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
+from millstream import Cancelled, Declined, ProtocolError, ToolError
 from millstream._backoff import retry_delay
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
@@ -28,10 +29,6 @@ from millstream._protocol.errors import (
     RESOURCE_NOT_FOUND,
     UNSUPPORTED_VERSION,
     URL_ELICITATION_REQUIRED,
-    Cancelled,
-    Declined,
-    ProtocolError,
-    ToolError,
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
@@ -52,8 +49,7 @@ from millstream._protocol.rounds import InputRequired, Rounds
 from millstream._server.calls.call import DEFERRED, raw_meta
 from millstream._server.calls.context import TaskStart
 from millstream._version import __version__
-from millstream.client._connector import NO_HANDSHAKE
-from millstream.client._errors import (
+from millstream.client import (
     AccessDenied,
     ClientError,
     ConnectFailed,
@@ -63,8 +59,9 @@ from millstream.client._errors import (
     ServerError,
     TargetError,
     TooLarge,
-    TooMuchArriving,
 )
+from millstream.client._connector import NO_HANDSHAKE
+from millstream.client._errors import TooMuchArriving
 from millstream.client._requests import Ask
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path

@@ -22,10 +22,11 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.revisions import BY_DATE
 from millstream._server.features.registry import DISCOVER
-from millstream._stores.base import Store, StoreFull, StoreUnavailable
+from millstream._stores.base import Store
+from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client._conversation import Conversation
-from millstream.client._errors import ClientError, InvalidResponse, ServerError
 from millstream.client._requests import Ask
+from millstream.stores import StoreFull, StoreUnavailable
 
 logger = logging.getLogger("millstream.gateway")
 

@@ -20,13 +20,13 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import FieldInfo, fields
 
-from millstream._config import Settings
-from millstream._http.client.body import TargetError
+from millstream import Settings
 from millstream._http.client.url import parse
 from millstream._jsonc import JsonSyntaxError, Node
 from millstream._jsonc import read as read_json
 from millstream._protocol.errors import LocalError, closest_name, suggest
 from millstream._protocol.json_schema import is_array, is_object
+from millstream.client import TargetError
 from millstream.gateway._credentials.options import Credentials
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._upstream import UpstreamConfig

@@ -15,8 +15,9 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
+from millstream import ProtocolError, ToolError
 from millstream._parts import Host
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, CustomResult, ProtocolError, ToolError, shorten
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, CustomResult, shorten
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._protocol.metadata import TASKS

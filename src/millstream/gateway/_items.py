@@ -6,10 +6,10 @@ from typing import Any, Self
 
 from msgspec import Raw, Struct, structs
 
+from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._protocol.content import EmbeddedResource, ResourceContents
-from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND, ProtocolError, ToolError
+from millstream._protocol.errors import INTERNAL_ERROR, METHOD_NOT_FOUND
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
@@ -28,8 +28,7 @@ from millstream._server.features.resources import HINTS, Prompt, Readable, Resou
 from millstream._server.features.sources import Item, ItemSource
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.arguments import ArgumentError
-from millstream._server.functions.results import ToolResult
-from millstream.client._errors import InvalidResponse
+from millstream.client import InvalidResponse
 from millstream.client._negotiation import headers_of
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, has_failed
+from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client._conversation import Conversation
-from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost
 from millstream.gateway._relay import Relays
 
 

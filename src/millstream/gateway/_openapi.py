@@ -20,10 +20,10 @@ from urllib.parse import quote, unquote, urlencode
 import msgspec
 from msgspec import Struct
 
+from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._protocol import revisions
-from millstream._protocol.content import EmbeddedResource, ResourceContents
-from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError, SuggestionMeta, ToolError, shorten
+from millstream._protocol.errors import INTERNAL_ERROR, SuggestionMeta, shorten
 from millstream._protocol.foreign import EXPECTED
 from millstream._protocol.json_schema import (
     LISTS,
@@ -44,7 +44,6 @@ from millstream._server.features.sources import ItemSource, Read
 from millstream._server.features.tools import Tool, check_name
 from millstream._server.functions.arguments import ArgumentError
 from millstream._server.functions.problems import MAX_LISTED, WORDS, explain, find_problems
-from millstream._server.functions.results import ToolResult
 from millstream.gateway._credentials.source import check_forwarded
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")

@@ -20,19 +20,19 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
+from millstream import ToolError
 from millstream._http.client.body import Inflow
 from millstream._http.client.fetch import tls
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse
 from millstream._override import override
-from millstream._protocol.errors import ToolError
 from millstream._protocol.jsonrpc import encode, exceeds_limits
 from millstream._protocol.revisions import NEWEST
 from millstream._server.calls.call import Call
 from millstream._server.features.tools import Tool
 from millstream._server.functions.results import encode_result
+from millstream.client import AccessDenied, ClientError, RequestTimeout
 from millstream.client._endpoint import Auth, Endpoint
-from millstream.client._errors import AccessDenied, ClientError, RequestTimeout
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials.options import StaticHeaders

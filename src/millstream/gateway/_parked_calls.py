@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from millstream import ProtocolError
 from millstream._override import override
-from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError
 from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
@@ -26,7 +27,7 @@ from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peers import CallNews, LeaveCall, WakeCall
 from millstream._tasks import Tasks, cancel_all, has_failed
-from millstream.client._errors import ClientError, RequestTimeout, ServerError
+from millstream.client import ClientError, RequestTimeout, ServerError
 from millstream.gateway._questions import MAX_OPEN_QUESTIONS, ForwardedQuestion, project_answer
 from millstream.gateway._relay import COMPLETE, Backlog, NotificationQueue, Recipient, Relay
 from millstream.gateway._results import call_error

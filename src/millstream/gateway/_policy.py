@@ -16,11 +16,11 @@ import msgspec
 from msgspec import Meta, Raw, Struct, field, structs
 from msgspec.structs import fields, force_setattr
 
+from millstream import Principal, ProtocolError, ToolError
 from millstream._config import Cap, RateText, Seconds
-from millstream._protocol.errors import RESOURCE_NOT_FOUND, ProtocolError, SuggestionMeta, ToolError, shorten
+from millstream._protocol.errors import RESOURCE_NOT_FOUND, SuggestionMeta, shorten
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
-from millstream._protocol.principal import Principal
 from millstream._server.calls.access import check_scopes
 from millstream._server.calls.call import Call
 from millstream._server.features.hooks import Run

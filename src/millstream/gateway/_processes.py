@@ -31,7 +31,7 @@ from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all
-from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, SessionLost
+from millstream.client import ClientError, ConnectFailed, ConnectionLost, SessionLost
 from millstream.client._transports.stdio import Command, StdioTransport
 from millstream.client._transports.transport import DuplexTransport, Listener, Transport, TransportRequest
 from millstream.gateway._links import InUse

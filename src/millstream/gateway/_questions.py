@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._protocol.content import Message
-from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, ProtocolError, ToolError
+from millstream import Message, ProtocolError, ToolError
+from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND
 from millstream._protocol.foreign import repair_schema
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, MAX_MEMBERS, decoder, encode, exceeds_limits, too_many_members

@@ -14,21 +14,14 @@ from typing import Any
 
 from msgspec import Raw, Struct, field
 
+from millstream import Context, Declined, ProtocolError, ToolError
 from millstream._override import override
-from millstream._protocol.errors import (
-    INTERNAL_ERROR,
-    INVALID_REQUEST,
-    METHOD_NOT_FOUND,
-    Declined,
-    ProtocolError,
-    ToolError,
-)
+from millstream._protocol.errors import INTERNAL_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
-from millstream._server.calls.context import Context
 from millstream._server.questions.pending_questions import ClientRefusal
 from millstream.client._conversation import Conversation
 from millstream.client._server_messages import Notification

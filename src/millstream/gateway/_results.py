@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._protocol.content import EmbeddedResource, ResourceContents
-from millstream._protocol.errors import INTERNAL_ERROR, MissingExtra, ProtocolError, SuggestionMeta, ToolError
+from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
+from millstream._protocol.errors import INTERNAL_ERROR, MissingExtra, SuggestionMeta
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import decoder, encode
 from millstream._protocol.metadata import SERVER_KEY
@@ -31,9 +31,9 @@ from millstream._server.calls.call import Call
 from millstream._server.features.resources import Template
 from millstream._server.features.sources import ItemSource
 from millstream._server.load import LIGHT
-from millstream._stores.base import Map, StoreFull, StoreUnavailable
 from millstream._stores.rates import share_for
 from millstream.gateway._names import Names
+from millstream.stores import Map, StoreFull, StoreUnavailable
 
 T = TypeVar("T")
 

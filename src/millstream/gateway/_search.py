@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from millstream import ProtocolError, ToolError, ToolResult
 from millstream._parts import Host
 from millstream._protocol.admission import require_capabilities, target_name
-from millstream._protocol.errors import INVALID_PARAMS, ProtocolError, ToolError
+from millstream._protocol.errors import INVALID_PARAMS
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import MALFORMED, decoder, encode
 from millstream._server.calls.access import granted_scopes
@@ -26,7 +27,6 @@ from millstream._server.features.registry import Registry
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.arguments import ArgumentError
-from millstream._server.functions.results import ToolResult
 from millstream._server.handlers.tools import sees
 from millstream.client._negotiation import headers_of
 

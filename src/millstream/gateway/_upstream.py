@@ -27,19 +27,19 @@ from millstream._protocol.uri_template import UriTemplate
 from millstream._recent import Recent
 from millstream._stores.base import Store
 from millstream._tasks import cancel_all
-from millstream.client._connector import NO_HANDSHAKE, Era
-from millstream.client._conversation import Conversation
-from millstream.client._errors import (
+from millstream.client import (
     AccessDenied,
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    Options,
     RequestTimeout,
     ServerError,
     TargetError,
-    TooMuchArriving,
 )
-from millstream.client._negotiation import Options
+from millstream.client._connector import NO_HANDSHAKE, Era
+from millstream.client._conversation import Conversation
+from millstream.client._errors import TooMuchArriving
 from millstream.client._requests import Ask
 from millstream.client._targets import Remote, find
 from millstream.client._transports.in_process import RunningServer, TransportFactory

@@ -2,11 +2,11 @@
 
 from msgspec import Raw, Struct, field
 
-from millstream._protocol.errors import ToolError
+from millstream import ToolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED
 from millstream._protocol.notifications import EmptyResult, InputRequest
-from millstream.client._errors import InvalidResponse, ServerError
+from millstream.client import InvalidResponse, ServerError
 
 _SHORTEST_PAUSE = 0.05
 _LONGEST_PAUSE = 60.0

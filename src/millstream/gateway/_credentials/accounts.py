@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct, structs
 
+from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url, parse
 from millstream._override import override
 from millstream._parts import Host
-from millstream._protocol.errors import Cancelled, Declined
 from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import declares
-from millstream._server.calls.context import Context
 from millstream.auth._authorization_server.signing import Vault
-from millstream.client._errors import AccessDenied, ClientError, ConnectFailed
+from millstream.client import AccessDenied, ClientError, ConnectFailed, MemoryTokenStore, OAuth, StoredCredentials
 from millstream.client._oauth.browser_login import PendingAuthorization
 from millstream.client._oauth.discovery import Outbound, fetch
 from millstream.client._oauth.dpop import Proofs, wants_nonce
-from millstream.client._oauth.flow import OAuth
-from millstream.client._oauth.store import MemoryTokenStore, Registration, StoredCredentials, Tokens
+from millstream.client._oauth.store import Registration, Tokens
 from millstream.gateway._credentials.options import PerUserOAuth
 from millstream.gateway._credentials.source import (
     LinkAuth,

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from millstream._http.client.body import TargetError
 from millstream._http.client.url import Url, parse
 from millstream._parts import Host
 from millstream._protocol.errors import LocalError
+from millstream.client import TargetError
 from millstream.gateway._credentials.options import (
     BearerToken,
     ClientCredentials,

@@ -8,11 +8,12 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from millstream import ProtocolError, ToolError
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.errors import LocalError, ProtocolError, ToolError
+from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
-from millstream.client._errors import AccessDenied, ConnectFailed
+from millstream.client import AccessDenied, ConnectFailed
 from millstream.client._oauth.discovery import IssuerMetadata, find_issuer, parse_secure
 from millstream.client._oauth.endpoints import TokenResponse, ask_token
 from millstream.client._oauth.store import PRIVATE_KEY_JWT, Registration, Tokens

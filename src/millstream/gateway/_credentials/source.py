@@ -16,8 +16,8 @@ from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
+from millstream.client import AccessDenied, ClientError, TargetError
 from millstream.client._endpoint import Auth, check_headers
-from millstream.client._errors import AccessDenied, ClientError, TargetError
 from millstream.client._oauth.discovery import Outbound, read_challenges
 from millstream.gateway._credentials.options import Secret, is_scope
 from millstream.gateway._links import NoCredentials

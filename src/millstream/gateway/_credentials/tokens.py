@@ -18,7 +18,7 @@ from millstream._server.calls.services import Services
 from millstream._stores.changes import Claim
 from millstream._tasks import has_failed
 from millstream.auth._authorization_server.signing import Vault
-from millstream.client._errors import ClientError, ConnectFailed
+from millstream.client import ClientError, ConnectFailed
 from millstream.client._oauth.store import Registration, Tokens
 
 ISSUER_TIMEOUT = 30.0
