@@ -472,14 +472,8 @@ def _load_servers(source: Source) -> GatewayConfig:
         url_field = next((key for key in ("url", "httpUrl", "serverUrl") if values.get(key)), "")
         url = values.get(url_field, "")
         if bool(url) == bool(server.command):
-            misspelled = next(
-                (key for key in table if key not in options and closest_name(key, ("command", "url"))), None
-            )
-            hint = (
-                f" (did you mean {closest_name(misspelled, ('command', 'url'))} instead of {misspelled}?)"
-                if misspelled
-                else ""
-            )
+            unknown = {key: closest_name(key, ("command", "url")) for key in table if key not in options}
+            hint = next((f" (did you mean {near} instead of {key}?)" for key, near in unknown.items() if near), "")
             raise source.error(
                 where,
                 f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}",

@@ -243,7 +243,11 @@ class ExtensionForwarding:
         found = {
             name: claimants[0]
             for name, claimants in claims.items()
-            if len(claimants) == 1 and name not in own and name not in NOT_FORWARDED and _is_transparent(claimants[0])
+            if len(claimants) == 1
+            and name not in own
+            and name not in NOT_FORWARDED
+            and not claimants[0].names.prefix
+            and claimants[0].policy is None
         }
         announced = {
             name: members(upstream.catalog.capabilities.get("extensions"))[name] for name, upstream in found.items()
@@ -293,15 +297,7 @@ class ExtensionForwarding:
         if len(upstreams) != 1:
             return None
         (upstream,) = upstreams
-
-        async def forward_method(call: Call) -> bytes:
-            return await _forward(call, upstream)
-
-        return forward_method
-
-
-def _is_transparent(upstream: Upstream) -> bool:
-    return not upstream.names.prefix and upstream.policy is None
+        return lambda call: _forward(call, upstream)
 
 
 async def _forward(call: Call, upstream: Upstream) -> bytes:

@@ -12,7 +12,7 @@ from millstream.gateway._upstream import Upstream
 
 MAX_ITEMS = 500
 """Maximum tools and quarantined items to show."""
-_STATES_BY_URGENCY = ("degraded", "connecting", "disabled", "ready")
+_STATES_BY_URGENCY = ("degraded", "connecting", "ready")
 """States, the most urgent first."""
 _SUM_FIELDS = ("links", "refused", "calls", "unanswered")
 _MAX_FIELDS = ("p50_ms", "p99_ms", "listed_at", "changed_at")

@@ -329,12 +329,9 @@ class StoredResults:
         schema = {"properties": {"id": {"type": "string"}}}
         description = "A result that was too large for its call. Results link to it."
         return Template(
-            self._names.uri(URI), ItemSource("result", read, _identity, description=description, schema=schema)
+            self._names.uri(URI),
+            ItemSource("result", read, lambda values: values, description=description, schema=schema),
         )
-
-
-def _identity(values: Any) -> Any:
-    return values
 
 
 def _key(call: Call, id: str) -> str:

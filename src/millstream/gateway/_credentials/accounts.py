@@ -99,9 +99,14 @@ class PersonalCredentials(UpstreamCredentials):
         parts = (upstream, str(url), options.issuer, options.client_id)
         self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
         self._tokens = SharedTokens(
-            host.services, f"connection:{self._id}:", ttl=_CONNECTION_SECONDS, lossy=False, on_change=self._on_change,
-            on_interruption=self._on_interruption, discard=self._discard,
-        )  # fmt: skip
+            host.services,
+            f"connection:{self._id}:",
+            ttl=_CONNECTION_SECONDS,
+            lossy=False,
+            on_change=self._on_change,
+            on_interruption=self._on_interruption,
+            discard=self._discard,
+        )
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
                 "Accounts that users connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_KEY.",
@@ -394,11 +399,16 @@ class PersonalCredentials(UpstreamCredentials):
             if grant.registration.client_id and grant.tokens.issuer not in all_registrations:
                 all_registrations[grant.tokens.issuer] = grant.registration
         store.save(StoredCredentials(all_registrations, tokens))
+        own_metadata = base + METADATA if base.startswith("https://") else ""
         oauth = OAuth(
-            store=store, client_id=options.client_id, client_secret=self._secret, name="Millstream gateway",
-            client_metadata_url=options.client_metadata_url or own_metadata(base), scope=" ".join(options.scope),
+            store=store,
+            client_id=options.client_id,
+            client_secret=self._secret,
+            name="Millstream gateway",
+            client_metadata_url=options.client_metadata_url or own_metadata,
+            scope=" ".join(options.scope),
             redirect_uri=base + CALLBACK,
-        )  # fmt: skip
+        )
         if options.issuer:
             oauth.for_issuer(options.issuer)
         return (oauth if self._outbound.dial is None else oauth.with_connector(self._outbound.dial)), store
@@ -420,11 +430,6 @@ def _make_grant(tokens: Tokens, registration: Registration, *, now: float) -> St
 def owner_of(principal_id: str) -> str:
     """Return the owner key of a user's connections."""
     return sha256(principal_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def own_metadata(base: str) -> str:
-    """Return the URL of this server's own client metadata document (CIMD); empty without https."""
-    return base + METADATA if base.startswith("https://") else ""
 
 
 def _configured_base(host: Host) -> str:
