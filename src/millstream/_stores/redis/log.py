@@ -101,8 +101,11 @@ class StreamReader:
                     await self._changed.wait()
                     continue
             # The read may wait on a former primary, or may have ended by itself.
-            if self._read_task is not None:
-                self._read_task.cancel()
+            self._cancel_reading()
+
+    def _cancel_reading(self) -> None:
+        if self._read_task is not None:
+            self._read_task.cancel()
 
     async def run(self) -> None:
         """Read until cancelled."""
