@@ -305,7 +305,7 @@ class Supervisor:
 
         Args:
             slot: slot of the worker.
-            why: what ended the process that it replaces. Only then is a program that can't start tried again.
+            why: what ended the process that it replaces. If empty, only killed processes are started again.
 
         Raises:
             NotStarted: the first process can't start, or all were killed by other processes.
