@@ -2,10 +2,18 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from millstream._protocol.content import ResourceContents
-from millstream._protocol.errors import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND, suggest, suggest_keywords
+from millstream._protocol.errors import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    RESOURCE_NOT_FOUND,
+    no_attribute,
+    suggest,
+    suggest_keywords,
+)
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import decoder, encode
@@ -28,7 +36,6 @@ from millstream._protocol.notifications import (
 )
 from millstream.client._conversation import Conversation, decode_tools, logger, raw_ask
 from millstream.client._errors import ClientError, ServerError
-from millstream.client._method_aliases import ClientAliases
 from millstream.client._negotiation import Options, ServerInfo
 from millstream.client._questions import Elicit, Questions, Roots, Sample
 from millstream.client._requests import Ask
@@ -54,8 +61,25 @@ _decode_prompt = foreign_decoder(GetPromptResult)
 _decode_completion = foreign_decoder(CompleteResult)
 
 
+_ELSEWHERE = {
+    "close": "Leave the block: `async with Client(…) as client:` closes it.",
+    "connect": "Write `async with Client(…) as client:`.",
+    "initialize": "`async with Client(…)` does that; see `server`, `capabilities`, and `revision`.",
+    "initialize_result": "See `server`, `capabilities`, `instructions`, and `revision`.",
+    "invoke": "Write `await client.call(name, arguments)`.",
+    "is_connected": "A client is connected inside `async with Client(…) as client:`.",
+    "send_ping": "Write `await client.ping()`.",
+    "send_request": "Write `await client.request(method, params)`.",
+    "send_roots_list_changed": "Write `await client.roots_changed()`.",
+    "session": "The client has the session's methods: `await client.call(name, arguments)`.",
+    "set_logging_level": "Write `await client.set_log_level(level)`.",
+    "subscribe_resource": "Write `async with client.watch(uri) as changes:`.",
+}
+"""Name in other packages -> what to write here."""
+
+
 @suggest_keywords
-class Client(ClientAliases):
+class Client:
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
     Calls can run concurrently. Entering the block connects. After a connection is lost, the next request reconnects.
@@ -455,3 +479,58 @@ class Client(ClientAliases):
             resources: whether to watch the list of resources. Without any arguments, all three lists are watched.
         """
         return self.conversation.watch(make_filter(uris, tools=tools, prompts=prompts, resources=resources))
+
+    # Names in other MCP libraries. New programs should use the short names: `call`, `tools`, `read`, `prompt`.
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 0,
+        raise_on_error: bool = True,
+    ) -> Result:
+        """Call a tool; alias of `call`: ``await client.call_tool("add", {"a": 1})``."""
+        return await self.call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)
+
+    async def list_tools(self) -> list[ToolDescription]:
+        """Return all tools; see `tools`."""
+        return await self.tools()
+
+    async def list_resources(self) -> list[ResourceDescription]:
+        """Return all resources; see `resources`."""
+        return await self.resources()
+
+    async def list_resource_templates(self) -> list[TemplateDescription]:
+        """Return all resource templates; see `templates`."""
+        return await self.templates()
+
+    async def list_prompts(self) -> list[PromptDescription]:
+        """Return all prompts; see `prompts`."""
+        return await self.prompts()
+
+    async def read_resource(self, uri: str) -> list[ResourceContents]:
+        """Read a resource; alias of `read`."""
+        return await self.read(str(uri))
+
+    async def get_prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> GetPromptResult:
+        """Return the messages of a prompt; alias of `prompt`."""
+        return await self.prompt(name, arguments)
+
+    def __enter__(self) -> NoReturn:
+        """Reject a plain ``with``.
+
+        Raises:
+            TypeError: always; the message says what to use instead.
+        """
+        raise TypeError(
+            "Client is asynchronous: write `async with Client(…)`, or use BlockingClient of millstream.client."
+        )
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, t: TracebackType | None) -> None:
+        """Do nothing, because `__enter__` never returns."""
+
+    if not TYPE_CHECKING:  # type checkers would accept every name
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _ELSEWHERE)
