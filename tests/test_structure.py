@@ -175,8 +175,8 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "_http.client.connection": "HttpReply lines",
         "_http.client.pool": "ConnectionPool",
         "_http.client.url": "Url parse",
-        "_http.message": "Handler HttpRequest JSON_HEAD Response STREAM_HEAD Sink header_lines last_event_id "
-        "plain_problem query_value query_values refusal",
+        "_http.message": "Handler HttpRequest JSON_HEAD Response STREAM_HEAD Sink header_lines "
+        "last_event_id plain_problem query_value query_values refusal",
         "_http.websocket.socket": "Socket TRY_AGAIN_LATER",
         "_parts": "Route RouteRegistry WATCH",
         "_protocol.jsonrpc": "check_text",
@@ -193,7 +193,8 @@ PRIVATE_NAMES_OF_GUESTS: dict[str, dict[str, str]] = {
         "auth._authorization_server.signing": "Vault new_state",
         "auth._browser": "cookie_of is_own",
         "auth._guard": "AuthGuard",
-        "auth._pages": "continue_page turned_back",
+        "auth._jose": "InvalidToken read_payload",
+        "auth._pages": "continue_page quote_foreign turned_back",
         "client._oauth.browser_login": "PendingAuthorization answer_of",
         "client._oauth.store": "Registration Tokens",
         "client._transports.memory": "MemoryTransport",
