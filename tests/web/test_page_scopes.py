@@ -5,7 +5,7 @@ from millstream._web.pages import asset, pages
 from millstream.auth._sign_in import _REQUEST_PATHS
 
 CALL = re.compile(
-    r"(?<![\w.#])(?<!function )(?:fetch(?:Json)?|new Feed|new WebSocket)"
+    r"(?<![\w.#])(?<!function )(?:fetch(?:Json)?|post|new Feed|new WebSocket)"
     r"\(\s*(?:new URL\()?((?:`[^`]*`|\"[^\"]*\"|[^,)\s])+)"
 )
 SCRIPTS = sorted(path for path in pages() if path.endswith(".js"))
@@ -16,6 +16,7 @@ NAMED = {
     ("chat/socket.js", "address"): ["/ws"],
     ("chat/socket.js", "this.#probe"): ["/chat/members"],
     ("docs/operation.js", "path"): ["/tools/x"],
+    ("dom.js", "path"): [],
     ("inspect/sign-in.js", "route(server"): ["/inspect/sign-in/x"],
     ("mcp/http.js", "this.#postUrl"): ["/mcp"],
     ("mcp/http.js", "this.#url"): ["/mcp", "/inspect/via/x"],
@@ -24,7 +25,7 @@ NAMED = {
     ("sse.js", "url"): [],
 }
 """What is called by a name, in which file: the paths that it stands for, where the caller doesn't write them down."""
-ELSEWHERE = {"docs/code.js", "inspect/exports.js"}
+ELSEWHERE = {"inspect/exports.js"}
 """What these write is run by others."""
 DEVELOPING = {"/inspect/log"}
 """`millstream dev` serves these to this machine, without a cookie."""

@@ -22,14 +22,33 @@ export function element(tag, properties = {}, ...children) {
   if (typeof properties === "string") return element(tag, { className: properties }, ...children);
   const made = /** @type {any} */ (document.createElement(tag));
   for (const [name, value] of Object.entries(properties)) {
-    if (value === undefined || value === null || (value === false && name !== "spellcheck") || name === "dir") continue;
+    if (value == null || (value === false && name !== "spellcheck") || name === "dir") continue;
     if (name in made && name !== "list") made[name] = value;
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  made.append(...children.filter((child) => child != null));
   if (properties.dir) made.dir = properties.dir; // last, because with "auto", each further child scans those before it
   return made;
 }
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/**
+ * Create an icon. Its shape is part of the page (parts/bar.html), so it's available when the server isn't. It's hidden
+ * from screen readers, because the surrounding control has a name.
+ */
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS(SVG, "use");
+  use.setAttribute("href", `#icon-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/** Change the shape of an icon. */
+export const swap = (svg, name) => svg.firstChild.setAttribute("href", `#icon-${name}`);
 
 /**
  * Create a button.
@@ -57,14 +76,27 @@ export const pre = (label, ...children) =>
 export const wrapped = (label, dir, ...children) =>
   element("pre", { className: "wrap", tabIndex: 0, "aria-label": label, dir }, ...children);
 
+/** Create the options of a `<select>` from values and titles. */
+export const optionsOf = (entries) => entries.map(([value, title]) => element("option", { value }, title));
+
+/** Create a text input that the browser doesn't complete or check. */
+export const textInput = (properties) => element("input", { autocomplete: "off", spellcheck: false, ...properties });
+
+/** Create a field: a label, its control, which needs an id, and further nodes. */
+export const labeled = (label, control, ...others) =>
+  element("div", "field", element("label", { htmlFor: control.id }, label), control, ...others);
+
 /** Create a row of a `<dl>`. */
 export const fact = (term, value) => element("div", {}, element("dt", {}, term), element("dd", { dir: "auto" }, value));
 
 /** Return the rows of those facts that have a value. */
 export const facts = (values) =>
   Object.entries(values)
-    .filter(([, value]) => value !== "" && value !== null && value !== undefined)
+    .filter(([, value]) => value !== "" && value != null)
     .map(([term, value]) => fact(term, String(value)));
+
+/** Create a `<details>` with a title. */
+export const fold = (title, ...children) => element("details", {}, element("summary", {}, title), ...children);
 
 /** Create a `<details>` whose content is created when it's first opened. */
 export function lazyDetails(properties, summary, fill) {
@@ -113,6 +145,50 @@ export function write(node, text) {
   const wanted = String(text);
   if (node.textContent !== wanted) node.textContent = wanted;
 }
+
+/** Set a node's text, and hide the node while it has none. */
+export function showText(node, text) {
+  write(node, text ?? "");
+  node.hidden = !text;
+}
+
+/**
+ * Return a value that the browser stores, or another one if there's none or the storage is blocked.
+ *
+ * @param {"local" | "session"} place
+ */
+export function stored(place, key, otherwise = null) {
+  try {
+    return JSON.parse(globalThis[`${place}Storage`].getItem(key)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+/**
+ * Store a value. Returns false if the storage is full or blocked, so the value lasts as long as the page.
+ *
+ * @param {"local" | "session"} place
+ */
+export function store(place, key, value) {
+  try {
+    globalThis[`${place}Storage`].setItem(key, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Send JSON to a path of this server. */
+export const post = (path, body) =>
+  fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
+
+/** Whether a text contains each of the typed words. */
+export const hasWords = (text, typed) =>
+  typed
+    .toLowerCase()
+    .split(/\s+/)
+    .every((word) => text.toLowerCase().includes(word));
 
 /** Scroll a node into view if it's below the window, as a result is below its form on a phone. */
 export function reveal(node) {
@@ -166,7 +242,7 @@ export const count = (value) => (Math.abs(value) < 100_000 ? whole : short).form
 
 /** Format a measured value with about three significant digits. */
 export function figure(value) {
-  if (value === null || value === undefined) return "–";
+  if (value == null) return "–";
   const size = Math.abs(value);
   if (size >= 100_000) return short.format(value);
   const digits = size >= 100 || size === 0 ? 0 : size >= 10 ? 1 : 2;

@@ -201,7 +201,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
             element("strong", {}, from ? `The app of ${from} asks: ` : "The app asks: "),
             question
           ),
-          ...(value === undefined ? [] : [jsonBlock(value, "What it wants to send")]),
+          value === undefined ? null : jsonBlock(value, "What it wants to send"),
           element("div", "row", ...buttons)
         );
         consents.append(card); // below the frame, so the card isn't under a pointer in the frame
@@ -260,6 +260,7 @@ export function appCard(tool, given, result, { request, tools, host: elsewhere }
       logEvent(`Said as ${role}`, text);
     },
     remember: (context) => logEvent("Updated the model's context", context),
+    /** @param {{width?: number, height?: number}} size */
     resize: ({ height }) => {
       if (!Number.isFinite(height)) return;
       wantedHeight = Math.min(Math.max(Math.ceil(height), HEIGHTS[0]), HEIGHTS[1]);

@@ -1,13 +1,12 @@
 // Tool calls within an answer: each is a collapsible card with its arguments, result, and duration. It asks for approval
 // of calls that may change something.
 
-import { $, element, makeButton, onSubmit, pre, pretty, wrapped, write } from "../dom.js";
+import { $, element, icon, makeButton, onSubmit, pre, pretty, swap, wrapped, write } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
-import { looksLikeMarkdown, markdown } from "../render/markdown.js";
+import { looksLikeMarkdown, markdownBlock } from "../render/markdown.js";
 import { schemaForm } from "../schema/form.js";
 import { copyable } from "../shell/copy.js";
 import { guard } from "../shell/guard.js";
-import { icon, swap } from "../shell/icons.js";
 
 const LOOKS = {
   done: ["check", "good", ""],
@@ -36,12 +35,7 @@ function result(text) {
   } catch {
     // It only looks like JSON.
   }
-  if (looksLikeMarkdown(text))
-    return element(
-      "div",
-      { className: "markdown", dir: "auto", role: "group", "aria-label": "Result" },
-      ...markdown(text)
-    );
+  if (looksLikeMarkdown(text)) return markdownBlock(text, { role: "group", "aria-label": "Result" });
   return copyable(wrapped("Result", "auto", text || "(nothing)"), "Copy the result", () => text);
 }
 

@@ -107,7 +107,7 @@ export function remove(entry) {
   entry.node?.remove();
 }
 
-$("newer").addEventListener("click", toEnd);
+$("newer").onclick = toEnd;
 $("scroll").addEventListener("scroll", () => {
   follows = isAtEnd($("scroll"));
   if (follows) $("newer").hidden = true;

@@ -1,9 +1,8 @@
 // Messages: parsing, and rendering by day and sender with their delivery state.
 
-import { $, element, makeButton } from "../dom.js";
+import { $, element, icon, makeButton } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copy, copyable } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 
 const LONGEST = 20_000; // maximum characters rendered as Markdown
 const TOGETHER_MS = 5 * 60_000;

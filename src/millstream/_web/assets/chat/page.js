@@ -1,7 +1,7 @@
 // The chat: channels of the hub over one WebSocket. It works on any server with a hub, whose rules control access to
 // channels. The presence of a channel lists its members.
 
-import { $, hashParameters, onSubmit, write } from "../dom.js";
+import { $, hashParameters, onSubmit, showText, store, stored, write } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
@@ -26,7 +26,7 @@ const TYPED_MS = 6_000;
 const BACK_MS = 15_000;
 
 const me = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), name: "" };
-const own = new Set(JSON.parse(sessionStorage.getItem(OWN) ?? "[]")); // ids of this tab's messages
+const own = new Set(stored("session", OWN, [])); // ids of this tab's messages
 const pending = new Map(); // key -> unconfirmed message
 /** @type {Map<string, Conversation>} */
 const rooms = new Map();
@@ -118,7 +118,7 @@ function inOrder(entry, at) {
 
 function remember(id) {
   own.add(id);
-  sessionStorage.setItem(OWN, JSON.stringify([...own].slice(-HISTORY)));
+  store("session", OWN, [...own].slice(-HISTORY));
 }
 
 /** Set the delivery state of the user's message: "", "sending", "waiting", or "failed". */
@@ -249,7 +249,7 @@ function sayTyping() {
 }
 
 const showChannels = () => drawChannels(rooms, current, FIRST, part);
-const keep = () => localStorage.setItem(CHANNELS, JSON.stringify([...rooms.keys()]));
+const keep = () => store("local", CHANNELS, [...rooms.keys()]);
 
 /** Subscribe to a channel without opening it. */
 function enterChannel(channel) {
@@ -331,8 +331,7 @@ function part(channel) {
 }
 
 function complain(text) {
-  $("channel-error").textContent = text;
-  $("channel-error").hidden = !text;
+  showText($("channel-error"), text);
 }
 
 onSubmit($("new-channel"), () => {
@@ -383,8 +382,8 @@ function endSearch() {
   $("search").value = "";
   search("");
 }
-$("show-search").addEventListener("click", () => ($("search-row").hidden ? beginSearch() : endSearch()));
-$("search").addEventListener("input", lookFor);
+$("show-search").onclick = () => ($("search-row").hidden ? beginSearch() : endSearch());
+$("search").oninput = lookFor;
 $("search").addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   endSearch();
@@ -400,14 +399,16 @@ function offerTool() {
 
 // Joining and leaving
 
+function showJoined(joined) {
+  $("join").hidden = joined;
+  for (const id of ["talk", "channels-part", "people", "state"]) $(id).hidden = !joined;
+}
+
 function enter(name) {
   me.name = name;
   localStorage.setItem(NAME, name);
-  $("join").hidden = true;
-  $("talk").hidden = $("channels-part").hidden = $("people").hidden = $("state").hidden = false;
-  const kept = JSON.parse(localStorage.getItem(CHANNELS) ?? "[]").filter(
-    (channel) => typeof channel === "string" && channel !== FIRST
-  );
+  showJoined(true);
+  const kept = stored("local", CHANNELS, []).filter((channel) => typeof channel === "string" && channel !== FIRST);
   for (const channel of [FIRST, ...kept]) enterChannel(channel);
   const first = wanted();
   open(first && !wrong(first) ? first : FIRST);
@@ -425,8 +426,7 @@ function leave() {
   rooms.clear();
   current = "";
   showRoom(null);
-  $("talk").hidden = $("channels-part").hidden = $("people").hidden = $("state").hidden = true;
-  $("join").hidden = false;
+  showJoined(false);
   $("name").value = me.name;
   $("name").select();
 }
@@ -435,11 +435,11 @@ onSubmit($("join"), () => {
   const name = $("name").value.trim();
   if (name) enter(name);
 });
-$("leave").addEventListener("click", leave);
+$("leave").onclick = leave;
 onSubmit($("composer"), () => {
   submit();
 });
-$("text").addEventListener("input", sayTyping);
+$("text").oninput = sayTyping;
 $("text").addEventListener("keydown", (event) => {
   if (event.isComposing) return;
   if (event.key === "Enter" && !event.shiftKey) {
@@ -473,7 +473,6 @@ commands(() =>
         ...[...rooms.keys()].map((channel) => ({
           title: `# ${channel}`,
           group: "Channels",
-          icon: "next",
           run: () => open(channel)
         })),
         {

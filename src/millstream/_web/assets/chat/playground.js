@@ -1,10 +1,10 @@
 // The playground: a conversation with a model that uses the server's tools. It lasts as long as its WebSocket. The server
 // runs the model and the calls; this page shows them, and asks the user for approval.
 
-import { $, element, isAtEnd, labelOf, makeButton, onSubmit, wrapped, write } from "../dom.js";
+import { listTools } from "./tool.js";
+import { $, element, icon, isAtEnd, labelOf, makeButton, onSubmit, wrapped, write } from "../dom.js";
 import { markdown } from "../render/markdown.js";
 import { copyable } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 import { shortcut } from "../shell/keys.js";
 import { commands } from "../shell/palette.js";
 import { errorMessage } from "../sse.js";
@@ -253,13 +253,8 @@ async function look() {
 }
 
 async function showTools() {
-  const response = await fetch("mcp/tools/list", {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: "{}"
-  });
-  if (!response.ok) return;
-  const tools = (await response.json()).result?.tools ?? [];
+  const tools = await listTools();
+  if (!tools) return;
   write($("tool-count"), tools.length || "");
   const row = ({ name, title, description, annotations }) =>
     element(
@@ -307,12 +302,12 @@ $("question").addEventListener("keydown", (event) => {
     sendQuestion($("question").value);
   } else if (event.key === "Escape" && busy) send({ type: "stop" });
 });
-$("stop").addEventListener("click", () => {
+$("stop").onclick = () => {
   send({ type: "stop" });
   $("question").focus();
-});
-$("fresh").addEventListener("click", fresh);
-$("answers-newer").addEventListener("click", toEnd);
+};
+$("fresh").onclick = fresh;
+$("answers-newer").onclick = toEnd;
 $("answers").addEventListener("scroll", () => {
   follows = isAtEnd($("answers"));
   if (follows) $("answers-newer").hidden = true;

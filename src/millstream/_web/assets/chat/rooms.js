@@ -12,10 +12,7 @@ export const room = () => $("main").dataset.room;
 /** Open a room. */
 export function enterRoom(name) {
   $("main").dataset.room = name;
-  for (const each of Object.keys(TITLES)) {
-    if (each === name) $(`to-${each}`).ariaCurrent = "true";
-    else $(`to-${each}`).removeAttribute("aria-current");
-  }
+  for (const each of Object.keys(TITLES)) $(`to-${each}`).ariaCurrent = each === name ? "true" : null;
   document.title = TITLES[name];
   closeDrawer();
   rooms[name]?.();

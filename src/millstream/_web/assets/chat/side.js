@@ -1,7 +1,6 @@
 // The sidebars: channels with unread counts, members, and who is typing.
 
-import { $, element, iconButton, write } from "../dom.js";
-import { icon } from "../shell/icons.js";
+import { $, element, icon, iconButton, write } from "../dom.js";
 import { drawWhenReleased } from "../shell/press.js";
 
 /** Draw the members of the open channel; `own` contains the ids of this page. */
@@ -75,7 +74,4 @@ export function wrong(name) {
 }
 
 // In a small window, the members are a drawer.
-$("show-people").addEventListener(
-  "click",
-  () => ($("show-people").ariaExpanded = String($("people").classList.toggle("shown")))
-);
+$("show-people").onclick = () => ($("show-people").ariaExpanded = String($("people").classList.toggle("shown")));

@@ -1,7 +1,8 @@
 // Publishing with the server's tool, `send_sse_message` by convention, like an MCP client does.
 
+import { post } from "../dom.js";
+
 const NAME = "send_sse_message";
-const HEAD = { method: "POST", headers: { "content-type": "application/json" } };
 
 let tool = null;
 
@@ -9,11 +10,17 @@ const properties = () => tool?.inputSchema?.properties ?? {};
 
 export const toolName = () => tool?.name ?? "";
 
+/** Return the server's tools; null if the caller may not list them. */
+export async function listTools() {
+  const response = await post("mcp/tools/list", {});
+  return response.ok ? ((await response.json()).result?.tools ?? []) : null;
+}
+
 /** Find the tool in the server's list. */
 export async function findTool() {
-  const response = await fetch("mcp/tools/list", { ...HEAD, body: "{}" });
-  if (!response.ok) return;
-  const found = (await response.json()).result?.tools?.find(({ name }) => name === NAME);
+  const tools = await listTools();
+  if (!tools) return;
+  const found = tools.find(({ name }) => name === NAME);
   tool = found?.inputSchema?.properties?.message ? found : null;
 }
 
@@ -23,10 +30,7 @@ export const mayTake = (channel, first) => Boolean(tool) && (channel === first |
 /** Call the tool with the arguments that it accepts. Throws the server's error. */
 export async function callTool(given) {
   const known = Object.fromEntries(Object.entries(given).filter(([name]) => name in properties()));
-  const response = await fetch("mcp/tools/call", {
-    ...HEAD,
-    body: JSON.stringify({ params: { name: NAME, arguments: known } })
-  });
+  const response = await post("mcp/tools/call", { params: { name: NAME, arguments: known } });
   const { result, error, detail } = await response.json();
   if (error || !result) throw new Error(error?.message ?? detail ?? "The server refused the call.");
   if (result.isError) throw new Error(result.content?.map(({ text }) => text ?? "").join(" ") || "The tool failed.");

@@ -2,11 +2,10 @@
 // OAuth clients reject others, or else relative to this page, so it's correct behind a proxy and below any path. Names and
 // descriptions are loaded by MCP with the caller's permissions.
 
-import { $, count, element, labelOf, wrapped, write } from "../dom.js";
+import { $, count, element, icon, labelOf, showText, wrapped, write } from "../dom.js";
 import { connect } from "../mcp/offers.js";
 import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
 import { copyButton, copyable } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 import { commands } from "../shell/palette.js";
 import { tabs } from "../shell/tabs.js";
 import { errorMessage } from "../sse.js";
@@ -131,10 +130,8 @@ function drawServer({ serverInfo = {} }) {
   write($("title"), title);
   write($("server-name"), title);
   write($("server-version"), serverInfo.version ?? "");
-  write($("version"), serverInfo.version ?? "");
-  $("version").hidden = !serverInfo.version;
-  write($("about"), serverInfo.description ?? "");
-  $("about").hidden = !serverInfo.description;
+  showText($("version"), serverInfo.version ?? "");
+  showText($("about"), serverInfo.description ?? "");
   document.title = `${title} · Connect`;
 }
 
@@ -167,7 +164,6 @@ commands(() => [
   ...entries.map(({ id, title }) => ({
     title: `Connect ${title}`,
     group: "Clients",
-    icon: "next",
     run: () => document.getElementById(`tab-${id}`).click()
   }))
 ]);

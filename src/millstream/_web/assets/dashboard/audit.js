@@ -1,6 +1,6 @@
 // The newest records of the audit log. The tab is hidden without an audit log.
 
-import { $, clock, write } from "../dom.js";
+import { $, clock } from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { clearTrouble } from "../shell/connection.js";
 import { LiveTable, cellBadge, column } from "./table.js";
@@ -15,26 +15,15 @@ const table = new LiveTable($("audit-table"), {
   empty: ["No records", "The next call that matches the filter is listed here."],
   key: (record) => `${record.at} ${record.seq ?? ""} ${record.method} ${record.target ?? ""} ${record.address ?? ""}`,
   columns: [
-    {
-      id: "at",
-      title: "When",
+    column("at", "When", (record) => clock(new Date(record.at)), {
       down: true,
-      sort: (record) => record.at,
-      fill: (cell, record) => {
-        write(cell, clock(new Date(record.at)));
-        cell.title = new Date(record.at).toLocaleString();
-      }
-    },
-    {
-      id: "who",
-      title: "Who",
+      says: (record) => new Date(record.at).toLocaleString()
+    }),
+    column("who", "Who", (record) => who(record), {
       head: true,
       sort: who,
-      fill: (cell, record) => {
-        write(cell, who(record));
-        cell.title = [record.issuer, record.client, record.address].filter(Boolean).join(", ");
-      }
-    },
+      says: (record) => [record.issuer, record.client, record.address].filter(Boolean).join(", ")
+    }),
     column("what", "What", what, { wide: true, sort: what }),
     column("transport", "Transport", (record) => record.transport ?? "", { sort: (record) => record.transport ?? "" }),
     {
@@ -76,6 +65,6 @@ export function lookForAudit(tell) {
   load();
 }
 
-$("audit-filter").addEventListener("input", load);
-$("audit-failed").addEventListener("change", load);
+$("audit-filter").oninput = load;
+$("audit-failed").onchange = load;
 setInterval(() => kept && open && !document.hidden && load(), EVERY_MS);

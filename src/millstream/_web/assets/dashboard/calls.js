@@ -1,11 +1,10 @@
 // Recent calls, or the calls of a period or with an error; errors by message; and clients by name and version.
 
-import { $, clock, count, element, facts, figure, openDialog, pretty, wrapped, write } from "../dom.js";
+import { $, clock, count, element, facts, figure, icon, openDialog, pretty, wrapped, write } from "../dom.js";
 import { colored } from "../render/json.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { clearTrouble } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 import { ms } from "./health.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "./table.js";
 
@@ -133,7 +132,7 @@ const recent = new LiveTable($("recent"), {
     }
   ]
 });
-$("call-failed").addEventListener("change", () => recent.draw(true));
+$("call-failed").onchange = () => recent.draw(true);
 
 const moment = (seconds) => {
   const date = new Date(seconds * 1_000);
@@ -164,15 +163,10 @@ const errors = new LiveTable($("error-table"), {
       }
     },
     number("count", "Count", undefined, { narrow: true }),
-    {
-      id: "tools",
-      title: "Tools and methods",
+    column("tools", "Tools and methods", ({ tools }) => tools.join(", "), {
       sort: ({ tools }) => tools[0] ?? "",
-      fill: (cell, { tools }) => {
-        write(cell, tools.join(", "));
-        cell.title = tools.join(", ");
-      }
-    },
+      says: ({ tools }) => tools.join(", ")
+    }),
     column("outcome", "Outcome", outcome),
     number("first", "First", (row) => moment(row.first), { narrow: true }),
     number("last", "Last", (row) => moment(row.last), { narrow: true })
@@ -185,29 +179,19 @@ const clients = new LiveTable($("clients"), {
   empty: ["No clients yet", "Each calling program is listed here, by the name that it sends."],
   key: (client) => `${client.name}\n${client.version}`,
   columns: [
-    {
-      id: "name",
-      title: "Name",
-      head: true,
-      wide: true,
-      sort: (client) => client.name,
-      fill: (cell, client) => {
-        write(cell, client.name === OTHER ? "Other clients" : client.name || "Unnamed (REST, curl)");
-        cell.title = client.name === OTHER ? "All names beyond the first 200." : client.name;
+    column(
+      "name",
+      "Name",
+      (client) => (client.name === OTHER ? "Other clients" : client.name || "Unnamed (REST, curl)"),
+      {
+        head: true,
+        wide: true,
+        says: (client) => (client.name === OTHER ? "All names beyond the first 200." : client.name)
       }
-    },
+    ),
     column("version", "Version", (client) => client.version || "–"),
     number("calls", "Calls"),
-    {
-      id: "errors",
-      title: "Errors",
-      number: true,
-      sort: (client) => client.errors,
-      fill: (cell, client) => {
-        write(cell, count(client.errors));
-        cell.classList.toggle("raised", client.errors > 0);
-      }
-    },
+    number("errors", "Errors", undefined, { raised: (client) => client.errors > 0 }),
     number("share", "Error share", (client) => `${figure((100 * client.errors) / client.calls)}%`, {
       sort: (client) => client.errors / client.calls
     }),
@@ -305,19 +289,19 @@ function callsOf(row) {
   recent.draw(true);
 }
 
-$("call-time").addEventListener("click", () => {
+$("call-time").onclick = () => {
   time = null;
   cleared();
   say();
   $("call-filter").focus();
   load();
-});
-$("call-error").addEventListener("click", () => {
+};
+$("call-error").onclick = () => {
   error = null;
   say();
   $("call-filter").focus();
   recent.draw(true);
-});
+};
 say();
 
 setInterval(load, EVERY_MS);

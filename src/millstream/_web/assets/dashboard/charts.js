@@ -154,7 +154,7 @@ export class LineChart {
 
   /** Return the scale of the y axis. Its limit shrinks only by half or more, to keep the axis readable. */
   #scale(height) {
-    const values = this.#values.flat().filter((value) => value !== null && value !== undefined);
+    const values = this.#values.flat().filter((value) => value != null);
     const most = Math.max(this.#atLeast, ...values) * 1.05;
     const lines = height > 150 ? 4 : 2;
     const fitting = niceStep(most / lines);

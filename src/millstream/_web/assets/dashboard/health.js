@@ -15,7 +15,7 @@ const share = (errors, calls) => (calls ? (100 * errors) / calls : 0);
 
 /** Format a duration in milliseconds with its unit. */
 export const ms = (value) =>
-  value === null || value === undefined
+  value == null
     ? "–"
     : value >= 10_000
       ? `${figure(value / 1_000)} s`

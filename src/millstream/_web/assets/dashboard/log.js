@@ -1,6 +1,6 @@
 // The log: a bounded list of lines, filtered by words and level, that can be paused.
 
-import { $, clock, element, isAtEnd, pre, showContentOrEmpty, write } from "../dom.js";
+import { $, clock, element, hasWords, isAtEnd, pre, showContentOrEmpty, write } from "../dom.js";
 
 const KEPT = 1_000;
 const RANKS = { debug: 10, info: 20, warning: 30, error: 40, critical: 50 };
@@ -15,8 +15,7 @@ let waiting = 0;
 const written = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
 function shown({ line, text }) {
-  const wanted = $("log-filter").value.toLowerCase().split(/\s+/);
-  return (RANKS[line.level] ?? 20) >= Number($("log-level").value) && wanted.every((word) => text.includes(word));
+  return (RANKS[line.level] ?? 20) >= Number($("log-level").value) && hasWords(text, $("log-filter").value);
 }
 
 function draw(line) {
@@ -75,7 +74,7 @@ function tell() {
 /** Add lines. The list stays scrolled to the end, unless the user has scrolled up. */
 export function add(news) {
   const list = $("log");
-  const fresh = news.map((line) => ({ line, text: JSON.stringify(line).toLowerCase() }));
+  const fresh = news.map((line) => ({ line, text: JSON.stringify(line) }));
   lines.push(...fresh);
   lines.splice(0, lines.length - KEPT);
   for (const { level } of news) {
@@ -97,13 +96,13 @@ export function add(news) {
   if (follows) list.scrollTop = list.scrollHeight;
 }
 
-$("log-toggle").addEventListener("click", toggleLog);
-$("log-filter").addEventListener("input", redraw);
-$("log-level").addEventListener("change", redraw);
-$("log-pause").addEventListener("click", () => {
+$("log-toggle").onclick = toggleLog;
+$("log-filter").oninput = redraw;
+$("log-level").onchange = redraw;
+$("log-pause").onclick = () => {
   paused = !paused;
   $("log-pause").setAttribute("aria-pressed", String(paused));
   if (paused) tell();
   else redraw();
-});
+};
 tell();

@@ -114,17 +114,11 @@ const tools = new LiveTable($("tools"), {
       }
     },
     number("calls", "Calls", undefined, { hint: "Calls in this range" }),
-    {
-      id: "errors",
-      title: "Errors",
-      number: true,
+    number("errors", "Errors", undefined, {
       hint: "Errors first, then p99, then calls",
       sort: (row) => [row.errors, row.p99_ms, row.calls, row.ever],
-      fill: (cell, row) => {
-        write(cell, count(row.errors));
-        cell.classList.toggle("raised", row.errors > 0);
-      }
-    },
+      raised: (row) => row.errors > 0
+    }),
     number("share", "Error share", (row) => (row.calls ? `${figure(share(row))}%` : "–"), { sort: share }),
     ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]))),
     number("ever", "Since the start")
@@ -253,7 +247,7 @@ connectCalls({
   },
   forget: () => markTime(null)
 });
-$("to-errors").addEventListener("click", () => parts.choose("errors"));
+$("to-errors").onclick = () => parts.choose("errors");
 $("tab-audit").hidden = true;
 lookForAudit((kept) => {
   $("tab-audit").hidden = !kept;
@@ -318,7 +312,7 @@ commands(() => [
   ...RANGES.map(([seconds, , long]) => ({ title: long, group: "Range", icon: "reload", run: () => turn(seconds) })),
   ...Object.entries(PARTS)
     .filter(([id]) => !$(`tab-${id}`).hidden)
-    .map(([id, name]) => ({ title: name, group: "Details", icon: "next", run: () => parts.choose(id) })),
+    .map(([id, name]) => ({ title: name, group: "Details", run: () => parts.choose(id) })),
   { title: "Open or close the log", group: "Details", icon: "up", keys: "l", run: toggleLog },
   ...[...(snapshot?.tools ?? [])].map((row) => ({
     title: title(row),

@@ -1,7 +1,7 @@
 // The workers, and facts about the server and its store.
 
 import { $, count, facts, figure, write } from "../dom.js";
-import { LiveTable, number } from "./table.js";
+import { LiveTable, column, number } from "./table.js";
 
 const MIB = 1_048_576;
 const WORDS = { true: "yes", false: "no" };
@@ -17,17 +17,7 @@ const workers = new LiveTable($("workers"), {
   empty: ["No workers yet", "Each worker process is listed here."],
   key: (row) => row.name,
   columns: [
-    {
-      id: "host",
-      title: "Host",
-      head: true,
-      wide: true,
-      sort: (row) => row.host,
-      fill: (cell, row) => {
-        write(cell, row.host);
-        cell.title = row.host;
-      }
-    },
+    column("host", "Host", undefined, { head: true, wide: true, says: (row) => row.host }),
     number("pid", "Process", (row) => String(row.pid)),
     number("calls_per_second", "Calls/s"),
     number("streams", "Streams"),

@@ -21,37 +21,15 @@ const readers = new LiveTable($("readers"), {
   empty: ["No readers", "Open streams are listed here, with the data that their readers haven't received yet."],
   key: (reader) => `${reader.transport} ${reader.who} ${reader.channels} ${reader.number}`,
   columns: [
-    {
-      id: "who",
-      title: "Who",
-      head: true,
-      sort: (reader) => reader.who,
-      fill: (cell, reader) => {
-        write(cell, reader.who || "–");
-        cell.title = reader.who;
-      }
-    },
+    column("who", "Who", (reader) => reader.who || "–", { head: true, says: (reader) => reader.who }),
     column("transport", "Over"),
-    {
-      id: "channels",
-      title: "Channels",
+    column("channels", "Channels", (reader) => reader.channels.join(", ") || "–", {
       wide: true,
-      fill: (cell, reader) => {
-        write(cell, reader.channels.join(", ") || "–");
-        cell.title = reader.channels.join(", ");
-      }
-    },
+      sort: undefined,
+      says: (reader) => reader.channels.join(", ")
+    }),
     number("seconds", "Open for", (reader) => (reader.seconds === null ? "–" : duration(reader.seconds))),
-    {
-      id: "waiting",
-      title: "Not taken",
-      number: true,
-      sort: (reader) => reader.waiting,
-      fill: (cell, reader) => {
-        write(cell, size(reader.waiting));
-        cell.classList.toggle("raised", reader.waiting > LATE);
-      }
-    }
+    number("waiting", "Not taken", (reader) => size(reader.waiting), { raised: (reader) => reader.waiting > LATE })
   ]
 });
 

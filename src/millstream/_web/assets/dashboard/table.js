@@ -1,15 +1,14 @@
 // A table of live rows, with sorting, a filter, and pages that fit the height. While the mouse or the keyboard focus is in
 // it, or a finger is down, rows don't move: only their figures change, and new rows are counted.
 
-import { count, element, iconButton, makeButton, write } from "../dom.js";
-import { icon } from "../shell/icons.js";
+import { count, element, hasWords, icon, iconButton, makeButton, write } from "../dom.js";
 import { drawWhenReleased } from "../shell/press.js";
 
 const LEAST_ROWS = 6;
 const PAGER_PX = 36;
 
 /**
- * @typedef {{id: string, title: string, hint?: string, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, narrow?: boolean, head?: boolean}} Column
+ * @typedef {{id: string, title: string, hint?: string, says?: (row: any) => string, raised?: (row: any) => boolean, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, narrow?: boolean, head?: boolean}} Column
  */
 /**
  * A column of texts, sorted by the property that it's named after.
@@ -24,7 +23,11 @@ export const column = (id, title, text = (row) => row[id], others = {}) => ({
   id,
   title,
   sort: (row) => row[id],
-  fill: (cell, row) => write(cell, text(row)),
+  fill: (cell, row) => {
+    write(cell, text(row));
+    if (others.says) cell.title = others.says(row);
+    if (others.raised) cell.classList.toggle("raised", others.raised(row));
+  },
   ...others
 });
 
@@ -72,12 +75,7 @@ export class LiveTable {
     this.#sort = sort;
     this.#down = down;
     this.#empty = empty;
-    this.#fits = (row) =>
-      fits(row) &&
-      (search?.value ?? "")
-        .toLowerCase()
-        .split(/\s+/)
-        .every((word) => words(row).toLowerCase().includes(word));
+    this.#fits = (row) => fits(row) && hasWords(words(row), search?.value ?? "");
     const head = element("tr", {}, ...columns.map((column) => this.#head(column)));
     const table = element("table", { "aria-label": name }, element("thead", {}, head), this.#body);
     this.#box = element(
@@ -184,8 +182,7 @@ export class LiveTable {
     this.#next.ariaDisabled = String(this.#page === pages - 1);
     for (const [id, { cell, mark }] of this.#heads) {
       const chosen = id === this.#sort;
-      if (chosen) cell.ariaSort = this.#down ? "descending" : "ascending";
-      else cell.removeAttribute("aria-sort");
+      cell.ariaSort = chosen ? (this.#down ? "descending" : "ascending") : null;
       write(mark, chosen ? (this.#down ? "↓" : "↑") : "");
     }
   }

@@ -1,15 +1,15 @@
 // One operation: its description and arguments, example code, and a form that runs it. The result is shown beside the code.
 
-import { element, makeButton, onSubmit, pre, pretty, reveal, segments, wrapped } from "../dom.js";
+import { element, fold, makeButton, onSubmit, post, pre, pretty, reveal, segments, wrapped } from "../dom.js";
 import { colored, jsonBlock } from "../render/json.js";
-import { markdown } from "../render/markdown.js";
+import { markdownBlock } from "../render/markdown.js";
 import { describe } from "../schema/describe.js";
 import { schemaForm } from "../schema/form.js";
 import { resolve } from "../schema/resolve.js";
 import { sample } from "../schema/sample.js";
 import { showLost } from "../shell/connection.js";
 import { copyButton, copyable } from "../shell/copy.js";
-import { LANGUAGES } from "./code.js";
+import { LANGUAGES } from "../inspect/exports.js";
 
 const LANGUAGE = "millstream.language";
 
@@ -25,11 +25,7 @@ async function run(path, values, output, again) {
   const started = performance.now();
   let response, body;
   try {
-    response = await fetch(path, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify(values)
-    });
+    response = await post(path, values);
     body = await response.text();
   } catch {
     const retry = makeButton("small", again, "Try again");
@@ -102,7 +98,7 @@ function folded(title, open, ...children) {
 }
 
 function raw(schema, name) {
-  return element("details", {}, element("summary", {}, "JSON Schema"), jsonBlock(schema, name));
+  return fold("JSON Schema", jsonBlock(schema, name));
 }
 
 function problems(operation, root) {
@@ -208,9 +204,7 @@ export function draw({ name, path, operation }, root) {
       element("div", "row title", element("h2", { id: "operation-title" }, name), link),
       title,
       element("p", "address", element("span", "badge accent", "POST"), element("code", {}, `/${path}`)),
-      operation.description
-        ? element("div", { className: "markdown", dir: "auto" }, ...markdown(operation.description))
-        : null
+      operation.description ? markdownBlock(operation.description) : null
     ),
     element(
       "div",

@@ -1,13 +1,12 @@
 // The tool reference, built from openapi.json: a filterable list, and one operation at a time. Data from the server is set
 // as text, never as markup.
 
-import { $, element, hashParameters, pre } from "../dom.js";
+import { $, element, hasWords, hashParameters, pre, showText } from "../dom.js";
 import { connect } from "../mcp/offers.js";
 import { markdown } from "../render/markdown.js";
 import { showLost, showReconnected, watchConnection } from "../shell/connection.js";
 import { copyable } from "../shell/copy.js";
-import { groupItems, withHeads } from "../shell/groups.js";
-import { icon } from "../shell/icons.js";
+import { groupItems } from "../shell/groups.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
@@ -22,38 +21,16 @@ let current = null;
 const drawn = new Map(); // operation -> its nodes, kept with their inputs and results
 
 const items = new LongList($("index"), {
-  row: (each) =>
-    "group" in each
-      ? headOf(each)
-      : [
-          element("strong", {}, each.name),
-          element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)
-        ],
-  head: (each) => "group" in each,
+  row: (each) => [
+    element("strong", {}, each.name),
+    element("span", {}, each.operation.summary === each.name ? "" : each.operation.summary)
+  ],
   choose: (each) => {
-    if ("group" in each) return fold(each);
     location.hash = `tool=${encodeURIComponent(each.name)}`;
     view("detail"); // before focusing, because it's hidden on a phone
     $("pane").focus({ preventScroll: true });
-  },
-  height: (each) =>
-    Number.parseFloat(getComputedStyle($("index")).getPropertyValue("group" in each ? "--head" : "--row")) * 16
+  }
 });
-
-const unfolded = new Map(); // group -> whether the user opened or closed it
-const headOf = ({ group, size, closed }) => [
-  icon(closed ? "next" : "fold"),
-  element("span", { className: "group-name", dir: "auto" }, group),
-  element("span", "count", String(size)),
-  element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
-];
-
-/** Open or close a group. */
-function fold({ group, closed }) {
-  unfolded.set(group, closed);
-  list();
-  items.activate((each) => each.group === group);
-}
 
 /** Show the matching operations, in groups if that helps. */
 function list() {
@@ -62,12 +39,11 @@ function list() {
     ({ name }) => name,
     ({ operation }) => operation.tags ?? []
   );
-  items.show(groups ? withHeads(groups, unfolded, { current, all: $("filter").value !== "" }) : shown, current);
+  items.show(shown, current, groups, $("filter").value !== "");
 }
 
 function filter() {
-  const words = $("filter").value.toLowerCase().split(/\s+/);
-  shown = operations.filter((each) => words.every((word) => each.words.includes(word)));
+  shown = operations.filter((each) => hasWords(each.words, $("filter").value));
   list();
   $("index").hidden = shown.length === 0;
   $("none").hidden = shown.length > 0;
@@ -86,8 +62,7 @@ function route(first = false) {
   if (!root) return;
   const hash = location.hash.slice(1);
   for (const each of $("sections").querySelectorAll("a")) {
-    if (each.hash === `#${hash}`) each.ariaCurrent = "true";
-    else each.removeAttribute("aria-current");
+    each.ariaCurrent = each.hash === `#${hash}` ? "true" : null;
   }
   const wanted = hashParameters().get("tool");
   const next = wanted === null ? null : operations.find((each) => each.name === wanted);
@@ -126,7 +101,7 @@ async function ready(document_) {
     name: item.post.operationId,
     path: path.slice(1),
     operation: item.post,
-    words: `${item.post.operationId} ${item.post.description} ${(item.post.tags ?? []).join(" ")}`.toLowerCase()
+    words: `${item.post.operationId} ${item.post.description} ${(item.post.tags ?? []).join(" ")}`
   }));
   $("server-name").textContent = $("overview-title").textContent = root.info.title;
   $("server-version").textContent = root.info.version === "0" ? "" : root.info.version; // OpenAPI requires a version; "0" means none
@@ -171,17 +146,16 @@ async function load() {
   } catch (error) {
     const reason = error.name === "TypeError" ? "The server can't be reached." : error.message;
     $("detail").removeAttribute("aria-busy");
-    $("failure").textContent = `The list of tools couldn't be loaded. ${reason}`;
-    $("failure").hidden = false;
+    showText($("failure"), `The list of tools couldn't be loaded. ${reason}`);
     showLost(`${reason} This page tries again every few seconds.`, load);
     setTimeout(() => root ?? load(), 5_000);
   }
 }
 
-$("filter").addEventListener("input", filter);
+$("filter").oninput = filter;
 $("filter").addEventListener("keydown", (event) => items.key(event));
-$("back").addEventListener("click", () => view("list"));
-$("to-overview").addEventListener("click", () => location.hash === "#overview" && view("detail"));
+$("back").onclick = () => view("list");
+$("to-overview").onclick = () => location.hash === "#overview" && view("detail");
 addEventListener("hashchange", () => route());
 const step = (by) => {
   const next = shown[Math.max(0, Math.min(shown.length - 1, shown.indexOf(current) + by))];
@@ -194,12 +168,11 @@ shortcut("/", "Find a tool", () => {
 shortcut("j", "Next tool", () => step(1));
 shortcut("k", "Previous tool", () => step(-1));
 commands(() => [
-  { title: "Overview", group: "Reference", icon: "next", run: () => (location.hash = "overview") },
+  { title: "Overview", group: "Reference", run: () => (location.hash = "overview") },
   ...operations.map((each) => ({
     title: each.name,
     group: "Tools",
     hint: each.operation.summary,
-    icon: "next",
     run: () => (location.hash = `tool=${encodeURIComponent(each.name)}`)
   }))
 ]);

@@ -1,7 +1,19 @@
 // The selected upstream: its tools with their token cost, its state, and quarantined definitions beside the accepted ones.
 
 import { quoted } from "../connect/clients.js";
-import { $, count, duration, element, facts, figure, pre, pretty, showContentOrEmpty, write } from "../dom.js";
+import {
+  $,
+  count,
+  duration,
+  element,
+  facts,
+  figure,
+  pre,
+  pretty,
+  showContentOrEmpty,
+  showText,
+  write
+} from "../dom.js";
 import { fetchJson } from "../shell/fetch-json.js";
 import { tabs } from "../shell/tabs.js";
 import { write as address } from "../inspect/links.js";
@@ -16,7 +28,7 @@ export const upstreamState = ({ state }) => NAMES[state] ?? state;
 
 /** Format a duration in milliseconds. */
 export const ms = (value) =>
-  value === null || value === undefined ? "–" : value >= 1_000 ? `${figure(value / 1_000)} s` : `${figure(value)} ms`;
+  value == null ? "–" : value >= 1_000 ? `${figure(value / 1_000)} s` : `${figure(value)} ms`;
 
 /** Format a size in MiB or GiB. */
 export const size = (bytes) => (bytes >= 2 ** 30 ? `${figure(bytes / 2 ** 30)} GiB` : `${figure(bytes / 2 ** 20)} MiB`);
@@ -42,8 +54,7 @@ export function open(row) {
   write($("chosen-title"), row.name);
   write($("chosen-state"), upstreamState(row));
   $("chosen-state").className = `badge ${LOOKS[row.state] ?? ""}`;
-  write($("chosen-reason"), row.reason);
-  $("chosen-reason").hidden = !row.reason;
+  showText($("chosen-reason"), row.reason);
   $("chosen-accounts").hidden = !row.accounts;
   parts.count("quarantine", row.quarantined || "", "warn");
   parts.count("tools", row.items.tools || "");

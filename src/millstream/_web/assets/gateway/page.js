@@ -52,18 +52,13 @@ const table = new LiveTable($("upstreams"), {
       }
     },
     number("calls", "Calls"),
-    {
-      id: "unanswered",
-      title: "Failed",
+    number("unanswered", "Failed", (row) => count(row.unanswered + row.refused), {
       hint: "Calls without a usable response, or refused without being sent",
-      number: true,
       sort: (row) => row.unanswered + row.refused,
-      fill: (cell, row) => {
-        write(cell, count(row.unanswered + row.refused));
-        cell.classList.toggle("raised", row.unanswered + row.refused > 0);
-        cell.title = `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`;
-      }
-    },
+      says: (row) =>
+        `${count(row.unanswered)} without a usable response, ${count(row.refused)} refused without being sent`,
+      raised: (row) => row.unanswered + row.refused > 0
+    }),
     number("p50_ms", "p50", (row) => ms(row.p50_ms)),
     number("p99_ms", "p99", (row) => ms(row.p99_ms)),
     number(
@@ -163,5 +158,5 @@ addEventListener("hashchange", () => {
   if (chosen()) reveal($("chosen")); // below the list on a phone
 });
 shortcut("/", "Filter the upstreams", () => $("upstream-filter").focus());
-commands(() => upstreams.map((row) => ({ title: row.name, group: "Upstreams", icon: "next", run: () => choose(row) })));
+commands(() => upstreams.map((row) => ({ title: row.name, group: "Upstreams", run: () => choose(row) })));
 load();

@@ -1,15 +1,14 @@
 // The detail view of an item: its form, its progress while it runs, and its result.
 
 import { closeApps } from "../apps/view.js";
-import { count, element, figure, lazyDetails, makeButton, onSubmit, reveal } from "../dom.js";
+import { count, element, figure, icon, lazyDetails, makeButton, onSubmit, reveal } from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock, tree } from "../render/json.js";
 import { rowTable, rowsOf } from "../render/rows.js";
 import { views } from "../render/views.js";
-import { markdown } from "../render/markdown.js";
+import { markdownBlock } from "../render/markdown.js";
 import { validate } from "../schema/validate.js";
 import { copy, copyable } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 import { menu } from "../shell/menu.js";
 
 let running = null;
@@ -34,9 +33,10 @@ export function say(error) {
  * @property {string} [sub] a name or URI
  * @property {string} [about] Markdown
  * @property {Node[]} [badges]
- * @property {Record<string, any> | null} form returned by `schemaForm`; null without input
+ * @property {Record<string, any>} [form] returned by `schemaForm`, for an item with input
  * @property {Node[]} [parts] fields instead of a form
- * @property {(force: boolean) => Record<string, any> | null} read returns the values, or null if they're invalid
+ * @property {(force: boolean) => Record<string, any> | null} [read] returns the values, or null if they're invalid; those
+ *   of the form by default
  * @property {(values: Record<string, any>) => {method: string, params: Record<string, any>}} request returns the request for the values
  * @property {(method: string, params: Record<string, any>, options: Record<string, any>) => Promise<Record<string, any>>} send
  * @property {(result: Record<string, any>) => Node[]} draw
@@ -62,9 +62,9 @@ export function bench(work) {
     sub = "",
     about,
     badges = [],
-    form,
+    form = null,
     parts = [],
-    read,
+    read = form ? form.read : () => ({}),
     verb,
     watch = null,
     reset = null,
@@ -84,7 +84,7 @@ export function bench(work) {
   const force = makeButton({ hidden: true }, () => start(true), `${verb} anyway`);
   const follow = makeButton(
     { "aria-pressed": "false", hidden: !watch },
-    () => toggle(follow, node, status, work),
+    () => toggle(follow, node, status, work, read),
     icon("eye"),
     "Watch"
   );
@@ -98,14 +98,12 @@ export function bench(work) {
     if (values) copy(text(work.request(values), values));
   };
   const as = copies.length
-    ? [
-        menu(
-          "Copy as",
-          "copy",
-          copies.map((each) => ({ title: each.title, run: () => copied(each) }))
-        )
-      ]
-    : [];
+    ? menu(
+        "Copy as",
+        "copy",
+        copies.map((each) => ({ title: each.title, run: () => copied(each) }))
+      )
+    : null;
   let last = null;
   const keep = makeButton(
     { className: "quiet", title: "Keep this call, with checks of its result", hidden: !save },
@@ -122,7 +120,7 @@ export function bench(work) {
     { "aria-label": heading, noValidate: true },
     ...(form ? [form.node] : parts),
     summary,
-    element("div", "row actions", button, force, cancel, follow, ...as, keep, anew)
+    element("div", "row actions", button, force, cancel, follow, as, keep, anew)
   );
   const output = element("section", { className: "card result", "aria-label": "Result", hidden: true });
   const status = element("p", { className: "visually-hidden", role: "status" });
@@ -163,14 +161,14 @@ export function bench(work) {
     element("h2", { dir: "auto" }, heading),
     ...badges,
     element("span", "spacer"),
-    ...(form?.toolbar ? [form.toolbar] : [])
+    form?.toolbar ? form.toolbar : null
   );
   const header = element(
     "header",
     "stack tight",
     title,
     sub ? element("p", { className: "sub code soft", dir: "auto" }, sub) : "",
-    about ? element("div", { className: "markdown soft", dir: "auto" }, ...markdown(about)) : ""
+    about ? markdownBlock(about, { className: "markdown soft" }) : ""
   );
   return [
     element(
@@ -178,19 +176,19 @@ export function bench(work) {
       { className: "card stack", "aria-label": heading },
       header,
       node,
-      ...(extra.length ? [element("div", "folds", ...extra)] : [])
+      extra.length ? element("div", "folds", ...extra) : null
     ),
     status,
     output
   ];
 }
 
-async function toggle(follow, form, status, work) {
+async function toggle(follow, form, status, work, read) {
   if (follow.ariaPressed === "true") {
     watching.abort(new Error("No longer watched."));
     return;
   }
-  const values = work.read(false);
+  const values = read(false);
   if (values === null) return;
   const mine = new AbortController();
   watching = mine;
@@ -297,16 +295,14 @@ function check(value, schema, told) {
       ? element("span", "badge bad", problems.length === 1 ? "1 deviation" : `${problems.length} deviations`)
       : element("span", "badge good", "fits the schema");
   const list = problems.length
-    ? [
-        element(
-          "ul",
-          { className: "problems", "aria-label": "Deviations from the output schema" },
-          ...problems.map(({ path, message }) =>
-            element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)
-          )
+    ? element(
+        "ul",
+        { className: "problems", "aria-label": "Deviations from the output schema" },
+        ...problems.map(({ path, message }) =>
+          element("li", {}, element("code", {}, path.join(".") || "(whole)"), ` ${message}`)
         )
-      ]
-    : [];
+      )
+    : null;
   const again = value === undefined || (told && plain(bare(value)) && !problems.length); // already shown
   if (again && value !== undefined)
     return element("p", "row soft small", "As structured content, it's the same value.", verdict);
@@ -315,7 +311,7 @@ function check(value, schema, told) {
     "div",
     "structured stack tight",
     element("div", "row", element("h3", {}, "Structured content"), verdict, element("span", "spacer"), bar),
-    ...list,
+    list,
     node
   );
 }

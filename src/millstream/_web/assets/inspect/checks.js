@@ -21,8 +21,7 @@ const steps = (path) => path.split(/[.[\]]+/).filter(Boolean);
 /** Return the value at a path, or undefined. */
 export const at = (value, path) =>
   steps(path).reduce(
-    (found, step) =>
-      found === null || found === undefined ? undefined : Object.hasOwn(Object(found), step) ? found[step] : undefined,
+    (found, step) => (found == null ? undefined : Object.hasOwn(Object(found), step) ? found[step] : undefined),
     value
   );
 

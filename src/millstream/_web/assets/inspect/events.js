@@ -91,7 +91,6 @@ export function eventCard(item, values) {
     about: item.description,
     badges: (item.delivery ?? []).map((each) => badge(each)),
     form,
-    read: (force) => form.read(force),
     verb: "Subscribe",
     stops: "Stop",
     save: null,

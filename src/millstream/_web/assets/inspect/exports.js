@@ -7,7 +7,7 @@ const REVISION = "2026-07-28";
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** Format JSON as a Python literal. */
-export function python(value, indent = 0) {
+function python(value, indent = 0) {
   const pad = " ".repeat(indent + 4);
   const end = `\n${" ".repeat(indent)}`;
   if (value === null) return "None";
@@ -107,6 +107,21 @@ export function typescript(url, method, params, headers) {
     ""
   ].join("\n");
 }
+
+/** Quote JSON for a shell, on one line if it's short. */
+function quotedJson(values) {
+  const line = JSON.stringify(values);
+  return (line.length > 48 ? pretty(values) : line).replaceAll("'", "'\\''");
+}
+
+/** Language -> example code that calls an operation. */
+export const LANGUAGES = {
+  curl: (url, values) => `curl ${url} \\\n  -H 'content-type: application/json' \\\n  -d '${quotedJson(values)}'\n`,
+  Python: (url, values) =>
+    `import json\nfrom urllib.request import Request, urlopen\n\narguments = ${python(values)}\nrequest = Request(\n    ${JSON.stringify(url)},\n    json.dumps(arguments).encode(),\n    {"content-type": "application/json"},\n)\nwith urlopen(request) as response:\n    print(json.load(response))\n`,
+  TypeScript: (url, values) =>
+    `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { "content-type": "application/json" },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`
+};
 
 /** Download a file. */
 export function save(name, text, type) {

@@ -1,7 +1,7 @@
 // The runs of this tab, newest first. Each can be reopened with its values.
 
-import { $, clock, element, figure, makeButton } from "../dom.js";
-import { icon } from "../shell/icons.js";
+import { page } from "./host.js";
+import { $, clock, element, figure, icon, makeButton, store, stored } from "../dom.js";
 import { drawWhenReleased } from "../shell/press.js";
 import { session } from "./session.js";
 
@@ -15,38 +15,18 @@ const MAX_BYTES = 20_000;
  */
 
 /** @type {Run[]} */
-let runs = [];
-/** @type {(...given: any[]) => void} */
-let reopen = () => {};
-/** @type {(...given: any[]) => void} */
-let counted = () => {};
+let runs = stored("session", KEY, []).map((run) => ({ ...run, kept: run.values }));
 
 const here = () => session.via?.url ?? "";
-
-/** `open(run)` is called to reopen a run. */
-export function connectHistory({ open, count }) {
-  reopen = open;
-  counted = count;
-  try {
-    runs = (JSON.parse(sessionStorage.getItem(KEY)) ?? []).map((run) => ({ ...run, kept: run.values }));
-  } catch {
-    runs = [];
-  }
-  draw();
-}
 
 /** Add a run to the history. */
 export function remember(run) {
   runs.unshift({ ...run, server: here(), at: Date.now() });
   runs.length = Math.min(runs.length, KEPT);
-  try {
-    const lasting = runs
-      .map((each) => ({ ...each, values: each.kept, kept: undefined }))
-      .filter((each) => JSON.stringify(each.values).length < MAX_BYTES);
-    sessionStorage.setItem(KEY, JSON.stringify(lasting));
-  } catch {
-    // Storage is full or blocked: the history lasts as long as the page.
-  }
+  const lasting = runs
+    .map((each) => ({ ...each, values: each.kept, kept: undefined }))
+    .filter((each) => JSON.stringify(each.values).length < MAX_BYTES);
+  store("session", KEY, lasting);
   draw();
 }
 
@@ -60,15 +40,15 @@ export function clearHistory() {
   draw();
 }
 
-function draw() {
-  counted(runs.length);
+export function draw() {
+  page.count("runs", runs.length);
   $("no-history").hidden = runs.length > 0;
   const items = () =>
     runs.map((run) => {
       const values = JSON.stringify(run.values);
       const button = makeButton(
         { className: "quiet", title: "Open it again with these values" },
-        () => reopen(run),
+        () => page.jump(run),
         element("span", `mark ${run.good ? "good" : "bad"}`, icon(run.good ? "check" : "close")),
         element("span", "what one-line", element("strong", {}, run.name), ` ${values === "{}" ? "" : values}`),
         element(

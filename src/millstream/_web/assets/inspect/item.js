@@ -1,5 +1,6 @@
 // Shared by all kinds of items: the detail view with copying, saving, and history.
 
+import { page } from "./host.js";
 import { element, lazyDetails, pretty } from "../dom.js";
 import { nodes } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
@@ -15,18 +16,9 @@ import { address, request, session } from "./session.js";
 import { ownHeaders } from "./settings.js";
 import { asksToSignIn, signInCard } from "./sign-in.js";
 
-/** @type {(...given: any[]) => void} */
-let readUri = () => {};
-let redraw = () => {};
-
-/** `open(uri)` is called if a result links to a resource, `redo()` to reload the open item. */
-export function connectItems({ open, redo }) {
-  readUri = open;
-  redraw = redo;
-}
-
 export const badge = (text, look = "") => element("span", `badge ${look}`, text);
 
+/** @type {(schema?: Record<string, any>) => Array<{title: string, text: (...given: any[]) => string}>} */
 export const copies = (schema) => [
   { title: "curl", text: ({ method, params }) => curl(address(), method, params, ownHeaders(), schema) },
   { title: "Python", text: ({ method, params }) => pythonCode(address(), method, params, ownHeaders()) },
@@ -43,8 +35,10 @@ const copiesOf = (kind, { name, inputSchema }, kept) => [
   }
 ];
 
+const openUri = (uri) => page.jump({ kind: "resources", name: uri, values: null });
+
 /** Return the nodes of content blocks. Links open resources. */
-export const contentNodes = (list) => list.flatMap((each) => nodes(each, readUri));
+export const contentNodes = (list) => list.flatMap((each) => nodes(each, openUri));
 
 export const drawContent = (list) =>
   list.length ? contentNodes(list) : [element("p", "soft", "The result is empty.")];
@@ -69,7 +63,7 @@ export function show(kind, item, values, work) {
     work.form && !work.form.empty
       ? () => {
           forget(kind, item.name);
-          redraw();
+          page.redo();
         }
       : null;
   const save =

@@ -1,11 +1,12 @@
 // The kinds of items: tools, resources, templates, prompts, and the server itself. Each kind loads its list, and shows one
 // of its items in the detail view.
 
+import { page } from "./host.js";
 import { appCard, appOf } from "../apps/view.js";
 import { element, facts, labelOf } from "../dom.js";
 import { contents } from "../render/content.js";
 import { jsonBlock } from "../render/json.js";
-import { markdown } from "../render/markdown.js";
+import { markdownBlock } from "../render/markdown.js";
 import { schemaForm, textField } from "../schema/form.js";
 import { copyable } from "../shell/copy.js";
 import { bench } from "./bench.js";
@@ -27,13 +28,6 @@ const HINTS = {
   openWorldHint: ["open world", ""]
 };
 const watched = new Map(); // uri -> callback for updates
-
-let offeredTools = () => [];
-
-/** `tools()` returns the server's tools. */
-export function connectKinds({ tools }) {
-  offeredTools = tools;
-}
 
 /** Handle an update of a resource. */
 export const updated = (uri) => watched.get(uri)?.();
@@ -91,7 +85,6 @@ function tool(item, values) {
     about: item.description,
     badges: [...badges, tokens],
     form,
-    read: (force) => form.read(force),
     verb: "Run",
     outputSchema: item.outputSchema,
     request: (given) => ({ method: "tools/call", params: { name: item.name, arguments: given } }),
@@ -104,7 +97,7 @@ function tool(item, values) {
       ? (given, result) =>
           appCard(item, given, result, {
             request,
-            tools: () => offeredTools(),
+            tools: page.tools,
             host: session.via ? new URL(session.via.url).host : ""
           })
       : null,
@@ -126,8 +119,6 @@ function resource(item, values) {
     sub: item.uri,
     about: item.description,
     badges: [...(item.mimeType ? [badge(item.mimeType)] : []), ...size],
-    form: null,
-    read: () => ({}),
     verb: "Read",
     request: () => ({ method: "resources/read", params: { uri: item.uri } }),
     watch: session.server.capabilities?.resources?.subscribe ? watch : null,
@@ -149,7 +140,6 @@ function template(item, values) {
     about: item.description,
     badges: item.mimeType ? [badge(item.mimeType)] : [],
     form,
-    read: form.read,
     verb: "Read",
     request: (given) => ({ method: "resources/read", params: { uri: expand(item.uriTemplate, given) } }),
     watch: session.server.capabilities?.resources?.subscribe ? watch : null,
@@ -173,7 +163,6 @@ function prompt(item, values) {
     heading: item.title ?? item.name,
     about: item.description,
     form,
-    read: form.read,
     verb: "Get",
     request: (given) => ({ method: "prompts/get", params: { name: item.name, arguments: given } }),
     draw: (result) => [
@@ -199,10 +188,7 @@ function about() {
     Website: websiteUrl
   });
   const instructions = server.instructions
-    ? [
-        element("h3", {}, "Instructions"),
-        element("div", { className: "markdown", dir: "auto" }, ...markdown(server.instructions))
-      ]
+    ? [element("h3", {}, "Instructions"), markdownBlock(server.instructions)]
     : [];
   const card = element(
     "article",
@@ -252,7 +238,6 @@ function rootsCard() {
     about:
       "Folders and files that you share with the server. If it asks for roots, this page answers with this list, or asks you if the list is empty.",
     form,
-    read: (force) => form.read(force),
     verb: "Save",
     request: (values) => ({ method: "notifications/roots/list_changed", params: values }),
     send: async (method, values) => {
@@ -278,8 +263,6 @@ function ping() {
   return bench({
     heading: "Ping",
     about: `Check that the server responds, and measure how long it takes. This revision uses ${method}.`,
-    form: null,
-    read: () => ({}),
     verb: "Ping",
     copies: copies(),
     request: () => ({ method, params: {} }),
@@ -303,7 +286,6 @@ function anything(item, values) {
     heading: item.name,
     about: "The page adds the metadata, headers, and session that the revision needs.",
     form,
-    read: (force) => form.read(force),
     verb: "Send",
     request: ({ method, params = {} }) => ({ method, params }),
     draw: (result) => [copyable(jsonBlock(result, "Result"), "Copy the result")]
@@ -320,7 +302,12 @@ const SERVER_ITEMS = [
 
 const list = (method, key) => () => session.client.list(method, key);
 
-/** All kinds. `needs` is the required capability, and `extension` the required extension. */
+/**
+ * All kinds. `needs` is the required capability, and `extension` the required extension.
+ *
+ * @type {Record<string, {title: string, plural?: string, needs?: string, extension?: string, load: () => Promise<any[]>,
+ *   show: (item: any, values: any) => Node[], none?: string, first?: string, example?: string}>}
+ */
 export const KINDS = {
   tools: {
     title: "Tools",
@@ -363,7 +350,6 @@ export const KINDS = {
   },
   skills: {
     title: "Skills",
-    needs: "",
     extension: SKILLS,
     load: loadSkills,
     show: skillCard,
@@ -373,41 +359,28 @@ export const KINDS = {
   },
   events: {
     title: "Events",
-    needs: "",
     extension: EVENTS,
     load: loadEvents,
     show: eventCard,
-    none: "Declare a class with @events.event.",
-    first: "",
-    example: ""
+    none: "Declare a class with @events.event."
   },
   tasks: {
     title: "Tasks",
-    needs: "",
     extension: TASKS,
     load: async () => knownTasks(),
     show: taskCard,
-    none: "Tasks that this tab started are listed here. A task begins when the server answers a tool call with one.",
-    first: "",
-    example: ""
+    none: "Tasks that this tab started are listed here. A task begins when the server answers a tool call with one."
   },
   saved: {
     title: "Saved",
     plural: "saved calls",
-    needs: "",
     load: async () => savedCalls(),
     show: savedCard,
-    none: "Run a tool, press “Save call”, and say what its result must contain. “Run all” then checks every saved call.",
-    first: "",
-    example: ""
+    none: "Run a tool, press “Save call”, and say what its result must contain. “Run all” then checks every saved call."
   },
   server: {
     title: "Server",
-    needs: "",
     load: async () => SERVER_ITEMS,
-    show: (item, values) => item.show(item, values),
-    none: "",
-    first: "",
-    example: ""
+    show: (item, values) => item.show(item, values)
   }
 };

@@ -1,5 +1,6 @@
 // Notifications of the server. Log messages are also shown in a separate list.
 
+import { page } from "./host.js";
 import { $, clock, element, isAtEnd, lazyDetails, pre, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
 import { parseTraceback } from "../render/traceback.js";
@@ -16,14 +17,7 @@ const LOOKS = {
   info: "info"
 };
 
-/** @type {(...given: any[]) => void} */
-let counted = () => {};
 const counts = { notes: 0, logs: 0, bad: 0 };
-
-/** `count(name, total, look)` is called when a list grows: "notes" or "logs". */
-export function connectNotes({ count }) {
-  counted = count;
-}
 
 const fresh = { notes: [], logs: [] }; // functions that create the items added since the last frame
 
@@ -59,8 +53,8 @@ export function drawNotes() {
 }
 
 function tell() {
-  counted("notes", counts.notes || "");
-  counted("logs", counts.logs || "", counts.bad ? "bad" : "");
+  page.count("notes", counts.notes);
+  page.count("logs", counts.logs, counts.bad ? "bad" : "");
 }
 
 const written = (data) => (typeof data === "string" ? data : (data?.message ?? data?.msg ?? JSON.stringify(data)));
@@ -168,6 +162,6 @@ export function clearNotes() {
 $("log-filter").append(
   ...RANKS.map((level, rank) => element("option", { value: String(rank) }, rank ? `${level} and above` : "all levels"))
 );
-$("log-filter").addEventListener("change", () => {
+$("log-filter").onchange = () => {
   for (const item of $("logs").querySelectorAll("li")) item.hidden = isFilteredOut(item);
-});
+};

@@ -1,13 +1,26 @@
 // The inspector: an MCP client in the page. It lists what the server offers, creates a form for each item, runs it, and
 // shows all messages.
 
-import { $, count, element, firstVisible, labelOf, onSubmit, pre, write } from "../dom.js";
+import {
+  $,
+  count,
+  element,
+  firstVisible,
+  hasWords,
+  icon,
+  labelOf,
+  onSubmit,
+  optionsOf,
+  pre,
+  store,
+  stored,
+  write
+} from "../dom.js";
 import { REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/wire.js";
 import { Feed, events } from "../sse.js";
 import { copy, copyable } from "../shell/copy.js";
-import { groupItems, tagsOf, withHeads } from "../shell/groups.js";
-import { icon } from "../shell/icons.js";
+import { groupItems, tagsOf } from "../shell/groups.js";
 import { shortcut } from "../shell/keys.js";
 import { LongList } from "../shell/long-list.js";
 import { commands } from "../shell/palette.js";
@@ -16,17 +29,17 @@ import { tabs } from "../shell/tabs.js";
 import { toast } from "../shell/toasts.js";
 import { cease, say } from "./bench.js";
 import { save } from "./exports.js";
-import { clearHistory, connectHistory } from "./history.js";
-import { connectItems } from "./item.js";
-import { KINDS, SERVER, connectKinds, updated } from "./kinds.js";
+import { clearHistory, draw as drawHistory } from "./history.js";
+import { page } from "./host.js";
+import { KINDS, SERVER, updated } from "./kinds.js";
 import * as links from "./links.js";
-import { clearNotes, connectNotes, drawNotes, note, noteLog } from "./notes.js";
+import { clearNotes, drawNotes, note, noteLog } from "./notes.js";
 import { ask } from "./questions.js";
-import { connectSaved, exportCalls, importCalls, outcomeOf, runAll, savedCalls, summary } from "./saved.js";
-import { TRANSPORTS, applyLevel, connect, connectSession, otherServers, session } from "./session.js";
-import { connectSettings, openSettings } from "./settings.js";
+import { exportCalls, importCalls, outcomeOf, runAll, savedCalls, summary } from "./saved.js";
+import { TRANSPORTS, applyLevel, connect, otherServers, session } from "./session.js";
+import { openSettings } from "./settings.js";
 import { asWhom, back as backFrom, showAccount, signInCard } from "./sign-in.js";
-import { TASKS, connectTasks, knownTasks, taskMark } from "./tasks.js";
+import { TASKS, knownTasks, taskMark } from "./tasks.js";
 import { costOf, saidCost, totalCost } from "./tokens.js";
 import * as traffic from "./traffic.js";
 
@@ -52,60 +65,38 @@ let begun = false; // whether a list has been shown
 // Lists
 
 const ORDER = "millstream.inspect.order";
-const unfolded = new Map(); // group -> whether the user opened or closed it
 let ownTags = {}; // tags of this server's tools, which its list doesn't contain
 
 const tags = (item) => (kind !== "tools" ? [] : session.via ? tagsOf(item) : (ownTags[item.name] ?? tagsOf(item)));
-const fits = (item, words) =>
-  words.every((word) =>
-    `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""} ${tags(item).join(" ")}`
-      .toLowerCase()
-      .includes(word)
+const fits = (item) =>
+  hasWords(
+    `${item.name} ${item.title ?? ""} ${item.description ?? ""} ${item.uri ?? item.uriTemplate ?? ""} ${tags(item).join(" ")}`,
+    $("filter").value
   );
-const matching = () => (offered[kind] ?? []).filter((item) => fits(item, $("filter").value.toLowerCase().split(/\s+/)));
+const matching = () => (offered[kind] ?? []).filter(fits);
 
-/** Return the rows of the list: the matching items in the selected order, with the headings of their groups. */
-function ordered(found) {
-  if (kind !== "tools") return found;
-  if ($("order").value === "tokens") return [...found].sort((one, other) => costOf(other) - costOf(one));
-  const groups = $("order").value === "groups" ? groupItems(found, ({ name }) => name, tags) : null;
-  return groups ? withHeads(groups, unfolded, { current: current(), all: $("filter").value !== "" }) : found;
-}
 const current = () => offered[kind]?.find((item) => item.name === chosen[kind]);
 
 const items = new LongList($("items"), {
   row: (item) =>
-    "group" in item
-      ? headOf(item)
-      : kind === "saved"
-        ? savedRow(item)
-        : [
-            element("strong", {}, labelOf(item)),
-            kind === "tasks" ? taskMark(item) : costed(item),
-            element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])
-          ],
-  head: (item) => "group" in item,
+    kind === "saved"
+      ? savedRow(item)
+      : [
+          element("strong", {}, labelOf(item)),
+          kind === "tasks" ? taskMark(item) : costed(item),
+          element("span", {}, (item.description ?? item.uri ?? item.uriTemplate ?? "").split("\n")[0])
+        ],
   choose: (item) => {
-    if ("group" in item) return fold(item);
     show(item);
     view("detail");
     $("pane").focus({ preventScroll: true });
-  },
-  height: (item) =>
-    Number.parseFloat(getComputedStyle($("items")).getPropertyValue("group" in item ? "--head" : "--row")) * 16
+  }
 });
 
 const costed = (item) =>
   kind === "tools" && $("order").value === "tokens"
     ? element("span", { className: "cost", title: saidCost(costOf(item)).title }, count(costOf(item)))
     : "";
-const headOf = ({ group, size, closed: folded }) => [
-  icon(folded ? "next" : "fold"),
-  element("span", { className: "group-name", dir: "auto" }, group),
-  element("span", "count", String(size)),
-  element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", folded ? "closed" : "open")
-];
-
 /** Return the row of a saved call: its name, its target, and whether it passed. */
 function savedRow(call) {
   const outcome = outcomeOf(call);
@@ -122,13 +113,6 @@ function savedRow(call) {
     element("span", {}, call.from === call.name ? call.method : call.from),
     mark
   ];
-}
-
-/** Open or close a group. */
-function fold({ group, closed }) {
-  unfolded.set(group, closed);
-  drawItems();
-  items.activate((item) => item.group === group);
 }
 
 const kinds = tabs(
@@ -167,7 +151,10 @@ async function load(name) {
 
 function drawItems() {
   const found = matching();
-  items.show(ordered(found), current());
+  const order = kind === "tools" ? $("order").value : "listed";
+  const groups = order === "groups" ? groupItems(found, ({ name }) => name, tags) : null;
+  if (order === "tokens") found.sort((one, other) => costOf(other) - costOf(one));
+  items.show(found, current(), groups, $("filter").value !== "");
   drawFoot();
   const there = offered[kind]?.length;
   $("items").hidden = found.length === 0;
@@ -273,7 +260,7 @@ async function offerServers() {
   ownTags = named;
   if (log) ownLog.start();
   const titles = [["", "This server"], ...others.map(({ name, url }) => [name, url])];
-  $("server").replaceChildren(...titles.map(([value, title]) => element("option", { value }, title)));
+  $("server").replaceChildren(...optionsOf(titles));
   $("server").value = others.some(({ name }) => name === chosenName) ? chosenName : "";
   $("other-servers").hidden = others.length === 0;
   session.via = others.find(({ name }) => name === session.via?.name) ?? null;
@@ -345,7 +332,7 @@ function again() {
   for (const option of $("revision").querySelectorAll("option"))
     option.disabled = session.transport === "sse" && option.value > "2026";
   session.revision = $("revision").value;
-  sessionStorage.setItem(LINE, JSON.stringify([session.transport, session.revision, session.via?.url ?? ""]));
+  store("session", LINE, [session.transport, session.revision, session.via?.url ?? ""]);
   showAccount(session.via, again);
   offered[kind] = []; // redraw the form, because it depends on the revision
   connect().catch(() => {});
@@ -408,35 +395,35 @@ function tasksChanged() {
 
 const copyLink = () => copy(new URL(links.write(kind, current().name), location.href).href, "The link is copied.");
 
-$("transport").append(...Object.entries(TRANSPORTS).map(([value, { title }]) => element("option", { value }, title)));
-$("revision").append(...REVISIONS.map((date) => element("option", { value: date }, date)));
-$("level").append(...LEVELS.map((level) => element("option", { value: level }, level || "not asked for")));
+$("transport").append(...optionsOf(Object.entries(TRANSPORTS).map(([value, { title }]) => [value, title])));
+$("revision").append(...optionsOf(REVISIONS.map((date) => [date, date])));
+$("level").append(...optionsOf(LEVELS.map((level) => [level, level || "not asked for"])));
 let wantedServer = "";
-[session.transport, session.revision, wantedServer = ""] = JSON.parse(sessionStorage.getItem(LINE)) ?? [
+[session.transport, session.revision, wantedServer = ""] = stored("session", LINE, [
   session.transport,
   session.revision
-];
+]);
 [$("transport").value, $("revision").value] = [session.transport, session.revision];
 onSubmit($("connection"), () => {
   again();
 });
-$("server").addEventListener("change", again);
-$("transport").addEventListener("change", again);
-$("revision").addEventListener("change", again);
-$("level").addEventListener("change", () => {
+$("server").onchange = again;
+$("transport").onchange = again;
+$("revision").onchange = again;
+$("level").onchange = () => {
   session.level = $("level").value;
   applyLevel().catch((error) => toast(say(error), "bad"));
-});
+};
 try {
   $("order").value = localStorage.getItem(ORDER) ?? "groups";
 } catch {
   // Storage is blocked.
 }
 if (!$("order").value) $("order").value = "groups";
-$("order").addEventListener("change", () => {
+$("order").onchange = () => {
   localStorage.setItem(ORDER, $("order").value);
   drawItems();
-});
+};
 makeResizable($("offers-pane"), { grid: $("main"), name: "--offers", label: "Width of the list", min: 180, rest: 620 });
 makeResizable($("activity-pane"), {
   grid: $("main"),
@@ -446,13 +433,13 @@ makeResizable($("activity-pane"), {
   rest: 560,
   before: true
 });
-$("filter").addEventListener("input", drawItems);
+$("filter").oninput = drawItems;
 $("filter").addEventListener("keydown", (event) => items.key(event));
 for (const button of $("views").querySelectorAll("button"))
   button.addEventListener("click", () => view(button.dataset.view));
-$("back").addEventListener("click", () => view("list"));
-$("export").addEventListener("click", exportTranscript);
-$("clear").addEventListener("click", () => clearAll[activity.current()]());
+$("back").onclick = () => view("list");
+$("export").onclick = exportTranscript;
+$("clear").onclick = () => clearAll[activity.current()]();
 addEventListener("hashchange", ({ newURL }) => {
   const wanted = links.read(new URL(newURL).hash); // not `location`, which may have changed since
   if (!begun) asked = wanted ?? asked;
@@ -493,37 +480,23 @@ commands(() => [
       title: labelOf(item),
       hint: item.description ?? "",
       group: KINDS[name].title,
-      icon: "next",
       run: () => jump({ kind: name, name: item.name, values: null })
     }))
   )
 ]);
 
-traffic.connect({
-  edit: editAndResend,
-  count: (total, failed) => activity.count("messages", moments(total), failed ? "bad" : "")
-});
-connectHistory({ open: jump, count: (total) => activity.count("runs", moments(total)) });
-connectNotes({ count: (name, total, look) => activity.count(name, moments(total), look) });
-connectKinds({ tools: () => offered.tools ?? [] });
-connectTasks({ change: tasksChanged });
-connectItems({
-  open: (uri) => jump({ kind: "resources", name: uri, values: null }),
+Object.assign(page, {
+  jump,
   redo: () => {
     show(current());
     firstVisible($("detail"), ".fields :is(input, textarea, select)")?.focus();
-  }
-});
-connectSaved({ change: savedChanged, open: ({ kind: of, from, values }) => jump({ kind: of, name: from, values }) });
-$("run-all").addEventListener("click", runAll);
-$("saved-export").addEventListener("click", exportCalls);
-$("saved-import").addEventListener("click", () => $("saved-file").click());
-$("saved-file").addEventListener("change", async () => {
-  for (const file of $("saved-file").files) await importCalls(file);
-  $("saved-file").value = "";
-});
-connectSettings(again);
-connectSession({
+  },
+  resend: editAndResend,
+  reconnect: again,
+  count: (list, total, look) => activity.count(list, moments(total), look),
+  tools: () => offered.tools ?? [],
+  tasksChanged,
+  savedChanged,
   sent: (message, how) => traffic.record(true, message, how),
   got: (message, how) => traffic.record(false, message, how),
   failed: traffic.fail,
@@ -533,6 +506,14 @@ connectSession({
   ready,
   signIn
 });
+drawHistory();
+$("run-all").onclick = runAll;
+$("saved-export").onclick = exportCalls;
+$("saved-import").onclick = () => $("saved-file").click();
+$("saved-file").onchange = async () => {
+  for (const file of $("saved-file").files) await importCalls(file);
+  $("saved-file").value = "";
+};
 view("list");
 [session.endpoint] = await Promise.all([findEndpoint().catch(() => session.endpoint), offerServers().catch(() => {})]);
 const before = others.find(({ url }) => url === wantedServer);

@@ -1,7 +1,7 @@
 // Questions of the server to the user, one at a time: elicitation (forms and links), sampling, and roots. Answers are
 // results, which the client sends as the era requires.
 
-import { $, element, facts, firstVisible, pretty, segments } from "../dom.js";
+import { $, element, facts, firstVisible, labeled, pretty, segments, showText } from "../dom.js";
 import { nodes } from "../render/content.js";
 import { schemaForm } from "../schema/form.js";
 import { guard } from "../shell/guard.js";
@@ -109,8 +109,7 @@ function link(params, common) {
   ];
   const accept = () => {
     if (!safe) {
-      $("question-error").textContent = "This page only opens web addresses.";
-      $("question-error").hidden = false;
+      showText($("question-error"), "This page only opens web addresses.");
       return null;
     }
     open(params.url, "_blank", "noopener,noreferrer");
@@ -194,7 +193,7 @@ function asked() {
     "Enter one file:// address per line. You can leave this empty. Roots that you set under Server are sent without asking."
   );
   lines.setAttribute("aria-describedby", hint.id);
-  const field = element("div", "field", element("label", { htmlFor: "question-roots" }, "Roots"), lines, hint);
+  const field = labeled("Roots", lines, hint);
   const accept = () => ({
     roots: lines.value
       .split(/\s+/)

@@ -1,10 +1,24 @@
 // Saved calls with checks of their results. They're stored in the browser, and can be exported.
 
-import { element, figure, makeButton, onSubmit, pretty } from "../dom.js";
+import { isObject } from "../schema/resolve.js";
+import { page } from "./host.js";
+import {
+  element,
+  figure,
+  fold,
+  icon,
+  labeled,
+  makeButton,
+  onSubmit,
+  optionsOf,
+  pretty,
+  store,
+  stored,
+  textInput
+} from "../dom.js";
 import { RpcError } from "../mcp/wire.js";
 import { jsonBlock } from "../render/json.js";
 import { copyable } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 import { toast } from "../shell/toasts.js";
 import { say } from "./bench.js";
 import { RELATIONS, WITHOUT_VALUE, at, judge, paths } from "./checks.js";
@@ -34,10 +48,6 @@ const METHODS = { "tools/call": "tools", "resources/read": "resources", "prompts
 /** @type {Saved[]} */
 let all = [];
 const outcomes = new WeakMap(); // call -> {good, problems, result, ms}
-/** @type {(...given: any[]) => void} */
-let changed = () => {};
-/** @type {(...given: any[]) => void} */
-let openForm = () => {};
 let stop = null; // stops "Run all"
 
 const here = () => session.via?.url ?? `own ${session.server.serverInfo?.name ?? ""}`;
@@ -47,26 +57,10 @@ export const savedCalls = () => all.filter((call) => call.server === here());
 
 export const outcomeOf = (call) => outcomes.get(call) ?? null;
 
-/** `change(call)` is called when the list or an outcome changes, `open(call)` to open a call's form. */
-export function connectSaved({ change, open }) {
-  changed = change;
-  openForm = open;
-  try {
-    all = (JSON.parse(localStorage.getItem(KEY)) ?? []).map((each) => clean(each, each.server)).filter(Boolean);
-  } catch {
-    all = [];
-  }
-}
-
-function store() {
-  try {
-    localStorage.setItem(KEY, JSON.stringify(all));
-  } catch {
+function keepAll() {
+  if (!store("local", KEY, all))
     toast("The browser's storage is full. New calls last only as long as this page.", "bad");
-  }
 }
-
-const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
 /** Validate a stored or imported call; null if it's invalid. */
 function clean(given, server) {
@@ -88,6 +82,10 @@ function clean(given, server) {
   };
 }
 
+all = stored("local", KEY, [])
+  .map((each) => clean(each, each.server))
+  .filter(Boolean);
+
 /** Return a name that no other call of this server has. */
 function unused(name) {
   const taken = new Set(savedCalls().map((each) => each.name));
@@ -106,8 +104,8 @@ export function keep({ kind, from, values, method, params }, last) {
   all.push(call);
   if (all.length > KEPT) all.shift();
   if (last?.result) outcomes.set(call, { good: true, problems: [], result: last.result, ms: last.ms });
-  store();
-  changed(call);
+  keepAll();
+  page.savedChanged(call);
   return call;
 }
 
@@ -116,7 +114,7 @@ function judged(call, outcome) {
   if (outcome) outcomes.set(call, outcome);
   else outcomes.delete(call);
   if (shown?.call === call) shown.draw();
-  changed(call);
+  page.savedChanged(call);
 }
 
 /** Run a call, and check its result. */
@@ -160,7 +158,7 @@ export async function runAll() {
     await run(call, stop.signal);
   }
   stop = null;
-  changed();
+  page.savedChanged();
 }
 
 /** Summarize the outcomes: "3 of 4 pass". */
@@ -198,8 +196,8 @@ export async function importCalls(file) {
   if (!calls.length) return toast(`${file.name} has no calls. Choose a file that this page has exported.`, "bad");
   for (const call of calls.slice(0, KEPT)) all.push({ ...call, name: unused(call.name) });
   all = all.slice(-KEPT);
-  store();
-  changed();
+  keepAll();
+  page.savedChanged();
   toast(calls.length === 1 ? "1 call was added." : `${calls.length} calls were added.`, "good");
 }
 
@@ -210,26 +208,14 @@ let shown = null; // the open call, and the function that redraws its outcome
 
 /** Create the fields of a check. */
 function checkRow(check, { list, result, edited, remove }) {
-  const path = element("input", {
+  const path = textInput({
     value: check.path,
     placeholder: "structuredContent.total",
     "aria-label": "Place in the result",
-    autocomplete: "off",
-    spellcheck: false,
     list: list.id
   });
-  const relation = element(
-    "select",
-    { "aria-label": "Relation" },
-    ...Object.entries(RELATIONS).map(([value, title]) => element("option", { value }, title))
-  );
-  const value = element("input", {
-    value: check.value,
-    placeholder: "Value",
-    "aria-label": "Value",
-    autocomplete: "off",
-    spellcheck: false
-  });
+  const relation = element("select", { "aria-label": "Relation" }, ...optionsOf(Object.entries(RELATIONS)));
+  const value = textInput({ value: check.value, placeholder: "Value", "aria-label": "Value" });
   const away = makeButton(
     { className: "quiet small square", title: "Remove", "aria-label": "Remove this check" },
     remove,
@@ -286,13 +272,7 @@ function verdict(call) {
 export function savedCard(call) {
   const id = `saved-${++made}`;
   const list = element("datalist", { id: `${id}-paths` });
-  const name = element("input", {
-    id: `${id}-name`,
-    value: call.name,
-    autocomplete: "off",
-    spellcheck: false,
-    maxLength: 120
-  });
+  const name = textInput({ id: `${id}-name`, value: call.name, maxLength: 120 });
   const must = element(
     "select",
     { id: `${id}-must` },
@@ -306,8 +286,8 @@ export function savedCard(call) {
     list.replaceChildren(...paths(outcomeOf(call)?.result ?? {}).map((value) => element("option", { value })));
   };
   const edited = () => {
-    store();
-    changed(call);
+    keepAll();
+    page.savedChanged(call);
   };
   const draw = () =>
     rows.replaceChildren(
@@ -342,13 +322,13 @@ export function savedCard(call) {
     output.replaceChildren(...verdict(call));
   };
   const button = element("button", { type: "submit", className: "primary" }, icon("play"), "Run");
-  const open = makeButton("", () => openForm(call), icon("edit"), "Open the form");
+  const open = makeButton("", () => page.jump({ ...call, name: call.from }), icon("edit"), "Open the form");
   const remove = makeButton(
     "quiet",
     () => {
       all.splice(all.indexOf(call), 1);
-      store();
-      changed();
+      keepAll();
+      page.savedChanged();
     },
     icon("trash"),
     "Delete"
@@ -356,16 +336,8 @@ export function savedCard(call) {
   const form = element(
     "form",
     { className: "stack", "aria-label": call.name, noValidate: true },
-    element("div", "field", element("label", { htmlFor: name.id }, "Name"), name),
-    element(
-      "div",
-      "field",
-      element("label", { htmlFor: must.id }, "What must hold"),
-      must,
-      rows,
-      element("div", {}, add),
-      list
-    ),
+    labeled("Name", name),
+    labeled("What must hold", must, rows, element("div", {}, add), list),
     element("div", "row actions", button, open, remove)
   );
   name.addEventListener("change", () => {
@@ -387,10 +359,8 @@ export function savedCard(call) {
   draw();
   show();
   shown = { call, draw: show };
-  const sent = element(
-    "details",
-    {},
-    element("summary", {}, "What it sends"),
+  const sent = fold(
+    "What it sends",
     copyable(jsonBlock({ method: call.method, params: call.params }, "Request"), "Copy the request")
   );
   const header = element(

@@ -1,5 +1,6 @@
 // The page's connection to the server: connects with the user's settings, and reconnects when the server is back.
 
+import { page } from "./host.js";
 import { Client } from "../mcp/client.js";
 import { Http, HttpSse, isUnauthorized } from "../mcp/http.js";
 import { WebSocketTransport } from "../mcp/websocket.js";
@@ -31,13 +32,6 @@ export const session = {
 let opening = null; // the pending connection attempt
 let failures = 0;
 const lost = new WeakSet(); // clients
-let events = {};
-
-/**
- * @param {Record<string, any>} on `sent`, `got`, `failed`, `ask`, and `notified` of the client; `state(text, look)`; `ready()` is awaited
- *   before the state becomes connected; `signIn(error)` is called if another server requires sign-in
- */
-export const connectSession = (on) => (events = on);
 
 const target = () =>
   session.via
@@ -71,16 +65,11 @@ export async function otherServers() {
 /** Start a new connection. Resolves with the client, or rejects on failure while the page keeps retrying. */
 export function connect() {
   session.client?.close();
-  events.state("Connecting…", "");
+  page.state("Connecting…", "");
   const gone = (error) => mine === session.client && fail(mine, error);
-  const { sent, got, failed, ask, notified } = events;
   const Line = TRANSPORTS[session.transport].line;
   const mine = new Client((on) => new Line(target(), headers(), on), session.revision, capabilities(), {
-    sent,
-    got,
-    failed,
-    ask,
-    notified,
+    ...page,
     lost: gone
   });
   mine.logLevel = session.level;
@@ -100,11 +89,11 @@ async function establish(mine) {
   if (session.client !== mine) return session.client;
   session.server = found;
   await applyLevel();
-  await events.ready(mine);
+  await page.ready(mine);
   if (session.client !== mine) return session.client;
   failures = 0;
   showReconnected();
-  events.state("Connected", "good");
+  page.state("Connected", "good");
   return mine;
 }
 
@@ -115,10 +104,10 @@ async function fail(mine, error) {
   cease();
   opening = null;
   if (session.via && asksToSignIn(error)) {
-    events.state("Not signed in", "warn");
-    return events.signIn(error);
+    page.state("Not signed in", "warn");
+    return page.signIn(error);
   }
-  events.state("Not connected", "bad");
+  page.state("Not connected", "bad");
   const retry = () => connect().catch(() => {});
   if (isUnauthorized(error))
     return showLost(`The server wants you to sign in. ${error.message}`, () => openSettings("key"), "Sign in");

@@ -1,9 +1,21 @@
 // Connection settings: headers, a key, client capabilities, and roots. Headers and keys are stored until the tab is closed,
 // the others permanently.
 
+import { page } from "./host.js";
 import { EXTENSION, MIME } from "../apps/bridge.js";
-import { $, element, makeButton, onSubmit, openDialog } from "../dom.js";
-import { icon } from "../shell/icons.js";
+import {
+  $,
+  element,
+  icon,
+  labeled,
+  makeButton,
+  onSubmit,
+  openDialog,
+  showText,
+  store,
+  stored,
+  textInput
+} from "../dom.js";
 
 const HEADERS = "millstream.inspect.headers";
 const CAPABLE = "millstream.inspect.capabilities";
@@ -17,18 +29,9 @@ const ABILITIES = {
 const TASKS = "io.modelcontextprotocol/tasks";
 const NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 
-function load(store, key, otherwise) {
-  try {
-    return JSON.parse(store.getItem(key)) ?? otherwise;
-  } catch {
-    return otherwise;
-  }
-}
-
-let headers = load(sessionStorage, HEADERS, {});
-let able = load(localStorage, CAPABLE, Object.keys(ABILITIES));
-let known = load(localStorage, ROOTS, []);
-let changed = () => {};
+let headers = stored("session", HEADERS, {});
+let able = stored("local", CAPABLE, Object.keys(ABILITIES));
+let known = stored("local", ROOTS, []);
 
 /** Return the user's headers for each request. */
 export const ownHeaders = () => ({ ...headers });
@@ -47,32 +50,20 @@ export const roots = () => known;
 /** Remove the key, because the user signs in instead. */
 export function forgetKey() {
   headers = Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== "authorization"));
-  sessionStorage.setItem(HEADERS, JSON.stringify(headers));
+  store("session", HEADERS, headers);
   tell();
 }
 
 export function setRoots(list) {
   known = list;
-  localStorage.setItem(ROOTS, JSON.stringify(known));
+  store("local", ROOTS, known);
 }
 
 const bearer = () => /^Bearer (.*)$/.exec(headers.authorization ?? headers.Authorization ?? "")?.[1] ?? "";
 
 function row(list, name = "", value = "") {
-  const key = element("input", {
-    value: name,
-    placeholder: "Name",
-    "aria-label": "Name of the header",
-    autocomplete: "off",
-    spellcheck: false
-  });
-  const text = element("input", {
-    value,
-    placeholder: "Value",
-    "aria-label": "Value of the header",
-    autocomplete: "off",
-    spellcheck: false
-  });
+  const key = textInput({ value: name, placeholder: "Name", "aria-label": "Name of the header" });
+  const text = textInput({ value, placeholder: "Value", "aria-label": "Value of the header" });
   const remove = makeButton(
     { className: "quiet small square", "aria-label": "Remove this header", title: "Remove" },
     () => made.remove(),
@@ -85,13 +76,7 @@ function row(list, name = "", value = "") {
 
 /** Open the dialog; `focus` is "key" to focus the key. */
 export function openSettings(focus = "") {
-  const key = element("input", {
-    id: "settings-key",
-    type: "password",
-    value: bearer(),
-    autocomplete: "off",
-    spellcheck: false
-  });
+  const key = textInput({ id: "settings-key", type: "password", value: bearer() });
   const list = element("div", { className: "stack tight", role: "group", "aria-label": "Headers" });
   for (const [name, value] of Object.entries(headers))
     if (name.toLowerCase() !== "authorization" || !bearer()) row(list, name, value);
@@ -107,10 +92,8 @@ export function openSettings(focus = "") {
     "form",
     "stack",
     element("h2", { id: "settings-title" }, "Connection settings"),
-    element(
-      "div",
-      "field",
-      element("label", { htmlFor: key.id }, "Key or token"),
+    labeled(
+      "Key or token",
       key,
       element("span", "hint", "Sent as Authorization: Bearer. This tab forgets it when you close it.")
     ),
@@ -141,17 +124,16 @@ export function openSettings(focus = "") {
       .filter(([name]) => name);
     const wrong = pairs.find(([name, value]) => !NAME.test(name) || /[^\x20-\xff]/.test(value));
     if (wrong) {
-      error.textContent = `${wrong[0]} can't be sent as a header.`;
-      error.hidden = false;
+      showText(error, `${wrong[0]} can't be sent as a header.`);
       return;
     }
     headers = { ...Object.fromEntries(pairs), ...(key.value ? { authorization: `Bearer ${key.value}` } : {}) };
     able = boxes.filter(({ box }) => box.checked).map(({ name }) => name);
-    sessionStorage.setItem(HEADERS, JSON.stringify(headers));
-    localStorage.setItem(CAPABLE, JSON.stringify(able));
+    store("session", HEADERS, headers);
+    store("local", CAPABLE, able);
     dialog.close();
     tell();
-    changed();
+    page.reconnect();
   });
   const dialog = openDialog({ id: "settings", "aria-labelledby": "settings-title" }, form);
   if (focus !== "key") cancel.focus();
@@ -161,9 +143,5 @@ function tell() {
   $("settings-count").textContent = String(Object.keys(headers).length || "");
 }
 
-/** `onChange` is called when settings are saved. */
-export function connectSettings(onChange) {
-  changed = onChange;
-  $("open-settings").addEventListener("click", () => openSettings());
-  tell();
-}
+$("open-settings").onclick = () => openSettings();
+tell();

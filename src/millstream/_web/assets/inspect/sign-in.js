@@ -1,9 +1,22 @@
 // Sign-in to another server: the card that asks for it, and the account dialog. This page's server handles the redirects
 // and stores the tokens; the page never receives them.
 
-import { $, element, fact, makeButton, onSubmit, openDialog } from "../dom.js";
+import {
+  $,
+  element,
+  fact,
+  fold,
+  icon,
+  labeled,
+  makeButton,
+  onSubmit,
+  openDialog,
+  post,
+  store,
+  stored,
+  textInput
+} from "../dom.js";
 import { httpError } from "../mcp/wire.js";
-import { icon } from "../shell/icons.js";
 import { toast } from "../shell/toasts.js";
 import { forgetKey, openSettings } from "./settings.js";
 
@@ -22,31 +35,18 @@ let made = 0;
 /** @returns {[HTMLInputElement, HTMLElement]} */
 function field(title, hint, properties = {}) {
   const id = `sign-in-${++made}`;
-  const input = element("input", { id, autocomplete: "off", spellcheck: false, ...properties });
-  return [
-    input,
-    element(
-      "div",
-      "field",
-      element("label", { htmlFor: id }, title),
-      input,
-      ...(hint ? [element("span", "hint", hint)] : [])
-    )
-  ];
+  const input = textInput({ id, ...properties });
+  return [input, labeled(title, input, ...(hint ? [element("span", "hint", hint)] : []))];
 }
 
 /** Get the sign-in URL, and navigate to it. Rejects if there's none. */
 async function leave(server, wanted, hash) {
-  const response = await fetch(route(server), {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify(wanted)
-  });
+  const response = await post(route(server), wanted);
   if (!response.ok) throw await httpError(response);
   const { url } = await response.json();
   if (!/^https?:$/.test(new URL(url).protocol)) throw new Error("The server's sign-in address isn't a web address.");
   forgetKey();
-  sessionStorage.setItem(AWAY, JSON.stringify({ name: server.name, hash }));
+  store("session", AWAY, { name: server.name, hash });
   location.assign(url);
 }
 
@@ -98,10 +98,8 @@ export function signInCard(server, error, hash) {
   );
   const key = makeButton("quiet", () => openSettings("key"), "Use a key or token");
   const callback = new URL("inspect/callback", document.baseURI).href;
-  const own = element(
-    "details",
-    {},
-    element("summary", {}, "Sign in as a client of your own"),
+  const own = fold(
+    "Sign in as a client of your own",
     element(
       "div",
       "stack tight",
@@ -130,7 +128,7 @@ export function signInCard(server, error, hash) {
       "header",
       "stack tight",
       element(more ? "h3" : "h2", {}, title),
-      ...(more ? [] : [element("p", "sub code soft", server.url)])
+      more ? null : element("p", "sub code soft", server.url)
     ),
     element("p", {}, why),
     ...(scopes.length
@@ -144,8 +142,8 @@ export function signInCard(server, error, hash) {
         ]
       : []),
     wrong,
-    element("div", "row actions", go, ...(more ? [] : [key])),
-    ...(more ? [] : [own])
+    element("div", "row actions", go, more ? null : key),
+    more ? null : own
   );
   const wanted = () => ({
     status: error.status,
@@ -160,13 +158,9 @@ export function signInCard(server, error, hash) {
 
 /** Return the place before the sign-in redirect, once: `{name, hash}`; null if there was none. */
 export function back() {
-  const kept = sessionStorage.getItem(AWAY);
+  const kept = stored("session", AWAY);
   sessionStorage.removeItem(AWAY);
-  try {
-    return JSON.parse(kept);
-  } catch {
-    return null;
-  }
+  return kept;
 }
 
 /** Return the text for a signed-in user. @param {Record<string, any>} user */

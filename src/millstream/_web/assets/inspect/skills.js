@@ -1,6 +1,6 @@
 // Skills: folders of instructions for models. Each file can be read, and is verified against the manifest.
 
-import { element, facts } from "../dom.js";
+import { element, facts, labeled } from "../dom.js";
 import { contents } from "../render/content.js";
 import { badge, folded, show } from "./item.js";
 import { request, session } from "./session.js";
@@ -45,7 +45,7 @@ export function skillCard(skill, values) {
     )
   );
   select.value = values?.uri ?? skill.uri;
-  const field = element("div", "field", element("label", { htmlFor: select.id }, "File"), select);
+  const field = labeled("File", select);
   const { name, description, ...others } = skill.frontmatter ?? {};
   const rows = facts(Object.fromEntries(Object.entries(others).filter(([, value]) => typeof value !== "object")));
   return show("skills", skill, null, {
@@ -53,7 +53,6 @@ export function skillCard(skill, values) {
     sub: skill.uri,
     about: skill.description,
     badges: [badge(files.length ? `${files.length} ${files.length === 1 ? "file" : "files"}` : "made at each read")],
-    form: null,
     parts: [field, ...(rows.length ? [element("dl", "facts", ...rows)] : [])],
     read: () => ({ uri: select.value }),
     verb: "Read",

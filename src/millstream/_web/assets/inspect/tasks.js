@@ -1,9 +1,9 @@
 // Tasks: calls that the server answers with an id and continues in the background. This page polls them, answers their
 // questions, and lists the tasks that this tab started.
 
-import { element, fact } from "../dom.js";
+import { page } from "./host.js";
+import { element, fact, icon, store, stored } from "../dom.js";
 import { RpcError, wait } from "../mcp/wire.js";
-import { icon } from "../shell/icons.js";
 import { badge, drawContent, folded, show } from "./item.js";
 import { ask as answerOf } from "./questions.js";
 import { address, request } from "./session.js";
@@ -24,18 +24,7 @@ const OVER = ["completed", "failed", "cancelled"];
 /** @typedef {{server: string, name: string, tool: string, state: Record<string, any>}} Known `name` is the id of the task */
 
 /** @type {Known[]} */
-let known = [];
-let changed = () => {};
-
-/** `change()` is called when a task is added or its state changes. */
-export function connectTasks({ change }) {
-  changed = change;
-  try {
-    known = JSON.parse(sessionStorage.getItem(KEY)) ?? [];
-  } catch {
-    known = [];
-  }
-}
+const known = stored("session", KEY, []);
 
 /** @type {(state: Record<string, any>) => string[]} */
 const titleOf = ({ status }) => LOOKS[status] ?? [status, ""];
@@ -69,12 +58,8 @@ function keep(state, tool) {
   const { result, ...rest } = state;
   task.state = rest;
   known.length = Math.min(known.length, KEPT);
-  try {
-    sessionStorage.setItem(KEY, JSON.stringify(known));
-  } catch {
-    // Storage is full or blocked: the list lasts as long as the page.
-  }
-  if (news || known[0] === task) changed();
+  store("session", KEY, known);
+  if (news || known[0] === task) page.tasksChanged();
   return task;
 }
 
@@ -140,14 +125,12 @@ export function taskCard(task) {
     "facts",
     fact("Created", time(createdAt)),
     fact("Last change", time(lastUpdatedAt)),
-    ...(ttlMs ? [fact("Kept until", time(Date.parse(createdAt) + ttlMs))] : [])
+    ttlMs ? fact("Kept until", time(Date.parse(createdAt) + ttlMs)) : null
   );
   return show("tasks", task, null, {
     heading: task.tool,
     sub: taskId,
-    form: null,
     parts: [facts],
-    read: () => ({}),
     verb: "Follow",
     copies: [],
     save: null,

@@ -1,10 +1,10 @@
 // The messages, with a row for each exchange: a request, its response, and its notifications. Unrelated messages have
 // their own rows. The list is drawn at most a few times a second.
 
-import { $, clock, count, element, fact, figure, isAtEnd, makeButton, pre, pretty } from "../dom.js";
+import { page } from "./host.js";
+import { $, clock, count, element, fact, figure, icon, isAtEnd, makeButton, pre, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
 import { copyButton } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 import { drawWhenReleased } from "../shell/press.js";
 
 const KEPT = 500; // exchanges
@@ -34,16 +34,6 @@ const exchangeOf = new WeakMap(); // row -> its exchange
 let messages = 0;
 let failures = 0;
 let due = false;
-/** @type {(...given: any[]) => void} */
-let replay = () => {};
-/** @type {(...given: any[]) => void} */
-let counted = () => {};
-
-/** `edit(method, params)` is called to send a request again; `count(total, failed)` when the list changes. */
-export function connect({ edit, count: tellCount }) {
-  replay = edit;
-  counted = tellCount;
-}
 
 const text = (value) => (typeof value === "string" ? value : "");
 /** @type {(params?: Record<string, any>) => string} */
@@ -175,7 +165,7 @@ function redraw() {
 }
 
 function tell() {
-  counted(exchanges.length, failures);
+  page.count("messages", exchanges.length, failures ? "bad" : "");
   const empty = $("traffic").childElementCount === 0;
   $("no-traffic").hidden = !empty;
   $("no-traffic").firstElementChild.textContent = exchanges.length ? "No exchange matches" : "No messages yet";
@@ -262,15 +252,13 @@ function message({ message: value, how }, title, look) {
   const json = pretty(value);
   const headers = Object.entries(how.headers ?? {}).map(([name, each]) => fact(name, secret(name) ? "••••" : each));
   const kept = headers.length
-    ? [
-        element(
-          "details",
-          `headers-of ${look}`,
-          element("summary", {}, `Headers (${headers.length})`),
-          element("dl", "facts headers", ...headers)
-        )
-      ]
-    : [];
+    ? element(
+        "details",
+        `headers-of ${look}`,
+        element("summary", {}, `Headers (${headers.length})`),
+        element("dl", "facts headers", ...headers)
+      )
+    : null;
   const bar = element(
     "div",
     "row message-tools",
@@ -278,7 +266,7 @@ function message({ message: value, how }, title, look) {
     element("span", { className: "soft small grow one-line", title: how.how }, how.how),
     copyButton(() => json, `Copy the ${title.toLowerCase()}`)
   );
-  return element("section", { className: "message", "aria-label": title }, bar, ...kept, pre(title, ...colored(json)));
+  return element("section", { className: "message", "aria-label": title }, bar, kept, pre(title, ...colored(json)));
 }
 
 /** Render the content of an opened row. */
@@ -289,7 +277,7 @@ function opened(exchange) {
   if (asks && first.out) {
     const again = makeButton(
       "quiet small",
-      () => replay(first.message.method, first.message.params ?? {}),
+      () => page.resend(first.message.method, first.message.params ?? {}),
       icon("edit"),
       "Edit and resend"
     );
@@ -377,4 +365,4 @@ export function clear() {
   tell();
 }
 
-$("traffic-filter").addEventListener("input", redraw);
+$("traffic-filter").oninput = redraw;

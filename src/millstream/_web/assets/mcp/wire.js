@@ -44,7 +44,7 @@ function headerValue(value) {
 function argumentHeaders(schema, values, headers = {}) {
   for (const [name, part] of Object.entries(schema?.properties ?? {})) {
     const value = values?.[name];
-    if (value === undefined || value === null) continue;
+    if (value == null) continue;
     if (part?.["x-mcp-header"]) headers[`Mcp-Param-${part["x-mcp-header"]}`] = headerValue(value);
     else if (part?.properties) argumentHeaders(part, value, headers);
   }

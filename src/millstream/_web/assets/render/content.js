@@ -1,11 +1,10 @@
 // Renders MCP content blocks: text, Markdown, JSON, images, audio, and resources. Data from the server is set as text;
 // images and audio are shown from data URLs.
 
-import { element, makeButton, pretty, wrapped } from "../dom.js";
+import { looksLikeMarkdown, markdownBlock } from "./markdown.js";
+import { element, icon, makeButton, pretty, wrapped } from "../dom.js";
 import { copyable } from "../shell/copy.js";
-import { icon } from "../shell/icons.js";
 import { colored } from "./json.js";
-import { looksLikeMarkdown, markdown } from "./markdown.js";
 import { rowTable, rowsOf } from "./rows.js";
 import { traceback } from "./traceback.js";
 import { views } from "./views.js";
@@ -34,15 +33,7 @@ function withViews(...entries) {
 
 const renderMarkdown = (text, label) =>
   withViews(
-    [
-      "Rendered",
-      () =>
-        element(
-          "div",
-          { className: "markdown", dir: "auto", role: "group", "aria-label": label },
-          ...markdown(text.replace(FRONTMATTER, ""))
-        )
-    ],
+    ["Rendered", () => markdownBlock(text.replace(FRONTMATTER, "", { role: "group", "aria-label": label }))],
     ["Source", () => block(text, label)]
   );
 

@@ -118,6 +118,10 @@ export const markdown = (text) =>
     () => [element("p", { dir: "auto" }, text)]
   );
 
+/** Create a block of Markdown. */
+export const markdownBlock = (text, properties = {}) =>
+  element("div", { className: "markdown", dir: "auto", ...properties }, ...markdown(text));
+
 /** Whether a text looks like Markdown. */
 export const looksLikeMarkdown = (text) =>
   /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^\s*\|?\s*:?-+:?\s*\|/m.test(text) ||

@@ -1,5 +1,6 @@
 // A list of objects as a sortable table.
 
+import { isObject } from "../schema/resolve.js";
 import { count, element, makeButton } from "../dom.js";
 
 const MAX_COLUMNS = 16;
@@ -7,28 +8,25 @@ const SAMPLED_ROWS = 50; // rows whose properties become columns
 const SHOWN = 100;
 const MAX_SHOWN = 2_000;
 
-const isRow = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
-
 /** Return the rows of a value: a list of objects, or an object whose only property is one. Null for other values. */
 export function rowsOf(value) {
-  if (isRow(value)) {
+  if (isObject(value)) {
     const lists = Object.values(value).filter(Array.isArray);
     return Object.keys(value).length === 1 && lists.length === 1 ? rowsOf(lists[0]) : null;
   }
-  if (!Array.isArray(value) || value.length < 2 || !value.every(isRow)) return null;
+  if (!Array.isArray(value) || value.length < 2 || !value.every(isObject)) return null;
   return columnsOf(value).length ? value : null;
 }
 
 const columnsOf = (rows) =>
   [...new Set(rows.slice(0, SAMPLED_ROWS).flatMap((row) => Object.keys(row)))].slice(0, MAX_COLUMNS);
 
-const cellText = (value) =>
-  value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value);
+const cellText = (value) => (value == null ? "" : typeof value === "string" ? value : JSON.stringify(value));
 
 function compare(one, other) {
   if (one === other) return 0;
-  if (one === undefined || one === null) return 1; // missing values last
-  if (other === undefined || other === null) return -1;
+  if (one == null) return 1; // missing values last
+  if (other == null) return -1;
   return typeof one === "number" && typeof other === "number"
     ? one - other
     : cellText(one).localeCompare(cellText(other), undefined, { numeric: true });
@@ -41,9 +39,7 @@ function compare(one, other) {
 export function rowTable(rows, name = "Rows of the result") {
   const columns = columnsOf(rows);
   const numbers = new Set(
-    columns.filter((column) =>
-      rows.every((row) => row[column] === undefined || row[column] === null || typeof row[column] === "number")
-    )
+    columns.filter((column) => rows.every((row) => row[column] == null || typeof row[column] === "number"))
   );
   let sortColumn = null;
   let descending = false;
@@ -65,7 +61,7 @@ export function rowTable(rows, name = "Rows of the result") {
     );
   const draw = () => {
     const sign = descending ? -1 : 1;
-    const isMissing = (row) => row[sortColumn] === undefined || row[sortColumn] === null;
+    const isMissing = (row) => row[sortColumn] == null;
     const sorted =
       sortColumn === null
         ? rows
@@ -77,8 +73,7 @@ export function rowTable(rows, name = "Rows of the result") {
       ...sorted.slice(0, shown).map((row) => element("tr", {}, ...columns.map((column) => cell(row, column))))
     );
     for (const [column, { head, mark }] of heads) {
-      if (column === sortColumn) head.ariaSort = descending ? "descending" : "ascending";
-      else head.removeAttribute("aria-sort");
+      head.ariaSort = column === sortColumn ? (descending ? "descending" : "ascending") : null;
       mark.textContent = column === sortColumn ? (descending ? "↓" : "↑") : "";
     }
     const rest = Math.min(rows.length, MAX_SHOWN) - shown;

@@ -1,6 +1,6 @@
 // A Python traceback: the exception, and the line of code that raised it.
 
-import { element, pre } from "../dom.js";
+import { element, fold, pre } from "../dom.js";
 import { copyable } from "../shell/copy.js";
 
 const PLACE = /^ {2}File "([^"\n]+)", line (\d+)(?:, in ([^\n]+))?(?:\n {4}([^\n]+))?/gm;
@@ -26,15 +26,13 @@ export function traceback(text) {
   const name = file.split(/[/\\]/).at(-1);
   const whole = copyable(pre("Traceback", text), "Copy the traceback");
   const source = code
-    ? [
-        element(
-          "pre",
-          { className: "source-line", tabIndex: 0, "aria-label": `Line ${line} of ${name}`, dir: "ltr" },
-          element("span", "soft", `${line}  `),
-          code
-        )
-      ]
-    : [];
+    ? element(
+        "pre",
+        { className: "source-line", tabIndex: 0, "aria-label": `Line ${line} of ${name}`, dir: "ltr" },
+        element("span", "soft", `${line}  `),
+        code
+      )
+    : null;
   return element(
     "section",
     { className: "traceback", "aria-label": "Where it failed" },
@@ -45,7 +43,7 @@ export function traceback(text) {
       element("code", { title: file }, `${name}:${line}`),
       where && where !== "<module>" ? element("span", "soft", ` in ${where}`) : ""
     ),
-    ...source,
-    element("details", {}, element("summary", {}, "Traceback"), whole)
+    source,
+    fold("Traceback", whole)
   );
 }

@@ -125,7 +125,7 @@ export function text(schema, { id, single = false }) {
 export function json(schema, { id }) {
   const control = element("textarea", { id, autocomplete: "off", spellcheck: false, className: "code" });
   control.placeholder = schema.type === "array" ? "[]" : schema.type === "object" ? "{}" : "JSON";
-  const write = (value) => (control.value = value === undefined || value === null ? "" : pretty(value));
+  const write = (value) => (control.value = value == null ? "" : pretty(value));
   write(schema.default);
   const read = () => {
     if (control.value.trim() === "") return undefined;

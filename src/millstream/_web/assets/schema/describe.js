@@ -89,10 +89,10 @@ export function describe(given, root, none = "Any JSON.") {
   const schema = present(given, root);
   const below = describeChildren(schema, root, 0);
   const about = schema.description
-    ? [element("p", { className: "words", dir: "auto" }, ...inline(schema.description))]
-    : [];
-  if (below) return element("div", "schema", ...about, below);
+    ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description))
+    : null;
+  if (below) return element("div", "schema", about, below);
   if (schema.type === "object" || (!schema.type && !options(schema)))
-    return element("div", "schema", ...about, element("p", "soft", none));
+    return element("div", "schema", about, element("p", "soft", none));
   return element("div", "schema", list([row("value", given, null, root, 0, true)]));
 }

@@ -1,6 +1,6 @@
 // Forms from JSON Schemas: nested fields, and an editor for the same values as JSON.
 
-import { element, pretty, segments } from "../dom.js";
+import { element, pretty, segments, showText } from "../dom.js";
 import { Unreadable, choice, constant, flag, json, numeric, several, text, tristate } from "./controls.js";
 import { list, map, members, object, variants } from "./nested.js";
 import { kindOf, limits, options, present, resolve } from "./resolve.js";
@@ -151,8 +151,7 @@ export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
     summary.hidden = true;
   };
   const summarize = (text) => {
-    summary.textContent = text;
-    summary.hidden = !text;
+    showText(summary, text);
   };
 
   /** Return the entered values without validation. Throws `Unreadable`. */
@@ -204,8 +203,7 @@ function rawEditor(id, label) {
   editor.control.setAttribute("aria-describedby", error.id);
   const node = element("div", "field wide", element("label", { htmlFor: id }, label), editor.control, error);
   const complain = (message) => {
-    error.textContent = message;
-    error.hidden = !message;
+    showText(error, message);
     editor.control.ariaInvalid = message ? "true" : null;
     return editor.control;
   };

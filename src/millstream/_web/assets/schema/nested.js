@@ -1,8 +1,7 @@
 // Editors of objects, lists, maps, and alternatives. They contain other editors, created by `at.make`. Optional values are
 // created on demand, so recursive schemas terminate.
 
-import { element, firstVisible, makeButton } from "../dom.js";
-import { icon } from "../shell/icons.js";
+import { element, firstVisible, icon, labeled, makeButton, showText, textInput } from "../dom.js";
 import { nameOf, onlyValue, resolve } from "./resolve.js";
 import { validate } from "./validate.js";
 
@@ -23,6 +22,21 @@ const smallButton = (text, iconName, onClick) => {
   return button;
 };
 
+/** Create the button that removes a row of a list or a map. */
+const removeButton = (label, rows, row, done) =>
+  makeButton(
+    { className: "quiet smallButton square", "aria-label": label, title: "Remove" },
+    () => {
+      rows.splice(rows.indexOf(row), 1);
+      row.node.remove();
+      done();
+    },
+    icon("close")
+  );
+
+/** Return the options of an editor inside of another. */
+const below = (at, id, required = true, variant = false) => ({ ...at, id, required, variant, depth: at.depth + 1 });
+
 /** Return the first visible input, or else the first visible button. */
 const firstField = (node) => firstVisible(node, "input, select, textarea") ?? firstVisible(node, "button");
 
@@ -41,8 +55,7 @@ function frame(name, schema, { id, required }, buttons, footer = null) {
     error
   );
   const showError = (message) => {
-    error.textContent = message;
-    error.hidden = !message;
+    showText(error, message);
     return node;
   };
   return { node, body, showError };
@@ -53,13 +66,7 @@ export function members(schema, at) {
   const required = new Set(schema.required ?? []);
   const list = Object.entries(schema.properties ?? {}).map(([name, part], index) => ({
     name,
-    editor: at.make(name, part, {
-      ...at,
-      variant: false,
-      id: `${at.id}-${index}`,
-      required: required.has(name),
-      depth: at.depth + 1
-    })
+    editor: at.make(name, part, below(at, `${at.id}-${index}`, required.has(name)))
   }));
   const read = () => {
     const values = {};
@@ -122,7 +129,7 @@ export function object(name, schema, at) {
   if (at.required) open();
   else show();
   const write = (value) => {
-    if (value === undefined || value === null) return at.required ? inner.write({}) : close();
+    if (value == null) return at.required ? inner.write({}) : close();
     open();
     inner.write(value);
   };
@@ -167,25 +174,13 @@ export function list(name, schema, at) {
   const itemSchema = (index) => schema.prefixItems?.[index] ?? schema.items ?? {};
   const addRow = (value) => {
     const number = ++lastNumber; // not the index: numbers of removed items aren't reused
-    const editor = at.make(`Item ${number}`, itemSchema(rows.length), {
-      ...at,
-      variant: false,
-      id: `${at.id}-i${number}`,
-      required: true,
-      depth: at.depth + 1
+    const editor = at.make(`Item ${number}`, itemSchema(rows.length), below(at, `${at.id}-i${number}`));
+    const row = { editor, remove: null, node: null };
+    row.remove = removeButton(`Remove item ${number}`, rows, row, () => {
+      updateButtons();
+      add.focus();
     });
-    const remove = makeButton(
-      { className: "quiet smallButton square", "aria-label": `Remove item ${number}`, title: "Remove" },
-      () => {
-        rows.splice(rows.indexOf(row), 1);
-        row.node.remove();
-        updateButtons();
-        add.focus();
-      },
-      icon("close")
-    );
-    const row = { editor, remove, node: null };
-    row.node = element("div", "nested-row", editor.node, remove);
+    row.node = element("div", "nested-row", editor.node, row.remove);
     if (value !== undefined) editor.write(value);
     rows.push(row);
     body.append(row.node);
@@ -220,26 +215,11 @@ export function map(name, schema, at) {
   const { node, body, showError } = frame(name, schema, at, [], element("div", "nested-tools", add));
   const addRow = (keyName, value) => {
     const id = `${at.id}-e${lastNumber++}`;
-    const key = element("input", { id: `${id}-key`, value: keyName, autocomplete: "off", spellcheck: false });
-    const editor = at.make("Value", schema.additionalProperties, {
-      ...at,
-      variant: false,
-      id,
-      required: true,
-      depth: at.depth + 1
-    });
+    const key = textInput({ id: `${id}-key`, value: keyName });
+    const editor = at.make("Value", schema.additionalProperties, below(at, id));
     const row = { key, editor, node: null };
-    const remove = makeButton(
-      { className: "quiet smallButton square", "aria-label": "Remove this entry", title: "Remove" },
-      () => {
-        rows.splice(rows.indexOf(row), 1);
-        row.node.remove();
-        add.focus();
-      },
-      icon("close")
-    );
-    const field = element("div", "field", element("label", { htmlFor: key.id }, "Name"), key);
-    row.node = element("div", "nested-row pair", field, editor.node, remove);
+    const remove = removeButton("Remove this entry", rows, row, () => add.focus());
+    row.node = element("div", "nested-row pair", labeled("Name", key), editor.node, remove);
     if (value !== undefined) editor.write(value);
     rows.push(row);
     body.append(row.node);
@@ -282,13 +262,7 @@ export function variants(name, schema, at) {
     const part = select.value === "" ? null : parts[Number(select.value)];
     inner =
       part &&
-      at.make(nameOf(part, at.root, Number(select.value)), part, {
-        ...at,
-        variant: true,
-        id: `${at.id}-v${select.value}`,
-        required: true,
-        depth: at.depth + 1
-      });
+      at.make(nameOf(part, at.root, Number(select.value)), part, below(at, `${at.id}-v${select.value}`, true, true));
     inner?.node.classList.add("variant");
     body.replaceChildren(...(inner ? [inner.node] : []));
   };

@@ -2,7 +2,8 @@
 
 const MAX_STEPS = 20;
 const MAX_DEPTH = 20;
-const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+/** Whether a value is an object, and neither null nor an array. */
+export const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const isSchema = (value) => isObject(value) || typeof value === "boolean";
 const of = (type) => (value) => typeof value === type;
 const EXPECTED = Object.fromEntries(
@@ -172,10 +173,7 @@ export function limits(schema) {
 
 /** Return type, limits, and default of a value. */
 export function hint(schema) {
-  const preset =
-    schema.default === undefined || schema.default === null || schema.default === ""
-      ? ""
-      : `default ${JSON.stringify(schema.default)}`;
+  const preset = schema.default == null || schema.default === "" ? "" : `default ${JSON.stringify(schema.default)}`;
   return [kindOf(schema), limits(schema), preset].filter(Boolean).join(", ");
 }
 

@@ -143,7 +143,7 @@ function object(schema, root, depth) {
   if (depth === 0 && !Object.keys(made).length && Object.keys(properties).length) {
     const [name, part] = Object.entries(properties)[0];
     const value = make(part, root, name, depth + 1);
-    if (value !== undefined && value !== null) made[name] = value;
+    if (value != null) made[name] = value;
   }
   for (let number = 1; Object.keys(made).length < (schema.minProperties ?? 0) && number <= MAX_ITEMS; number += 1) {
     const [name, part] = Object.entries(properties).find(([each]) => !(each in made)) ?? [

@@ -1,8 +1,7 @@
 // The banner for a lost connection and for data that can't be loaded. A page with a stream reports its state with
 // `showLost` and `showReconnected`; a page without one calls `watchConnection`.
 
-import { element, makeButton } from "../dom.js";
-import { icon } from "./icons.js";
+import { element, icon, makeButton } from "../dom.js";
 import { toast } from "./toasts.js";
 
 const CHECK_MS = 5_000;

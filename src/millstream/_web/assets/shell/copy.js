@@ -1,7 +1,6 @@
 // Copying to the clipboard, and the button for it.
 
-import { element, makeButton } from "../dom.js";
-import { icon, swap } from "./icons.js";
+import { element, icon, makeButton, swap } from "../dom.js";
 import { toast } from "./toasts.js";
 
 const DONE_MS = 1_500;

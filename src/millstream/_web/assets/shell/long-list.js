@@ -1,25 +1,35 @@
 // A virtual list with one selected item: only the visible rows exist. The pointer, the arrow keys, Home, End, and Enter
 // work in the list, and the keys also in its filter field.
 
-import { element } from "../dom.js";
+import { element, icon } from "../dom.js";
+import { withHeads } from "./groups.js";
 
 const OVERSCAN_ROWS = 6;
+
+const isHead = (item) => "group" in item;
+const headRow = ({ group, size, closed }) => [
+  icon(closed ? "next" : "fold"),
+  element("span", { className: "group-name", dir: "auto" }, group),
+  element("span", "count", String(size)),
+  element("span", "visually-hidden", size === 1 ? " tool, " : " tools, ", closed ? "closed" : "open")
+];
 
 /**
  * @template T
  * @param {HTMLElement} box an element with `role="listbox"` and `tabindex="0"` that scrolls
- * @param {{row: (item: T) => Node[], choose: (item: T) => void, height: (item: T) => number, head?: (item: T) => boolean}} options
- *   `row` returns the nodes of a row; `choose` is called with the selected item; `height` returns the height of a row in
- *   pixels; `head` returns whether a row is the heading of a group
+ * @param {{row: (item: T) => Node[], choose: (item: T) => void}} options `row` returns the nodes of a row; `choose` is
+ *   called with the selected item
  */
 export class LongList {
   #box;
   #inner = element("div", { className: "rows", role: "presentation" });
-  #items = [];
+  #items = []; // and the headings of groups
   #tops = [0]; // top of each row, and the total height
   #selected = -1;
   #active = -1; // row with the keyboard
   #options;
+  #shown = []; // what `show` was called with
+  #unfolded = new Map(); // group -> whether the user opened or closed it
   #drawn = "";
   #rows = new Map(); // index -> element, reused as long as the items are the same
 
@@ -45,16 +55,27 @@ export class LongList {
     new ResizeObserver(() => this.#draw()).observe(box);
   }
 
-  /** Show these items, and mark the selected one. */
-  show(items, selected) {
+  /**
+   * Show these items, and mark the selected one.
+   *
+   * @param {T[]} found
+   * @param {T} current
+   * @param {Map<string, T[]> | null} [groups] the items by group, if they're shown below headings
+   * @param {boolean} [all] opens every group
+   */
+  show(found, current, groups = null, all = false) {
+    this.#shown = [found, current, groups, all];
+    const items = groups ? withHeads(groups, this.#unfolded, { current, all }) : found;
     if (items.length !== this.#items.length || items.some((item, index) => item !== this.#items[index]))
       this.#rows.clear();
     this.#items = items;
-    this.#selected = items.indexOf(selected);
+    this.#selected = items.indexOf(current);
     this.#active = this.#selected;
     this.#drawn = "";
     this.#tops = [0];
-    for (const item of items) this.#tops.push(this.#tops.at(-1) + this.#options.height(item));
+    const style = getComputedStyle(this.#box);
+    const [head, row] = ["--head", "--row"].map((name) => Number.parseFloat(style.getPropertyValue(name)) * 16);
+    for (const item of items) this.#tops.push(this.#tops.at(-1) + (isHead(item) ? head : row));
     this.#inner.style.height = `${this.#tops.at(-1)}px`;
     this.#draw();
   }
@@ -87,12 +108,6 @@ export class LongList {
     return this.#items.includes(item);
   }
 
-  /** Move the keyboard to the first matching item without selecting it. */
-  activate(matches) {
-    const index = this.#items.findIndex(matches);
-    if (index >= 0) this.#move(index);
-  }
-
   /** Handle a key. The filter field forwards its keys. */
   key(event) {
     const page = Math.max(
@@ -113,7 +128,7 @@ export class LongList {
         this.#active < 0
           ? Math.max(
               0,
-              this.#items.findIndex((item) => !this.#isHead(item))
+              this.#items.findIndex((item) => !isHead(item))
             )
           : this.#active
       );
@@ -123,13 +138,13 @@ export class LongList {
     }
   }
 
-  #isHead(item) {
-    return this.#options.head?.(item) ?? false;
-  }
-
   #choose(index) {
+    const item = this.#items[index];
     this.#active = index;
-    this.#options.choose(this.#items[index]);
+    if (!isHead(item)) return this.#options.choose(item);
+    this.#unfolded.set(item.group, item.closed);
+    this.show(.../** @type {[T[], T]} */ (this.#shown));
+    this.#move(this.#items.findIndex((each) => each.group === item.group));
   }
 
   #move(index) {
@@ -148,19 +163,18 @@ export class LongList {
   }
 
   #row(index) {
+    const item = this.#items[index];
     let row = this.#rows.get(index);
     if (!row) {
       row = element(
         "div",
         { role: "option", id: `${this.#box.id}-${index}`, "aria-posinset": String(index + 1) },
-        ...this.#options.row(this.#items[index])
+        ...(isHead(item) ? headRow(item) : this.#options.row(item))
       );
       row.dataset.index = index;
       this.#rows.set(index, row);
     }
-    row.className = [index === this.#active && "at", this.#isHead(this.#items[index]) && "group"]
-      .filter(Boolean)
-      .join(" ");
+    row.className = [index === this.#active && "at", isHead(item) && "group"].filter(Boolean).join(" ");
     row.ariaSelected = String(index === this.#selected);
     row.setAttribute("aria-setsize", String(this.#items.length));
     row.style.top = `${this.#tops[index]}px`;

@@ -1,7 +1,6 @@
 // A button that opens a short list of actions.
 
-import { element, makeButton } from "../dom.js";
-import { icon } from "./icons.js";
+import { element, icon, makeButton } from "../dom.js";
 
 let lastId = 0;
 

@@ -1,7 +1,6 @@
 // The command palette (Ctrl-K, ⌘K): finds commands by a few letters of their names.
 
-import { $, element } from "../dom.js";
-import { icon } from "./icons.js";
+import { $, element, icon, openDialog, textInput } from "../dom.js";
 import { keycaps } from "./keys.js";
 
 const MAX_SHOWN = 60;
@@ -58,13 +57,11 @@ export function openPalette(typed = "") {
   const before = $("palette");
   if (before?.open) return;
   before?.remove(); // its `close` event is still pending
-  const input = element("input", {
+  const input = textInput({
     type: "text",
     role: "combobox",
     value: typed,
     placeholder: "What do you want to do?",
-    autocomplete: "off",
-    spellcheck: false,
     "aria-label": "Command",
     "aria-expanded": "true",
     "aria-controls": "palette-options",
@@ -78,8 +75,7 @@ export function openPalette(typed = "") {
     tabIndex: -1
   });
   const none = element("p", { className: "none", role: "status", hidden: true }, "No matches. Try fewer letters.");
-  const dialog = element(
-    "dialog",
+  const dialog = openDialog(
     { className: "palette", id: "palette", "aria-label": "Command palette" },
     input,
     options,
@@ -132,9 +128,6 @@ export function openPalette(typed = "") {
   });
   input.addEventListener("input", draw);
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-  dialog.addEventListener("close", () => dialog.remove());
-  document.body.append(dialog);
-  dialog.showModal();
   draw();
   input.focus();
 }

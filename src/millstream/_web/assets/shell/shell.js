@@ -1,7 +1,6 @@
 // The frame of every page: the buttons of the bar, the theme, navigation, the command palette, and shortcuts.
 
-import { element, makeButton } from "../dom.js";
-import { icon, swap } from "./icons.js";
+import { element, icon, makeButton, swap } from "../dom.js";
 import { keycaps, shortcut, showKeys } from "./keys.js";
 import { commands, openPalette } from "./palette.js";
 
@@ -58,7 +57,6 @@ commands(() => [
     .map((link) => ({
       title: `Go to ${link.textContent}`,
       group: "Go to",
-      icon: "next",
       keys: keysOf(link),
       run: () => go(link)
     })),
