@@ -73,8 +73,8 @@ test("suggested paths are bounded in number and depth", () => {
 });
 
 test("a link carries an item and its values", () => {
-  const hash = links.write("tools", "a + b", { text: "1 + 1 = 2 & more" });
-  assert.deepEqual(links.read(hash), { kind: "tools", name: "a + b", values: { text: "1 + 1 = 2 & more" } });
+  const hash = links.write("tools", "a + b & c", { text: "1 + 1 = 2 & more" });
+  assert.deepEqual(links.read(hash), { kind: "tools", name: "a + b & c", values: { text: "1 + 1 = 2 & more" } });
   assert.deepEqual(links.read("#resource=shop://a+b"), { kind: "resources", name: "shop://a+b", values: null });
 });
 

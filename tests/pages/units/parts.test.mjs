@@ -35,7 +35,7 @@ test("a title that only repeats the name isn't the label", () => {
 test("long lists are grouped by prefix, and single names go under Other", () => {
   const shop = ["shop_a", "shop_b", "shop_c", "shop_d", "shop_e", "shop_f"];
   const mail = ["mail_a", "mail_b", "mail_c", "mail_d", "mail_e"];
-  const groups = groupItems(named(...shop, ...mail, "lonely"), nameOf);
+  const groups = groupItems(named(...shop, ...mail, "single_one"), nameOf);
   assert.deepEqual(
     [...groups].map(([name, items]) => [name, items.length]),
     [
