@@ -18,14 +18,14 @@ const MAX_INITIAL_ROWS = 10; // longer lists are completed by the user
  */
 
 const smallButton = (text, iconName, onClick) => {
-  const button = makeButton("quiet smallButton", onClick, icon(iconName), text);
+  const button = makeButton("quiet small", onClick, icon(iconName), text);
   return button;
 };
 
 /** Create the button that removes a row of a list or a map. */
 const removeButton = (label, rows, row, done) =>
   makeButton(
-    { className: "quiet smallButton square", "aria-label": label, title: "Remove" },
+    { className: "quiet small square", "aria-label": label, title: "Remove" },
     () => {
       rows.splice(rows.indexOf(row), 1);
       row.node.remove();
