@@ -41,7 +41,7 @@ export function reasons(snapshot, past) {
   const { open_descriptors: open, max_descriptors: most } = snapshot.process;
   if (open && most && open > 0.8 * most)
     say(open > 0.95 * most ? "bad" : "warn", `${count(open)} of ${count(most)} files are open.`);
-  const cut = snapshot.hub?.cut?.slow ?? 0;
+  const cut = snapshot.hub?.disconnected?.slow ?? 0;
   if (cutBefore !== null && cut > cutBefore) cutAt = snapshot.at_seconds;
   cutBefore = cut;
   if (cutAt && snapshot.at_seconds - cutAt < 300)

@@ -50,7 +50,7 @@ export function drawStreams(snapshot) {
   const row = (each) => [each.transport, each.revision || "–", count(each.count)];
   fill($("connections"), $("no-connections"), snapshot.connections.map(row));
   fill($("sessions"), $("no-sessions"), snapshot.sessions.map(row));
-  const hub = snapshot.hub ?? { channels: {}, cut: {}, published: 0, delivered: 0 };
+  const hub = snapshot.hub ?? { channels: {}, disconnected: {}, published: 0, delivered: 0 };
   const channels = Object.entries(hub.channels)
     .sort((one, other) => other[1] - one[1])
     .slice(0, 12);
@@ -59,11 +59,11 @@ export function drawStreams(snapshot) {
     $("no-channels"),
     channels.map(([name, subscribers]) => [name, count(subscribers)])
   );
-  const slow = hub.cut.slow ?? 0;
+  const slow = hub.disconnected.slow ?? 0;
   write($("published"), count(hub.published));
   write($("delivered"), count(hub.delivered));
   write($("cut-slow"), count(slow));
-  write($("cut-other"), count(Object.values(hub.cut).reduce((sum, each) => sum + each, 0) - slow));
+  write($("cut-other"), count(Object.values(hub.disconnected).reduce((sum, each) => sum + each, 0) - slow));
   $("cut-slow").classList.toggle("raised", slow > 0);
 }
 
