@@ -32,9 +32,11 @@ from millstream._server.functions.pydantic_engine import MAX_ERRORS
 from millstream._server.handlers import tools
 from millstream._server.handlers.listen import MAX_URI_BYTES
 from millstream._server.load import LIGHT
+from millstream._server.sweep import SILENCE
 from millstream._telemetry.exposition import dump
 from millstream._telemetry.metrics import MAX_SERIES, Reading
 from millstream._transports.streamable.batch import MAX_ITEMS
+from millstream._transports.streamable.sessions import MAX_DELETES
 from millstream._transports.websocket.dialect import Dialect
 from millstream.client import _errors as errors
 from millstream.client._negotiation import Options
@@ -82,7 +84,7 @@ def test_fixed_limits_are_listed() -> None:
         MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS,
         MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, MAX_URI,
         MAX_URI_BYTES, MAX_HELD,
-        MAX_CAPABILITIES, MAX_DISPLAYED, tools.MAX_VALUES, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
+        MAX_CAPABILITIES, MAX_DISPLAYED, tools.MAX_VALUES, MAX_DELETES, SILENCE, MAX_PIPELINE, MAX_FRAMING, LINES_PER_SECOND,
         REPLAYS.count, LIGHT, MAX_SERIES, http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES

@@ -117,7 +117,7 @@ def _outside_strings(body: bytes, table: bytes | None, dropped: bytes) -> bytes:
 T = TypeVar("T")
 RequestId = int | str
 
-encode = msgspec.json.Encoder().encode
+encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 """Return the compact JSON of builtins, Structs, and dataclasses."""
 MALFORMED = (ValueError, RecursionError)
 """Errors that a decoder raises: ``except MALFORMED``. msgspec's errors and UnicodeDecodeError are ValueErrors."""

@@ -47,7 +47,7 @@ def login_provider(
     Register this server with it as a web application with the redirect URI ``URL/sign-in/callback/NAME``.
 
     Args:
-        who: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
+        provider: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
         allow: who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
             for everyone with an account there. For GitHub, also a login, ``"octocat"``, or an organization,
             ``"org:example"``. To let users grant scopes to clients, map entries to scopes:
@@ -56,7 +56,7 @@ def login_provider(
         client_secret: secret for `client_id`; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
         name: name in the redirect URI and in subjects; by default ``google``, ``github``, or ``openid``.
         title: name on the button; by default the issuer's host.
-        at: base URL, for a GitHub Enterprise server or a test double of Google.
+        base_url: base URL, for a GitHub Enterprise server or a test double of Google.
 
     Raises:
         ValueError: an argument is missing or invalid.

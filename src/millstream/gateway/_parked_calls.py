@@ -98,11 +98,11 @@ class _NoResult(Struct, frozen=True, array_like=True, tag="no result"):
     late: bool
 
 
-class _Lost(Struct, frozen=True, array_like=True, tag="lost"):
+class _LostCall(Struct, frozen=True, array_like=True, tag="lost"):
     """The call was canceled, or its worker has stopped."""
 
 
-_Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _Lost
+_Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _LostCall
 _News = _Woken | _Notification | _Outcome
 _encode_news = msgspec.msgpack.encode
 _decode_news: Callable[[bytes], _News] = msgspec.msgpack.Decoder(_News).decode
@@ -418,7 +418,7 @@ class ParkedCalls:
                 return outcome.body
             case _Questions():
                 raise ask_client(_decode_questions(outcome.questions), outcome.ticket)
-            case _Lost():
+            case _LostCall():
                 raise call_error(call, CALL_LOST)
             case _NoResult():
                 raise (RequestTimeout if outcome.late else ClientError)(outcome.message)
@@ -452,7 +452,7 @@ class ParkedCalls:
         for number, remote in self._remote.items():
             if not remote.outcome.done():
                 remote.wake_event.set()
-                remote.outcome.set_result(_Lost())
+                remote.outcome.set_result(_LostCall())
                 self._send_soon(remote.worker, LeaveCall(number))
 
     async def _drop_calls_of_dead_workers(self) -> None:
@@ -463,7 +463,7 @@ class ParkedCalls:
                 for remote in self._remote.values():
                     if remote.worker == worker and not remote.outcome.done():
                         remote.wake_event.set()
-                        remote.outcome.set_result(_Lost())
+                        remote.outcome.set_result(_LostCall())
         for worker in {worker for worker, _ in self._followers}:
             if not await alive(worker):
                 for (each, _), task in list(self._followers.items()):
@@ -531,7 +531,7 @@ class ParkedCalls:
 def outcome_of(task: asyncio.Task[bytes]) -> _Outcome:
     """Return the outcome of a call to an upstream, for another worker."""
     if task.cancelled():
-        return _Lost()
+        return _LostCall()
     exc = task.exception()
     if exc is None:
         return _Result(task.result())
