@@ -66,7 +66,7 @@ def test_paths_and_short_keys_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "keys-of-our-shop").touch()
     for value in ("config/production/keys.json", "keys-of-our-shop", "k" * 15):
-        for options in ({"given": value}, {"named": {"desk": value}}, {"named": {"desk": (value, ["a"])}}):
+        for options in ({"given": value}, {"named_keys": {"desk": value}}, {"named_keys": {"desk": (value, ["a"])}}):
             with pytest.raises(ValueError, match=r"auth\.keys\(file=…\)"):
                 auth.keys(value) if "given" in options else auth.keys(**options)  # type: ignore[arg-type]
     auth.keys("k" * 16, "x" * 5000, named_keys={"desk": "sha256/abc.jsonp+/AAA"})

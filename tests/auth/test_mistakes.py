@@ -21,7 +21,10 @@ def with_jwt(**more: Any) -> Any:
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "jwt issure": (lambda: anything.jwt(issure=ISSUER), "auth.jwt has no option 'issure'; did you mean 'issuer'?"),
-    "keys nmed": (lambda: anything.keys(nmed={}), "auth.keys has no option 'nmed'; did you mean 'named'?"),
+    "keys named_key": (
+        lambda: anything.keys(named_key={}),
+        "auth.keys has no option 'named_key'; did you mean 'named_keys'?",
+    ),
     "oidc audiance": (
         lambda: anything.oidc(ISSUER, audiance=AUDIENCE),
         "auth.oidc has no option 'audiance'; did you mean 'audience'?",
@@ -29,7 +32,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "introspected url": (lambda: anything.introspection(endpont=ISSUER), "did you mean 'endpoint'?"),
     "issuer user": (lambda: anything.issuer(URL, user=PEOPLE), "did you mean 'users'?"),
     "users files": (lambda: anything.users(files="users.json"), "auth.users has no option 'files'"),
-    "upstream allowed": (lambda: anything.upstream("google", allowed=["*"]), "did you mean 'allow'?"),
+    "upstream allowed": (lambda: anything.login_provider("google", allowed=["*"]), "did you mean 'allow'?"),
     "client redirect_uri": (lambda: anything.client("a", redirect_uri=["x"]), "did you mean 'redirect_uris'?"),
     "google scope": (
         lambda: anything.google(URL, allow=["*"], scope=["a"]),
@@ -38,13 +41,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "github alow": (lambda: anything.github(URL, allow=["*"], regitration=True), "did you mean 'registration'?"),
     "jwt scopes": (lambda: with_jwt(scopes="read"), "scopes must be a list: scopes=['read']"),
     "jwt algorithms": (lambda: with_jwt(algorithms="RS256"), "algorithms must be a list: algorithms=['RS256']"),
-    "jwt implied": (
-        lambda: with_jwt(implied={"write": "read"}),
-        "The scopes included in 'write' must be a list: implied={'write': ['read']}",
+    "jwt scope_includes": (
+        lambda: with_jwt(scope_includes={"write": "read"}),
+        "The scopes included in 'write' must be a list: scope_includes={'write': ['read']}",
     ),
-    "jwt implied list": (
-        lambda: with_jwt(implied=["read"]),
-        "implied must map scopes to the scopes that they include",
+    "jwt scope_includes list": (
+        lambda: with_jwt(scope_includes=["read"]),
+        "scope_includes must map scopes to the scopes that they include",
     ),
     "jwt scopes of numbers": (lambda: with_jwt(scopes=[1]), "scopes must be a list of strings, but 1 isn't a string."),
     "oidc algorithms": (
@@ -55,7 +58,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: anything.oidc(ISSUER, audience=AUDIENCE, scopes="a"),
         "scopes must be a list: scopes=['a']",
     ),
-    "keys scopes": (lambda: anything.keys(named={"ada": ("key", "read")}), "scopes must be a list: ['read']"),
+    "keys scopes": (lambda: anything.keys(named_keys={"ada": ("key", "read")}), "scopes must be a list: ['read']"),
     "issuer users": (lambda: anything.issuer(URL, users="users.json"), "users must be auth.users(file=…)"),
     "issuer clients": (lambda: anything.issuer(URL, users=PEOPLE, clients="desk"), "a list of auth.client(…)"),
     "issuer resources": (
@@ -63,7 +66,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         f"resources must be a list: resources=['{AUDIENCE}']",
     ),
     "issuer scopes": (lambda: anything.issuer(URL, users=PEOPLE, scopes="a"), "scopes must be a list: scopes=['a']"),
-    "issuer implied": (lambda: anything.issuer(URL, users=PEOPLE, implied={"a": "b"}), "implied={'a': ['b']}"),
+    "issuer scope_includes": (
+        lambda: anything.issuer(URL, users=PEOPLE, scope_includes={"a": "b"}),
+        "scope_includes={'a': ['b']}",
+    ),
     "client redirect_uris": (
         lambda: anything.client("desk", redirect_uris="https://a.example/b"),
         "redirect_uris must be a list: redirect_uris=['https://a.example/b']",
@@ -73,11 +79,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "scopes must be a list: scopes=['a']",
     ),
     "upstream allow": (
-        lambda: anything.upstream("google", allow="*", client_id="a", client_secret="b"),
+        lambda: anything.login_provider("google", allow="*", client_id="a", client_secret="b"),
         "allow must be a list: allow=['*']",
     ),
     "upstream scopes": (
-        lambda: anything.upstream("google", allow={"@example.com": "a"}, client_id="a", client_secret="b"),
+        lambda: anything.login_provider("google", allow={"@example.com": "a"}, client_id="a", client_secret="b"),
         "The scopes of '@example.com' must be a list: ['a']",
     ),
 }

@@ -157,7 +157,7 @@ async def test_provider_limits_apply_to_pages() -> None:
             return {"team": "books", "sub": "somebody else"}
 
     async with run_guarded(
-        make_server(issuing(KnownUsers(), provider=Ours(), implied={"orders:write": ["more"]}))
+        make_server(issuing(KnownUsers(), provider=Ours(), scope_includes={"orders:write": ["more"]}))
     ) as world:
         assert world.runtime.guard is not None
         running: Any = world.runtime.guard.methods[0]

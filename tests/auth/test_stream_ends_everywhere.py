@@ -33,7 +33,7 @@ from millstream import Server, auth
 
 users = auth.users(file=os.environ["SHOP_USERS"])
 watch = {"millstream:watch": "Watch the dashboard"}
-issuer = auth.issuer(os.environ["SHOP_URL"], users=users, described=watch)
+issuer = auth.issuer(os.environ["SHOP_URL"], users=users, scope_descriptions=watch)
 mcp = Server("shop", serve="all", auth=[issuer, auth.keys(file=os.environ["SHOP_KEYS"])])
 
 

@@ -105,6 +105,8 @@ def test_grafana_dashboard_uses_existing_metrics() -> None:
     board = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
     for panel in board["panels"]:
         for target in panel["targets"]:
-            names = re.findall(r"\b((?:mcp_server|hub|process)_\w+?)(?:_bucket|_count|_sum)?\{", target["expr"])
+            names = re.findall(
+                r"\b((?:mcp_server|hub|process|millstream)_\w+?)(?:_bucket|_count|_sum)?\{", target["expr"]
+            )
             assert names, target["expr"]
             assert set(names) <= known, panel["title"]

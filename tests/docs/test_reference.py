@@ -83,9 +83,9 @@ def test_fixed_limits_are_listed() -> None:
     assert [int(each[0].replace(",", "")) for each in limits] == [
         MAX_NESTING, MAX_CONTAINERS, MAX_LONG_NUMBERS, arguments.MAX_VALUES, arguments.MAX_BUILT, MAX_ERRORS,
         MAX_BACKTRACKS, MAX_MEMBERS, MAX_TOKEN, MAX_MEMBERS, MAX_ID, MAX_ID, MAX_SHOWN, MAX_URI,
-        MAX_URI_BYTES, MAX_HELD,
-        MAX_CAPABILITIES, MAX_DISPLAYED, tools.MAX_VALUES, MAX_DELETES, SILENCE, MAX_PIPELINE,
-        MAX_FRAMING, LINES_PER_SECOND, REPLAYS.count, LIGHT, MAX_SERIES, http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,
+        MAX_URI_BYTES, MAX_HELD, MAX_CAPABILITIES, MAX_DISPLAYED, tools.MAX_VALUES, MAX_DELETES, SILENCE, MAX_PIPELINE,
+        MAX_FRAMING, LINES_PER_SECOND, REPLAYS.count, LIGHT, MAX_SERIES,
+        http.max_header_count, http.max_url, MAX_ITEMS, MAX_MESSAGES,
     ]  # fmt: skip
     assert MAX_RECORD == MAX_URI_BYTES
 

@@ -122,7 +122,7 @@ async def desk_with(provider: Identity) -> Any:
         if at not in clients:
             clients[at] = provider.register(f"{URL}/sign-in/callback/{name}", at=at)
         id, secret = clients[at]
-        given = {} if "://" in who else {"at": at}
+        given = {} if "://" in who else {"base_url": at}
         return Desk(
             store, people=auth.login_provider(who, allow=allow, client_id=id, client_secret=secret, **given), **more
         )

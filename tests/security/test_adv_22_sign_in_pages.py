@@ -72,7 +72,7 @@ class Elsewhere:
 async def test_untrusted_text_is_escaped_on_every_page(payload: str, kind: str) -> None:
     people = KnownUsers()
     people.people["ada"] = ("correct horse", User("ada", payload, ("*",)))
-    options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "described": {"orders:write": payload}}
+    options: dict[str, Any] = {"people": [people, Elsewhere(payload)], "scope_descriptions": {"orders:write": payload}}
     async with desk_on(kind, **options) as desk:
         await look_around(desk, payload)
 

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from cases import for_each
 from millstream._protocol.content import Image, Text
 from millstream._protocol.json_schema import Schema
-from millstream._server.functions.arguments import bind
+from millstream._server.functions.arguments import ArgumentError, read_texts
 from millstream._server.functions.plan import Plan, plan
 from millstream._server.functions.results import ToolResult
 from signature_types import CONTEXT, CONTEXTS, Address, Colour, Context, Model, Movie, Node, Point, SyncContext, run
@@ -253,16 +253,16 @@ def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
         return n, when, tone, free
 
     made = plan(prompt, kind="prompt")
-    bound = bind(made, {"n": "3", "when": "2020-02-29", "free": "7"})
+    bound = read_texts(made, {"n": "3", "when": "2020-02-29", "free": "7"})
     assert made.call(bound, None) == (3, dt.date(2020, 2, 29), "warm", "7")
     assert made.output is None
-    with pytest.raises(msgspec.ValidationError, match="tone"):
-        bind(made, {"n": "3", "when": "2020-02-29", "tone": "loud"})
-    bind(made, {"n": "3", "when": "2020-02-29", "unknown": "is tolerated"})
+    with pytest.raises(ArgumentError, match="tone"):
+        read_texts(made, {"n": "3", "when": "2020-02-29", "tone": "loud"})
+    read_texts(made, {"n": "3", "when": "2020-02-29", "unknown": "is tolerated"})
 
     def resource(path: list[str]) -> Any: ...
 
-    assert bind(plan(resource, kind="resource"), {"path": ["a", "b"]}).path == ["a", "b"]
+    assert read_texts(plan(resource, kind="resource"), {"path": ["a", "b"]}).path == ["a", "b"]
 
 
 def test_prompts_and_resources_refuse_types_without_text_form() -> None:

@@ -188,7 +188,7 @@ auth.keys(named_keys={"ada": ("key", "books:read")})  # wrong
 auth.issuer("https://mcp.example.com", users="users.json")  # wrong
 auth.google("https://mcp.example.com", allow="@example.com")  # wrong
 auth.google("https://mcp.example.com", allow=["@example.com"], scops=["a"])  # wrong
-auth.github("https://mcp.example.com", allow=["octocat"], implied={"a": "b"})  # wrong
+auth.github("https://mcp.example.com", allow=["octocat"], scope_includes={"a": "b"})  # wrong
 auth.client("desk", redirect_uris="https://desk.example.com/back")  # wrong
 auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp", scopes={"a"}, scope_includes={"a": ["b"]})
 auth.google("https://mcp.example.com", allow={"@example.com": ["a"]}, scopes=("b",))

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 from millstream._config import Settings
 
@@ -28,7 +30,7 @@ class PartCriteria(Protocol):
     def mounts(self) -> bool: ...
 
 
-class PartEntry(NamedTuple):
+class PartEntry(Struct, frozen=True):
     """A built-in part."""
 
     place: str

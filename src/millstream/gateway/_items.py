@@ -133,7 +133,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         if not is_object(schema):
             schema = {"type": "object"}
         headers = find_annotations(schema)
-        shown = schema if is_object(schema.get("properties", {})) else {**schema, "properties": {}}
+        shown: Any = schema if is_object(schema.get("properties", {})) else {**schema, "properties": {}}
         source = ItemSource(name, self._run, raw_object, schema=shown, headers=headers, decode=raw_object)
         super().__init__(source, task=_TASK_RULES)
         self.upstream: Upstream = upstream

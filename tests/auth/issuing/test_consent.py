@@ -17,7 +17,7 @@ NATIVE = "http://127.0.0.1:7777/back"
 async def test_consent_page_names_client_host_and_scopes_and_cannot_be_framed(
     desk: Desk,
 ) -> None:
-    desk = Desk(desk.services.store, described={"orders:write": "Order books"})
+    desk = Desk(desk.services.store, scope_descriptions={"orders:write": "Order books"})
     id = (await desk.register(client_name="Reader"))["client_id"]
     page = await Browser(desk).open(id, scope="orders:write orders:read")
     for each in ("Reader", "app.example.com", "Order books", "orders:read", "Book shop"):

@@ -298,8 +298,8 @@ CLIENT_OPTIONS = {"client_id": "a", "client_secret": "b"}
         ("google", {"allow": {"@example.com": ["a b"]}, **CLIENT_OPTIONS}, ValueError, "a b"),
         ("gogle", {"allow": ["*"], **CLIENT_OPTIONS}, ValueError, "'gogle' isn't an upstream"),
         ("http://id.example", {"allow": ["*"], **CLIENT_OPTIONS}, ValueError, "must use https"),
-        ("google", {"allow": ["*"], "at": "http://id.example", **CLIENT_OPTIONS}, ValueError, "must use https"),
-        ("github", {"allow": ["*"], "at": "http://git.example", **CLIENT_OPTIONS}, ValueError, "must use https"),
+        ("google", {"allow": ["*"], "base_url": "http://id.example", **CLIENT_OPTIONS}, ValueError, "must use https"),
+        ("github", {"allow": ["*"], "base_url": "http://git.example", **CLIENT_OPTIONS}, ValueError, "must use https"),
     ],
 )
 def test_invalid_openid_configuration_is_refused(

@@ -143,7 +143,7 @@ def chat(  # noqa: PLR0913  the options of the command
         configuration = Configuration.load(env_file or ".env", os.environ, required=bool(env_file))
         places = _places(servers, reach, options.headers(), configuration)
         if len(places) > 1 or _is_remote(places[0]):  # what one of them returns could reach another
-            places = [structs.replace(each, trusts_hints=lambda tool: False) for each in places]
+            places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
         chosen = configuration.model(model, api_url)
         steps = Steps(screen) if debug else None
         limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
@@ -218,6 +218,10 @@ def _places(
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(reach(text, "", headers={**key, **headers}))
     return places
+
+
+def _trust_none(tool: str) -> bool:
+    return False
 
 
 def _is_remote(place: ServerConfig) -> bool:
