@@ -54,7 +54,7 @@ def serve(folder: Path, name: str, *options: str) -> Running:
     """One of our servers."""
     port = processes.free_port()
     command = [*RUN, "--port", str(port), "--log-level", "warning", "--serve", "hub", *options]
-    return processes.start(command, {"MILLSTREAM_KEY": "k" * 40, "BENCH_LOGGED": "1"}, port, folder / f"{name}.log")
+    return processes.start(command, {"MILLSTREAM_SECRET_KEY": "k" * 40, "BENCH_LOGGED": "1"}, port, folder / f"{name}.log")
 
 
 def in_turn(title: str, kind: Kind, servers: dict[str, Running], rounds: int, seconds: float) -> None:

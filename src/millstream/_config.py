@@ -121,9 +121,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Allow other machines to connect even if no sign-in is required."""
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024
-    max_unfinished: Size = 256 * 1024 * 1024
+    max_incoming_bytes: Size = 256 * 1024 * 1024
     """Maximum bytes of all request bodies being received, half of it per address. Requests above it get 503."""
-    max_unsent: Size = 256 * 1024 * 1024
+    max_outgoing_bytes: Size = 256 * 1024 * 1024
     """Maximum bytes of unread replies for all clients, half of it per principal, or per address without one."""
     max_message: Size = 1024 * 1024
     """Maximum size of a WebSocket message."""
@@ -136,10 +136,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """0 means half of `max_connections`, but no cap for this machine and trusted proxies."""
     tool_timeout: Seconds = 0.0
     """0 means no timeout unless the tool has its own."""
-    call_cap: Seconds = 3600.0
+    max_call_seconds: Seconds = 3600.0
     """The time limit of a call, even if heartbeats keep it alive."""
     heartbeat: Seconds = 15.0
-    ask_timeout: Seconds = 600.0
+    input_timeout: Seconds = 600.0
     """The time limit for the user's answer to a question, and for the next round of a multi-round request."""
     max_calls: Size = 10_000
     """Maximum concurrent calls, half of them per principal, or per address without one."""
@@ -149,7 +149,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     max_streams: Size = 20_000
     max_subscriptions: Size = 1_000
     """Maximum resource URIs that a session or listen stream can watch."""
-    max_questions: Size = 1_000
+    max_pending_inputs: Size = 1_000
     """Maximum open questions to clients, half of them per principal, or per address without one."""
     max_processes: Size = 128
     """Maximum upstream processes per worker."""
@@ -165,7 +165,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Seconds that clients should wait between polls of a task."""
     max_rounds: Size = 64
     """Maximum question rounds of a 2026-07-28 call."""
-    stream_age: Seconds = 24 * 3600.0
+    max_stream_seconds: Seconds = 24 * 3600.0
     """Maximum age of an open stream. Clients then reconnect."""
     stream_buffer: Size = 1024 * 1024
     """Maximum unread bytes of a stream before it's closed."""
@@ -176,7 +176,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Compress the hub's event streams with gzip, one member per event, for clients that accept it. Proxies can delay
     them.
     """
-    hub_journal: Size = 10_000
+    hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
     """Subscribers of the hub; 0 means no cap besides `max_connections`. ``MAX_CONNECTIONS`` also sets it."""
@@ -188,7 +188,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     drain_timeout: Seconds = 30.0
     drain_delay: Seconds = 0.0
     """How long a stopping server reports not ready but still serves, so load balancers can react."""
-    lenient_arguments: Switch = False
+    coerce_arguments: Switch = False
     """Read the arguments of all tools as with ``@mcp.tool(lenient=True)``: ``"3"`` for 3, JSON text for a list."""
     tool_search: Switch = False
     """List only search_tools and call_tool, with which models find and call the other tools."""

@@ -275,7 +275,7 @@ async def test_expired_state_is_invalid_params(wire: Wire) -> None:
     state, key = await first_round(wire)
     services = wire.runtime.services
     clock = services.clock
-    services.clock = lambda: clock() + services.settings.ask_timeout + 2
+    services.clock = lambda: clock() + services.settings.input_timeout + 2
     assert (await second_round(wire, state, key)).error == (200, -32602, 7)
     services.clock = clock
 

@@ -38,7 +38,7 @@ class Talk:
 
 def chatty() -> tuple[Server, list[asyncio.Task[None]]]:
     """Return a server whose tool leaves a task running that reports, logs, and asks."""
-    mcp, left = make_shop(ask_timeout=60.0), list[asyncio.Task[None]]()
+    mcp, left = make_shop(input_timeout=60.0), list[asyncio.Task[None]]()
 
     @mcp.tool
     async def leaves(ctx: Context) -> str:
@@ -101,7 +101,7 @@ async def test_timed_out_questions_are_cancelled_at_the_client() -> None:
 
 def forgetful() -> tuple[Server, list[asyncio.Task[Any]], asyncio.Event]:
     """Return a server whose tools don't wait for the answers to their questions."""
-    mcp, left, go = make_shop(ask_timeout=600.0), list[asyncio.Task[Any]](), asyncio.Event()
+    mcp, left, go = make_shop(input_timeout=600.0), list[asyncio.Task[Any]](), asyncio.Event()
 
     def ask(ctx: Context) -> None:
         left.append(asyncio.create_task(ctx.elicit("How many?", FORM)))

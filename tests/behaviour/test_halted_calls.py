@@ -13,7 +13,7 @@ STOPPED = "The server stopped before the call was complete. Try again."
 
 def endless() -> Server:
     """Return a server whose tools don't end."""
-    mcp = make_shop(ask_timeout=600.0)
+    mcp = make_shop(input_timeout=600.0)
 
     @mcp.tool
     async def waits(ctx: Context) -> str:

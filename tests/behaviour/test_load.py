@@ -240,7 +240,7 @@ async def test_waiting_pings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
-    mcp, _, _ = make_holding_server(max_questions=4)
+    mcp, _, _ = make_holding_server(max_pending_inputs=4)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})
         open_questions = wire.runtime.services.questions._open

@@ -48,7 +48,7 @@ def fail(runtime: Runtime) -> None:
 
 
 async def test_health_shows_figures_and_their_limits() -> None:
-    settings = Settings(max_calls=5, max_streams=6, max_questions=7, max_connections=8)
+    settings = Settings(max_calls=5, max_streams=6, max_pending_inputs=7, max_connections=8)
     server = Server("shop", version="2", serve="all", settings=settings)
     async with server.running() as runtime:
         runtime.sweep.lag = 0.0125

@@ -123,7 +123,7 @@ async def test_expired_state_is_refused(connect: Connect, combination: Combinati
     questions, state = await first_round(client, "insists")
     services = (await client.server.start()).services
     now = services.clock()
-    services.clock = lambda: now + services.settings.ask_timeout + 1
+    services.clock = lambda: now + services.settings.input_timeout + 1
     reply = await resend(client, "insists", dict.fromkeys(questions, POINT), state)
     assert reply.error["code"] == -32602
     assert "xpired" in reply.error["message"]

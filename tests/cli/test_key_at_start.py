@@ -14,7 +14,7 @@ BAD = {"others may read it": ("0" * 43, 0o644), "too short": ("short", 0o600), "
 @pytest.fixture(params=BAD)
 def bad_key(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An unusable key file."""
-    monkeypatch.delenv("MILLSTREAM_KEY", raising=False)
+    monkeypatch.delenv("MILLSTREAM_SECRET_KEY", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     text, mode = BAD[request.param]
     path = tmp_path / "millstream" / "key"
@@ -66,6 +66,6 @@ async def test_unsaved_keys_warn_at_start(
     monkeypatch.setenv("HOME", str(place) if home == "a file" else "")
     server = Server("shop")
     assert (await ask(server, "GET", "/readyz")).status == 200
-    (told,) = [record for record in caplog.records if "Set MILLSTREAM_KEY" in record.message]
+    (told,) = [record for record in caplog.records if "Set MILLSTREAM_SECRET_KEY" in record.message]
     assert told.levelno == logging.WARNING
     await server.stop()

@@ -131,7 +131,7 @@ async def test_unfinished_replies_of_one_upstream_leave_room_for_another(
             await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")
             await asked.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
-    mcp = Server("front", settings=Settings(max_unfinished=4_000_000))
+    mcp = Server("front", settings=Settings(max_incoming_bytes=4_000_000))
     async with misbehaving(greedy) as bad, misbehaving(modest) as good:
         for name, url in (("bad", bad.url), ("good", good.url)):
             mcp.upstream(name, url, start_timeout=WAIT, timeout=WAIT, max_bytes=1_000_000)

@@ -112,7 +112,7 @@ def message(method: str, **params: object) -> bytes:
 
 async def test_two_servers_behind_the_proxy_act_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     redis = RedisServer("--appendonly", "yes", "--maxmemory-policy", "noeviction")
-    monkeypatch.setenv("MILLSTREAM_KEY", KEY)
+    monkeypatch.setenv("MILLSTREAM_SECRET_KEY", KEY)
     monkeypatch.setenv("MILLSTREAM_STORE", f"redis://127.0.0.1:{redis.port}/0")
     monkeypatch.setenv("MILLSTREAM_LOG_FILE", str(tmp_path / "logs" / "server.log"))
     ports = [free_port(), free_port()]
@@ -173,7 +173,7 @@ def test_image_command_and_health_check_run(tmp_path: Path, monkeypatch: pytest.
     command = json.loads(re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)[0])
     check = json.loads(re.findall(r"^    CMD (\[.*\])$", text, re.MULTILINE)[0])
     port = free_port()
-    monkeypatch.setenv("MILLSTREAM_KEY", KEY)
+    monkeypatch.setenv("MILLSTREAM_SECRET_KEY", KEY)
     command = [each.replace("0.0.0.0", "127.0.0.1") for each in command]  # noqa: S104  what it's replaced by is local
     program = [str(Path(sys.executable).with_name("millstream")), *command, "--port", str(port)]
     folder = ROOT / "deploy"

@@ -322,7 +322,7 @@ async def test_client_disconnect_cancels_its_call(world: World, waker: int) -> N
 
 
 async def test_unanswered_calls_expire(world: World) -> None:
-    async with world.workers(1, ask_timeout=0.05) as (worker,):
+    async with world.workers(1, input_timeout=0.05) as (worker,):
         asked = await send(worker)
         await until(lambda: world.ended)
         assert world.ended == ["CancelledError"]
@@ -332,7 +332,7 @@ async def test_unanswered_calls_expire(world: World) -> None:
 
 async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) -> None:
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB, "carol": CAROL})
-    async with world.workers(1, auth=guard, max_questions=2) as (worker,):
+    async with world.workers(1, auth=guard, max_pending_inputs=2) as (worker,):
         asked = [await send(worker, key=ALICE)]
         assert "Too many questions" in text(await send(worker, key=ALICE))
         asked.append(await send(worker, key=BOB))
@@ -346,7 +346,7 @@ async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) ->
 
 async def test_repeated_answers_of_one_caller_do_not_hold_up_another(world: World) -> None:
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
-    async with world.workers(2, auth=guard, max_questions=2) as (first, second):
+    async with world.workers(2, auth=guard, max_pending_inputs=2) as (first, second):
         alice, bob = await send(first, key=ALICE), await send(first, key=BOB)
         *_, done = await asyncio.gather(
             *(send(second, key=ALICE, then=answer(alice)) for _ in range(8)),

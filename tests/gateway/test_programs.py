@@ -261,11 +261,11 @@ async def test_commands_get_the_configured_variables(tmp_path: Path) -> None:
     file = tmp_path / "asks.py"
     file.write_text(
         "import os\nfrom mcp.server import MCPServer\nmcp = MCPServer('asks')\n@mcp.tool()\n"
-        "def known() -> str:\n    return os.environ.get('SHOP_KEY', '') + os.environ.get('MILLSTREAM_KEY', '')\n"
+        "def known() -> str:\n    return os.environ.get('SHOP_KEY', '') + os.environ.get('MILLSTREAM_SECRET_KEY', '')\n"
         "mcp.run()\n"
     )
     command = [sys.executable, "-m", "millstream", "run", f"{sys.executable} {file}", "--transport", "stdio"]
-    env = {"SHOP_KEY": "shop", "MILLSTREAM_KEY": "secret" * 8}
+    env = {"SHOP_KEY": "shop", "MILLSTREAM_SECRET_KEY": "secret" * 8}
     async with asyncio.timeout(WAIT), Client(command, timeout=WAIT, options=Options(env=env)) as client:
         assert (await client.call("known")).text == "shop"
 

@@ -76,7 +76,7 @@ async def test_state_is_bound_to_arguments_and_tool(way: str) -> None:
 
 
 async def test_state_expires() -> None:
-    async with run_wire(make_shop(ask_timeout=100), "asgi") as wire:
+    async with run_wire(make_shop(input_timeout=100), "asgi") as wire:
         services = wire.runtime.services
         now = 1_000_000.0
         services.clock = lambda: now

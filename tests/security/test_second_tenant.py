@@ -141,7 +141,7 @@ async def parked_calls(stack: AsyncExitStack) -> Shared:
     async def ask(ctx: Context, note: str) -> str:
         return str((await ctx.elicit("Well?", FORM))["x"])
 
-    mcp = make_server(max_questions=6)
+    mcp = make_server(max_pending_inputs=6)
     mcp.upstream("there", there, prefix="", revision=HANDSHAKE, start_timeout=WAIT, timeout=WAIT)
     running = await run(stack, mcp)
 
@@ -205,7 +205,7 @@ async def call_bytes(stack: AsyncExitStack) -> Shared:
 
 async def questions(stack: AsyncExitStack) -> Shared:
     """Questions to handshake clients."""
-    mcp, asked = make_server(max_questions=6), list[str]()
+    mcp, asked = make_server(max_pending_inputs=6), list[str]()
 
     @mcp.tool
     async def ask(ctx: Context, wait: bool) -> str:
@@ -379,7 +379,7 @@ async def connections(stack: AsyncExitStack) -> Shared:
 
 async def request_bytes(stack: AsyncExitStack) -> Shared:
     """Bodies of requests in arrival, which belong to an address."""
-    running = await run(stack, make_server(max_unfinished=40_000, max_body=20_000))
+    running = await run(stack, make_server(max_incoming_bytes=40_000, max_body=20_000))
     budget = running.guard.unfinished
 
     async def begin(tenant: Tenant) -> tuple[Peer, bytes, asyncio.Task[Any]]:
@@ -477,7 +477,7 @@ async def stored_results(stack: AsyncExitStack) -> Shared:
 
 async def unread_replies(stack: AsyncExitStack) -> Shared:
     """Replies that callers behind one address don't read."""
-    mcp, size = make_server(max_unsent=60_000_000), 5_000_000
+    mcp, size = make_server(max_outgoing_bytes=60_000_000), 5_000_000
 
     @mcp.tool
     async def large() -> str:
@@ -527,7 +527,7 @@ def arriving_replies(kind: str) -> Case:
                 await asyncio.get_running_loop().create_future()
             await asked.write(reply[size:])
 
-        mcp = make_server(max_unfinished=1_600_000)
+        mcp = make_server(max_incoming_bytes=1_600_000)
         server = await stack.enter_async_context(misbehaving(with_discovery(behave)))
         mcp.upstream("there", server.url, prefix="", max_bytes=200_000, start_timeout=WAIT, timeout=WAIT)
         error = r"sending too much at a time: your unfinished replies take [\d,]+ of 400,000 bytes"

@@ -38,7 +38,7 @@ def test_several_secrets_are_separated_by_commas_and_keep_their_order() -> None:
 def test_short_secrets_are_refused_with_a_command_to_generate_one(setting: str) -> None:
     with pytest.raises(ValueError, match="token_urlsafe") as error:
         load_secrets(setting)
-    assert "MILLSTREAM_KEY" in str(error.value)
+    assert "MILLSTREAM_SECRET_KEY" in str(error.value)
     assert ONE not in str(error.value)
 
 
@@ -112,7 +112,7 @@ def test_without_a_home_directory_the_key_lasts_for_the_process(
     assert one.values != two.values
     assert len(one.values[0]) == 32
     assert one.warning is not None
-    assert "MILLSTREAM_KEY" in one.warning
+    assert "MILLSTREAM_SECRET_KEY" in one.warning
 
 
 def test_unwritable_state_directory_is_a_warning(tmp_path: Path) -> None:

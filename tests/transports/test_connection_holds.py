@@ -237,7 +237,7 @@ async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -
 
 async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
     watch = Watch()
-    limits = HttpLimits.of(Settings(max_unfinished=500, max_body=250))
+    limits = HttpLimits.of(Settings(max_incoming_bytes=500, max_body=250))
     adapter = AsgiAdapter(lambda method, path: watch.reply, limits=limits, policy=HostPolicy(loopback_bind=True))
     go = asyncio.Event()
 
@@ -277,7 +277,7 @@ async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
 @for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
 @for_each("path", [b"/echo", b"/exact"])
 async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, path: bytes) -> None:
-    server = await start(max_unfinished=500, max_body=250)
+    server = await start(max_incoming_bytes=500, max_body=250)
     await _known_host(server)
     holding = [await server.connect() for _ in range(3)]
     for count, peer in enumerate(holding, 1):

@@ -37,7 +37,7 @@ from millstream._protocol.principal import Share
 from property_settings import examples
 from strategies import cuts
 
-LIMITS = Settings(max_body=100, max_unfinished=150)
+LIMITS = Settings(max_body=100, max_incoming_bytes=150)
 H2C = b"GET /exact HTTP/1.1\r\n" + HEAD + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 HALF = HEAD + b"Content-Length: 10\r\n\r\nhalf"
@@ -61,7 +61,7 @@ class Shared:
     leaving = False
 
     def __init__(self) -> None:
-        self.unfinished = Share(self.limits.max_unfinished)
+        self.unfinished = Share(self.limits.max_incoming_bytes)
         self.unfinished.fit(self.limits.max_body)
 
 

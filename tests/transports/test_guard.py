@@ -250,7 +250,7 @@ async def test_unread_replies_are_bounded_together(start: Start, caplog: pytest.
         answered += 1
         return Response(body=b"x" * 20_000_000)
 
-    server = await start({("POST", "/large"): large}, max_unsent=10_000_000)
+    server = await start({("POST", "/large"): large}, max_outgoing_bytes=10_000_000)
     peers: list[Peer] = []
     for number in range(1, 4):
         peers.append(await server.connect(request(path="/large"), small_buffer=True))

@@ -113,7 +113,7 @@ async def test_open_questions_are_withdrawn_on_shutdown() -> None:
 )
 async def test_concurrent_questions_failing_for_one_reason_report_it(way: str, said: str) -> None:
     timeout = 0.01 if way == "late" else 60
-    mcp, over = Server("asks", settings=Settings(drain_timeout=30, ask_timeout=timeout)), asyncio.Event()
+    mcp, over = Server("asks", settings=Settings(drain_timeout=30, input_timeout=timeout)), asyncio.Event()
 
     @mcp.tool
     async def asks(ctx: Context) -> str:

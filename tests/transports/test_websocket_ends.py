@@ -253,12 +253,12 @@ async def test_subscriptions_on_an_expired_socket_end_with_results(way: str) -> 
 
 @for_each("way", TRANSPORTS)
 async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
-    async with world(way, stream_age=1e-6) as app, app.client() as socket:
+    async with world(way, max_stream_seconds=1e-6) as app, app.client() as socket:
         await recv_json(socket)
         app.runtime.streams.beat()
         code, reason = await wait_for_close(socket)
         assert code == GOING_AWAY
-        assert reason == "The connection reached its maximum age (stream_age). Reconnect, and resume with the last id."
+        assert reason == "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
 
 
 async def test_cancelled_socket_task_closes_as_going_away() -> None:

@@ -27,7 +27,7 @@ PART = frame(TEXT, HALF + ASK + b" " * 50_000)[: -50_000 - len(ASK)]
 FRAGMENT = frame(TEXT, HALF, fin=False)
 UNFINISHED = {"part": PART, "fragment": FRAGMENT, "both": FRAGMENT + frame(CONT, b" " * 1000)[:-5]}
 UPGRADED = b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % UPGRADE
-BOUNDS: dict[str, Any] = {"max_message": 200_000, "max_body": 200_000, "max_unfinished": 500_000}
+BOUNDS: dict[str, Any] = {"max_message": 200_000, "max_body": 200_000, "max_incoming_bytes": 500_000}
 """Room for two and a half messages of `HALF` at an address, and for five in all."""
 
 
@@ -77,7 +77,7 @@ async def test_messages_and_bodies_share_the_budget_of_their_address() -> None:
 
 
 async def test_budget_fits_the_largest_message_twice() -> None:
-    async with world(max_message=400_000, max_body=1000, max_unfinished=1000) as app:
+    async with world(max_message=400_000, max_body=1000, max_incoming_bytes=1000) as app:
         socket = await app.raw()
         ask = frame(TEXT, b" " * (400_000 - len(ASK)) + ASK)
         await socket.send(ask[:-1])

@@ -78,7 +78,7 @@ async def test_sessions_work_on_every_worker_without_a_key_file(tmp_path: Path) 
             await client.close()
             assert reply.status == 200
             answered.add(reply.value)
-        assert served.count_lines("Set MILLSTREAM_KEY") == 1
+        assert served.count_lines("Set MILLSTREAM_SECRET_KEY") == 1
 
 
 async def test_health_lists_every_worker(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class Runtime:
             self.streams = OpenStreams(
                 max_streams=settings.max_streams,
                 max_per_owner=self.services.streams.each,
-                max_age=settings.stream_age,
+                max_age=settings.max_stream_seconds,
             )
             self.dispatcher = Dispatcher(
                 definition.registry, self.services, info=definition.describe(), instructions=definition.instructions

@@ -206,7 +206,7 @@ class Server(ServerAliases):
 
         Keyword options: see `millstream._server.features.tools.ToolOptions`.
         """
-        if self.settings.lenient_arguments:
+        if self.settings.coerce_arguments:
             options.setdefault("lenient", True)
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 

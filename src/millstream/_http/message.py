@@ -213,7 +213,7 @@ Handler = Callable[[HttpRequest], Awaitable[Response | Sink | None]]
 
 
 LARGE = 64 * 1024
-"""A larger piece counts against `max_unsent` as a whole until its last byte is sent. Transports write it at once."""
+"""A larger piece counts against `max_outgoing_bytes` as a whole until its last byte is sent. Transports write it at once."""
 _logger = logging.getLogger("millstream")
 
 
@@ -333,8 +333,8 @@ class HttpLimits(Struct, frozen=True):
     """Counts, sizes in bytes, and times in seconds, most from the setting of the same name."""
 
     max_body: int
-    max_unfinished: int
-    max_unsent: int
+    max_incoming_bytes: int
+    max_outgoing_bytes: int
     header_timeout: float
     body_timeout: float
     write_timeout: float

@@ -316,7 +316,7 @@ class Dispatcher:
             state = call.rounds.seal(
                 services.ring,
                 bound=call_binding(call),
-                expires_at=int(services.clock() + services.settings.ask_timeout),
+                expires_at=int(services.clock() + services.settings.input_timeout),
                 nonce=services.nonce(),
                 max_rounds=services.settings.max_rounds,
             )

@@ -128,7 +128,7 @@ class Sweep:
     def _look_at(self, call: Call, now: float) -> None:
         if not call.started:
             call.started = now
-        elif now - call.started > self._dispatcher.services.settings.call_cap and not (
+        elif now - call.started > self._dispatcher.services.settings.max_call_seconds and not (
             call.long_lived or call.method == "subscriptions/listen"
         ):
             call.expire()

@@ -3,7 +3,7 @@
 The store records a sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute;
 requests without a cookie cost nothing. While the store is unavailable, a worker relies on earlier announcements.
 Afterward it checks all cookies again and closes their streams; browsers reconnect. An in-memory store loses sign-outs
-on restart, but a restart also invalidates all cookies, unless ``MILLSTREAM_KEY`` is set.
+on restart, but a restart also invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
 """
 
 import logging

@@ -257,7 +257,7 @@ class ParkedCalls:
         """Create an empty table. Questions have the same bounds as those for handshake clients."""
         self._services = services
         self._calls: dict[str, ParkedCall] = {}
-        self._share = Share(services.settings.max_questions)
+        self._share = Share(services.settings.max_pending_inputs)
         self._bytes = Share(MAX_BYTES)
         self._running: set[ParkedCall] = set()
         self._numbers = count(1)
@@ -357,7 +357,7 @@ class ParkedCalls:
 
     def _wait_for_client(self, parked: ParkedCall) -> None:
         loop = asyncio.get_running_loop()
-        parked.timer = loop.call_later(self._services.settings.ask_timeout, self._drop, parked)
+        parked.timer = loop.call_later(self._services.settings.input_timeout, self._drop, parked)
 
     def _admit(self, parked: ParkedCall) -> None:
         """Park a call if there's room.

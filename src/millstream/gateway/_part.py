@@ -106,9 +106,9 @@ class GatewayPart:
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)
         parked = ParkedCalls(host.services)
-        host.report("parked_calls", lambda: len(parked), limit=host.settings.max_questions)
+        host.report("parked_calls", lambda: len(parked), limit=host.settings.max_pending_inputs)
         largest = max((each.max_bytes for each in self.definition.upstreams), default=0)
-        arriving = ArrivingBytes(host.settings.max_unfinished, largest)
+        arriving = ArrivingBytes(host.settings.max_incoming_bytes, largest)
         self._announce(host)
         self._extensions = ExtensionForwarding(host, self._hides)
         for config in self.definition.upstreams:

@@ -37,7 +37,7 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     """A subscriber with more unread bytes is cut. Must be below the limit of the outlet."""
     max_unread: int = 256 * 1024 * 1024
     """Maximum number of unread bytes for all subscribers of a worker. Above it, the slowest subscribers are cut."""
-    journal: int = _DEFAULTS.hub_journal
+    journal: int = _DEFAULTS.hub_replay_events
     """Number of events, over all channels, from which a subscriber can resume."""
     history: int = _DEFAULTS.hub_history
     """Number of events to keep per channel."""
@@ -57,7 +57,7 @@ class HubLimits(Struct, frozen=True, kw_only=True):
             max_subscribers_per_channel=settings.hub_subscribers_per_channel,
             max_event=min(cls().max_event, settings.stream_buffer // 4),
             max_buffered=settings.stream_buffer // 2,
-            journal=settings.hub_journal,
+            journal=settings.hub_replay_events,
             history=settings.hub_history,
             history_age=settings.hub_history_age,
         )

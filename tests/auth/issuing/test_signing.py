@@ -82,7 +82,7 @@ async def test_keys_sealed_with_another_secret_are_replaced_and_logged(
     other.running = other.issuer.bind(services, "Book shop", list)
     with caplog.at_level(logging.WARNING, "millstream"):
         assert await other.who(given["access_token"]) is None
-    assert "MILLSTREAM_KEY" in caplog.text
+    assert "MILLSTREAM_SECRET_KEY" in caplog.text
     both = Services(Settings(), every_store, ChangeFeed(), Secrets((b"u" * 32, b"t" * 32), "setting"))
     caplog.clear()
     third = other.issuer.bind(both, "Book shop", list)

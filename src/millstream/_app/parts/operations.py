@@ -344,7 +344,7 @@ class ProbesPart(OwnPart):
                 "connections": settings.max_connections,
                 "streams": settings.max_streams,
                 "calls": settings.max_calls,
-                "pending_inputs": settings.max_questions,
+                "pending_inputs": settings.max_pending_inputs,
                 **host.limits,
             },
             **{name: figure for name, read in host.reports.items() if (figure := read()) is not None},

@@ -187,7 +187,7 @@ class AsgiAdapter:
         self.root_path = root_path
         """The prefix that a proxy removed, if the ASGI server doesn't know it."""
         self.limits = limits
-        self.body_budget = Share(limits.max_unfinished)
+        self.body_budget = Share(limits.max_incoming_bytes)
         self.body_budget.fit(limits.max_body)
         """The budget for incomplete bodies that arrive in several messages."""
         self.requests = 0

@@ -135,10 +135,10 @@ class ConnectionGuard:
         completely; longest stalled first."""
         self.clock = loop.time()
         self.heads = ReplyHeads()
-        self.unfinished = Share(limits.max_unfinished)
+        self.unfinished = Share(limits.max_incoming_bytes)
         self.unfinished.fit(limits.max_body)
         """The budget for unfinished bodies and WebSocket messages that come in several pieces."""
-        self.unsent = Share(limits.max_unsent)
+        self.unsent = Share(limits.max_outgoing_bytes)
         """The budget for replies that clients haven't read."""
         self.leaving = False
         """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
@@ -231,7 +231,7 @@ class ConnectionGuard:
         owner = owner or max((each for each, _, _ in unsent.values()), key=self.unsent.count)
         slowest = next(each for each, (its, _, _) in unsent.items() if its == owner)
         logger.warning(
-            "Cut a connection of %s, which leaves %d bytes of replies unread, of %d in all. max_unsent is %d, and half "
+            "Cut a connection of %s, which leaves %d bytes of replies unread, of %d in all. max_outgoing_bytes is %d, and half "
             "of it for one caller.",
             owner or "a local client", self.unsent.count(owner), self.unsent.used, self.unsent.maximum,
         )  # fmt: skip

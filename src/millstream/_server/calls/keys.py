@@ -32,7 +32,7 @@ _STORE_TTL = 10 * 365 * 86_400.0
 _MAX_SECRETS = 4
 """Number of secrets kept for opening, after the store has lost its data."""
 
-_ADVICE = "Set MILLSTREAM_KEY to a secret shared by all workers."
+_ADVICE = "Set MILLSTREAM_SECRET_KEY to a secret shared by all workers."
 _HOW = "Create one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
@@ -59,7 +59,7 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
         LocalError: The key file must not be used: other users can read it, or it has no secret.
     """
     if setting.strip():
-        return Secrets(_parse(setting, "MILLSTREAM_KEY"), "setting")
+        return Secrets(_parse(setting, "MILLSTREAM_SECRET_KEY"), "setting")
     directory = state_dir or state_directory()
     if directory is None:
         return _of_process("The user has no state directory for a key file.")

@@ -29,7 +29,7 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
     Raises:
         ToolError: Another copy of the call claimed the effect and returned no value within the time limit of calls.
     """
-    kv, ttl = services.store.kv, services.settings.ask_timeout
+    kv, ttl = services.store.kv, services.settings.input_timeout
     claim = _CLAIM_PREFIX + services.store.workers.me.encode()
     limit = asyncio.timeout(ttl)
     try:
@@ -48,7 +48,7 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
 
 
 async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Awaitable[bytes]]) -> bytes:
-    kv, ttl = services.store.kv, services.settings.ask_timeout
+    kv, ttl = services.store.kv, services.settings.input_timeout
     try:
         done = await run()
         # If another worker holds the claim, this one was paused for so long that it counted as dead.

@@ -253,8 +253,8 @@ class Services:
             store, settings.session_ttl, self.peers, self.clock, self.client_memory.resize
         )
         self.questions: PendingQuestions = PendingQuestions(
-            max_open=settings.max_questions,
-            timeout=settings.ask_timeout,
+            max_open=settings.max_pending_inputs,
+            timeout=settings.input_timeout,
             workers=store.workers,
         )
         self.bodies: Share = Share(settings.max_call_bytes)

@@ -45,7 +45,7 @@ SUBPROTOCOL = "mcp"
 _NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 
 _STOPS = "The server is stopping"
-_AGED = "The connection reached its maximum age (stream_age). Reconnect, and resume with the last id."
+_AGED = "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
 _BUSY = Response(b"Too many open connections. Try again later.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _LEAVING = Response(b"The server stops. Connect again in a few seconds.\n", 503, TEXT_HEAD + b"retry-after: 5\r\n")
 _NOT_A_PAGE = Response(b"This is a WebSocket. Connect with ws: or wss:.\n", 426, TEXT_HEAD + b"upgrade: websocket\r\n")

@@ -109,7 +109,7 @@ class PersonalCredentials(UpstreamCredentials):
         )
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
-                "Accounts that users connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_KEY.",
+                "Accounts that users connect to the upstream %s are sealed with a key that %s. Set MILLSTREAM_SECRET_KEY.",
                 upstream,
                 "is stored next to them" if host.store.shared else "is lost when this process ends",
             )
@@ -258,7 +258,7 @@ class PersonalCredentials(UpstreamCredentials):
                 )
             except (Declined, Cancelled):
                 raise call_error(call, f"{reason} You haven't connected it. {instruction}") from None
-            seconds = self._services.settings.ask_timeout
+            seconds = self._services.settings.input_timeout
             limit = seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)
             if not await self._has_changed(owner, before, event, limit):
                 raise call_error(call, f"{reason} It isn't connected yet. {instruction} Then call again.")
