@@ -128,7 +128,7 @@ ONE_CORE = (("GOMAXPROCS", "1"), ("GOGC", "400"))
 FOUR = (("BENCH_WORKERS", "4"), ("GOMAXPROCS", "4"), ("GOGC", "400"))
 """Four threads, which may use every core."""
 FORGETFUL = (
-    *((f"MILLSTREAM_{name}_TTL", "30") for name in ("SESSION", "RECORD", "LOG", "STATE")),
+    ("MILLSTREAM_SESSION_TTL", "30"),
     ("MILLSTREAM_INPUT_TIMEOUT", "5"),
 )
 """What has to be forgotten some day is forgotten during a soak, and a question that nobody answers is given up."""

@@ -34,7 +34,9 @@ GATES: WeakKeyDictionary[Server, asyncio.Event] = WeakKeyDictionary()
 
 def make_server(**settings: Any) -> Server:
     """Return a server with the tests' tools. `waits` runs until the server's gate is set."""
-    server = Server("socket", version="1", settings=Settings(key="the one key of all the socket tests", **settings))
+    server = Server(
+        "socket", version="1", settings=Settings(secret_key="the one key of all the socket tests", **settings)
+    )
 
     GATES[server] = asyncio.Event()
 

@@ -89,7 +89,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """Add CORS headers, so that pages of allowed origins can read replies. Turn it off if other middleware adds
     them.
     """
-    key: str = ""
+    secret_key: str = ""
     """Secrets for session ids and sealed state, separated by commas. The first one encrypts; any of them decrypts."""
     auth_key: str = ""
     """A key that callers must send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` also sets it."""
@@ -109,7 +109,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """A certificate chain in PEM format, which enables https. A renewed file is used without a restart."""
     tls_key: str = ""
     """The certificate's key, if it isn't in the same file."""
-    inspect: tuple[str, ...] = ()
+    inspect_urls: tuple[str, ...] = ()
     """URLs of MCP servers that `/inspect` can reach, for programs on this machine."""
     audit_log: str = ""
     """The file of the audit log."""
@@ -189,7 +189,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     drain_delay: Seconds = 0.0
     """How long a stopping server reports not ready but still serves, so load balancers can react."""
     coerce_arguments: Switch = False
-    """Read the arguments of all tools as with ``@mcp.tool(lenient=True)``: ``"3"`` for 3, JSON text for a list."""
+    """Read the arguments of all tools as with ``@mcp.tool(coerce=True)``: ``"3"`` for 3, JSON text for a list."""
     tool_search: Switch = False
     """List only search_tools and call_tool, with which models find and call the other tools."""
     watchdog: Seconds = 0.0

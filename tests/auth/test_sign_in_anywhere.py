@@ -38,7 +38,7 @@ url = os.environ["SHOP_URL"]
 people = [auth.users(file=os.environ["SHOP_USERS"]), Elsewhere()]
 foreign = auth.oidc(os.environ["SHOP_ISSUER"], audience=url + "/mcp", client_id="shop")
 mcp = Server("shop", serve="all", auth=[auth.issuer(url, users=people), foreign, auth.keys("k" * 20)],
-             settings=Settings(inspect=(os.environ["SHOP_OTHER"],)))
+             settings=Settings(inspect_urls=(os.environ["SHOP_OTHER"],)))
 
 
 @mcp.tool

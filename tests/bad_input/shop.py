@@ -22,7 +22,9 @@ class Name:
 def make_shop(**settings: Any) -> Server:
     """A fresh server."""
     mcp = Server(
-        "shop", version="1", settings=Settings(**{"key": "a secret of the tests that is long enough", **settings})
+        "shop",
+        version="1",
+        settings=Settings(**{"secret_key": "a secret of the tests that is long enough", **settings}),
     )
     stock(mcp)
     return mcp

@@ -272,7 +272,9 @@ async def test_expired_streams_end_despite_their_subscription() -> None:
             await hangs.wait()
             return done
 
-    mcp = Server("shop", settings=Settings(key="a secret of the tests that is long enough"), middleware=[Hanging()])
+    mcp = Server(
+        "shop", settings=Settings(secret_key="a secret of the tests that is long enough"), middleware=[Hanging()]
+    )
     stock(mcp)
     async with run_wire(mcp, "asgi") as wire:
         message, headers = per_request("subscriptions/listen", LISTENING, 7), routing("subscriptions/listen")

@@ -99,7 +99,7 @@ TOOLS = (
 
 def make_server(**settings: Any) -> Server:
     """Return a server with functions that fail."""
-    mcp = Server("failing", settings=Settings(key="k" * 40, **settings))
+    mcp = Server("failing", settings=Settings(secret_key="k" * 40, **settings))
     for tool in TOOLS:
         mcp.tool(tool)
     mcp.resource("first://word")(first_resource)

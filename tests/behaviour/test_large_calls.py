@@ -18,7 +18,7 @@ Send = Callable[[Wire, Any, dict[str, str]], Awaitable[int]]
 
 def make_holding_server(serve: Any = ()) -> tuple[Server, asyncio.Event]:
     """Return a server whose tool `hold` runs until the event is set, and the event."""
-    settings = Settings(key="k" * 40, max_body=BODY, max_call_bytes=1)
+    settings = Settings(secret_key="k" * 40, max_body=BODY, max_call_bytes=1)
     mcp, release = Server("large", settings=settings, serve=serve), asyncio.Event()
 
     @mcp.tool

@@ -66,7 +66,7 @@ TOOLS: dict[str, Callable[..., Any]] = {
 
 def make_server() -> Server:
     """Return a server with functions that cancel their own tasks."""
-    mcp = Server("leaving", serve=("rest",), settings=Settings(key="k" * 40))
+    mcp = Server("leaving", serve=("rest",), settings=Settings(secret_key="k" * 40))
     for tool in TOOLS.values():
         mcp.tool(tool)
     return mcp

@@ -168,7 +168,7 @@ async def test_only_three_methods_can_return_input_required(connect: Connect, co
 
 @for_each("way", ["asgi", "lane"])
 async def test_oversized_state_fails_the_call(way: str) -> None:
-    mcp = Server("large", settings=Settings(key="k" * 40))
+    mcp = Server("large", settings=Settings(secret_key="k" * 40))
 
     @mcp.tool
     async def keeps(ctx: Context) -> str:
@@ -214,7 +214,7 @@ FORGED = "A" * 80
 @for_each("method", ["tools/call", "prompts/get", "resources/read"])
 async def test_forged_state_is_refused_before_the_function_runs(way: str, method: str) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
-    mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[str]()
+    mcp, ran = Server("shop", settings=Settings(secret_key="k" * 40)), list[str]()
 
     def buy() -> str:
         """Buy."""
@@ -239,7 +239,7 @@ async def test_forged_state_is_refused_before_the_function_runs(way: str, method
 
 
 async def test_calls_without_a_state_take_the_fast_path() -> None:
-    mcp = Server("shop", settings=Settings(key="k" * 40))
+    mcp = Server("shop", settings=Settings(secret_key="k" * 40))
 
     @mcp.tool
     async def asks(ctx: Context) -> str:
@@ -260,7 +260,7 @@ async def test_calls_without_a_state_take_the_fast_path() -> None:
 
 async def ask_with(function: Callable[..., Any], arguments: Json) -> Any:
     """Return the text of a call that asks once, in two rounds."""
-    mcp = Server("shop", settings=Settings(key="k" * 40))
+    mcp = Server("shop", settings=Settings(secret_key="k" * 40))
     mcp.tool(function, name="asks")
     params: Json = {"name": "asks", "arguments": arguments}
     async with run_wire(mcp, "asgi") as wire:
@@ -295,7 +295,7 @@ async def test_varying_default_arguments_do_not_block_a_call() -> None:
 
 @for_each("way", ["asgi", "lane", "pipe"])
 async def test_state_binds_the_approved_arguments(way: str) -> None:
-    mcp, ran = Server("shop", settings=Settings(key="k" * 40)), list[int]()
+    mcp, ran = Server("shop", settings=Settings(secret_key="k" * 40)), list[int]()
 
     @mcp.tool
     async def pay(payment: Payment, ctx: Context) -> str:

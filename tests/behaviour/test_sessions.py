@@ -134,7 +134,7 @@ async def test_sessions_survive_a_restart_with_the_same_key(connect: Connect, co
         assert (await restarted.fetch("POST", "/mcp", headers, subscribing)).status == 404
         assert (await restarted.fetch("DELETE", "/mcp", headers)).status == 204
         assert (await restarted.fetch("POST", "/mcp", headers, PING)).status == 404
-    async with serve_http(world.build(key="a key that this session was not sealed with"), lane=True) as stranger:
+    async with serve_http(world.build(secret_key="a key that this session was not sealed with"), lane=True) as stranger:
         assert (await stranger.fetch("POST", "/mcp", headers, PING)).status == 404
 
 
@@ -176,7 +176,7 @@ async def test_sessionless_servers_announce_no_session_features(connect: Connect
 
 
 async def test_short_keys_stop_the_start() -> None:
-    server = world.build(key="short")
+    server = world.build(secret_key="short")
     with pytest.raises(ValueError, match="32 characters"):
         async with server.running():
             pass

@@ -41,7 +41,7 @@ def build(**settings: Any) -> Server:
         instructions="Ask for anything.",
         info=Info(title="The world", description="All there is.", icons=[ICON], website_url="https://example.com"),
         settings=Settings(
-            **{"page_size": 10, "max_threads": THREADS, "key": "the one key of every behaviour test", **settings}
+            **{"page_size": 10, "max_threads": THREADS, "secret_key": "the one key of every behaviour test", **settings}
         ),
     )
     for function in TOOLS:

@@ -77,7 +77,7 @@ def make_shop(
 ) -> Server:
     """Return a shop with two customers, and optionally more."""
     keys = auth.keys(named_keys={"ada": (ADA, ["audit"]), "bob": BOB, **{each: key_of(each) for each in customers}})
-    settings = Settings(key="0123456789abcdef" * 4)
+    settings = Settings(secret_key="0123456789abcdef" * 4)
     events = Events(draft="SEP-3415", **options)
     shop = Server(
         "shop",

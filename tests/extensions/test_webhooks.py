@@ -383,7 +383,7 @@ async def test_revoked_keys_end_their_webhooks(tmp_path: Path) -> None:
     stolen, kept = (file.add(name, (), time.time(), end) for name in ("stolen", "kept"))
     async with run_receiver(tmp_path) as receiver:
         events = Events(draft="SEP-3415", private_callbacks=True, tls=receiver.tls)
-        settings = Settings(key="0123456789abcdef" * 4)
+        settings = Settings(secret_key="0123456789abcdef" * 4)
         shop = Server("shop", serve="hub", auth=auth.keys(file=file.path), extensions=[events], settings=settings)
         events_of(shop).event("order.paid")(OrderPaid)
         async with run_shop(shop) as world:

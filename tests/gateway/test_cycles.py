@@ -78,7 +78,7 @@ async def test_upstream_that_claims_the_id_of_a_gateway_hides_only_its_own_items
             await asked.result({"resultType": "complete", "tools": tools})
 
     def make(name: str) -> Server:
-        return Server(name, settings=Settings(key=f"a secret of the tests for {name} that is long enough"))
+        return Server(name, settings=Settings(secret_key=f"a secret of the tests for {name} that is long enough"))
 
     shop, inner, outer = make("shop"), make("inner"), make("outer")
     shop.tool(lambda: "ordered", name="order")

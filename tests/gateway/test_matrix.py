@@ -57,7 +57,9 @@ def choose_pairs() -> list[tuple[Side, Side]]:
 
 def make_gateway(targets: Iterable[tuple[str, str, Any]]) -> Server:
     """Return a gateway to upstreams given by name, revision, and target."""
-    mcp = Server("front", serve="hub", settings=Settings(page_size=1_000, key="a secret of the tests that is long"))
+    mcp = Server(
+        "front", serve="hub", settings=Settings(page_size=1_000, secret_key="a secret of the tests that is long")
+    )
     for name, revision, target in targets:
         mcp.upstream(name, target, revision=revision, start_timeout=WAIT, timeout=WAIT)
     return mcp

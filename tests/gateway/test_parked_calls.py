@@ -78,7 +78,9 @@ class World:
 
         def make() -> Server:
             front = Server(
-                "front", auth=guard, settings=Settings(key="a secret of the tests that is long enough", **settings)
+                "front",
+                auth=guard,
+                settings=Settings(secret_key="a secret of the tests that is long enough", **settings),
             )
             front.tool(both)
             front.upstream("there", self.server, prefix="", revision="2025-11-25", start_timeout=WAIT)

@@ -139,7 +139,7 @@ class Wire:
 
 
 def make_gateway(url: str, revision: str | None = HANDSHAKE, **options: Any) -> Server:
-    settings = Settings(key="a secret of the tests that is long enough", **options.pop("settings", {}))
+    settings = Settings(secret_key="a secret of the tests that is long enough", **options.pop("settings", {}))
     mcp = Server("front", settings=settings, auth=options.pop("auth", None))
     mcp.upstream("rude", url, prefix="", revision=revision, start_timeout=WAIT, timeout=WAIT, **options)
     return mcp

@@ -86,7 +86,7 @@ class Caller:
 async def callers(*keys: str, **options: Any) -> AsyncIterator[list[Caller]]:
     """Run a gateway with one process of `ASKS_LATE`, and connect a caller with each key."""
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB}) if any(keys) else None
-    mcp = Server("front", auth=guard, settings=Settings(key="a secret of the tests that is long enough"))
+    mcp = Server("front", auth=guard, settings=Settings(secret_key="a secret of the tests that is long enough"))
     mcp.upstream("late", [sys.executable, "-c", ASKS_LATE], prefix="", start_timeout=WAIT, timeout=WAIT, **options)
     async with asyncio.timeout(WAIT), mcp.running(), serve(mcp) as running:
         found = [Caller(f"http://127.0.0.1:{running.port}/mcp", key) for key in keys]

@@ -24,7 +24,7 @@ async def first_events(peer: Any, count: int) -> bytes:
 @WAYS
 @ELSEWHERE
 async def test_cross_site_images_do_not_empty_a_mailbox(lane: bool, extra: bytes) -> None:
-    server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
+    server = Server("hub", version="1", settings=Settings(secret_key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         await server.hub.send("alice", "for alice")
         image = await running.connect()
@@ -41,7 +41,7 @@ async def test_cross_site_images_do_not_empty_a_mailbox(lane: bool, extra: bytes
 @WAYS
 @ELSEWHERE
 async def test_cross_site_images_do_not_announce_presence(lane: bool, extra: bytes) -> None:
-    server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
+    server = Server("hub", version="1", settings=Settings(secret_key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         watcher = await running.connect()
         await watcher.send(request("GET", "/events?channel=chat,$presence.chat"))
@@ -58,7 +58,7 @@ async def test_cross_site_images_do_not_announce_presence(lane: bool, extra: byt
 
 @WAYS
 async def test_same_site_and_allowed_pages_open_streams(lane: bool) -> None:
-    settings = Settings(key=KEY, allowed_origins=("https://app.example",))
+    settings = Settings(secret_key=KEY, allowed_origins=("https://app.example",))
     server = Server("hub", version="1", settings=settings, serve=("hub",))
     heads = (
         b"Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\n",
@@ -77,7 +77,7 @@ async def test_same_site_and_allowed_pages_open_streams(lane: bool) -> None:
 
 @WAYS
 async def test_refused_streams_have_no_effect(lane: bool) -> None:
-    server = Server("hub", version="1", settings=Settings(key=KEY), serve=("hub",))
+    server = Server("hub", version="1", settings=Settings(secret_key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         await server.hub.send("alice", "for alice")
         for path in ("/mcp/sse/alice", "/events?channel=chat&client_id=alice"):

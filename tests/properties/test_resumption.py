@@ -41,7 +41,7 @@ def events_of(stream: bytes) -> list[Event]:
 
 def make_server() -> Server:
     """Return a server with a tool that reports its steps."""
-    mcp = Server("counter", settings=Settings(key="a secret of the tests that is long enough"))
+    mcp = Server("counter", settings=Settings(secret_key="a secret of the tests that is long enough"))
 
     @mcp.tool
     async def count(steps: int, turns: int, ctx: Context) -> int:

@@ -79,7 +79,7 @@ async def test_later_workers_learn_of_removals() -> None:
 
 async def test_removals_of_mounted_servers_apply_to_every_worker() -> None:
     def make_street() -> Server:
-        street = Server("street", settings=Settings(key="a secret of the tests that is long enough"))
+        street = Server("street", settings=Settings(secret_key="a secret of the tests that is long enough"))
         street.mount(make_shop(), prefix="shop")
         street.mounted_shop = street.definition.mounted[0]  # type: ignore[attr-defined]
         return street
@@ -182,7 +182,9 @@ async def test_workers_may_add_the_same_items() -> None:
             yield
             task.cancel()
 
-        return Server("growing", lifespan=lifespan, settings=Settings(key="a secret of the tests that is long enough"))
+        return Server(
+            "growing", lifespan=lifespan, settings=Settings(secret_key="a secret of the tests that is long enough")
+        )
 
     async with fleet(make_growing) as workers:
         streams = [await listen(each, toolsListChanged=True) for each in workers]

@@ -105,7 +105,7 @@ def make_growing(go: asyncio.Event) -> Callable[[], Server]:
 
     def make() -> Server:
         server = Server(
-            "growing", lifespan=lifespan, settings=Settings(key="a secret of the tests that is long enough")
+            "growing", lifespan=lifespan, settings=Settings(secret_key="a secret of the tests that is long enough")
         )
         server.tool(add)
         return server

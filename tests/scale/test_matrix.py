@@ -207,7 +207,7 @@ async def test_channels_presence_and_mailboxes_span_workers(backing: Backing) ->
 
 
 async def test_workers_share_a_generated_key(backing: Backing) -> None:
-    async with real_fleet(lambda: make_shop(key=""), backing) as workers:
+    async with real_fleet(lambda: make_shop(secret_key=""), backing) as workers:
         assert len({each.runtime.services.secrets.values for each in workers}) == 1
         headers = await workers[0].initialize()
         for worker in workers:

@@ -249,7 +249,7 @@ async def test_streams_end_when_the_store_lost_their_session() -> None:
 
 async def test_workers_on_one_store_agree_on_a_key() -> None:
     def make_keyless() -> Server:
-        return make_shop(key="")
+        return make_shop(secret_key="")
 
     shared = SharedStore(lambda: 2)
     async with fleet(make_keyless, 3, store=shared) as workers:
@@ -285,7 +285,7 @@ async def test_single_worker_calls_use_no_store() -> None:
 async def test_store_key_survives_a_full_restart() -> None:
 
     def make_keyless() -> Server:
-        return make_shop(key="")
+        return make_shop(secret_key="")
 
     async with fleet(make_keyless, 2) as (worker, _):
         headers = await worker.initialize()

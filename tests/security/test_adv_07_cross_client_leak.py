@@ -20,7 +20,7 @@ CLIENTS, CALLS = 30, 40
 
 def make_server() -> tuple[Server, asyncio.Event]:
     """Return a server with the tools of `add_echo`, and their event."""
-    mcp = Server("echo", settings=Settings(key="a secret of the tests that is long enough"))
+    mcp = Server("echo", settings=Settings(secret_key="a secret of the tests that is long enough"))
     return mcp, add_echo(mcp)
 
 

@@ -85,7 +85,9 @@ class Shared(NamedTuple):
 def make_server(**settings: Any) -> Server:
     """Return a server with the tenants."""
     guard = auth.keys(named_keys={each.name: each.key for each in (ALICE, BOB, CAROL)})
-    return Server("front", auth=guard, settings=Settings(key="a secret of the tests that is long enough", **settings))
+    return Server(
+        "front", auth=guard, settings=Settings(secret_key="a secret of the tests that is long enough", **settings)
+    )
 
 
 async def run(stack: AsyncExitStack, mcp: Server) -> RunningServer:

@@ -64,8 +64,8 @@ PLACES: list[tuple[Any, str, str]] = [
 
 @for_each(("annotation", "raw", "place"), PLACES)
 def test_decimals_accept_only_strings_that_match_the_schema(annotation: Any, raw: str, place: str) -> None:
-    for lenient in (False, True):
-        made = plan(tool_with(annotation), lenient=lenient)
+    for coerce in (False, True):
+        made = plan(tool_with(annotation), coerce=coerce)
         for text in ODD:
             with pytest.raises(ArgumentError) as refused:
                 read_arguments(made, b'{"x":%b}' % (raw % json.dumps(text)).encode())

@@ -32,7 +32,7 @@ def count(words: set[Any]) -> int:
 @for_each("way", ["asgi", "lane"])
 @for_each("era", ["handshake", "per request"])
 async def test_validators_that_raise_any_error_produce_a_protocol_response(way: str, era: str) -> None:
-    mcp = Server("shop", settings=Settings(key="k" * 40, sessions=False))
+    mcp = Server("shop", settings=Settings(secret_key="k" * 40, sessions=False))
     mcp.tool(greet)
     params = {"name": "greet", "arguments": {"who": {"name": 5}}}
     async with run_wire(mcp, way) as wire, asyncio.timeout(WAIT):

@@ -15,7 +15,7 @@ class Address:
 
 def build(**settings: Any) -> Server:
     """The server, with its own settings."""
-    given = {"page_size": 4, "key": "the one key of every golden transcript", **settings}
+    given = {"page_size": 4, "secret_key": "the one key of every golden transcript", **settings}
     server = Server("teller", version="1.0", settings=Settings(**given))
 
     @server.tool

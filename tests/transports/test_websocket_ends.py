@@ -258,7 +258,10 @@ async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
         app.runtime.streams.beat()
         code, reason = await wait_for_close(socket)
         assert code == GOING_AWAY
-        assert reason == "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
+        assert (
+            reason
+            == "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
+        )
 
 
 async def test_cancelled_socket_task_closes_as_going_away() -> None:

@@ -74,7 +74,7 @@ async def test_handled_messages_are_not_kept_until_the_next(message: str) -> Non
 
 
 async def test_subscribed_resources_are_bounded_in_bytes() -> None:
-    server = Server("notes", version="1", settings=Settings(key="the one key of the tests of sockets' memory"))
+    server = Server("notes", version="1", settings=Settings(secret_key="the one key of the tests of sockets' memory"))
 
     @server.resource("note://{text}")
     async def note(text: str) -> str:

@@ -66,7 +66,7 @@ class Browser:
 async def inspecting(other: Guarded, **options: Any) -> AsyncIterator[Browser]:
     """A browser at our server, whose operator named this one."""
     async with AsyncExitStack() as stack:
-        mcp = Server("ours", serve="web", settings=Settings(inspect=(other.url,)), **options)
+        mcp = Server("ours", serve="web", settings=Settings(inspect_urls=(other.url,)), **options)
         stack.push_async_callback(mcp.stop)
         running = await stack.enter_async_context(serve(mcp, lane=True))
         browser = Browser(f"http://127.0.0.1:{running.port}", mcp)
@@ -217,7 +217,7 @@ async def test_tokens_are_bound_to_the_operator() -> None:
 
 
 async def test_sign_in_routes_are_loopback_only() -> None:
-    mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
+    mcp = Server("ours", serve="web", settings=Settings(inspect_urls=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
     mcp.runtimes.bind = Bind(loopback=False)
     try:
         transport = httpx2.ASGITransport(mcp, client=("10.0.0.5", 1))

@@ -24,7 +24,7 @@ from processes import free_port
 async def inspecting(*urls: str, max_streams: int = 100) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of our server, which may reach these."""
     async with AsyncExitStack() as stack:
-        mcp = Server("ours", serve="web", settings=Settings(inspect=urls, max_streams=max_streams))
+        mcp = Server("ours", serve="web", settings=Settings(inspect_urls=urls, max_streams=max_streams))
         stack.push_async_callback(mcp.stop)
         running = await stack.enter_async_context(serve(mcp, lane=True))
         http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.port}", verify=NO_TRUST, timeout=WAIT)
@@ -170,7 +170,7 @@ async def test_cross_site_pages_are_refused(method: str) -> None:
 
 
 async def test_remote_access_is_refused_despite_credentials() -> None:
-    mcp = Server("ours", serve="web", settings=Settings(inspect=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
+    mcp = Server("ours", serve="web", settings=Settings(inspect_urls=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
     mcp.runtimes.bind = Bind(loopback=False)
     try:
         transport = httpx2.ASGITransport(mcp, client=("10.0.0.5", 1))
@@ -185,8 +185,8 @@ async def test_remote_access_is_refused_despite_credentials() -> None:
 
 def test_inspect_option_enables_the_pages() -> None:
     mcp = Server("ours", serve="hub")
-    configure(mcp, serve="", store="", settings={"inspect": ("http://a.example/mcp",)}, web=True)
-    assert mcp.settings.inspect == ("http://a.example/mcp",)
+    configure(mcp, serve="", store="", settings={"inspect_urls": ("http://a.example/mcp",)}, web=True)
+    assert mcp.settings.inspect_urls == ("http://a.example/mcp",)
     assert mcp.definition.parts == {"hub", "web", "rest", "metrics"}
 
 

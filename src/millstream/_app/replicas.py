@@ -187,7 +187,7 @@ class Replicas:
         try:
             while services.store.shared:
                 with trouble:
-                    services.use(await agree(services.store, services.settings.key, services.secrets))
+                    services.use(await agree(services.store, services.settings.secret_key, services.secrets))
                     return
                 await asyncio.sleep(PAUSE)
         finally:

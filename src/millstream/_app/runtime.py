@@ -95,7 +95,7 @@ class Runtime:
         async with self._stack:
             await self.store.open()
             self._stack.push_async_callback(self.store.close)
-            secrets = await agree(self.store, settings.key) if self.store.shared else None
+            secrets = await agree(self.store, settings.secret_key) if self.store.shared else None
             self.services = Services(settings, self.store, ChangeFeed(), secrets)
             self._stack.push_async_callback(self.services.close)
             self.replicas = Replicas(definition, self.services)

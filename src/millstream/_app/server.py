@@ -207,7 +207,7 @@ class Server(ServerAliases):
         Keyword options: see `millstream._server.features.tools.ToolOptions`.
         """
         if self.settings.coerce_arguments:
-            options.setdefault("lenient", True)
+            options.setdefault("coerce", True)
         return _decorate(function, lambda each: self._add("tools", tool_of(each, home=self.definition, **options)))
 
     def resource(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:

@@ -213,7 +213,7 @@ Handler = Callable[[HttpRequest], Awaitable[Response | Sink | None]]
 
 
 LARGE = 64 * 1024
-"""A larger piece counts against `max_outgoing_bytes` as a whole until its last byte is sent. Transports write it at once."""
+"""A larger piece counts against `max_outgoing_bytes` whole until its last byte is sent. Transports write it at once."""
 _logger = logging.getLogger("millstream")
 
 

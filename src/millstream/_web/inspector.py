@@ -1,9 +1,9 @@
 """Access of the inspector to other servers: a list of the servers that the operator named, and a proxy for each.
 
 A page can't call a server of another origin without CORS, but this program can. It forwards Streamable HTTP requests
-unchanged, only to URLs given at start-up (`Settings.inspect`), and doesn't follow redirects. It doesn't forward headers
-that browsers send automatically, such as cookies and `Authorization`. Credentials for the other server arrive as
-`Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
+unchanged, only to URLs given at start-up (`Settings.inspect_urls`), and doesn't follow redirects. It doesn't forward
+headers that browsers send automatically, such as cookies and `Authorization`. Credentials for the other server arrive
+as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
 """
 
 from collections.abc import Callable, Mapping, Sequence

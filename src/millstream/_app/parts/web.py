@@ -388,7 +388,7 @@ def _serve(host: Host, definition: Definition) -> None:
     routes.add(PATH, Route({"GET": playground.status}, private=True))
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
     inspecting = Inspector(
-        host.settings.inspect,
+        host.settings.inspect_urls,
         host.services,
         host.streams,
         shows_log=host.settings.show_errors,

@@ -102,7 +102,7 @@ def check_key(settings: Settings) -> None:
         CommandError: the key is invalid; the message says what to do.
     """
     try:
-        load_secrets(settings.key)
+        load_secrets(settings.secret_key)
     except (ValueError, LocalError) as exc:
         raise CommandError(str(exc), why="It seals session ids, so it must be secret.") from exc
 

@@ -83,7 +83,7 @@ def _serve(target: str, port: int | None, beside: "_Beside", inspect: list[str] 
             reload=True,
             told=beside.on_ready,
             web=True,
-            settings={"inspect": tuple(inspect) if inspect else None, "show_errors": True},
+            settings={"inspect_urls": tuple(inspect) if inspect else None, "show_errors": True},
         )
     except CommandError as exc:
         if not exc.detail or not can_supervise():

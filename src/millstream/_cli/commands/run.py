@@ -196,7 +196,7 @@ def run(  # noqa: PLR0913  the options of the command
                 **secured,
                 "public_without_auth": public_without_auth or None,
                 "log_level": log_level,
-                "inspect": tuple(inspect) if inspect else None,
+                "inspect_urls": tuple(inspect) if inspect else None,
                 **(DEV_SETTINGS if dev else {}),
             },
         )
@@ -283,7 +283,7 @@ def configure(server: Server, *, serve: str, store: str, settings: Mapping[str, 
         CommandError: an option is invalid.
     """
     chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    check_inspected(chosen.get("inspect", ()))
+    check_inspected(chosen.get("inspect_urls", ()))
     if store:
         server.definition.store = store
     try:

@@ -51,7 +51,7 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
     """Find the secrets, or create one.
 
     Args:
-        setting: `Settings.key`: secrets separated by commas, or empty.
+        setting: `Settings.secret_key`: secrets separated by commas, or empty.
         state_dir: The directory of the key file. The default is the user's, see `state_directory`.
 
     Raises:

@@ -239,7 +239,7 @@ class Services:
         """Unix time. From the store if other workers compare times with it."""
         self.leeway: float = LEEWAY if store.shared else 0.0
         """Seconds for which sealed data still opens after its expiry."""
-        self.secrets: Secrets = secrets or load_secrets(settings.key)
+        self.secrets: Secrets = secrets or load_secrets(settings.secret_key)
         """The secrets, loaded at start, so a bad key stops the start instead of the first request."""
         self._ring: KeyRing | None = None
         self.scope_error: Callable[[frozenset[str]], ProtocolError] = sign_in_required

@@ -169,7 +169,7 @@ def source_of(
     thread: bool = True,
     input_schema: Schema | None = None,
     output_schema: Schema | None = None,
-    lenient: bool = False,
+    coerce: bool = False,
 ) -> ItemSource:
     """Return a source for a function.
 
@@ -180,7 +180,7 @@ def source_of(
         name: A name instead of the function's.
         thread: Whether a `def` function runs in a worker thread.
         input_schema, output_schema: Handwritten schemas.
-        lenient: See `plan`.
+        coerce: See `plan`.
 
     Raises:
         TypeError, ValueError, ImportError: As for `plan`, or the function takes the wrong kind of context.
@@ -192,7 +192,7 @@ def source_of(
         name=name,
         input_schema=input_schema,
         output_schema=output_schema,
-        lenient=lenient,
+        coerce=coerce,
     )
     direct = made.check is None
     return ItemSource(

@@ -66,7 +66,7 @@ class ToolOptions(Labels, total=False):
     """Number of calls that one call counts as, in the limits of its caller."""
     concurrency: int | None
     """Maximum number of concurrent calls, over all callers."""
-    lenient: bool
+    coerce: bool
     """Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments."""
     task: Literal["allowed", "required"] | None
     """Whether calls become tasks for clients that declare the tasks extension. Calls of other clients are plain calls,
@@ -218,9 +218,7 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
     """
     check_options(name_of(function), options, ToolOptions, ToolAnnotations)
     rest: dict[str, Any] = dict(options)
-    about = {
-        key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "lenient") if key in rest
-    }
+    about = {key: rest.pop(key) for key in ("name", "input_schema", "output_schema", "thread", "coerce") if key in rest}
     rest["task"] = _task_rules(name_of(function), rest)
     source = source_of(function, "tool", home=home, **about)
     check_name(source.name, source.code)

@@ -57,7 +57,7 @@ def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
     if len(raw) > MAX_WALKED:
         return [engine_problem(error)]
     try:
-        return plan.engine.problems(error, msgspec.json.decode(raw), lax=plan.lenient)
+        return plan.engine.problems(error, msgspec.json.decode(raw), lax=plan.coerce)
     except (msgspec.DecodeError, RecursionError):
         return [engine_problem(error)]
 
@@ -131,18 +131,18 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
 
 
 def _second_try(plan: Plan, raw: bytes) -> Any | None:
-    """Return arguments with whole numbers as integers, and for a lenient tool with the usual variations of models.
+    """Return arguments with whole numbers as integers, and for a tool with `coerce` with models' usual variations.
 
     Return None if they still don't fit. Each number with a fraction costs a call, so large arguments aren't tried
     again.
     """
-    if len(raw) > MAX_WALKED or not (plan.lenient or b"." in raw or b"e" in raw or b"E" in raw):
+    if len(raw) > MAX_WALKED or not (plan.coerce or b"." in raw or b"e" in raw or b"E" in raw):
         return None
     try:
         values = _decode_integral(raw)
-        if plan.lenient:
+        if plan.coerce:
             decode_json_texts(plan.input_schema, values)
-        return plan.engine.convert(values, lax=plan.lenient)
+        return plan.engine.convert(values, lax=plan.coerce)
     except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
         return None
 

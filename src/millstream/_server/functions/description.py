@@ -110,7 +110,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "size": (lambda value: type(value) is int and value >= 0, "a number of bytes"),
     "thread": _FLAG,
-    "lenient": _FLAG,
+    "coerce": _FLAG,
     "task": (lambda value: value in ("allowed", "required"), "'allowed' or 'required'"),
     "task_ttl": (
         lambda value: type(value) in (int, float) and 0 < value <= MAX_TASK_TTL,

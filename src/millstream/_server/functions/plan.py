@@ -85,7 +85,7 @@ class Plan(Struct, frozen=True):
     """The code of the function."""
     untyped: tuple[str, ...] = ()
     """Parameters without an annotation. Clients see only their names."""
-    lenient: bool = False
+    coerce: bool = False
     """Whether arguments are accepted in other forms. See `plan`."""
 
     @property
@@ -102,7 +102,7 @@ def plan(
     name: str | None = None,
     input_schema: Schema | None = None,
     output_schema: Schema | None = None,
-    lenient: bool = False,
+    coerce: bool = False,
 ) -> Plan:
     """Return the plan of a function.
 
@@ -112,7 +112,7 @@ def plan(
         contexts: Classes that mark the context parameter.
         name: A name for messages instead of the function's.
         input_schema, output_schema: Handwritten schemas, listed unchanged. Arguments and results are validated.
-        lenient: Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments.
+        coerce: Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments.
 
     Raises:
         TypeError: The signature isn't supported. The text names the parameter and what works.
@@ -152,7 +152,7 @@ def plan(
         name,
         parameters,
         _return_type(hints, kind, is_generator) if by_hand is None else None,
-        closed if check else kind == "tool" and not lenient,
+        closed if check else kind == "tool" and not coerce,
         getattr(target, "__code__", None),
     )
     if input_schema is not None and not whole:
@@ -179,7 +179,7 @@ def plan(
         call=_whole_invoker(function, context, filled) if whole else _caller(function, signature, context, filled),
         code=getattr(target, "__code__", None),
         untyped=tuple(each.name for each in values if each.name not in hints) if check is None else (),
-        lenient=lenient,
+        coerce=coerce,
     )
 
 

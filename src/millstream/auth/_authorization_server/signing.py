@@ -199,8 +199,8 @@ class TokenSigner:
             kept = self._vault.open(_KIND, raw.decode("latin-1"), tuple[SigningKey, ...]) if raw else None
             if raw and not kept:
                 logger.warning(
-                    "The token signing keys were sealed with another MILLSTREAM_SECRET_KEY. Created new keys; issued tokens "
-                    "become invalid. To keep tokens valid, don't change MILLSTREAM_SECRET_KEY."
+                    "The token signing keys were sealed with another MILLSTREAM_SECRET_KEY. Created new keys; issued "
+                    "tokens become invalid. To keep tokens valid, don't change MILLSTREAM_SECRET_KEY."
                 )
             keys = advance(kept or (), now)
             if keys == kept:

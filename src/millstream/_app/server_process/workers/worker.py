@@ -122,9 +122,9 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
     with place.report_errors():
         check_key(definition.settings)
         check_public(definition, hello.host)
-        secrets = load_secrets(definition.settings.key)
+        secrets = load_secrets(definition.settings.secret_key)
         if secrets.source == "process":
-            definition.configure(key=hello.key)
+            definition.configure(secret_key=hello.key)
             if hello.worker == 1:
                 logger.warning("%s", secrets.warning)
         listeners = [socket.socket(fileno=number) for number in hello.listeners]

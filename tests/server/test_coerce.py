@@ -39,7 +39,7 @@ SEEN = repr((3, 1.5, True, [1, 2], Order("a", 2), Model(size=4), '["as it is"]',
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
 async def test_lenient_tools_accept_arguments_as_hosts_send_them(revision: str) -> None:
     by_option, by_setting = Server("one"), Server("all", settings=Settings(coerce_arguments=True))
-    register(by_option, lenient=True)
+    register(by_option, coerce=True)
     register(by_setting)
     for mcp in (by_option, by_setting):
         async with connect(mcp, revision=revision) as client:
@@ -52,7 +52,7 @@ async def test_lenient_tools_accept_arguments_as_hosts_send_them(revision: str) 
 @for_each("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
 async def test_lenient_tools_still_refuse_invalid_arguments(wrong: dict[str, Any]) -> None:
     mcp = Server("one")
-    register(mcp, lenient=True)
+    register(mcp, coerce=True)
     async with connect(mcp) as client:
         result = await client.call("order", **wrong, raise_on_error=False)
     assert result.is_error
@@ -62,7 +62,7 @@ async def test_lenient_tools_still_refuse_invalid_arguments(wrong: dict[str, Any
 async def test_tools_are_strict_by_default() -> None:
     strict, told = Server("one"), Server("two", settings=Settings(coerce_arguments=True))
     register(strict)
-    register(told, lenient=False)
+    register(told, coerce=False)
     for mcp in (strict, told):
         async with connect(mcp) as client:
             for wrong in ({"count": "3"}, {"count": 3, "unknown": 1}):
