@@ -54,7 +54,8 @@ def serve(folder: Path, name: str, *options: str) -> Running:
     """One of our servers."""
     port = processes.free_port()
     command = [*RUN, "--port", str(port), "--log-level", "warning", "--serve", "hub", *options]
-    return processes.start(command, {"MILLSTREAM_SECRET_KEY": "k" * 40, "BENCH_LOGGED": "1"}, port, folder / f"{name}.log")
+    env = {"MILLSTREAM_SECRET_KEY": "k" * 40, "BENCH_LOGGED": "1"}
+    return processes.start(command, env, port, folder / f"{name}.log")
 
 
 def in_turn(title: str, kind: Kind, servers: dict[str, Running], rounds: int, seconds: float) -> None:
