@@ -109,8 +109,7 @@ class PersonalCredentials(UpstreamCredentials):
         )
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
-                "Accounts that users connect to the upstream %s are sealed with a key that %s. "
-                "Set MILLSTREAM_SECRET_KEY.",
+                "Accounts that users connect to upstream %s are sealed with a key that %s. Set MILLSTREAM_SECRET_KEY.",
                 upstream,
                 "is stored next to them" if host.store.shared else "is lost when this process ends",
             )
