@@ -117,7 +117,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """The public URL of the MCP endpoint. If set, the server publishes a server card and a catalog (draft SEP-2127)."""
     card_name: str = ""
     """The server's name in the card. Defaults to the reversed host of `card_url`, a slash, and the server's name."""
-    public_without_auth: Switch = False
+    allow_anonymous: Switch = False
     """Allow other machines to connect even if no sign-in is required."""
     page_size: Size = 1000
     max_body: Size = 4 * 1024 * 1024

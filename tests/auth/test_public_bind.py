@@ -23,7 +23,7 @@ def test_public_bind_without_auth_is_refused_with_both_fixes(host: str) -> None:
     with pytest.raises(CommandError) as refused:
         check_public(Server("s", settings=Settings()).definition, host)
     assert "--auth-key" in refused.value.fix
-    assert "--public-without-auth" in refused.value.fix
+    assert "--allow-anonymous" in refused.value.fix
 
 
 @for_each("host", PUBLIC + HERE)
@@ -31,7 +31,7 @@ def test_auth_or_explicit_consent_allows_a_public_bind(host: str) -> None:
     for server in (
         Server("s", auth=auth.keys(LONG), settings=Settings()),
         Server("s", settings=Settings(auth_key=LONG)),
-        Server("s", settings=Settings(public_without_auth=True)),
+        Server("s", settings=Settings(allow_anonymous=True)),
     ):
         check_public(server.definition, host)
 
@@ -79,7 +79,7 @@ def test_command_and_run_refuse_public_bind_without_auth(program: list[str], tmp
     environment = {**os.environ, "MILLSTREAM_PORT": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, timeout=WAIT, check=False)
     assert done.returncode == 1
-    assert b"--public-without-auth" in done.stderr
+    assert b"--allow-anonymous" in done.stderr
 
 
 @for_each("depth", [1, 2])

@@ -147,5 +147,5 @@ def test_official_inspector_names_the_required_node(tmp_path: Path, monkeypatch:
         script.write_text(f"#!/bin/sh\n{text}\n")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path))
-    done = CliRunner().invoke(program("dev"), ["dev", "shop.py", "--official"], env={"PATH": str(tmp_path)})
+    done = CliRunner().invoke(program("dev"), ["dev", "shop.py", "--mcp-inspector"], env={"PATH": str(tmp_path)})
     assert "v20.11.1" in str(done.exception)

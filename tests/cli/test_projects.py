@@ -168,7 +168,7 @@ def test_missing_uv_is_explained(name: str, folder: Path, monkeypatch: pytest.Mo
 
 def test_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
-    done = CliRunner().invoke(program("dev"), ["dev", "a.py", "--official"])
+    done = CliRunner().invoke(program("dev"), ["dev", "a.py", "--mcp-inspector"])
     assert isinstance(done.exception, CommandError)
     assert "Node.js" in done.exception.what
 
@@ -198,7 +198,7 @@ async def test_official_inspector_gets_the_server_url(tmp_path: Path) -> None:
     npx.chmod(0o755)
     (tmp_path / "node").write_text("#!/bin/sh\necho v22.1.0\n", "utf-8")
     (tmp_path / "node").chmod(0o755)
-    with started(tmp_path, "dev", "empty.py", "--official", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as (
+    with started(tmp_path, "dev", "empty.py", "--mcp-inspector", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as (
         port,
         _,
     ):

@@ -129,7 +129,7 @@ def check_public(definition: Definition, host: str) -> None:
     settings = definition.settings
     if is_path(settings.auth_key):
         raise CommandError("The auth key is the path of a file.", fix="To accept the keys in it, add --auth-keys FILE.")
-    if is_loopback(host) or settings.public_without_auth:
+    if is_loopback(host) or settings.allow_anonymous:
         return
     if not definition.protected:
         raise CommandError(
@@ -137,7 +137,7 @@ def check_public(definition: Definition, host: str) -> None:
             why="Anyone who reaches it could call every tool.",
             fix=(
                 "Set MILLSTREAM_AUTH_KEY, add --auth-keys FILE, or write auth= in the program. If it should be "
-                "open, add --public-without-auth."
+                "open, add --allow-anonymous."
             ),
         )
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:

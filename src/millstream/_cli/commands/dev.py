@@ -36,7 +36,7 @@ def dev(
     *,
     port: Port = None,
     no_open: Annotated[bool, Parameter(help="Don't open a browser.")] = False,
-    official: Annotated[
+    mcp_inspector: Annotated[
         bool, Parameter(help=f"Start the MCP Inspector ({INSPECTOR}) instead; requires Node.js.")
     ] = False,
     packages: Packages = None,
@@ -55,9 +55,9 @@ def dev(
 
     - `millstream dev shop.py --with pandas --no-open`
 
-    - `millstream dev shop.py --official`: with the MCP Inspector
+    - `millstream dev shop.py --mcp-inspector`: with the MCP Inspector
     """
-    command = npx() if official else ""
+    command = npx() if mcp_inspector else ""
     run_with(packages or (), editable or ())
     use_file(env_file)
     beside = _Beside(command, opens=not no_open)
@@ -109,9 +109,9 @@ def npx() -> str:
     found = shutil.which("npx")
     if found is None:
         raise CommandError(
-            "--official requires Node.js, which isn't installed: there is no npx on the PATH.",
+            "--mcp-inspector requires Node.js, which isn't installed: there is no npx on the PATH.",
             why=f"The MCP Inspector is a Node package, {INSPECTOR}.",
-            fix="Install Node.js 22 or newer, or use /inspect, without --official.",
+            fix="Install Node.js 22 or newer, or use /inspect, without --mcp-inspector.",
         )
     _check_node()
     return found
@@ -133,9 +133,9 @@ def _check_node() -> None:
     major = output.strip().removeprefix("v").partition(".")[0]
     if major.isdigit() and int(major) < NODE:
         raise CommandError(
-            f"--official requires Node.js {NODE} or newer, but this is {output.strip()}.",
+            f"--mcp-inspector requires Node.js {NODE} or newer, but this is {output.strip()}.",
             why=f"The MCP Inspector, {INSPECTOR}, doesn't run on older versions.",
-            fix="Install a newer Node.js, or use /inspect, without --official.",
+            fix="Install a newer Node.js, or use /inspect, without --mcp-inspector.",
         )
 
 

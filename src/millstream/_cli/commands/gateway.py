@@ -70,9 +70,7 @@ def serve(  # noqa: PLR0913  the options of the command
     auth_keys: Annotated[
         str | None, Parameter(metavar="FILE", help="A file of keys, created by `millstream keys add`.")
     ] = None,
-    public_without_auth: Annotated[
-        bool, Parameter(help="Let anyone who can reach the address call every tool.")
-    ] = False,
+    allow_anonymous: Annotated[bool, Parameter(help="Let anyone who can reach the address call every tool.")] = False,
     log_level: Annotated[LogLevel | None, Parameter(metavar="LEVEL", help="Minimum log level.")] = None,
     env_file: EnvFile = None,
 ) -> None:
@@ -94,7 +92,7 @@ def serve(  # noqa: PLR0913  the options of the command
         store=store,
         settings={
             "auth_keys": auth_keys,
-            "public_without_auth": public_without_auth or None,
+            "allow_anonymous": allow_anonymous or None,
             "log_level": log_level,
         },
     )

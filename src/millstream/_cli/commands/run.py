@@ -131,7 +131,7 @@ def run(  # noqa: PLR0913  the options of the command
     tls_key: Annotated[
         str | None, Parameter(group=SECURITY, metavar="FILE", help="The key of the certificate.")
     ] = None,
-    public_without_auth: Annotated[
+    allow_anonymous: Annotated[
         bool,
         Parameter(
             group=SECURITY,
@@ -194,7 +194,7 @@ def run(  # noqa: PLR0913  the options of the command
                 "json_only": json or None,
                 "path": "/" + path.strip("/") if path else None,
                 **secured,
-                "public_without_auth": public_without_auth or None,
+                "allow_anonymous": allow_anonymous or None,
                 "log_level": log_level,
                 "inspect_urls": tuple(inspect) if inspect else None,
                 **(DEV_SETTINGS if dev else {}),

@@ -146,7 +146,7 @@ class Settings:
             "log_level": self.log_level.lower(),
         }
         if not is_loopback(self.host):
-            made["public_without_auth"] = True
+            made["allow_anonymous"] = True
         return made | self._accepted_headers()
 
     def _accepted_headers(self) -> dict[str, Any]:
