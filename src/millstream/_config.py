@@ -189,7 +189,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     drain_delay: Seconds = 0.0
     """How long a stopping server reports not ready but still serves, so load balancers can react."""
     coerce_arguments: Switch = False
-    """Read the arguments of all tools as with ``@mcp.tool(coerce=True)``: ``"3"`` for 3, JSON text for a list."""
+    """Coerce the arguments of all tools, as ``@mcp.tool(coerce=True)`` does: ``"3"`` to 3, and JSON text to a list."""
     tool_search: Switch = False
     """List only search_tools and call_tool, with which models find and call the other tools."""
     watchdog: Seconds = 0.0

@@ -213,7 +213,7 @@ Handler = Callable[[HttpRequest], Awaitable[Response | Sink | None]]
 
 
 LARGE = 64 * 1024
-"""A larger piece counts against `max_outgoing_bytes` whole until its last byte is sent. Transports write it at once."""
+"""Transports write a larger piece at once. All of it counts toward `max_outgoing_bytes` until its last byte is sent."""
 _logger = logging.getLogger("millstream")
 
 

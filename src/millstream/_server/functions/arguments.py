@@ -131,7 +131,7 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
 
 
 def _second_try(plan: Plan, raw: bytes) -> Any | None:
-    """Return arguments with whole numbers as integers, and for a tool with `coerce` with models' usual variations.
+    """Return arguments in which ``2.0`` is the integer 2, and coerced if the tool's `coerce` is set.
 
     Return None if they still don't fit. Each number with a fraction costs a call, so large arguments aren't tried
     again.
