@@ -30,8 +30,8 @@ MODULES = (
 """The public modules, in the order of the site. One that isn't there is left out."""
 TABS = {
     "tutorial.md": "Tutorial",
-    "how-to": "How to",
-    "coming-from": "How to",
+    "guides": "Guides",
+    "coming-from": "Guides",
     "reference": "Reference",
     "explanation": "Explanation",
     "decisions": "Decisions",

@@ -69,17 +69,17 @@ NOTEBOOK = {"notebook.py": region("examples/notebook.py#start") + "\n\n"}
 SHOWN = {"notebook.py": "tests/examples/test_notebook.py runs it."}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
-    "docs/how-to/deploy.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
-    "docs/how-to/send-events-to-agents.md": Page(
+    "docs/guides/deploy.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
+    "docs/guides/send-events-to-agents.md": Page(
         untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
     ),
-    "docs/how-to/resources.md": Page(files=NOTEBOOK),
-    "docs/how-to/prompts.md": Page(files=NOTEBOOK),
-    "docs/how-to/errors.md": Page(
+    "docs/guides/resources.md": Page(files=NOTEBOOK),
+    "docs/guides/prompts.md": Page(files=NOTEBOOK),
+    "docs/guides/errors.md": Page(
         untyped=SHOWN | {"result = await": "tests/client/test_calls.py does so."},
     ),
-    "docs/how-to/images-and-files.md": Page(untyped=SHOWN),
-    "docs/how-to/logging.md": Page(untyped=SHOWN),
+    "docs/guides/images-and-files.md": Page(untyped=SHOWN),
+    "docs/guides/logging.md": Page(untyped=SHOWN),
     "docs/tutorial.md": Page(
         also={
             "millstream dev bookshop.py": (
@@ -90,13 +90,13 @@ PAGES = {
             ),
         },
     ),
-    "docs/how-to/join-a-message-bus.md": Page(
+    "docs/guides/join-a-message-bus.md": Page(
         untyped={
             "bus.py": "It needs a broker. tests/hub/test_bus.py gives it one.",
             "bus_brokers.py": "It needs three brokers. tests/hub/test_bus.py has them.",
         },
     ),
-    "docs/how-to/accept-tokens.md": Page(
+    "docs/guides/accept-tokens.md": Page(
         also={
             "": (
                 TypedCommand("millstream run tokens.py"),
@@ -104,7 +104,7 @@ PAGES = {
             )
         },
     ),
-    "docs/how-to/ask-the-user.md": Page(
+    "docs/guides/ask-the-user.md": Page(
         answers={
             "millstream call parcels.py": (
                 ("street: ", "Hobbit Lane 1"),
@@ -114,31 +114,31 @@ PAGES = {
         },
         also={"": (TypedCommand("millstream list parcels.py", "…\ntool	write_card	…"),)},
     ),
-    "docs/how-to/run-long-work-as-tasks.md": Page(
+    "docs/guides/run-long-work-as-tasks.md": Page(
         also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
-    "docs/how-to/behind-nginx.md": Page(
+    "docs/guides/behind-nginx.md": Page(
         untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
     ),
-    "docs/how-to/serve-an-openapi-document.md": Page(
+    "docs/guides/serve-an-openapi-document.md": Page(
         untyped={
             "import httpx2": "tests/gateway/test_openapi.py imports such documents. This one has no server.",
             "from millstream.gateway import OpenApi": "tests/gateway/test_api_upstreams.py has such upstreams.",
         },
     ),
-    "docs/how-to/run-a-program-for-another-library.md": Page(
+    "docs/guides/run-a-program-for-another-library.md": Page(
         untyped=dict.fromkeys(
             ("other_library.py", "millstream run bookshop.py", "from millstream import Server"),
             "The library isn't in the wheel's environment. tests/gateway/test_programs.py does what the page says.",
         ),
     ),
-    "docs/how-to/decide-who-sees-which-tool.md": Page(
+    "docs/guides/decide-who-sees-which-tool.md": Page(
         untyped={"millstream gateway accept": "It asks about a change. tests/gateway/test_command.py makes one."},
     ),
-    "docs/how-to/give-upstreams-credentials.md": Page(
+    "docs/guides/give-upstreams-credentials.md": Page(
         untyped={"accounts.py": "Its servers aren't there. tests/gateway/test_credentials.py imports it."},
     ),
-    "docs/how-to/put-servers-behind-one-address.md": Page(
+    "docs/guides/put-servers-behind-one-address.md": Page(
         untyped={
             "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
             "millstream gateway servers.json": "tests/gateway/test_run_command.py serves the file and calls a tool.",
@@ -146,7 +146,7 @@ PAGES = {
             'millstream run "uvx': "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
         },
     ),
-    "docs/how-to/broadcast-to-a-page.md": Page(
+    "docs/guides/broadcast-to-a-page.md": Page(
         untyped={
             "board.py": "It needs a key and a browser; tests/auth/test_sign_in.py signs in to such a page.",
         },
@@ -157,7 +157,7 @@ PAGES = {
             )
         },
     ),
-    "docs/how-to/chat-with-your-server.md": Page(
+    "docs/guides/chat-with-your-server.md": Page(
         needs="model",
         answers={
             "millstream chat bookshop.py": (
@@ -167,34 +167,34 @@ PAGES = {
             )
         },
     ),
-    "docs/how-to/connect-a-client.md": Page(
+    "docs/guides/connect-a-client.md": Page(
         untyped=dict.fromkeys(
             ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
             "`every_client_gets_an_answer` starts what they name.",
         ),
     ),
-    "docs/how-to/dependencies.md": Page(),
-    "docs/how-to/develop.md": Page(
+    "docs/guides/dependencies.md": Page(),
+    "docs/guides/develop.md": Page(
         files=SHOP,
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_dev_reload.py reads these lines at one."},
     ),
-    "docs/how-to/inspect-a-server.md": Page(
+    "docs/guides/inspect-a-server.md": Page(
         also={"": (TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),)},
     ),
-    "docs/how-to/install-in-applications.md": Page(
+    "docs/guides/install-in-applications.md": Page(
         files={"shop.env": "SHOP_KEY=other\n"},
         also={
             "millstream install bookshop.py --client cursor --yes": (TypedCommand("grep -q books .cursor/mcp.json"),),
             "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
         },
     ),
-    "docs/how-to/keep-an-audit-log.md": Page(
+    "docs/guides/keep-an-audit-log.md": Page(
         files={**SHOP, "log/.keep": ""},
         places={"/var/log/shop": "log", "1042": "…", "5f0c": "…"},
         also={"MILLSTREAM_AUDIT_LOG": (TypedCommand(tool("search", '{"words":"Tolkien"}')),)},
     ),
-    "docs/how-to/limit-callers.md": Page(
+    "docs/guides/limit-callers.md": Page(
         also={
             "": (
                 TypedCommand("millstream run limits.py"),
@@ -204,40 +204,40 @@ PAGES = {
             )
         },
     ),
-    "docs/how-to/live-chat.md": Page(
+    "docs/guides/live-chat.md": Page(
         also={"": (imports("rooms"),)},
         untyped={"rooms.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node."},
     ),
-    "docs/how-to/middleware.md": Page(
+    "docs/guides/middleware.md": Page(
         also={"": (TypedCommand("uvicorn zipped:app"), TypedCommand("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
     ),
-    "docs/how-to/let-an-identity-provider-decide.md": Page(
+    "docs/guides/let-an-identity-provider-decide.md": Page(
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
-    "docs/how-to/own-routes.md": Page(),
-    "docs/how-to/show-results-in-a-view.md": Page(
+    "docs/guides/own-routes.md": Page(),
+    "docs/guides/show-results-in-a-view.md": Page(
         untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
     ),
-    "docs/how-to/publish-a-server-card.md": Page(
+    "docs/guides/publish-a-server-card.md": Page(
         files=SHOP,
     ),
-    "docs/how-to/serve-skills.md": Page(
+    "docs/guides/serve-skills.md": Page(
         files={"skills/refunds/SKILL.md": "examples/skills/refunds/SKILL.md"},
         untyped={
             "skilled.py": "The page shows the file in two parts; tests/extensions/skills runs it.",
             "---\nname: refunds": "It's the text of the skill that the reader has as a file.",
         },
     ),
-    "docs/how-to/write-an-extension.md": Page(
+    "docs/guides/write-an-extension.md": Page(
         also={"": (TypedCommand("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
         untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},
     ),
-    "docs/how-to/protect-with-keys.md": Page(
+    "docs/guides/protect-with-keys.md": Page(
         places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error
         untyped={"archive.py": EXCERPT},
         also={"": (TypedCommand("unset MCP_SERVER_AUTH_KEY; " + tool("read", '{"name":"x"}'), '{"status":401…'),)},
     ),
-    "docs/how-to/run-an-authorization-server.md": Page(
+    "docs/guides/run-an-authorization-server.md": Page(
         answers={
             "millstream users add": (("Password:", "mellon-mellon"), ("Repeat for confirmation:", "mellon-mellon"))
         },
@@ -246,8 +246,8 @@ PAGES = {
             "": (TypedCommand("curl -sf http://127.0.0.1:8000/.well-known/oauth-authorization-server", '{"issuer":…'),)
         },
     ),
-    "docs/how-to/run-under-uvicorn.md": Page(also={"": (TypedCommand(tool("greet"), "…Hello, world!…"),)}),
-    "docs/how-to/serve-https.md": Page(
+    "docs/guides/run-under-uvicorn.md": Page(also={"": (TypedCommand(tool("greet"), "…Hello, world!…"),)}),
+    "docs/guides/serve-https.md": Page(
         needs="certificate",
         files=SHOP,
         places={"/etc/ssl/shop": "tls"},
@@ -256,13 +256,13 @@ PAGES = {
         },
         untyped={"mcp.example.com {": "There is no Caddy here."},
     ),
-    "docs/how-to/several-workers.md": Page(
+    "docs/guides/several-workers.md": Page(
         also={
             "millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),),
             "": (TypedCommand("python several_workers.py"), TypedCommand(tool("answered_by"), '…"text":"…')),
         },
     ),
-    "docs/how-to/sign-in-with-google.md": Page(
+    "docs/guides/sign-in-with-google.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
         untyped={
             "google.py": EXCERPT,
@@ -270,18 +270,18 @@ PAGES = {
         },
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
-    "docs/how-to/stream-to-a-client.md": Page(untyped={"hub.py": EXCERPT}),
-    "docs/how-to/use-nats.md": Page(
+    "docs/guides/stream-to-a-client.md": Page(untyped={"hub.py": EXCERPT}),
+    "docs/guides/use-nats.md": Page(
         needs="nats",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings."},
     ),
-    "docs/how-to/use-redis.md": Page(
+    "docs/guides/use-redis.md": Page(
         needs="redis",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
     ),
-    "docs/how-to/watch-with-prometheus.md": Page(
+    "docs/guides/watch-with-prometheus.md": Page(
         untyped={"prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would."},
     ),
 }

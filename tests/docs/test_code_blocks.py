@@ -10,8 +10,8 @@ pytestmark = pytest.mark.check
 
 PAGES = list(documents())
 COPIED = {"python", "apache", "nginx", "json", "js", "toml", "yaml", "ini"}
-FREE = {"", "text"}
-TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/how-to/.*")
+FREE = {"", "text", "mermaid"}
+TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/guides/.*")
 """The pages whose commands test_typed_pages.py types."""
 COMMANDS = {
     "millstream run examples/bookshop.py": "tests/cli/test_run.py",

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.server
 TYPED = [
     "README.md",
     "docs/tutorial.md",
-    *sorted(f"docs/how-to/{each.name}" for each in (ROOT / "docs/how-to").glob("*.md")),
+    *sorted(f"docs/guides/{each.name}" for each in (ROOT / "docs/guides").glob("*.md")),
 ]
 AT_ONCE = 4
 """Pages that are typed at the same time, each by its own reader."""
@@ -205,7 +205,7 @@ def configurations(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
-    name = "docs/how-to/connect-a-client.md"
+    name = "docs/guides/connect-a-client.md"
     text = (ROOT / name).read_text("utf-8")
     servers = [each for b in blocks(text) if b.language == "json" for each in configurations(json.loads(b.body))]
     commands = [shlex.join([each["command"], *each["args"]]) for each in servers if "command" in each]

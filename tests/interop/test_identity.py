@@ -300,7 +300,7 @@ async def test_external_users_open_the_pages_as_themselves(provider: Identity, p
         assert (landed.status_code, page.status_code) == (403, 401)
 
 
-# The pages of docs/how-to
+# The pages of docs/guides
 
 
 def example(name: str) -> Server:
