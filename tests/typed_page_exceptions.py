@@ -85,7 +85,7 @@ PAGES = {
             "millstream dev bookshop.py": (
                 TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),
             ),
-            "millstream run bookshop.py --auth-key": (
+            "millstream run bookshop.py --auth": (
                 TypedCommand(tool("search", '{"words":"Tolkien"}', more="-w ' %{http_code}' "), "… 401"),
             ),
         },

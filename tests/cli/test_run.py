@@ -48,7 +48,7 @@ def run(*arguments: str, given: str = "", cwd: Path = ROOT) -> subprocess.Comple
     )  # fmt: skip
 
 
-@for_each("option", ["--auth-key", "--auth-keys", "--tls-cert", "--tls-key"])
+@for_each("option", ["--auth", "--auth-keys", "--tls-cert", "--tls-key"])
 def test_empty_options_never_leave_a_server_unprotected(option: str) -> None:
     done = run("run", "examples/greet.py", option, "", "--port", "0")
     assert done.returncode == 1
@@ -307,7 +307,10 @@ def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         "millstream._cli.commands.run.serve_with_panel", lambda server, host, port, **_: served.append(server)
     )
     monkeypatch.setattr("millstream._telemetry.logs.configure", lambda *_, **__: None)
-    for options in ((), ("--no-sessions", "--json", "--path", "tools/", "--log-level", "error", "--serve", "metrics")):
+    for options in (
+        (),
+        ("--no-sessions", "--json-response", "--path", "tools/", "--log-level", "error", "--serve", "metrics"),
+    ):
         monkeypatch.setattr(sys, "argv", ["millstream", "run", str(ROOT / "examples" / "greet.py"), *options])
         main()
     plain, changed = (server.definition for server in served)

@@ -89,7 +89,7 @@ def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
         (("accept", str(file), "shp"), "did you mean 'shop'"),
         (("accept", str(file), "shop", "by"), "did you mean 'buy'"),
         ((str(tmp_path / "none.toml"),), "There is no file"),
-        ((str(lock),), "isn't a .toml or .json file.\n  Do:   Use one. For a program: millstream run"),
+        ((str(lock),), "isn't a .toml or .json file.\n  Fix:   Use one. For a program: millstream run"),
         ((str(empty),), "Add a table such as [upstreams.files]"),
     ):
         failed = run(*arguments)

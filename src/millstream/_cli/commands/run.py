@@ -84,7 +84,9 @@ def run(  # noqa: PLR0913  the options of the command
     no_sessions: Annotated[
         bool, Parameter(group=MCP, help="Handle each request separately, without sessions.")
     ] = False,
-    json: Annotated[bool, Parameter(group=MCP, help="Respond to calls with JSON only, never an event stream.")] = False,
+    json_response: Annotated[
+        bool, Parameter(group=MCP, help="Respond to calls with JSON only, never an event stream.")
+    ] = False,
     path: Annotated[
         str, Parameter(metavar="PATH", group=LISTEN, help="Path of the MCP endpoint.", show_default=lambda _: "/mcp")
     ] = "",
@@ -120,7 +122,12 @@ def run(  # noqa: PLR0913  the options of the command
     ] = None,
     auth_key: Annotated[
         str | None,
-        Parameter(group=SECURITY, metavar="KEY", help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it."),
+        Parameter(
+            name="--auth",
+            group=SECURITY,
+            metavar="KEY",
+            help="Key that callers must send. MCP_SERVER_AUTH_KEY also sets it.",
+        ),
     ] = None,
     auth_keys: Annotated[
         str | None, Parameter(group=SECURITY, metavar="FILE", help="A file of keys, created by `millstream keys add`.")
@@ -163,7 +170,7 @@ def run(  # noqa: PLR0913  the options of the command
 
     - `millstream run shop.py --transport stdio`: for a desktop client
 
-    - `millstream run shop.py --host 0.0.0.0 --auth-key KEY`: for callers with a key, from anywhere
+    - `millstream run shop.py --host 0.0.0.0 --auth KEY`: for callers with a key, from anywhere
 
     - `millstream run shop.py --with pandas`: with a package that isn't installed
 
@@ -191,7 +198,7 @@ def run(  # noqa: PLR0913  the options of the command
             web=bool(inspect),
             settings={
                 "sessions": False if no_sessions else None,
-                "json_only": json or None,
+                "json_only": json_response or None,
                 "path": "/" + path.strip("/") if path else None,
                 **secured,
                 "allow_anonymous": allow_anonymous or None,
@@ -215,7 +222,7 @@ def _check_not_empty(secured: Mapping[str, str | None]) -> None:
     """Reject empty values, for example from unset variables, which would leave the server unprotected."""
     for name, value in secured.items():
         if value == "":
-            option = f"--{name.replace('_', '-')}"
+            option = "--auth" if name == "auth_key" else f"--{name.replace('_', '-')}"
             raise CommandError(
                 f"{option} is empty.",
                 why="The server would be less protected than you intend. Perhaps a variable isn't set.",
