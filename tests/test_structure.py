@@ -407,6 +407,11 @@ def test_dependencies_have_security_floors() -> None:
     assert {name: bound for name, bound in floors.items() if "<" in bound or "==" in bound} == {}
 
 
+def test_all_extras_are_in_one() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert groups["all"] == [f"millstream[{','.join(sorted(groups.keys() - {'all'}))}]"]
+
+
 def test_core_dependencies_are_imported() -> None:
     used = {name.split(".")[0] for path in sources("src") for name in imported(path)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -421,5 +426,6 @@ def test_core_dependencies_are_imported() -> None:
 def dependencies() -> dict[str, str]:
     """What the package needs, extras included, and the bounds of each."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras: list[str] = [item for items in project["optional-dependencies"].values() for item in items]
+    groups = project["optional-dependencies"]
+    extras: list[str] = [item for name, items in groups.items() if name != "all" for item in items]
     return dict(re.fullmatch(r"([\w-]+)(.*?)(?:;.*)?", item).groups() for item in project["dependencies"] + extras)

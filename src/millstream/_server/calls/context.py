@@ -44,7 +44,7 @@ class TaskStart(BaseException):
     """Stops the function, which runs again as a task. Not an `Exception`, so user code doesn't catch it."""
 
 
-class _Asked(Coroutine[Any, Any, T], Generic[T]):
+class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
     """A question that must be awaited. Using it as its answer raises an error, instead of counting as consent."""
 
     __slots__ = ("_coroutine", "_message")
@@ -82,7 +82,7 @@ class _Asked(Coroutine[Any, Any, T], Generic[T]):
 def _question(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     @wraps(method)
     def ask(*args: P.args, **options: P.kwargs) -> Coroutine[Any, Any, T]:
-        return _Asked(method(*args, **options), method.__name__)
+        return _OpenQuestion(method(*args, **options), method.__name__)
 
     return ask
 
