@@ -84,3 +84,21 @@ def test_pre_commit_hooks_match_make_check() -> None:
 def test_version_is_the_same_everywhere() -> None:
     assert PROJECT["version"] == millstream.__version__
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_every_workflow_pins_what_it_uses_and_asks_for_little() -> None:
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        content = loaded(path)
+        used = [step["uses"] for job in content["jobs"].values() for step in job.get("steps", ()) if "uses" in step]
+        assert [each for each in used if not re.search(r"@[0-9a-f]{40}$", each)] == [], path.name
+        assert content["permissions"] in ({}, {"contents": "read"}), path.name
+
+
+def test_release_publishes_only_what_was_tried() -> None:
+    jobs = loaded(ROOT / ".github" / "workflows" / "release.yml")["jobs"]
+    assert set(jobs["package"]["needs"]) == {"build", "wheel", "image"}
+    assert jobs["publish-image"]["needs"] == "package"
+    for name, job in jobs.items():
+        publishes = "id-token" in job.get("permissions", {})
+        assert publishes == ("if" in job) == (name in ("package", "publish-image"))
+        assert not publishes or job["if"] == "github.ref_type == 'tag'"
