@@ -1,9 +1,9 @@
 """Check the deploy files with the tools of those who read them: `make deploy-check`.
 
 Helm renders the chart with several values, kubeconform compares what comes out with the schemas of Kubernetes, the
-loader of Docker Compose reads the compose file, hadolint the Dockerfiles, actionlint and zizmor the workflows of GitHub, and the
-types of Traefik its routes. The Go tools go into `.venv-deploy/bin`, in the versions below. What needs none of them is
-in tests/deploy: nginx with its configuration, systemd with its units.
+loader of Docker Compose reads the compose file, hadolint the Dockerfiles, actionlint and zizmor the workflows of
+GitHub, and the types of Traefik its routes. The Go tools go into `.venv-deploy/bin`, in the versions below. What needs
+none of them is in tests/deploy: nginx with its configuration, systemd with its units.
 """
 
 import json
