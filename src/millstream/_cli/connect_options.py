@@ -184,7 +184,7 @@ class _ServerOutput:
     def print(cls, line: str) -> None:
         """Print a line of output."""
         cls.shown = True
-        cls.explained = cls.explained or line.startswith("  Fix:   ")
+        cls.explained = cls.explained or line.startswith(("  Cause: ", "  Fix:   "))
         print_line(line)
 
 
