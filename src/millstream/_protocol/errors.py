@@ -139,7 +139,11 @@ FEW = 16
 
 
 def closest_name(name: str, names: Collection[str]) -> str | None:
-    """Return the closest name, or None if none is similar."""
+    """Return the closest name, or None if none is similar.
+
+    Example:
+        ``closest_name("serch", ["search", "order"])``
+    """
     by_case = {each.lower(): each for each in names}
     near = difflib.get_close_matches(name.lower(), by_case, n=1)
     return by_case[near[0]] if near else None
@@ -151,6 +155,9 @@ def suggest(name: str, names: Collection[str]) -> str:
     Args:
         name: The unknown name.
         names: The known names. A list or tuple keeps its order.
+
+    Example:
+        ``raise LookupError(f"There is no tool {name!r}; {suggest(name, tools)}")``
     """
     near = closest_name(name, names)
     if len(names) > FEW:

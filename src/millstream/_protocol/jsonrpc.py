@@ -55,6 +55,9 @@ def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
     """Return why `body` must not be decoded, or an empty string. Brackets inside strings don't count.
 
     A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like this.
+
+    Example:
+        ``if problem := exceeds_limits(body): raise ProtocolError(INVALID_REQUEST, problem)``
     """
     if len(body) > _SHORT:
         if len(body) > _FEW_NUMBERS and _too_many_long_numbers(body):
@@ -149,7 +152,11 @@ class _Envelope(Struct, gc=False):
 
 
 class Envelope(Struct, gc=False, frozen=True):
-    """A request (`method` and `id`), a notification (`method` only), or a response (`id`, and `result` or `error`)."""
+    """A request (`method` and `id`), a notification (`method` only), or a response (`id`, and `result` or `error`).
+
+    Example:
+        ``if envelope.method == "tools/call": ...``
+    """
 
     id: RequestId | None
     method: str
@@ -354,7 +361,11 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
 
 
 def notification_message(method: str, params: Any = None) -> bytes:
-    """Return a notification. `params` is any encodable value, including `msgspec.Raw`."""
+    """Return a notification. `params` is any encodable value, including `msgspec.Raw`.
+
+    Example:
+        ``notification_message("notifications/message", {"level": "info", "data": "ready"})``
+    """
     if params is None:
         return encode({"jsonrpc": "2.0", "method": method})
     return encode({"jsonrpc": "2.0", "method": method, "params": params})

@@ -54,6 +54,9 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
     Raises:
         ValueError: An annotation breaks a rule for which clients drop the tool. The text names the location and the
             rule.
+
+    Example:
+        ``headers = find_annotations(tool.input_schema)``
     """
     if ANNOTATION not in repr(input_schema):  # few have one, and the walk takes longer
         return ()
@@ -139,6 +142,9 @@ def decode_name(raw: bytes) -> str:
 
     Raises:
         ProtocolError: HEADER_MISMATCH, as for `decode_value`.
+
+    Example:
+        ``decode_name(b"order")``
     """
     return decode_value(raw, "Mcp-Name")
 
