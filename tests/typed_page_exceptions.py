@@ -215,6 +215,7 @@ PAGES = {
     ),
     "docs/guides/install-in-applications.md": Page(
         files={"shop.env": "SHOP_KEY=other\n"},
+        places={"--- …/.cursor": "…--- …/.cursor"},
         also={
             "millstream install bookshop.py --client cursor --yes": (TypedCommand("grep -q books .cursor/mcp.json"),),
             "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
