@@ -176,7 +176,7 @@ PAGES = {
     "docs/guides/live-pages.md": Page(
         untyped={
             "board.py": "It needs a key and a browser; tests/auth/test_sign_in.py signs in to such a page.",
-            "news.js": "It's the script of a page, as rooms.js is.",
+            "news.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node.",
             "rooms.js": "It's the script of a page: test_examples_of_documents.py runs it, in Node.",
             "MILLSTREAM_ALLOWED_ORIGINS": "tests/security tries other origins.",
             "millstream run board.py": "It needs a key; tests/auth/test_sign_in.py signs in to such a page.",

@@ -92,6 +92,20 @@ async def test_page_script_receives_posts_and_presence(rooms: int) -> None:
 
 
 @pytest.mark.server
+async def test_page_script_of_news_receives_both_kinds(tmp_path: Path) -> None:
+    port = free_port()
+    source = (ROOT / "examples" / "news.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    with run_server(run_command("examples/news.py", port), port, tmp_path / "log"):
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WAIT) as client:
+            history = source.replace("orders.created", "orders.created&history=10")
+            await client.post("/publish", json={"channel": "news", "data": {"text": "Hello"}})
+            await client.post("/publish", json={"channel": "orders.created", "data": {"isbn": "7"}, "event": "order"})
+            async with browser_script(history, port) as page:
+                await page.until(lambda line: line == "Hello\n")
+                await page.until(lambda line: line == "ordered: 7\n")
+
+
+@pytest.mark.server
 async def test_wire_of_http_sse_is_as_explained(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "explanation" / "http-sse.md").read_text("utf-8")
     messages = re.findall(r"""(?:-d '|POST `)(\{.*\})(?:'|`)""", page)
