@@ -1,8 +1,10 @@
+import asyncio
 import json
 from typing import Any
 
 from cases import for_each
-from examples import bookshop, greet, hub
+from examples import bookshop, greet, hub, moderator
+from patience import WAIT
 
 
 async def test_greet_offers_a_tool_a_resource_and_a_prompt(connect: Any, revision: str) -> None:
@@ -112,3 +114,15 @@ async def test_hub_example_completes_languages(connect: Any, revision: str) -> N
             "completion/complete", ref=reference, argument={"name": "language", "value": "d"}
         )
         assert completed["completion"]["values"] == ["Dutch"]
+
+
+async def test_moderator_warns_about_messages_in_capitals() -> None:
+    async with asyncio.timeout(WAIT), moderator.mcp.running():
+        events = moderator.mcp.hub.listen("warnings")
+        warning = asyncio.ensure_future(anext(events))
+        while not warning.done():  # both listeners start with new events
+            await moderator.mcp.hub.publish("room.lobby", "Hello")
+            await moderator.mcp.hub.publish("room.lobby", "STOP THAT")
+            await asyncio.wait([warning], timeout=0.05)
+        assert json.loads(warning.result().data or b"") == {"channel": "room.lobby", "text": "STOP THAT"}
+        await events.aclose()

@@ -26,7 +26,9 @@ async def test_example_follows_its_policy(tmp_path: Path) -> None:
     keys, port = KeyFile(tmp_path / "keys.json"), free_port()
     key = keys.add("ada", ("orders:write",), 0, None)
     poor = keys.add("bob", (), 0, None)
-    command = [*COMMAND, "examples/gateway/gateway.toml", "--port", str(port)]
+    file, shop = tmp_path / "gateway.toml", ROOT / "examples" / "gateway" / "shop.py"
+    file.write_text((shop.parent / "gateway.toml").read_text("utf-8").replace("shop.py", str(shop)), "utf-8")
+    command = [*COMMAND, str(file), "--port", str(port)]
     with run_server(command, port, tmp_path / "log", KEYS=str(keys.path), PATH=PATH):
         url = f"http://127.0.0.1:{port}/mcp"
         async with Client(url, headers={"authorization": f"Bearer {key}"}, timeout=WAIT) as client:
