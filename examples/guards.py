@@ -50,6 +50,18 @@ class OpeningHours(Middleware):
 # endregion
 
 
+# region: translate
+class Translate(Middleware):
+    async def on_call(self, request: Request, next: Next) -> Any:
+        try:
+            return await next(request)
+        except (TimeoutError, ConnectionError) as error:
+            raise ToolError("The stock system doesn't respond. Try again in a minute.") from error
+
+
+# endregion
+
+
 # region: message
 class Audit(Middleware):
     async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
