@@ -2,11 +2,13 @@
 
 # region: background
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from millstream import Server
 
+logger = logging.getLogger("exchange")
 RATES: dict[str, float] = {}
 
 
@@ -17,16 +19,20 @@ async def fetch_rates() -> dict[str, float]:
 
 async def refresh(server: Server) -> None:
     while True:
-        RATES.update(await fetch_rates())
-        await server.resource_updated("bank://rates")
+        try:
+            RATES.update(await fetch_rates())
+            await server.resource_updated("bank://rates")
+        except OSError:
+            logger.exception("The bank doesn't respond")
         await asyncio.sleep(60)
 
 
 @asynccontextmanager
 async def lifespan(server: Server) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(refresh(server))
+    task = asyncio.create_task(refresh(server))
+    try:
         yield
+    finally:
         task.cancel()
 
 

@@ -18,8 +18,8 @@ async def tidy(ctx: Context) -> str:
     for box in empty:
         del BOXES[box]
     await ctx.info({"removed": empty})
-    logger.info("Removed %d boxes", len(empty), extra={"boxes": empty})
-    return f"Removed {len(empty)} boxes."
+    logger.info("Removed empty boxes", extra={"boxes": empty})
+    return f"Removed {', '.join(empty) or 'nothing'}."
 
 
 # endregion

@@ -251,9 +251,9 @@ async def test_both_logs_are_written(caplog: pytest.LogCaptureFixture, monkeypat
     monkeypatch.setattr(inventory, "BOXES", dict(inventory.BOXES))
     caplog.set_level(logging.INFO, "inventory")
     async with connect(inventory.mcp, revision="2025-11-25") as client:
-        assert (await client.call("tidy")).text == "Removed 1 boxes."
+        assert (await client.call("tidy")).text == "Removed A2."
         assert client.notifications[0]["params"]["data"] == {"removed": ["A2"]}
-    assert "Removed 1 boxes" in caplog.text
+    assert "Removed empty boxes" in caplog.text
 
 
 async def test_failures_are_translated() -> None:
