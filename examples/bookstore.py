@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 from millstream import Context, Server, SyncContext, ToolError
 
+TABLES = """
+create table if not exists books (title text primary key, copies integer);
+create table if not exists carts (id text primary key, titles text);
+"""
+
 
 @dataclass
 class App:
@@ -18,10 +23,10 @@ class App:
 
 @asynccontextmanager
 async def lifespan(server: Server) -> AsyncIterator[App]:
-    db = sqlite3.connect("bookstore.db", check_same_thread=False, isolation_level=None)
+    db = sqlite3.connect("bookstore.db", check_same_thread=False)
+    db.isolation_level = None  # each statement is its own transaction
     try:
-        db.execute("create table if not exists books (title text primary key, copies integer)")
-        db.execute("create table if not exists carts (id text primary key, titles text)")
+        db.executescript(TABLES)
         yield App(db)
     finally:
         db.close()
@@ -34,9 +39,8 @@ mcp = Server("bookstore", lifespan=lifespan)
 def deliver(title: str, copies: int, ctx: SyncContext) -> str:
     """Add copies of a book to the stock."""
     app: App = ctx.lifespan
-    app.db.execute(
-        "insert into books values (?, ?) on conflict do update set copies = copies + excluded.copies", (title, copies)
-    )
+    app.db.execute("insert or ignore into books values (?, 0)", (title,))
+    app.db.execute("update books set copies = copies + ? where title = ?", (copies, title))
     return f"{copies} copies of {title!r} arrived."
 
 
@@ -44,7 +48,8 @@ def deliver(title: str, copies: int, ctx: SyncContext) -> str:
 def in_stock(title: str, ctx: SyncContext) -> int:
     """Count the copies of a book in stock."""
     app: App = ctx.lifespan
-    row = app.db.execute("select copies from books where title = ?", (title,)).fetchone()
+    found = app.db.execute("select copies from books where title = ?", (title,))
+    row = found.fetchone()
     return row[0] if row else 0
 
 
@@ -57,7 +62,7 @@ async def remember(title: str, ctx: Context) -> list[str]:
     """Put a book on the list of this session."""
     if ctx.session_state is None:
         raise ToolError("Your client has no session. Use create_cart instead.")
-    titles: list[str] = await ctx.session_state.update("titles", lambda titles: [*titles, title], [])
+    titles: list[str] = await ctx.session_state.update("titles", lambda old: [*old, title], [])
     return titles
 
 
@@ -78,11 +83,13 @@ def create_cart(ctx: SyncContext) -> str:
 def add_to_cart(cart: str, title: str, ctx: SyncContext) -> list[str]:
     """Put a book into a cart, and return its books."""
     app: App = ctx.lifespan
-    row = app.db.execute("select titles from carts where id = ?", (cart,)).fetchone()
+    found = app.db.execute("select titles from carts where id = ?", (cart,))
+    row = found.fetchone()
     if row is None:
         raise ToolError("There is no such cart. Call create_cart first.")
     titles = [*json.loads(row[0]), title]
-    app.db.execute("update carts set titles = ? where id = ?", (json.dumps(titles), cart))
+    changed = (json.dumps(titles), cart)
+    app.db.execute("update carts set titles = ? where id = ?", changed)
     return titles
 
 

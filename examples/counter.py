@@ -8,7 +8,7 @@ mcp = Server("counter", serve=["hub", "rest"])
 
 @mcp.tool
 async def count(to: int, ctx: Context, stream: bool = False) -> int:
-    """Count to a number. With stream=true, report each step to a client's event stream."""
+    """Count to a number. With stream=true, report each step."""
     if stream:
         for number in range(1, to + 1):
             await ctx.progress(number, to, f"Counted {number}")

@@ -11,14 +11,16 @@ mcp = Server("gallery")
 
 
 def png(color: tuple[int, int, int], size: int = 64) -> bytes:
-    """Draw a square of one color. A real tool would use a library such as Pillow or Matplotlib."""
+    """Draw a square of one color. A real tool would use a library, such as Pillow."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
 
     rows = (b"\0" + bytes(color) * size) * size
     header = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 @mcp.tool
@@ -49,7 +51,8 @@ def compare() -> list[Text | Image]:
 @mcp.tool
 def price_list() -> EmbeddedResource:
     """Return all prices as a CSV file."""
-    return EmbeddedResource("gallery://prices.csv", text="title,price\nSpring,120\nFall,80\n", mime_type="text/csv")
+    csv = "title,price\nSpring,120\nFall,80\n"
+    return EmbeddedResource("gallery://prices.csv", text=csv, mime_type="text/csv")
 
 
 # endregion

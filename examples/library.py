@@ -61,7 +61,7 @@ async def lend(name: str) -> ResourceLink:
     """Lend a book."""
     LENT.append(name)
     await mcp.resource_updated("library://lent")
-    return ResourceLink(f"library://books/{name}", BOOKS[name].title, mime_type="application/json")
+    return ResourceLink(f"library://books/{name}", BOOKS[name].title)
 
 
 # endregion

@@ -19,11 +19,12 @@ class Note:
 
 @mcp.tool
 def find(
-    words: Annotated[str, Field(description="Text to look for, in any case", min_length=2)],
+    words: Annotated[str, Field(description="Text to look for", min_length=2)],
     order: Literal["newest", "oldest"] = "newest",
 ) -> list[Note]:
     """Find notes that contain some text."""
-    matches = [Note(number, text) for number, text in NOTES.items() if words.lower() in text.lower()]
+    notes = [Note(number, text) for number, text in NOTES.items()]
+    matches = [note for note in notes if words.lower() in note.text.lower()]
     return matches if order == "oldest" else matches[::-1]
 
 
@@ -79,7 +80,13 @@ def stats() -> ToolResult:
 
 
 # region: options
-@mcp.tool(title="Search the archive", timeout=10, limit="10/minute", tags=["beta"], enabled=False)
+@mcp.tool(
+    title="Search the archive",
+    timeout=10,
+    limit="10/minute",
+    tags=["beta"],
+    enabled=False,
+)
 async def search_archive(year: Annotated[int, Field(ge=1990, le=2030)]) -> list[str]:
     """Search the notes of a past year."""
     return [f"{year}: {text}" for text in NOTES.values()]

@@ -75,7 +75,7 @@ async def buy(item: str, ctx: Context) -> str:
 @mcp.tool
 async def connect_account(ctx: Context) -> str:
     """Connect the account at the post office."""
-    await ctx.elicit_url("Sign in at the post office to connect your account.", "https://post.example.com/connect")
+    await ctx.elicit_url("Sign in at the post office.", "https://post.example.com/connect")
     return "Call list_parcels when you're signed in."
 
 
@@ -90,13 +90,14 @@ class Sender:
 
 @mcp.tool
 async def write_card(ctx: Context) -> str:
-    """Write a card: the person says who sends it, and the client's model finds the words."""
+    """Write a card. The client's model finds the words."""
     answers = await ctx.ask(
         sender=Elicit("Who sends it?", Sender),
         words=Sample("Write a short greeting.", max_tokens=50),
         folders=Roots(),
     )
-    return f"{answers['words'].text} {answers['sender'].name}, with {len(answers['folders'])} folders open"
+    words, name = answers["words"].text, answers["sender"].name
+    return f"{words} {name}, with {len(answers['folders'])} folders open"
 
 
 # endregion

@@ -31,7 +31,7 @@ def review() -> list[Message]:
     return [
         Message("user", f"These were my tasks:\n{week}"),
         Message("assistant", "I've read them. What would you like to know?"),
-        Message("user", "Ask me one question about each day, and wait for my answer."),
+        Message("user", "Ask me one question about each day."),
     ]
 
 

@@ -13,8 +13,8 @@ def buy(title: str, copies: int = 1) -> str:
     """Buy copies of a book."""
     if title not in STOCK:
         raise ToolError(f"There is no book {title!r}. Use one of {', '.join(STOCK)}.")
-    if STOCK[title] < copies:
-        raise ToolError(f"Only {STOCK[title]} copies of {title!r} are left. Ask for fewer.")
+    if copies > STOCK[title]:
+        raise ToolError(f"Only {STOCK[title]} copies are left. Ask for fewer.")
     STOCK[title] -= copies
     return f"Bought {copies} of {title!r}."
 

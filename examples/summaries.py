@@ -7,13 +7,18 @@ from millstream import Context, Message, Server, Text, ToolError, ToolResultBloc
 
 mcp = Server("summaries")
 
-REVIEWS = ["Arrived late, but the book is lovely.", "Two pages are missing.", "My daughter reads it every evening."]
+REVIEWS = [
+    "Arrived late, but the book is lovely.",
+    "Two pages are missing.",
+    "My daughter reads it every evening.",
+]
 
 
 @mcp.tool(requires={"sampling": {}})
 async def summarize_reviews(ctx: Context) -> str:
     """Summarize what readers say."""
-    answer = await ctx.sample("Summarize in one sentence:\n\n" + "\n".join(REVIEWS), max_tokens=100)
+    request = "Summarize in one sentence:\n\n" + "\n".join(REVIEWS)
+    answer = await ctx.sample(request, max_tokens=100)
     return answer.text
 
 
@@ -25,7 +30,11 @@ async def summarize_reviews(ctx: Context) -> str:
 async def classify_review(review: str, ctx: Context) -> str:
     """Say whether a review is good or bad."""
     answer = await ctx.sample(
-        [Message("user", "The cover is torn."), Message("assistant", "bad"), Message("user", review)],
+        [
+            Message("user", "The cover is torn."),
+            Message("assistant", "bad"),
+            Message("user", review),
+        ],
         system="Answer with one word: good or bad.",
         max_tokens=5,
         temperature=0,
@@ -56,8 +65,17 @@ async def shorten(text: str, ctx: Context) -> str:
 LOOK_UP = {
     "name": "look_up",
     "description": "Look up the reviews with a word in them.",
-    "inputSchema": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+    "inputSchema": {
+        "type": "object",
+        "properties": {"word": {"type": "string"}},
+        "required": ["word"],
+    },
 }
+
+
+def look_up(word: str) -> list[Any]:
+    """Run the model's tool."""
+    return [Text(review) for review in REVIEWS if word in review]
 
 
 @mcp.tool(requires={"sampling": {"tools": {}}})
@@ -66,15 +84,14 @@ async def answer(question: str, ctx: Context) -> str:
     messages: list[Message | str] = [question]
     for _ in range(5):
         reply = await ctx.sample(messages, tools=[LOOK_UP])
-        blocks: list[Any] = reply.content if isinstance(reply.content, list) else [reply.content]
-        uses = [block for block in blocks if isinstance(block, ToolUse)]
+        content: Any = reply.content
+        assistant = Message("assistant", content)
+        uses = [block for block in assistant.blocks if isinstance(block, ToolUse)]
         if not uses:
             return reply.text
-        results: list[Any] = [
-            ToolResultBlock(use.id, [Text(text) for text in REVIEWS if use.input["word"] in text]) for use in uses
-        ]
-        messages += [Message("assistant", blocks), Message("user", results)]
-    raise ToolError("The model needed more than five look-ups. Ask a narrower question.")
+        results: list[Any] = [ToolResultBlock(use.id, look_up(use.input["word"])) for use in uses]
+        messages += [assistant, Message("user", results)]
+    raise ToolError("The model needed too many look-ups. Ask a narrower question.")
 
 
 # endregion

@@ -2,7 +2,6 @@
 
 # region: server
 import json
-from typing import Annotated
 from urllib.request import urlopen
 
 from millstream import Depends, Server, ToolError
@@ -20,12 +19,12 @@ class Forecasts:
 
 
 @mcp.tool
-def what_to_wear(city: str, forecasts: Annotated[Forecasts, Depends(Forecasts)]) -> str:
+def what_to_wear(city: str, forecasts: Forecasts = Depends(Forecasts)) -> str:
     """Say what to wear tomorrow."""
     try:
         temperature = forecasts.temperature(city)
     except OSError as error:
-        raise ToolError("The weather service doesn't respond. Try again in a minute.") from error
+        raise ToolError("The forecast isn't available. Try again in a minute.") from error
     return "a coat" if temperature < 10 else "a shirt"
 
 

@@ -108,7 +108,7 @@ async def test_planner_fills_in_tasks() -> None:
 async def test_models_read_only_tool_errors() -> None:
     async with connect(stock.mcp, elicit=lambda message, schema: "decline") as client:
         for tool, text in (
-            ("buy", "Only 0 copies of 'emma' are left"),
+            ("buy", "Only 0 copies are left"),
             ("price", "Internal error.+incident"),
             ("supplier", "No supplier is known for 'emma'"),
         ):
@@ -265,7 +265,7 @@ async def test_failures_are_translated() -> None:
         raise ConnectionResetError
 
     async with connect(mcp) as client:
-        with pytest.raises(ToolFailed, match="The stock system doesn't respond"):
+        with pytest.raises(ToolFailed, match="The warehouse doesn't respond"):
             await client.call("look_up")
 
 
