@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from reader_world import TypedCommand
-from scripts.docs import region
 
 LEFT_OUT = {
     r"python3 -m venv|\. \.venv/bin/activate|pip install |sudo python3 -m venv|sudo /opt/millstream/bin/pip": (
@@ -65,21 +64,44 @@ def imports(name: str) -> TypedCommand:
 
 
 SHOP = {"shop.py": "examples/bookshop.py"}
-NOTEBOOK = {"notebook.py": region("examples/notebook.py#start") + "\n\n"}
-SHOWN = {"notebook.py": "tests/examples/test_notebook.py runs it."}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
     "docs/guides/deploy.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
     "docs/guides/events.md": Page(
         untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
     ),
-    "docs/guides/resources.md": Page(files=NOTEBOOK),
-    "docs/guides/prompts.md": Page(files=NOTEBOOK),
     "docs/guides/errors.md": Page(
-        untyped=SHOWN | {"result = await": "tests/client/test_calls.py does so."},
+        untyped={
+            "raise ProtocolError": "tests/behaviour/world.py has tools that raise it.",
+            "result = await": "tests/client/test_calls.py does so.",
+        },
     ),
-    "docs/guides/images-and-files.md": Page(untyped=SHOWN),
-    "docs/guides/logging.md": Page(untyped=SHOWN),
+    "docs/guides/tools.md": Page(
+        untyped=dict.fromkeys(
+            ("models see no description", "ValueError: The tool"),
+            "It's a message from the log. tests/server/test_registration.py reads it.",
+        ),
+    ),
+    "docs/guides/prompts.md": Page(
+        untyped={"parameter 'days'": "It's an error at registration. tests/server/test_registration.py reads it."},
+    ),
+    "docs/guides/state-and-startup.md": Page(
+        also={"": (TypedCommand("millstream read exchange.py bank://rates", '{"EUR":1.0,"USD":1.08}'),)},
+        untyped={
+            "Error: bookstore couldn't start": "The database of the page is there. tests/cli/test_run.py has one."
+        },
+    ),
+    "docs/guides/logging.md": Page(
+        untyped={
+            '{"ts":': "It's a line of a server in a pipe. tests/telemetry reads such lines.",
+            "if __name__": "Every example ends with these lines.",
+        },
+    ),
+    "docs/guides/testing.md": Page(
+        untyped={
+            "async with Client": "tests/auth calls such a server.",
+        },
+    ),
     "docs/tutorial.md": Page(
         also={
             "millstream dev bookshop.py": (
@@ -112,9 +134,10 @@ PAGES = {
                 ("speed (standard, express) [standard]: ", "express"),
             )
         },
+        untyped={"async with connect": "tests/examples/test_guides.py does so."},
         also={"": (TypedCommand("millstream list parcels.py", "…\ntool	write_card	…"),)},
     ),
-    "docs/guides/run-long-work-as-tasks.md": Page(
+    "docs/guides/tasks.md": Page(
         also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
     "docs/guides/behind-nginx.md": Page(
@@ -199,27 +222,23 @@ PAGES = {
         },
     ),
     "docs/guides/connect-a-client.md": Page(
+        files={"shop.env": "SHOP_KEY=other\n"},
+        also={
+            "millstream install bookshop.py --client cursor --yes": (TypedCommand("grep -q books .cursor/mcp.json"),),
+            "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
+        },
         untyped=dict.fromkeys(
             ("claude_desktop.json", "cursor.json", "vscode.json", "/home/you/bookshop/.venv/bin/millstream"),
             "`every_client_gets_an_answer` starts what they name.",
         ),
     ),
     "docs/guides/dependencies.md": Page(),
-    "docs/guides/develop.md": Page(
-        files=SHOP,
-        also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
-        untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_dev_reload.py reads these lines at one."},
-    ),
-    "docs/guides/inspect-a-server.md": Page(
-        also={"": (TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),)},
-    ),
-    "docs/guides/install-in-applications.md": Page(
-        files={"shop.env": "SHOP_KEY=other\n"},
-        places={"--- …/.cursor": "…--- …/.cursor"},
+    "docs/guides/develop-and-inspect.md": Page(
         also={
-            "millstream install bookshop.py --client cursor --yes": (TypedCommand("grep -q books .cursor/mcp.json"),),
-            "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
+            "millstream run bookshop.py --dev": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),),
+            "": (TypedCommand("curl -sf http://127.0.0.1:8000/inspect", "…<title>Inspect</title>…"),),
         },
+        untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_dev_reload.py reads these lines at one."},
     ),
     "docs/guides/keep-an-audit-log.md": Page(
         files={**SHOP, "log/.keep": ""},
@@ -298,7 +317,6 @@ PAGES = {
         },
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
-    "docs/guides/stream-to-a-client.md": Page(untyped={"hub.py": EXCERPT}),
     "docs/guides/use-nats.md": Page(
         needs="nats",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},

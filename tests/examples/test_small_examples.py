@@ -22,7 +22,7 @@ async def test_order_asks_for_the_address_and_reports_progress(connect: Any, ask
         result = await client.call("order", isbn="9780261103573", copies=2, meta={"progressToken": "t"})
         assert json.loads(result["content"][0]["text"]) == {"ordered": 2}
         (question,) = client.asked
-        assert question[1]["message"] == "Where shall we send it?"
+        assert question[1]["message"] == "Where should we send it?"
         assert set(question[1]["requestedSchema"]["properties"]) == {"street", "city"}
         assert [each["params"]["progress"] for each in client.notifications] == [1, 2]
 
