@@ -7,6 +7,7 @@ product's pages.
 """
 
 import re
+import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,11 @@ def on_files(files: Files, config: Any) -> Files:
 def on_env(env: Any, config: Any, files: Files) -> Any:
     """Give the templates links to pages, and examples."""
 
-    def page_url(target: str) -> str:
-        file = files.get_file_from_path(target)
-        if file is None:
-            raise PluginError(f"docs/theme/home.html links {target}, which isn't there.")
-        return str(file.url)
+    def page_url(*targets: str) -> str:
+        """The address of the first page that is there."""
+        for file in filter(None, map(files.get_file_from_path, targets)):
+            return str(file.url)
+        raise PluginError(f"docs/theme/home.html links {targets[0]}, which isn't there.")
 
     env.globals |= {
         "page_url": page_url,
@@ -147,6 +148,13 @@ def code(language: str, text: str) -> str:
     return Markdown(extensions=extensions).convert(f"```{language}\n{text}\n```")
 
 
+def found_by(page: str) -> tuple[list[str], float]:
+    """The words that people type to find a page although it doesn't use them, and its weight among the results."""
+    table = tomllib.loads((DOCS / "search.toml").read_text("utf-8"))
+    weights = [weight for place, weight in table["weights"].items() if page.startswith(place)]
+    return table["words"].get(page.removesuffix(".md"), []), min(weights, default=1.0)
+
+
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Make plain text of links that lead to files outside of docs/: the site doesn't have them.
 
@@ -154,8 +162,11 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     contents become the lower half of the home page.
     """
     source = page.file.src_uri
+    words, weight = found_by(source)
+    page.meta |= {"tags": words, "search": {"boost": weight}}
     if source == "index.md":
         page.meta |= {"template": "home.html", "hide": ["navigation", "toc"], "title": "Millstream"}
+        page.meta["search"] = {"exclude": True}
         _, *tabs = re.split(r"^(?=## )", markdown, flags=re.MULTILINE)
         markdown = "\n\n".join(columns(tab) for tab in tabs)
     if source.startswith("coming-from/"):
