@@ -128,7 +128,7 @@ NOT_WRITTEN = frozenset(
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
-    return build_site(tmp_path_factory.mktemp("site"))
+    return build_site(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

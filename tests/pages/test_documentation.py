@@ -17,7 +17,7 @@ SHOWN = ["", "guides/tools/", "reference/settings/", "modules/millstream.testing
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of the built site."""
-    with serve_folder(build_site(tmp_path_factory.mktemp("site"))) as url:
+    with serve_folder(build_site(tmp_path_factory)) as url:
         yield url
 
 
