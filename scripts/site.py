@@ -2,47 +2,48 @@
 
 The navigation is docs/index.md: its headings are tabs, its bold lines are groups, and its lists are pages. Pages that
 it doesn't link yet stand at the end of the tab of their folder, so that none is ever out of reach. Each public module
-gets a page with what its docstrings say.
+gets a page with what its docstrings say. The look of the site is docs/theme, with the fonts, colors, and mark of the
+product's pages.
 """
 
 import re
+import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SOURCES = DOCS.parent / "src"
-MODULES = (
-    "millstream",
-    "millstream.client",
-    "millstream.agent",
-    "millstream.middleware",
-    "millstream.extensions",
-    "millstream.protocol",
-    "millstream.auth",
-    "millstream.hub",
-    "millstream.testing",
-    "millstream.gateway._openapi",
-    "millstream.compat.fastmcp",
-    "millstream.compat.types",
-)
-"""The public modules, in the order of the site. One that isn't there is left out."""
-TABS = {
-    "tutorial.md": "Tutorial",
-    "guides": "Guides",
-    "coming-from": "Guides",
-    "reference": "Reference",
-    "explanation": "Explanation",
-    "decisions": "Decisions",
-    "contributing": "Contributing",
+ROOT = DOCS.parent
+SOURCES = ROOT / "src"
+ASSETS = SOURCES / "millstream" / "_web" / "assets"
+MERMAID = ROOT / "requirements" / "site" / "node_modules" / "mermaid" / "dist"
+OUR_ASSETS = {
+    "assets/tokens.css": ASSETS / "tokens.css",
+    "assets/mark.svg": ASSETS / "mark.svg",
+    "assets/fonts/inter.woff2": ASSETS / "vendor" / "inter.woff2",
+    "assets/fonts/geist-mono.woff2": ASSETS / "vendor" / "geist-mono.woff2",
+    "mermaid/mermaid.esm.min.mjs": MERMAID / "mermaid.esm.min.mjs",
 }
-"""The folder of a page that docs/index.md doesn't link -> the tab that gets it."""
+"""Path in the site -> the file."""
+TABS = {
+    "tutorial.md": ("Tutorial", ""),
+    "guides": ("Guides", ""),
+    "coming-from": ("Guides", ""),
+    "reference": ("Reference", ""),
+    "explanation": ("Explanation", ""),
+    "decisions": ("Contributing", "Decisions"),
+    "contributing": ("Contributing", ""),
+}
+"""The folder of a page that docs/index.md doesn't link -> the tab, and the group in it, that get it."""
 MODULE_TAB = "Modules"
 LINE = re.compile(
     r"^(?:## (?P<tab>.+)|\*\*(?P<group>.+)\*\*|- \[(?P<title>.+?)\]\((?P<page>[\w./-]+\.md)\).*)$", re.MULTILINE
 )
 OUTWARD = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>(?!https?:|#|mailto:)[^)#\s]+)(?:#[^)]*)?\)")
+REGION = re.compile(r"^# region: (?P<name>\S+)\n(?P<code>.*?)^# endregion", re.MULTILINE | re.DOTALL)
 
 Nav = list[Any]
 
@@ -51,8 +52,8 @@ def navigation(index: str, pages: list[str]) -> Nav:
     """The tabs of the site.
 
     Args:
-        index: the text of docs/index.md.
-        pages: every page, relative to docs/.
+        index: The text of docs/index.md.
+        pages: Every page, relative to docs/.
     """
     tabs: dict[str, Nav] = {}
     here: Nav = []
@@ -66,20 +67,39 @@ def navigation(index: str, pages: list[str]) -> Nav:
         else:
             here.append({match["title"]: match["page"]})
             linked.add(match["page"])
+    groups: dict[tuple[str, str], Nav] = {}
     for page in sorted(set(pages) - linked):
-        tabs.setdefault(TABS.get(page.split("/")[0], "Explanation"), []).append(page)
+        tab, group = TABS.get(page.split("/")[0], ("Explanation", ""))
+        there = tabs.setdefault(tab, [])
+        if group:
+            if (tab, group) not in groups:
+                there.append({group: groups.setdefault((tab, group), [])})
+            there = groups[tab, group]
+        there.append(page)
     return [{"Home": "index.md"}, *({tab: each[0] if len(each) == 1 else each} for tab, each in tabs.items())]
+
+
+def public_modules() -> list[str]:
+    """Every module that users may import, in order of their names."""
+    found = []
+    for path in (SOURCES / "millstream").rglob("*.py"):
+        parts = path.relative_to(SOURCES).with_suffix("").parts
+        names = parts[:-1] if parts[-1] == "__init__" else parts
+        public = not any(name.startswith("_") for name in names)
+        if public and (parts is names or "__all__" in path.read_text("utf-8")):  # or the package holds only modules
+            found.append(".".join(names))
+    return sorted(found)
 
 
 def modules() -> dict[str, str]:
     """Page -> module."""
-    paths = {name: SOURCES / name.replace(".", "/") for name in MODULES}
-    there = [name for name, path in paths.items() if path.is_dir() or path.with_suffix(".py").exists()]
-    return {f"modules/{name}.md": name for name in there}
+    return {f"modules/{name}.md": name for name in public_modules()}
 
 
 def on_config(config: Any) -> Any:
     """Fill in the navigation."""
+    if not MERMAID.exists():
+        raise PluginError("The library of the diagrams isn't installed. Run `make docs-site`, which installs it.")
     pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
     nav = navigation((DOCS / "index.md").read_text("utf-8"), pages)
     config.nav = [*nav, {MODULE_TAB: [{name: page} for page, name in modules().items()]}]
@@ -87,23 +107,87 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the modules."""
+    """Add the pages of the modules, our fonts and colors, and the library of the diagrams."""
     for page, name in modules().items():
         files.append(File.generated(config, page, content=f"# `{name}`\n\n::: {name}\n"))
+    chunks = {f"mermaid/{path.relative_to(MERMAID)}": path for path in MERMAID.glob("chunks/mermaid.esm.min/*.mjs")}
+    for place, path in (OUR_ASSETS | chunks).items():
+        files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
+
+
+def on_env(env: Any, config: Any, files: Files) -> Any:
+    """Give the templates links to pages, and examples."""
+
+    def page_url(*targets: str) -> str:
+        """The address of the first page that is there."""
+        for file in filter(None, map(files.get_file_from_path, targets)):
+            return str(file.url)
+        raise PluginError(f"docs/theme/home.html links {targets[0]}, which isn't there.")
+
+    env.globals |= {
+        "page_url": page_url,
+        "example": partial(highlighted, "python"),
+        "shell": partial(code, "sh"),
+    }
+    return env
+
+
+def highlighted(language: str, source: str) -> str:
+    """A region of an example, as a block of code."""
+    path, _, region = source.partition("#")
+    regions = {match["name"]: match["code"] for match in REGION.finditer((ROOT / path).read_text("utf-8"))}
+    return code(language, regions[region].strip("\n"))
+
+
+def code(language: str, text: str) -> str:
+    """A block of code as the pages have them."""
+    from markdown import Markdown  # noqa: PLC0415  MkDocs brings it
+
+    extensions = ["pymdownx.highlight", "pymdownx.superfences"]
+    return Markdown(extensions=extensions).convert(f"```{language}\n{text}\n```")
+
+
+def found_by(page: str) -> tuple[list[str], float]:
+    """The words that people type to find a page although it doesn't use them, and its weight among the results."""
+    table = tomllib.loads((DOCS / "search.toml").read_text("utf-8"))
+    weights = [weight for place, weight in table["weights"].items() if page.startswith(place)]
+    return table["words"].get(page.removesuffix(".md"), []), min(weights, default=1.0)
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Make plain text of links that lead to files outside of docs/: the site doesn't have them.
 
-    Pages with two columns get the whole width, and colors for the code of the others, which is text to our tests.
+    Pages with two columns get the whole width, and colors for the code of the others, which is text to our tests. The
+    contents become the lower half of the home page.
     """
-    if page.file.src_uri.startswith("coming-from/"):
+    source = page.file.src_uri
+    words, weight = found_by(source)
+    page.meta |= {"tags": words, "search": {"boost": weight}}
+    if source == "index.md":
+        page.meta |= {"template": "home.html", "hide": ["navigation", "toc"], "title": "Millstream"}
+        page.meta["search"] = {"exclude": True}
+        _, *tabs = re.split(r"^(?=## )", markdown, flags=re.MULTILINE)
+        markdown = "\n\n".join(columns(tab) for tab in tabs)
+    if source.startswith("coming-from/"):
         page.meta["hide"] = ["navigation", "toc"]
         markdown = markdown.replace("```text\n", "```python\n")
 
     def plain(match: re.Match[str]) -> str:
-        target = (DOCS / page.file.src_uri).parent / match["target"]
+        target = (DOCS / source).parent / match["target"]
         return match[0] if target.resolve().is_relative_to(DOCS) else match["text"]
 
     return OUTWARD.sub(plain, markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the search dialog, which the theme leaves without a name."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
+def columns(tab: str) -> str:
+    """A section of the contents: its groups stand in columns."""
+    title, _, lists = tab.partition("\n")
+    return f'{title}\n\n<div class="columns" markdown>\n\n{lists.strip()}\n\n</div>'

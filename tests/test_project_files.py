@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
 
@@ -22,21 +23,36 @@ def loaded(path: Path) -> Any:
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def workflow() -> dict[str, Any]:
-    return dict(loaded(ROOT / ".github" / "workflows" / "checks.yml"))
+def workflow(name: str = "checks.yml") -> dict[str, Any]:
+    return dict(loaded(ROOT / ".github" / "workflows" / name))
 
 
-def test_workflow_runs_documented_commands() -> None:
-    steps = [step for job in workflow()["jobs"].values() for step in job["steps"] if "run" in step]
+@for_each("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_run_documented_commands(path: Path) -> None:
+    steps = [step for job in workflow(path.name)["jobs"].values() for step in job["steps"] if "run" in step]
     commands = [step["run"] for step in steps if not step["run"].startswith("choco ")]
     assert {command.split()[0] for command in commands} == {"make"}
     assert {command.split()[1] for command in commands} <= TARGETS
-    assert {"check", "test", "test-python", "unit", "docs-site", "dist"} <= {each.split()[1] for each in commands}
 
 
-def test_workflow_pins_actions_by_commit() -> None:
-    used = [step["uses"] for job in workflow()["jobs"].values() for step in job["steps"] if "uses" in step]
+def test_workflow_checks_everything() -> None:
+    steps = [step.get("run", "") for job in workflow()["jobs"].values() for step in job["steps"]]
+    made = {each.split()[1] for each in steps if each.startswith("make ")}
+    assert {"check", "test", "test-python", "unit", "docs-site", "dist"} <= made
+
+
+@for_each("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_pin_actions_by_commit(path: Path) -> None:
+    used = [step["uses"] for job in workflow(path.name)["jobs"].values() for step in job["steps"] if "uses" in step]
     assert [each for each in used if not re.search(r"@[0-9a-f]{40}$", each)] == []
+
+
+def test_site_workflow_publishes_what_is_built() -> None:
+    jobs = workflow("site.yml")["jobs"]
+    (path,) = [step["with"]["path"] for step in jobs["build"]["steps"] if "path" in step.get("with", {})]
+    assert path == re.search(r"^site_dir: (\w+)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)[1]  # type: ignore[index]
+    assert jobs["deploy"]["needs"] == "build"
+    assert "permissions" not in jobs["build"]
 
 
 def test_workflow_covers_every_python_and_system() -> None:

@@ -89,7 +89,7 @@ HANDSHAKE = (
 def sources(*folders: str) -> tuple[Path, ...]:
     """Every Python file below the folders, without installed packages."""
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    return tuple(sorted(path for path in found if not UNTRACKED & set(path.parts)))
+    return tuple(sorted(path for path in found if not UNTRACKED & set(path.relative_to(ROOT).parts)))
 
 
 @cache

@@ -23,7 +23,10 @@ INSTEAD = {
         "millstream run examples/hub.py --host 127.0.0.1",
         "It's what `make run` starts; `make` would build an environment from the index first.",
     ),
-    r"(millstream install bookshop.py --client cursor(?: --undo)?)$": (r"\1 --yes", "Nobody is there to say yes."),
+    r"(millstream install (?:bookshop|greet).py --client cursor(?: --undo)?)$": (
+        r"\1 --yes",
+        "Nobody is there to say yes.",
+    ),
     r"(millstream run shop.py) --host 0.0.0.0": (
         r"\1",
         "A test opens no port to others.",

@@ -1,0 +1,67 @@
+// Draws the diagrams: pages write them as Mermaid fences. The library is only loaded by pages that have one.
+
+const LIBRARY = new URL("mermaid/mermaid.esm.min.mjs", import.meta.url).href;
+const sources = new WeakMap(); // element -> its text, before it became a picture
+
+/** The computed value of a color token, as the library can't read variables. */
+function color(name) {
+  const probe = document.body.appendChild(document.createElement("i"));
+  probe.style.color = `var(${name})`;
+  const value = getComputedStyle(probe).color;
+  probe.remove();
+  return value;
+}
+
+function options() {
+  const [surface, sunken, line, text, soft, accent, tint] = [
+    "--surface", "--sunken", "--line-strong", "--text", "--text-soft", "--accent", "--raised"
+  ].map(color);
+  const { fontFamily } = getComputedStyle(document.body);
+  return {
+    startOnLoad: false,
+    securityLevel: "strict",
+    theme: "base",
+    fontFamily,
+    sequence: { actorFontFamily: fontFamily, messageFontFamily: fontFamily, noteFontFamily: fontFamily, mirrorActors: false },
+    themeVariables: {
+      darkMode: document.body.dataset.mdColorScheme === "slate",
+      background: surface,
+      primaryColor: sunken, primaryTextColor: text, primaryBorderColor: accent,
+      secondaryColor: tint, secondaryTextColor: text, secondaryBorderColor: line,
+      tertiaryColor: surface, tertiaryTextColor: text, tertiaryBorderColor: line,
+      lineColor: soft, textColor: text, mainBkg: sunken, nodeBorder: accent,
+      clusterBkg: surface, clusterBorder: line, edgeLabelBackground: surface,
+      actorBkg: sunken, actorBorder: accent, actorTextColor: text, actorLineColor: line,
+      signalColor: soft, signalTextColor: text, labelBoxBkgColor: sunken, labelBoxBorderColor: line,
+      labelTextColor: text, loopTextColor: text, noteBkgColor: tint, noteTextColor: text, noteBorderColor: line,
+      activationBkgColor: sunken, activationBorderColor: accent
+    }
+  };
+}
+
+async function draw() {
+  const found = [...document.querySelectorAll(".diagram")];
+  if (!found.length) return;
+  const [{ default: mermaid }] = await Promise.all([import(LIBRARY), document.fonts.ready]);
+  mermaid.initialize(options());
+  for (const [number, element] of found.entries()) {
+    if (!sources.has(element)) sources.set(element, element.textContent);
+    const { svg } = await mermaid.render(`diagram-${number}`, sources.get(element));
+    element.innerHTML = svg;
+    element.dataset.drawn = document.body.dataset.mdColorScheme;
+  }
+}
+
+/** Make what the theme adds to code and tables accessible: boxes that scroll take the focus. */
+function label() {
+  for (const bar of document.querySelectorAll("nav.md-code__nav")) bar.role = "presentation"; // it's no landmark
+  for (const box of document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset .highlight code, .diagram")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  }
+}
+
+new MutationObserver(label).observe(document.body, { childList: true, subtree: true });
+addEventListener("resize", label);
+label();
+globalThis.document$.subscribe(draw); // each page, also those that the theme loads without a reload
+new MutationObserver(draw).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });

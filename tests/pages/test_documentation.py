@@ -1,0 +1,77 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from cases import for_each
+from pages_world import OpenPage, run_axe
+from site_world import build_site, serve_folder
+
+pytestmark = pytest.mark.server
+
+SHOWN = ["", "guides/tools/", "reference/settings/", "modules/millstream.testing/", "explanation/eras/"]
+"""The home page, a guide, two pages of the reference, and a page with diagrams."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the built site."""
+    with serve_folder(build_site(tmp_path_factory)) as url:
+        yield url
+
+
+def opened(open_page: OpenPage, url: str, width: int, scheme: str) -> Page:
+    """A page of the site, with its diagrams drawn."""
+    page: Page = open_page(url, width=width, height=900, color_scheme=scheme, fresh=True)
+    for diagram in page.locator(".diagram").all():
+        expect(diagram.locator("svg")).to_be_visible()
+    return page
+
+
+@for_each(("width", "scheme"), [(1440, "light"), (390, "light"), (1440, "dark")])
+def test_pages_pass_axe_and_need_no_horizontal_scrolling(
+    site: str, open_page: OpenPage, width: int, scheme: str
+) -> None:
+    for name in SHOWN:
+        page = opened(open_page, f"{site}/{name}", width, scheme)
+        assert run_axe(page, colors=scheme == "dark") == [], name
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+        page.close()
+
+
+def test_site_asks_no_other_host(site: str, open_page: OpenPage) -> None:
+    page = open_page(site, fresh=True)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for name in SHOWN:
+        page.goto(f"{site}/{name}")
+        for diagram in page.locator(".diagram").all():
+            expect(diagram.locator("svg")).to_be_visible()
+    assert any("mermaid" in url for url in asked)
+    assert [url for url in asked if not url.startswith((f"{site}/", "data:", "blob:"))] == []
+
+
+def test_diagrams_follow_the_color_scheme(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, f"{site}/explanation/eras/", 1440, "light")
+    text = page.locator(".diagram svg text").first
+    before = text.evaluate("node => getComputedStyle(node).fill")
+    page.get_by_title("Switch to dark mode").click()
+    expect(page.locator(".diagram").first).to_have_attribute("data-drawn", "slate")
+    assert page.locator(".diagram svg text").first.evaluate("node => getComputedStyle(node).fill") != before
+
+
+def test_pages_use_our_fonts(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, site, 1440, "light")
+    page.evaluate("document.fonts.ready")
+    loaded = page.evaluate("[...document.fonts].filter((font) => font.status === 'loaded').map((font) => font.family)")
+    assert {name.strip('"') for name in loaded} == {"Inter Variable", "Geist Mono Variable"}
+    assert "Inter Variable" in page.evaluate("getComputedStyle(document.body).fontFamily")
+
+
+def test_search_opens_a_page(site: str, open_page: OpenPage) -> None:
+    page = opened(open_page, site, 1440, "light")
+    page.get_by_role("textbox", name="Search").fill("audit log")
+    page.locator(".md-search-result__item a").first.click()
+    expect(page.locator("h1").first).to_contain_text("udit log")
+    assert Path(page.url).name != ""
