@@ -69,7 +69,7 @@ NOTEBOOK = {"notebook.py": region("examples/notebook.py#start") + "\n\n"}
 SHOWN = {"notebook.py": "tests/examples/test_notebook.py runs it."}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
-    "docs/guides/deploy.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
+    "docs/guides/deploying.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
     "docs/guides/send-events-to-agents.md": Page(
         untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
     ),
@@ -97,12 +97,11 @@ PAGES = {
         },
     ),
     "docs/guides/accept-tokens.md": Page(
-        also={
-            "": (
-                TypedCommand("millstream run tokens.py"),
-                TypedCommand(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),
-            )
+        untyped={
+            "WWW-Authenticate: Bearer": "tests/auth/test_documents.py compares it with the real header.",
+            "auth.oidc(…": "It's an excerpt. tests/auth/test_sign_in_anywhere.py signs in with such a client.",
         },
+        also={"": (TypedCommand(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),)},
     ),
     "docs/guides/ask-the-user.md": Page(
         answers={
@@ -117,7 +116,7 @@ PAGES = {
     "docs/guides/run-long-work-as-tasks.md": Page(
         also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
-    "docs/guides/behind-nginx.md": Page(
+    "docs/guides/behind-a-proxy.md": Page(
         untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
     ),
     "docs/guides/serve-an-openapi-document.md": Page(
@@ -189,20 +188,14 @@ PAGES = {
             "millstream install bookshop.py --client vscode --project": (TypedCommand("test ! -e .vscode"),),
         },
     ),
-    "docs/guides/keep-an-audit-log.md": Page(
+    "docs/guides/audit-log.md": Page(
         files={**SHOP, "log/.keep": ""},
         places={"/var/log/shop": "log", "1042": "…", "5f0c": "…"},
-        also={"MILLSTREAM_AUDIT_LOG": (TypedCommand(tool("search", '{"words":"Tolkien"}')),)},
+        untyped={"Error: Before line 2": "tests/auth/test_audit.py removes lines."},
     ),
-    "docs/guides/limit-callers.md": Page(
-        also={
-            "": (
-                TypedCommand("millstream run limits.py"),
-                TypedCommand(tool("crawl", '{"url":"x"}')),
-                TypedCommand(tool("crawl", '{"url":"x"}')),
-                TypedCommand(tool("crawl", '{"url":"x"}', more="-w ' %{http_code}' "), "… 429"),
-            )
-        },
+    "docs/guides/rate-limits-and-quotas.md": Page(
+        places={"again in 30 seconds": "again in … seconds"},
+        untyped={"HTTP/1.1 429": "It's what the last command gets. tests/auth/test_limits.py reads these headers."},
     ),
     "docs/guides/live-chat.md": Page(
         also={"": (imports("rooms"),)},
@@ -211,14 +204,14 @@ PAGES = {
     "docs/guides/middleware.md": Page(
         also={"": (TypedCommand("uvicorn zipped:app"), TypedCommand("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
     ),
-    "docs/guides/let-an-identity-provider-decide.md": Page(
+    "docs/guides/enterprise-single-sign-on.md": Page(
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
-    "docs/guides/own-routes.md": Page(),
+    "docs/guides/routes-of-your-own.md": Page(),
     "docs/guides/show-results-in-a-view.md": Page(
         untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
     ),
-    "docs/guides/publish-a-server-card.md": Page(
+    "docs/guides/server-cards.md": Page(
         files=SHOP,
     ),
     "docs/guides/serve-skills.md": Page(
@@ -232,29 +225,33 @@ PAGES = {
         also={"": (TypedCommand("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
         untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},
     ),
-    "docs/guides/protect-with-keys.md": Page(
+    "docs/guides/authentication-with-keys.md": Page(
         places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error
-        untyped={"archive.py": EXCERPT},
-        also={"": (TypedCommand("unset MCP_SERVER_AUTH_KEY; " + tool("read", '{"name":"x"}'), '{"status":401…'),)},
+        untyped={
+            "keyed.py": "The page shows parts of the file; tests/examples/test_small_examples.py runs it.",
+            "Error: 0.0.0.0": "A test opens no port to others. tests/cli/test_mistakes.py has the message.",
+        },
+        also={"": (TypedCommand(tool("read", '{"name":"x"}'), '{"status":401…'),)},
     ),
-    "docs/guides/run-an-authorization-server.md": Page(
+    "docs/guides/authorization-server.md": Page(
         answers={
             "millstream users add": (("Password:", "mellon-mellon"), ("Repeat for confirmation:", "mellon-mellon"))
         },
+        places={'"http://127.0.0.1:8000","authorization_endpoint":"http://127.0.0.1:8000/authorize"': "…"},
         untyped={"sign_in.py": EXCERPT},
-        also={
-            "": (TypedCommand("curl -sf http://127.0.0.1:8000/.well-known/oauth-authorization-server", '{"issuer":…'),)
-        },
     ),
-    "docs/guides/run-under-uvicorn.md": Page(also={"": (TypedCommand(tool("greet"), "…Hello, world!…"),)}),
-    "docs/guides/serve-https.md": Page(
+    "docs/guides/asgi-servers.md": Page(also={"": (TypedCommand(tool("greet"), "…Hello, world!…"),)}),
+    "docs/guides/https.md": Page(
         needs="certificate",
         files=SHOP,
         places={"/etc/ssl/shop": "tls"},
         also={
             "millstream run": (TypedCommand("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),)
         },
-        untyped={"mcp.example.com {": "There is no Caddy here."},
+        untyped={
+            "mcp.example.com {": "There is no Caddy here.",
+            "curl https://mcp.example.com": "The name is made up. The check above asks the same path.",
+        },
     ),
     "docs/guides/several-workers.md": Page(
         also={
@@ -262,7 +259,7 @@ PAGES = {
             "": (TypedCommand("python several_workers.py"), TypedCommand(tool("answered_by"), '…"text":"…')),
         },
     ),
-    "docs/guides/sign-in-with-google.md": Page(
+    "docs/guides/sign-in-with-google-or-github.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
         untyped={
             "google.py": EXCERPT,
@@ -271,17 +268,17 @@ PAGES = {
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
     "docs/guides/stream-to-a-client.md": Page(untyped={"hub.py": EXCERPT}),
-    "docs/guides/use-nats.md": Page(
+    "docs/guides/nats.md": Page(
         needs="nats",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings."},
     ),
-    "docs/guides/use-redis.md": Page(
+    "docs/guides/redis.md": Page(
         needs="redis",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
     ),
-    "docs/guides/watch-with-prometheus.md": Page(
+    "docs/guides/observability.md": Page(
         untyped={"prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would."},
     ),
 }

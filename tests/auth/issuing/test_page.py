@@ -15,7 +15,7 @@ from millstream.client._oauth.store import MemoryTokenStore
 from processes import free_port
 from scripts.docs import ROOT
 
-PAGE = (ROOT / "docs" / "guides" / "run-an-authorization-server.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "guides" / "authorization-server.md").read_text("utf-8")
 
 
 async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
