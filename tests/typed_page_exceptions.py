@@ -69,7 +69,12 @@ NOTEBOOK = {"notebook.py": region("examples/notebook.py#start") + "\n\n"}
 SHOWN = {"notebook.py": "tests/examples/test_notebook.py runs it."}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
-    "docs/guides/deploying.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
+    "docs/guides/deploying.md": Page(
+        untyped={
+            "consul.py": "tests/examples/test_consul.py runs it.",
+            "from mangum": "There is no adapter here. tests/examples/test_protected_servers.py calls the example.",
+        },
+    ),
     "docs/guides/send-events-to-agents.md": Page(
         untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
     ),
@@ -117,7 +122,16 @@ PAGES = {
         also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
     "docs/guides/behind-a-proxy.md": Page(
-        untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
+        untyped={
+            "nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it.",
+            "location /ws": "deploy/nginx.conf has the same lines. tests/deploy reads them.",
+            "curl -sN http://mcp": "The name is made up. tests/transports has proxies that pass on streams.",
+            "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
+            "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
+            "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",
+            "MILLSTREAM_ROOT_PATH": "tests/behaviour/test_root_path.py has such a server.",
+            "curl -s -D -": "tests/transports/test_hosts.py has pages with this origin.",
+        },
     ),
     "docs/guides/serve-an-openapi-document.md": Page(
         untyped={
@@ -240,7 +254,15 @@ PAGES = {
         places={'"http://127.0.0.1:8000","authorization_endpoint":"http://127.0.0.1:8000/authorize"': "…"},
         untyped={"sign_in.py": EXCERPT},
     ),
-    "docs/guides/asgi-servers.md": Page(also={"": (TypedCommand(tool("greet"), "…Hello, world!…"),)}),
+    "docs/guides/asgi-servers.md": Page(
+        untyped={
+            "hub is served through plain ASGI": "It's a line of the log, which tests/server/test_run_async.py has.",
+            "MILLSTREAM_STORE=redis": "tests/scale runs workers that share Redis.",
+        },
+    ),
+    "docs/guides/inside-fastapi.md": Page(
+        untyped={"@asynccontextmanager": "It's an excerpt. tests/server/test_mounting.py does so."},
+    ),
     "docs/guides/https.md": Page(
         needs="certificate",
         files=SHOP,
@@ -254,10 +276,8 @@ PAGES = {
         },
     ),
     "docs/guides/several-workers.md": Page(
-        also={
-            "millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),),
-            "": (TypedCommand("python several_workers.py"), TypedCommand(tool("answered_by"), '…"text":"…')),
-        },
+        places={"4711": "…"},
+        also={"millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),)},
     ),
     "docs/guides/sign-in-with-google-or-github.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
@@ -279,7 +299,15 @@ PAGES = {
         untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
     ),
     "docs/guides/observability.md": Page(
-        untyped={"prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would."},
+        untyped={
+            "prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would.",
+            **dict.fromkeys(
+                ("sum by (gen_ai", "histogram_quantile", "sum(rate(", "sum by (error_type)", "1 - sum("),
+                "There is no Prometheus here. tests/telemetry has the names.",
+            ),
+            '"name": "tools/call price"': "tests/examples/test_protected_servers.py has these spans.",
+            '{"ts":': "It's one line of many. tests/telemetry reads such lines.",
+        },
     ),
 }
 """Page -> its deviations. Other pages are typed as shown."""
