@@ -275,6 +275,9 @@ PAGES = {
             "curl https://mcp.example.com": "The name is made up. The check above asks the same path.",
         },
     ),
+    "docs/guides/troubleshooting.md": Page(
+        untyped={"millstream doctor": "Nothing is wrong there. tests/cli has servers with faults."},
+    ),
     "docs/guides/several-workers.md": Page(
         places={"4711": "…"},
         also={"millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),)},
