@@ -69,7 +69,12 @@ def imports(name: str) -> TypedCommand:
 SHOP = {"shop.py": "examples/bookshop.py"}
 EXCERPT = "The page shows a part of a file of the clone, and the page runs that file."
 PAGES = {
-    "docs/guides/deploy.md": Page(untyped={"consul.py": "tests/examples/test_consul.py runs it."}),
+    "docs/guides/deploying.md": Page(
+        untyped={
+            "consul.py": "tests/examples/test_consul.py runs it.",
+            "from mangum": "There is no adapter here. tests/examples/test_protected_servers.py calls the example.",
+        },
+    ),
     "docs/guides/events.md": Page(
         untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
     ),
@@ -122,12 +127,11 @@ PAGES = {
         },
     ),
     "docs/guides/accept-tokens.md": Page(
-        also={
-            "": (
-                TypedCommand("millstream run tokens.py"),
-                TypedCommand(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),
-            )
+        untyped={
+            "WWW-Authenticate: Bearer": "tests/auth/test_documents.py compares it with the real header.",
+            "auth.oidc(…": "It's an excerpt. tests/auth/test_sign_in_anywhere.py signs in with such a client.",
         },
+        also={"": (TypedCommand(tool("write", '{"text":"x"}', more="-w ' %{http_code}' "), "… 401"),)},
     ),
     "docs/guides/ask-the-user.md": Page(
         answers={
@@ -143,8 +147,17 @@ PAGES = {
     "docs/guides/tasks.md": Page(
         also={"": (TypedCommand("millstream list reports.py", "…\ntool	publish	…"),)},
     ),
-    "docs/guides/behind-nginx.md": Page(
-        untyped={"nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it."},
+    "docs/guides/behind-a-proxy.md": Page(
+        untyped={
+            "nginx.conf": "tests/security/test_behind_nginx.py runs nginx with it.",
+            "location /ws": "deploy/nginx.conf has the same lines. tests/deploy reads them.",
+            "curl -sN http://mcp": "The name is made up. tests/transports has proxies that pass on streams.",
+            "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
+            "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
+            "FORWARDED_ALLOW_IPS": "tests/transports/test_guard_calls.py reads addresses behind such proxies.",
+            "MILLSTREAM_ROOT_PATH": "tests/behaviour/test_root_path.py has such a server.",
+            "curl -s -D -": "tests/transports/test_hosts.py has pages with this origin.",
+        },
     ),
     "docs/guides/openapi.md": Page(
         untyped={
@@ -243,32 +256,26 @@ PAGES = {
         },
         untyped={"12:00:07 ok": "It's what a terminal shows. tests/cli/test_dev_reload.py reads these lines at one."},
     ),
-    "docs/guides/keep-an-audit-log.md": Page(
+    "docs/guides/audit-log.md": Page(
         files={**SHOP, "log/.keep": ""},
         places={"/var/log/shop": "log", "1042": "…", "5f0c": "…"},
-        also={"MILLSTREAM_AUDIT_LOG": (TypedCommand(tool("search", '{"words":"Tolkien"}')),)},
+        untyped={"Error: Before line 2": "tests/auth/test_audit.py removes lines."},
     ),
-    "docs/guides/limit-callers.md": Page(
-        also={
-            "": (
-                TypedCommand("millstream run limits.py"),
-                TypedCommand(tool("crawl", '{"url":"x"}')),
-                TypedCommand(tool("crawl", '{"url":"x"}')),
-                TypedCommand(tool("crawl", '{"url":"x"}', more="-w ' %{http_code}' "), "… 429"),
-            )
-        },
+    "docs/guides/rate-limits-and-quotas.md": Page(
+        places={"again in 30 seconds": "again in … seconds"},
+        untyped={"HTTP/1.1 429": "It's what the last command gets. tests/auth/test_limits.py reads these headers."},
     ),
     "docs/guides/middleware.md": Page(
         also={"": (TypedCommand("uvicorn zipped:app"), TypedCommand("curl -sf http://127.0.0.1:8000/readyz", "ok"))},
     ),
-    "docs/guides/let-an-identity-provider-decide.md": Page(
+    "docs/guides/enterprise-single-sign-on.md": Page(
         untyped={"managed.py": "The page leaves out the imports; tests/auth runs the example with a provider."},
     ),
-    "docs/guides/own-routes.md": Page(),
+    "docs/guides/routes-of-your-own.md": Page(),
     "docs/guides/apps.md": Page(
         untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
     ),
-    "docs/guides/publish-a-server-card.md": Page(
+    "docs/guides/server-cards.md": Page(
         files=SHOP,
     ),
     "docs/guides/skills.md": Page(
@@ -282,37 +289,50 @@ PAGES = {
         also={"": (TypedCommand("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
         untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},
     ),
-    "docs/guides/protect-with-keys.md": Page(
+    "docs/guides/authentication-with-keys.md": Page(
         places={"ms_…": "…ms_…"},  # the page leaves out the line on standard error
-        untyped={"archive.py": EXCERPT},
-        also={"": (TypedCommand("unset MCP_SERVER_AUTH_KEY; " + tool("read", '{"name":"x"}'), '{"status":401…'),)},
+        untyped={
+            "keyed.py": "The page shows parts of the file; tests/examples/test_small_examples.py runs it.",
+            "Error: 0.0.0.0": "A test opens no port to others. tests/cli/test_mistakes.py has the message.",
+        },
+        also={"": (TypedCommand(tool("read", '{"name":"x"}'), '{"status":401…'),)},
     ),
-    "docs/guides/run-an-authorization-server.md": Page(
+    "docs/guides/authorization-server.md": Page(
         answers={
             "millstream users add": (("Password:", "mellon-mellon"), ("Repeat for confirmation:", "mellon-mellon"))
         },
+        places={'"http://127.0.0.1:8000","authorization_endpoint":"http://127.0.0.1:8000/authorize"': "…"},
         untyped={"sign_in.py": EXCERPT},
-        also={
-            "": (TypedCommand("curl -sf http://127.0.0.1:8000/.well-known/oauth-authorization-server", '{"issuer":…'),)
+    ),
+    "docs/guides/asgi-servers.md": Page(
+        untyped={
+            "hub is served through plain ASGI": "It's a line of the log, which tests/server/test_run_async.py has.",
+            "MILLSTREAM_STORE=redis": "tests/scale runs workers that share Redis.",
         },
     ),
-    "docs/guides/run-under-uvicorn.md": Page(also={"": (TypedCommand(tool("greet"), "…Hello, world!…"),)}),
-    "docs/guides/serve-https.md": Page(
+    "docs/guides/inside-fastapi.md": Page(
+        untyped={"@asynccontextmanager": "It's an excerpt. tests/server/test_mounting.py does so."},
+    ),
+    "docs/guides/https.md": Page(
         needs="certificate",
         files=SHOP,
         places={"/etc/ssl/shop": "tls"},
         also={
             "millstream run": (TypedCommand("curl -sf --cacert tls/fullchain.pem https://localhost:8000/livez", "ok"),)
         },
-        untyped={"mcp.example.com {": "There is no Caddy here."},
-    ),
-    "docs/guides/several-workers.md": Page(
-        also={
-            "millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),),
-            "": (TypedCommand("python several_workers.py"), TypedCommand(tool("answered_by"), '…"text":"…')),
+        untyped={
+            "mcp.example.com {": "There is no Caddy here.",
+            "curl https://mcp.example.com": "The name is made up. The check above asks the same path.",
         },
     ),
-    "docs/guides/sign-in-with-google.md": Page(
+    "docs/guides/troubleshooting.md": Page(
+        untyped={"millstream doctor": "Nothing is wrong there. tests/cli has servers with faults."},
+    ),
+    "docs/guides/several-workers.md": Page(
+        places={"4711": "…"},
+        also={"millstream run examples/hub.py": (TypedCommand(tool("greet"), "…Hello, world!…"),)},
+    ),
+    "docs/guides/sign-in-with-google-or-github.md": Page(
         places={"….apps.googleusercontent.com": "made-up", "GOOGLE_CLIENT_SECRET=…": "GOOGLE_CLIENT_SECRET=made-up"},
         untyped={
             "google.py": EXCERPT,
@@ -320,18 +340,26 @@ PAGES = {
         },
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
-    "docs/guides/use-nats.md": Page(
+    "docs/guides/nats.md": Page(
         needs="nats",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"server_name": "tests/stores/test_nats_cluster.py starts three nodes with these settings."},
     ),
-    "docs/guides/use-redis.md": Page(
+    "docs/guides/redis.md": Page(
         needs="redis",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
         untyped={"ACL SETUSER": "tests/stores/test_redis.py gives Redis this line, and runs everything as this user."},
     ),
-    "docs/guides/watch-with-prometheus.md": Page(
-        untyped={"prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would."},
+    "docs/guides/observability.md": Page(
+        untyped={
+            "prometheus.yml": "There is no Prometheus here. test_examples_of_documents.py reads what it would.",
+            **dict.fromkeys(
+                ("sum by (gen_ai", "histogram_quantile", "sum(rate(", "sum by (error_type)", "1 - sum("),
+                "There is no Prometheus here. tests/telemetry has the names.",
+            ),
+            '"name": "tools/call price"': "tests/examples/test_protected_servers.py has these spans.",
+            '{"ts":': "It's one line of many. tests/telemetry reads such lines.",
+        },
     ),
 }
 """Page -> its deviations. Other pages are typed as shown."""

@@ -273,7 +273,7 @@ def test_a_mistake_in_a_program_is_explained() -> None:
 
 def test_the_page_quotes_messages_that_exist() -> None:
     page = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text("utf-8")
-    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    quoted = re.findall(r"^### `([^`]+)`$", page, re.MULTILINE)
     assert len(quoted) > 12
     assert set(quoted) <= {each[1].replace("TAKEN", "8000") for each in [*COMMANDS, *PROGRAMS]}
 
