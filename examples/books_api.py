@@ -1,4 +1,7 @@
-"""The operations of a FastAPI application as tools: ``millstream run books_api.py``."""
+"""The operations of a FastAPI application as tools.
+
+It needs ``pip install fastapi httpx2``. Then: ``millstream run books_api.py``.
+"""
 
 from fastapi import FastAPI, HTTPException
 
