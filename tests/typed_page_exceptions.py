@@ -275,9 +275,6 @@ PAGES = {
     "docs/guides/apps.md": Page(
         untyped={"charted.py": "It needs a folder with a view; tests/extensions/apps runs it."},
     ),
-    "docs/guides/server-cards.md": Page(
-        files=SHOP,
-    ),
     "docs/guides/skills.md": Page(
         files={"skills/refunds/SKILL.md": "examples/skills/refunds/SKILL.md"},
         untyped={

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from auth_world import make_server, run_guarded
-from examples import keyed, serverless, shop_pages
+from examples import carded, keyed, serverless, shop_pages
 from millstream.auth._key_file import KeyFile
 from millstream.client import BlockingClient
 from processes import free_port, run_command, run_server
@@ -73,3 +73,11 @@ async def test_webhook_of_shop_pages_checks_the_signature() -> None:
         assert shop_pages.paid == ["7"]
         assert "stranger" in (await http.get("/account")).text
     await shop_pages.mcp.stop()
+
+
+async def test_card_of_the_example_describes_the_server() -> None:
+    transport = httpx2.ASGITransport(carded.mcp)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        card = (await http.get("/mcp/server-card")).json()
+    assert (card["title"], card["description"]) == ("Book shop", "Search books, and order them.")
+    await carded.mcp.stop()
