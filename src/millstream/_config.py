@@ -212,7 +212,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
         """Validate the values, and convert a list to a tuple or 1 to 1.0.
 
         Raises:
-            ValueError: a value is of the wrong type or out of range.
+            ValueError: A value is of the wrong type or out of range.
         """
         for name, kind in _types().items():
             value = getattr(self, name)
@@ -227,11 +227,15 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **given: object) -> "Settings":
-        """Return the settings from ``MILLSTREAM_…`` variables, overridden by keywords.
+        """Return the settings from ``MILLSTREAM_…`` variables, overridden by keywords: ``Settings.load(page_size=50)``.
+
+        Args:
+            environ: The variables; by default those of this process.
+            given: Fields of `Settings`, which override the variables.
 
         Raises:
-            VariableError: a variable has an unknown name, or a value of the wrong type or out of range.
-            ValueError: the same for a keyword.
+            VariableError: A variable has an unknown name, or a value of the wrong type or out of range.
+            ValueError: The same for a keyword.
         """
         types = _types()
         source = os.environ if environ is None else environ
@@ -259,7 +263,7 @@ def address(host: str | None, port: int | None, environ: Mapping[str, str] | Non
     127.0.0.1:8000.
 
     Raises:
-        VariableError: a variable is invalid.
+        VariableError: A variable is invalid.
     """
     source = os.environ if environ is None else environ
     if host is None:

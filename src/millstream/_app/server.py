@@ -66,19 +66,24 @@ class Server(ServerAliases):
     """An MCP server: register functions, then run it, mount it, or pass it to any ASGI server.
 
     Args:
-        name: name that clients show.
-        version: version of your server, not of the protocol.
-        instructions: instructions for the client's model on how to use the server.
-        info: title, description, icons, and website.
+        name: Name that clients show.
+        version: Version of your server, not of the protocol.
+        instructions: Instructions for the client's model on how to use the server.
+        info: Title, description, icons, and website.
         store: URL of the store for streams and sessions; by default that of the settings, or ``memory://``.
-        lifespan: ``async with`` context around the time the server runs; its value is ``ctx.lifespan``.
-        serve: what to serve in addition to MCP: hub, rest, web, metrics, or all.
-        auth: how callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
+        lifespan: ``async with`` context around the time the server runs. Its value is ``ctx.lifespan``.
+        serve: What to serve in addition to MCP: hub, rest, web, metrics, several of them, or all.
+        auth: How callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` decides who may use a channel of the hub.
-        middleware: hooks around calls, reads, prompts, lists, and messages (`millstream.middleware`), outermost first.
-        parts: additional features that are opened with the server: see `millstream._parts.Part`.
+            It must not block.
+        middleware: Hooks around calls, reads, prompts, lists, and messages (`millstream.middleware`), outermost first.
+        parts: Additional features that are opened with the server: see `millstream._parts.Part`.
         extensions: MCP extensions, with methods and capabilities: see `millstream.extensions.Extension`.
-        settings: operational settings; by default from ``MILLSTREAM_…`` variables.
+        settings: Operational settings; by default from ``MILLSTREAM_…`` variables.
+
+    Raises:
+        TypeError: An argument has the wrong type, or a keyword is unknown. The message names the right one.
+        ValueError: `serve` names an unknown part.
 
     Example:
         ``mcp = Server("shop")``, then ``@mcp.tool`` on a function, then ``mcp.run()``.
@@ -147,9 +152,12 @@ class Server(ServerAliases):
 
         Its hooks around tools, resources, and prompts apply to those that are registered afterwards.
 
+        Args:
+            extension: An object of your subclass of `millstream.extensions.Extension`, or one that Millstream brings.
+
         Raises:
-            ValueError: an extension with that identifier exists.
-            LocalError: the server is running, is mounted on another one, or already has middleware and items.
+            ValueError: An extension with that identifier exists.
+            LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
         from millstream.extensions._part import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
 
@@ -161,7 +169,11 @@ class Server(ServerAliases):
         return extension
 
     def extension(self, kind: "type[E]") -> "E | None":
-        """Return the extension of a class, or None: ``mcp.extension(Stock)``."""
+        """Return the extension of a class, or None: ``mcp.extension(Stock)``.
+
+        Args:
+            kind: The class. An extension of a subclass counts, too.
+        """
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
     def _plug_in(self, extension: "Extension") -> None:
@@ -210,7 +222,19 @@ class Server(ServerAliases):
     def tool(self, function: Any = None, /, **options: Unpack[ToolOptions]) -> Any:
         """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Return the function.
 
-        Keyword options: see `millstream._server.features.tools.ToolOptions`.
+        The tool's name is the function's, its description the docstring, and its schemas come from the annotations
+        (MCP 2025-11-25, server/tools).
+
+        Args:
+            function: The function. An ``async def`` function runs in the event loop, a ``def`` function in a worker
+                thread.
+            options: Options of `millstream._server.features.tools.ToolOptions`, such as ``name``, ``title``,
+                ``annotations``, ``timeout`` in seconds, ``scopes``, ``limit``, and ``task``.
+
+        Raises:
+            ValueError: The name is taken, or two options contradict each other.
+            TypeError: An annotation has no schema, or an option is unknown.
+            LocalError: Other workers are running.
         """
         if self.settings.coerce_arguments:
             options.setdefault("coerce", True)
@@ -220,14 +244,27 @@ class Server(ServerAliases):
         """Register a function as a resource, ``@mcp.resource("book://{isbn}")``, or as a template if the URI has
         variables.
 
-        Keyword options: see `millstream._server.features.resources.ResourceOptions`.
+        Args:
+            uri: The URI. A variable ``{name}`` matches one segment, and ``{name*}`` the rest of the path (RFC 6570, and
+                MCP 2025-11-25, server/resources). Each variable is a parameter of the function.
+            options: Options of `millstream._server.features.resources.ResourceOptions`, such as ``name``, ``title``,
+                ``mime_type``, ``size`` in bytes, ``annotations``, and ``scopes``.
+
+        Raises:
+            ValueError: The URI is taken or malformed.
+            TypeError: Its variables aren't the function's parameters, or an option is unknown.
         """
         if callable(uri):
             raise TypeError('resource requires its URI: @mcp.resource("book://{isbn}")')
         return lambda function: _decorate(function, lambda each: self._add_resource(uri, each, options))
 
     def live(self, uri: str, **options: Unpack[ResourceOptions]) -> Callable[[F], F]:
-        """Register a resource whose updates are published with `resource_updated`: ``@mcp.live("shop://stock")``."""
+        """Register a resource whose updates are published with `resource_updated`: ``@mcp.live("shop://stock")``.
+
+        Args:
+            uri: The URI, as for `resource`.
+            options: The options of `resource`.
+        """
         return self.resource(uri, **options)
 
     @overload
@@ -235,19 +272,33 @@ class Server(ServerAliases):
     @overload
     def prompt(self, /, **options: Unpack[PromptOptions]) -> Callable[[F], F]: ...
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
-        """Register a function as a prompt: ``@mcp.prompt``. Options: see `server.features.prompts.PromptOptions`."""
+        """Register a function as a prompt: ``@mcp.prompt``. Return the function.
+
+        It returns a text, which the user says, a `Message`, or a list of them (MCP 2025-11-25, server/prompts).
+
+        Args:
+            function: The function. Clients send its arguments as strings.
+            options: Options of `millstream._server.features.resources.PromptOptions`: ``name``, ``title``,
+                ``description``, ``icons``, ``meta``, ``thread``, ``scopes``, ``tags``, ``enabled``, and ``visible``.
+
+        Raises:
+            ValueError: The name is taken.
+            TypeError: An option is unknown.
+        """
         return _decorate(function, lambda each: self._add("prompts", prompt_of(each, home=self.definition, **options)))
 
     def complete(self, reference: str, argument: str) -> Callable[[C], C]:
         """Register a completer, ``@mcp.complete("review", argument="tone")``, for ``def f(value, arguments) ->
         list[str]``.
 
+        Clients call it while the user types (MCP 2025-11-25, server/utilities/completion).
+
         Args:
-            reference: name of a prompt, or URI template of a resource.
-            argument: argument or variable to complete.
+            reference: Name of a prompt, or URI template of a resource.
+            argument: Argument or variable to complete.
 
         Raises:
-            ValueError: the prompt or template has no such argument.
+            ValueError: The prompt or template has no such argument.
         """
 
         def register(function: C) -> C:
@@ -267,15 +318,36 @@ class Server(ServerAliases):
     # While running
 
     def remove_tool(self, name: str) -> None:
-        """Remove a tool: ``mcp.remove_tool("add")``. Raises KeyError if it doesn't exist."""
+        """Remove a tool on every worker, and notify clients: ``mcp.remove_tool("add")``.
+
+        Args:
+            name: Its name.
+
+        Raises:
+            KeyError: It doesn't exist.
+        """
         self.definition.remove("tools", name)
 
     def remove_prompt(self, name: str) -> None:
-        """Remove a prompt: ``mcp.remove_prompt("review")``. Raises KeyError if it doesn't exist."""
+        """Remove a prompt on every worker, and notify clients: ``mcp.remove_prompt("review")``.
+
+        Args:
+            name: Its name.
+
+        Raises:
+            KeyError: It doesn't exist.
+        """
         self.definition.remove("prompts", name)
 
     def remove_resource(self, uri: str) -> None:
-        """Remove a resource or template: ``mcp.remove_resource("shop://1")``. Raises KeyError if it doesn't exist."""
+        """Remove a resource or template on every worker, and notify clients: ``mcp.remove_resource("shop://1")``.
+
+        Args:
+            uri: Its URI, as registered.
+
+        Raises:
+            KeyError: It doesn't exist.
+        """
         self.definition.remove(self.definition.kind_of("resource", uri), uri)
 
     def disable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
@@ -285,13 +357,13 @@ class Server(ServerAliases):
         changed.
 
         Args:
-            kind: kind of the item.
-            name: name of the item, or URI of a resource or template.
-            tag: instead of kind and name, disables all items with a tag, even if there are none.
+            kind: Kind of the item: ``tool``, ``resource``, or ``prompt``.
+            name: Name of the item, or URI of a resource or template.
+            tag: Instead of kind and name, disables all items with a tag, even if there are none.
 
         Raises:
-            KeyError: the item doesn't exist.
-            TypeError: neither a kind and a name nor a tag was passed.
+            KeyError: The item doesn't exist.
+            TypeError: Neither a kind and a name nor a tag was passed.
 
         Example:
             ``mcp.disable("tool", "order")``, or ``mcp.disable(tag="beta")``.
@@ -299,7 +371,12 @@ class Server(ServerAliases):
         self._switch(kind, name, tag, on=False)
 
     def enable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
-        """Offer a disabled item again, at its old position. Arguments and errors are those of `disable`.
+        """Offer a disabled item again, at its old position. Errors are those of `disable`.
+
+        Args:
+            kind: Kind of the item: ``tool``, ``resource``, or ``prompt``.
+            name: Name of the item, or URI of a resource or template.
+            tag: Instead of kind and name, enables all items with a tag.
 
         Example:
             ``mcp.enable("tool", "order")``, or ``mcp.enable(tag="beta")``.
@@ -328,11 +405,11 @@ class Server(ServerAliases):
         Args:
             path: path, optionally with parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
             methods: HTTP methods; GET includes HEAD.
-            public: whether callers don't have to sign in for it.
+            public: Whether callers don't have to sign in for it.
 
         Raises:
             ValueError: Millstream or another route uses the path.
-            LocalError: the server is already running.
+            LocalError: The server is already running.
 
         Example:
             ``@mcp.route("/hooks/payments", methods=["POST"], public=True)``
@@ -355,13 +432,13 @@ class Server(ServerAliases):
 
         Args:
             path: ``/app``, or ``/`` for everything that has no other path.
-            folder: path of the folder, relative to the current directory.
-            max_age: seconds for which clients cache a file; by default they revalidate it each time, by entity tag.
-            public: whether callers don't have to sign in for it.
+            folder: Path of the folder, relative to the current directory.
+            max_age: Seconds for which clients cache a file; by default they revalidate it each time, by entity tag.
+            public: Whether callers don't have to sign in for it.
 
         Raises:
             ValueError: Millstream or another route uses the path, or the folder doesn't exist.
-            LocalError: the server is already running.
+            LocalError: The server is already running.
 
         Example:
             ``mcp.static("/app", "dist", public=True)``
@@ -377,12 +454,12 @@ class Server(ServerAliases):
         read; a file may have up to 10 MiB.
 
         Args:
-            uri: prefix of the URIs: a scheme, and optionally a path, ending with a slash.
-            folder: path of the folder, relative to the current directory.
-            options: options of ``@mcp.resource``, for the list and the files.
+            uri: Prefix of the URIs: a scheme, and optionally a path, ending with a slash.
+            folder: Path of the folder, relative to the current directory.
+            options: Options of ``@mcp.resource``, for the list and the files.
 
         Raises:
-            ValueError: the folder doesn't exist, or the URI is invalid.
+            ValueError: The folder doesn't exist, or the URI is invalid.
 
         Example:
             ``mcp.files("docs://", "docs")``
@@ -398,13 +475,13 @@ class Server(ServerAliases):
         """Return a server whose tools are the operations of an API: ``Server.from_openapi(spec, name="shop")``.
 
         Args:
-            spec: the OpenAPI document, version 3.0 or 3.1, as a dict.
-            client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
-            name: name that clients show.
+            spec: The OpenAPI document, version 3.0 or 3.1, as a dict.
+            client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
+            name: Name that clients show.
             options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`.
 
         Raises:
-            ValueError: the document is invalid, or has no server and `client` isn't given.
+            ValueError: The document is invalid, or has no server and `client` isn't given.
         """
         from millstream.gateway._openapi import register  # noqa: PLC0415  few servers use it
 
@@ -417,9 +494,9 @@ class Server(ServerAliases):
         """Return a server whose tools are the operations of a FastAPI application: ``Server.from_fastapi(app)``.
 
         Args:
-            app: the application.
-            name: name that clients show; by default the application's title.
-            options: options of `from_openapi`.
+            app: The application.
+            name: Name that clients show; by default the application's title.
+            options: Options of `from_openapi`.
         """
         from millstream.gateway._openapi import client_of_app  # noqa: PLC0415  few servers use it
 
@@ -432,13 +509,13 @@ class Server(ServerAliases):
         prevent the start: `/readyz` and `/health` report it.
 
         Args:
-            name: name for logs, metrics, and pages, and prefix of its tools' names (``files_read``).
-            target: a URL, a command as text or list, a file, an entry of `mcpServers`, or a server object.
-            options: see `millstream.gateway.UpstreamConfig`; ``prefix=""`` leaves the names unchanged.
+            name: Name for logs, metrics, and pages, and prefix of its tools' names (``files_read``).
+            target: A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object.
+            options: See `millstream.gateway.UpstreamConfig`; ``prefix=""`` leaves the names unchanged.
 
         Raises:
-            TypeError: an option is unknown.
-            LocalError: this server is already running, or is mounted on another one.
+            TypeError: An option is unknown.
+            LocalError: This server is already running, or is mounted on another one.
 
         Example:
             ``mcp.upstream("files", ["npx", "-y", "@modelcontextprotocol/server-filesystem", "."])``
@@ -454,10 +531,15 @@ class Server(ServerAliases):
         Its lifespan runs inside this server's, and its functions see the yielded value as ``ctx.lifespan``; without its
         own lifespan, they see this server's.
 
+        Args:
+            other: The other server. It can be mounted on several servers.
+            prefix: Prefix of its names: ``books_buy`` for a tool or prompt, ``shop://books/1`` for a URI. By default,
+                they stay as they are.
+
         Raises:
-            ValueError: a server can't contain itself, a name is taken, or the other has a lifespan and this one is
+            ValueError: A server can't contain itself, a name is taken, or the other has a lifespan and this one is
                 running.
-            TypeError: the other isn't a Server.
+            TypeError: The other isn't a Server.
         """
         check_server(other, Server)
         self.definition.mount(other.definition, prefix)
@@ -465,8 +547,14 @@ class Server(ServerAliases):
     async def resource_updated(self, uri: str) -> None:
         """Notify all subscribers of a resource that it has changed: ``await mcp.resource_updated("shop://stock")``.
 
+        Clients then read it again. Several waiting updates of one resource are sent as one (MCP 2025-11-25,
+        server/resources, Subscriptions).
+
+        Args:
+            uri: The URI that clients subscribed to. For a template, the URI with its variables filled in.
+
         Raises:
-            UnicodeEncodeError: the URI can't be encoded, for example after ``os.fsdecode`` of a name that isn't UTF-8.
+            UnicodeEncodeError: The URI can't be encoded, for example after ``os.fsdecode`` of a name that isn't UTF-8.
         """
         self.definition.emit(ServerChange("updated", uri))
 
@@ -475,6 +563,9 @@ class Server(ServerAliases):
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncGenerator[None, None]:
         """Run the server inside the ``async with`` block; the ``lifespan`` for an application that it's mounted in.
+
+        Args:
+            app: The application, which frameworks pass. It isn't used.
 
         Example:
             ``app = FastAPI(lifespan=mcp.lifespan)``, then ``app.mount("/", mcp)``.
@@ -487,7 +578,17 @@ class Server(ServerAliases):
         return self.runtimes.running()
 
     async def start(self, *, supervised: bool = False) -> "Runtime":
-        """See `Runtimes.start`."""
+        """Start the server in this event loop, if it isn't running: ``await mcp.start(supervised=True)``.
+
+        Use it in programs that can't use ``async with mcp.running()``.
+
+        Args:
+            supervised: Whether you will call `stop`. Until then, the server doesn't stop by itself.
+
+        Raises:
+            LocalError: The key for session ids is invalid.
+            ValueError: A registered item can't work.
+        """
         return await self.runtimes.start(supervised=supervised)
 
     async def stop(self) -> None:
@@ -499,7 +600,7 @@ class Server(ServerAliases):
         """The hub of the server: ``await mcp.hub.publish("news", {"n": 1})`` opens it if necessary.
 
         Raises:
-            LocalError: the server has no hub.
+            LocalError: The server has no hub.
         """
         if "hub" not in self.definition.parts:
             raise no_hub(self.name)
@@ -533,9 +634,9 @@ class Server(ServerAliases):
         Args:
             transport: ``http`` or ``stdio``; by default stdio if standard input is a pipe, or else HTTP. ``sse`` and
                 ``streamable-http`` mean ``http``, which serves both.
-            host: address to listen on; by default ``MILLSTREAM_HOST``, or 127.0.0.1.
-            port: port to listen on; by default ``MILLSTREAM_PORT``, or 8000.
-            workers: number of processes that serve over HTTP.
+            host: Address to listen on; by default ``MILLSTREAM_HOST``, or 127.0.0.1.
+            port: Port to listen on; by default ``MILLSTREAM_PORT``, or 8000.
+            workers: Number of processes that serve over HTTP.
         """
         from millstream._app.server_process import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
 
@@ -545,7 +646,13 @@ class Server(ServerAliases):
     async def run_async(
         self, transport: Transport = "http", *, host: str | None = None, port: int | None = None
     ) -> None:
-        """Serve in the running loop, until stopped or canceled: ``await mcp.run_async(port=9000)``; see `run`."""
+        """Serve in the running loop, until stopped or canceled: ``await mcp.run_async(port=9000)``; see `run`.
+
+        Args:
+            transport: ``http`` or ``stdio``.
+            host: Address to listen on; by default ``MILLSTREAM_HOST``, or 127.0.0.1.
+            port: Port to listen on; by default ``MILLSTREAM_PORT``, or 8000.
+        """
         from millstream._app.server_process import launch  # noqa: PLC0415  see `run`
 
         await launch.launch_here(self, transport, host, port)

@@ -62,10 +62,14 @@ def shorten(text: str, most: int = MAX_SHOWN) -> str:
 class ProtocolError(Exception):
     """An error caused by the peer, sent as a JSON-RPC error: ``raise ProtocolError(-32602, "Unknown book")``.
 
-    On HTTP, `status` is the response status, by default 400 for codes that
-    require it, and 200 for others.
-    `head` holds encoded header lines. An error with a `head` keeps its status in every revision, because clients handle
-    the two together (401, 403, 429).
+    Args:
+        code: The code (JSON-RPC 2.0 §5.1): -32602 for invalid parameters, or one of your own outside of -32768 to
+            -32000.
+        message: One sentence for the developer of the client.
+        data: Any JSON-serializable value with details.
+        status: The HTTP status; by default 400 for codes that require it, and 200 for others.
+        head: Encoded header lines. An error with a `head` keeps its status in every revision, because clients handle
+            the two together (401, 403, 429).
     """
 
     def __init__(self, code: int, message: str, data: Any = None, *, status: int = 0, head: bytes = b"") -> None:

@@ -49,7 +49,11 @@ class Principal(Struct, frozen=True):
         force_setattr(self, "binding", digest)
 
     def has(self, scopes: Collection[str]) -> bool:
-        """Return whether all of these scopes were granted."""
+        """Return whether all of these scopes were granted: ``ctx.principal.has(["orders:write"])``.
+
+        Args:
+            scopes: Names of scopes. An empty collection is always granted.
+        """
         return EVERYTHING in self.scopes or self.scopes.issuperset(scopes)
 
 
@@ -68,9 +72,9 @@ class Share:
     everything. A share counts for one process.
 
     Args:
-        maximum: what all owners may hold together: a number of entries, or of bytes. Without it, owners are only
+        maximum: What all owners may hold together: a number of entries, or of bytes. Without it, owners are only
             counted.
-        each: what one owner may hold; half of `maximum` by default.
+        each: What one owner may hold; half of `maximum` by default.
 
     Example:
         ::

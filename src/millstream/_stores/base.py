@@ -128,18 +128,32 @@ class Map(Protocol):
     """
 
     async def get(self, key: str) -> bytes | None:
-        """Return the value, or None if the key is absent."""
+        """Return the value, or None if the key is absent.
+
+        Args:
+            key: The key, whose part before the first colon is its kind.
+        """
         ...
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of several keys, in the order of `keys`, in as few round trips as possible."""
+        """Return the values of several keys, in the order of `keys`, in as few round trips as possible.
+
+        Args:
+            keys: The keys. An absent one gives None.
+        """
         ...
 
     async def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         """Set the value unconditionally and restart its time to live.
 
+        Args:
+            key: The key.
+            value: The new value.
+            ttl: Seconds until the value expires, positive and finite.
+            lossy: Whether the value may be dropped when its kind or share is full.
+
         Raises:
-            StoreFull: the value doesn't fit. The old one is unchanged.
+            StoreFull: The value doesn't fit. The old one is unchanged.
         """
 
     async def compare_and_set(
@@ -147,16 +161,26 @@ class Map(Protocol):
     ) -> bool:
         """Set the value if the current one equals `expected`. Return whether it did.
 
-        ``expected=None`` requires that the key is absent. ``value=None`` deletes the key and ignores `ttl`. If several
-        workers compare with the same value at once, exactly one succeeds.
+        If several workers compare with the same value at once, exactly one succeeds.
+
+        Args:
+            key: The key.
+            expected: The value that the key must have; None requires that it's absent.
+            value: The new value; None deletes the key and ignores `ttl`.
+            ttl: Seconds until the value expires, positive and finite.
+            lossy: As for `put`.
 
         Raises:
-            StoreFull: the comparison succeeded, but the new value doesn't fit. The old one is unchanged.
+            StoreFull: The comparison succeeded, but the new value doesn't fit. The old one is unchanged.
         """
         ...
 
     async def delete(self, key: str) -> bool:
-        """Delete the key. Return whether it was present."""
+        """Delete the key. Return whether it was present.
+
+        Args:
+            key: The key.
+        """
         ...
 
     async def keys(self, prefix: str) -> list[str]:
@@ -164,6 +188,9 @@ class Map(Protocol):
 
         This may scan the whole store: use it at startup and after failures. A key that is written or deleted during the
         scan may be missing. Every other matching key is returned exactly once.
+
+        Args:
+            prefix: The beginning of the keys.
         """
         ...
 
@@ -187,19 +214,19 @@ class Log(Protocol):
         `StoreUnavailable` may have taken effect, but at most once, even if the store retries internally.
 
         Args:
-            stream: its name.
-            data: the entry.
-            ttl: seconds until the stream expires.
-            max_entries: how many entries to keep, at least 1.
-            index: also append the entry to this stream, under the same position. Entries reach an index in the order
+            stream: Its name.
+            data: The entry.
+            ttl: Seconds until the stream expires.
+            max_entries: How many entries to keep, at least 1.
+            index: Also append the entry to this stream, under the same position. Entries reach an index in the order
                 of their positions. A failed append may leave the entry in the stream only, never in the index only.
                 An index that is full is skipped.
-            seal: this is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
+            seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
 
         Raises:
-            StoreFull: the entry is larger than the store allows.
-            StreamSealed: the stream has its last entry.
-            StoreUnavailable: the store didn't answer in time.
+            StoreFull: The entry is larger than the store allows.
+            StreamSealed: The stream has its last entry.
+            StoreUnavailable: The store didn't answer in time.
         """
         ...
 
@@ -208,10 +235,15 @@ class Log(Protocol):
     ) -> Sequence[Entry]:
         """Return the entries after a position, oldest first. The position may lie between two entries.
 
-        The result has at most `limit` entries (at least 1) and ends with the entry that reaches `max_bytes`. If both
-        limits leave space for more, it ends with the newest entry. ``after=None`` reads from the oldest remaining
-        entry. A stream is unknown before its first append, after its `ttl`, after `trim`, and when a full store
-        dropped it. Reading an unknown stream returns nothing with ``after=None`` and raises `Gap` with a position.
+        If both limits leave space for more, the result ends with the newest entry. A stream is unknown before its
+        first append, after its `ttl`, after `trim`, and when a full store dropped it. Reading an unknown stream
+        returns nothing with ``after=None`` and raises `Gap` with a position.
+
+        Args:
+            stream: Its name.
+            after: The position; None reads from the oldest remaining entry.
+            limit: Maximum number of entries, at least 1.
+            max_bytes: The result ends with the entry that reaches this size.
 
         Raises:
             Gap: `after` belongs to another epoch, an entry after it was dropped, the stream is unknown, or `after` is
@@ -222,17 +254,28 @@ class Log(Protocol):
     async def newest(self, stream: str, limit: int, max_bytes: int = PAGE_BYTES) -> Sequence[Entry]:
         """Return the newest entries, oldest first, or nothing if the stream is unknown.
 
-        The result has at most `limit` entries (at least 1). Counted from the end, it stops at the entry that reaches
-        `max_bytes`.
+        Args:
+            stream: Its name.
+            limit: Maximum number of entries, at least 1.
+            max_bytes: Counted from the end, the result stops at the entry that reaches this size.
         """
         ...
 
     async def touch(self, stream: str, ttl: float) -> bool:
-        """Restart the time to live of a stream, as an append does. Return False if the stream is unknown."""
+        """Restart the time to live of a stream, as an append does. Return False if the stream is unknown.
+
+        Args:
+            stream: Its name.
+            ttl: Seconds until the stream expires.
+        """
         ...
 
     async def trim(self, stream: str) -> None:
-        """Drop the stream and all its entries. An unknown stream isn't an error."""
+        """Drop the stream and all its entries. An unknown stream isn't an error.
+
+        Args:
+            stream: Its name.
+        """
 
     def listen(
         self, stream: str, hear: Callable[[Entry], None], *, interrupted: Callable[[], None] | None = None
@@ -247,11 +290,20 @@ class Log(Protocol):
 
         Callbacks must not block or raise. They may add and stop listeners. A stopped listener is never called again,
         even during a delivery. The returned function may be called twice.
+
+        Args:
+            stream: Its name.
+            hear: Called with each entry.
+            interrupted: Called when entries may have been missed.
         """
         ...
 
     async def wait_until_listening(self, stream: str) -> None:
-        """Wait until every later append by any worker reaches the listeners of this stream."""
+        """Wait until every later append by any worker reaches the listeners of this stream.
+
+        Args:
+            stream: Its name.
+        """
 
 
 class Backend(Protocol):
@@ -290,6 +342,9 @@ class Backend(Protocol):
         """Call `changed` in the event loop whenever `epoch` changes. Return a function that stops it.
 
         The store calls `interrupted` of all listeners first.
+
+        Args:
+            changed: The callback, which must not block or raise.
         """
         ...
 
@@ -305,7 +360,7 @@ class Backend(Protocol):
         """Connect. Call this before any other method.
 
         Raises:
-            LocalError: the store can't be reached or used. `open` may be called again.
+            LocalError: The store can't be reached or used. `open` may be called again.
         """
 
     async def close(self) -> None:
@@ -315,29 +370,40 @@ class Backend(Protocol):
         """Tie this connection to a worker, if the store can detect when the connection ends.
 
         Such a store then calls `millstream._stores.workers.expire`, so other workers don't wait for the lease to end.
+
+        Args:
+            worker: Id of the worker.
         """
 
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
-        The keys of one call are distinct. A charge above the whole count waits until the whole count is free. Taking a
-        seat that the worker already has changes nothing. Seats of the workers in `dead` are free. If this raises, the
-        charges may have been taken or not.
+        A charge above the whole count waits until the whole count is free. Taking a seat that the worker already has
+        changes nothing. If this raises, the charges may have been taken or not.
 
         Quotas live as long as values of `kv`. Paces and seats may start over when the store is opened again or loses
         data. A store with very many paces may drop the oldest ones of the most frequent kind:
         `ChargeResults.reset_seconds_ago`.
 
+        Args:
+            worker: Id of the worker that takes seats.
+            charges: What to take. Their keys are distinct.
+            dead: Workers whose seats are free.
+
         Raises:
-            StoreUnavailable: the store didn't answer in time.
+            StoreUnavailable: The store didn't answer in time.
         """
         ...
 
     async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
         """Give seats back. A seat that the worker doesn't have isn't an error.
 
+        Args:
+            worker: Id of the worker that has them.
+            seats: The seats.
+
         Raises:
-            StoreUnavailable: the store didn't answer in time. Call it again.
+            StoreUnavailable: The store didn't answer in time. Call it again.
         """
 
 

@@ -73,7 +73,7 @@ async def sample(
     """Send a server's request to the model.
 
     Raises:
-        ProtocolError: the user refused, the model gave no answer, or the request includes tools.
+        ProtocolError: The user refused, the model gave no answer, or the request includes tools.
     """
     if params.tools:
         raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests")
@@ -137,7 +137,7 @@ class Turn:
         """Run rounds until there's an answer.
 
         Raises:
-            ModelError: the model gave no answer.
+            ModelError: The model gave no answer.
         """
         tokens = 0
         for number in range(1, self._limits.max_model_requests + 1):
@@ -243,19 +243,19 @@ class Agent:
         ``async for event in agent.say("Hi"): …``.
 
     Args:
-        model: the model; see `LanguageModel`. The agent closes it.
-        servers: servers with tools, resources, and prompts: targets of `Client` or `ServerConfig`s, in a list or by
+        model: The model; see `LanguageModel`. The agent closes it.
+        servers: Servers with tools, resources, and prompts: targets of `Client` or `ServerConfig`s, in a list or by
             name.
-        system: system prompt. The servers' instructions are appended.
-        approve: decides whether a tool may run that isn't marked as read-only, and whether a server may use the model.
+        system: System prompt. The servers' instructions are appended.
+        approve: Decides whether a tool may run that isn't marked as read-only, and whether a server may use the model.
             By default, both are refused.
-        elicit: fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
-        roots: folders and files that servers may learn about.
-        limits: limits of one answer.
+        elicit: Fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
+        roots: Folders and files that servers may learn about.
+        limits: Limits of one answer.
 
     Raises:
         ConfigurationError: `servers` isn't a list or a mapping.
-        TargetError: a target isn't a server.
+        TargetError: A target isn't a server.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class Agent:
         """Connect to all servers.
 
         Raises:
-            ClientError: a server can't be reached; the message says why and what to do.
+            ClientError: A server can't be reached; the message says why and what to do.
         """
         self._closing.push_async_callback(self.model.close)
         try:
@@ -304,19 +304,27 @@ class Agent:
         await self._closing.aclose()
 
     def say(self, text: str) -> AgentRun:
-        """Send a message, and return the events of the answer.
+        """Send a message, and return the events of the answer: ``async for event in agent.say("Any Tolkien?"): …``.
 
-        ``@server:uri`` in the text attaches that resource. Leaving the loop stops the answer, but keeps its messages.
+        Leaving the loop stops the answer, but keeps its messages.
+
+        Args:
+            text: The message. ``@server:uri`` in it attaches that resource.
 
         Raises:
-            ModelError: the model gave no answer. The conversation is unchanged.
-            ContextError: a resource can't be read.
-            AgentError: another answer is in progress.
+            ModelError: The model gave no answer. The conversation is unchanged.
+            ContextError: A resource can't be read.
+            AgentError: Another answer is in progress.
         """
         return self._answer(partial(self._append_user_message, text))
 
     def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> AgentRun:
-        """Send the messages of a server's prompt. Use ``server:name`` if the name isn't unique. Raises like `say`."""
+        """Send the messages of a server's prompt, and return the events of the answer. Raises like `say`.
+
+        Args:
+            name: Name of the prompt, or ``server:name`` if several servers have it.
+            arguments: Arguments of the prompt, all of them text.
+        """
         return self._answer(partial(self._append_prompt, name, arguments or {}))
 
     async def tools(self) -> Toolbox:
@@ -327,8 +335,12 @@ class Agent:
     async def read(self, server: str, uri: str) -> list[Part]:
         """Attach a resource to the next message, and return its parts.
 
+        Args:
+            server: Name of the server, as in `servers`.
+            uri: URI of the resource.
+
         Raises:
-            ContextError: the server is unknown, or the resource can't be read.
+            ContextError: The server is unknown, or the resource can't be read.
         """
         found = next((each for each in self.servers if each.name == server), None)
         if found is None:

@@ -41,7 +41,13 @@ _SERVER = _Family("MCP_SERVER_AUTH_KEY", "MCP_SERVER_URL", _DEFAULT_SERVER)
 
 
 class Configuration:
-    """The settings of the file and the environment. ``Configuration.load(".env", os.environ).model()``"""
+    """The settings of the file and the environment: ``Configuration.load(".env", os.environ).model()``.
+
+    Args:
+        file: Variables of the file.
+        environment: Variables of the environment, which override those of the file.
+        source: Name of the file, for errors.
+    """
 
     def __init__(self, file: Mapping[str, str], environment: Mapping[str, str], source: str = ".env") -> None:
         self._file = file
@@ -52,8 +58,13 @@ class Configuration:
     def load(cls, path: str | Path, environment: Mapping[str, str], *, required: bool = False) -> "Configuration":
         """Read the file, if it exists.
 
+        Args:
+            path: Path of the file, with one ``NAME=value`` per line.
+            environment: Variables of the environment, which override those of the file.
+            required: Whether the file must exist.
+
         Raises:
-            ConfigurationError: the file can't be read, isn't in the form NAME=VALUE, or is missing but required.
+            ConfigurationError: The file can't be read, isn't in the form NAME=VALUE, or is missing but required.
         """
         place = Path(path)
         if not required and not place.is_file():
@@ -64,18 +75,22 @@ class Configuration:
             raise ConfigurationError(str(exc)) from exc
 
     def get(self, name: str) -> str:
-        """Return a value; empty if it isn't set."""
+        """Return a value; empty if it isn't set.
+
+        Args:
+            name: Name of the variable.
+        """
         return self._environment.get(name) or self._file.get(name, "")
 
     def model(self, name: str = "", url: str = "") -> LanguageModel:
         """Return the model.
 
         Args:
-            name: name of the model, instead of DEFAULT_MODEL.
+            name: Name of the model, instead of DEFAULT_MODEL.
             url: URL of an OpenAI-compatible API, instead of the configured one.
 
         Raises:
-            ConfigurationError: the settings are incomplete.
+            ConfigurationError: The settings are incomplete.
         """
         chosen = name or self.get("DEFAULT_MODEL") or self.get("OPENAI_MODEL")
         family = self._family()
@@ -111,7 +126,7 @@ class Configuration:
         A URL without a path means `/sse`.
 
         Raises:
-            ConfigurationError: the URL is malformed, or the file uses a key of the environment.
+            ConfigurationError: The URL is malformed, or the file uses a key of the environment.
         """
         if not self.get(_SERVER.url) and not self.get(_SERVER.key):
             return None
@@ -119,7 +134,11 @@ class Configuration:
         return ServerConfig(_with_path(url), headers=_bearer(key))
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """Return headers with the server's key, or none unless the URL has the origin of MCP_SERVER_URL."""
+        """Return headers with the server's key, or none unless the URL has the origin of MCP_SERVER_URL.
+
+        Args:
+            url: URL of a server.
+        """
         key, server_url = self._pair(_SERVER)
         return _bearer(key) if key and _origin(url) == _origin(server_url) else {}
 

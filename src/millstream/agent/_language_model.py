@@ -45,13 +45,13 @@ class LanguageModel:
     """A model of an OpenAI-compatible API, Azure OpenAI, or any provider that pydantic-ai supports.
 
     Args:
-        name: name of the model: ``gpt-4.1``, a deployment at Azure, or a provider and its model, such as
+        name: Name of the model: ``gpt-4.1``, a deployment at Azure, or a provider and its model, such as
             ``anthropic:claude-sonnet-4-5`` or ``google:gemini-2.5-pro``.
         key: API key. A local server may not need one. Defaults to the provider's variable, such as
             ``ANTHROPIC_API_KEY``, for that provider only.
         url: URL of an OpenAI-compatible API, including ``/v1``, or the endpoint at Azure; OpenAI's by default.
         azure_version: API version, such as ``2024-10-21``; selects Azure OpenAI.
-        timeout: seconds to wait for output from the model.
+        timeout: Seconds to wait for output from the model.
 
     Raises:
         ConfigurationError: pydantic-ai isn't installed, or the URL or key is malformed.
@@ -93,7 +93,14 @@ class LanguageModel:
         return self._name
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | ModelResponse, None]:
-        """See `Model.stream`."""
+        """Yield chunks of the text, then the complete reply; see `Model.stream`.
+
+        Args:
+            request: The conversation, the tools, and the limits of the reply.
+
+        Raises:
+            ModelError: There's no complete reply.
+        """
         model = self._model
         if model is None:
             model = self._model = await asyncio.to_thread(self._connect)

@@ -57,8 +57,11 @@ class Model(Protocol):
     def stream(self, request: ModelRequest) -> AsyncGenerator[str | ModelResponse, None]:
         """Yield chunks of the text, then the complete reply.
 
+        Args:
+            request: The conversation, the tools, and the limits of the reply.
+
         Raises:
-            ModelError: there's no complete reply. Chunks that were already yielded are invalid.
+            ModelError: There's no complete reply. Chunks that were already yielded are invalid.
         """
         ...
 

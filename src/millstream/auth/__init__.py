@@ -45,14 +45,14 @@ def keys(
     """Accept API keys, sent as ``Authorization: Bearer KEY``.
 
     Args:
-        given: keys with full access, of at least 16 characters. Read them from the environment; don't write them in
+        given: Keys with full access, of at least 16 characters. Read them from the environment; don't write them in
             source code.
-        named_keys: mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
-        file: a file managed by ``millstream keys``. Changes to it take effect within a second.
+        named_keys: Mapping of a name to a key, or to a key and its scopes. The name becomes the principal's `subject`.
+        file: A file managed by ``millstream keys``. Changes to it take effect within a second.
 
     Raises:
-        ValueError: no keys are passed, or a key, name, or scope is invalid.
-        LocalError: the file can't be read.
+        ValueError: No keys are passed, or a key, name, or scope is invalid.
+        LocalError: The file can't be read.
 
     Example:
         ``Server("shop", auth=auth.keys(named_keys={"desk": os.environ["DESK_KEY"]}))``
@@ -86,17 +86,17 @@ def jwt(
     """Accept signed tokens (JSON Web Tokens) from an issuer.
 
     Args:
-        issuer: the issuer's exact identifier, as in the claim ``iss``.
-        audience: this server's public URL, such as ``https://mcp.example.com/mcp``. Tokens for any other URL are
+        issuer: The issuer's exact identifier, as in the claim ``iss``.
+        audience: This server's public URL, such as ``https://mcp.example.com/mcp``. Tokens for any other URL are
             refused, even if it starts with this one.
         jwks: URL of the issuer's public keys, or the key set itself.
-        secret: a secret shared with the issuer, at least 32 bytes long, instead of public keys.
-        algorithms: accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
-        scopes: scopes that every caller needs.
-        scope_includes: mapping of a scope to the scopes that it includes.
+        secret: A secret shared with the issuer, at least 32 bytes long, instead of public keys.
+        algorithms: Accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
+        scopes: Scopes that every caller needs.
+        scope_includes: Mapping of a scope to the scopes that it includes.
 
     Raises:
-        ValueError: an argument is missing or invalid.
+        ValueError: An argument is missing or invalid.
 
     Example:
         >>> auth.jwt(
@@ -141,18 +141,18 @@ def oidc(
     """Accept signed tokens from an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
 
     Args:
-        issuer: as for `jwt`.
-        audience: as for `jwt`.
-        algorithms: as for `jwt`.
-        scopes: as for `jwt`.
-        scope_includes: as for `jwt`.
-        client_id: this server's client id at the issuer, which lets people sign in to the server's pages. Register it
+        issuer: As for `jwt`.
+        audience: As for `jwt`.
+        algorithms: As for `jwt`.
+        scopes: As for `jwt`.
+        scope_includes: As for `jwt`.
+        client_id: This server's client id at the issuer, which lets people sign in to the server's pages. Register it
             with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must return signed tokens for
             `audience` when it's requested as ``resource`` (RFC 8707).
-        client_secret: secret for `client_id`; public clients have none.
+        client_secret: Secret for `client_id`; public clients have none.
 
     Raises:
-        ValueError: an argument is missing or invalid.
+        ValueError: An argument is missing or invalid.
 
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
@@ -189,19 +189,19 @@ def introspection(
     """Accept tokens that the issuer verifies at its introspection endpoint (RFC 7662).
 
     Args:
-        issuer: the issuer's exact identifier.
-        audience: as for `jwt`; the endpoint's response must contain it.
+        issuer: The issuer's exact identifier.
+        audience: As for `jwt`; the endpoint's response must contain it.
         endpoint: URL of the introspection endpoint.
-        client: this server's client id at the issuer.
-        secret: secret for `client`.
-        client_tokens: whether a token without a user (neither ``sub`` nor ``username``) belongs to its client. Set it
+        client: This server's client id at the issuer.
+        secret: Secret for `client`.
+        client_tokens: Whether a token without a user (neither ``sub`` nor ``username``) belongs to its client. Set it
             only if the issuer includes the user in every user's token; otherwise all users of a client would share
             one identity.
-        scopes: as for `jwt`.
-        scope_includes: as for `jwt`.
+        scopes: As for `jwt`.
+        scope_includes: As for `jwt`.
 
     Raises:
-        ValueError: an argument is missing or invalid.
+        ValueError: An argument is missing or invalid.
 
     Example:
         >>> auth.introspection(
@@ -246,22 +246,22 @@ def issuer(  # noqa: PLR0913  the options of an issuer
     organization's identity provider.
 
     Args:
-        url: the server's public URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the
+        url: The server's public URL, without the path of the MCP endpoint: ``https://mcp.example.com``. It's also the
             exact issuer identifier.
-        users: who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
-        clients: clients that don't need to register, from `client`.
+        users: Who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
+        clients: Clients that don't need to register, from `client`.
         audience: URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
         resources: URLs of other servers for which it may issue tokens.
-        scopes: scopes that every user gets, and that every caller needs.
-        scope_descriptions: descriptions of scopes for users: ``{"orders:write": "order books"}``.
-        scope_includes: mapping of a scope to the scopes that it includes.
-        registration: whether clients may register themselves. Clients with a metadata document don't need to.
-        metadata_documents: whether clients may describe themselves at a URL, which this server fetches. Set it to False
+        scopes: Scopes that every user gets, and that every caller needs.
+        scope_descriptions: Descriptions of scopes for users: ``{"orders:write": "order books"}``.
+        scope_includes: Mapping of a scope to the scopes that it includes.
+        registration: Whether clients may register themselves. Clients with a metadata document don't need to.
+        metadata_documents: Whether clients may describe themselves at a URL, which this server fetches. Set it to False
             if the server has no access to the internet, so that clients such as Claude Code register instead.
-        provider: custom decisions; see `millstream.auth.providers`.
+        provider: Custom decisions; see `millstream.auth.providers`.
 
     Raises:
-        ValueError: an argument is invalid.
+        ValueError: An argument is invalid.
 
     Example:
         ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
@@ -292,7 +292,15 @@ def issuer(  # noqa: PLR0913  the options of an issuer
 def google(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """Return an `issuer` whose users sign in with Google. `more` goes to `issuer`; the rest to `login_provider`.
+    """Return an `issuer` whose users sign in with Google.
+
+    Args:
+        url: The public URL of this server.
+        allow: Who may sign in: verified addresses, or ``@example.com`` for everyone with an address there. See
+            `login_provider`.
+        client_id: Id of the OAuth client that you registered at Google; by default ``$GOOGLE_CLIENT_ID``.
+        client_secret: Its secret; by default ``$GOOGLE_CLIENT_SECRET``.
+        more: Options of `issuer`, such as ``scopes``.
 
     Example:
         ``Server("shop", auth=auth.google("https://mcp.example.com", allow=["@example.com"]))``
@@ -308,7 +316,15 @@ def google(
 def github(
     url: str, *, allow: "Allow", client_id: str = "", client_secret: str = "", **more: "Unpack[IssuerOptions]"
 ) -> "Issuer":
-    """Return an `issuer` whose users sign in with GitHub. `more` goes to `issuer`; the rest to `login_provider`.
+    """Return an `issuer` whose users sign in with GitHub.
+
+    Args:
+        url: The public URL of this server.
+        allow: Who may sign in: a login, an organization as ``org:example``, or a verified address. See
+            `login_provider`.
+        client_id: Id of the OAuth application that you registered at GitHub; by default ``$GITHUB_CLIENT_ID``.
+        client_secret: Its secret; by default ``$GITHUB_CLIENT_SECRET``.
+        more: Options of `issuer`, such as ``scopes``.
 
     Example:
         ``Server("shop", auth=auth.github("https://mcp.example.com", allow=["octocat"]))``

@@ -89,20 +89,20 @@ class Client:
     Calls can run concurrently. Entering the block connects. After a connection is lost, the next request reconnects.
 
     Args:
-        target: a URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
-        revision: the only protocol revision to use, as a date. By default, the newest that both sides support.
-        headers: headers for every HTTP request, such as ``{"Authorization": "Bearer …"}``.
-        timeout: seconds to wait for a response. Progress restarts the clock; `math.inf` waits forever.
-        elicit: handler for questions to the user. Without it, the server can't ask.
-        sample: handler for requests to a language model.
-        roots: folders and files that the server may learn about.
-        on_log: handler for log messages. It doesn't reopen a lost connection; the next request does.
-        on_change: handler for changes that a handshake-era server reports. Keeps the connection open, like `watch`.
-        options: limits and less common settings.
-        extensions: extensions of MCP, see `millstream.extensions.Extension`.
+        target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
+        revision: The only protocol revision to use, as a date. By default, the newest that both sides support.
+        headers: Headers for every HTTP request, such as ``{"Authorization": "Bearer …"}``.
+        timeout: Seconds to wait for a response. Progress restarts the clock; `math.inf` waits forever.
+        elicit: Handler for questions to the user. Without it, the server can't ask.
+        sample: Handler for requests to a language model.
+        roots: Folders and files that the server may learn about.
+        on_log: Handler for log messages. It doesn't reopen a lost connection; the next request does.
+        on_change: Handler for changes that a handshake-era server reports. Keeps the connection open, like `watch`.
+        options: Limits and less common settings.
+        extensions: Extensions of MCP, see `millstream.extensions.Extension`.
 
     Raises:
-        TargetError: the target doesn't name a server.
+        TargetError: The target doesn't name a server.
     """
 
     _ELSEWHERE: ClassVar = {
@@ -166,7 +166,7 @@ class Client:
         """Connect and negotiate a revision.
 
         Raises:
-            ClientError: the connection failed; the message says why and what to do.
+            ClientError: The connection failed; the message says why and what to do.
         """
         await self.conversation.start()
         return self
@@ -252,20 +252,21 @@ class Client:
         """Call a tool: ``(await client.call("add", a=1, b=2)).data``.
 
         Args:
-            tool: name of the tool.
-            arguments: arguments as a mapping, for names that clash with the options below; keywords are arguments, too.
-            result_type: type of the value. With it, the call returns the value instead of a `Result`.
-            progress: handler for progress reports: ``progress(value, total, message)``.
-            timeout: seconds to wait for this call.
-            raise_on_error: whether to raise when the tool reports an error; if False, check `Result.is_error`. With
+            tool: Name of the tool.
+            arguments: Arguments as a mapping, for names that clash with the options below.
+            result_type: Type of the value. With it, the call returns the value instead of a `Result`.
+            progress: Handler for progress reports: ``progress(value, total, message)``.
+            timeout: Seconds to wait for this call; 0 for the client's `timeout`.
+            raise_on_error: Whether to raise when the tool reports an error; if False, check `Result.is_error`. With
                 `result_type`, an error always raises.
-            task: whether the server may run the call as a task. The wait then outlives connections and restarts of the
+            task: Whether the server may run the call as a task. The wait then outlives connections and restarts of the
                 server, and `timeout` applies to all of it; see `tasks`.
+            more: Arguments of the tool by keyword.
 
         Raises:
-            ToolFailed: the tool reported an error.
-            ServerError: the server responded with an error, for example because the tool doesn't exist.
-            ClientError: there was no response.
+            ToolFailed: The tool reported an error.
+            ServerError: The server responded with an error, for example because the tool doesn't exist.
+            ClientError: There was no response.
         """
         if arguments is not None and not hasattr(arguments, "keys"):
             raise TypeError(f"Pass arguments by name: call({tool!r}, name={arguments!r})")
@@ -309,30 +310,57 @@ class Client:
         return [each.uri for each in await self.resources()] + [each.uri_template for each in await self.templates()]
 
     def tools(self, *, fresh: bool = False) -> PaginatedList[ToolDescription]:
-        """List the tools: ``await`` the full list, or iterate page by page with ``async for``."""
+        """List the tools: ``await`` the full list, or iterate page by page with ``async for``.
+
+        A list is cached for as long as the server allows (MCP 2026-07-28, server/utilities/caching).
+
+        Args:
+            fresh: Whether to ask the server even if the cached list is still valid.
+
+        Example:
+            ``names = [tool.name for tool in await client.tools()]``
+        """
 
         return self.conversation.list("tools/list", decode_tools, self.conversation.callable, fresh=fresh)
 
     # Resources and prompts
 
     def resources(self, *, fresh: bool = False) -> PaginatedList[ResourceDescription]:
-        """List the resources."""
+        """List the resources, all or page by page, like `tools`: ``await client.resources()``.
+
+        Args:
+            fresh: Whether to ask the server even if the cached list is still valid.
+        """
         return self.conversation.list("resources/list", _decode_resources, lambda result: result.resources, fresh=fresh)
 
     def templates(self, *, fresh: bool = False) -> PaginatedList[TemplateDescription]:
-        """List the resource templates."""
+        """List the resource templates, all or page by page, like `tools`: ``await client.templates()``.
+
+        Args:
+            fresh: Whether to ask the server even if the cached list is still valid.
+        """
         method = "resources/templates/list"
         return self.conversation.list(method, _decode_templates, lambda result: result.resource_templates, fresh=fresh)
 
     def prompts(self, *, fresh: bool = False) -> PaginatedList[PromptDescription]:
-        """List the prompts."""
+        """List the prompts, all or page by page, like `tools`: ``await client.prompts()``.
+
+        Args:
+            fresh: Whether to ask the server even if the cached list is still valid.
+        """
         return self.conversation.list("prompts/list", _decode_prompts, lambda result: result.prompts, fresh=fresh)
 
     async def read(self, uri: str, *, fresh: bool = False, timeout: float = 0) -> list[ResourceContents]:
-        """Return the contents of a resource.
+        """Return the contents of a resource: ``(await client.read("docs://guide/start.md"))[0].text``.
+
+        Args:
+            uri: URI of the resource. For a template, the URI with its variables filled in.
+            fresh: Whether to ask the server even if the cached contents are still valid.
+            timeout: Seconds to wait for this request; 0 for the client's `timeout`.
 
         Raises:
-            ServerError: the resource doesn't exist or can't be read.
+            ServerError: The resource doesn't exist or can't be read.
+            ClientError: There was no response.
         """
         ask = Ask(method="resources/read", params=encode({"uri": uri}), name=uri, timeout=timeout, repeatable=True)
         try:
@@ -344,10 +372,17 @@ class Client:
     async def prompt(
         self, name: str, arguments: Mapping[str, str] | None = None, /, *, timeout: float = 0, **more: str
     ) -> GetPromptResult:
-        """Return the messages of a prompt.
+        """Return the messages of a prompt: ``(await client.prompt("review", isbn="9780141439600")).messages``.
+
+        Args:
+            name: Name of the prompt.
+            arguments: Arguments as a mapping, for names that clash with `timeout`.
+            timeout: Seconds to wait for this request; 0 for the client's `timeout`.
+            more: Arguments of the prompt by keyword. All are text.
 
         Raises:
-            ServerError: the prompt doesn't exist, or an argument is missing.
+            ServerError: The prompt doesn't exist, or an argument is missing.
+            ClientError: There was no response.
         """
         params = encode({"name": name, "arguments": {**(arguments or {}), **more}})
         ask = Ask(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
@@ -363,11 +398,14 @@ class Client:
         """Return suggestions for an argument of a prompt or template.
 
         Args:
-            argument: name of the argument.
-            value: text typed so far.
-            prompt: name of the prompt.
+            argument: Name of the argument.
+            value: Text typed so far.
+            prompt: Name of the prompt.
             template: URI of the template, instead of a prompt.
-            known: arguments that already have a value.
+            known: Arguments that already have a value.
+
+        Example:
+            ``(await client.complete("isbn", "978", prompt="review")).values``
         """
         reference = Reference("ref/prompt", name=prompt) if prompt else Reference("ref/resource", uri=template)
         context = CompletionContext(dict(known)) if known else None
@@ -378,7 +416,11 @@ class Client:
     # Skills
 
     def skills(self, *, fresh: bool = False) -> "PaginatedList[Skill]":
-        """List the skills of the server without reading their files: ``for skill in await client.skills(): …``."""
+        """List the skills of the server without reading their files: ``for skill in await client.skills(): …``.
+
+        Args:
+            fresh: Whether to ask the server even if the cached list is still valid.
+        """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
         return _skills.list_skills(self.conversation, fresh=fresh)
@@ -390,8 +432,8 @@ class Client:
             uri: URI of its `SKILL.md`.
 
         Raises:
-            ServerError: the server has no such skill.
-            SkillMismatch: the entry is invalid.
+            ServerError: The server has no such skill.
+            SkillMismatch: The entry is invalid.
         """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
@@ -404,11 +446,11 @@ class Client:
         follows them.
 
         Args:
-            skill: entry of the skill.
-            path: path of the file inside the skill.
+            skill: Entry of the skill.
+            path: Path of the file inside the skill.
 
         Raises:
-            SkillMismatch: the file differs from its manifest, or isn't listed there.
+            SkillMismatch: The file differs from its manifest, or isn't listed there.
         """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
@@ -450,15 +492,15 @@ class Client:
         """Send any request and return its result as JSON data. Questions from the server are answered by the handlers.
 
         Args:
-            method: method of MCP or of an extension.
+            method: Method of MCP or of an extension.
             params: parameters, an object.
-            name: value of the header `Mcp-Name`, for extension methods that have one.
-            progress: handler for progress reports.
-            timeout: seconds to wait for this request.
+            name: Value of the header `Mcp-Name`, for extension methods that have one.
+            progress: Handler for progress reports.
+            timeout: Seconds to wait for this request.
 
         Raises:
-            ServerError: the server responded with an error.
-            ClientError: there was no response.
+            ServerError: The server responded with an error.
+            ClientError: There was no response.
         """
         ask = raw_ask(method, dict(params or {}), progress, timeout)
         ask.name = name or ask.name
@@ -467,21 +509,37 @@ class Client:
     async def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
         """Send a notification of an extension: ``await client.notify("com.example/sold", {"sku": "7"})``.
 
+        Args:
+            method: The method, which begins with the identifier of the extension.
+            params: Parameters, an object.
+
         Raises:
-            ClientError: it can't be sent.
+            ClientError: It can't be sent.
         """
         await self.conversation.notify_custom(method, params or {})
 
     async def ping(self, *, timeout: float = 0) -> None:
-        """Check that the server responds, with a ping, or with `server/discover` in revisions without one."""
+        """Check that the server responds: ``await client.ping(timeout=5)``.
+
+        Sends a ping, or `server/discover` in revisions without one.
+
+        Args:
+            timeout: Seconds to wait; 0 for the client's `timeout`.
+
+        Raises:
+            ClientError: There was no response.
+        """
         method = "ping" if self.conversation.negotiated.revision.handshake else "server/discover"
         await self.conversation.requests.ask(Ask(method=method, timeout=timeout, repeatable=True))
 
     async def set_log_level(self, level: str) -> None:
-        """Set the minimum severity of log messages for the session.
+        """Set the minimum severity of log messages for the session: ``await client.set_log_level("warning")``.
+
+        Args:
+            level: debug, info, notice, warning, error, critical, alert, or emergency.
 
         Raises:
-            NotSupported: the revision sets the level per request. Use `Options.log_level`.
+            NotSupported: The revision sets the level per request. Use `Options.log_level`.
         """
         await self.conversation.set_log_level(level)
 
@@ -495,10 +553,10 @@ class Client:
         """Subscribe to changes: ``async with client.watch("orders://7") as changes: async for change in changes: …``.
 
         Args:
-            uris: resources to watch for updates.
-            tools: whether to watch the list of tools.
-            prompts: whether to watch the list of prompts.
-            resources: whether to watch the list of resources. Without any arguments, all three lists are watched.
+            uris: Resources to watch for updates.
+            tools: Whether to watch the list of tools.
+            prompts: Whether to watch the list of prompts.
+            resources: Whether to watch the list of resources. Without any arguments, all three lists are watched.
         """
         return self.conversation.watch(make_filter(uris, tools=tools, prompts=prompts, resources=resources))
 
@@ -512,7 +570,14 @@ class Client:
         timeout: float = 0,
         raise_on_error: bool = True,
     ) -> Result:
-        """Call a tool; alias of `call`: ``await client.call_tool("add", {"a": 1})``."""
+        """Call a tool; alias of `call`: ``await client.call_tool("add", {"a": 1})``.
+
+        Args:
+            name: Name of the tool.
+            arguments: Arguments of the tool.
+            timeout: Seconds to wait for this call; 0 for the client's `timeout`.
+            raise_on_error: Whether to raise when the tool reports an error; if False, check `Result.is_error`.
+        """
         return await self.call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)
 
     async def list_tools(self) -> list[ToolDescription]:
@@ -532,11 +597,20 @@ class Client:
         return await self.prompts()
 
     async def read_resource(self, uri: str) -> list[ResourceContents]:
-        """Read a resource; alias of `read`."""
+        """Read a resource; alias of `read`: ``await client.read_resource("docs://guide/start.md")``.
+
+        Args:
+            uri: URI of the resource.
+        """
         return await self.read(str(uri))
 
     async def get_prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> GetPromptResult:
-        """Return the messages of a prompt; alias of `prompt`."""
+        """Return the messages of a prompt; alias of `prompt`: ``await client.get_prompt("review", {"isbn": "1"})``.
+
+        Args:
+            name: Name of the prompt.
+            arguments: Arguments of the prompt, all of them text.
+        """
         return await self.prompt(name, arguments)
 
     def __enter__(self) -> NoReturn:

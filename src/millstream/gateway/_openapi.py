@@ -138,7 +138,7 @@ class Document:
     """An OpenAPI document of version 3.0 or 3.1.
 
     Raises:
-        ValueError: it isn't an OpenAPI document of these versions.
+        ValueError: It isn't an OpenAPI document of these versions.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -294,7 +294,7 @@ class Document:
         """Return the target of a reference, or the node itself if it isn't one.
 
         Raises:
-            LookupError: the reference leaves the document, or leads to nothing.
+            LookupError: The reference leaves the document, or leads to nothing.
         """
         for _ in range(20):
             if not is_object(node):
@@ -309,8 +309,8 @@ class Document:
         """Return a schema as JSON Schema 2020-12, with its definitions.
 
         Args:
-            schema: the schema in the document.
-            flag: properties with it are left out: `readOnly` in requests, `writeOnly` in responses.
+            schema: The schema in the document.
+            flag: Properties with it are left out: `readOnly` in requests, `writeOnly` in responses.
         """
         conversion = self._conversions.setdefault(flag, _Conversion(self, flag))
         converted = conversion.convert(schema)
@@ -462,9 +462,9 @@ class RouteMap:
 
     Args:
         methods: HTTP methods, in upper case; empty for all.
-        pattern: regular expression to search for in the path.
-        tags: tags that an operation must all have.
-        kind: what the operations become.
+        pattern: Regular expression to search for in the path.
+        tags: Tags that an operation must all have.
+        kind: What the operations become.
     """
 
     methods: Sequence[str] = ()
@@ -473,7 +473,11 @@ class RouteMap:
     kind: RouteKind = RouteKind.TOOL
 
     def matches(self, operation: Operation) -> bool:
-        """Return whether it applies to an operation."""
+        """Return whether it applies to an operation.
+
+        Args:
+            operation: An operation of the OpenAPI document.
+        """
         method = not self.methods or operation.method in self.methods
         return method and re.search(self.pattern, operation.path) is not None and self.tags <= set(operation.tags)
 
@@ -488,13 +492,13 @@ async def call_operation(
     """Call one operation of an API and return the response.
 
     Args:
-        send: sends the request.
-        operation: operation to call.
-        arguments: arguments of its tool.
-        headers: additional headers, which override those of arguments.
+        send: Sends the request.
+        operation: Operation to call.
+        arguments: Arguments of its tool.
+        headers: Additional headers, which override those of arguments.
 
     Raises:
-        ToolError: an argument is missing or changes the path, the API can't be reached, or it returns an error.
+        ToolError: An argument is missing or changes the path, the API can't be reached, or it returns an error.
     """
     parts: dict[str, dict[str, Any]] = {
         location: {} for location in ("path", "query", "header", "cookie", "field", "body")
@@ -735,15 +739,15 @@ def register(
     """Register the operations of an OpenAPI document.
 
     Args:
-        catalog: definition of the server.
-        spec: the document, version 3.0 or 3.1, as a dict.
-        client: an `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
-        routes: what the operations become. The first match wins; without a match, an operation becomes a tool.
-        names: names of tools and resources by `operationId`.
-        choose: called with each operation and its kind; returns another kind, or None to keep it.
+        catalog: Definition of the server.
+        spec: The document, version 3.0 or 3.1, as a dict.
+        client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
+        routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
+        names: Names of tools and resources by `operationId`.
+        choose: Called with each operation and its kind; returns another kind, or None to keep it.
 
     Raises:
-        ValueError: the document is invalid, or has no server and `client` isn't given.
+        ValueError: The document is invalid, or has no server and `client` isn't given.
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
     """
     document = Document(spec)
@@ -813,7 +817,7 @@ def check_api(config: Any) -> None:
     """Check that an `UpstreamConfig` with an API is valid.
 
     Raises:
-        ValueError: the configuration is invalid; the message says why.
+        ValueError: The configuration is invalid; the message says why.
     """
     if config.target is not None:
         raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both")

@@ -50,7 +50,11 @@ class HubLimits(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, settings: Settings) -> "HubLimits":
-        """Return the limits of a server with these settings."""
+        """Return the limits of a server with these settings: ``HubLimits.of(mcp.settings)``.
+
+        Args:
+            settings: The settings of the server.
+        """
         return cls(
             max_connections=settings.hub_connections or settings.max_connections,
             max_connections_per_address=settings.max_connections_per_address,
@@ -88,7 +92,12 @@ def check_encoded_size(size: int, max_event: int) -> None:
 
 
 class Forbidden(ToolError):
-    """The authorization hook or the hub denied access to a channel: ``except Forbidden: return "Access denied."``."""
+    """The authorization hook or the hub denied access to a channel: ``except Forbidden: return "Access denied."``.
+
+    Args:
+        action: ``publish`` or ``subscribe``.
+        channel: The channel.
+    """
 
     def __init__(self, action: str, channel: str) -> None:
         super().__init__(
@@ -99,7 +108,11 @@ class Forbidden(ToolError):
 
 
 class LimitExceeded(Exception):
-    """A cap is reached. `scope` names the cap: connections, yours, address, or channel.
+    """A cap on subscribers is reached. The client may try again later.
+
+    Args:
+        scope: Which cap: connections, yours, address, or channel.
+        limit: The number of subscribers that it allows.
 
     Example:
         ``except LimitExceeded as error: print(error.scope)``
@@ -126,6 +139,9 @@ _UNREADABLE = "\ufffd"
 
 def check_channel(name: str) -> None:
     """Check a channel name: ``check_channel("orders.7")``.
+
+    Args:
+        name: Segments separated by dots, at most 200 characters.
 
     Raises:
         InvalidName: The name is empty, too long, or a pattern, or it has blanks, control characters, or an empty

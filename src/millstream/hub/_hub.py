@@ -79,7 +79,14 @@ class HubStats(Struct, frozen=True):
 
 
 class Hub:
-    """Publish/subscribe channels on top of a store.
+    """Publish/subscribe channels on top of a store. A server with ``serve="hub"`` has one: `Server.hub`.
+
+    Args:
+        store: The store, which must be open before the hub is.
+        limits: Limits of subscribers, events, and histories.
+        clock: Returns the Unix time; by default the store's clock, which all workers share.
+        authorize: ``f(principal, "publish" or "subscribe", channel)`` returns whether a caller may use a channel. If it
+            raises, access is denied.
 
     Example:
         >>> hub = Hub(store, HubLimits())
@@ -162,7 +169,17 @@ class Hub:
     async def send(
         self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None, principal: Caller = None
     ) -> PublishResult:
-        """Publish to one client of a principal. While the client is offline, its mailbox stores the message.
+        """Publish to one client of a principal: ``await mcp.hub.send("ada-7f3a", {"n": 1})``.
+
+        While the client is offline, its mailbox stores up to `HubLimits.mailbox` messages, each for
+        `HubLimits.mailbox_age` seconds.
+
+        Args:
+            client_id: The id under which the client receives, at most 128 characters.
+            data: The data. Text is sent unchanged, anything else as JSON.
+            event: The event name. Without a name, the event is a plain message.
+            id: The publisher's own event id, as for `publish`.
+            principal: The client's owner. Without one, only clients without sign-in receive the message.
 
         Raises:
             InvalidName, EventTooLarge, TypeError: As for `publish`.
@@ -226,7 +243,12 @@ class Hub:
     ) -> Subscription:
         """Subscribe on behalf of the server, without the authorization hook and caps.
 
-        The arguments are those of `subscribe`.
+        Args:
+            channel: The channel, without wildcards.
+            outlet: The outlet, as for `subscribe`.
+            encode: The encoder, one function per kind of outlet.
+            last_event_id: The id of the last received event, to resume after it.
+            transport: The transport, for `HubStats.transports`.
 
         Raises:
             InvalidName: The channel name is invalid. Nothing was written.
@@ -249,7 +271,19 @@ class Hub:
         """Write a client's messages to an outlet: first those that arrived while it was offline, then new ones.
 
         Without a last event id, the first messages are the undelivered ones. With an id, they are the messages after
-        that event. Arguments and errors are those of `subscribe`.
+        that event.
+
+        Args:
+            client_id: The id that `send` names.
+            outlet: The outlet, as for `subscribe`.
+            encode: The encoder, one function per kind of outlet.
+            last_event_id: The id of the last received message.
+            principal: The caller. A client id belongs to one principal, so another one's messages are out of reach.
+            address: The address, for the cap per address.
+            transport: The transport, for `HubStats.transports`.
+
+        Raises:
+            InvalidName, LimitExceeded: The subscription isn't allowed. Nothing was written.
         """
         mailbox = self.admission.receive(client_id, principal=principal, address=address)
         subscription = Subscription(
@@ -285,7 +319,12 @@ class Hub:
         return EventListener(self._store, pattern, name, lambda: bool(self._tasks)).events()
 
     async def presence(self, channel: str) -> list[Member]:
-        """Return the clients on a channel, across all workers, in order of arrival.
+        """Return the clients on a channel, in order of arrival: ``await mcp.hub.presence("room.den")``.
+
+        All workers count. A client is present from its subscription with a `client_id` until its connection closes.
+
+        Args:
+            channel: The channel, without wildcards.
 
         Raises:
             InvalidName: The channel name is invalid.
@@ -294,7 +333,11 @@ class Hub:
         return await self._presence.members(channel)
 
     async def history(self, channel: str, count: int = 50) -> list[Event]:
-        """Return the newest events of a channel, oldest first.
+        """Return the newest events of a channel, oldest first: ``await mcp.hub.history("room.den", 20)``.
+
+        Args:
+            channel: The channel, without wildcards.
+            count: Maximum number of events. `HubLimits.history` events are stored per channel.
 
         Raises:
             InvalidName: The channel name is invalid.
@@ -321,7 +364,11 @@ class Hub:
         )
 
     def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
-        """Return the slowest subscribers, each with its subscriptions. Iterates over all subscribers."""
+        """Return the slowest subscribers, each with its subscriptions. Iterates over all subscribers.
+
+        Args:
+            count: Maximum number of subscribers.
+        """
         return self._audience.slowest(count)
 
     def queued_bytes(self) -> int:
@@ -329,8 +376,12 @@ class Hub:
         return self._audience.queued_bytes()
 
     async def refresh(self, *, read: bool = True) -> None:
-        """Report members of dead workers as departed, and send the current position to all subscribers. With `read`,
-        also read missed messages.
+        """Report members of dead workers as departed, and send the current position to all subscribers.
+
+        The hub does this by itself every `HubLimits.refresh` seconds.
+
+        Args:
+            read: Whether to read missed messages first.
         """
         if read:
             await self._delivery.catch_up()

@@ -118,7 +118,10 @@ class Context(CallInfo):
     async def read_resource(self, uri: str) -> Any:
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.
 
-        `uri` is the URI that clients use. The function runs as part of this call, for the same caller.
+        The function runs as part of this call, for the same caller.
+
+        Args:
+            uri: The URI that clients use. For a template, the URI with its variables filled in.
 
         Raises:
             ProtocolError: The resource doesn't exist, or the caller lacks its scopes.
@@ -130,7 +133,13 @@ class Context(CallInfo):
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress if the caller asked for it: ``await ctx.progress(3, total=10, message="Reading")``.
 
-        Values that don't increase, or that aren't finite, aren't sent.
+        Without a progress token in the request, nothing is sent, so you can always call it (MCP 2025-11-25,
+        basic/utilities/progress).
+
+        Args:
+            progress: How much is done, in any unit. Values that don't increase, or that aren't finite, aren't sent.
+            total: The value at which the work is done, if you know it.
+            message: What happens now, for the user. Clients of 2024-11-05 don't receive it.
         """
         call = self._call
         if (call.token is None and call.tee is None) or call.over:
@@ -146,14 +155,23 @@ class Context(CallInfo):
         await send_progress(call, progress, total, message)
 
     async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``."""
+        """Call `progress`. An alias for the name in other packages: ``await ctx.report_progress(3, 10)``.
+
+        Args:
+            progress: How much is done.
+            total: The value at which the work is done.
+            message: What happens now, for the user.
+        """
         await self.progress(progress, total, message)
 
     async def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
         """Send a log message if the caller wants it: ``await ctx.log("notice", {"free": 3})``.
 
+        The message goes to the client, not to the server's log. Clients choose the minimum level (MCP 2025-11-25,
+        server/utilities/logging).
+
         Args:
-            level: debug, info, notice, warning, error, critical, alert, or emergency.
+            level: debug, info, notice, warning, error, critical, alert, or emergency, the levels of RFC 5424.
             data: Any JSON-serializable value.
             logger: The name of the logger.
 
@@ -179,19 +197,35 @@ class Context(CallInfo):
         return LOG_LEVELS.index(record.log_level or usual)
 
     async def debug(self, data: Any) -> None:
-        """Call `log` with level debug: ``await ctx.debug("The cache is empty")``."""
+        """Call `log` with level debug: ``await ctx.debug("The cache is empty")``.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         await self.log("debug", data)
 
     async def info(self, data: Any) -> None:
-        """Call `log` with level info: ``await ctx.info("12 books found")``."""
+        """Call `log` with level info: ``await ctx.info("12 books found")``.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         await self.log("info", data)
 
     async def warning(self, data: Any) -> None:
-        """Call `log` with level warning: ``await ctx.warning("The disk is almost full")``."""
+        """Call `log` with level warning: ``await ctx.warning("The disk is almost full")``.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         await self.log("warning", data)
 
     async def error(self, data: Any) -> None:
-        """Call `log` with level error: ``await ctx.error("The printer is gone")``."""
+        """Call `log` with level error: ``await ctx.error("The printer is gone")``. The call goes on.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         await self.log("error", data)
 
     async def notify(self, method: str, params: Any = None) -> None:
@@ -208,6 +242,11 @@ class Context(CallInfo):
 
     async def close_stream(self, retry_ms: int | None = None) -> bool:
         """Close the connection but not the call. The client reconnects for the rest (2025-11-25, in a session).
+
+        Use it to free a connection while a call does nothing for a while (MCP 2025-11-25, basic/transports).
+
+        Args:
+            retry_ms: Milliseconds after which the client reconnects. By default, the client decides.
 
         Returns:
             False if the client couldn't reconnect. Nothing is closed then.
@@ -235,17 +274,38 @@ class Context(CallInfo):
         """Ask the user for a value of a type or of a flat schema: ``await ctx.elicit("Where to?", Address)``.
 
         On 2026-07-28 the function stops here and runs again from its start with the answer. Put side effects after the
-        last question, or inside `once`.
+        last question, or inside `once` (MCP 2025-11-25, client/elicitation).
+
+        Args:
+            message: The question, as the user reads it.
+            answer: A dataclass, Struct, TypedDict, or pydantic model without nested objects, a single type such as
+                ``str``, ``bool``, an enum, or a ``Literal``, or a JSON Schema of such an object.
+            key: Name of the question, unique within the call. Set it if the order of the questions can differ between
+                two runs of the function. By default, their order identifies them.
+
+        Returns:
+            The checked answer: an instance of the type, or a dict for a schema.
 
         Raises:
             Declined: The user declined.
             Cancelled: The user dismissed the question.
+            TypeError: A form can't ask for the type.
         """
         return await self._ask_one(Elicit(message, answer), key)
 
     @_question
     async def elicit_url(self, message: str, url: str, *, id: str = "", key: str | None = None) -> None:
-        """Ask the user to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises the errors of `elicit`."""
+        """Ask the user to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises the errors of `elicit`.
+
+        Use it for what must not pass through the client, such as a password or a payment. It returns when the user
+        agrees to open the page, not when the page is done (MCP 2025-11-25, client/elicitation).
+
+        Args:
+            message: Why the user should open it.
+            url: The URL, which the client shows before it opens the page.
+            id: Your own id of the interaction, unique on this server. By default, one is created.
+            key: As for `elicit`.
+        """
         await self._ask_one(ElicitUrl(message, url, id), key)
 
     @_question
@@ -264,6 +324,22 @@ class Context(CallInfo):
     ) -> SampleResult:
         """Let the client's model continue a conversation: ``(await ctx.sample("Say hello")).content``.
 
+        The user may see and change the request, or refuse it (MCP 2025-11-25, client/sampling).
+
+        Args:
+            messages: A text, which the user says, or the messages so far, oldest first.
+            max_tokens: Maximum length of the reply, in tokens.
+            system: A system prompt. The client may ignore it.
+            temperature: Randomness of the reply. Its range depends on the model.
+            stop_sequences: Texts that end the reply.
+            preferences: Which model to use: ``{"hints": [{"name": "sonnet"}], "speedPriority": 0.8}``.
+            tools: Descriptions of tools that the model may ask for. Needs a client of 2025-11-25 or newer.
+            tool_choice: Whether the model must use one of them: ``{"mode": "required"}``.
+            key: As for `elicit`.
+
+        Returns:
+            The reply. Its `text` has the text, `content` everything, and `model` the model's name.
+
         Raises:
             ValueError: The conversation has a tool use without its result, or the reverse.
         """
@@ -273,13 +349,29 @@ class Context(CallInfo):
 
     @_question
     async def roots(self, *, key: str | None = None) -> list[Root]:
-        """Return the folders that the user opened in the client: ``[root.uri for root in await ctx.roots()]``."""
+        """Return the folders that the user opened in the client: ``[root.uri for root in await ctx.roots()]``.
+
+        The client may offer none (MCP 2025-11-25, client/roots).
+
+        Args:
+            key: As for `elicit`.
+        """
         roots: list[Root] = await self._ask_one(Roots(), key)
         return roots
 
     @_question
     async def ask(self, **questions: Question) -> dict[str, Any]:
-        """Ask several questions in one round. The keywords are their keys.
+        """Ask several questions in one round. Before 2026-07-28, the client gets them one after the other.
+
+        Args:
+            questions: `Elicit`, `ElicitUrl`, `Sample`, or `Roots`, each under a key of your choice.
+
+        Returns:
+            The answers under the same keys.
+
+        Raises:
+            Declined: The user declined one of the questions.
+            Cancelled: The user dismissed one of the questions.
 
         Example:
             ``answers = await ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``

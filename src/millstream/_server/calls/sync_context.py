@@ -146,37 +146,79 @@ class SyncContext(CallInfo):
         return None if state is None else SyncSessionState(state, self._wait)
 
     def read_resource(self, uri: str) -> Any:
-        """Return the result of a resource of this server: ``ctx.read_resource("docs://a.md")``. See
-        `Context.read_resource`.
+        """Return the result of a resource of this server: ``ctx.read_resource("docs://a.md")``.
+
+        Args:
+            uri: The URI that clients use.
+
+        Raises:
+            ProtocolError: The resource doesn't exist, or the caller lacks its scopes.
         """
         return self._wait(self._context.read_resource(uri))
 
     def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress if the caller asked for it: ``ctx.progress(3, total=10)``."""
+        """Report progress if the caller asked for it: ``ctx.progress(3, total=10)``.
+
+        Args:
+            progress: How much is done, in any unit. Values that don't increase aren't sent.
+            total: The value at which the work is done, if you know it.
+            message: What happens now, for the user.
+        """
         self._wait(self._context.progress(progress, total, message))
 
     def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Call `progress`. An alias for the name in other packages: ``ctx.report_progress(3, 10)``."""
+        """Call `progress`. An alias for the name in other packages: ``ctx.report_progress(3, 10)``.
+
+        Args:
+            progress: How much is done.
+            total: The value at which the work is done.
+            message: What happens now, for the user.
+        """
         self.progress(progress, total, message)
 
     def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
-        """Send a log message if the caller wants it: ``ctx.log("notice", {"free": 3})``."""
+        """Send a log message if the caller wants it: ``ctx.log("notice", {"free": 3})``.
+
+        Args:
+            level: debug, info, notice, warning, error, critical, alert, or emergency.
+            data: Any JSON-serializable value.
+            logger: The name of the logger.
+
+        Raises:
+            ValueError: The level is unknown.
+        """
         self._wait(self._context.log(level, data, logger))
 
     def debug(self, data: Any) -> None:
-        """Call `log` with level debug: ``ctx.debug("The cache is empty")``."""
+        """Call `log` with level debug: ``ctx.debug("The cache is empty")``.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         self.log("debug", data)
 
     def info(self, data: Any) -> None:
-        """Call `log` with level info: ``ctx.info("12 books found")``."""
+        """Call `log` with level info: ``ctx.info("12 books found")``.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         self.log("info", data)
 
     def warning(self, data: Any) -> None:
-        """Call `log` with level warning: ``ctx.warning("The disk is almost full")``."""
+        """Call `log` with level warning: ``ctx.warning("The disk is almost full")``.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         self.log("warning", data)
 
     def error(self, data: Any) -> None:
-        """Call `log` with level error: ``ctx.error("The printer is gone")``."""
+        """Call `log` with level error: ``ctx.error("The printer is gone")``. The call goes on.
+
+        Args:
+            data: Any JSON-serializable value.
+        """
         self.log("error", data)
 
     @overload
@@ -184,29 +226,71 @@ class SyncContext(CallInfo):
     @overload
     def elicit(self, message: str, answer: Mapping[str, Any], *, key: str | None = None) -> dict[str, Any]: ...
     def elicit(self, message: str, answer: Any, *, key: str | None = None) -> Any:
-        """Ask the user for a value: ``to = ctx.elicit("Where to?", Address)``. See `Context.elicit`."""
+        """Ask the user for a value: ``to = ctx.elicit("Where to?", Address)``. See `Context.elicit` for the details.
+
+        Args:
+            message: The question, as the user reads it.
+            answer: A flat type, or a JSON Schema of a flat object.
+            key: Name of the question, unique within the call.
+
+        Raises:
+            Declined: The user declined.
+            Cancelled: The user dismissed the question, or the caller canceled the call.
+            TypeError: A form can't ask for the type.
+        """
         return self._wait(self._context.elicit(message, answer, key=key))
 
     def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
-        """Ask the user to open a URL: ``ctx.elicit_url("Please pay", url)``."""
+        """Ask the user to open a URL: ``ctx.elicit_url("Please pay", url)``. Raises the errors of `elicit`.
+
+        Args:
+            message: Why the user should open it.
+            url: The URL.
+            key: Name of the question, unique within the call.
+        """
         self._wait(self._context.elicit_url(message, url, key=key))
 
     def sample(
         self, messages: str | Message | Sequence[Message | str], **options: Unpack[SampleOptions]
     ) -> SampleResult:
-        """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``."""
+        """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``.
+
+        Args:
+            messages: A text, which the user says, or the messages so far, oldest first.
+            options: The keywords of `Context.sample`.
+
+        Raises:
+            ValueError: The conversation has a tool use without its result, or the reverse.
+        """
         return self._wait(self._context.sample(messages, **options))
 
     def roots(self, *, key: str | None = None) -> list[Root]:
-        """Return the folders that the user opened in the client: ``[root.uri for root in ctx.roots()]``."""
+        """Return the folders that the user opened in the client: ``[root.uri for root in ctx.roots()]``.
+
+        Args:
+            key: Name of the question, unique within the call.
+        """
         return self._wait(self._context.roots(key=key))
 
     def ask(self, **questions: Question) -> dict[str, Any]:
-        """Ask several questions in one round: ``ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``."""
+        """Ask several questions in one round: ``ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``.
+
+        Args:
+            questions: `Elicit`, `ElicitUrl`, `Sample`, or `Roots`, each under a key of your choice.
+
+        Returns:
+            The answers under the same keys.
+        """
         return self._wait(self._context.ask(**questions))
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
-        """Run a side effect once across the rounds of a call. `function` runs in the calling thread."""
+        """Run a side effect once across the rounds of a call: ``ctx.once("order", buy)``. Its value must be JSON.
+
+        Args:
+            key: The name of the effect.
+            function: The effect. It runs in the calling thread.
+            store: Also run the effect only once if a round is sent twice or to two workers. See `Context.once`.
+        """
         jobs: Jobs = SimpleQueue()
 
         async def run() -> Any:
@@ -218,11 +302,23 @@ class SyncContext(CallInfo):
         return value
 
     def notify(self, method: str, params: Any = None) -> None:
-        """Send a custom notification to the caller. See `Context.notify`."""
+        """Send a custom notification to the caller before the result: ``ctx.notify("com.example/sold", {"sku": "7"})``.
+
+        Args:
+            method: The method of an extension, such as ``com.example/sold``.
+            params: A mapping or Struct.
+        """
         self._wait(self._context.notify(method, params))
 
     def close_stream(self, retry_ms: int | None = None) -> bool:
-        """Close the connection but not the call. See `Context.close_stream`."""
+        """Close the connection but not the call: ``ctx.close_stream(retry_ms=5_000)``. See `Context.close_stream`.
+
+        Args:
+            retry_ms: Milliseconds after which the client reconnects. By default, the client decides.
+
+        Returns:
+            False if the client couldn't reconnect. Nothing is closed then.
+        """
         return self._wait(self._context.close_stream(retry_ms))
 
     def start_task(self) -> None:

@@ -105,24 +105,49 @@ class Middleware:
     """
 
     async def on_call(self, request: Request, next: Next) -> Any:
-        """Wrap a tool. ``await next(request)`` returns the function's result."""
+        """Wrap a tool. ``await next(request)`` returns the function's result.
+
+        Args:
+            request: The tool's name, its arguments, which you may change, and the `Context` of the call.
+            next: The next hook, or the tool itself.
+        """
         return await next(request)
 
     async def on_read(self, request: Request, next: Next) -> Any:
-        """Wrap a resource or template. ``await next(request)`` returns the function's result."""
+        """Wrap a resource or template. ``await next(request)`` returns the function's result.
+
+        Args:
+            request: The URI, the variables of a template, and the `Context` of the call.
+            next: The next hook, or the resource itself.
+        """
         return await next(request)
 
     async def on_prompt(self, request: Request, next: Next) -> Any:
-        """Wrap a prompt. ``await next(request)`` returns the function's result."""
+        """Wrap a prompt. ``await next(request)`` returns the function's result.
+
+        Args:
+            request: The prompt's name, its arguments, which you may change, and the `Context` of the call.
+            next: The next hook, or the prompt itself.
+        """
         return await next(request)
 
     async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
-        """Wrap a page of a list. ``await next(request)`` returns the descriptions for the client's revision."""
+        """Wrap a page of a list. ``await next(request)`` returns the descriptions for the client's revision.
+
+        Args:
+            request: The method of the list, and the `Context` of the call.
+            next: The next hook, or the list itself.
+        """
         items: list[dict[str, Any]] = await next(request)
         return items
 
     async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
-        """Wrap every request. ``await next(request)`` returns the members of the result."""
+        """Wrap every request. ``await next(request)`` returns the members of the result.
+
+        Args:
+            request: The method, the parameters, which you may change, and the `Context` of the call.
+            next: The next hook, or the handler of the method.
+        """
         result: dict[str, Any] = await next(request)
         return result
 

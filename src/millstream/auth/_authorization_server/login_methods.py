@@ -79,16 +79,23 @@ class UpstreamLogin(Protocol):
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect to the upstream, which must redirect back to `callback` with `state`.
 
+        Args:
+            callback: URL of this server to which the upstream redirects.
+            state: Value of the ``state`` parameter (RFC 6749 §4.1.1). It's checked before `finish` is called.
+
         Raises:
-            SignInFailed: the upstream isn't available.
+            SignInFailed: The upstream isn't available.
         """
         ...
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who returned from the login.
 
+        Args:
+            callback: The query of the redirect, and the state that `begin` returned.
+
         Raises:
-            SignInFailed: the login failed, or the user may not sign in.
+            SignInFailed: The login failed, or the user may not sign in.
         """
         ...
 
@@ -123,7 +130,7 @@ class Passwords(Protocol):
         """Return the user; None for a wrong name or password. Takes the same time in all cases.
 
         Raises:
-            SignInFailed: the check isn't possible at the moment.
+            SignInFailed: The check isn't possible at the moment.
         """
         ...
 

@@ -27,27 +27,50 @@ class Provider:
     """Decisions of the authorization server, with defaults."""
 
     async def find_client(self, client_id: str) -> OAuthClient | None:
-        """Return a client, or None to look in ``auth.issuer(clients=…)``, metadata documents, and registrations."""
+        """Return a client, or None to look in ``auth.issuer(clients=…)``, metadata documents, and registrations.
+
+        Args:
+            client_id: The ``client_id`` of the request (RFC 6749 §2.2).
+        """
         return None
 
     async def check_registration(self, client: OAuthClient) -> None:
-        """Check the registration of a client.
+        """Check the registration of a client (RFC 7591).
+
+        Args:
+            client: The client as it described itself. Its names and URLs aren't verified.
 
         Raises:
-            RegistrationDenied: the client may not register.
+            RegistrationDenied: The client may not register. The client sees the message.
         """
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the subset of `scopes` that a user may grant to a client. Called at consent and at each refresh."""
+        """Return the subset of `scopes` that a user may grant to a client. Called at consent and at each refresh.
+
+        Args:
+            user: The user who signed in, with their scopes.
+            client: The client that asks.
+            scopes: The requested scopes.
+        """
         return scopes if EVERYTHING in user.scopes else tuple(each for each in scopes if each in user.scopes)
 
     async def may_skip_consent(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> bool:
         """Return whether an earlier consent may be reused. If not, the consent page is shown.
 
         Called only if the redirect can't be intercepted and the user has consented to these scopes.
+
+        Args:
+            user: The user who signed in.
+            client: The client that asks.
+            scopes: The scopes that the user consented to before.
         """
         return True
 
     async def claims(self, user: User, client: OAuthClient) -> Mapping[str, object]:
-        """Return additional claims for access tokens. Protocol claims can't be overridden."""
+        """Return additional claims for access tokens. Protocol claims can't be overridden.
+
+        Args:
+            user: The user who signed in.
+            client: The client that gets the token.
+        """
         return {}

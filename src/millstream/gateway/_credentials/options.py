@@ -66,10 +66,10 @@ class Secret(
         """Return the secret, stripped of whitespace.
 
         Args:
-            owner: owner for error messages, such as ``the upstream 'shop'``.
+            owner: Owner for error messages, such as ``the upstream 'shop'``.
 
         Raises:
-            LocalError: the secret is missing, or can't be sent in a header.
+            LocalError: The secret is missing, or can't be sent in a header.
         """
         if self.text is not None:
             value, where = self.text.reveal(), "The secret"
@@ -93,7 +93,7 @@ def secret(value: "str | Secret | None", env: str = "", file: str = "") -> Secre
     """Return a `Secret` for a text, a variable, or a file; None if all are empty.
 
     Raises:
-        ValueError: more than one is set.
+        ValueError: More than one is set.
     """
     if isinstance(value, Secret):
         if env or file:
@@ -215,12 +215,12 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
     """Send one token for all callers: ``auth=bearer(env="SHOP_TOKEN")``.
 
     Args:
-        token: the token itself; avoid this in source code.
-        env: environment variable with the token.
-        file: file with the token. It's read again when the upstream refuses the token.
+        token: The token itself; avoid this in source code.
+        env: Environment variable with the token.
+        file: File with the token. It's read again when the upstream refuses the token.
 
     Raises:
-        ValueError: not exactly one of them is set.
+        ValueError: Not exactly one of them is set.
     """
     found = secret(token, env, file)
     if found is None:
@@ -231,8 +231,11 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
 def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:
     """Send secret headers for all callers: ``auth=static_headers({"x-api-key": Secret(env="SHOP_KEY")})``.
 
+    Args:
+        headers: Name of each header -> its value, or a `Secret` that says where the value is.
+
     Raises:
-        ValueError: a header has no value.
+        ValueError: A header has no value.
     """
     found = {name: secret(value) for name, value in headers.items()}
     if not found or None in found.values():
@@ -259,19 +262,19 @@ def client_credentials(
     All workers share one token, and one of them renews it before it expires.
 
     Args:
-        client_id: client id of this gateway.
-        client_secret: secret for `client_id`.
-        issuer: exact issuer identifier of the authorization server.
-        token_url: its token endpoint instead, if it has no metadata.
-        private_key: private key in PEM, instead of a secret.
-        key_id: id of that key at the authorization server.
-        scope: scopes to request.
-        resource: identifier of the upstream at the authorization server (RFC 8707); its URL by default.
-        secret_in_form: whether to send the secret in the form instead of a header.
-        private_addresses: whether the authorization server may be in a private network.
+        client_id: Client id of this gateway.
+        client_secret: Secret for `client_id`.
+        issuer: Exact issuer identifier of the authorization server.
+        token_url: Its token endpoint instead, if it has no metadata.
+        private_key: Private key in PEM, instead of a secret.
+        key_id: Id of that key at the authorization server.
+        scope: Scopes to request.
+        resource: Identifier of the upstream at the authorization server (RFC 8707); its URL by default.
+        secret_in_form: Whether to send the secret in the form instead of a header.
+        private_addresses: Whether the authorization server may be in a private network.
 
     Raises:
-        ValueError: an option is missing, or conflicts with another one.
+        ValueError: An option is missing, or conflicts with another one.
     """
     return ClientCredentials(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
@@ -300,20 +303,20 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
     An exchanged token is used for that caller only, and expires with the earlier of both tokens.
 
     Args:
-        issuer: exact issuer identifier of the authorization server that exchanges tokens.
-        token_url: its token endpoint instead, if it has no metadata.
-        client_id: client id of this gateway, if the server requires one.
-        client_secret: secret for `client_id`.
-        private_key: private key in PEM, instead of a secret.
-        key_id: id of that key at the authorization server.
-        scope: scopes to request.
-        resource: identifier of the upstream at the authorization server (RFC 8707); its URL by default.
-        audience: logical name of the upstream at the authorization server.
-        secret_in_form: whether to send the secret in the form instead of a header.
-        private_addresses: whether the authorization server may be in a private network.
+        issuer: Exact issuer identifier of the authorization server that exchanges tokens.
+        token_url: Its token endpoint instead, if it has no metadata.
+        client_id: Client id of this gateway, if the server requires one.
+        client_secret: Secret for `client_id`.
+        private_key: Private key in PEM, instead of a secret.
+        key_id: Id of that key at the authorization server.
+        scope: Scopes to request.
+        resource: Identifier of the upstream at the authorization server (RFC 8707); its URL by default.
+        audience: Logical name of the upstream at the authorization server.
+        secret_in_form: Whether to send the secret in the form instead of a header.
+        private_addresses: Whether the authorization server may be in a private network.
 
     Raises:
-        ValueError: an option is missing, or conflicts with another one.
+        ValueError: An option is missing, or conflicts with another one.
     """
     return TokenExchange(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
@@ -337,16 +340,16 @@ def per_user_oauth(
     The server needs ``auth=`` to tell users apart.
 
     Args:
-        client_id: client id of this gateway, if the authorization server doesn't register clients. Register it with the
+        client_id: Client id of this gateway, if the authorization server doesn't register clients. Register it with the
             redirect URI ``YOUR-SERVER/connections/callback``.
-        client_secret: secret for `client_id`.
-        issuer: the only authorization server to accept; required with `client_id`.
+        client_secret: Secret for `client_id`.
+        issuer: The only authorization server to accept; required with `client_id`.
         client_metadata_url: URL of a client metadata document; by default the server's own.
-        scope: scopes to request; by default those that the upstream names.
-        private_addresses: whether the authorization server may be in a private network.
+        scope: Scopes to request; by default those that the upstream names.
+        private_addresses: Whether the authorization server may be in a private network.
 
     Raises:
-        ValueError: an option is missing or invalid.
+        ValueError: An option is missing or invalid.
     """
     return PerUserOAuth(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer,
