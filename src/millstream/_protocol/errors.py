@@ -107,6 +107,9 @@ class CustomResult(Exception):
     "7"})``.
 
     Clients reject result types that they don't know. Check the client's capabilities first.
+
+    Args:
+        result: All members of the result, `resultType` included.
     """
 
     def __init__(self, result: Mapping[str, Any]) -> None:

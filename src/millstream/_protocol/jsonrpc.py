@@ -128,6 +128,9 @@ def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
 
     The function raises one of `MALFORMED` for text that isn't JSON or doesn't match the type. Create it once, and limit
     the size of the text before you decode it.
+
+    Args:
+        kind: The type: a msgspec Struct, a dataclass, a builtin, or another type that msgspec decodes.
     """
     return msgspec.json.Decoder(kind).decode
 
