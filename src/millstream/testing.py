@@ -34,7 +34,12 @@ _WAIT = 30.0
 
 
 class TestClient(Client):
-    """A `Client` that records everything the server sends: ``async with connect(mcp) as client: …``."""
+    """A `Client` that records everything the server sends: ``async with connect(mcp) as client: …``.
+
+    Args:
+        server: The server to test.
+        more: The keywords of `Client`.
+    """
 
     __test__ = False  # pytest: this isn't a test
 
@@ -74,14 +79,14 @@ async def connect(
     """Run a server in memory and connect to it: ``async with connect(mcp) as client: …``.
 
     Args:
-        server: your server.
-        revision: protocol revision to use, as a date.
-        elicit: simulates the user; without it, the client doesn't support forms.
-        sample: simulates the model; without it, the client doesn't support sampling.
-        roots: file URIs; without them, the client doesn't support roots.
+        server: Your server.
+        revision: Protocol revision to use, as a date.
+        elicit: Simulates the user; without it, the client doesn't support forms.
+        sample: Simulates the model; without it, the client doesn't support sampling.
+        roots: File URIs; without them, the client doesn't support roots.
 
     Raises:
-        ValueError: the revision is unknown.
+        ValueError: The revision is unknown.
     """
     if revision not in BY_DATE:
         raise ValueError(f"Unknown revision {revision!r}; {suggest(revision, list(BY_DATE))}")

@@ -403,7 +403,7 @@ class Server(ServerAliases):
         ``request.state.principal`` is the caller.
 
         Args:
-            path: path, optionally with parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
+            path: Path, optionally with parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
             methods: HTTP methods; GET includes HEAD.
             public: Whether callers don't have to sign in for it.
 

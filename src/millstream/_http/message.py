@@ -65,7 +65,7 @@ def header_lines(**headers: str) -> bytes:
     """Encode header lines for `Response.head`. ``retry_after="1"`` becomes ``retry-after: 1``.
 
     Raises:
-        ValueError: a value contains a line break or another character that isn't allowed in headers.
+        ValueError: A value contains a line break or another character that isn't allowed in headers.
     """
     lines = b""
     for name, value in headers.items():
@@ -107,6 +107,9 @@ class OutputStream(Protocol):
 
         A reader more than `Settings.stream_buffer` bytes behind is cut off instead, so a writer that can't wait (a
         broadcast) doesn't have to check `buffered`. Other writers call `drain`.
+
+        Args:
+            data: The chunk.
         """
         ...
 
@@ -117,7 +120,11 @@ class OutputStream(Protocol):
         """Close after sending buffered data and the final chunk. Idempotent."""
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the outlet closes, or immediately if it already has."""
+        """Call `callback` once, when the outlet closes, or immediately if it already has.
+
+        Args:
+            callback: A function without arguments that doesn't block.
+        """
 
 
 class Sink(OutputStream, Protocol):
@@ -184,7 +191,7 @@ class HttpRequest(Struct, eq=False):
         """Start a streamed reply with a status and finished header lines.
 
         Raises:
-            RuntimeError: the request was already answered, or doesn't support a streamed reply.
+            RuntimeError: The request was already answered, or doesn't support a streamed reply.
         """
         raise RuntimeError(f"{self.method} {self.path} doesn't support a streamed reply.")
 
@@ -459,12 +466,12 @@ def problem(
     """Return a problem response.
 
     Args:
-        kind: the kind of problem.
-        detail: explanation of this occurrence, for the caller.
-        root_path: the server's mount path, for the URL of the explanation.
-        status: status to use instead of the kind's own.
-        incident: identifier of the log entry with details.
-        head: further header lines.
+        kind: The kind of problem.
+        detail: Explanation of this occurrence, for the caller.
+        root_path: The server's mount path, for the URL of the explanation.
+        status: Status to use instead of the kind's own.
+        incident: Identifier of the log entry with details.
+        head: Further header lines.
     """
     body: dict[str, str | int] = {
         "type": f"{root_path}/docs#{kind.slug}",

@@ -107,6 +107,9 @@ class CustomResult(Exception):
     "7"})``.
 
     Clients reject result types that they don't know. Check the client's capabilities first.
+
+    Args:
+        result: All members of the result, `resultType` included.
     """
 
     def __init__(self, result: Mapping[str, Any]) -> None:
@@ -144,6 +147,10 @@ FEW = 16
 
 def closest_name(name: str, names: Collection[str]) -> str | None:
     """Return the closest name, or None if none is similar.
+
+    Args:
+        name: The name that was given.
+        names: The names that exist.
 
     Example:
         ``closest_name("serch", ["search", "order"])``

@@ -24,8 +24,8 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
     """Return a decoder for a message of another implementation. It raises `MALFORMED`.
 
     Args:
-        kind: type of the message.
-        warn: called with the reason why an item of a list is left out. By default, none is.
+        kind: Type of the message.
+        warn: Called with the reason why an item of a list is left out. By default, none is.
 
     Example:
         ``read = foreign_decoder(ListToolsResult, logger.warning)``
@@ -115,6 +115,9 @@ def repair_schema(schema: Any) -> Any:
     Use it for schemas of other servers before you pass them on: ``repair_schema(tool.input_schema)``.
 
     ``true`` and ``false`` as the schema of a property become objects, because some clients accept only these.
+
+    Args:
+        schema: The schema as the other server sent it, of any type.
     """
     if isinstance(schema, bool):
         return {} if schema else {"not": {}}

@@ -60,17 +60,29 @@ def drop_modules(text: str) -> str:
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Return whether a JSON value is an object: ``value["unit"] if is_object(value) else None``."""
+    """Return whether a JSON value is an object: ``value["unit"] if is_object(value) else None``.
+
+    Args:
+        value: Any decoded JSON value.
+    """
     return isinstance(value, dict)
 
 
 def is_array(value: Any) -> TypeGuard[list[Any]]:
-    """Return whether a JSON value is an array: ``len(value) if is_array(value) else 0``."""
+    """Return whether a JSON value is an array: ``len(value) if is_array(value) else 0``.
+
+    Args:
+        value: Any decoded JSON value.
+    """
     return isinstance(value, list)
 
 
 def members(value: Any) -> dict[str, Any]:
-    """Return the members of a JSON object, or an empty dict for any other value: ``members(tool.meta).get("unit")``."""
+    """Return the members of a JSON object, or an empty dict for any other value: ``members(tool.meta).get("unit")``.
+
+    Args:
+        value: Any decoded JSON value.
+    """
     return value if is_object(value) else {}
 
 
@@ -85,6 +97,10 @@ def value_at(value: Any, path: Iterable[str]) -> Any:
 
 def value_at_pointer(document: Any, fragment: str) -> Any:
     """Return the value that a URI fragment points to (RFC 6901, section 6).
+
+    Args:
+        document: The decoded document.
+        fragment: The fragment, which starts with #.
 
     Example:
         ``value_at_pointer(document, "#/paths/~1a/0")``

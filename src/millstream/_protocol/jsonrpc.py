@@ -56,6 +56,10 @@ def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
 
     A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like this.
 
+    Args:
+        body: Undecoded JSON.
+        max_depth: Maximum nesting of arrays and objects.
+
     Example:
         ``if problem := exceeds_limits(body): raise ProtocolError(INVALID_REQUEST, problem)``
     """
@@ -131,6 +135,9 @@ def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
 
     The function raises one of `MALFORMED` for text that isn't JSON or doesn't match the type. Create it once, and limit
     the size of the text before you decode it.
+
+    Args:
+        kind: The type: a msgspec Struct, a dataclass, a builtin, or another type that msgspec decodes.
     """
     return msgspec.json.Decoder(kind).decode
 
@@ -362,6 +369,10 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
 
 def notification_message(method: str, params: Any = None) -> bytes:
     """Return a notification. `params` is any encodable value, including `msgspec.Raw`.
+
+    Args:
+        method: The method of the notification.
+        params: Its parameters, or None for none.
 
     Example:
         ``notification_message("notifications/message", {"level": "info", "data": "ready"})``

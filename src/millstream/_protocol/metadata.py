@@ -118,6 +118,10 @@ def declares(capabilities: Mapping[str, Any], required: Mapping[str, Any]) -> bo
     Settings that aren't objects must be equal. A list must contain every required item. An elicitation capability
     without modes means form mode (MCP 2025-11-25, client/elicitation).
 
+    Args:
+        capabilities: What the client declared.
+        required: What a feature needs.
+
     Example:
         ``declares(client.capabilities, {"elicitation": {}})``
     """

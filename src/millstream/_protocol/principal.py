@@ -92,12 +92,20 @@ class Share:
         self._held: dict[str, int] = {}
 
     def fit(self, largest: int) -> None:
-        """Grow, if needed, so that two owners can take this amount at once."""
+        """Grow, if needed, so that two owners can take this amount at once.
+
+        Args:
+            largest: The largest amount that one owner takes at once.
+        """
         self.maximum = max(self.maximum, 2 * largest)
         self.each = max(self.each, self.maximum // 2)
 
     def count(self, owner: str) -> int:
-        """Return the amount an owner holds."""
+        """Return the amount an owner holds.
+
+        Args:
+            owner: The owner.
+        """
         return self._held.get(owner, 0)
 
     def counts(self) -> dict[str, int]:
@@ -105,12 +113,22 @@ class Share:
         return dict(self._held)
 
     def has_room(self, owner: str, amount: int = 1) -> bool:
-        """Return whether `take` would succeed."""
+        """Return whether `take` would succeed.
+
+        Args:
+            owner: The owner.
+            amount: Number of entries, or of bytes.
+        """
         within = not owner or self._held.get(owner, 0) + amount <= self.each
         return within and self.used + amount <= self.maximum
 
     def take(self, owner: str, amount: int = 1) -> bool:
-        """Count an amount of an owner. Return False, and count nothing, if it exceeds the share or the maximum."""
+        """Count an amount of an owner. Return False, and count nothing, if it exceeds the share or the maximum.
+
+        Args:
+            owner: The owner.
+            amount: Number of entries, or of bytes.
+        """
         if not self.has_room(owner, amount):
             return False
         if amount:
@@ -119,7 +137,12 @@ class Share:
         return True
 
     def leave(self, owner: str, amount: int = 1) -> None:
-        """Give back an amount that `take` has counted."""
+        """Give back an amount that `take` has counted.
+
+        Args:
+            owner: The owner.
+            amount: Number of entries, or of bytes.
+        """
         self.used -= amount
         held = self._held.get(owner, 0) - amount
         if held:

@@ -60,17 +60,29 @@ class Skill(Struct, frozen=True):
         return self.uri.removesuffix(f"/{SKILL_FILE}")
 
     def uri_of(self, path: str) -> str:
-        """Return the URI of a file from its path inside the skill."""
+        """Return the URI of a file from its path inside the skill.
+
+        Args:
+            path: Path of the file, with slashes: ``scripts/check.py``.
+        """
         return f"{self.root}/{path}"
 
     def entry(self, uri: str) -> SkillResource | None:
-        """Return a file's entry in the manifest, or None."""
+        """Return a file's entry in the manifest, or None.
+
+        Args:
+            uri: URI of the file.
+        """
         listed: Sequence[SkillResource] = () if isinstance(self.resources, str) else self.resources
         return next((each for each in listed if each.uri == uri), None)
 
 
 def digest_of(data: bytes) -> str:
-    """Return the digest of a file, as written in a manifest: ``digest_of(path.read_bytes())``."""
+    """Return the digest of a file, as written in a manifest: ``digest_of(path.read_bytes())``.
+
+    Args:
+        data: Content of the file.
+    """
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
@@ -78,6 +90,9 @@ def name_problem(name: object) -> str:
     """Return why a skill's name is invalid, or an empty string: ``if problem := name_problem(folder.name)``.
 
     See https://agentskills.io/specification.
+
+    Args:
+        name: The name of a skill, which is the name of its folder.
     """
     if isinstance(name, str) and len(name) <= _MAX_NAME and _NAME.fullmatch(name):
         return ""

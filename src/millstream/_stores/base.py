@@ -58,6 +58,11 @@ class Gap(Exception):
     """Raised when `Log.read` can't continue from a position, because entries after it may be gone.
 
     To continue, report the loss to the reader and read after `resume_from`.
+
+    Args:
+        epoch: The current epoch of the stream.
+        oldest: Position of the oldest remaining entry, or None if the stream is empty.
+        newest: Position of the newest entry.
     """
 
     def __init__(self, epoch: str, oldest: Position | None, newest: Position | None = None) -> None:
@@ -70,7 +75,11 @@ class Gap(Exception):
         """The position of the newest entry."""
 
     def resume_from(self, after: Position | None) -> Position | None:
-        """Return the position to read after, so a reader at `after` neither skips nor repeats a remaining entry."""
+        """Return the position to read after, so a reader at `after` neither skips nor repeats a remaining entry.
+
+        Args:
+            after: The position that `Log.read` refused.
+        """
         newest = self.newest
         if after is None or newest is None or after.epoch != newest.epoch or after.offset <= newest.offset:
             return None

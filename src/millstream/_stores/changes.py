@@ -17,6 +17,11 @@ _POLL = 0.05
 async def read_again(kv: Map, key: str, attempt: int) -> bytes | None:
     """Return a value to change by compare-and-set, after a delay if earlier attempts met another writer.
 
+    Args:
+        kv: The map.
+        key: The key.
+        attempt: Number of attempts so far, from 0. The delay grows with it, up to a tenth of a second.
+
     Example:
         ::
 

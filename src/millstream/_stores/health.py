@@ -64,6 +64,11 @@ class StoreHealth:
 class LogOnce:
     """A context manager that suppresses store errors and logs the first of a series.
 
+    Args:
+        logger: The logger.
+        what: The message when the first error of a series occurs.
+        over: The message when the series ends.
+
     Example:
         >>> trouble = LogOnce(logger, "The list can't be read; retrying", "The list can be read again.")
         >>> with trouble:
@@ -110,11 +115,11 @@ async def run_on(
     """Do work each time an event is set, until cancelled. While the store fails, repeat it.
 
     Args:
-        event: is set to request the work.
-        work: the work.
-        outage: logs store errors.
-        every: seconds after which the work is done without a request.
-        pause: seconds before a retry, `PAUSE` by default.
+        event: Is set to request the work.
+        work: The work.
+        outage: Logs store errors.
+        every: Seconds after which the work is done without a request.
+        pause: Seconds before a retry, `PAUSE` by default.
     """
     while True:
         with suppress(TimeoutError):

@@ -39,7 +39,11 @@ _SLACK = 1e-6
 
 
 def owner_for(key: str) -> str:
-    """Return the share of a key, such as ``ada`` for ``session:ada.81b5``, or an empty string if it has none."""
+    """Return the share of a key, such as ``ada`` for ``session:ada.81b5``, or an empty string if it has none.
+
+    Args:
+        key: A key of a `Map`.
+    """
     kind, _, rest = key.partition(":")
     share, dot, _ = rest.partition(".")
     return share if dot and kind in KINDS_WITH_SHARES else ""
@@ -136,10 +140,10 @@ def drop_paces(
     Many paces of one kind, such as proofs, thus don't displace those of other kinds.
 
     Args:
-        full_at: time at which each pace is fully recovered, by key, in order of first use.
-        maximum: number of paces below which unrecovered ones stay.
-        now: the time.
-        kind_of: returns the kind of a key.
+        full_at: Time at which each pace is fully recovered, by key, in order of first use.
+        maximum: Number of paces below which unrecovered ones stay.
+        now: The time.
+        kind_of: Returns the kind of a key.
 
     Returns:
         The kind of which unrecovered paces were dropped.
@@ -205,7 +209,7 @@ class Rates(Protocol):
         """Take from every limit if each has enough, else from none: see `millstream._stores.base.Backend.charge`.
 
         Raises:
-            StoreUnavailable: the store didn't answer in time.
+            StoreUnavailable: The store didn't answer in time.
         """
         ...
 
@@ -213,5 +217,5 @@ class Rates(Protocol):
         """Release seats. A seat that isn't taken isn't an error. Seats of dead workers are released automatically.
 
         Raises:
-            StoreUnavailable: the store didn't answer in time. Call it again.
+            StoreUnavailable: The store didn't answer in time. Call it again.
         """

@@ -118,6 +118,9 @@ class BackendRates:
 class BackendStore:
     """A `Store` on a backend, for one event loop.
 
+    Args:
+        backend: The backend. Opening the store opens it.
+
     Example:
         >>> store = BackendStore(MemoryBackend())
         >>> await store.open()
@@ -167,7 +170,7 @@ class BackendStore:
         """Open the backend and take a lease.
 
         Raises:
-            LocalError: the store can't be reached or used. `open` may be called again.
+            LocalError: The store can't be reached or used. `open` may be called again.
         """
         await self.backend.open()
         if self._leases is None or self._messages is None:

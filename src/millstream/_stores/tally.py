@@ -27,7 +27,12 @@ MAX_PACES = 100_000
 
 
 class UsageCounter:
-    """The amounts taken, per worker."""
+    """The amounts taken, per worker.
+
+    Args:
+        values: Where the used parts of quotas are stored.
+        clock: Returns seconds that never decrease.
+    """
 
     def __init__(self, values: Map, *, clock: Callable[[], float] = time.monotonic) -> None:
         # Configuration
@@ -44,7 +49,13 @@ class UsageCounter:
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
-        """See `Backend.charge`."""
+        """See `Backend.charge`.
+
+        Args:
+            worker: Id of the worker that takes seats.
+            charges: What to take. Their keys are distinct.
+            dead: Workers whose seats are free.
+        """
         quotas = [charge for charge in charges if isinstance(charge, Quota)]
         async with self._lock if quotas else nullcontext():
             values = await self._values.get_many(list(map(quota_key, quotas))) if quotas else []
@@ -74,7 +85,12 @@ class UsageCounter:
         return ChargeResults(refused or found, self._clock() - max(forgot) if forgot else None)
 
     async def release(self, worker: str, seats: Sequence[ConcurrencySlot]) -> None:
-        """See `Backend.release`."""
+        """See `Backend.release`.
+
+        Args:
+            worker: Id of the worker that has them.
+            seats: The seats.
+        """
         for seat in seats:
             if seat.key in self._seats:
                 self._keep(seat.key, self._seats[seat.key] - {(worker, seat.holder)})

@@ -137,7 +137,12 @@ async def update_roster(kv: Map, change: Callable[[Roster], bool]) -> Roster:
 
 
 async def expire(backend: Backend, worker: str) -> None:
-    """End the lease of a worker now. For backends that detect when a connection ends (`Backend.bind`)."""
+    """End the lease of a worker now. For backends that detect when a connection ends (`Backend.bind`).
+
+    Args:
+        backend: The backend that noticed the end of the connection.
+        worker: Id of the worker.
+    """
     await update_roster(backend.kv, lambda roster: roster.end(worker, backend.time()))
     await post(backend, MESSAGES, _NOTE, b"")
 
@@ -200,7 +205,7 @@ class Leases:
         """Take a lease under a new name.
 
         Raises:
-            LocalError: the store doesn't answer.
+            LocalError: The store doesn't answer.
         """
         self.me = secrets.token_hex(6)
         await self.renew()
@@ -226,7 +231,7 @@ class Leases:
         """Renew the lease. A worker whose lease is over gets a new name.
 
         Raises:
-            LocalError: the store doesn't answer.
+            LocalError: The store doesn't answer.
         """
         other, name = secrets.token_hex(6), self.me
 
@@ -254,7 +259,7 @@ class Leases:
         """Return the roster and update the known workers from it.
 
         Raises:
-            LocalError: the store doesn't answer.
+            LocalError: The store doesn't answer.
         """
         raw = await self._backend.kv.get(ROSTER)
         roster = Roster() if raw is None else _decode_roster(raw)
@@ -336,7 +341,7 @@ class LogBus:
         """Read from the end of both logs.
 
         Raises:
-            LocalError: the store doesn't answer.
+            LocalError: The store doesn't answer.
         """
         newest = await self._backend.log.newest(MESSAGES, 1)
         self._messages = self._reader(MESSAGES, newest[-1].position if newest else None)

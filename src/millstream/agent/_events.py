@@ -48,9 +48,9 @@ class ModelError(AgentError):
     """The model gave no answer.
 
     Args:
-        message: what happened, and what to do.
-        temporary: whether the same request may succeed later.
-        retry_after: seconds to wait before a retry, if the API says so.
+        message: What happened, and what to do.
+        temporary: Whether the same request may succeed later.
+        retry_after: Seconds to wait before a retry, if the API says so.
 
     Example:
         ``except ModelError as error: print(error)``
@@ -221,7 +221,7 @@ class AnswerQueue:
         """Start an answer, once a stopped one has ended.
 
         Raises:
-            AgentError: another answer is in progress.
+            AgentError: Another answer is in progress.
         """
         while self.task is not None and not self.task.done():
             if not self.stopping:
@@ -335,7 +335,7 @@ class Transcript:
         """Write a file that only you can read, and return the number of lines.
 
         Raises:
-            AgentError: the file can't be written, or already exists and wasn't written by this transcript.
+            AgentError: The file can't be written, or already exists and wasn't written by this transcript.
         """
         place = Path(path).expanduser().absolute()
         how = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if place in self._saved else os.O_EXCL)

@@ -54,7 +54,7 @@ class LanguageModel:
         timeout: Seconds to wait for output from the model.
 
     Raises:
-        ConfigurationError: pydantic-ai isn't installed, or the URL or key is malformed.
+        ConfigurationError: The extra ``agent`` isn't installed, or the URL or key is malformed.
 
     Example:
         ``LanguageModel("anthropic:claude-sonnet-4-5")``

@@ -19,10 +19,10 @@ def users(*, file: str | Path) -> "UserFile":
     """Return the accounts in a file, for `issuer`: ``issuer(users(file="users.json"))``.
 
     Args:
-        file: the file that ``millstream users`` writes. Running servers read changes within a second.
+        file: The file that ``millstream users`` writes. Running servers read changes within a second.
 
     Raises:
-        LocalError: the file can't be read.
+        LocalError: The file can't be read.
     """
     from millstream.auth._authorization_server.users import UserFile  # noqa: PLC0415
 
@@ -48,18 +48,18 @@ def login_provider(
 
     Args:
         provider: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
-        allow: who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
+        allow: Who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
             for everyone with an account there. For GitHub, also a login, ``"octocat"``, or an organization,
             ``"org:example"``. To let users grant scopes to clients, map entries to scopes:
             ``{"@example.com": ["orders:write"]}``. The first matching entry applies.
-        client_id: client id of the registration; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
-        client_secret: secret for `client_id`; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
-        name: name in the redirect URI and in subjects; by default ``google``, ``github``, or ``openid``.
-        title: name on the button; by default the issuer's host.
-        base_url: base URL, for a GitHub Enterprise server or a test double of Google.
+        client_id: Client id of the registration; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
+        client_secret: Secret for `client_id`; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
+        name: Name in the redirect URI and in subjects; by default ``google``, ``github``, or ``openid``.
+        title: Name on the button; by default the issuer's host.
+        base_url: Base URL, for a GitHub Enterprise server or a test double of Google.
 
     Raises:
-        ValueError: an argument is missing or invalid.
+        ValueError: An argument is missing or invalid.
 
     Example:
         ``users=[auth.users(file="users.json"), auth.login_provider("google", allow=["@example.com"])]``
@@ -79,11 +79,11 @@ def identity_provider(issuer: str, *, scopes: "Names" = ()) -> "TrustedIdentityP
     for a token. The client needs a secret or keys at your server. The provider decides who may use which client.
 
     Args:
-        issuer: the provider's exact identifier. Its metadata must name its keys.
-        scopes: maximum scopes of its grants, in addition to the default ones; ``["*"]`` allows any.
+        issuer: The provider's exact identifier. Its metadata must name its keys.
+        scopes: Maximum scopes of its grants, in addition to the default ones; ``["*"]`` allows any.
 
     Raises:
-        ValueError: an argument is invalid.
+        ValueError: An argument is invalid.
 
     Example:
         ``users=[auth.users(file="users.json"), auth.identity_provider("https://login.example.com", scopes=["read"])]``
@@ -106,15 +106,15 @@ def client(
     """Return a preconfigured client for `issuer`.
 
     Args:
-        id: client id.
-        name: name shown to users.
-        redirect_uris: allowed redirect URIs; a client without any only acts for itself.
-        secret: client secret of at least 32 bytes; read it from the environment.
-        jwks: public keys as a set, the URL of a set, or one key as PEM, instead of a secret (``private_key_jwt``).
-        scopes: allowed scopes when it acts for itself (client credentials), which requires a secret or keys.
+        id: Client id.
+        name: Name shown to users.
+        redirect_uris: Allowed redirect URIs; a client without any only acts for itself.
+        secret: Client secret of at least 32 bytes; read it from the environment.
+        jwks: Public keys as a set, the URL of a set, or one key as PEM, instead of a secret (``private_key_jwt``).
+        scopes: Allowed scopes when it acts for itself (client credentials), which requires a secret or keys.
 
     Raises:
-        ValueError: an argument is invalid.
+        ValueError: An argument is invalid.
 
     Example:
         >>> auth.client("shop", redirect_uris=["https://shop.example.com/signed-in"])

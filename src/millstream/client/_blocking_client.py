@@ -37,6 +37,10 @@ class BlockingClient:
 
     It has every method of `Client`, and each blocks until its result is available. Lists are returned in full. Handlers
     run in another thread. Use `Client` for `watch` and anything else that stays open.
+
+    Args:
+        target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
+        more: The keywords of `Client`.
     """
 
     def __init__(self, target: Target, **more: Unpack[_ClientArguments]) -> None:

@@ -493,7 +493,7 @@ class Client:
 
         Args:
             method: Method of MCP or of an extension.
-            params: parameters, an object.
+            params: Parameters, an object.
             name: Value of the header `Mcp-Name`, for extension methods that have one.
             progress: Handler for progress reports.
             timeout: Seconds to wait for this request.
@@ -536,7 +536,7 @@ class Client:
         """Set the minimum severity of log messages for the session: ``await client.set_log_level("warning")``.
 
         Args:
-            level: debug, info, notice, warning, error, critical, alert, or emergency.
+            level: One of debug, info, notice, warning, error, critical, alert, and emergency.
 
         Raises:
             NotSupported: The revision sets the level per request. Use `Options.log_level`.

@@ -45,6 +45,12 @@ class NotMcp(ClientError):
 class AccessDenied(ClientError):
     """The server requires other credentials (401) or more permissions (403). ``except AccessDenied:
     ask_for_another_key()``
+
+    Args:
+        message: What was refused.
+        status: The HTTP status, 401 or 403.
+        challenge: The `WWW-Authenticate` header (RFC 9110 §11.6.1), if there was one.
+        remedy: What to do, in one sentence.
     """
 
     def __init__(self, message: str, status: int, challenge: str = "", *, remedy: str = "") -> None:
@@ -79,7 +85,12 @@ class NotSupported(ClientError):
 
 
 class ToolFailed(ClientError):
-    """The tool ran and reported an error: ``except ToolFailed as error: print(error)``."""
+    """The tool ran and reported an error: ``except ToolFailed as error: print(error)``.
+
+    Args:
+        message: The text of the tool's error.
+        result: The full `Result`.
+    """
 
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
@@ -88,7 +99,14 @@ class ToolFailed(ClientError):
 
 
 class ServerError(ClientError):
-    """The server responded with a JSON-RPC error: ``except ServerError as error: print(error.code)``."""
+    """The server responded with a JSON-RPC error: ``except ServerError as error: print(error.code)``.
+
+    Args:
+        code: The JSON-RPC code.
+        message: The server's message.
+        data: The server's details, any JSON value.
+        remedy: What to do, in one sentence.
+    """
 
     def __init__(self, code: int, message: str, data: Any = None, *, remedy: str = "") -> None:
         super().__init__(f"{message} ({code}).", remedy=remedy) if remedy else super().__init__(f"{message} ({code})")

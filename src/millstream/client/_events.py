@@ -120,8 +120,8 @@ class ClientEvents:
         """Return the event types that the server offers to this client.
 
         Raises:
-            ServerError: the server has no events.
-            ClientError: there was no response.
+            ServerError: The server has no events.
+            ClientError: There was no response.
         """
         return await self._conversation.list(
             "events/list", _decode_list, lambda result: result.events, fresh=True, offered=lambda: True
@@ -140,10 +140,10 @@ class ClientEvents:
         …``.
 
         Args:
-            name: name of the event type.
-            arguments: filters, in the form of its `input_schema`.
+            name: Name of the event type.
+            arguments: Filters, in the form of its `input_schema`.
             cursor: `EventSubscription.cursor` of an earlier subscription, to continue after it.
-            max_age: maximum age in seconds of replayed events.
+            max_age: Maximum age in seconds of replayed events.
             mode: ``push`` or ``poll``; by default a stream, if the server and the revision support it.
         """
         params: dict[str, Any] = {"name": name, "arguments": dict(arguments or {})}
@@ -164,16 +164,16 @@ class ClientEvents:
         """Create or refresh a webhook subscription. The same arguments identify the same subscription.
 
         Args:
-            name: name of the event type.
-            url: https URL. Its endpoint must answer the server's challenge during this call.
+            name: Name of the event type.
+            url: Https URL. Its endpoint must answer the server's challenge during this call.
             secret: ``whsec_`` and base64 of 24 to 64 random bytes. A different secret replaces the previous one.
-            arguments: filters, in the form of its `input_schema`.
-            cursor: cursor to continue after.
-            ttl: requested seconds until the subscription expires without a refresh; the server may grant less.
+            arguments: Filters, in the form of its `input_schema`.
+            cursor: Cursor to continue after.
+            ttl: Requested seconds until the subscription expires without a refresh; the server may grant less.
 
         Raises:
-            ServerError: the server rejected the request, or the endpoint failed the challenge.
-            ClientError: there was no response.
+            ServerError: The server rejected the request, or the endpoint failed the challenge.
+            ClientError: There was no response.
         """
         delivery = {"mode": "webhook", "url": url, "secret": secret}
         params: dict[str, Any] = {
@@ -191,7 +191,7 @@ class ClientEvents:
         """End a webhook subscription.
 
         Raises:
-            ServerError: there is no webhook with this name, URL, and arguments.
+            ServerError: There is no webhook with this name, URL, and arguments.
         """
         # The draft doesn't need the mode, but servers built on its first version require it.
         params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"mode": "webhook", "url": url}}
@@ -252,7 +252,7 @@ class EventSubscription:
         """Subscribe. No later event is missed.
 
         Raises:
-            ClientError: the server doesn't have the event, or rejected the subscription.
+            ClientError: The server doesn't have the event, or rejected the subscription.
         """
         if self._mode is None:
             self._mode = await self._events.mode_of(self._params["name"])
@@ -287,7 +287,7 @@ class EventSubscription:
         """Wait for the next event.
 
         Raises:
-            ClientError: the server ended the subscription.
+            ClientError: The server ended the subscription.
         """
         while not self._waiting:
             if self._fault is not None:
@@ -320,7 +320,13 @@ class EventSubscription:
     # Streams
 
     def receive(self, kind: str, note: _Note, params: bytes) -> None:
-        """Process a notification of the stream."""
+        """Process a notification of the stream.
+
+        Args:
+            kind: The part of the method after ``notifications/events/``.
+            note: The decoded parameters.
+            params: The parameters as JSON text.
+        """
         self._last_message = asyncio.get_running_loop().time()
         if kind == "terminated":
             error = note.error

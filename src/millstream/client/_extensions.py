@@ -69,9 +69,12 @@ class ClientHost:
     def add(self, extensions: Iterable[ClientExtension]) -> None:
         """Add the extensions of a client.
 
+        Args:
+            extensions: The extensions, of which the first is the outermost.
+
         Raises:
-            ValueError: two extensions have the same identifier.
-            TypeError: an item isn't an extension.
+            ValueError: Two extensions have the same identifier.
+            TypeError: An item isn't an extension.
         """
         names: set[str] = set()
         for each in extensions:
@@ -90,18 +93,22 @@ class ClientHost:
         """Declare a capability in addition to `Extension.client_settings`.
 
         Args:
-            name: name of the capability.
-            value: value for servers.
-            member: member of the client's capabilities: ``extensions`` or ``experimental``.
-            revisions: dates of the revisions that declare it; by default all.
+            name: Name of the capability.
+            value: Value for servers.
+            member: Member of the client's capabilities: ``extensions`` or ``experimental``.
+            revisions: Dates of the revisions that declare it; by default all.
         """
         self.declared.append(DeclaredCapability(member, name, value, frozenset(revisions)))
 
     def notification(self, name: str, handler: Handler) -> None:
         """Handle a server notification: ``handler(params, client)``, called in order of arrival.
 
+        Args:
+            name: The method of the notification.
+            handler: A function of the parameters and the client.
+
         Raises:
-            ValueError: the notification belongs to MCP or another extension.
+            ValueError: The notification belongs to MCP or another extension.
         """
         run = self._handler(name, handler)
         custom = self.client.conversation.incoming.custom
@@ -114,8 +121,12 @@ class ClientHost:
     def method(self, name: str, handler: Handler) -> None:
         """Answer a server request: ``handler(params, client)`` returns the members of the result.
 
+        Args:
+            name: The method of the request.
+            handler: A function of the parameters and the client.
+
         Raises:
-            ValueError: the method belongs to MCP or another extension.
+            ValueError: The method belongs to MCP or another extension.
         """
         run = self._handler(name, handler)
 
@@ -129,12 +140,19 @@ class ClientHost:
         """Wrap every request: ``await wrap(request, next)`` returns the members of the result.
 
         The hooks of the first extension are outermost. They run once per request, around all rounds of questions.
+
+        Args:
+            wrap: An async function of the request and of the next function.
         """
         self._wraps.append(wrap)
         self.client.conversation.requests.around = self._around
 
     def filter_notifications(self, each: NotificationFilter) -> None:
-        """Pass each notification through ``each(message)``: see `Extension.filter_notification`."""
+        """Pass each notification through ``each(message)``: see `Extension.filter_notification`.
+
+        Args:
+            each: Returns the notification, a changed one, or None to drop it. It must not block.
+        """
         incoming = self.client.conversation.incoming
         if incoming.filters is None:
             incoming.filters = NotificationFilters(log_failed_filter)

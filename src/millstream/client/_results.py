@@ -89,7 +89,7 @@ class PaginatedList(Generic[T]):
         """Yield each item in order.
 
         Raises:
-            InvalidResponse: the list doesn't end, or is larger than `Options.max_bytes`.
+            InvalidResponse: The list doesn't end, or is larger than `Options.max_bytes`.
         """
         total = 0
         cursor: str | None = None
@@ -153,7 +153,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         """Structured content as plain values, or the text if there's none.
 
         Raises:
-            InvalidResponse: it contains numbers or characters that can't be decoded.
+            InvalidResponse: It contains numbers or characters that can't be decoded.
         """
         raw = self.structured_content
         return self.text if raw is UNSET else read("tools/call", msgspec.json.decode, raw)
@@ -162,7 +162,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         """Raise if the tool reported an error.
 
         Raises:
-            ToolFailed: the tool reported an error.
+            ToolFailed: The tool reported an error.
         """
         if self.is_error:
             raise ToolFailed(self.text or "The tool failed without giving a reason.", self)
@@ -171,11 +171,11 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         """Convert the value to a type, from the structured content or else from text that is JSON.
 
         Args:
-            wanted: any type msgspec supports (builtins, dataclasses, Structs, TypedDicts, unions), or a Pydantic model.
+            wanted: Any type msgspec supports (builtins, dataclasses, Structs, TypedDicts, unions), or a Pydantic model.
 
         Raises:
-            ToolFailed: the tool reported an error.
-            InvalidResponse: the value has another type.
+            ToolFailed: The tool reported an error.
+            InvalidResponse: The value has another type.
         """
         self.check()
         raw = self.structured_content
@@ -202,7 +202,7 @@ def read_result(raw: bytes) -> Result:
     """Decode the result of `tools/call`.
 
     Raises:
-        InvalidResponse: the result is malformed.
+        InvalidResponse: The result is malformed.
     """
     return read("tools/call", _read_result, raw)
 
@@ -211,7 +211,7 @@ def read(method: str, decode: Callable[[bytes], T], raw: bytes) -> T:
     """Decode the result of a method.
 
     Raises:
-        InvalidResponse: the result is malformed.
+        InvalidResponse: The result is malformed.
     """
     try:
         return decode(raw)

@@ -54,7 +54,7 @@ class ReplyStream:
         """Open the stream.
 
         Raises:
-            ProtocolError: the caller or the server has too many open streams.
+            ProtocolError: The caller or the server has too many open streams.
         """
         call, services = self._call, self._call.services
         if not services.streams.take(call.owner):
@@ -92,13 +92,22 @@ class ReplyStream:
         return self._closed_event.is_set()
 
     async def send(self, method: str, params: Any = None) -> None:
-        """Send a notification. Wait if the client reads too slowly."""
+        """Send a notification. Wait if the client reads too slowly.
+
+        Args:
+            method: Method of the notification.
+            params: Its parameters, a mapping or Struct.
+        """
         await self._call.send_to_caller(notification_message(method, params))
 
     def push(self, method: str, params: Any = None) -> bool:
         """Send a notification without waiting. Return False if the stream is closed.
 
         A client that reads too slowly is disconnected.
+
+        Args:
+            method: Method of the notification.
+            params: Its parameters, a mapping or Struct.
         """
         if not self.closed and not self._call.push_to_caller(notification_message(method, params)):
             self._closed_event.set()
@@ -114,8 +123,11 @@ class JsonType:
 
     It supports the types that tools support: msgspec Structs, dataclasses, TypedDicts, and pydantic models.
 
+    Args:
+        annotation: The type.
+
     Raises:
-        TypeError: the type has no JSON schema.
+        TypeError: The type has no JSON schema.
 
     Example:
         ``JsonType(Order).read(b'{"id": "7"}')`` is an ``Order``.
@@ -138,8 +150,11 @@ class JsonType:
     def read(self, data: bytes) -> Any:
         """Return the value of JSON text.
 
+        Args:
+            data: JSON text in UTF-8.
+
         Raises:
-            ValueError: the JSON doesn't match the type. The message lists each problem with its location.
+            ValueError: The JSON doesn't match the type. The message lists each problem with its location.
         """
         return read_value(self._engine, data)
 
@@ -147,7 +162,10 @@ class JsonType:
     def write(value: Any) -> bytes:
         """Return the JSON of a value.
 
+        Args:
+            value: The value, of any type that JSON can represent.
+
         Raises:
-            TypeError: the value can't be encoded as JSON.
+            TypeError: The value can't be encoded as JSON.
         """
         return encode(value)

@@ -45,11 +45,11 @@ def method(
     `ProtocolError`.
 
     Args:
-        name: name of the method, such as ``com.example/stock``.
-        side: the side that answers. A server can call clients in handshake revisions, and by `input_required` results.
-        revisions: dates of the revisions that have the method; all by default.
-        header: member of the params that the `Mcp-Name` header repeats, in revisions with routing headers.
-        declared: reject clients that don't declare the extension, with error -32021 (-32602 in handshake revisions).
+        name: Name of the method, such as ``com.example/stock``.
+        side: The side that answers. A server can call clients in handshake revisions, and by `input_required` results.
+        revisions: Dates of the revisions that have the method; all by default.
+        header: Member of the params that the `Mcp-Name` header repeats, in revisions with routing headers.
+        declared: Reject clients that don't declare the extension, with error -32021 (-32602 in handshake revisions).
     """
     return _mark(HandlerMark(name, side, True, revisions, header, declared))
 
@@ -60,9 +60,9 @@ def notification(name: str, *, side: Side = "server", revisions: Collection[str]
     The function has the same parameters as for `method`. Its return value is ignored.
 
     Args:
-        name: name of the notification.
-        side: the side that receives it.
-        revisions: dates of the revisions that have the notification; all by default.
+        name: Name of the notification.
+        side: The side that receives it.
+        revisions: Dates of the revisions that have the notification; all by default.
     """
     return _mark(HandlerMark(name, side, False, revisions))
 
@@ -108,6 +108,9 @@ class Extension(Middleware):
         The filter is called for the notifications of MCP and of extensions, once for each peer. It runs in the event
         loop and must not block. If it raises an exception, the notification is dropped. The first extension is
         outermost.
+
+        Args:
+            message: The notification, with its method, parameters, and direction.
         """
         return message
 
@@ -118,29 +121,44 @@ class Extension(Middleware):
         """The server that the extension was added to, for decorators: ``self.server.tool(**options)(function)``.
 
         Raises:
-            LocalError: the extension wasn't added to a server.
+            LocalError: The extension wasn't added to a server.
         """
         if self._server is None:
             raise LocalError(f"The extension has no server. Write: mcp.extend({type(self).__name__}(…))")
         return self._server
 
     def register(self, server: "Server") -> None:
-        """Register tools, resources, prompts, and routes. Called once, when the extension is added to a server."""
+        """Register tools, resources, prompts, and routes. Called once, when the extension is added to a server.
+
+        Args:
+            server: The server, for ``server.tool(…)`` and the other decorators.
+        """
 
     def bind_server(self, server: "Server") -> None:
-        """Set `server`, and call `register`. Called by the server; don't override it."""
+        """Set `server`, and call `register`. Called by the server; don't override it.
+
+        Args:
+            server: The server.
+        """
         self._server = server
         self.register(server)
 
     def unmet(self, server: "Server") -> str:
-        """Return the reason why the server's configuration doesn't suit this extension, or "". Called at each start."""
+        """Return the reason why the server's configuration doesn't suit this extension, or "". Called at each start.
+
+        Args:
+            server: The server, with its complete configuration.
+        """
         return ""
 
     async def open(self, host: "ServerHost") -> None:
         """Register methods, tasks, and other running parts. Called at each start of the server, once per event loop.
 
+        Args:
+            host: The running server.
+
         Raises:
-            Exception: any exception prevents the start of the server.
+            Exception: Any exception prevents the start of the server.
         """
 
     async def close(self) -> None:
@@ -149,14 +167,27 @@ class Extension(Middleware):
     # On a client
 
     def connect(self, client: ClientHost) -> None:
-        """Register handlers that the decorators don't cover. Called once, when the extension is added to a client."""
+        """Register handlers that the decorators don't cover. Called once, when the extension is added to a client.
+
+        Args:
+            client: The client, before it connects.
+        """
 
     async def wrap_request(self, request: OutgoingRequest, next: Outgoing) -> dict[str, Any]:
-        """Wrap the client's requests. ``await next(request)`` sends a request and returns the members of its result."""
+        """Wrap the client's requests. ``await next(request)`` sends a request and returns the members of its result.
+
+        Args:
+            request: The request, whose parameters you may change.
+            next: Sends the request, or calls the hook of the next extension.
+        """
         return await next(request)
 
     def bind_client(self, host: ClientHost) -> None:
-        """Declare the capability, and register the decorated methods. Called by the client; don't override it."""
+        """Declare the capability, and register the decorated methods. Called by the client; don't override it.
+
+        Args:
+            host: The client.
+        """
         for member in ("extensions", "experimental") if self.experimental else ("extensions",):
             host.capability(self.name, self.client_settings, member=member, revisions=self.revisions)
         for marked, handler in marked_methods(self, "client"):

@@ -59,7 +59,12 @@ class ListenSubscription:
         """Called when the subscription ends."""
 
     def push(self, method: str, params: Mapping[str, Any] | None = None) -> bool:
-        """Send a notification with the id of the subscription. Return False if the subscription has ended."""
+        """Send a notification with the id of the subscription. Return False if the subscription has ended.
+
+        Args:
+            method: Method of the notification.
+            params: Its parameters, an object.
+        """
         members: Mapping[str, Any] = params or {}
         meta = {**members.get("_meta", {}), SUBSCRIPTION_KEY: self._call.id}
         return self._push(notification_message(method, {**members, "_meta": meta}))
@@ -129,50 +134,78 @@ class ServerHost:
         """The server's hub, for extensions with ``hub`` in `Extension.needs`.
 
         Raises:
-            LocalError: the server has no hub.
+            LocalError: The server has no hub.
         """
         if self._host.hub is None:
             raise LocalError(f"The extension {self._name!r} needs the hub: add hub to its needs")
         return self._host.hub
 
     def seal(self, value: bytes, bound: str) -> bytes:
-        """Encrypt a value with the server's keys, to store it. Only `unseal` with the same `bound` can decrypt it."""
+        """Encrypt a value with the server's keys, to store it. Only `unseal` with the same `bound` can decrypt it.
+
+        Args:
+            value: The value. Its length can be seen in the sealed text.
+            bound: What the value belongs to, such as a caller's id. It isn't stored.
+        """
         services = self._host.services
         return services.ring.seal(self._name.encode(), value, services.nonce(), bound.encode()).encode()
 
     def unseal(self, sealed: bytes, bound: str) -> bytes | None:
-        """Return the value that `seal` encrypted; None if it was modified or the server's keys have changed."""
+        """Return the value that `seal` encrypted; None if it was modified or the server's keys have changed.
+
+        Args:
+            sealed: What `seal` returned.
+            bound: The `bound` that was passed to `seal`.
+        """
         return self._host.services.ring.open(self._name.encode(), sealed.decode("latin-1"), bound.encode())
 
     def has_credential(self, principal: Principal) -> bool:
         """Return whether a principal may still have a valid credential.
 
         Return False once its key has been revoked or has expired. For tokens, see `is_revoked` and `Principal.until`.
+
+        Args:
+            principal: The caller whose key it is.
         """
         guard = self._host.guard
         return guard is None or bool(principal.issuer) or guard.holds(principal.id)
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return an id for `is_revoked`, for the token of a principal; empty if this server can't look it up."""
+        """Return an id for `is_revoked`, for the token of a principal; empty if this server can't look it up.
+
+        Args:
+            principal: The caller whose token it is.
+        """
         guard = self._host.guard
         return "" if guard is None else guard.revocation_id(principal)
 
     async def is_revoked(self, revocation_id: str) -> bool:
         """Return whether a token of this server's own issuer was revoked before its expiry.
 
+        Args:
+            revocation_id: What `revocation_id` returned.
+
         Raises:
-            StoreUnavailable: the store doesn't respond.
+            StoreUnavailable: The store doesn't respond.
         """
         guard = self._host.guard
         return bool(revocation_id) and guard is not None and await guard.is_revoked(revocation_id)
 
     def on_revocation(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when keys or tokens may have been revoked, on any worker."""
+        """Call `callback` when keys or tokens may have been revoked, on any worker.
+
+        Args:
+            callback: A function without arguments, called in the event loop. It must not block.
+        """
         if self._host.guard is not None:
             self._host.guard.on_revocation.append(callback)
 
     async def alive(self, worker: str) -> bool:
-        """Return whether the worker with this name is running."""
+        """Return whether the worker with this name is running.
+
+        Args:
+            worker: Name of a worker.
+        """
         return await self._host.store.workers.alive(worker)
 
     @property
@@ -214,9 +247,16 @@ class ServerHost:
     ) -> None:
         """Answer a request. The arguments are those of the decorator `method`.
 
+        Args:
+            name: The method, such as ``com.example/stock``.
+            handler: A function of the parameters, a `Context`, both, or neither.
+            revisions: Dates of the revisions with the method; by default those of the extension.
+            header: Member of the parameters that HTTP clients repeat in the header `Mcp-Name`.
+            declared: Whether only clients that declare the extension may call it.
+
         Raises:
             ValueError: MCP or another extension already defines the method.
-            TypeError: the handler has parameters other than params and a context.
+            TypeError: The handler has parameters other than params and a context.
         """
         run, required = with_decoded_params(handler, CallContext), self._required_capability
 
@@ -238,9 +278,14 @@ class ServerHost:
     def notification(self, name: str, handler: Handler, *, revisions: Collection[str] = ()) -> None:
         """Handle a notification of clients. The arguments are those of the decorator `notification`.
 
+        Args:
+            name: The method of the notification.
+            handler: A function of the parameters, a `Context`, both, or neither.
+            revisions: Dates of the revisions with the notification; by default those of the extension.
+
         Raises:
             ValueError: MCP or another extension already defines the notification.
-            TypeError: the handler has parameters other than params and a context.
+            TypeError: The handler has parameters other than params and a context.
         """
         run, dates = with_decoded_params(handler, CallContext), self._effective_revisions(revisions)
 
@@ -251,7 +296,11 @@ class ServerHost:
         self._host.extend(Registered("", {}, {}, dates, notifications={name: handle}))
 
     def filter_notifications(self, each: NotificationFilter) -> None:
-        """Add ``each(message)`` as a filter of notifications. See `Extension.filter_notification`."""
+        """Add ``each(message)`` as a filter of notifications. See `Extension.filter_notification`.
+
+        Args:
+            each: Returns the notification, a changed one, or None to drop it. It must not block.
+        """
         services = self._host.services
         filters = services.notification_filters = services.notification_filters or NotificationFilters(
             log_failed_filter
@@ -271,10 +320,10 @@ class ServerHost:
         """Announce a capability in addition to `Extension.settings`.
 
         Args:
-            value: value of the capability.
-            name: name of the capability; by default the extension's.
-            member: member of the server's capabilities: ``extensions``, ``experimental``, or empty for the top level.
-            revisions: dates of the revisions that announce it; by default the extension's.
+            value: Value of the capability.
+            name: Name of the capability; by default the extension's.
+            member: Member of the server's capabilities: ``extensions``, ``experimental``, or empty for the top level.
+            revisions: Dates of the revisions that announce it; by default the extension's.
         """
         key = name or self._name
         dates = self._effective_revisions(revisions)
@@ -283,19 +332,24 @@ class ServerHost:
         )
 
     def serves(self, method: str, revision: str = NEWEST.date) -> bool:
-        """Return whether clients of a revision can call a method."""
+        """Return whether clients of a revision can call a method.
+
+        Args:
+            method: Name of the method.
+            revision: Date of the revision; by default the newest.
+        """
         return self._host.registry.serves(method, BY_DATE[revision])
 
     def serve_document(self, path: str, make: Callable[[], bytes], media_type: str) -> None:
         """Serve a public document with an entity tag, also to pages of other origins.
 
         Args:
-            path: path of the document, such as ``/.well-known/catalog.json``.
-            make: function that returns the document. Called once, before HTTP is served.
-            media_type: media type of the document.
+            path: Path of the document, such as ``/.well-known/catalog.json``.
+            make: Function that returns the document. Called once, before HTTP is served.
+            media_type: Media type of the document.
 
         Raises:
-            ValueError: the path is taken.
+            ValueError: The path is taken.
         """
         self._host.shared_paths.add(path)
         self._host.on_http(
@@ -303,7 +357,13 @@ class ServerHost:
         )
 
     def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
-        """Add a value and its limit to `/health`, unless `read` returns None."""
+        """Add a value and its limit to `/health`, unless `read` returns None.
+
+        Args:
+            name: Name of the value in `/health`.
+            read: Returns the current value.
+            limit: The value at which something is refused.
+        """
         self._host.report(name, read, limit=limit)
 
     # Tool calls
@@ -314,7 +374,11 @@ class ServerHost:
         return any(tool.task is not None for tool in self._host.registry.tools.values())
 
     def has_tool(self, name: str) -> bool:
-        """Return whether the server has a tool."""
+        """Return whether the server has a tool.
+
+        Args:
+            name: Name of the tool.
+        """
         return name in self._host.registry.tools
 
     def on_task_call(self, begin: "BeginTask") -> None:
@@ -322,6 +386,9 @@ class ServerHost:
 
         It returns None to let the call run as usual, or an awaitable that either returns the result of
         `PendingCall.run` or raises `CustomResult`. Only one extension can register this hook.
+
+        Args:
+            begin: The hook, a function of a `PendingCall`.
         """
 
         def begin_pending(
@@ -352,11 +419,11 @@ class ServerHost:
         Rate limits don't apply again, because they applied to the original request. See also `acquire_slots`.
 
         Args:
-            saved: the call.
-            id: id of the run, for logs and as its progress token.
+            saved: The call.
+            id: Id of the run, for logs and as its progress token.
             state: `RunOutcome.state` of the previous run.
-            responses: answers to the previous run's questions, as JSON by key.
-            report: called as ``report(message)`` with each progress and log notification of the function, as JSON-RPC.
+            responses: Answers to the previous run's questions, as JSON by key.
+            report: Called as ``report(message)`` with each progress and log notification of the function, as JSON-RPC.
         """
         return make_run(self._host.dispatcher, saved, id, state, responses or {}, report)
 
@@ -364,12 +431,12 @@ class ServerHost:
         """Take one seat of every limit, or none at all. If the worker dies, its seats become free.
 
         Args:
-            holder: identifier that is unique among the seats of this worker.
-            limits: limits of this extension.
-            call: also take the seats that this call would occupy as a request.
+            holder: Identifier that is unique among the seats of this worker.
+            limits: Limits of this extension.
+            call: Also take the seats that this call would occupy as a request.
 
         Raises:
-            LimitReached: a limit has no free seat.
+            LimitReached: A limit has no free seat.
         """
         seat_limits = [(each.name, each.key, each.most) for each in limits]
         if call is not None and (tool := self._host.registry.tools.get(call.tool)) is not None:
@@ -389,7 +456,11 @@ class ServerHost:
         return seats
 
     def release_slots(self, seats: Seats) -> None:
-        """Release seats in the background."""
+        """Release seats in the background.
+
+        Args:
+            seats: What `acquire_slots` returned.
+        """
         if seats:
             self._host.pool.leave(seats)
 
@@ -399,12 +470,12 @@ class ServerHost:
         """Serve a member of the filter of `subscriptions/listen`, such as ``taskIds``.
 
         Args:
-            member: name of the member.
+            member: Name of the member.
             open: ``await open(wanted, subscription, ctx)`` returns the accepted filter, or None to reject it.
-            declared: reject clients that don't declare the extension, with error -32021.
+            declared: Reject clients that don't declare the extension, with error -32021.
 
         Raises:
-            ValueError: another extension already handles the member.
+            ValueError: Another extension already handles the member.
         """
 
         async def serve(wanted: Any, call: Call, push: Callable[[bytes], bool]) -> tuple[Any, Callable[[], None]]:
@@ -423,9 +494,9 @@ class ServerHost:
         per-request revisions have no session: see `listen` and `CallContext.stream`.
 
         Args:
-            method: method of the notification.
-            params: params of the notification.
-            everyone: also send it to clients that didn't declare the extension.
+            method: Method of the notification.
+            params: Params of the notification.
+            everyone: Also send it to clients that didn't declare the extension.
         """
         peers, name = self._host.services.peers, self._name
         message = ExtensionBroadcast(name, "" if everyone else name, notification_message(method, params))
@@ -454,31 +525,59 @@ class ServerHost:
     # Time
 
     def every_second(self, work: Callable[[float], None]) -> None:
-        """Call ``work(now)`` once a second, with a monotonic time. It must not block."""
+        """Call ``work(now)`` once a second, with a monotonic time. It must not block.
+
+        Args:
+            work: A function of the time in seconds.
+        """
         self._host.every_second(work)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine in the background until it returns or the server closes."""
+        """Run a coroutine in the background until it returns or the server closes.
+
+        Args:
+            work: The coroutine. It's canceled when the server closes.
+        """
         self._host.run(work)
 
     async def enter(self, context: AbstractAsyncContextManager[T]) -> T:
-        """Enter a context that the server leaves when it closes, such as an `asyncio.TaskGroup`."""
+        """Enter a context that the server leaves when it closes, such as an `asyncio.TaskGroup`.
+
+        Args:
+            context: An async context manager.
+        """
         return await self._host.stack.enter_async_context(context)
 
     def on_drain(self, drain: Callable[[float], Awaitable[None]]) -> None:
-        """Await ``drain(seconds)`` when the server stops. It should finish open work within that time."""
+        """Await ``drain(seconds)`` when the server stops. It should finish open work within that time.
+
+        Args:
+            drain: An async function of the remaining seconds.
+        """
         self._host.on_drain(drain)
 
     def on_close(self, close: Callable[[], object]) -> None:
-        """Call `close` when the server closes."""
+        """Call `close` when the server closes.
+
+        Args:
+            close: A function without arguments.
+        """
         self._host.on_close(close)
 
     def on_workers_change(self, changed: Callable[[], None]) -> None:
-        """Call `changed` when workers join or leave, or when this worker's name changes."""
+        """Call `changed` when workers join or leave, or when this worker's name changes.
+
+        Args:
+            changed: A function without arguments. It must not block.
+        """
         self.on_close(self._host.store.workers.watch(changed))
 
     def on_change(self, callback: Callable[[str], None]) -> None:
-        """Call ``callback(kind)`` when tools, resources, or prompts change, possibly from another thread."""
+        """Call ``callback(kind)`` when tools, resources, or prompts change, possibly from another thread.
+
+        Args:
+            callback: A function of ``tools``, ``resources``, or ``prompts``. It must not block.
+        """
         self._host.on_change(callback)
 
 

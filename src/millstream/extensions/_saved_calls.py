@@ -223,7 +223,12 @@ class _ReportLine:
 
 
 class LimitReached(Exception):
-    """A limit has no free seat. See `ServerHost.acquire_slots`."""
+    """A limit has no free seat. See `ServerHost.acquire_slots`.
+
+    Args:
+        name: Name of the limit.
+        key: Whose seats are taken.
+    """
 
     def __init__(self, name: str, key: str) -> None:
         super().__init__(f"The limit {name or 'of concurrent calls'} is reached")

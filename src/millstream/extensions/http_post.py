@@ -21,8 +21,11 @@ __all__ = ["AddressCheck", "PostFailed", "PostReply", "Url", "allow_any", "is_pu
 def parse_url(text: str) -> Url:
     """Return the parts of a URL.
 
+    Args:
+        text: An absolute URL: ``https://example.com/hook``.
+
     Raises:
-        ValueError: it isn't an absolute URL, or it contains a user name or password.
+        ValueError: It isn't an absolute URL, or it contains a user name or password.
     """
     try:
         return parse(text)
@@ -38,7 +41,11 @@ class PostReply(Struct, frozen=True):
 
 
 class PostFailed(Exception):
-    """There was no response."""
+    """There was no response.
+
+    Args:
+        reason: Category of the failure.
+    """
 
     def __init__(self, reason: Literal["connection_refused", "timeout", "tls_error"]) -> None:
         super().__init__(reason)
@@ -60,17 +67,17 @@ async def post(
     """POST to a URL and return the response.
 
     Args:
-        url: see `parse_url`.
-        headers: all except Host and Content-Length.
-        body: request body.
-        judge: returns whether an address is allowed; by default, only public addresses are.
-        tls: context with the trusted certificates; the system's by default.
-        seconds: time limit, including the connection.
-        max_bytes: maximum size of the response.
-        owner: the caller whose share of the name lookups it uses, see `Share`.
+        url: See `parse_url`.
+        headers: All except Host and Content-Length.
+        body: Request body.
+        judge: Returns whether an address is allowed; by default, only public addresses are.
+        tls: Context with the trusted certificates; the system's by default.
+        seconds: Time limit, including the connection.
+        max_bytes: Maximum size of the response.
+        owner: The caller whose share of the name lookups it uses, see `Share`.
 
     Raises:
-        PostFailed: there was no response.
+        PostFailed: There was no response.
     """
     try:
         reply = await request(

@@ -155,7 +155,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         """Check the configuration.
 
         Raises:
-            ValueError: the configuration is invalid; the message says why.
+            ValueError: The configuration is invalid; the message says why.
         """
         if not self.name.strip():
             raise ValueError("An upstream requires a name")
@@ -286,12 +286,12 @@ class Upstream:
         """Create the upstream; `open` connects to it.
 
         Args:
-            config: configuration of the upstream.
-            on_change: called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
-            on_update: called with the URI on this server of a resource that changed.
-            parked_calls: calls that wait for answers.
-            store: store for copies of the lists.
-            server: name of the gateway.
+            config: Configuration of the upstream.
+            on_change: Called after `catalog` was replaced, with the kinds of lists that the upstream said have changed.
+            on_update: Called with the URI on this server of a resource that changed.
+            parked_calls: Calls that wait for answers.
+            store: Store for copies of the lists.
+            server: Name of the gateway.
         """
         self.config: UpstreamConfig = config
         self.names: Names = config.names
@@ -332,7 +332,7 @@ class Upstream:
         """Start connecting, in the background.
 
         Args:
-            pool: runs the processes of a command.
+            pool: Runs the processes of a command.
         """
         config = self.config
         self.links.places.several = pool.places.several
@@ -377,8 +377,8 @@ class Upstream:
         """Return the key of the connection that a call needs.
 
         Args:
-            call: the client's call.
-            abilities: what the client can be asked, see `_questions.abilities_of`.
+            call: The client's call.
+            abilities: What the client can be asked, see `_questions.abilities_of`.
             name: upstream's name of the tool or prompt, or URI of the resource.
         """
         principal = call.principal.id if call.principal is not None else ""
@@ -424,7 +424,7 @@ class Upstream:
         """Return the redactor for what the upstream sends during a request, if any.
 
         Args:
-            method: method of the request.
+            method: Method of the request.
             name: upstream's name of the tool or prompt.
         """
         return None if self.policy is None else self.policy.redactor(method, name)

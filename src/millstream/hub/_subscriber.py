@@ -86,7 +86,11 @@ class Subscription:
         self._leave = leave
 
     def matches(self, channel: str) -> bool:
-        """Return whether events of a channel are for this subscriber."""
+        """Return whether events of a channel are for this subscriber.
+
+        Args:
+            channel: The channel of an event.
+        """
         if channel in self.channels:
             return True
         if not self.has_wildcard or not any(matches(pattern, channel) for pattern in self.channels):
@@ -94,7 +98,11 @@ class Subscription:
         return self.authorize is None or self.authorize(self.principal, "subscribe", channel)
 
     def write(self, event: Event) -> None:
-        """Write an event to this subscriber only."""
+        """Write an event to this subscriber only.
+
+        Args:
+            event: The event, which the subscription's encoder turns into bytes.
+        """
         chunk = self.encode(event)
         if chunk:
             self.outlet.write(chunk)

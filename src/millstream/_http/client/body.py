@@ -12,7 +12,12 @@ from millstream._protocol.principal import Share
 
 
 class ClientError(Exception):
-    """The base of everything that a client raises. ``except ClientError as error: print(error)``"""
+    """The base of everything that a client raises. ``except ClientError as error: print(error)``
+
+    Args:
+        message: What happened.
+        remedy: What to do, in one sentence.
+    """
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{message} {remedy}" if remedy else message)
@@ -185,7 +190,7 @@ class Body:
         """Wait for data, and return up to `PIECE` bytes. Empty at the end.
 
         Raises:
-            ClientError: the connection broke.
+            ClientError: The connection broke.
         """
         buffer = self._buffer
         while not buffer:

@@ -58,7 +58,11 @@ class AddressRefused(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address belongs to the public Internet, in any notation."""
+    """Return whether an address belongs to the public Internet, in any notation.
+
+    Args:
+        address: An IP address, not a name.
+    """
     ip: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         ip = IPv4Address(int(ip) & 4294967295) if int(ip) >> 32 == _NAT64 >> 32 else ip.ipv4_mapped or ip
@@ -66,7 +70,11 @@ def is_public(address: str) -> bool:
 
 
 def allow_any(address: str) -> bool:
-    """Accept any address, because the operator configured the URL."""
+    """Accept any address, because the operator configured the URL.
+
+    Args:
+        address: An IP address, not a name.
+    """
     return True
 
 
@@ -190,13 +198,13 @@ class ConnectionPool:
         """Return the reply to one request. Cancelling the wait closes the connection.
 
         Args:
-            data: the complete request.
-            repeatable: whether the request can be sent twice without harm.
-            owner: the caller against whose share the reply counts while it arrives.
+            data: The complete request.
+            repeatable: Whether the request can be sent twice without harm.
+            owner: The caller against whose share the reply counts while it arrives.
 
         Raises:
-            ConnectFailed: the connection failed.
-            ConnectionLost: the server closed the connection before it answered.
+            ConnectFailed: The connection failed.
+            ConnectionLost: The server closed the connection before it answered.
         """
         proxy = None if self._url.secure else self._proxy
         if proxy is not None:
@@ -221,7 +229,7 @@ class ConnectionPool:
         """Open a connection beside those of the pool, and close it.
 
         Raises:
-            ConnectFailed: the connection failed.
+            ConnectFailed: The connection failed.
         """
         (await self._dial()).abort()
 

@@ -51,7 +51,11 @@ class Url(Struct, frozen=True):
         return self.origin + self.target
 
     def join(self, reference: str) -> "Url":
-        """Resolve a relative or absolute reference against this URL."""
+        """Resolve a relative or absolute reference against this URL.
+
+        Args:
+            reference: The reference (RFC 3986 §4.1), such as the value of a `Location` header.
+        """
         try:
             return parse(urljoin(str(self), reference))
         except TargetError:
@@ -64,7 +68,7 @@ def parse(text: str) -> Url:
     """Parse a URL.
 
     Raises:
-        TargetError: it isn't an absolute http, https, ws, or wss URL, or it contains a password.
+        TargetError: It isn't an absolute http, https, ws, or wss URL, or it contains a password.
     """
     if any(ord(letter) <= 0x20 or ord(letter) == 0x7F for letter in text):
         raise TargetError(f"{text!r} is not a URL: it contains spaces or control characters.")
@@ -122,7 +126,7 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     """Return the proxy for a URL, or None to connect directly.
 
     Raises:
-        TargetError: the variable isn't the URL of a supported proxy.
+        TargetError: The variable isn't the URL of a supported proxy.
     """
     variables = os.environ if environment is None else environment
     scheme = "https" if url.secure else "http"
@@ -198,7 +202,7 @@ async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
     """Return a connection to the server of a URL, through a proxy.
 
     Raises:
-        ConnectFailed: the proxy is unreachable or refused to connect.
+        ConnectFailed: The proxy is unreachable or refused to connect.
     """
     try:
         transport, asking = await asyncio.get_running_loop().create_connection(_ConnectRequest, proxy.host, proxy.port)

@@ -16,7 +16,11 @@ def granted_scopes(call: Call) -> frozenset[str] | None:
 
 
 def scopes_of(principal: Principal | None) -> frozenset[str] | None:
-    """Return the scopes of a remote caller, or None for a caller with full access."""
+    """Return the scopes of a remote caller, or None for a caller with full access.
+
+    Args:
+        principal: The caller, or None without sign-in.
+    """
     scopes = _NONE if principal is None else principal.scopes
     return None if EVERYTHING in scopes else scopes
 

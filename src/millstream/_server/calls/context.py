@@ -171,7 +171,7 @@ class Context(CallInfo):
         server/utilities/logging).
 
         Args:
-            level: debug, info, notice, warning, error, critical, alert, or emergency, the levels of RFC 5424.
+            level: One of debug, info, notice, warning, error, critical, alert, and emergency (RFC 5424).
             data: Any JSON-serializable value.
             logger: The name of the logger.
 

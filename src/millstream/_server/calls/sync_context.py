@@ -180,7 +180,7 @@ class SyncContext(CallInfo):
         """Send a log message if the caller wants it: ``ctx.log("notice", {"free": 3})``.
 
         Args:
-            level: debug, info, notice, warning, error, critical, alert, or emergency.
+            level: One of debug, info, notice, warning, error, critical, alert, and emergency.
             data: Any JSON-serializable value.
             logger: The name of the logger.
 

@@ -66,7 +66,11 @@ class Request:
         self._arguments = dict(arguments)
 
     def final_arguments(self, read: Callable[[dict[str, Any]], Any]) -> Any:
-        """Return the arguments for the function: the original ones, or read again if middleware changed them."""
+        """Return the arguments for the function: the original ones, or read again if middleware changed them.
+
+        Args:
+            read: Turns the changed arguments into those of the function.
+        """
         if self._arguments is None or encode(self._arguments) == self._before:
             return self._original
         return read(self._arguments)

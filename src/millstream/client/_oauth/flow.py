@@ -61,19 +61,19 @@ class OAuth:
     """Obtains tokens when a server asks for them, and renews them: ``Options(auth=OAuth(scope="orders:read"))``.
 
     Args:
-        store: where tokens and registrations are stored. By default, the system's key ring, or a file only you can
+        store: Where tokens and registrations are stored. By default, the system's key ring, or a file only you can
             read.
-        client_id: your client id at the issuer, if you have registered.
-        client_secret: the secret for `client_id`.
+        client_id: Your client id at the issuer, if you have registered.
+        client_secret: The secret for `client_id`.
         client_metadata_url: URL of your client's metadata document, for issuers that read it instead of registering
             you.
-        name: name of the client for registration.
-        scope: scopes to request. By default, those that the server requests.
-        client_credentials: whether the client acts for itself, not for a user (client credentials).
-        redirect_handler: opens a URL for the user and returns the URL of the redirect. By default, a browser and a
+        name: Name of the client for registration.
+        scope: Scopes to request. By default, those that the server requests.
+        client_credentials: Whether the client acts for itself, not for a user (client credentials).
+        redirect_handler: Opens a URL for the user and returns the URL of the redirect. By default, a browser and a
             local port.
-        redirect_uri: redirect URI that `redirect_handler` handles.
-        tls: certificates to trust.
+        redirect_uri: Redirect URI that `redirect_handler` handles.
+        tls: Certificates to trust.
     """
 
     def __init__(
@@ -110,6 +110,9 @@ class OAuth:
         Without it, a `client_id` and its secret go to the first issuer that the server names, and never to another one
         after that.
 
+        Args:
+            issuer: The exact issuer identifier (RFC 8414 §2).
+
         Example:
             >>> OAuth(client_id="me", client_secret=secret).for_issuer("https://login.example.com")
         """
@@ -120,12 +123,12 @@ class OAuth:
         """Authenticate with signatures instead of a secret (`private_key_jwt`). The key never leaves this machine.
 
         Args:
-            key: your private key in PEM, or its file: P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.
-            key_id: id of the key at the issuer (`kid`), if you registered several.
+            key: Your private key in PEM, or its file: P-256, P-384, P-521, Ed25519, or RSA with at least 2048 bits.
+            key_id: Id of the key at the issuer (`kid`), if you registered several.
 
         Raises:
-            ValueError: the key is unsuitable, there's no `client_id`, or a secret is set as well.
-            OSError: the file can't be read.
+            ValueError: The key is unsuitable, there's no `client_id`, or a secret is set as well.
+            OSError: The file can't be read.
 
         Example:
             >>> OAuth(client_id="nightly", client_credentials=True).with_private_key(Path("nightly.pem"))
@@ -134,7 +137,11 @@ class OAuth:
         return self
 
     def with_identity_provider(self, identity: GrantSource) -> "OAuth":
-        """Obtain tokens with grants of your organization's `IdentityProvider`, or as a `WorkloadIdentity`."""
+        """Obtain tokens with grants of your organization's `IdentityProvider`, or as a `WorkloadIdentity`.
+
+        Args:
+            identity: Where the grants come from.
+        """
         self._identity = identity
         return self
 
@@ -146,14 +153,24 @@ class OAuth:
         return self
 
     def with_connector(self, dial: Dial[Any]) -> "OAuth":
-        """Connect to authorization servers with `dial`, for example one that refuses private addresses."""
+        """Connect to authorization servers with `dial`, for example one that refuses private addresses.
+
+        Args:
+            dial: Function that connects to an address.
+        """
         self._outbound = structs.replace(self._outbound, dial=dial)
         return self
 
     # Used by the HTTP transports
 
     async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
-        """Return the credentials for a request, after renewing a token that's about to expire."""
+        """Return the credentials for a request, after renewing a token that's about to expire.
+
+        Args:
+            url: URL of the server.
+            method: Method of the request, which a DPoP proof contains (RFC 9449).
+            target: Path and query of the request.
+        """
         tokens = self._tokens(url)
         if tokens is not None and tokens.expires_at and tokens.expires_at - _RENEW_SECONDS < time.time():
             async with self._lock:
@@ -163,14 +180,25 @@ class OAuth:
         return {} if tokens is None else self._proofs.authorize(tokens, method, url.origin + target)
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
-        """Store the nonce that a server requires in proofs."""
+        """Store the nonce that a server requires in proofs.
+
+        Args:
+            url: URL of the server.
+            nonce: Value of the ``DPoP-Nonce`` header (RFC 9449 §8).
+            challenge: The `WWW-Authenticate` header.
+        """
         return self._proofs.learn(url, nonce) and wants_nonce(challenge)
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
         """Get a token, or one with more scopes.
 
+        Args:
+            url: URL of the server.
+            status: Status of the refused request, 401 or 403.
+            challenge: The `WWW-Authenticate` header (RFC 6750 §3).
+
         Raises:
-            AccessDenied: the issuer can't issue a usable token, or the user declined.
+            AccessDenied: The issuer can't issue a usable token, or the user declined.
         """
         asked = read_challenges(challenge).parameters
         if status == 403 and asked.get("error") != "insufficient_scope":
@@ -189,8 +217,13 @@ class OAuth:
 
         Pass the redirect to `exchange_code`.
 
+        Args:
+            url: URL of the server.
+            status: Status of the refused request, 401 or 403.
+            challenge: The `WWW-Authenticate` header (RFC 6750 §3).
+
         Raises:
-            AccessDenied: the issuer can't issue a usable token, or refuses this client.
+            AccessDenied: The issuer can't issue a usable token, or refuses this client.
         """
         asked = read_challenges(challenge).parameters
         resource, issuer = await self._discover(url, asked)
@@ -200,13 +233,22 @@ class OAuth:
     async def exchange_code(self, url: Url, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
         """Exchange the parameters of a redirect for tokens.
 
+        Args:
+            url: URL of the server.
+            request: The request that `ask` returned.
+            answer: Query parameters of the redirect.
+
         Raises:
-            AccessDenied: the parameters don't answer the request, or the user or the issuer declined.
+            AccessDenied: The parameters don't answer the request, or the user or the issuer declined.
         """
         await self._request_tokens(url, request.issuer, request.who, request.form(answer), request.scope)
 
     async def renew(self, url: Url) -> bool:
-        """Renew the stored tokens without the user, and return whether that worked."""
+        """Renew the stored tokens without the user, and return whether that worked.
+
+        Args:
+            url: URL of the server.
+        """
         try:
             return await self.refresh(url)
         except ClientError:
@@ -215,11 +257,14 @@ class OAuth:
     async def refresh(self, url: Url) -> bool:
         """Renew the tokens like `renew`, but distinguish an ended grant from an outage.
 
+        Args:
+            url: URL of the server.
+
         Returns:
             False if the grant has ended, and the user has to log in again.
 
         Raises:
-            ClientError: the issuer can't be reached, or refuses to issue a token at the moment.
+            ClientError: The issuer can't be reached, or refuses to issue a token at the moment.
         """
         tokens = self._tokens(url)
         if tokens is None or not tokens.refresh_token:
@@ -230,7 +275,11 @@ class OAuth:
         return await self._refresh(url, issuer, tokens, tokens.resource or str(url))
 
     async def sign_out(self, url: Url) -> bool:
-        """Delete the tokens for this server. Return whether the issuer has revoked them as well (RFC 7009)."""
+        """Delete the tokens for this server. Return whether the issuer has revoked them as well (RFC 7009).
+
+        Args:
+            url: URL of the server.
+        """
         credentials = self._store.load()
         tokens = credentials.tokens.pop(str(url), None)
         if tokens is None:

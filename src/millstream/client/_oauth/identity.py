@@ -46,11 +46,11 @@ class IdentityProvider:
     """Your organization's identity provider, for ``OAuth(…).with_identity_provider(IdentityProvider(…))``.
 
     Args:
-        issuer: exact issuer identifier of the identity provider.
-        id_token: the ID token that it issued when the user signed in, or a function that returns one; the function may
+        issuer: Exact issuer identifier of the identity provider.
+        id_token: The ID token that it issued when the user signed in, or a function that returns one; the function may
             be asynchronous. It's sent to this provider only.
-        client_id: your client id there.
-        client_secret: the secret for `client_id`; public clients don't have one.
+        client_id: Your client id there.
+        client_secret: The secret for `client_id`; public clients don't have one.
     """
 
     def __init__(self, issuer: str, *, id_token: TokenSource, client_id: str, client_secret: str = "") -> None:
@@ -59,7 +59,14 @@ class IdentityProvider:
         self._who = Registration(client_id, client_secret)
 
     async def grant(self, issuer: IssuerMetadata, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
-        """Exchange the ID token for a grant (`GrantSource`)."""
+        """Exchange the ID token for a grant (`GrantSource`).
+
+        Args:
+            issuer: Metadata of the authorization server that the grant is for.
+            resource: Identifier of the MCP server (RFC 8707).
+            scope: Requested scopes, separated by spaces; may be empty.
+            outbound: How to reach the identity provider.
+        """
         home = await find_issuer(self._issuer, outbound)
         if home is None:
             raise AccessDenied(
@@ -86,9 +93,9 @@ class WorkloadIdentity:
     """The identity that a platform gives a program, for ``OAuth(…).with_identity_provider(WorkloadIdentity(…))``.
 
     Args:
-        issuer: exact identifier of the authorization server that the token is for. The token is sent to no other
+        issuer: Exact identifier of the authorization server that the token is for. The token is sent to no other
             server, even if an MCP server names one.
-        token: the platform's JWT, the file in which the platform stores a valid one, or a function that returns one;
+        token: The platform's JWT, the file in which the platform stores a valid one, or a function that returns one;
             the function may be asynchronous.
 
     Example:
@@ -100,7 +107,14 @@ class WorkloadIdentity:
         self._token = token
 
     async def grant(self, issuer: IssuerMetadata, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
-        """Return the platform's token as a grant (`GrantSource`)."""
+        """Return the platform's token as a grant (`GrantSource`).
+
+        Args:
+            issuer: Metadata of the authorization server that the grant is for.
+            resource: Identifier of the MCP server (RFC 8707).
+            scope: Requested scopes, separated by spaces; may be empty.
+            outbound: Not used, because the token comes from the platform.
+        """
         if issuer.issuer != self._issuer:
             why = f"The server requires tokens of {issuer.issuer}, but this program's identity is for {self._issuer}."
             raise AccessDenied(why, 401)

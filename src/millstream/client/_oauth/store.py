@@ -61,7 +61,11 @@ class TokenStore(Protocol):
         ...
 
     def save(self, credentials: StoredCredentials) -> None:
-        """Save tokens and registrations."""
+        """Save tokens and registrations.
+
+        Args:
+            credentials: Everything to store, in place of what was stored before.
+        """
 
 
 class MemoryTokenStore:
@@ -75,12 +79,20 @@ class MemoryTokenStore:
         return self._credentials
 
     def save(self, credentials: StoredCredentials) -> None:
-        """Save tokens and registrations."""
+        """Save tokens and registrations.
+
+        Args:
+            credentials: Everything to store, in place of what was stored before.
+        """
         self._credentials = credentials
 
 
 class FileTokenStore:
-    """A JSON file with mode 0600, replaced atomically. ``OAuth(store=FileTokenStore(Path("tokens.json")))``"""
+    """A JSON file with mode 0600, replaced atomically. ``OAuth(store=FileTokenStore(Path("tokens.json")))``
+
+    Args:
+        path: Path of the file; by default ``millstream/tokens.json`` in ``$XDG_STATE_HOME``, or in ``~/.local/state``.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
@@ -98,7 +110,12 @@ class FileTokenStore:
             return StoredCredentials({}, {})
 
     def save(self, credentials: StoredCredentials) -> None:
-        """Save tokens and registrations."""
+        """Save tokens and registrations.
+
+        Args:
+            credentials: Everything to store, in place of what was stored before. If the file can't be written, a
+                warning is logged, and this process keeps them.
+        """
         try:
             write_private(self.path, msgspec.json.encode(credentials))
         except OSError as exc:

@@ -51,12 +51,12 @@ def identify(server: str, url: str, name: str = "") -> CardIdentity:
     """Return the identity of a server.
 
     Args:
-        server: name of the server.
-        url: public URL of its MCP endpoint, or empty.
-        name: name in reverse DNS format; by default derived from the URL and the server's name.
+        server: Name of the server.
+        url: Public URL of its MCP endpoint, or empty.
+        name: Name in reverse DNS format; by default derived from the URL and the server's name.
 
     Raises:
-        CardError: the URL or the name is invalid, or both are missing.
+        CardError: The URL or the name is invalid, or both are missing.
     """
     if url:
         parts = urlsplit(url)
@@ -84,9 +84,9 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
     """Return the card of a server.
 
     Args:
-        identity: public name and address of the server.
-        about: the server's description of itself, see `ServerHost.about`.
-        needs_key: whether callers need a key.
+        identity: Public name and address of the server.
+        about: The server's description of itself, see `ServerHost.about`.
+        needs_key: Whether callers need a key.
     """
     remote: dict[str, Any] = {
         "type": "streamable-http",
@@ -120,12 +120,23 @@ def _common_fields(identity: CardIdentity, about: Mapping[str, Any]) -> dict[str
 
 
 def catalog(identity: CardIdentity, card_url: str) -> dict[str, Any]:
-    """Return a catalog with one server."""
+    """Return a catalog with one server.
+
+    Args:
+        identity: Name and addresses of the server.
+        card_url: URL of its card.
+    """
     return {"specVersion": "1.0", "entries": [{"identifier": identity.urn, "type": CARD_TYPE, "url": card_url}]}
 
 
 def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> dict[str, Any]:
-    """Return the `server.json` of a server for the MCP registry."""
+    """Return the `server.json` of a server for the MCP registry.
+
+    Args:
+        identity: Name and addresses of the server.
+        about: What it says about itself: `title`, `description`, `version`, and others.
+        repository: URL of the source code.
+    """
     entry: dict[str, Any] = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}
     if repository:
         host = urlsplit(repository).hostname or ""
@@ -151,7 +162,7 @@ class Cards(Extension):
         """Register the paths.
 
         Raises:
-            CardError: the settings lack the server's name or address.
+            CardError: The settings lack the server's name or address.
         """
         settings = host.settings
         identity = identify(str(host.about["name"]), settings.card_url, settings.card_name)

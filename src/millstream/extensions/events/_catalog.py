@@ -89,17 +89,17 @@ class EventType:
     """A declared event type.
 
     Args:
-        name: name of the event and of its hub channel.
-        payload: type of the data, an object.
-        arguments: type of the subscriptions' arguments, an object. By default, any field of the payload is a filter.
-        match: function that decides which subscriptions receive an event. By default, each argument must equal the
+        name: Name of the event and of its hub channel.
+        payload: Type of the data, an object.
+        arguments: Type of the subscriptions' arguments, an object. By default, any field of the payload is a filter.
+        match: Function that decides which subscriptions receive an event. By default, each argument must equal the
             field of the payload with its name.
-        description: description for clients; by default the payload's docstring.
-        scopes: scopes that a caller needs to see the event type.
+        description: Description for clients; by default the payload's docstring.
+        scopes: Scopes that a caller needs to see the event type.
 
     Raises:
-        InvalidName: the name isn't a valid channel name.
-        TypeError: a type isn't an object, or has no JSON schema.
+        InvalidName: The name isn't a valid channel name.
+        TypeError: A type isn't an object, or has no JSON schema.
     """
 
     def __init__(
@@ -134,7 +134,11 @@ class EventType:
         return self._match is not None
 
     def describe(self, delivery: list[str]) -> dict[str, Any]:
-        """Return the entry of `events/list`."""
+        """Return the entry of `events/list`.
+
+        Args:
+            delivery: The ways in which this server delivers events.
+        """
         described: dict[str, Any] = {"name": self.name}
         if self.description:
             described["description"] = self.description
@@ -149,6 +153,9 @@ class EventType:
 
     def read_arguments(self, raw: Raw | bytes) -> Arguments:
         """Return the arguments of a subscription.
+
+        Args:
+            raw: The arguments as JSON text; empty or ``null`` for none.
 
         Raises:
             ProtocolError: INVALID_PARAMS; the message names the invalid argument.
@@ -179,9 +186,12 @@ class EventType:
     def encode(self, data: Any) -> bytes:
         """Return the JSON of a payload.
 
+        Args:
+            data: A value of the declared type.
+
         Raises:
-            LocalError: it doesn't match the declared type, or it's too large.
-            TypeError: it can't be encoded as JSON.
+            LocalError: It doesn't match the declared type, or it's too large.
+            TypeError: It can't be encoded as JSON.
         """
         written = JsonType.write(data)
         if len(written) + 2048 > MAX_BODY:
@@ -199,8 +209,11 @@ class EventType:
     def read(self, written: bytes) -> Any:
         """Return a payload of the declared type from JSON.
 
+        Args:
+            written: The JSON that `encode` returned.
+
         Raises:
-            ValueError: the JSON doesn't match the type.
+            ValueError: The JSON doesn't match the type.
         """
         return self._type.read(written)
 
@@ -208,10 +221,10 @@ class EventType:
         """Return whether a subscription receives an event. A `match` that raises excludes it.
 
         Args:
-            payload: the event's payload, of the declared type.
-            data: the payload as JSON values.
-            arguments: arguments of the subscription.
-            principal: the subscriber.
+            payload: The event's payload, of the declared type.
+            data: The payload as JSON values.
+            arguments: Arguments of the subscription.
+            principal: The subscriber.
         """
         if self._match is None:
             return all(data.get(name) == value for name, value in arguments.values.items() if name in self._fields)
@@ -262,7 +275,7 @@ class EventCatalog:
         """Declare an event type.
 
         Raises:
-            ValueError: the name or the payload class is taken.
+            ValueError: The name or the payload class is taken.
         """
         if kind.name in self._by_name:
             raise ValueError(f"There is already an event {kind.name!r}. Choose another name")
@@ -288,7 +301,7 @@ class EventCatalog:
         """Return the event type with a name, or of a payload.
 
         Raises:
-            LocalError: no such event is declared.
+            LocalError: No such event is declared.
         """
         kind = self._by_name.get(event) if isinstance(event, str) else self._by_payload.get(type(event))
         if kind is None:
@@ -302,8 +315,8 @@ class EventCatalog:
         """Return an event type if the caller may use it.
 
         Args:
-            name: name of the event.
-            scopes: the caller's scopes; None for a caller without restrictions.
+            name: Name of the event.
+            scopes: The caller's scopes; None for a caller without restrictions.
 
         Raises:
             ProtocolError: NOT_FOUND, also for event types that are hidden from the caller.

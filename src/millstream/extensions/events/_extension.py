@@ -65,10 +65,10 @@ def tool_of(catalog: EventCatalog, hub_of: Callable[[], Hub]) -> Callable[..., A
         Call it when an event of this server woke you up and you can't see its data.
 
         Args:
-            event_name: only events of this type.
-            event_id: only the event with this id.
-            arguments: the arguments of your subscription, to see only what it receives; needs event_name.
-            limit: how many events, 1 to 50.
+            event_name: Only events of this type.
+            event_id: Only the event with this id.
+            arguments: The arguments of your subscription, to see only what it receives; needs event_name.
+            limit: How many events, 1 to 50.
         """
         if arguments and not event_name:
             raise ToolError("arguments require event_name, because they belong to one event type.")
@@ -116,15 +116,15 @@ class Events(Extension):
 
     Args:
         draft: ``"SEP-3415"``, to confirm that you want a draft.
-        webhooks: deliver to callback URLs of authenticated callers.
-        recent_events_tool: add the tool `get_recent_events`.
-        poll_pause: seconds between two polls of a client.
-        max_ttl: maximum lifetime of a webhook subscription without a refresh, in seconds.
-        max_subscriptions: maximum webhook subscriptions in total.
-        max_subscriptions_each: maximum webhook subscriptions of one principal.
-        private_callbacks: also deliver to private addresses, such as those of your own network.
-        tls: context with the trusted certificates of callbacks; the system's by default.
-        retry_delay: returns the seconds before the next attempt, by the number of attempts so far.
+        webhooks: Deliver to callback URLs of authenticated callers.
+        recent_events_tool: Add the tool `get_recent_events`.
+        poll_pause: Seconds between two polls of a client.
+        max_ttl: Maximum lifetime of a webhook subscription without a refresh, in seconds.
+        max_subscriptions: Maximum webhook subscriptions in total.
+        max_subscriptions_each: Maximum webhook subscriptions of one principal.
+        private_callbacks: Also deliver to private addresses, such as those of your own network.
+        tls: Context with the trusted certificates of callbacks; the system's by default.
+        retry_delay: Returns the seconds before the next attempt, by the number of attempts so far.
 
     Raises:
         ValueError: `draft` has another value, or a number is out of range.
@@ -178,12 +178,12 @@ class Events(Extension):
         Each message on the hub channel with this name that matches the payload is an event of this type.
 
         Args:
-            name: name of the event and of its hub channel.
-            options: see `EventOptions`.
+            name: Name of the event and of its hub channel.
+            options: See `EventOptions`.
 
         Raises:
-            ValueError: the name is taken.
-            TypeError: a class isn't an object, or has no JSON schema.
+            ValueError: The name is taken.
+            TypeError: A class isn't an object, or has no JSON schema.
         """
         if callable(name):
             raise TypeError('event requires a name: @events.event("order.paid")')
@@ -207,12 +207,12 @@ class Events(Extension):
         """Publish an event: ``await events.publish(OrderPaid(order="7"))``.
 
         Args:
-            event: an instance of a payload class, or the name of an event.
-            data: the payload, if `event` is a name.
-            id: id for deduplication. A second event with this id within two minutes isn't published.
+            event: An instance of a payload class, or the name of an event.
+            data: The payload, if `event` is a name.
+            id: Id for deduplication. A second event with this id within two minutes isn't published.
 
         Raises:
-            LocalError: the event isn't declared, the data doesn't match it, or the server isn't running.
+            LocalError: The event isn't declared, the data doesn't match it, or the server isn't running.
         """
         kind = self.catalog.find(event)
         written = kind.encode(data if isinstance(event, str) else event)

@@ -78,7 +78,7 @@ class Skills(Extension):
 
         Raises:
             ValueError: The folder doesn't exist, contains no skill, or contains an invalid one.
-            MissingExtra: ruamel.yaml isn't installed. It's in the extra ``skills``.
+            MissingExtra: The extra ``skills`` isn't installed.
 
         Example:
             ``skills.add("skills/")``
@@ -95,6 +95,10 @@ class Skills(Extension):
         """Offer a skill whose instructions a function returns: ``@skills.skill``, or ``@skills.skill(name="refunds")``.
 
         Keyword options: see `SkillOptions`.
+
+        Args:
+            function: The function, without parameters. It returns the text of the `SKILL.md`.
+            options: The options of `SkillOptions`, such as ``name`` and ``description``.
 
         Raises:
             ValueError: The skill is invalid, or there is one with its URI.
@@ -130,14 +134,22 @@ class Skills(Extension):
 
     @method("skills/list")
     async def list_skills(self, params: _Page) -> dict[str, Any]:
-        """Return a page of the skills, sorted by URI."""
+        """Return a page of the skills, sorted by URI.
+
+        Args:
+            params: The cursor of the page.
+        """
         skills = await asyncio.to_thread(self._all)
         page, more = self._page(sorted(skills), params.cursor)
         return {"skills": [skills[uri] for uri in page], **more, **self._hints}
 
     @method("skills/get")
     async def get_skill(self, params: _Uri) -> dict[str, Any]:
-        """Return one skill."""
+        """Return one skill.
+
+        Args:
+            params: The URI of the skill.
+        """
         skill = await asyncio.to_thread(self._find, params.uri)
         if skill is None:
             raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(params.uri)}")
@@ -145,7 +157,11 @@ class Skills(Extension):
 
     @method("resources/directory/read")
     async def read_directory(self, params: _Uri) -> dict[str, Any]:
-        """Return a page of the entries of a directory, sorted by name."""
+        """Return a page of the entries of a directory, sorted by name.
+
+        Args:
+            params: The URI of the directory, and the cursor of the page.
+        """
         children = await asyncio.to_thread(self._children, params.uri)
         if children is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource")
