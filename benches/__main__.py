@@ -14,10 +14,12 @@ from pathlib import Path
 
 from benches.broadcast import PROGRAM
 from benches.cases import BROADCASTS, CASES
+from benches.compare import Comparison, trees
 from benches.measure import ENDURING, Bench
 from benches.processes import ROOT, raise_file_limit
 from benches.report import tables, verdicts
 from benches.targets import ENVIRONMENT, PYTHON, left_out
+from benches.traffic import ROWS
 
 PAGE = ROOT / "docs" / "performance.md"
 MARK = "<!-- figures of Python {}: written by `make bench ARGS=--write` -->\n"
@@ -27,20 +29,32 @@ def main() -> int:
     """Measure, print, and write what was asked for."""
     names = [*CASES, *BROADCASTS, *ENDURING, "start"]
     groups = {name.partition("-")[0] for name in BROADCASTS}
+    rows = {*ROWS, *(name.partition("-")[0] for name in ROWS)} - set(names) - groups
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 51), metavar="1-50")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement, at most 60")
     parser.add_argument(
         "--only",
         action="append",
-        choices=[*names, *groups],
+        choices=[*names, *groups, *rows],
         metavar="CASE",
-        help=", ".join([*CASES, *sorted(groups), *ENDURING, "start"]),
+        help=", ".join([*CASES, *sorted(groups), *ENDURING, "start", *ROWS]),
     )
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of the mixed load")
+    parser.add_argument(
+        "--against", type=Path, metavar="SRC", help="compare with the source tree of this folder, without any peer"
+    )
+    parser.add_argument(
+        "--connections", type=int, help="connections of the compared rows, instead of their own numbers"
+    )
     parser.add_argument("--json", type=Path, help="write every round's figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
     options = parser.parse_args()
+    wanted = set(options.only or rows if options.against else options.only or names)
+    if wanted <= rows:
+        return alone(options, [name for name in ROWS if {name, name.partition("-")[0]} & wanted])
+    if options.against or wanted & rows:
+        parser.error(f"Only {', '.join(ROWS)} are measured without a peer, and not together with other cases.")
     missing = [name for name in ("wrk", "taskset") if shutil.which(name) is None]
     if missing or not Path(PYTHON).exists() or not PROGRAM.exists():
         sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")
@@ -63,6 +77,21 @@ def main() -> int:
         python = ".".join(platform.python_version_tuple()[:2])
         PAGE.write_text(placed(PAGE.read_text("utf-8"), python, text), "utf-8")
     return 0 if all(verdict.kept for verdict in verdicts(bench.results)) else 1
+
+
+def alone(options: argparse.Namespace, names: list[str]) -> int:
+    """Measure rows of our server, on one source tree or two."""
+    if shutil.which("wrk") is None or shutil.which("taskset") is None:
+        sys.exit("Install wrk and taskset first: scripts/apt wrk util-linux")
+    raise_file_limit()
+    with tempfile.TemporaryDirectory() as folder:
+        found = Comparison(trees(options.against), min(options.seconds, 60.0), Path(folder), say)
+        try:
+            found.run(names, options.rounds, options.connections)
+        finally:
+            found.close()
+    print(found.table())
+    return 1 if any(row.errors for row in found.results.values()) else 0
 
 
 def say(line: str) -> None:

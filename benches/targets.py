@@ -54,6 +54,12 @@ def _adopted(script: str) -> Callable[[int], list[str]]:
     return lambda port: [*RUN[:-1], str(SERVERS / script), "--port", str(port), "--log-level", "warning"]
 
 
+def _ours_traffic(*options: str) -> Callable[[int], list[str]]:
+    return lambda port: [
+        *RUN[:-1], str(SERVERS / "ours_traffic.py"), "--port", str(port), "--log-level", "warning", *options
+    ]  # fmt: skip
+
+
 def _ours_hub(port: int) -> list[str]:
     return [*RUN[:-1], str(ROOT / "examples" / "hub.py"), "--port", str(port), "--log-level", "warning"]
 
@@ -138,6 +144,10 @@ TARGETS = {
     "ours-sessionless": Target("millstream", _ours("--no-sessions")),
     "ours-asgi": Target("millstream, plain uvicorn", _ours_asgi),
     "ours-100": Target("millstream", _ours(), MANY),
+    "ours-20": Target("millstream", _ours(), (("BENCH_TOOLS", "20"),)),
+    "ours-traffic": Target("millstream", _ours_traffic()),
+    "ours-traffic-sessionless": Target("millstream", _ours_traffic("--no-sessions")),
+    "ours-timed": Target("millstream, a time limit", _ours_traffic(), (("MILLSTREAM_TOOL_TIMEOUT", "30"),)),
     "ours-hub": Target("millstream", _ours_hub, CAPS),
     "ours-soak": Target("millstream", _ours_hub, FORGETFUL),
     "ours-gateway": Target("millstream, a gateway before it", _adopted("gateway.py")),
