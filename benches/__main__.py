@@ -54,7 +54,7 @@ def main() -> int:
     if wanted <= rows:
         return alone(options, [name for name in ROWS if {name, name.partition("-")[0]} & wanted])
     if options.against or wanted & rows:
-        parser.error(f"Only {', '.join(ROWS)} are measured without a peer, and not together with other cases.")
+        parser.error(f"Only {', '.join(ROWS)} are measured without a peer; no other case can be combined with them.")
     missing = [name for name in ("wrk", "taskset") if shutil.which(name) is None]
     if missing or not Path(PYTHON).exists() or not PROGRAM.exists():
         sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")

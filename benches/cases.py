@@ -170,10 +170,10 @@ RECORDED = {
         connections=connections,
     )
     for name, language, go, connections in (
-        ("python", "Python", "go", 16),
-        ("typescript", "TypeScript", "go-session", 16),
-        ("go", "Go", "go", 16),
-        ("rust", "Rust", "go-session", 16),
+        ("python-2026-07-28", "Python", "go", 16),
+        ("typescript-2025-11-25", "TypeScript", "go-session", 16),
+        ("go-2026-07-28", "Go", "go", 16),
+        ("rust-2025-11-25", "Rust", "go-session", 16),
     )
 }
 """The exact bytes of the official clients; see `benches.record`."""

@@ -23,7 +23,7 @@ META = {
 
 
 REQUESTS = Path(__file__).with_name("requests")
-"""Requests of the official clients, as `benches.record` saw them."""
+"""Requests of real clients, as `benches.record` saw them."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,17 @@ KINDS = {
 }
 
 
-def _recorded(name: str) -> Kind:
-    """The call of an official client, byte for byte but for the id, the host, and the session."""
-    head, _, body = (REQUESTS / f"{name}.http").read_text("utf-8").partition("\n\n")
+def recorded(client: str, method: str = "tools/call") -> Kind:
+    """Return a request of a real client, byte for byte but for the id, the host, and the session."""
+    requests = (REQUESTS / f"{client}.http").read_text("utf-8").split("\n### ")[1:]
+    text = next(each for each in requests if each.startswith(f"{method}\n"))
+    head, _, body = text.partition("\n")[2].partition("\n\n")
     whole = head.replace("\n", "\r\n") + "\r\n\r\n"
-    return Kind("", body.rstrip("\n"), sessions=SESSIONS if "{session}" in head else 0, whole=whole)
+    expect = "sum" if method == "tools/call" else ""
+    return Kind("", body.rstrip("\n"), expect, SESSIONS if "{session}" in head else 0, whole=whole)
 
 
-KINDS |= {f"as-{path.stem}": _recorded(path.stem) for path in sorted(REQUESTS.glob("*.http"))}
+KINDS |= {f"as-{path.stem}": recorded(path.stem) for path in sorted(REQUESTS.glob("*.http"))}
 _SYLLABLES = (
     "a an ar be ca con da de den do en er es fa for ge go ha in ka la le ment mi na ne or pre ra ro shi ta tion un wa"
 )
