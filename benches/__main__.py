@@ -45,7 +45,12 @@ def main() -> int:
         "--against", type=Path, metavar="SRC", help="compare with the source tree of this folder, without any peer"
     )
     parser.add_argument(
-        "--connections", type=int, help="connections of the compared rows, instead of their own numbers"
+        "--connections",
+        type=int,
+        action="append",
+        choices=range(1, 1025),
+        metavar="1-1024",
+        help="connections of the rows without a peer, instead of their own numbers; may be repeated",
     )
     parser.add_argument("--json", type=Path, help="write every round's figures to this file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
@@ -87,7 +92,7 @@ def alone(options: argparse.Namespace, names: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = Comparison(trees(options.against), min(options.seconds, 60.0), Path(folder), say)
         try:
-            found.run(names, options.rounds, options.connections)
+            found.run(names, options.rounds, options.connections or [])
         finally:
             found.close()
     print(found.table())

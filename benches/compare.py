@@ -6,13 +6,17 @@ Both trees serve the same program with the same Python on the same core at the s
 machine slows both. Where two measurements in a row differ by a quarter, two at once differ by a few percent.
 """
 
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 from benches import http_load, processes
+from benches.backends import run_store
+from benches.held import Held
 from benches.processes import ROOT, BenchError, Running
 from benches.targets import TARGETS
 from benches.traffic import ROWS, Row
@@ -35,15 +39,16 @@ class Comparison:
         self._folder = folder
         self._say = say
         self._servers: dict[tuple[str, str], Running] = {}
-        self.results: dict[str, Compared] = {}
+        self.results: dict[tuple[str, int], Compared] = {}
+        """By row and number of connections."""
 
-    def run(self, names: list[str], rounds: int, connections: int | None = None) -> None:
-        """Measure the rows in turn; `connections` replaces their own numbers."""
-        for name in names:
-            compared = self.results[name] = Compared({tree: [] for tree in self._trees})
+    def run(self, names: list[str], rounds: int, connections: list[int]) -> None:
+        """Measure the rows in turn, each with every number of connections. By default, each row has its own."""
+        for name, many in [(each, many) for each in names for many in connections or [ROWS[each].connections]]:
+            compared = self.results[name, many] = Compared({tree: [] for tree in self._trees})
             for _ in range(rounds):
-                self._measure(ROWS[name], compared, connections or ROWS[name].connections)
-            self._say(f"{name}: {'  '.join(_cells(compared))}")
+                self._measure(ROWS[name], compared, many)
+            self._say(f"{name}, {many} connections: {'  '.join(_cells(compared))}")
 
     def close(self) -> None:
         for server in self._servers.values():
@@ -52,40 +57,74 @@ class Comparison:
 
     def _measure(self, row: Row, compared: Compared, connections: int) -> None:
         """Load the servers of all trees at once. A tree with an error is left out from then on."""
-        servers: dict[str, Running] = {}
-        for tree in self._trees.keys() - compared.errors.keys():
-            try:
-                server = servers[tree] = self._server(row.target, tree)
-                server.open_sessions(row.kind.sessions)
-            except BenchError as exc:
-                compared.errors[tree] = str(exc)
+        servers: dict[str, tuple[Running, Running]] = {}
         loads: dict[str, Future[http_load.Load]] = {}
-        with ThreadPoolExecutor() as threads:
-            for tree, server in servers.items():
-                loads[tree] = threads.submit(http_load.quick, server, row.kind, self._seconds, connections)
+        with ExitStack() as stack:
+            for tree in self._trees.keys() - compared.errors.keys():
+                try:
+                    servers[tree] = self._prepare(row, tree, stack)
+                except BenchError as exc:
+                    compared.errors[tree] = str(exc)
+            with ThreadPoolExecutor() as threads:
+                for tree, (server, measured) in servers.items():
+                    loads[tree] = threads.submit(
+                        http_load.quick, server, row.kind, self._seconds, connections, measured=measured
+                    )
         for tree, load in loads.items():
             try:
                 compared.loads[tree].append(load.result())
             except BenchError as exc:
                 compared.errors[tree] = str(exc)
 
+    def _prepare(self, row: Row, tree: str, stack: ExitStack) -> tuple[Running, Running]:
+        """Return the server that gets the load, and the one whose processor time counts, ready for one round."""
+        if not (row.store or row.first or row.streams):
+            server = self._server(row.target, tree)
+            server.open_sessions(row.kind.sessions)
+            return server, server
+        options = ["--workers", str(row.workers)] if row.workers > 1 else []
+        if row.store not in ("", "memory"):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            options += ["--store", stack.enter_context(run_store(row.store, Path(folder)))]
+        measured = self._start(row.target, tree, options)
+        stack.callback(measured.stop)
+        server = measured
+        if row.beside:
+            server = self._start(row.target, tree, options)
+            stack.callback(server.stop)
+        if row.workers > 1:
+            measured.settle()
+        for kind, count in row.first:
+            http_load.repeat(measured, kind, count)
+        held = Held(measured.port)
+        for kind, until, count in row.streams:
+            for number in range(count):
+                named = replace(kind, body=kind.body.replace("#", str(number)))
+                held.open(http_load.fill(measured, named, number), until.encode())
+        stack.enter_context(held)
+        return server, measured
+
     def _server(self, target: str, tree: str) -> Running:
         key = (target, tree)
         if key not in self._servers:
-            port, found = processes.free_port(), TARGETS[target]
-            environment = dict(found.environment) | {"PYTHONPATH": str(self._trees[tree])}
-            log = self._folder / f"{target}-{tree}.log"
-            self._servers[key] = processes.start(found.command(port), environment, port, log, first=found.first)
+            self._servers[key] = self._start(target, tree, [])
         return self._servers[key]
+
+    def _start(self, target: str, tree: str, options: list[str]) -> Running:
+        port, found = processes.free_port(), TARGETS[target]
+        environment = dict(found.environment) | {"PYTHONPATH": str(self._trees[tree])}
+        log = self._folder / f"{target}-{tree}-{port}.log"
+        return processes.start([*found.command(port), *options], environment, port, log, first=found.first)
 
     def table(self) -> str:
         """Return the results in Markdown."""
         names = list(self._trees)
         columns = [f"{name} µs" for name in names] + [f"{names[0]} / {name}" for name in names[1:]]
         columns += [f"{name} calls/s" for name in names]
-        head = ["| row | what | " + " | ".join(columns) + " |", "|---|---" + "|--:" * len(columns) + "|"]
+        head = ["| row | what | at once | " + " | ".join(columns) + " |", "|---|---|--:" + "|--:" * len(columns) + "|"]
         rows = [
-            f"| {name} | {ROWS[name].title} | {' | '.join(_cells(found))} |" for name, found in self.results.items()
+            f"| {name} | {ROWS[name].title} | {many} | {' | '.join(_cells(found))} |"
+            for (name, many), found in self.results.items()
         ]
         return "\n".join(head + rows) + "\n"
 

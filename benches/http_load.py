@@ -75,16 +75,26 @@ def drive(server: Running, kind: Kind, seconds: float, connections: int = CONNEC
     return _load(timed, cpu, spent)
 
 
-def quick(server: Running, kind: Kind, seconds: float, connections: int = CONNECTIONS) -> Load:
+def quick(
+    server: Running, kind: Kind, seconds: float, connections: int = CONNECTIONS, *, measured: Running | None = None
+) -> Load:
     """Examine one reply, then measure; for clients that accept compression, whose replies wrk can't examine.
+
+    Args:
+        server: gets the load.
+        kind: the requests.
+        seconds: length of the load.
+        connections: how many are open.
+        measured: the server whose processor time counts, if it's another one.
 
     Raises:
         BenchError: a reply was wrong, missing, or of another size than the first one.
     """
     size = probe(server, kind)
-    cpu, begun = server.cpu(), time.perf_counter()
+    measured = measured or server
+    cpu, begun = measured.cpu(), time.perf_counter()
     timed = _wrk(server, kind, seconds, connections, check=False)
-    cpu, spent = server.cpu() - cpu, time.perf_counter() - begun
+    cpu, spent = measured.cpu() - cpu, time.perf_counter() - begun
     if "Non-2xx" in timed or "Socket errors" in timed:
         raise BenchError(f"failed replies: {timed.strip().splitlines()[-4:]}")
     least, most = bytes_per_answer(timed, connections)
@@ -93,20 +103,41 @@ def quick(server: Running, kind: Kind, seconds: float, connections: int = CONNEC
     return _load(timed, cpu, spent)
 
 
+def fill(server: Running, kind: Kind, number: int = PROBE) -> bytes:
+    """Return one request with the values of a run."""
+    head, _, body = kind.requests().replace("@", str(number)).partition("\r\n\r\n")
+    sessions = server.open_sessions(kind.sessions)
+    values = {"host": f"127.0.0.1:{server.port}", "length": str(len(body.encode()))}
+    values |= {"session": sessions[0]} if sessions else {}
+    for name, value in values.items():
+        head = head.replace(f"{{{name}}}", value)
+    return f"{head}\r\n\r\n{body}".encode()
+
+
+def repeat(server: Running, kind: Kind, count: int) -> None:
+    """Send a request so often on one connection, before a load.
+
+    Raises:
+        BenchError: the server refused one.
+    """
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        for number in range(PROBE, PROBE + count):
+            connection.sendall(fill(server, kind, number))
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            text = DECODERS[response.getheader("content-encoding", "identity")](response.read()).decode()
+            if response.status != 200 or kind.reply not in text:
+                raise BenchError(f"refused before the load: {text[:300]}")
+
+
 def probe(server: Running, kind: Kind) -> int:
     """Send one request, check its reply, and return the reply's size in bytes.
 
     Raises:
         BenchError: the reply is wrong.
     """
-    head, _, body = kind.requests().replace("@", str(PROBE)).partition("\r\n\r\n")
-    sessions = server.open_sessions(kind.sessions)
-    values = {"host": f"127.0.0.1:{server.port}", "length": str(len(body.encode()))}
-    values |= {"session": sessions[0]} if sessions else {}
-    for name, value in values.items():
-        head = head.replace(f"{{{name}}}", value)
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
-        connection.sendall(f"{head}\r\n\r\n{body}".encode())
+        connection.sendall(fill(server, kind))
         received = Counted(connection)
         response = http.client.HTTPResponse(received)  # type: ignore[arg-type]
         response.begin()
@@ -116,7 +147,8 @@ def probe(server: Running, kind: Kind) -> int:
     right = response.status == 202 and not text
     if response.status == 200 and kind.reply in text:
         # A reply is JSON, or an event stream whose last event is the response.
-        right = bool(json.loads(text.rpartition("data: ")[2] if text.startswith("event: ") else text)["id"] == PROBE)
+        message = json.loads(text.rpartition("data: ")[2] if text.startswith("event: ") else text)
+        right = message["id"] == PROBE or "@" not in kind.body
     if not right:
         raise BenchError(f"the reply has status {response.status}, and is not as expected: {text[:300]}")
     return received.size

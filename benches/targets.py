@@ -64,6 +64,10 @@ def _ours_hub(port: int) -> list[str]:
     return [*RUN[:-1], str(ROOT / "examples" / "hub.py"), "--port", str(port), "--log-level", "warning"]
 
 
+def _ours_hub_rows(port: int) -> list[str]:
+    return [*RUN[:-1], str(SERVERS / "ours_hub.py"), "--port", str(port), "--log-level", "warning"]
+
+
 def _ours_asgi(port: int) -> list[str]:
     options = ["--no-access-log", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"]
     return [sys.executable, "-m", "uvicorn", "benches.servers.ours:mcp", "--port", str(port), *options]
@@ -147,6 +151,7 @@ TARGETS = {
     "ours-20": Target("millstream", _ours(), (("BENCH_TOOLS", "20"),)),
     "ours-traffic": Target("millstream", _ours_traffic()),
     "ours-traffic-sessionless": Target("millstream", _ours_traffic("--no-sessions")),
+    "ours-hub-rows": Target("millstream", _ours_hub_rows, first=FIRST_SESSION),
     "ours-timed": Target("millstream, a time limit", _ours_traffic(), (("MILLSTREAM_TOOL_TIMEOUT", "30"),)),
     "ours-hub": Target("millstream", _ours_hub, CAPS),
     "ours-soak": Target("millstream", _ours_hub, FORGETFUL),

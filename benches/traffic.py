@@ -6,6 +6,7 @@ framed.
 
 from dataclasses import dataclass, replace
 
+from benches.backends import STORES
 from benches.wire import KINDS, Kind, recorded
 
 PYTHON, TYPESCRIPT, GO = "python-2026-07-28", "typescript-2025-11-25", "go-2026-07-28"
@@ -36,6 +37,17 @@ class Row:
     kind: Kind
     target: str = "ours-traffic"
     connections: int = 16
+    first: tuple[tuple[Kind, int], ...] = ()
+    """Requests to send before the load, and how often."""
+    streams: tuple[tuple[Kind, str, int], ...] = ()
+    """Streams that stay open during the load, what each begins with, and how many. `#` in a body is a number."""
+    store: str = ""
+    """One of `backends.STORES`, for a store of its own."""
+    workers: int = 1
+    beside: bool = False
+    """Whether the load goes to another server on the same store, and this one, which has a subscriber of another
+    channel, only reads.
+    """
 
 
 def _call(client: str, tool: str, arguments: str, reply: str) -> Kind:
@@ -68,6 +80,42 @@ def _with(kind: Kind, *headers: str, without: tuple[str, ...] = ()) -> Kind:
     return replace(kind, whole="\r\n".join([*kept, *headers]) + "\r\n\r\n")
 
 
+def _post(path: str, body: str, reply: str = "") -> Kind:
+    """Return a request of a Python program that isn't MCP, as httpx2 writes it."""
+    whole = (
+        f"POST {path} HTTP/1.1\r\nHost: {{host}}\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\n"
+        "Connection: keep-alive\r\nUser-Agent: python-httpx2/2.16.2\r\nContent-Length: {length}\r\n"
+        "Content-Type: application/json\r\n\r\n"
+    )
+    return Kind("", body, expect="", reply=reply, whole=whole)
+
+
+def _listen(channel: str) -> tuple[Kind, str]:
+    """Return the subscription of a browser to a channel of the hub, and what its stream begins with."""
+    whole = f"GET /events?channel={channel} HTTP/1.1\r\nHost: {{host}}\r\nAccept: text/event-stream\r\n\r\n"
+    return Kind("", "", expect="", whole=whole), "id: "
+
+
+def _task(tool: str) -> Kind:
+    """Return a call that becomes a task."""
+    call = _call(PYTHON, tool, "", '"resultType":"task"')
+    capable = '"io.modelcontextprotocol/clientCapabilities":{"extensions":{"io.modelcontextprotocol/tasks":{}}}'
+    return replace(call, body=call.body.replace('"io.modelcontextprotocol/clientCapabilities":{}', capable))
+
+
+def _follow(customer: str) -> tuple[Kind, str]:
+    """Return an open stream of one customer's events, and what it begins with."""
+    kind = recorded(PYTHON, "tools/list")
+    params = f'"params":{{"name":"order.paid","arguments":{{"customer":"{customer}"}},'
+    body = kind.body.replace("tools/list", "events/stream").replace('"params":{', params)
+    return replace(kind, whole=kind.whole.replace("tools/list", "events/stream"), body=body), "events/active"
+
+
+def _publish(size: int = 100) -> Kind:
+    """Return a publication of text."""
+    return _post("/publish", f'{{"channel":"bench","data":"{"x" * size}"}}', '"subscribers":')
+
+
 def _without_session(kind: Kind) -> Kind:
     return replace(_with(kind, without=("mcp-session-id",)), sessions=0)
 
@@ -82,6 +130,7 @@ def _other(client: str, method: str, reply: str = "") -> Kind:
     return replace(recorded(client, method), reply=reply)
 
 
+_PAID = _post("/publish", '{"channel":"order.paid","data":{"order":"7","customer":"ada"}}', '"subscribers":')
 _PLAIN, _SESSION = recorded(PYTHON), recorded(TYPESCRIPT)
 ROWS = {
     "plain-2026": Row("tools/call, 2026-07-28, Python", _PLAIN),
@@ -123,6 +172,27 @@ ROWS = {
     "pydantic": Row("a pydantic model as the argument", _call(PYTHON, "order", _ORDER, "Springfield")),
     "def": Row("a `def` tool", _call(PYTHON, "add_plain", '"a":@,"b":1', "1000001")),
     "raising": Row("a tool that raises", _call(PYTHON, "fail", "", '"isError":true')),
+    "task": Row("a call that becomes a task", _task("finish"), "ours-hub-rows"),
+    "task-10000": Row(
+        "the same, 10,000 tasks running", _task("finish"), "ours-hub-rows", first=((_task("wait"), 10_000),)
+    ),
+    "events-10": Row("publish an event to 10 streams", _PAID, "ours-hub-rows", streams=((*_follow("ada"), 10),)),
+    "events-9000": Row(
+        "the same, 8,990 other streams", _PAID, "ours-hub-rows",
+        streams=((*_follow("ada"), 10), (*_follow("other-#"), 8_990)),
+    ),
+} | {
+    f"publish-{store}{f'-{workers}' if workers > 1 else ''}": Row(
+        f"publish to 10 subscribers, {store}{f', {workers} workers' if workers > 1 else ''}", _publish(),
+        "ours-hub-rows", connections=64, streams=((*_listen("bench"), 10),), store=store, workers=workers,
+    )
+    for store in STORES for workers in (1, 2)
+} | {
+    f"foreign-{store}": Row(
+        f"an event published elsewhere, {store}", _publish(), "ours-hub-rows",
+        connections=64, streams=((*_listen("other"), 1),), store=store, beside=True,
+    )
+    for store in ("redis", "nats")
 }  # fmt: skip
 """Name -> row. Each name is a case of `python -m benches`."""
 KINDS |= {name: row.kind for name, row in ROWS.items()}
