@@ -93,7 +93,7 @@ def shop(**options: Any) -> tuple[Server, dict[str, asyncio.Event]]:
 
 @LANES
 async def test_programs_can_have_pages_and_webhooks(lane: bool) -> None:
-    mcp, events = shop(settings=Settings(max_body=1000))
+    mcp, events = shop(settings=Settings(max_body=1000, compression="on"))
     async with asked(mcp, lane=lane) as client:
         page = await client.get("/")
         assert (page.text[:13], page.headers["content-type"], page.headers["x-shop"]) == (
