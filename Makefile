@@ -100,7 +100,7 @@ test-python: $(VENV)/.test tests/conformance/node_modules/.package-lock.json ## 
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py \
 	  docs/test_coming_from.py) -m "$(DAY)" $(ARGS)
 
-seeds: $(VENV)/.test ## type every line of the seed documents in an empty folder, and say what works
+seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, and say what works (NIGHTLY=1: one for each line)
 	@$(BIN)/python scripts/seeds.py
 
 bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")

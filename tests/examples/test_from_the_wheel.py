@@ -8,7 +8,6 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
+from empty_environment import Environment, build_wheel, run
 from examples_index import read_index
-from patience import WAIT
 from processes import ROOT, free_port, run_server
 
 pytestmark = pytest.mark.server
@@ -65,46 +64,10 @@ def calls_of(name: str, ports: Sequence[int]) -> list[tuple[str, str]]:
     return [(re.sub(r"PORT(\d?)", lambda match: str(ports[int(match[1] or 0)]), line), out) for line, out in lines]
 
 
-class Environment:
-    """An environment in which nothing is installed yet."""
-
-    def __init__(self, folder: Path, wheel: Path) -> None:
-        run([sys.executable, "-m", "uv", "venv", "--quiet", "--no-project", "--python", sys.executable, folder])
-        self.bin = folder / "bin"
-        pins = re.findall(r"^[\w.-]+==[^ ;\\]+", (ROOT / "requirements" / "test.lock").read_text("utf-8"), re.MULTILINE)
-        constraints = folder / "constraints.txt"
-        constraints.write_text("\n".join([*pins, f"millstream @ {wheel.as_uri()}"]))
-        pip = self.bin / "pip"
-        pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uv --quiet pip "$@" --python "{self.bin}/python"\n')
-        pip.chmod(0o755)
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "XDG_STATE_HOME") if name in os.environ}
-        self.variables = {
-            **kept,
-            "PATH": f"{self.bin}{os.pathsep}/usr/local/bin{os.pathsep}/usr/bin{os.pathsep}/bin",
-            "UV_CONSTRAINT": str(constraints),
-        }
-
-    def type(self, line: str, folder: Path) -> str:
-        """Type a line in a shell, and return what it prints. Only pip sees how this machine reaches packages."""
-        variables = {**os.environ, **self.variables} if line.startswith("pip ") else self.variables
-        return run(["sh", "-c", line], folder, variables)
-
-
-def run(command: Sequence[str | Path], folder: Path = ROOT, variables: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=10 * WAIT, check=False,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this tree."""
-    out = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "--out-dir", out, ROOT])
-    return next(out.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
