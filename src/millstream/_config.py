@@ -173,9 +173,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     """How long a session id is valid, and how long an unused record of it is kept."""
     list_ttl_ms: Cap = 60_000
     gzip_streams: Switch = False
-    """Compress the hub's event streams with gzip, one member per event, for clients that accept it. Proxies can delay
-    them.
-    """
+    """Compress the hub's event streams with gzip for clients that accept it. Proxies can delay them."""
     hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
