@@ -178,9 +178,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, me
     on this machine, unless a header shows that a proxy forwards the request.
     """
     gzip_streams: Switch = False
-    """Compress the hub's event streams with gzip, one member per event, for clients that accept it. Proxies can delay
-    them.
-    """
+    """Compress the hub's event streams with gzip for clients that accept it. Proxies can delay them."""
     hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0

@@ -319,6 +319,7 @@ def test_what_curl_and_the_tool_send_is_in_the_chat_and_the_page_can_send_by_the
     live(page)
     live(other)
     call(hub, "send_sse_message", {"message": "tool: by curl"})
+    expect(page.locator(".message", has_text="tool: by curl").locator("strong")).to_have_text("hub")
     assert page.request.post(f"{hub}/publish", data={"data": {"text": "tool: published"}}).ok
     assert page.request.post(f"{hub}/publish", data={"data": "tool: plain"}).ok
     for each in (page, other):

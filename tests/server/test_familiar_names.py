@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,13 @@ async def test_names_of_other_packages_that_mean_something_else_say_what_to_writ
 
     with pytest.raises(AttributeError, match=r"Write `async with Client\(mcp\) as client: await client\.tools\(\)`"):
         mcp.list_tools()  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError, match="Did you mean 'mount'"):
+    with pytest.raises(AttributeError, match=r"Write `Server\(middleware=\[…\]\)`"):
+        mcp.middleware("http")  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"what it yields is `ctx\.lifespan`"):
+        mcp.state.limiter = None  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="Did you mean 'mount'") as caught:
         mcp.mont(mcp)  # type: ignore[attr-defined]
+    assert "".join(traceback.format_exception(caught.value)).count("Did you mean") == 1
     async with Client(mcp) as client:
         assert (await client.call("look")).text == "looked"
         with pytest.raises(AttributeError, match="set_log_level"):

@@ -202,7 +202,7 @@ def no_attribute(owner: object, name: str, elsewhere: Mapping[str, str]) -> Attr
         public = [each for each in dir(type(owner)) if not each.startswith("_")]
         if not name.startswith("_") and (near := closest_name(name, public)):
             text = f"{text}. Did you mean {near!r}?"
-    return AttributeError(text)
+    return AttributeError(text, name=name)  # without `obj`, Python adds no suggestion of its own
 
 
 def refuse_unknown(where: str, given: Collection[str], names: Collection[str], elsewhere: Mapping[str, str]) -> None:
