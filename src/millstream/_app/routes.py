@@ -120,7 +120,8 @@ def _wrap_handlers(
     if guard is None or route.public:
         return handlers
     return {
-        method: guard.protect(handler, scope=route.scope, message=route.message) for method, handler in handlers.items()
+        method: guard.protect(handler, scope=route.scope, message=route.message, own=route.own)
+        for method, handler in handlers.items()
     }
 
 

@@ -49,6 +49,7 @@ _TAKEN = frozenset(
         "/inspect",
         "/metrics",
         "/sign-in",
+        "/sign-in/account",
         "/sign-out",
         "/mcp",
     )
@@ -90,6 +91,15 @@ class UserRoute(Struct, frozen=True, eq=False):
     same path, the first one stays.
     """
 
+    def serves(self, path: str, before: str = "") -> bool:
+        """Return whether this is the route of a path, with the prefix of its mounted server."""
+        if not path.startswith(before):
+            return False
+        path = path[len(before) :]
+        if self.pattern is not None:
+            return self.pattern.match(path) is not None
+        return path == self.path or (self.below and path.startswith(self.path.rstrip("/") + "/"))
+
 
 class UserRoutes(RouteRegistry):
     """The paths of a server and of its mounted servers."""
@@ -115,6 +125,7 @@ class UserRoutes(RouteRegistry):
             made = Route(
                 dict.fromkeys(sorted(each.methods), each.make("" if each.fixed else before, show_errors)),
                 public=each.public,
+                own=True,
             )
             if not each.fixed:
                 self._put(before, each, made, mcp)
@@ -166,7 +177,7 @@ class UserRoutes(RouteRegistry):
 
 def _both(route: Route, first: Route) -> Route:
     """Return one route with the methods of two, preferring the first."""
-    return Route({**route.handlers, **first.handlers}, public=first.public)
+    return Route({**route.handlers, **first.handlers}, public=first.public, own=True)
 
 
 def route_of(

@@ -80,7 +80,7 @@ class AuthPart(OwnPart):
 
     def _sign_in(self, host: Host, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
         """Return the sign-in paths of the pages."""
-        from millstream.auth._sign_in import OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
+        from millstream.auth._sign_in import ACCOUNT_PATH, OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
         services = host.services
         definition, pages = self.definition, set[str]()
@@ -92,15 +92,18 @@ class AuthPart(OwnPart):
                 pages.add("/gateway")
         if definition.connects:
             pages.add("/connections")
-        pages |= {  # the program's own pages use the same sign-in
-            before + each.path
-            for before, each in self.definition.paths()
-            if "GET" in each.methods and not each.public and each.pattern is None and not each.below
-        }
+        own = [(before, each) for before, each in definition.paths() if "GET" in each.methods and not each.public]
         sign_in = SignIn(
-            guard, pages, lambda: services.ring, services.nonce, store=host.store, server=self.definition.title
+            guard,
+            pages,
+            lambda: services.ring,
+            services.nonce,
+            store=host.store,
+            server=definition.title,
+            opens=lambda path: any(each.serves(path, before) for before, each in own),
         )
         guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
+        host.routes.add(ACCOUNT_PATH, Route({"GET": sign_in.account}))
         return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
 
 
