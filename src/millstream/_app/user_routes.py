@@ -26,6 +26,7 @@ from millstream._protocol.principal import Principal
 from millstream._server.calls.threads import Threads
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
+from millstream._web.error_pages import error_page
 
 logger = logging.getLogger("millstream")
 
@@ -327,7 +328,7 @@ def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handl
             return await handler(request)
         except HTTPException as exc:
             given = {name.lower().replace("-", "_"): value for name, value in (exc.headers or {}).items()}
-            return refusal(exc.status_code, exc.detail, **given)
+            return error_page(request, refusal(exc.status_code, exc.detail, **given))
         except BrokenReply as exc:
             raise with_user_frames(exc)  # noqa: B904  it's the same one
         except Exception as exc:
@@ -335,6 +336,6 @@ def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handl
             error = with_user_frames(exc)
             logger.error("%s %a failed [incident %s]", request.method, request.path, incident, exc_info=error)
             text = f"Internal error. The server's log has the details under incident {incident}."
-            return refusal(500, shown_error(error) if show_errors() else text)
+            return error_page(request, refusal(500, shown_error(error) if show_errors() else text))
 
     return handle

@@ -75,6 +75,7 @@ class SignIn:
         *,
         store: Store,
         server: str,
+        icon: str = "",
         opens: Callable[[str], bool] = lambda path: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -94,7 +95,7 @@ class SignIn:
             each.landing = _SignInLanding(self, kind, bound)
             self._login_methods |= dict.fromkeys(each.logins, each)
         self._sign_out_limiter = Limiter("sign-out", _SIGN_OUT_RATE)
-        self._options = _login_options(server, guard.methods)
+        self._options = _login_options(server, icon, guard.methods)
 
     def page(self, request: HttpRequest) -> Response | None:
         """Return the form in place of a page if the browser isn't signed in; None for other requests."""
@@ -301,12 +302,13 @@ class _SignInLanding:
         return self._sign_in.refuse(request, page, text)
 
 
-def _login_options(server: str, methods: Collection[AuthMethod]) -> LoginOptions:
+def _login_options(server: str, icon: str, methods: Collection[AuthMethod]) -> LoginOptions:
     """Return the login options of the form."""
     at_home = [each for each in methods if isinstance(each, PageMethod)]
     foreign = [each for each in methods if each not in at_home]
     return LoginOptions(
         server,
+        icon=icon,
         passwords=any(each.by_password for each in at_home),
         logins={name: label for each in at_home for name, label in each.logins.items()},
         credentials=bool(foreign),

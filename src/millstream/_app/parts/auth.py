@@ -100,6 +100,7 @@ class AuthPart(OwnPart):
             services.nonce,
             store=host.store,
             server=definition.title,
+            icon=_icon(definition),
             opens=lambda path: any(each.serves(path, before) for before, each in own),
         )
         guard.ambient, guard.challenges.form = sign_in.ambient, sign_in.page
@@ -113,7 +114,7 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
     Raises:
         LocalError, ValueError: a key or a key file can't be used, or there are two authorization servers.
     """
-    from millstream.auth._method import Unbound  # noqa: PLC0415  only where callers sign in
+    from millstream.auth._method import PageMethod, Unbound  # noqa: PLC0415  only where callers sign in
 
     settings, registry = host.settings, host.registry
     methods: list[AuthMethod] = [
@@ -122,6 +123,8 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
     ]
     served: set[str] = set()
     for each in methods:
+        if isinstance(each, PageMethod):
+            each.icon = _icon(definition)
         paths = each.paths().keys()
         if served & paths:
             raise ValueError(
@@ -135,6 +138,11 @@ def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
         wanted = [("key", settings.auth_key, (EVERYTHING,))] if settings.auth_key else []
         methods.append(key_method(wanted, settings.auth_keys))
     return methods
+
+
+def _icon(definition: Definition) -> str:
+    """Return the server's icon for its sign-in pages, which load nothing from other hosts."""
+    return next((each.src for each in definition.info.icons or () if each.src.startswith("data:image/")), "")
 
 
 def _check_mounted(definition: Definition) -> None:
