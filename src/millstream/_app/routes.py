@@ -5,6 +5,7 @@ only programs on the server's own machine (`local_only`).
 """
 
 from collections.abc import Awaitable, Collection, Mapping
+from functools import wraps
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -98,14 +99,17 @@ class Routes:
                 return self._nothing_at_home
             missing = _not_served(path)
             if method == "GET":
-                return self._for_browsers(missing or _refuse)
+                return self._for_browsers(missing or refuse)
             return missing
         handler = handlers.get(method)
         if handler is None and path == "/" and method == "POST":  # a client without the endpoint's path
             return self._nothing_at_home
         if handler is None and method == "HEAD" and exact is not None and path not in self._streams:
             handler = exact.get("GET")
-        return handler if handler is not None else self._for_browsers(_not_allowed(handlers))
+        if handler is None:
+            refused = _not_allowed(handlers)
+            return self._for_browsers(refused) if method == "GET" else refused
+        return handler
 
     def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
         """Return the handler with refusals as pages for browsers. `own`: once the guard has let a request pass, the
@@ -122,6 +126,8 @@ class Routes:
 
     def refusal_for(self, request: HttpRequest, reply: Response) -> Response:
         """Return a refusal as a page, if a browser asks for one."""
+        if not wants_page(request):
+            return reply
         from millstream._web.error_pages import error_page  # noqa: PLC0415  only for browsers
 
         links = {} if reply.status == 421 else {"Start page": "/"}
@@ -160,13 +166,14 @@ _PAGES = {"Connect a client": "/connect", "API docs": "/docs"}
 def _unless_browser(handler: Handler, show: Handler) -> Handler:
     """Return a handler that calls `show` for browsers, and `handler` for programs."""
 
+    @wraps(handler)
     def call(request: HttpRequest) -> Awaitable[Response | Sink | None]:
         return (show if wants_page(request) else handler)(request)
 
     return call
 
 
-async def _refuse(request: HttpRequest) -> Response:
+async def refuse(request: HttpRequest) -> Response:
     return refusal(404, "Not found.")
 
 

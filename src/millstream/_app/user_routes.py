@@ -20,7 +20,7 @@ from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
 from millstream._http.asgi.hosted_application import Application, BrokenReply, HostedApplication
-from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal
+from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
 from millstream._server.calls.threads import Threads
@@ -320,6 +320,10 @@ async def _finish(background: Any) -> None:
         await background()
 
 
+def _refuse(request: HttpRequest, reply: Response) -> Response:
+    return error_page(request, reply) if wants_page(request) else reply
+
+
 def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
     """Wrap a handler to report failures like those of tools."""
 
@@ -328,7 +332,7 @@ def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handl
             return await handler(request)
         except HTTPException as exc:
             given = {name.lower().replace("-", "_"): value for name, value in (exc.headers or {}).items()}
-            return error_page(request, refusal(exc.status_code, exc.detail, **given))
+            return _refuse(request, refusal(exc.status_code, exc.detail, **given))
         except BrokenReply as exc:
             raise with_user_frames(exc)  # noqa: B904  it's the same one
         except Exception as exc:
@@ -336,6 +340,6 @@ def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handl
             error = with_user_frames(exc)
             logger.error("%s %a failed [incident %s]", request.method, request.path, incident, exc_info=error)
             text = f"Internal error. The server's log has the details under incident {incident}."
-            return error_page(request, refusal(500, shown_error(error) if show_errors() else text))
+            return _refuse(request, refusal(500, shown_error(error) if show_errors() else text))
 
     return handle

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from millstream._http.message import HttpRequest, Response, wants_page
+from millstream._http.message import HttpRequest, Response
 
 _FOLDER = resources.files("millstream._web")
 _TITLES = {
@@ -41,16 +41,16 @@ _CODE = re.compile("`([^`]+)`")
 def error_page(
     request: HttpRequest, reply: Response, server: str = "", links: Mapping[str, str] | None = None
 ) -> Response:
-    """Return an error as a page for a browser, with its header lines. Other responses are returned unchanged.
+    """Return an error as a page, with its header lines. Other responses are returned unchanged.
 
     Args:
-        request: the request.
+        request: request of a browser.
         reply: the response for programs.
         server: name of the server.
         links: label -> path of pages that help.
     """
     kind, _, head = reply.head.partition(b"\r\n")
-    if reply.status < 400 or b"html" in kind or not wants_page(request):
+    if reply.status < 400 or b"html" in kind:
         return reply
     title = _TITLES.get(reply.status) or HTTPStatus(reply.status).phrase
     texts = [_text_of(reply.body)]
