@@ -120,6 +120,14 @@ def chat(page: Page, open_other: Callable[[str], Page]) -> None:
     page.get_by_text(TALK[-1][1]).wait_for()
 
 
+def join(page: Page, open_other: Callable[[str], Page]) -> None:
+    """The chat before somebody joins."""
+    page.goto(f"{ADDRESS}/chat")
+    page.locator("#server-name:text-is('hub')").wait_for(state="attached")
+    page.evaluate("localStorage.clear()")
+    page.get_by_role("button", name="Change name").click()
+
+
 def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     """A tool that asks."""
     page.goto(f"{ADDRESS}/inspect")
@@ -162,8 +170,8 @@ def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]
 
 
 def main() -> None:
-    """All sixteen, or those of the pages that the command names."""
-    program = shutil.which("chromium")
+    """All twenty, or those of the pages that the command names."""
+    program = shutil.which("chromium") or shutil.which("chromium-headless-shell")
     if program is None:
         sys.exit("This needs Debian's chromium: apt-get install chromium.")
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -172,8 +180,8 @@ def main() -> None:
         for name, text in TALK:
             call("send_sse_message", {"message": text, "name": name, "channel": "broadcast"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
-        wanted = sys.argv[1:] or ["chat", "docs", "inspect", "dashboard"]
-        for act in (chat, docs, inspect):
+        wanted = sys.argv[1:] or ["chat", "join", "docs", "inspect", "dashboard"]
+        for act in (chat, join, docs, inspect):
             for look in looks if act.__name__ in wanted else []:
                 take(browser, act, [look], settle_ms=300)
         if "dashboard" in wanted:
