@@ -128,6 +128,14 @@ def chat(page: Page, open_other: Callable[[str], Page]) -> None:
     page.get_by_text(TALK[-1][1]).wait_for()
 
 
+def join(page: Page, open_other: Callable[[str], Page]) -> None:
+    """The chat before somebody joins."""
+    page.goto(f"{ADDRESS}/chat")
+    page.locator("#server-name:text-is('hub')").wait_for(state="attached")
+    page.evaluate("localStorage.clear()")
+    page.get_by_role("button", name="Change name").click()
+
+
 def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
     """A tool that asks."""
     page.goto(f"{ADDRESS}/inspect")
@@ -209,7 +217,7 @@ def signing_people_in() -> Iterator[str]:
 
 def main() -> None:
     """All pictures, or those of the pages that the command names."""
-    program = shutil.which("chromium")
+    program = shutil.which("chromium") or shutil.which("chromium-headless-shell")
     if program is None:
         sys.exit("This needs Debian's chromium: apt-get install chromium.")
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -219,12 +227,7 @@ def main() -> None:
             call("send_sse_message", {"message": text, "name": name, "channel": "broadcast"})
         looks = [(scheme, size) for scheme in ("light", "dark") for size in SIZES]
         wanted = sys.argv[1:] or ["chat", "docs", "inspect", "sign-in", "dashboard"]
-        if "sign-in" in wanted:
-            with signing_people_in() as address:
-                page = browser.new_page(viewport=ViewportSize(width=560, height=500), color_scheme="light")
-                page.goto(address)
-                page.screenshot(path=FOLDER / "sign-in.png")
-        for act in (chat, docs, inspect):
+        for act in (chat, join, docs, inspect):
             for look in looks if act.__name__ in wanted else []:
                 take(browser, act, [look], settle_ms=300)
         if "dashboard" in wanted:

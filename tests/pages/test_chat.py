@@ -52,6 +52,24 @@ def test_chat_shows_the_server_name(hub: str, open_page: OpenPage) -> None:
     expect(page.locator(".server")).to_have_text("hub 1.0.0")
 
 
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720), (390, 844)])
+def test_first_screen_shows_the_server_and_leads_to_the_playground(
+    hub: str, open_page: OpenPage, width: int, height: int
+) -> None:
+    page = open_page(f"{hub}/chat", width=width, height=height)
+    expect(page.get_by_label("Your name")).to_be_focused()
+    expect(page.locator(".server")).to_have_text("hub 1.0.0")
+    side, bar = page.locator("#side").bounding_box(), page.locator(".bar").bounding_box()
+    assert bar is not None
+    assert (side is None) == (width < 832)
+    if side is not None:
+        assert (side["x"], side["y"], side["height"]) == (0, bar["height"], height - bar["height"])
+    assert find_layout_problems(page) == []
+    page.get_by_role("link", name="ask a model in the playground").click()
+    expect(page.get_by_role("heading", name="Playground")).to_be_visible()
+    expect(page.get_by_label("Your name")).to_be_hidden()
+
+
 def test_chat_works_without_example_tools(plain: str, open_page: OpenPage) -> None:
     ada, grace = open_page(f"{plain}/chat", name="Ada"), open_page(f"{plain}/chat", name="Grace")
     live(ada)

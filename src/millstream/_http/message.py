@@ -410,6 +410,11 @@ def parse_accept(value: bytes | None) -> AcceptedTypes:
     return known
 
 
+def wants_page(request: HttpRequest) -> bool:
+    """Return whether a browser navigates. Its scripts, and other programs, don't list HTML beside everything else."""
+    return parse_accept(request.headers.get(b"accept")).page
+
+
 def _parse(value: bytes) -> AcceptedTypes:
     json = stream = page = named = False
     for item in value.lower().split(b","):
