@@ -5,14 +5,12 @@ from typing import Any
 
 from millstream import Server, auth
 
-DESK_KEY = os.environ.get("DESK_KEY", "a-key-of-the-desk-for-trials")
-ROBOT_KEY = os.environ.get("ROBOT_KEY", "a-key-of-the-robot-for-trials")
-
 
 # region: named
 def named() -> Any:
     """Two keys with names, from the environment."""
-    return auth.keys(named_keys={"desk": (DESK_KEY, ["notes:write"]), "robot": ROBOT_KEY})
+    keys = {"desk": (os.environ["DESK_KEY"], ["notes:write"]), "robot": os.environ["ROBOT_KEY"]}
+    return auth.keys(named_keys=keys)
 
 
 # endregion

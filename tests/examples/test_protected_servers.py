@@ -17,20 +17,30 @@ from millstream.client import BlockingClient
 from processes import free_port, run_command, run_server
 from wire import request
 
+DESK, ROBOT, SECRET = (f"a key of the {name} for this test" for name in ("desk", "robot", "bank"))
 
+
+@pytest.fixture
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    monkeypatch.setenv("DESK_KEY", DESK)
+    monkeypatch.setenv("ROBOT_KEY", ROBOT)
+
+
+@pytest.mark.usefixtures("_keys")
 async def test_named_keys_have_their_scopes() -> None:
     async with run_guarded(make_server(keyed.named())) as world:
-        assert (await world.call(keyed.DESK_KEY, "who")).message["result"]["content"][0]["text"] == "desk"
-        assert (await world.call(keyed.ROBOT_KEY, "who")).message["result"]["content"][0]["text"] == "robot"
+        assert (await world.call(DESK, "who")).message["result"]["content"][0]["text"] == "desk"
+        assert (await world.call(ROBOT, "who")).message["result"]["content"][0]["text"] == "robot"
         assert (await world.call("another", "who")).status == 403
 
 
+@pytest.mark.usefixtures("_keys")
 async def test_keys_in_a_file_and_in_code_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     in_file = KeyFile(path).add("ada", (), 0.0, None)
     server = keyed.from_file(str(path))
     async with run_guarded(server) as world:
-        for key, status in ((in_file, 200), (keyed.DESK_KEY, 200), ("another", 403)):
+        for key, status in ((in_file, 200), (DESK, 200), ("another", 403)):
             assert (await world.post(key, request("ping"))).status == status
 
 
@@ -62,11 +72,13 @@ def test_traced_example_prints_the_call_and_its_part(tmp_path: Path) -> None:
     assert spans["tools/call price"]["attributes"]["gen_ai.operation.name"] == "execute_tool"
 
 
-async def test_webhook_of_shop_pages_checks_the_signature() -> None:
+async def test_webhook_of_shop_pages_checks_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     body = b'{"order":"7"}'
-    right = hmac.new(shop_pages.SECRET.encode(), body, hashlib.sha256).hexdigest()
+    unset, right = (hmac.new(secret, body, hashlib.sha256).hexdigest() for secret in (b"", SECRET.encode()))
     transport = httpx2.ASGITransport(shop_pages.mcp)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        assert (await http.post("/hooks/bank", content=body, headers={"x-signature": unset})).status_code == 403
+        monkeypatch.setattr(shop_pages, "SECRET", SECRET)
         for signature, status in (("", 403), ("0" * 64, 403), (right, 200)):
             reply = await http.post("/hooks/bank", content=body, headers={"x-signature": signature})
             assert reply.status_code == status
