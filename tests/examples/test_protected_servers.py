@@ -17,7 +17,7 @@ from millstream.client import BlockingClient
 from processes import free_port, run_command, run_server
 from wire import request
 
-DESK, ROBOT, SECRET = (f"a key of the {name} for this test" for name in ("desk", "robot", "bank"))
+DESK, ROBOT, SECRET = (f"a-key-of-the-{name}-for-this-test" for name in ("desk", "robot", "bank"))
 
 
 @pytest.fixture
