@@ -119,5 +119,6 @@ async def test_server_stops_while_waiting_for_an_issuer() -> None:
 )
 def test_suggested_command_accepts_the_same_issuer(methods: Any, variable: str) -> None:
     server = Server("shop", auth=methods("http://127.0.0.1:9"))
-    shown = facts(server.runtimes.definition, host="127.0.0.1", port=8000).curl
-    assert f'--oauth2-bearer "{variable}"' in shown
+    shown = facts(server.runtimes.definition, host="127.0.0.1", port=8000)
+    assert f'--oauth2-bearer "{variable}"' in shown.curl
+    assert shown.call.endswith(f'--auth "{variable}"'), "unquoted, an unset variable would leave --auth without a value"

@@ -123,7 +123,7 @@ def curl(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
 
 def call(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> str:
     """Return the same as a command of this program."""
-    key = ["--auth", f"${signed_in}"] if signed_in else []
+    key = ["--auth", f'"${signed_in}"'] if signed_in else []
     first = _first_visible(tools)
     if first is None:
         return " ".join(["millstream list", url, *key])
