@@ -6,10 +6,13 @@ gets a page with what its docstrings say. The look of the site is docs/theme, wi
 product's pages.
 """
 
+import os
 import re
+import subprocess
 import tomllib
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mkdocs.exceptions import PluginError
@@ -39,6 +42,9 @@ TABS = {
 }
 """The folder of a page that docs/index.md doesn't link -> the tab, and the group in it, that get it."""
 MODULE_TAB = "Modules"
+DEMO = TemporaryDirectory(prefix="millstream-site-")
+"""The inspector with a recorded session, written by scripts/demo.py in the environment of Millstream."""
+PYTHON = ROOT / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
 LINE = re.compile(
     r"^(?:## (?P<tab>.+)|\*\*(?P<group>.+)\*\*|- \[(?P<title>.+?)\]\((?P<page>[\w./-]+\.md)\).*)$", re.MULTILINE
 )
@@ -107,13 +113,26 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the modules, our fonts and colors, and the library of the diagrams."""
+    """Add the pages of the modules, our fonts and colors, the library of the diagrams, and the inspector."""
     for page, name in modules().items():
         files.append(File.generated(config, page, content=f"# `{name}`\n\n::: {name}\n"))
     chunks = {f"mermaid/{path.relative_to(MERMAID)}": path for path in MERMAID.glob("chunks/mermaid.esm.min/*.mjs")}
-    for place, path in (OUR_ASSETS | chunks).items():
+    demo = {f"demo/{path.relative_to(DEMO.name).as_posix()}": path for path in record_demo()}
+    for place, path in (OUR_ASSETS | chunks | demo).items():
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
+
+
+def record_demo() -> list[Path]:
+    """The files of the demonstration on the home page."""
+    folder = Path(DEMO.name)
+    if not any(folder.iterdir()):  # `make docs-serve` builds again and again
+        done = subprocess.run(
+            [PYTHON, ROOT / "scripts" / "demo.py", folder], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        if done.returncode:
+            raise PluginError(f"scripts/demo.py failed:\n{done.stderr}")
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def on_env(env: Any, config: Any, files: Files) -> Any:

@@ -14,7 +14,13 @@ function color(name) {
 
 function options() {
   const [surface, sunken, line, text, soft, accent, tint] = [
-    "--surface", "--sunken", "--line-strong", "--text", "--text-soft", "--accent", "--raised"
+    "--surface",
+    "--sunken",
+    "--line-strong",
+    "--text",
+    "--text-soft",
+    "--accent",
+    "--raised"
   ].map(color);
   const { fontFamily } = getComputedStyle(document.body);
   return {
@@ -22,19 +28,46 @@ function options() {
     securityLevel: "strict",
     theme: "base",
     fontFamily,
-    sequence: { actorFontFamily: fontFamily, messageFontFamily: fontFamily, noteFontFamily: fontFamily, mirrorActors: false },
+    sequence: {
+      actorFontFamily: fontFamily,
+      messageFontFamily: fontFamily,
+      noteFontFamily: fontFamily,
+      mirrorActors: false
+    },
     themeVariables: {
       darkMode: document.body.dataset.mdColorScheme === "slate",
       background: surface,
-      primaryColor: sunken, primaryTextColor: text, primaryBorderColor: accent,
-      secondaryColor: tint, secondaryTextColor: text, secondaryBorderColor: line,
-      tertiaryColor: surface, tertiaryTextColor: text, tertiaryBorderColor: line,
-      lineColor: soft, textColor: text, mainBkg: sunken, nodeBorder: accent,
-      clusterBkg: surface, clusterBorder: line, edgeLabelBackground: surface,
-      actorBkg: sunken, actorBorder: accent, actorTextColor: text, actorLineColor: line,
-      signalColor: soft, signalTextColor: text, labelBoxBkgColor: sunken, labelBoxBorderColor: line,
-      labelTextColor: text, loopTextColor: text, noteBkgColor: tint, noteTextColor: text, noteBorderColor: line,
-      activationBkgColor: sunken, activationBorderColor: accent
+      primaryColor: sunken,
+      primaryTextColor: text,
+      primaryBorderColor: accent,
+      secondaryColor: tint,
+      secondaryTextColor: text,
+      secondaryBorderColor: line,
+      tertiaryColor: surface,
+      tertiaryTextColor: text,
+      tertiaryBorderColor: line,
+      lineColor: soft,
+      textColor: text,
+      mainBkg: sunken,
+      nodeBorder: accent,
+      clusterBkg: surface,
+      clusterBorder: line,
+      edgeLabelBackground: surface,
+      actorBkg: sunken,
+      actorBorder: accent,
+      actorTextColor: text,
+      actorLineColor: line,
+      signalColor: soft,
+      signalTextColor: text,
+      labelBoxBkgColor: sunken,
+      labelBoxBorderColor: line,
+      labelTextColor: text,
+      loopTextColor: text,
+      noteBkgColor: tint,
+      noteTextColor: text,
+      noteBorderColor: line,
+      activationBkgColor: sunken,
+      activationBorderColor: accent
     }
   };
 }
@@ -60,8 +93,39 @@ function label() {
   }
 }
 
+/** Put the inspector with its recorded session in place of its picture. */
+function offerDemo() {
+  const button = document.getElementById("try");
+  if (!button) return;
+  button.onclick = () => {
+    const frame = document.createElement("iframe");
+    frame.title = "The inspector, with a recorded session";
+    frame.src = `${button.dataset.demo}#tool=search&args={"words":"Tolkien"}`;
+    document.getElementById("inspector").replaceChildren(frame);
+    frame.focus();
+  };
+}
+
+/** The inspector follows the colors of the site, in this browser. */
+function shareScheme() {
+  const { mdColorScheme } = document.body.dataset;
+  try {
+    localStorage.setItem("millstream.theme", mdColorScheme === "slate" ? "dark" : "light");
+  } catch {
+    // Storage is blocked: the inspector follows the system.
+  }
+}
+
 new MutationObserver(label).observe(document.body, { childList: true, subtree: true });
 addEventListener("resize", label);
 label();
-globalThis.document$.subscribe(draw); // each page, also those that the theme loads without a reload
-new MutationObserver(draw).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
+shareScheme();
+globalThis.document$.subscribe(() => {
+  // Each page, also those that the theme loads without a reload
+  draw();
+  offerDemo();
+});
+new MutationObserver(() => {
+  shareScheme();
+  draw();
+}).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });

@@ -45,7 +45,7 @@ QUERIES = {
     "guides/sign-in-with-google-or-github": ("google login", "github", "social login"),
     "guides/enterprise-single-sign-on": ("sso", "saml", "okta", "azure ad", "single sign-on"),
     "guides/rate-limits-and-quotas": ("rate limit", "throttle", "quota", "429"),
-    "guides/audit-log": ("audit", "compliance"),
+    "guides/audit-log": ("audit", "audit log", "compliance"),
     "guides/https": ("https", "tls", "ssl certificate"),
     "guides/deploying": ("deploy", "docker", "kubernetes", "systemd", "production", "cloud"),
     "guides/behind-a-proxy": ("nginx", "reverse proxy", "load balancer", "traefik", "apache"),
