@@ -1,10 +1,12 @@
 """Asks a model for the time. The model doesn't know it, but it may use the tool of a remote MCP server.
 
-``python3 mcp_client_demo.py --debug`` shows each step; `.env` has the addresses and keys (see `.env.example`).
+``python3 mcp_client_demo.py --debug`` shows each step and message. `.env` has the addresses and keys; see
+`.env.example`.
 """
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -64,8 +66,11 @@ async def ask(question: str, configuration: Configuration, *, debug: bool = Fals
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("question", nargs="?", default="What time is it?")
-    options.add_argument("--debug", action="store_true", help="show each step")
+    options.add_argument("--debug", action="store_true", help="show each step and message")
     chosen = options.parse_args()
+    if chosen.debug:
+        logging.basicConfig(format="[DEBUG] %(message)s")
+        logging.getLogger("millstream.client.messages").setLevel("DEBUG")
     try:
         configuration = Configuration.load(ENV, os.environ)
         print(asyncio.run(ask(chosen.question, configuration, debug=chosen.debug)))

@@ -124,7 +124,10 @@ def test_key_is_read_from_the_file(clock: SharedServer, tmp_path: Path, path: st
     assert done.status == 0, done.err
     assert done.out.startswith("It is 20")
     assert done.out.endswith("+00:00\n")
-    steps = [line.partition("] ")[2] for line in done.err.splitlines() if line.startswith("[debug")]
+    lines = [line.partition("] ")[2] for line in done.err.splitlines() if line.startswith("[debug")]
+    steps = [line for line in lines if not line.startswith(("sent {", "received {"))]
+    assert any(line.startswith("sent {") and '"tools/call"' in line for line in lines)
+    assert any(line.startswith("received {") and '"content"' in line for line in lines)
     transport = "streamable-http" if path == "/mcp" else "http+sse"
     name = f"localhost-{clock.port()}"
     for number, wanted in enumerate([

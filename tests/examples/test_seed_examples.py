@@ -59,7 +59,10 @@ def test_agent_gets_the_time(tmp_path: Path) -> None:
         (tmp_path / ".env").write_text(own.replace("my_secret_key", "another_key"))
         refused = run(sys.executable, client, folder=tmp_path)
     assert re.fullmatch(r"It is 20\S+\+0[12]:00\n", done.stdout)
-    steps = [line.removeprefix("[DEBUG] ") for line in done.stderr.splitlines()]
+    lines = [line.removeprefix("[DEBUG] ") for line in done.stderr.splitlines()]
+    steps = [line for line in lines if not line.startswith(("sent {", "received {"))]
+    assert any(line.startswith("sent {") and '"tools/call"' in line for line in lines)
+    assert any(line.startswith("received {") and '"content"' in line for line in lines)
     assert steps[:4] == [
         f"Model your_model at {api.url}, MCP server http://localhost:{port}/sse",
         "Connected to Time Server (http+sse, 2025-11-25): auth OK",

@@ -48,7 +48,7 @@ from millstream.client._targets import Place, Remote
 from millstream.client._transports.in_process import TransportFactory
 from millstream.client._transports.stdio import Command, StdioTransport, line_printer
 from millstream.client._transports.streamable import StreamableTransport
-from millstream.client._transports.transport import Transport, TransportRequest
+from millstream.client._transports.transport import Transport, TransportRequest, log_message
 
 _MAX_LINES = 256
 """Maximum number of lines to compare with a second start."""
@@ -375,7 +375,9 @@ class Connector:
         listener = self._listener
         pending = listener.running[request_id] = listener.deadlines.begin(seconds, self._options.max_call_seconds, None)
         try:
+            log_message("sent", body)
             answer = await transport.exchange(request)
+            log_message("received", answer.error or answer.result)
         except asyncio.CancelledError as exc:
             if pending.end():
                 raise RequestTimeout(f"The server didn't answer {method} within {seconds:g} seconds.") from exc

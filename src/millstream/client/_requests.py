@@ -19,7 +19,7 @@ from millstream.client._errors import ConnectionLost, InvalidResponse, RequestTi
 from millstream.client._negotiation import Connection, Options, request_body, with_meta
 from millstream.client._questions import QuestionHandler, answer_all
 from millstream.client._server_messages import OnProgress, ServerMessages
-from millstream.client._transports.transport import Transport, TransportRequest
+from millstream.client._transports.transport import Transport, TransportRequest, log_message
 
 _INPUT_REQUIRED = b'"input_required"'
 _MIN_WAIT = 0.05
@@ -202,6 +202,7 @@ class Requests:
         if filters is not None and not (message := filters.filter_outgoing(message)):
             return
         try:
+            log_message("sent", message)
             async with asyncio.timeout(self._timeout):
                 await transport.send(message, method)
         except TimeoutError as exc:
@@ -224,7 +225,9 @@ class Requests:
             seconds, self._options.max_call_seconds, ask.progress
         )
         try:
+            log_message("sent", body)
             answer = await connection.transport.exchange(request)
+            log_message("received", answer.error or answer.result)
         except asyncio.CancelledError as exc:
             if pending.end():
                 raise RequestTimeout(f"The server didn't answer {ask.method} within {seconds:g} seconds.") from exc

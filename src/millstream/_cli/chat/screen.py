@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -161,6 +162,12 @@ class Steps:
         self._screen = screen
         self._number = 0
         self.note, self.fail, self.pause = screen.note, screen.fail, screen.pause
+        handler = logging.Handler()
+        handler.emit = lambda record: self.tell(record.getMessage())  # type: ignore[method-assign]
+        messages = logging.getLogger("millstream.client.messages")
+        messages.addHandler(handler)
+        messages.setLevel(logging.DEBUG)
+        messages.propagate = False
 
     def tell(self, what: str) -> None:
         """Print the next step."""

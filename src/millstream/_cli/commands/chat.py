@@ -103,7 +103,7 @@ def chat(  # noqa: PLR0913  the options of the command
             show_default=lambda _: ".env",
         ),
     ] = "",
-    debug: Annotated[bool, Parameter(help="Show each step.")] = False,
+    debug: Annotated[bool, Parameter(help="Show each step and message.")] = False,
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:

@@ -62,6 +62,15 @@ class SkipLog:
             _logger.warning("A message of the server was skipped, as others like it will be. %s: %.80r", why, data)
 
 
+_messages = logging.getLogger("millstream.client.messages")
+
+
+def log_message(direction: str, message: bytes) -> None:
+    """Log a message as it's sent or received, at level DEBUG of ``millstream.client.messages``."""
+    if _messages.isEnabledFor(logging.DEBUG):
+        _messages.debug("%s %s", direction, message.decode("utf-8", "replace"))
+
+
 class TransportRequest(Struct, gc=False):
     """One request to send."""
 
