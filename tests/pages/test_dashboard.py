@@ -73,6 +73,11 @@ def test_charts_follow_the_selected_tool_and_range(hub: str, open_page: OpenPage
     page.get_by_role("button", name="greet", exact=True).press("Enter")
     expect(page.get_by_role("button", name="greet", exact=True)).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_role("heading", name="Latency of greet")).to_be_visible()
+    row(page, "greet").get_by_role("cell").nth(1).click()  # the whole row is the button's
+    expect(page.get_by_role("button", name="greet", exact=True)).to_have_attribute("aria-pressed", "false")
+    expect(page.get_by_role("heading", name="Latency", exact=True)).to_be_visible()
+    row(page, "greet").get_by_role("cell").nth(1).click()
+    expect(page.get_by_role("heading", name="Latency of greet")).to_be_visible()
     charts = page.locator("canvas.chart")
     assert charts.count() == 5
     for chart in charts.all():

@@ -51,7 +51,8 @@ def test_arrow_keys_select_in_every_list(shared_crowd: SharedServer, open_page: 
         expect(listed.get_by_role("option").first).to_be_visible()
         listed.focus()
         page.keyboard.press("Home")
-        page.keyboard.press("Enter")  # opens the first group
+        if "closed" in (listed.locator(".at").text_content() or ""):
+            page.keyboard.press("Enter")  # opens the first group; the inspector's starts open, with the first tool
         page.keyboard.press("ArrowDown")
         name = listed.locator(".at strong").inner_text()
         page.keyboard.press("Enter")
@@ -60,6 +61,21 @@ def test_arrow_keys_select_in_every_list(shared_crowd: SharedServer, open_page: 
         page.get_by_role("combobox", name="Command").fill("Change the colors")
         page.keyboard.press("Escape")
         expect(page.get_by_role("combobox", name="Command")).to_have_count(0)
+
+
+def test_inspector_opens_the_first_tool_of_its_list_and_keeps_the_footer(
+    shared_crowd: SharedServer, open_page: OpenPage
+) -> None:
+    page = open_page(f"http://127.0.0.1:{shared_crowd.port()}/inspect")
+    chosen = page.locator("#items [aria-selected=true]")
+    expect(chosen).to_be_visible()
+    assert page.evaluate("document.getElementById('items').scrollTop") == 0
+    assert chosen.get_attribute("aria-posinset") == "2"  # below the first heading
+    foot = page.locator("#offers-foot")
+    before = foot.bounding_box()
+    page.locator("#filter").fill("nothing is called this")
+    expect(page.locator("#no-items")).to_be_visible()
+    assert foot.bounding_box() == before
 
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])

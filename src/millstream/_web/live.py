@@ -223,21 +223,30 @@ class LogTail(logging.Handler):
 class LogFeed:
     """The handler of `GET /inspect/log`: the server's log, for its developer."""
 
-    def __init__(self, log: LogTail, streams: OpenStreams) -> None:
+    def __init__(self, log: LogTail, streams: OpenStreams, failure: Callable[[], Any] = lambda: None) -> None:
+        """Create the handler. `failure` returns why the changed program can't start; None if it can."""
         self._log = log
+        self._failure = failure
         self._streams = streams
         self._instance = secrets.token_hex(4)
 
     async def events(self, request: HttpRequest) -> Response | None:
-        """Send the buffered lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines."""
+        """Send the buffered lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines.
+
+        The event ``failure`` says why the changed program can't start; ``null`` once it has changed again.
+        """
         if self._streams.full(request):
             return _BUSY
         sink = request.open(200, STREAM_HEAD)
         self._streams.add(sink, request, ("inspect", ""), until=expiry_of(request.principal))
         instance, _, number = last_event_id(request).partition("-")
         sent = int(number) if instance == self._instance and number.isdecimal() and len(number) < 16 else 0
+        told = None
         try:
             while not sink.closed and sink.buffered <= MAX_BUFFERED:
+                if (failure := self._failure()) != told:
+                    told = failure
+                    sink.write(sse.encode_event(encode(failure), event="failure"))
                 lines, last = self._log.after(sent)
                 if lines:
                     sink.write(sse.encode_event(b"[%b]" % b",".join(lines), id=f"{self._instance}-{last}"))

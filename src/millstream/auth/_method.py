@@ -190,6 +190,10 @@ class PageMethod(AuthMethod):
         """
         raise NotImplementedError
 
+    def forget(self) -> bytes:
+        """Return header lines that delete what else this method keeps in the browser of a user who signs out."""
+        return b""
+
     async def recall(self, kept: bytes) -> Identity | None:
         """Return the user of a cookie's content; None if they were removed or changed their password."""
         raise NotImplementedError

@@ -188,7 +188,7 @@ class SignIn:
         seal = _cookie(request)
         if seal:
             await self._end(seal, peer_network(request.peer), everywhere=b"everywhere" in request.body)
-        return _redirect(request, PATH, "", 0)
+        return _redirect(request, PATH, "", 0, b"" if self._host is None else self._host.forget())
 
     async def account(self, request: HttpRequest) -> Response:
         """Handle `GET /sign-in/account`: who is signed in, and what they may do."""

@@ -47,6 +47,22 @@ test("long lists are grouped by prefix, and single names go under Other", () => 
   assert.equal(groupItems(named(...shop), nameOf), null);
 });
 
+test("names that begin with a verb are grouped by what they are about", () => {
+  const verbs = ["get", "list", "create", "update", "delete"];
+  const names = [
+    ...verbs.map((verb) => `${verb}_issue`),
+    ...verbs.map((verb) => `${verb}Status`),
+    "list_issues",
+    "run"
+  ];
+  const found = [...groupItems(named(...names), nameOf)].map(([name, items]) => [name, items.length]);
+  assert.deepEqual(found, [
+    ["issue", 6],
+    ["status", 5],
+    ["Other", 1]
+  ]);
+});
+
 test("the group of the current item starts open in a list that starts closed", () => {
   const groups = new Map([
     ["one", named(..."abcdefghij")],

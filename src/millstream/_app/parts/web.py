@@ -350,7 +350,9 @@ class WebPart(OwnPart):
         host.routes.add("/chat/members", Route({"GET": ChatMembers(hub).get}, private=True))
         if host.settings.show_errors:
             host.on_close(capture_prints(feed.log))
-            developing = LogFeed(feed.log, host.streams)
+            from millstream._app.server_process.workers.slot import failed_restart  # noqa: PLC0415  in development
+
+            developing = LogFeed(feed.log, host.streams, failed_restart)
             host.routes.add("/inspect/log", Route({"GET": developing.events}, stream=True, local=True))
         host.on_http(lambda: _serve(host, definition))
 

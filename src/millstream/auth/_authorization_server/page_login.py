@@ -64,6 +64,11 @@ class PageLogin(PageMethod):
         return kept, self._tickets.keep_device(name)
 
     @override
+    def forget(self) -> bytes:
+        """See `PageMethod.forget`. The consent page asks for the password again."""
+        return self._tickets.forget()
+
+    @override
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """See `PageMethod.redirect_to_login`."""
         upstream = self._accounts.upstreams.get(login)

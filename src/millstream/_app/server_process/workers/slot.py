@@ -57,6 +57,8 @@ class Hello(WorkerMessage, frozen=True, kw_only=True):
     """Descriptors of the sockets that the other workers accept from, by worker."""
     run: int
     """Number of the ``run()`` call that the worker serves, from 1."""
+    reloads: bool = False
+    """Whether a developer's changes restart the workers."""
     key: str
     """Secret shared by all workers, for programs without one."""
     store: str = ""
@@ -109,7 +111,10 @@ class Departure(WorkerMessage, frozen=True):
 
 
 class StartFailure(WorkerMessage, frozen=True):
-    """Worker to parent: it can't start. Contains the parts of a `CommandError`."""
+    """Worker to parent: it can't start. Parent to worker: the changed program can't; empty once it has changed again.
+
+    Contains the parts of a `CommandError`.
+    """
 
     what: str
     why: str = ""
@@ -117,7 +122,7 @@ class StartFailure(WorkerMessage, frozen=True):
     detail: str = ""
 
 
-ToWorker = Hello | Drain | Force | WorkerStates
+ToWorker = Hello | Drain | Force | WorkerStates | StartFailure
 ToParent = Ready | Alive | Departure | StartFailure
 FOR_WORKER: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
 FOR_PARENT: msgspec.json.Decoder[ToParent] = msgspec.json.Decoder(ToParent)
@@ -209,6 +214,7 @@ class WorkerSlot:
 
 class _ClaimedSlot:
     place: WorkerSlot | None = None
+    failure: StartFailure | None = None
     runs = 0
     """Number of times that this process has begun to serve over HTTP."""
 
@@ -217,6 +223,16 @@ def begin_run() -> int:
     """Count a ``run()`` call, because a worker serves the same one as its parent."""
     _ClaimedSlot.runs += 1
     return _ClaimedSlot.runs
+
+
+def note_failure(failure: StartFailure) -> None:
+    """Record why the changed program can't start, or with an empty one, that it has changed again."""
+    _ClaimedSlot.failure = failure if failure.what else None
+
+
+def failed_restart() -> StartFailure | None:
+    """Return why the changed program can't start; None if there's no newer version."""
+    return _ClaimedSlot.failure
 
 
 def claim() -> WorkerSlot | None:

@@ -36,7 +36,7 @@ from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import passed_sockets
 from millstream._app.server_process.panel import show
 from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, receive_signals
-from millstream._app.server_process.workers.slot import Hello, WorkerState, WorkerStates, open_sockets
+from millstream._app.server_process.workers.slot import Hello, StartFailure, WorkerState, WorkerStates, open_sockets
 from millstream._app.server_process.workers.worker_process import (
     KILLED,
     READY,
@@ -191,6 +191,7 @@ class Supervisor:
             port=slots[0].listeners[0].getsockname()[1],
             listeners=[],
             run=run,
+            reloads=changes is not None,
             key=secrets.token_urlsafe(32),
         )
         """Common part of the workers' roles."""
@@ -259,6 +260,7 @@ class Supervisor:
         They stop together, because clients of a worker that stops alone reconnect to those that are about to stop.
         """
         new: list[WorkerProcess] = []
+        self._tell(StartFailure(""))
         try:
             while empty := self._empty_slots(new):  # one that was ready may have died since
                 slot = empty[0]
@@ -270,6 +272,7 @@ class Supervisor:
                 new.append(await self._start_before_next(slot, orders))
         except NotStarted as exc:
             tell_failure(exc.error)
+            self._tell(StartFailure(exc.error.what, exc.error.why, exc.error.fix, exc.error.detail))
             logger.error("The restart failed. The current workers keep serving.")
             self._leave(new)
             self._fill()
@@ -434,12 +437,12 @@ class Supervisor:
             slot.restarts += 1
             slot.mending = self._tasks.spawn(self._start(slot, why=why))
 
-    def _tell(self) -> None:
-        """Send all workers the state of all."""
+    def _tell(self, failure: StartFailure | None = None) -> None:
+        """Send all workers the state of all, or why the changed program can't start."""
         order = sorted(self._children.items(), key=lambda each: (each[1].number, each[0].pid))
         seats = [WorkerState(slot.number, child.pid, child.state, slot.restarts) for child, slot in order]
         for child in self._children:
-            child.tell(WorkerStates(seats))
+            child.tell(failure or WorkerStates(seats))
 
 
 async def _restart_after(changes: AsyncIterator[None], orders: ParentSignals) -> None:

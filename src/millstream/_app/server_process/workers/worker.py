@@ -29,16 +29,20 @@ from millstream._app.server_process.workers.slot import (
     Drain,
     Force,
     Ready,
+    StartFailure,
     ToWorker,
     WorkerSlot,
     WorkerState,
     WorkerStates,
+    note_failure,
 )
 from millstream._http.server.drain import LINGER, DrainTimes
 from millstream._override import override
 from millstream._server.calls.keys import load_secrets
 
 READY = "ready"
+RELOAD_LINGER = 0.1
+"""Seconds that an idle connection stays open while a developer waits for the new version."""
 
 logger = logging.getLogger("millstream")
 
@@ -229,13 +233,16 @@ class WorkerStops(StopSignals):
     def _take(self, message: ToWorker) -> None:
         delay = self._runtimes.definition.settings.drain_delay
         if isinstance(message, Drain):
-            self._drain(DrainTimes(0.0, LINGER) if message.replaced else DrainTimes.for_stop(delay))
+            linger = RELOAD_LINGER if self._place.hello.reloads else LINGER
+            self._drain(DrainTimes(0.0, linger) if message.replaced else DrainTimes.for_stop(delay))
         elif isinstance(message, Force):
             self.forced = True
             self._force()
         elif isinstance(message, WorkerStates):
             self._place.seats[:] = message.seats
             self._stand_in.look(message.seats)
+        elif isinstance(message, StartFailure):
+            note_failure(message)
 
     def _stop_without_parent(self) -> None:
         """Stop without the parent, because the next server needs the address immediately."""

@@ -239,10 +239,10 @@ class WorkerProcess:
             self.leaves = True
             self._line.tell(Force())
 
-    def tell(self, roster: WorkerStates) -> None:
-        """Send it the state of all workers."""
+    def tell(self, message: WorkerStates | StartFailure) -> None:
+        """Send it the state of all workers, or why the changed program can't start."""
         if self.state in (READY, LEAVING):
-            self._line.tell(roster)
+            self._line.tell(message)
 
     def signal(self, number: int) -> None:
         """Send a signal, if it's still running."""

@@ -82,7 +82,7 @@ export function drawHealth(snapshot, past) {
   const total = past?.total;
   write($("errors"), total ? count(total.errors) : "–");
   write($("error-share"), total?.calls ? `${figure(share(total.errors, total.calls))}%` : "");
-  $("errors").classList.toggle("raised", Boolean(total?.errors));
+  for (const id of ["errors", "error-share"]) $(id).classList.toggle("raised", Boolean(total?.errors));
   unit($("p99"), ms(total?.p99_ms));
   write($("session-count"), count(sum(snapshot.sessions)));
   write($("connection-count"), count(sum(snapshot.connections)));

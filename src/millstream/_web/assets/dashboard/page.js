@@ -275,7 +275,8 @@ function draw() {
   if ($("main").classList.contains("stale")) drawUnknown();
   else drawHealth(snapshot, past);
   drawTools();
-  parts.count("errors", past?.total.errors ? count(past.total.errors) : "", "bad");
+  const errors = [...snapshot.tools, ...snapshot.methods].reduce((sum, row) => sum + row.errors, 0);
+  parts.count("errors", errors ? count(errors) : "", "bad"); // since the start, as in the table
 }
 
 function takeSnapshot(taken) {

@@ -91,6 +91,13 @@ export class LiveTable {
     pager?.append(this.#pager);
     place.replaceChildren(this.#box, this.#none, ...(pager ? [] : [this.#pager]));
     this.#hold();
+    // The whole row is the button's.
+    this.#body.addEventListener("click", (event) => {
+      const at = /** @type {Element} */ (event.target);
+      /** @type {HTMLElement | null} */
+      const name = at.closest("tr").querySelector(".row-name");
+      if (!at.closest("button") && getSelection().isCollapsed) name?.click();
+    });
     search?.addEventListener("input", () => {
       this.#page = 0;
       this.draw(true);

@@ -14,9 +14,11 @@ import { menu } from "../shell/menu.js";
 let running = null;
 let watching = null;
 
+const canceled = (byPerson = false) => Object.assign(new Error("Canceled."), { name: "AbortError", byPerson });
+
 /** Cancel what is running in the detail view. */
 export function cease() {
-  running?.abort(new Error("Cancelled."));
+  running?.abort(canceled());
   watching?.abort(new Error("No longer watched."));
   closeApps();
 }
@@ -131,7 +133,7 @@ export function bench(work) {
     if (values === null) return;
     const stop = new AbortController();
     running = stop;
-    cancel.onclick = () => stop.abort(Object.assign(new Error("Cancelled."), { byPerson: true }));
+    cancel.onclick = () => stop.abort(canceled(true));
     cancel.hidden = false;
     // Not `disabled`, because the focus returns here after a question.
     button.ariaDisabled = "true";
@@ -214,12 +216,8 @@ async function perform(output, work, values, signal) {
   const progress = ({ progress: value, total, message }) => {
     if (total) Object.assign(bar, { max: total, value });
     const amount = (number) => (Number.isInteger(number) ? count(number) : figure(number));
-    step.textContent = [
-      message,
-      total ? `${amount(value)} of ${amount(total)}` : value === undefined ? "" : amount(value)
-    ]
-      .filter(Boolean)
-      .join(", ");
+    const done = total ? `${amount(value)} of ${amount(total)}` : value === undefined ? "" : amount(value);
+    step.textContent = message?.includes(`${value} of ${total}`) ? message : [message, done].filter(Boolean).join(", ");
   };
   let result = null;
   const outcome = (text, look, ...nodes) => {
@@ -234,6 +232,7 @@ async function perform(output, work, values, signal) {
     const shown = [...(work.app ? [work.app(values, result)] : []), ...results(result, work)];
     return result.isError === true ? outcome("Tool error", "bad", ...shown) : outcome("Done", "good", ...shown);
   } catch (error) {
+    if (error.name === "AbortError") return outcome("Canceled", "warn");
     const data =
       error instanceof RpcError && error.data !== undefined ? [jsonBlock(error.data, "Data of the error")] : [];
     const remedy = work.remedy?.(error, values) ?? null;

@@ -40,6 +40,11 @@ export function clearHistory() {
   draw();
 }
 
+const mark = ({ good, text }) =>
+  text === "Canceled"
+    ? element("span", "mark soft", icon("stop"))
+    : element("span", `mark ${good ? "good" : "bad"}`, icon(good ? "check" : "close"));
+
 export function draw() {
   page.count("runs", runs.length);
   $("no-history").hidden = runs.length > 0;
@@ -49,7 +54,7 @@ export function draw() {
       const button = makeButton(
         { className: "quiet", title: "Open it again with these values" },
         () => page.jump(run),
-        element("span", `mark ${run.good ? "good" : "bad"}`, icon(run.good ? "check" : "close")),
+        mark(run),
         element("span", "what one-line", element("strong", {}, run.name), ` ${values === "{}" ? "" : values}`),
         element(
           "time",

@@ -1,9 +1,9 @@
 // Notifications of the server. Log messages are also shown in a separate list.
 
 import { page } from "./host.js";
-import { $, clock, element, isAtEnd, lazyDetails, pre, pretty } from "../dom.js";
+import { $, clock, element, icon, iconButton, isAtEnd, lazyDetails, pre, pretty } from "../dom.js";
 import { colored } from "../render/json.js";
-import { parseTraceback } from "../render/traceback.js";
+import { parseTraceback, traceback } from "../render/traceback.js";
 
 const KEPT = 300;
 const RANKS = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
@@ -54,7 +54,7 @@ export function drawNotes() {
 
 function tell() {
   page.count("notes", counts.notes);
-  page.count("logs", counts.logs, counts.bad ? "bad" : "");
+  page.count("logs", counts.bad || counts.logs, counts.bad ? "bad" : "");
 }
 
 const written = (data) => (typeof data === "string" ? data : (data?.message ?? data?.msg ?? JSON.stringify(data)));
@@ -144,6 +144,28 @@ export function noteLog(records) {
     if (LOOKS[level] === "bad") counts.bad += 1;
     append("logs", () => log(new Date(ts), { level, logger, data: message }, error?.stack));
   }
+}
+
+/** Show why the changed program doesn't start, over the page; null removes it. */
+export function showFailure(failure) {
+  const before = $("load-failure");
+  before?.remove();
+  if (!failure) return before && page.state("Connected", "good");
+  const { what, why, fix, detail } = failure;
+  page.state("Old version", "warn");
+  const node = element(
+    "section",
+    { id: "load-failure", className: "card stack tight", role: "alert" },
+    element(
+      "div",
+      "row",
+      element("h2", "grow", what),
+      iconButton("Hide", icon("close"), () => node.remove())
+    ),
+    detail ? traceback(`Traceback (most recent call last):\n${detail}`) : element("p", {}, why),
+    element("p", "soft small", `${fix} The version before it keeps running until the program loads again.`.trim())
+  );
+  document.body.append(node);
 }
 
 export function clearNotes() {

@@ -33,7 +33,7 @@ import { clearHistory, draw as drawHistory } from "./history.js";
 import { page } from "./host.js";
 import { KINDS, SERVER, updated } from "./kinds.js";
 import * as links from "./links.js";
-import { clearNotes, drawNotes, note, noteLog } from "./notes.js";
+import { clearNotes, drawNotes, note, noteLog, showFailure } from "./notes.js";
 import { ask } from "./questions.js";
 import { exportCalls, importCalls, outcomeOf, runAll, savedCalls, summary } from "./saved.js";
 import { TRANSPORTS, applyLevel, connect, otherServers, session } from "./session.js";
@@ -149,6 +149,7 @@ async function load(name) {
   kinds.count(name, name === "server" ? "" : offered[name].length || (name === "saved" ? "" : 0));
 }
 
+/** Draw the list, and return its first item. */
 function drawItems() {
   const found = matching();
   const order = kind === "tools" ? $("order").value : "listed";
@@ -163,6 +164,7 @@ function drawItems() {
     element("strong", {}, there ? "No matches" : `No ${KINDS[kind].plural ?? kind}`),
     there ? "Try fewer words." : (refused[kind] ?? KINDS[kind].none)
   );
+  return groups ? groups.values().next().value[0] : found[0];
 }
 
 /** Draw the footer: the cost of the tools, the order of the list, or the summary of saved calls. */
@@ -207,8 +209,8 @@ function open(name) {
   kind = name;
   kinds.choose(name, false);
   $("filter").value = "";
-  drawItems();
-  const again = current() ?? offered[name]?.[0];
+  const first = drawItems();
+  const again = current() ?? first;
   if (again) show(again);
   else $("detail").replaceChildren(nothing(name));
 }
@@ -250,7 +252,11 @@ async function findEndpoint() {
   return session.endpoint;
 }
 
-const ownLog = new Feed("inspect/log", ({ data }) => noteLog(JSON.parse(data)));
+const ownLog = new Feed(
+  "inspect/log",
+  ({ type, data }) => (type === "failure" ? showFailure : noteLog)(JSON.parse(data)),
+  ({ state: now }) => now === "open" && showFailure(null)
+);
 
 /** Show the other servers that the operator named, and the user signed in at the current one. */
 async function offerServers() {

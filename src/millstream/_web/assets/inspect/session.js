@@ -10,7 +10,7 @@ import { cease, say } from "./bench.js";
 import { capabilities, openSettings, ownHeaders } from "./settings.js";
 import { asksToSignIn } from "./sign-in.js";
 
-const WAITS_MS = [500, 1_000, 2_000, 4_000];
+const WAITS_MS = [100, 500, 1_000, 2_000, 4_000]; // at first, for a restart by `millstream dev`
 
 export const TRANSPORTS = {
   http: { title: "Streamable HTTP", line: Http, path: null },

@@ -48,8 +48,9 @@ function ownerOf({ params }, how) {
   return exchanges.findLast(({ first }) => first.message.id === id && first.out && first.message.method) ?? null;
 }
 
+const ENDS = { "Canceled.": "canceled", "Disconnected.": "closed" }; // by this page
 const failed = ({ answer, problem }) =>
-  Boolean(problem || answer?.message.error || answer?.message.result?.isError === true);
+  !(problem in ENDS) && Boolean(problem || answer?.message.error || answer?.message.result?.isError === true);
 
 /**
  * Add a message.
@@ -105,9 +106,9 @@ export function record(out, message, how) {
 export function fail(message, error) {
   const exchange = asked.get(`true ${message.id}`);
   if (!exchange) return;
-  asked.delete(`true ${message.id}`);
+  if (!(error.message in ENDS)) asked.delete(`true ${message.id}`); // some servers answer a canceled request
   exchange.problem = error.name === "TypeError" ? "The server can't be reached." : error.message;
-  failures += 1;
+  if (failed(exchange)) failures += 1;
   draw(exchange);
 }
 
@@ -165,7 +166,7 @@ function redraw() {
 }
 
 function tell() {
-  page.count("messages", exchanges.length, failures ? "bad" : "");
+  page.count("messages", failures || exchanges.length, failures ? "bad" : "");
   const empty = $("traffic").childElementCount === 0;
   $("no-traffic").hidden = !empty;
   $("no-traffic").firstElementChild.textContent = exchanges.length ? "No exchange matches" : "No messages yet";
@@ -173,7 +174,7 @@ function tell() {
 
 /** Return the outcome of a request in a word. */
 function outcome({ first, answer, problem }) {
-  if (problem) return "failed";
+  if (problem) return ENDS[problem] ?? "failed";
   if (!first.message.method || first.message.id === undefined) return "";
   if (!answer) return "open";
   if (answer.message.error) return `error ${answer.message.error.code}`;

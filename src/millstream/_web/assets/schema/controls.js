@@ -87,6 +87,8 @@ function toLocal(text) {
   return new Date(moment.getTime() - moment.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
 }
 
+const LONG = 200; // characters that don't fit in a line
+
 export function text(schema, { id, single = false }) {
   const type = isPassword(schema) ? "password" : (INPUTS[schema.format] ?? "text");
   const moment = schema.format === "date-time";
@@ -96,7 +98,7 @@ export function text(schema, { id, single = false }) {
     id,
     autocomplete: "off",
     dir: "auto",
-    className: grows ? "grows" : "",
+    className: grows ? (schema.maxLength > LONG ? "grows long" : "grows") : "",
     placeholder: PLACEHOLDERS[schema.format] ?? ""
   });
   if (grows) control.rows = 1;

@@ -1,12 +1,22 @@
-// Collapsible groups for long lists: by the first tag of each item, or by the prefix of its name.
+// Collapsible groups for long lists: by the first tag of each item, or by the first word of its name that isn't a verb.
 
 /** @typedef {{group: string, size: number, closed: boolean}} Head the heading row of a group */
 
 const MIN_ITEMS = 12; // shorter lists aren't grouped
-const PREFIX = /^([A-Za-z0-9]+)(?=[_./:-]|[a-z](?=[A-Z]))/;
+const WORDS = /[A-Z]?[a-z0-9]+|[A-Z0-9]+/g;
+const VERBS = new Set(
+  "add cancel check close create delete describe edit fetch find get list make merge move open put read remove rename run search send set show start stop update upload write".split(
+    " "
+  )
+);
 const OTHER = "Other";
 
-const prefixOf = (name) => PREFIX.exec(name)?.[1].toLowerCase() ?? "";
+/** Return what a name is about: `issue` for `list_issues` and `getIssue`. */
+function prefixOf(name) {
+  const words = (name.match(WORDS) ?? []).map((word) => word.toLowerCase());
+  if (words.length < 2) return "";
+  return VERBS.has(words[0]) ? words[1].replace(/(?<![sui])s$/, "") : words[0];
+}
 
 /**
  * Return the items by group, ordered by the groups' names; null if groups wouldn't help.

@@ -62,6 +62,7 @@ const keysOf = (link) => `g ${LETTERS[link.textContent]}`;
 const go = (link) => (location.href = link.href);
 
 addBarButtons();
+document.querySelector(".bar [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }); // on a phone
 if ($("account")) showAccount();
 shortcut("mod+k", "Find a command", () => openPalette());
 shortcut("?", "Show the shortcuts", showKeys);
