@@ -8,6 +8,7 @@ import json
 import platform
 import shutil
 import sys
+import sysconfig
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +65,7 @@ def main() -> int:
     if missing or not Path(PYTHON).exists() or not PROGRAM.exists():
         sys.exit(f"Not ready ({', '.join(missing) or 'no peers'}): start this with `make bench`.")
     chosen = [name for name in names if not options.only or {name, name.partition("-")[0]} & set(options.only)]
-    for line in left_out():
+    for line in (f"Measured with {interpreter()}.", *left_out()):
         say(line)
     raise_file_limit()
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +96,7 @@ def alone(options: argparse.Namespace, names: list[str]) -> int:
             found.run(names, options.rounds, options.connections or [])
         finally:
             found.close()
-    print(found.table())
+    print(f"{processor()}, {interpreter()}\n\n{found.table()}")
     return 1 if any(row.errors for row in found.results.values()) else 0
 
 
@@ -120,7 +121,15 @@ def describe(options: argparse.Namespace) -> str:
     version = "".join(f" VERSION={name}" for name in ENVIRONMENT.split("-")[1:])
     command = f'make bench{version} ARGS="--rounds {options.rounds} --seconds {options.seconds:g}{lasting}{chosen}"'
     release = ".".join(platform.release().split(".")[:2])
-    return f"`{command}` on {processor()}, {platform.system()} {release}, Python {platform.python_version()}"
+    return f"`{command}` on {processor()}, {platform.system()} {release}, {interpreter()}"
+
+
+def interpreter() -> str:
+    """This Python, and whether it was optimized with a profile, which makes it up to a third faster."""
+    # Debian optimizes its builds so, but their configuration doesn't say it.
+    debian = sys.base_prefix == "/usr" or ".pythons" in Path(sys.base_prefix).parts
+    profiled = debian or "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
+    return f"Python {platform.python_version()} {'with' if profiled else 'without'} profile-guided optimization"
 
 
 def processor() -> str:

@@ -147,8 +147,8 @@ def probe(server: Running, kind: Kind) -> int:
     right = response.status == 202 and not text
     if response.status == 200 and kind.reply in text:
         # A reply is JSON, or an event stream whose last event is the response.
-        message = json.loads(text.rpartition("data: ")[2] if text.startswith("event: ") else text)
-        right = message["id"] == PROBE or "@" not in kind.body
+        *_, message = [text] if text.startswith("{") else ["", *re.findall(r"(?m)^data: ?(\{.*)$", text)]
+        right = json.loads(message or "{}").get("id") == PROBE or "@" not in kind.body
     if not right:
         raise BenchError(f"the reply has status {response.status}, and is not as expected: {text[:300]}")
     return received.size

@@ -126,6 +126,10 @@ def left_out() -> list[str]:
 
 
 MANY = (("BENCH_TOOLS", "100"),)
+TWENTY = (("BENCH_TOOLS", "20"),)
+PAGE = PEERS / "page.txt"
+"""The text of the tool `page`, for peers."""
+TRAFFIC = (("BENCH_PAGE", str(PAGE)),)
 STREAM = (("BENCH_REPLIES", "stream"),)
 NODE = (("BENCH_NODE", str(PEERS)), ("NODE_ENV", "production"))
 CAPS = (("MILLSTREAM_MAX_STREAMS", "40000"), ("MILLSTREAM_MAX_STREAMS_PER_PRINCIPAL", "20000"))
@@ -148,7 +152,7 @@ TARGETS = {
     "ours-sessionless": Target("millstream", _ours("--no-sessions")),
     "ours-asgi": Target("millstream, plain uvicorn", _ours_asgi),
     "ours-100": Target("millstream", _ours(), MANY),
-    "ours-20": Target("millstream", _ours(), (("BENCH_TOOLS", "20"),)),
+    "ours-20": Target("millstream", _ours(), TWENTY),
     "ours-traffic": Target("millstream", _ours_traffic()),
     "ours-traffic-sessionless": Target("millstream", _ours_traffic("--no-sessions")),
     "ours-hub-rows": Target("millstream", _ours_hub_rows, first=FIRST_SESSION),
@@ -192,6 +196,12 @@ TARGETS = {
     "mcp-go-sessionless": _compiled("mcp-go 1.2", MCP_GO, "stateless", *ONE_CORE),
     "mcp-go-100": _compiled("mcp-go 1.2", MCP_GO, "http", *ONE_CORE, *MANY),
     "mcp-go-stdio": _compiled("mcp-go 1.2", MCP_GO, "stdio", *ONE_CORE),
+    "mcp-traffic": Target("mcp 2.3.0", _python("sdk_traffic.py", "http"), TRAFFIC),
+    "mcp-traffic-sessionless": Target("mcp 2.3.0", _python("sdk_traffic.py", "stateless"), TRAFFIC),
+    "mcp-20": Target("mcp 2.3.0", _python("sdk_python.py", "http"), TWENTY),
+    "rust-traffic": _compiled("Rust SDK 3.11", RUST, "http", *TRAFFIC),
+    "rust-traffic-sessionless": _compiled("Rust SDK 3.11", RUST, "stateless", *TRAFFIC),
+    "rust-20": _compiled("Rust SDK 3.11", RUST, "http", *TWENTY),
     "bare-loop": Target("bare uvloop + httptools", _python("bare_loop.py")),
     "bare-asgi": Target("bare ASGI function", _python("bare_asgi.py")),
     "fastapi": Target("FastAPI + sse-starlette", _python("fastapi_sse.py")),

@@ -65,7 +65,7 @@ def _page(client: str) -> Kind:
 
 def _count(text: str) -> Kind:
     """Return a call of the tool that counts the characters of its argument."""
-    return _call(PYTHON, "count", f'"text":"{text}"', f'"text":"{len(text)}"')
+    return _call(PYTHON, "count", f'"text":"{text}"', str(len(text)))
 
 
 def _fill(text: str) -> str:
@@ -170,7 +170,7 @@ ROWS = {
     "list-20": Row("list of 20 tools, 2025-11-25, TypeScript", _other(TYPESCRIPT, "tools/list", '"add_9"'), "ours-20"),
     "list-20-2026": Row("list of 20 tools, 2026-07-28, Python", _other(PYTHON, "tools/list", '"add_9"'), "ours-20"),
     "pydantic": Row("a pydantic model as the argument", _call(PYTHON, "order", _ORDER, "Springfield")),
-    "def": Row("a `def` tool", _call(PYTHON, "add_plain", '"a":@,"b":1', "1000001")),
+    "def": Row("a `def` tool", _call(PYTHON, "add_plain", '"a":@,"b":1', "1000002")),
     "raising": Row("a tool that raises", _call(PYTHON, "fail", "", '"isError":true')),
     "task": Row("a call that becomes a task", _task("finish"), "ours-hub-rows"),
     "task-10000": Row(

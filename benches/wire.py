@@ -9,7 +9,7 @@ import random
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 COMMON = "content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
@@ -28,8 +28,9 @@ REQUESTS = Path(__file__).with_name("requests")
 
 @dataclass(frozen=True)
 class Kind:
-    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, a number of tools, or what the
-    shop answers."""
+    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, or what the shop answers. If
+    it expects nothing, only one reply is examined.
+    """
 
     head: str
     body: str
@@ -63,11 +64,6 @@ KINDS = {
     ),
     "call-2025": Kind(f"{COMMON}mcp-protocol-version: 2025-11-25\r\n", _body("tools/call", CALL)),
     "call-session": Kind(f"{COMMON}mcp-protocol-version: 2025-11-25\r\n", _body("tools/call", CALL), sessions=SESSIONS),
-    "list-100": Kind(
-        f"{COMMON}mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/list\r\n",
-        _body("tools/list", {"_meta": META}),
-        expect="100",
-    ),
 }
 
 
@@ -113,7 +109,13 @@ def _token() -> str:
 
 
 BEARER = _token()
+"""What a client sends that has signed in; as a key, it's the same for every server."""
 KINDS["call-bearer"] = Kind(f"{KINDS['call-2026'].head}authorization: Bearer {BEARER}\r\n", KINDS["call-2026"].body)
+_PYTHON = KINDS["as-python-2026-07-28"]
+KINDS["as-python-bearer"] = replace(
+    _PYTHON, whole=_PYTHON.whole.replace("\r\n\r\n", f"\r\nauthorization: Bearer {BEARER}\r\n\r\n")
+)
+KINDS["list-100"] = replace(recorded("python-2026-07-28", "tools/list"), reply='"add_99"')
 INITIALIZE = (
     _body("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": CLIENT})
     .replace("@", "1")

@@ -95,9 +95,6 @@ if expected then
         good = of_shop(text)
       elseif expected == "user" then
         good = tonumber(text:match('"user":%s*(%d+)')) == answered
-      else
-        local _, count = text:gsub('"inputSchema"', "")
-        good = count == tonumber(expected)
       end
     end
     if good then
