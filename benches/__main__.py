@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benches.broadcast import PROGRAM
-from benches.cases import BROADCASTS, CASES
+from benches.cases import BROADCASTS, CASES, ORDINARY
 from benches.compare import Comparison, trees
 from benches.measure import ENDURING, Bench
 from benches.processes import ROOT, raise_file_limit
@@ -29,7 +29,7 @@ MARK = "<!-- figures of Python {}: written by `make bench ARGS=--write` -->\n"
 def main() -> int:
     """Measure, print, and write what was asked for."""
     names = [*CASES, *BROADCASTS, *ENDURING, "start"]
-    groups = {name.partition("-")[0] for name in BROADCASTS}
+    groups = {name.partition("-")[0] for name in (*BROADCASTS, *ORDINARY)}
     rows = {*ROWS, *(name.partition("-")[0] for name in ROWS)} - set(names) - groups
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 51), metavar="1-50")

@@ -149,22 +149,24 @@ CASES = {
     ),
 }
 FEW = {
-    "call-16": Case(
-        "tools/call, 2026-07-28, 16 connections",
-        ("ours", "rust", "mcp-go", "go", "mcp", "bare-loop"),
-        {},
-        "as-python-2026-07-28",
-        connections=16,
-    ),
-    "sessionless-16": Case(
-        "tools/call, 2025-11-25 without sessions, 16 connections",
-        ("ours-sessionless", "rust-sessionless", "mcp-go-sessionless", "go", "mcp-sessionless"),
-        {},
-        "plain-sessionless",
-        connections=16,
-    ),
+    f"{name}-{connections}": Case(f"{title}, {connections} connections", targets, {}, kind, connections=connections)
+    for connections in (1, 16, 256)
+    for name, title, targets, kind in (
+        (
+            "call",
+            "tools/call, 2026-07-28",
+            ("ours", "rust", "mcp-go", "go", "mcp", "bare-loop"),
+            "as-python-2026-07-28",
+        ),
+        (
+            "sessionless",
+            "tools/call, 2025-11-25 without sessions",
+            ("ours-sessionless", "rust-sessionless", "mcp-go-sessionless", "go", "mcp-sessionless"),
+            "plain-sessionless",
+        ),
+    )
 }
-"""What 64 connections measure, with fewer: a server has less to do at once then."""
+"""What 64 connections measure, with fewer and with more: a server has less or more to do at once then."""
 RECORDED = {
     f"as-{name}": Case(
         f"tools/call as the {language} client sends it, {connections} connections",

@@ -80,7 +80,7 @@ class Comparison:
         """Return the server that gets the load, and the one whose processor time counts, ready for one round."""
         if not (row.store or row.first or row.streams):
             server = self._server(row.target, tree)
-            server.open_sessions(row.kind.sessions)
+            server.open_sessions(row.kind.sessions, row.kind.revision)
             return server, server
         options = ["--workers", str(row.workers)] if row.workers > 1 else []
         if row.store not in ("", "memory"):

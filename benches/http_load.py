@@ -106,7 +106,7 @@ def quick(
 def fill(server: Running, kind: Kind, number: int = PROBE) -> bytes:
     """Return one request with the values of a run."""
     head, _, body = kind.requests().replace("@", str(number)).partition("\r\n\r\n")
-    sessions = server.open_sessions(kind.sessions)
+    sessions = server.open_sessions(kind.sessions, kind.revision)
     values = {"host": f"127.0.0.1:{server.port}", "length": str(len(body.encode()))}
     values |= {"session": sessions[0]} if sessions else {}
     for name, value in values.items():
@@ -147,8 +147,8 @@ def probe(server: Running, kind: Kind) -> int:
     right = response.status == 202 and not text
     if response.status == 200 and kind.reply in text:
         # A reply is JSON, or an event stream whose last event is the response.
-        message = json.loads(text if text.startswith("{") else text.rpartition("data: ")[2])
-        right = message["id"] == PROBE or "@" not in kind.body
+        *_, message = [text] if text.startswith("{") else ["", *re.findall(r"(?m)^data: ?(\{.*)$", text)]
+        right = json.loads(message or "{}").get("id") == PROBE or "@" not in kind.body
     if not right:
         raise BenchError(f"the reply has status {response.status}, and is not as expected: {text[:300]}")
     return received.size
@@ -195,7 +195,7 @@ def _load(timed: str, cpu: float, spent: float) -> Load:
 
 
 def _wrk(server: Running, kind: Kind, seconds: float, connections: int, *, check: bool) -> str:
-    sessions = server.open_sessions(kind.sessions)
+    sessions = server.open_sessions(kind.sessions, kind.revision)
     with tempfile.TemporaryDirectory() as folder:
         files = {"BENCH_REQUESTS": kind.requests(), "BENCH_SESSIONS": "\n".join(sessions)}
         for name, text in files.items():

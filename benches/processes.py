@@ -44,7 +44,8 @@ class Running:
     started: float
     """Seconds from the start of the process to its first HTTP answer."""
     idle: float = 0.0
-    sessions: list[str] = field(default_factory=list)
+    sessions: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of initialized sessions, by revision."""
 
     def memory(self) -> float:
         """Resident memory of the process and its children, in MiB."""
@@ -57,17 +58,19 @@ class Running:
         """One POST on a connection of its own; the body of the answer has been read."""
         return _post(self.port, First("/mcp", head, body))
 
-    def open_sessions(self, count: int) -> list[str]:
+    def open_sessions(self, count: int, revision: str = "2025-11-25") -> list[str]:
         """Ids of initialized sessions, made once."""
+        opened = self.sessions.setdefault(revision, [])
+        initialize = First("/mcp", COMMON, INITIALIZE.replace(b"2025-11-25", revision.encode()))
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
-            while len(self.sessions) < count:
-                session = _exchange(connection, First("/mcp", COMMON, INITIALIZE)).getheader("mcp-session-id")
+            while len(opened) < count:
+                session = _exchange(connection, initialize).getheader("mcp-session-id")
                 if not session:
                     raise BenchError("initialize gave no session id")
-                head = f"{COMMON}mcp-protocol-version: 2025-11-25\r\nmcp-session-id: {session}\r\n"
+                head = f"{COMMON}mcp-protocol-version: {revision}\r\nmcp-session-id: {session}\r\n"
                 _exchange(connection, First("/mcp", head, INITIALIZED))
-                self.sessions.append(session)
-        return self.sessions[:count]
+                opened.append(session)
+        return opened[:count]
 
     def settle(self) -> None:
         """Wait until it's idle: workers that are still starting would count as the cost of answers."""

@@ -139,6 +139,8 @@ ROWS = {
     "plain-session": Row("tools/call, 2025-11-25 in 16 sessions, TypeScript", _SESSION),
     "plain-python": Row("tools/call, 2025-11-25 in 16 sessions, Python", recorded("python-2025-11-25")),
     "plain-python1": Row("tools/call, 2025-11-25 in 16 sessions, Python's first line", recorded("python1-2025-11-25")),
+    "plain-2025-06-18": Row("tools/call, 2025-06-18 in 16 sessions, Python", recorded("python1-2025-06-18")),
+    "plain-2025-03-26": Row("tools/call, 2025-03-26 in 16 sessions, Python", recorded("python1-2025-03-26")),
     "plain-rust": Row("tools/call, 2025-11-25 in 16 sessions, Rust", recorded("rust-2025-11-25")),
     "plain-sessionless": Row(
         "tools/call, 2025-11-25 without sessions, TypeScript", _without_session(_SESSION), "ours-traffic-sessionless"
@@ -163,6 +165,8 @@ ROWS = {
     "browser": Row("fetch() in Chromium", recorded("chromium-2025-11-25")),
     "chunked": Row("a chunked body", _chunked(_PLAIN)),
     "reconnect": Row("a connection per call", _with(_PLAIN, "Connection: close", without=("connection",))),
+    "initialize-python": Row("initialize, old Python", _other("python1-2025-03-26", "initialize", '"serverInfo"')),
+    "ping-python": Row("ping, old Python", _other("python1-2025-03-26", "ping", '"result":{}')),
     "initialize": Row("initialize, TypeScript", _other(TYPESCRIPT, "initialize", '"serverInfo"')),
     "initialized": Row("notifications/initialized, TypeScript", _other(TYPESCRIPT, "notifications/initialized")),
     "ping": Row("ping, TypeScript", _other(TYPESCRIPT, "ping", '"result":{}')),

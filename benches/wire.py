@@ -37,6 +37,8 @@ class Kind:
     expect: str = "sum"
     sessions: int = 0
     """The number of sessions whose requests take turns."""
+    revision: str = "2025-11-25"
+    """The revision of the sessions."""
     reply: str = ""
     """What a reply contains; it's looked for in one that is decompressed, before the load."""
     whole: str = ""
@@ -74,7 +76,8 @@ def recorded(client: str, method: str = "tools/call") -> Kind:
     head, _, body = text.partition("\n")[2].partition("\n\n")
     whole = head.replace("\n", "\r\n") + "\r\n\r\n"
     expect = "sum" if method == "tools/call" else ""
-    return Kind("", body.rstrip("\n"), expect, SESSIONS if "{session}" in head else 0, whole=whole)
+    sessions = SESSIONS if "{session}" in head else 0
+    return Kind("", body.rstrip("\n"), expect, sessions, revision=client.partition("-")[2], whole=whole)
 
 
 KINDS |= {f"as-{path.stem}": recorded(path.stem) for path in sorted(REQUESTS.glob("*.http"))}

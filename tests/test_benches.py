@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benches import __main__ as command
-from benches import http_load, processes, report, targets
+from benches import compare, http_load, processes, report, targets
 from benches.cases import BROADCASTS, CASES
 from benches.endurance import slope
 from benches.measure import Figures
@@ -57,6 +58,25 @@ def test_rows_change_only_what_their_title_says() -> None:
     for row in ROWS.values():
         assert row.target in TARGETS
         assert row.kind.expect == "sum" or row.kind.reply or "notifications/" in row.kind.body
+
+
+def test_documented_comparison_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple[list[str], int]] = []
+    monkeypatch.setattr(command, "alone", lambda options, names: measured.append((names, options.rounds)) or 0)
+    page = command.PAGE.read_text("utf-8")
+    arguments = re.search(r"(?m)^\.venv/bin/python -m benches (.*)$", page)
+    assert arguments is not None
+    monkeypatch.setattr(sys, "argv", ["benches", *arguments[1].split()])
+    assert command.main() == 0
+    assert measured == [
+        (["text-16k", "text-16k-typescript", "text-16k-go", "text-16k-nginx", "text-16k-plain", "chunked"], 3)
+    ]
+
+
+def test_both_trees_contain_the_package(tmp_path: Path) -> None:
+    assert compare.trees(processes.ROOT) == {"this": compare.OWN, "other": compare.OWN}
+    with pytest.raises(processes.BenchError, match="contains no package"):
+        compare.trees(tmp_path)
 
 
 @for_each(

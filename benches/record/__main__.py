@@ -5,12 +5,14 @@ and writes one request of each method to ``benches/requests/NAME.http``. The cli
 and to print its name and version in a line ``source: …``. In the file, `{host}`, `{session}`, and `{length}` stand for
 values of a run, and `@` for the id of a request. With ``--nginx``, nginx passes the requests on, as in its guide.
 
-The files were made by these commands. The packages are those of ``make bench`` and ``make test``, and of an environment
-with ``mcp==1.30.0``:
+The files were made by these commands. The packages are those of ``make bench`` and ``make test``, and of environments
+with mcp 1.30.0, 1.12.4, and 1.9.4, which speak three revisions:
 
     python -m benches.record python-2026-07-28 python benches/record/client.py {url}
     python -m benches.record python-2025-11-25 python benches/record/client.py {url} legacy
     python -m benches.record python1-2025-11-25 MCP1/bin/python benches/record/client.py {url}
+    python -m benches.record python1-2025-06-18 MCP1/bin/python benches/record/client.py {url}
+    python -m benches.record python1-2025-03-26 MCP1/bin/python benches/record/client.py {url}
     python -m benches.record typescript-2025-11-25 node benches/record/client.mjs {url}
     python -m benches.record typescript-2026-07-28 node benches/record/client.mjs {url} 2026-07-28
     python -m benches.record go-2026-07-28 go run -C benches/go ./client {url}

@@ -16,6 +16,7 @@ TYPED = re.compile(r"README\.md|docs/tutorial\.md|docs/guides/.*")
 COMMANDS = {
     "millstream run examples/bookshop.py": "tests/cli/test_run.py",
     "make dist": "tests/test_package.py",
+    ".venv/bin/python -m benches --only text --only chunked --rounds 3 --against ../main/src": "tests/test_benches.py",
     "pip install fastapi": "it asks the index",
 }
 """The commands of the other pages -> the test that runs each, or why none does."""
