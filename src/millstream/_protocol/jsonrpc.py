@@ -195,14 +195,20 @@ def check_text(body: bytes) -> None:
     Raises:
         ProtocolError: PARSE_ERROR.
     """
-    if not body.isascii():
-        try:
-            str(body, "utf-8")
-        except UnicodeDecodeError as exc:
-            raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400) from exc
+    if not (body.isascii() or is_utf8(body)):
+        raise ProtocolError(PARSE_ERROR, "Parse error: the body is not UTF-8", status=400)
     why = exceeds_limits(body)
     if why:
         raise ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
+
+
+def is_utf8(body: bytes) -> bool:
+    """Return whether text is UTF-8. Decoders check only the parts that they read."""
+    try:
+        str(body, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _Result(Struct, gc=False):

@@ -145,7 +145,7 @@ class Tool(Item):
         self.decode: Callable[[Any], Any] = cast("Callable[[Any], Any]", source.decode)
         """Decodes raw arguments to a struct. Only for a tool that is `plain`."""
         self.plain: bool = source.decode is not None and not (
-            self.requires or self.timeout or self.headers or self.visible or "stream" in self.parameters
+            self.requires or self.headers or self.visible or "stream" in self.parameters
         )
         """Whether a transport can decode the arguments and pass a prepared call, because nothing wraps the tool."""
         self._output = source.output

@@ -24,6 +24,7 @@ from millstream._protocol.jsonrpc import (
     check_text,
     error_message,
     exceeds_limits,
+    is_utf8,
     read,
     result_message,
 )
@@ -200,11 +201,11 @@ class Streamable:
     """The POST handler of the MCP endpoint."""
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
-        dispatcher, settings = endpoint.dispatcher, endpoint.services.settings
+        dispatcher = endpoint.dispatcher
         self._endpoint = endpoint
         self._dispatcher = dispatcher
         self._open_line = endpoint.open_line
-        self._prepares = not settings.tool_timeout and dispatcher.begin is None
+        self._prepares = dispatcher.begin is None
         self._fast = dispatcher.registry.fast if self._prepares else {}
         self._tools = dispatcher.registry.tools
         self._calls = dispatcher.calls
@@ -220,7 +221,7 @@ class Streamable:
             headers.get(b"content-type") != b"application/json"
             or size > _MAX_USUAL
             or len(headers) != len(request.raw_headers)
-            or not body.isascii()
+            or not (body.isascii() or is_utf8(body))
             or exceeds_limits(body)
             or (len(self._calls) >= self._most and self._dispatcher.load.full(request.owner))
             or not (known_accept(headers.get(b"accept")) or parse_accept(headers.get(b"accept"))).json
