@@ -130,6 +130,8 @@ r"""Control and format characters except ``\n`` and ``\t``: bidirectional and li
 
 def escape(text: str) -> str:
     """Return the text with these characters as JSON escapes."""
+    if text.isascii() and text.isprintable():
+        return text
     return INVISIBLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
