@@ -21,7 +21,7 @@ from millstream import Server, Settings
 from millstream._app.server_process.entry import prepare
 from millstream._http.server.listener import SocketListener
 from millstream._telemetry import messages, process
-from wire import FakeTransport, Wire, ask_asgi, encode_headers, encode_request, per_request, request, routing
+from wire import POST, FakeTransport, Wire, ask_asgi, encode_headers, encode_request, per_request, request, routing
 
 OURS = str(Path(millstream.__file__).parent)
 BODY = json.dumps(per_request("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}})).encode()
@@ -331,3 +331,27 @@ async def test_thousands_of_sessions_in_turn_cost_no_more_than_one() -> None:
             counts.append([name for name in count.names if name != "ReplyHeads.tick"])
         protocol.connection_lost(None)
     assert len(counts[2]) == len(calls) * len(counts[1]), counts[1]
+
+
+@for_each(
+    ("method", "params", "most"),
+    [
+        ("ping", None, 12),
+        ("tools/list", {}, 14),
+        ("notifications/initialized", None, 10),
+        ("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 9),
+    ],
+)
+@for_each("session", [True, False])
+async def test_handshake_messages_take_the_fast_path(method: str, params: Any, most: int, session: bool) -> None:
+    server, _ = make_server()
+    async with server.running() as runtime:
+        prepare(server, runtime)
+        headers = await Wire(server, runtime, None).initialize() if session else POST
+        message = request(method, params)
+        if method.startswith("notifications/"):
+            del message["id"]
+        data = encode_request("POST", "/mcp", encode_headers(headers), json.dumps(message).encode())
+        names = await count_request(server, data, last=b"" if "notif" in method else b"}")
+    assert "serve_exactly" not in names
+    assert len(names) <= most + session, names

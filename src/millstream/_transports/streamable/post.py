@@ -31,9 +31,12 @@ from millstream._protocol.jsonrpc import (
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
 from millstream._server.calls.call import NOBODY, Call
+from millstream._server.calls.sessions import Session
 from millstream._server.features.tools import (
     PreparedCall,
     decode_handshake_call,
+    decode_handshake_message,
+    decode_handshake_params,
     decode_request,
     decode_request_params,
 )
@@ -192,6 +195,7 @@ _BY_HEADER: Mapping[bytes | None, Revision] = {
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
+_HANDSHAKE_METHODS = frozenset[str]().union(*(each.requests for each in HANDSHAKE.values())) - {"initialize"}
 _LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith("/list")}
 _MAX_USUAL = 64 * 1024
 """Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
@@ -230,7 +234,10 @@ class Streamable:
             pass
         elif b"mcp-method" not in headers:
             if self._prepares:
-                call = self._fast_handshake_call(request)
+                taken = self._fast_handshake_call(request)
+                if isinstance(taken, Response):
+                    return taken
+                call = taken
         elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             if fast is not None:
@@ -246,11 +253,15 @@ class Streamable:
             return Response(answer)
         return await finish(call, answer)
 
-    def _fast_handshake_call(self, request: HttpRequest) -> Call | None:
-        """Return a tool call of a handshake revision, decoded in two typed passes, or None if anything is unusual."""
+    def _fast_handshake_call(self, request: HttpRequest) -> Call | Response | None:
+        """Return a request of a handshake revision, decoded in two typed passes; or the response to a notification; or
+        None if anything is unusual.
+        """
         headers, sessions = request.headers, self._endpoint.sessions
         if sessions is None:
             session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
+        elif b"mcp-session-id" not in headers:
+            session, revision = None, None if b"mcp-protocol-version" in headers else ASSUMED
         else:
             session = sessions.find_known(headers.get(b"mcp-session-id"), request.principal)
             revision = None if session is None else session.revision
@@ -258,6 +269,8 @@ class Streamable:
                 return None
         if revision is None:
             return None
+        if b'"tools/call"' not in request.body:
+            return self._fast_message(request, session, revision)
         try:
             envelope = decode_handshake_call(request.body)
             params = envelope.params
@@ -285,6 +298,45 @@ class Streamable:
             tool=tool,
             body=request.body,
             arguments=arguments,
+        )
+
+    def _fast_message(
+        self, request: HttpRequest, session: Session | None, revision: Revision
+    ) -> Call | Response | None:
+        """Return a request other than a tool call, the response to a notification, or None if anything is unusual."""
+        try:
+            message = decode_handshake_message(request.body)
+            meta = decode_handshake_params(message.params).meta
+        except MALFORMED:
+            return None
+        method, services = message.method, self._endpoint.services
+        if len(request.body) > MAX_ID or request.query or meta.version is not UNSET:
+            return None
+        if message.id is UNSET:
+            if (
+                not method.startswith("notifications/")
+                or method == "notifications/cancelled"
+                or services.notification_filters is not None
+                or method in self._dispatcher.registry.notification_handlers
+            ):
+                return None
+            services.note(method, "http", session, principal=request.principal)
+            return _ACCEPTED
+        if method not in _HANDSHAKE_METHODS or method in _STREAM_BOUND:
+            return None
+        request.cancel_on_disconnect = session is None
+        return Call(
+            revision=revision,
+            id=message.id,
+            method=method,
+            params=bytes(message.params),
+            client=NOBODY if session is None else session.client,
+            open_reply=self._open_line,
+            origin=request,
+            session=session,
+            principal=request.principal,
+            headers=request.headers,
+            token=None if meta.token is UNSET else meta.token,
         )
 
     def _fast_call(self, request: HttpRequest, fast: PreparedCall) -> Call | None:
