@@ -166,10 +166,14 @@ def test_exceptions_have_type_message_and_stack() -> None:
     assert "hunter2" not in error["stack"]
 
 
-def fail(depth: int, text: str, *, note: str = "") -> None:
+class OutOfStock(Exception):
+    pass
+
+
+def fail(depth: int, text: str, *, note: str = "", kind: type[Exception] = ValueError) -> None:
     if depth:
-        fail(depth - 1, text, note=note)
-    error = ValueError(text)
+        fail(depth - 1, text, note=note, kind=kind)
+    error = kind(text)
     if note:
         error.add_note(note)
     raise error
@@ -180,10 +184,13 @@ def test_repeated_errors_are_described_like_the_first(monkeypatch: pytest.Monkey
     format_tb = traceback.format_tb
     monkeypatch.setattr(traceback, "format_tb", lambda trace: formatted.append(trace) or format_tb(trace))
     formatter = logs.JsonLines()
-    for depth, text, note in ((1, "a", ""), (1, "b", ""), (1, "", ""), (1, "token=hunter2", "why"), (0, "a", "")):
+    for depth, text, note, kind in (
+        (1, "a", "", ValueError), (1, "b", "", OutOfStock), (1, "", "", KeyError), (1, "token=hunter2", "", ValueError),
+        (1, "a", "why", ValueError), (0, "a", "", ImportError), (0, "a", "", ValueError),
+    ):  # fmt: skip
         try:
-            fail(depth, text, note=note)
-        except ValueError:
+            fail(depth, text, note=note, kind=kind)
+        except Exception:
             record = logging.makeLogRecord({"exc_info": sys.exc_info()})
         stack = json.loads(formatter.format(record))["error"]["stack"]
         assert stack == logging.Formatter().formatException(record.exc_info).replace("hunter2", "***")  # type: ignore[arg-type]

@@ -73,6 +73,8 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 _MAX_TRACEBACKS = 64
 _MAX_FRAMES = 16
 """Maximum number of cached tracebacks of a formatter, and of their frames."""
+_LONG_ERRORS = (AttributeError, BaseExceptionGroup, ImportError, NameError, SyntaxError)
+"""Errors to which a traceback adds more than their text, such as a similar name."""
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
@@ -202,14 +204,15 @@ class _ErrorFormatter(logging.Formatter):
         if not record.exc_info or record.exc_info[0] is None:
             return None
         kind, error, trace = record.exc_info
-        stack = ""
-        if not (error.__cause__ or error.__context__ or isinstance(error, BaseExceptionGroup)):
-            stack = self._format_frames(trace) + redact_text("".join(traceback.format_exception_only(error))[:-1])
+        message, stack = redact_text(str(error)), ""
+        if not (error.__cause__ or error.__context__ or hasattr(error, "__notes__") or isinstance(error, _LONG_ERRORS)):
+            where = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+            stack = f"{self._format_frames(trace)}{where}{kind.__qualname__}{message and ': '}{message}"
         if not 0 < len(stack) <= MAX_TEXT:
             stack = self.formatException(record.exc_info)
             # The end of a traceback is the useful part; the middle of a deep recursion isn't.
             stack = redact_text(f"…{stack[-MAX_TEXT:]}" if len(stack) > MAX_TEXT else stack)
-        return {"type": kind.__name__, "message": redact_text(str(error)), "stack": stack}
+        return {"type": kind.__name__, "message": message, "stack": stack}
 
     def _format_frames(self, trace: TracebackType | None) -> str:
         links = _links(trace)
