@@ -335,6 +335,9 @@ async def test_thousands_of_sessions_in_turn_cost_no_more_than_one() -> None:
     assert not {"HeaderLineCache.__missing__", "HttpSessions._open", "serve_exactly"} & {*many}  # timers may have run
 
 
+CLIENT = {"name": "test", "version": "1"}
+
+
 @for_each(
     ("method", "params", "most"),
     [
@@ -342,11 +345,14 @@ async def test_thousands_of_sessions_in_turn_cost_no_more_than_one() -> None:
         ("tools/list", {}, 14),
         ("notifications/initialized", None, 10),
         ("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 9),
+        ("initialize", {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": CLIENT}, 36),
     ],
 )
 @for_each("session", [True, False])
 async def test_handshake_messages_take_the_fast_path(method: str, params: Any, most: int, session: bool) -> None:
     server, _ = make_server()
+    if session and method == "initialize":
+        return
     async with server.running() as runtime:
         prepare(server, runtime)
         headers = await Wire(server, runtime, None).initialize() if session else POST
@@ -356,7 +362,7 @@ async def test_handshake_messages_take_the_fast_path(method: str, params: Any, m
         data = encode_request("POST", "/mcp", encode_headers(headers), json.dumps(message).encode())
         names = await count_request(server, data, last=b"" if "notif" in method else b"}")
     assert "serve_exactly" not in names
-    assert len(names) <= most + session, names
+    assert len(names) <= most + session, (method, len(names), names)
 
 
 async def test_functions_in_threads_wake_the_event_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,7 +354,7 @@ class _HandshakeMessage(Struct, gc=False):
     method: str
     id: int | str | UnsetType = UNSET
     """Missing in a notification."""
-    params: Raw = Raw(b"{}")
+    params: Raw = Raw(b"")
     result: UnsetType = UNSET
     error: UnsetType = UNSET
 

@@ -195,7 +195,7 @@ _BY_HEADER: Mapping[bytes | None, Revision] = {
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
-_HANDSHAKE_METHODS = frozenset[str]().union(*(each.requests for each in HANDSHAKE.values())) - {"initialize"}
+_HANDSHAKE_METHODS = frozenset[str]().union(*(each.requests for each in HANDSHAKE.values()))
 _LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith("/list")}
 _MAX_USUAL = 64 * 1024
 """Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
@@ -216,7 +216,7 @@ class Streamable:
         self._most = dispatcher.load.max_each
         """With fewer calls in flight, no caller can exceed its limit."""
 
-    async def post(self, request: HttpRequest) -> Response | None:
+    async def post(self, request: HttpRequest) -> Response | None:  # noqa: C901  one frame for each call
         """Serve one POST of any revision."""
         headers, body = request.headers, request.body
         call, size = None, len(body)
@@ -237,6 +237,8 @@ class Streamable:
                 taken = self._fast_handshake_call(request)
                 if isinstance(taken, Response):
                     return taken
+                if isinstance(taken, Envelope):
+                    return await self._fast_initialize(request, taken)
                 call = taken
         elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
             fast = self._fast.get(headers.get(b"mcp-name", b""))
@@ -253,9 +255,16 @@ class Streamable:
             return Response(answer)
         return await finish(call, answer)
 
-    def _fast_handshake_call(self, request: HttpRequest) -> Call | Response | None:
-        """Return a request of a handshake revision, decoded in two typed passes; or the response to a notification; or
-        None if anything is unusual.
+    async def _fast_initialize(self, request: HttpRequest, message: Envelope) -> Response:
+        exchange = StreamableExchange(self._endpoint, request)
+        try:
+            return await _initialize(exchange, message)
+        except ProtocolError as exc:
+            return _refuse(exchange, message, exc)
+
+    def _fast_handshake_call(self, request: HttpRequest) -> Call | Envelope | Response | None:
+        """Return a request of a handshake revision, decoded in two typed passes; `initialize` as it is; the response to
+        a notification; or None if anything is unusual.
         """
         headers, sessions = request.headers, self._endpoint.sessions
         if sessions is None:
@@ -302,11 +311,12 @@ class Streamable:
 
     def _fast_message(
         self, request: HttpRequest, session: Session | None, revision: Revision
-    ) -> Call | Response | None:
-        """Return a request other than a tool call, the response to a notification, or None if anything is unusual."""
+    ) -> Call | Envelope | Response | None:
+        """Return a message other than a tool call, as `_fast_handshake_call` does."""
         try:
             message = decode_handshake_message(request.body)
-            meta = decode_handshake_params(message.params).meta
+            params = bytes(message.params)
+            meta = decode_handshake_params(params or b"{}").meta
         except MALFORMED:
             return None
         method, services = message.method, self._endpoint.services
@@ -322,6 +332,8 @@ class Streamable:
                 return None
             services.note(method, "http", session, principal=request.principal)
             return _ACCEPTED
+        if method == "initialize":
+            return Envelope(message.id, method, params)
         if method not in _HANDSHAKE_METHODS or method in _STREAM_BOUND:
             return None
         request.cancel_on_disconnect = session is None
@@ -329,7 +341,7 @@ class Streamable:
             revision=revision,
             id=message.id,
             method=method,
-            params=bytes(message.params),
+            params=params,
             client=NOBODY if session is None else session.client,
             open_reply=self._open_line,
             origin=request,
