@@ -295,6 +295,12 @@ async def test_origins_cost_their_check_alone() -> None:
     assert not [name for name in more if name.startswith(("ServerConnection.", "HeaderLineCache."))], more
 
 
+async def test_chunked_bodies_cost_two_calls() -> None:
+    head, _, body = encode_request("POST", "/mcp", HEADERS, BODY).partition(b"content-length: %d\r\n" % len(BODY))
+    data = b"%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, len(BODY), body.lstrip())
+    assert sorted(await count_more(make_server()[0], data)) == ["HeaderLineCache.__missing__", "read_chunk"]
+
+
 async def test_connections_return_to_the_fast_path() -> None:
     odd = encode_request("POST", "/mcp", [*HEADERS, (b"expect", b"x")], BODY)
     assert await count_more(make_server()[0], odd, PLAIN) == []

@@ -201,7 +201,7 @@ class CountingParser:
 
 ODD = [
     b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n",
-    message([*USUAL, b"transfer-encoding: chunked"], b"1\r\nx\r\n0\r\nmore: 1\r\n\r\n"),
+    message([*USUAL, b"Transfer-Encoding: chunked"], b"1\r\nx\r\n0\r\nmore: 1\r\n\r\n"),
     message([*USUAL, b"X-Odd:no-space", b"content-length: 1"], b"x"),
     message([*USUAL, b"content-length: 1"], b"x") * 2,
     message([*USUAL, b"expect: 100-continue", b"content-length: 1"], b"x"),
@@ -211,6 +211,7 @@ ODD = [
 
 @for_each("odd", ODD, ids=["get", "chunked", "no space", "pipelined", "expect", "upgrade"])
 async def test_usual_requests_after_another_one_bypass_the_parser(odd: bytes) -> None:
+    await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
     connection = SHORT.connect()
     connection.connection_made(FakeTransport())
     usual = message([*USUAL, b"X-Request-ID: 7f", b"Origin: http://127.0.0.1:8000", b"content-length: 1"], b"x")
@@ -231,6 +232,7 @@ async def test_usual_requests_after_another_one_bypass_the_parser(odd: bytes) ->
 
 
 async def test_connections_with_usual_requests_only_make_no_parser() -> None:
+    await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
     connection = SHORT.connect()
     connection.connection_made(FakeTransport())
     data = message([*USUAL, b"content-length: 2"], b"xy")
@@ -239,6 +241,57 @@ async def test_connections_with_usual_requests_only_make_no_parser() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert connection.connection._parser is None
+    connection.connection_lost(None)
+
+
+CHUNKED = [*USUAL, b"transfer-encoding: chunked"]
+LAST = b"\r\n0\r\n\r\n"
+CHUNKS = [
+    *(chunk + LAST for chunk in (
+        b"3\r\nabc", b"03\r\nabc", b"00000003\r\nabc", b"000000003\r\nabc", b"A\r\n0123456789", b"a\r\n0123456789",
+        b"3;x=y\r\nabc", b"3 \r\nabc", b"+3\r\nabc", b"0x3\r\nabc", b"3_0\r\nabc", b"-1\r\n", b"\r\nabc", b"3\r\nabcd",
+        b"4\r\nabc", b"1\r\na\r\n2\r\nbc", b"3d\r\n" + b"x" * 61, b"FFFFFFFFF\r\nabc",
+    )),
+    b"0\r\n\r\n", b"3\nabc\n0\n\n", b"3\r\nabc\r\n00\r\n\r\n", b"3\r\nabc\r\n0\r\nx: y\r\n\r\n", b"3\r\nabc\r\n0\r\n",
+    b"3\r\nabc", b"3\r\nabc" + LAST + b"POST", b"",
+]  # fmt: skip
+
+
+@for_each("lines", [[], [b"content-length: 3"], [b"transfer-encoding: chunked"], [b"connection: close"], [b"te: x"]])
+def test_fast_head_reader_agrees_with_the_parser_on_chunks(lines: list[bytes]) -> None:
+    usual = message([*USUAL, b"content-length: 1"], b"x")
+    for chunks in CHUNKS:
+        for place in (1, len(CHUNKED)):
+            data = message([*CHUNKED[:place], *lines, *CHUNKED[place:]], chunks)
+            compare([data, usual])
+            compare([data[:-2], data[-2:], usual])
+            compare([data + usual])
+
+
+@for_each(
+    ("data", "parsed"), [(message(CHUNKED, b"3\r\nabc" + LAST), False), (message(CHUNKED, b"3\r\nabc\r\n0\r\n"), True)]
+)
+async def test_one_chunk_bypasses_the_parser(data: bytes, parsed: bool) -> None:
+    await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
+    connection = SHORT.connect()
+    connection.connection_made(transport := FakeTransport())
+    connection.data_received(data)
+    for _ in range(6):
+        await asyncio.sleep(0)
+    assert b"".join(transport.written).endswith(b"\r\n\r\nabc") is not parsed
+    assert (connection.connection._parser is not None) is parsed
+    connection.connection_lost(None)
+
+
+async def test_last_requests_bypass_the_parser() -> None:
+    await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
+    connection = SHORT.connect()
+    connection.connection_made(transport := FakeTransport())
+    connection.data_received(message([*USUAL, b"Connection: close", b"content-length: 1"], b"x"))
+    for _ in range(6):
+        await asyncio.sleep(0)
+    assert connection.connection._parser is None
+    assert (transport.closed, b"connection: close\r\n" in transport.written[0]) == (True, True)
     connection.connection_lost(None)
 
 

@@ -62,6 +62,7 @@ from millstream._http.server.exchange import (
     UPGRADE_WITH_BODY,
     ServerExchange,
 )
+from millstream._http.server.fast_head import read_chunk
 from millstream._protocol.principal import Share
 
 MAX_PIPELINE = 64
@@ -192,7 +193,7 @@ class ServerConnection:
 
     # Events
 
-    def receive(self, data: bytes) -> Event | None:
+    def receive(self, data: bytes) -> Event | None:  # noqa: C901, PLR0912  one frame for each request
         """Process received bytes. Return the next event, or `None` if more bytes or `complete` are needed."""
         table = self.fast
         if table is None or self.reading > IDLE or self.replying != SILENT or self.held:
@@ -209,15 +210,19 @@ class ServerConnection:
             return self.next_event()
         try:
             fields = dict(map(table.read_line, lines))
-            size = int(fields[b"content-length"])
         except KeyError:
             # Keep this block minimal, so user code's errors don't get this one as their context.
-            fields, size = dict[bytes, bytes](), 0
+            fields = dict[bytes, bytes]()
+        size, length = -1, fields.get(b"content-length")
+        if b"transfer-encoding" not in fields:
+            size = -1 if length is None else int(length)
+        elif length is None and (chunk := read_chunk(body)) is not None:
+            body, size = chunk, len(chunk)
         limits = table.limits
         if (
             fields.get(b"host") not in table.policy.good
             or len(fields) != len(lines)
-            or size > limits.max_body
+            or not 0 <= size <= limits.max_body
             or len(lines) > limits.max_header_count
             or len(head) > limits.max_header_bytes
         ):
@@ -227,6 +232,8 @@ class ServerConnection:
             found[1], found[2], fields.items(), fields, body, b"", self._peer, table.root_path, self._scheme,
             handler=found[0],
         )  # fmt: skip
+        if fields.get(b"connection") == b"close":
+            exchange.keep_alive = False
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
         if b"origin" in fields or b"sec-fetch-site" in fields:

@@ -5,8 +5,9 @@ further white space). Any other line, and any line that changes how a message is
 parser then reads that request from its beginning. `HeaderLineCache` stores the lines that clients send with nearly
 every request.
 
-Framing has one case, HTTP/1.1 with a Content-Length of digits, so a message can be read in only one way. The cache
-keeps no secrets except valid credentials. ``tests/transports/test_fast_heads.py`` compares both readers.
+Framing has two cases, so a message can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body
+that has arrived whole in one chunk (`read_chunk`). The cache keeps no secrets except valid credentials.
+``tests/transports/test_fast_heads.py`` compares both readers.
 """
 
 from collections import OrderedDict
@@ -17,8 +18,10 @@ _CACHED_NAMES = frozenset({
     b"pragma", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"user-agent",
 })  # fmt: skip
 """Names of lines that a client repeats. All others are read each time."""
-_FRAMING_NAMES = frozenset({b"expect", b"proxy-connection", b"transfer-encoding", b"upgrade"})
-"""Headers that change how a message is framed, or that llhttp takes for such a header. The parser reads them."""
+_PARSED_NAMES = frozenset({b"expect", b"proxy-connection", b"upgrade"})
+"""Headers that need another event than a request, or that llhttp takes for such a header. The parser reads them."""
+_HEX = b"0123456789abcdefABCDEF"
+_MAX_HEX = 8
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """The characters of a name (RFC 9110 §5.6.2)."""
 _PRINTABLE = bytes(range(0x20, 0x7F))
@@ -48,9 +51,10 @@ class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
             or spelling.translate(None, _TOKEN)
             or value != value.strip(b" ")
             or value.translate(None, _PRINTABLE)
-            or name in _FRAMING_NAMES
+            or name in _PARSED_NAMES
+            or (name == b"transfer-encoding" and value != b"chunked")
             or (name == b"content-length" and not (value.isdigit() and len(value) <= _MAX_DIGITS))
-            or (name == b"connection" and value.lower() != b"keep-alive")
+            or (name == b"connection" and value != b"close" and value.lower() != b"keep-alive")
         ):
             raise KeyError(line)
         header = (name, value)
@@ -74,3 +78,14 @@ class HeaderLineCache(OrderedDict[bytes, tuple[bytes, bytes]]):
         for line in self._credentials:
             self.pop(line, None)
         self._credentials.clear()
+
+
+def read_chunk(body: bytes) -> bytes | None:
+    """Return a body that arrived as one chunk and the last chunk, without extensions and trailers (RFC 9112 §7.1), or
+    None for any other.
+    """
+    digits, _, rest = body.partition(b"\r\n")
+    if not 0 < len(digits) <= _MAX_HEX or digits.translate(None, _HEX):
+        return None
+    size = int(digits, 16)
+    return rest[:size] if size and rest[size:] == b"\r\n0\r\n\r\n" else None

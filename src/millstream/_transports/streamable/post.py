@@ -196,7 +196,7 @@ _BY_HEADER: Mapping[bytes | None, Revision] = {
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
 _HANDSHAKE_METHODS = frozenset[str]().union(*(each.requests for each in HANDSHAKE.values()))
-_LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith("/list")}
+_LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith(("/list", "/discover"))}
 _MAX_USUAL = 64 * 1024
 """Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
 
