@@ -12,6 +12,7 @@ from msgspec import structs
 from cases import for_each
 from http_peer import ToyApp
 from millstream._config import Settings
+from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpRequest, Response
 from millstream._http.server import fast_head
 from millstream._http.server.exchange import BODY, FAST_BODY, IDLE
@@ -242,6 +243,21 @@ async def test_connections_with_usual_requests_only_make_no_parser() -> None:
         await asyncio.sleep(0)
     assert connection.connection._parser is None
     connection.connection_lost(None)
+
+
+async def test_refused_origins_are_noted_once() -> None:
+    noted: list[int] = []
+    side = Side(fast=True)
+    side.table.policy = HostPolicy(loopback_bind=True, note=noted.append)
+    usual = [message([*USUAL, b"content-length: 1"], b"x")]
+    await side.talk(usual)  # makes the Host known
+    evil = message([*USUAL, b"Origin: http://evil.example", b"content-length: 2"], b"xy")
+    for pieces in ([evil], [evil[:-1], evil[-1:]]):
+        written, _, heard = await side.talk([*pieces, *usual])
+        assert written.startswith(b"HTTP/1.1 403")
+        assert written.endswith(b"\r\n\r\nx")
+        assert len(heard) == 2
+    assert noted == [403, 403]
 
 
 CHUNKED = [*USUAL, b"transfer-encoding: chunked"]

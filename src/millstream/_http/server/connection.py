@@ -236,11 +236,12 @@ class ServerConnection:
             exchange.keep_alive = False
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
+        self._ignores_body = False
         if b"origin" in fields or b"sec-fetch-site" in fields:
             reply, exchange.cors = table.policy.screen(exchange)
             if reply is not None:
-                self._parse(data)
-                return self.next_event()
+                exchange.handler = partial(_reply, reply)
+                self._ignores_body = True
         self.newest = exchange
         if size == len(body):
             self.reading = READ_WHOLE[self.reading]
@@ -249,7 +250,6 @@ class ServerConnection:
         exchange.body = b""
         self.reading = READ_IN_PART[self.reading]
         self.since = self._shared.clock
-        self._ignores_body = False
         self._body_bytes = 0
         self._remaining_bytes = size
         self._receive_body(body)
