@@ -235,11 +235,10 @@ class Streamable:
         elif b"mcp-method" not in headers:
             if self._prepares:
                 taken = self._fast_handshake_call(request)
-                if isinstance(taken, Response):
-                    return taken
-                if isinstance(taken, Envelope):
-                    return await self._fast_initialize(request, taken)
-                call = taken
+                if isinstance(taken, Call):
+                    call = taken
+                elif taken is not None:
+                    return taken if isinstance(taken, Response) else await self._fast_initialize(request, taken)
         elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             if fast is not None:
@@ -267,12 +266,13 @@ class Streamable:
         a notification; or None if anything is unusual.
         """
         headers, sessions = request.headers, self._endpoint.sessions
+        value = headers.get(b"mcp-session-id")
         if sessions is None:
             session, revision = None, _BY_HEADER.get(headers.get(b"mcp-protocol-version"))
-        elif b"mcp-session-id" not in headers:
+        elif value is None:
             session, revision = None, None if b"mcp-protocol-version" in headers else ASSUMED
         else:
-            session = sessions.find_known(headers.get(b"mcp-session-id"), request.principal)
+            session = sessions.find_known(value, request.principal)
             revision = None if session is None else session.revision
             if headers.get(b"mcp-protocol-version") not in _BY_HEADER:
                 return None

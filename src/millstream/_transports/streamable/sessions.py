@@ -109,10 +109,8 @@ class HttpSessions:
             self._kept = (now, kept := Share(_CAPABILITIES_ROOM))
         return kept.take(owner, size)
 
-    def find_known(self, value: bytes | None, principal: Principal | None) -> Session | None:
+    def find_known(self, value: bytes, principal: Principal | None) -> Session | None:
         """Return a session of the caller that has no record, or None to use `find`."""
-        if value is None:
-            return None
         remembered = self._remembered.get(value)
         known = self._open(value) if remembered is None else remembered
         if known is None:
