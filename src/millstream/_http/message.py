@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from millstream._config import Settings
 
 try:
-    from isal.isal_zlib import compress as _deflate
+    from isal.isal_zlib import compress as _deflate  # pyright: ignore[reportUnknownVariableType]  its stub lacks a type
 except ImportError:  # there is no wheel for this platform
     from zlib import compress as _deflate
 

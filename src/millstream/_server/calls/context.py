@@ -50,7 +50,7 @@ class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
     __slots__ = ("_coroutine", "_message")
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], name: str) -> None:
-        caller = sys._getframe(2)
+        caller = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  as `logging` finds its caller
         self._coroutine = coroutine
         place = f"line {caller.f_lineno} of {Path(caller.f_code.co_filename).name}"
         self._message = f"ctx.{name}(…) isn't awaited in {place}. Write: await ctx.{name}(…)"
